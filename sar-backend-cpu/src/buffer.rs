@@ -1,0 +1,212 @@
+//! Host memory as the backend's buffers.
+
+use crate::{CpuBackend, CpuError, Element};
+use sar_math::backend::{Buffers, ShapeError};
+
+/// A flat, zero-initialised host buffer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Buffer<T>(Vec<T>);
+
+impl<T: Copy + Default> Buffer<T> {
+    /// Allocates `len` zeros; the system hands out zeroed pages, so untouched parts cost nothing.
+    pub(crate) fn zeroed(len: usize) -> Result<Self, CpuError> {
+        let bytes = len.saturating_mul(size_of::<T>());
+        let mut data = Vec::new();
+        if bytes > isize::MAX as usize || data.try_reserve_exact(len).is_err() {
+            return Err(CpuError::OutOfMemory { bytes });
+        }
+        drop(data);
+        data = vec![T::default(); len];
+        Ok(Self(data))
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The elements.
+    pub fn as_slice(&self) -> &[T] {
+        &self.0
+    }
+
+    /// The elements, to write.
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        &mut self.0
+    }
+
+    /// The first `len` elements, or the error of `op` about `operand`.
+    pub(crate) fn head(
+        &self,
+        op: &'static str,
+        operand: &'static str,
+        len: usize,
+    ) -> Result<&[T], ShapeError> {
+        ShapeError::at_least(op, operand, len, self.0.len())?;
+        Ok(&self.0[..len])
+    }
+
+    /// As [`Buffer::head`], to write.
+    pub(crate) fn head_mut(
+        &mut self,
+        op: &'static str,
+        operand: &'static str,
+        len: usize,
+    ) -> Result<&mut [T], ShapeError> {
+        ShapeError::at_least(op, operand, len, self.0.len())?;
+        Ok(&mut self.0[..len])
+    }
+
+    /// The elements of a slot that must have `len` of them.
+    pub(crate) fn slot(
+        &self,
+        op: &'static str,
+        operand: &'static str,
+        slot: sar_math::backend::Slot,
+        len: usize,
+    ) -> Result<&[T], ShapeError> {
+        ShapeError::equal(op, operand, len, slot.len)?;
+        ShapeError::at_least(op, operand, slot.end(), self.0.len())?;
+        Ok(&self.0[slot.range()])
+    }
+
+    /// As [`Buffer::slot`], to write.
+    pub(crate) fn slot_mut(
+        &mut self,
+        op: &'static str,
+        operand: &'static str,
+        slot: sar_math::backend::Slot,
+        len: usize,
+    ) -> Result<&mut [T], ShapeError> {
+        ShapeError::equal(op, operand, len, slot.len)?;
+        ShapeError::at_least(op, operand, slot.end(), self.0.len())?;
+        Ok(&mut self.0[slot.range()])
+    }
+}
+
+fn put<T: Copy>(
+    op: &'static str,
+    host: &[T],
+    to: &mut Buffer<T>,
+    at: usize,
+) -> Result<(), CpuError> {
+    ShapeError::at_least(op, "buffer", at.saturating_add(host.len()), to.0.len())?;
+    to.0[at..at + host.len()].copy_from_slice(host);
+    Ok(())
+}
+
+fn get<T: Copy>(
+    op: &'static str,
+    from: &Buffer<T>,
+    at: usize,
+    host: &mut [T],
+) -> Result<(), CpuError> {
+    ShapeError::at_least(op, "buffer", at.saturating_add(host.len()), from.0.len())?;
+    host.copy_from_slice(&from.0[at..at + host.len()]);
+    Ok(())
+}
+
+impl<T: Element> Buffers for CpuBackend<T> {
+    type Host = T;
+    type Activation = Buffer<T>;
+    type Accum = Buffer<T>;
+    type Params = Buffer<T>;
+    type Ids = Buffer<u32>;
+    type Error = CpuError;
+
+    fn activation(&self, len: usize) -> Result<Buffer<T>, CpuError> {
+        Buffer::zeroed(len)
+    }
+
+    fn accum(&self, len: usize) -> Result<Buffer<T>, CpuError> {
+        Buffer::zeroed(len)
+    }
+
+    fn params(&self, len: usize) -> Result<Buffer<T>, CpuError> {
+        Buffer::zeroed(len)
+    }
+
+    fn ids(&self, len: usize) -> Result<Buffer<u32>, CpuError> {
+        Buffer::zeroed(len)
+    }
+
+    fn upload(&self, host: &[T], to: &mut Buffer<T>, offset: usize) -> Result<(), CpuError> {
+        put("upload", host, to, offset)
+    }
+
+    fn upload_accum(&self, host: &[T], to: &mut Buffer<T>, offset: usize) -> Result<(), CpuError> {
+        put("upload_accum", host, to, offset)
+    }
+
+    fn upload_params(&self, host: &[T], to: &mut Buffer<T>, offset: usize) -> Result<(), CpuError> {
+        put("upload_params", host, to, offset)
+    }
+
+    fn upload_ids(
+        &self,
+        host: &[u32],
+        to: &mut Buffer<u32>,
+        offset: usize,
+    ) -> Result<(), CpuError> {
+        put("upload_ids", host, to, offset)
+    }
+
+    fn download(&self, from: &Buffer<T>, offset: usize, host: &mut [T]) -> Result<(), CpuError> {
+        get("download", from, offset, host)
+    }
+
+    fn download_accum(
+        &self,
+        from: &Buffer<T>,
+        offset: usize,
+        host: &mut [T],
+    ) -> Result<(), CpuError> {
+        get("download_accum", from, offset, host)
+    }
+
+    fn download_params(
+        &self,
+        from: &Buffer<T>,
+        offset: usize,
+        host: &mut [T],
+    ) -> Result<(), CpuError> {
+        get("download_params", from, offset, host)
+    }
+
+    fn download_ids(
+        &self,
+        from: &Buffer<u32>,
+        offset: usize,
+        host: &mut [u32],
+    ) -> Result<(), CpuError> {
+        get("download_ids", from, offset, host)
+    }
+
+    fn zero_accum(&self, accum: &mut Buffer<T>, len: usize) -> Result<(), CpuError> {
+        accum.head_mut("zero_accum", "accum", len)?.fill(T::zero());
+        Ok(())
+    }
+
+    fn copy(&self, from: &Buffer<T>, to: &mut Buffer<T>, len: usize) -> Result<(), CpuError> {
+        let from = from.head("copy", "from", len)?;
+        to.head_mut("copy", "to", len)?.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn add(&self, from: &Buffer<T>, to: &mut Buffer<T>, len: usize) -> Result<(), CpuError> {
+        let from = from.head("add", "from", len)?;
+        for (to, &from) in to.head_mut("add", "to", len)?.iter_mut().zip(from) {
+            *to += from;
+        }
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<(), CpuError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,44 @@
+//! The reference backend: every op written out on the CPU, in `f32` to train and `f64` to check.
+//!
+//! One file per op in `ops`, named as in `sar_math::conformance`; the trait implementations
+//! (`transformer`, `loss`, `rollout`, `tokenizer`, `optimizer`) check shapes at the door and call them.
+
+mod buffer;
+mod error;
+mod loss;
+mod matmul;
+mod ops;
+mod optimizer;
+mod rollout;
+mod tokenizer;
+mod transformer;
+
+pub use buffer::Buffer;
+pub use error::CpuError;
+
+use core::marker::PhantomData;
+use sar_math::Real;
+
+/// The two number types the backend is built for.
+pub trait Element: Real + num_traits::NumAssign + sealed::Sealed {}
+impl Element for f32 {}
+impl Element for f64 {}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+
+/// The CPU backend; `f32` or `f64` throughout.
+#[derive(Debug, Default)]
+pub struct CpuBackend<T> {
+    element: PhantomData<T>,
+}
+
+impl<T: Element> CpuBackend<T> {
+    /// A backend on the current rayon pool.
+    pub fn new() -> Self {
+        Self { element: PhantomData }
+    }
+}

@@ -1,0 +1,1 @@
+//! loss ops at the door: shapes checked, then `ops`.

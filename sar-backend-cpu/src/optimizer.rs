@@ -1,0 +1,1 @@
+//! optimizer ops at the door: shapes checked, then `ops`.

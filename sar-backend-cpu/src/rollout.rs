@@ -1,0 +1,1 @@
+//! rollout ops at the door: shapes checked, then `ops`.

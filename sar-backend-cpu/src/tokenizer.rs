@@ -1,0 +1,1 @@
+//! tokenizer ops at the door: shapes checked, then `ops`.

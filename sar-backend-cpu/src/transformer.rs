@@ -1,0 +1,1 @@
+//! transformer ops at the door: shapes checked, then `ops`.

@@ -1,0 +1,157 @@
+//! Memory: who owns it, what may be narrow, and when work is done.
+
+use super::BackendError;
+use crate::Real;
+
+/// A tensor's place in the flat parameter buffer, and so in its gradient, moments and average.
+///
+/// Parameters, gradients and optimiser state are each *one* flat buffer of the same layout: the
+/// optimiser is one pass over it, and an op that needs a weight and its gradient needs one slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Slot {
+    /// First element.
+    pub offset: usize,
+    /// Number of elements.
+    pub len: usize,
+}
+
+impl Slot {
+    /// One past the last element.
+    pub const fn end(self) -> usize {
+        self.offset + self.len
+    }
+
+    /// The elements as a range.
+    pub const fn range(self) -> core::ops::Range<usize> {
+        self.offset..self.offset + self.len
+    }
+}
+
+/// Allocation, transfer and synchronisation.
+///
+/// Allocation happens here and nowhere else: no op allocates device memory that outlives it, and a
+/// training loop allocates nothing after its first step. Buffers are flat; an op is given the
+/// dimensions and requires a buffer of *at least* that many elements, so one buffer sized for the
+/// longest schedule serves all shorter ones.
+pub trait Buffers {
+    /// The host's number type: what `upload` takes and `download` gives.
+    type Host: Real;
+    /// Activations and their gradients; may be stored narrower than `Host` (bf16 on CUDA).
+    type Activation;
+    /// Statistics, losses, gradients, moments, averages: always f32 or wider.
+    type Accum;
+    /// Trainable weights, f32 or wider; may carry a narrow copy for matrix products.
+    type Params;
+    /// Token ids and labels, `u32`.
+    type Ids;
+    /// The backend's error.
+    type Error: BackendError;
+
+    /// A zeroed activation buffer of `len` elements.
+    ///
+    /// # Errors
+    /// Out of memory; likewise for the three below.
+    fn activation(&self, len: usize) -> Result<Self::Activation, Self::Error>;
+    /// A zeroed accumulation buffer of `len` elements.
+    fn accum(&self, len: usize) -> Result<Self::Accum, Self::Error>;
+    /// A zeroed parameter buffer of `len` elements.
+    fn params(&self, len: usize) -> Result<Self::Params, Self::Error>;
+    /// A zeroed id buffer of `len` elements.
+    fn ids(&self, len: usize) -> Result<Self::Ids, Self::Error>;
+
+    /// Copies `host` to `to[offset..offset + host.len()]`. The host slice may be reused on return.
+    ///
+    /// # Errors
+    /// Shape, where the range does not lie in the buffer; likewise for all transfers.
+    fn upload(
+        &self,
+        host: &[Self::Host],
+        to: &mut Self::Activation,
+        offset: usize,
+    ) -> Result<(), Self::Error>;
+    /// As [`Buffers::upload`], to an accumulation buffer.
+    fn upload_accum(
+        &self,
+        host: &[Self::Host],
+        to: &mut Self::Accum,
+        offset: usize,
+    ) -> Result<(), Self::Error>;
+    /// As [`Buffers::upload`], to parameters (and their narrow copy, where there is one).
+    fn upload_params(
+        &self,
+        host: &[Self::Host],
+        to: &mut Self::Params,
+        offset: usize,
+    ) -> Result<(), Self::Error>;
+    /// As [`Buffers::upload`], for ids.
+    fn upload_ids(
+        &self,
+        host: &[u32],
+        to: &mut Self::Ids,
+        offset: usize,
+    ) -> Result<(), Self::Error>;
+
+    /// Copies `from[offset..offset + host.len()]` to the host, waiting for the work that makes it.
+    ///
+    /// # Errors
+    /// Shape, or a device fault of earlier asynchronous work.
+    fn download(
+        &self,
+        from: &Self::Activation,
+        offset: usize,
+        host: &mut [Self::Host],
+    ) -> Result<(), Self::Error>;
+    /// As [`Buffers::download`], from an accumulation buffer.
+    fn download_accum(
+        &self,
+        from: &Self::Accum,
+        offset: usize,
+        host: &mut [Self::Host],
+    ) -> Result<(), Self::Error>;
+    /// As [`Buffers::download`], of the full-precision parameters.
+    fn download_params(
+        &self,
+        from: &Self::Params,
+        offset: usize,
+        host: &mut [Self::Host],
+    ) -> Result<(), Self::Error>;
+    /// As [`Buffers::download`], for ids.
+    fn download_ids(
+        &self,
+        from: &Self::Ids,
+        offset: usize,
+        host: &mut [u32],
+    ) -> Result<(), Self::Error>;
+
+    /// Sets `accum[0..len]` to zero (gradients at the start of an optimiser step).
+    ///
+    /// # Errors
+    /// Shape.
+    fn zero_accum(&self, accum: &mut Self::Accum, len: usize) -> Result<(), Self::Error>;
+    /// Copies the first `len` elements of one activation buffer to another.
+    ///
+    /// # Errors
+    /// Shape.
+    fn copy(
+        &self,
+        from: &Self::Activation,
+        to: &mut Self::Activation,
+        len: usize,
+    ) -> Result<(), Self::Error>;
+    /// Adds the first `len` elements of `from` to `to`.
+    ///
+    /// # Errors
+    /// Shape.
+    fn add(
+        &self,
+        from: &Self::Activation,
+        to: &mut Self::Activation,
+        len: usize,
+    ) -> Result<(), Self::Error>;
+
+    /// Waits until all work given so far is done.
+    ///
+    /// # Errors
+    /// A device fault of earlier asynchronous work.
+    fn synchronize(&self) -> Result<(), Self::Error>;
+}

@@ -1,0 +1,97 @@
+//! Cross-entropies over a vocabulary, and the sums they are reported by.
+
+use super::Buffers;
+use crate::{MAX_SCALES, ScaleSchedule};
+
+/// Dimensions of a loss over `logits[b, l, v]`, and how much each token counts.
+#[derive(Clone, Copy, Debug)]
+pub struct LossDims {
+    /// Samples B.
+    pub batch: usize,
+    /// Tokens of each sample, and which scale each belongs to.
+    pub schedule: ScaleSchedule,
+    /// Vocabulary V.
+    pub vocab: usize,
+    /// Label smoothing ε: targets are `(1−ε)·onehot + ε/V`. Hard targets only.
+    pub smoothing: f64,
+    /// The factor of every token of a scale in the gradient of the total. Zero takes a scale out
+    /// of it: its logits' gradient is exactly zero.
+    pub weights: [f64; MAX_SCALES],
+}
+
+/// What a cross-entropy leaves per token `[b, l]`, for its backward and for reports.
+pub struct TokenLoss<B: Buffers + ?Sized> {
+    /// The loss, not weighted.
+    pub loss_bl: B::Accum,
+    /// 1 where the largest logit (lowest index on ties) is the target's largest, else 0.
+    pub hits_bl: B::Accum,
+    /// Log-sum-exp of the logits.
+    pub lse_bl: B::Accum,
+    /// Log-sum-exp of the teacher's logits, where the target is soft.
+    pub teacher_lse_bl: B::Accum,
+}
+
+impl<B: Buffers + ?Sized> TokenLoss<B> {
+    /// Room for `rows` = batch·tokens tokens.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(backend: &B, rows: usize) -> Result<Self, B::Error> {
+        Ok(Self {
+            loss_bl: backend.accum(rows)?,
+            hits_bl: backend.accum(rows)?,
+            lse_bl: backend.accum(rows)?,
+            teacher_lse_bl: backend.accum(rows)?,
+        })
+    }
+}
+
+/// Losses on logits, forward and backward.
+pub trait LossOps: Buffers {
+    /// Cross-entropy of each token against a hard target `targets[b, l]`.
+    ///
+    /// # Errors
+    /// Shape; likewise for all below. A target outside the vocabulary is an error on the CPU.
+    fn cross_entropy(
+        &self,
+        dims: &LossDims,
+        logits_blv: &Self::Activation,
+        targets_bl: &Self::Ids,
+        out: &mut TokenLoss<Self>,
+    ) -> Result<(), Self::Error>;
+    /// In place: logits become `weight_scale·(softmax − target)`.
+    fn cross_entropy_backward(
+        &self,
+        dims: &LossDims,
+        logits_to_dlogits: &mut Self::Activation,
+        targets_bl: &Self::Ids,
+        saved: &TokenLoss<Self>,
+    ) -> Result<(), Self::Error>;
+
+    /// Cross-entropy of each token against the softmax of `teacher_blv`, which takes no gradient.
+    fn soft_cross_entropy(
+        &self,
+        dims: &LossDims,
+        logits_blv: &Self::Activation,
+        teacher_blv: &Self::Activation,
+        out: &mut TokenLoss<Self>,
+    ) -> Result<(), Self::Error>;
+    /// In place: logits become `weight_scale·(softmax(logits) − softmax(teacher))`.
+    fn soft_cross_entropy_backward(
+        &self,
+        dims: &LossDims,
+        logits_to_dlogits: &mut Self::Activation,
+        teacher_blv: &Self::Activation,
+        saved: &TokenLoss<Self>,
+    ) -> Result<(), Self::Error>;
+
+    /// `sums[offset + i] = Σ values[b, l]` over the batch and the tokens of scale i.
+    fn scale_sums(
+        &self,
+        batch: usize,
+        schedule: &ScaleSchedule,
+        values_bl: &Self::Accum,
+        sums: &mut Self::Accum,
+        offset: usize,
+    ) -> Result<(), Self::Error>;
+}

@@ -1,0 +1,41 @@
+//! The traits a backend implements, and the contract they share.
+//!
+//! A method is a step that the paper or the model names. Rules that hold for all of them:
+//!
+//! - **Outputs are the caller's.** Ops write to `&mut` buffers and allocate nothing that outlives
+//!   them. Buffers are flat; dimensions come with the call and a buffer may be longer than needed.
+//! - **Parameter gradients accumulate (`+=`), activation gradients overwrite (`=`)**, unless a
+//!   [`Write`] argument says otherwise.
+//! - **Accumulate in f32 or wider**, whatever activations are stored in.
+//! - **Work may be asynchronous.** `download*` and `synchronize` are the only points that wait, and
+//!   where a device fault of earlier work may surface.
+//! - **Same inputs, same bits** on one backend, whatever the thread count; a row of a forward op does
+//!   not depend on how many other rows there are.
+//! - **Shapes are checked once, at the door**, and give a [`ShapeError`]; no op panics on bad input.
+//! - **Pairs have no default bodies**: a missing gradient is a compile error.
+
+mod buffers;
+mod error;
+mod loss;
+mod optimizer;
+mod rollout;
+mod tokenizer;
+mod transformer;
+
+pub use buffers::{Buffers, Slot};
+pub use error::{BackendError, ErrorKind, ShapeError};
+pub use loss::{LossDims, LossOps, TokenLoss};
+pub use optimizer::{AdamW, OptimizerOps};
+pub use rollout::{
+    CachedAttentionDims, Choice, ChooseDims, DrawKeys, Filter, LatentDims, RolloutDims, RolloutOps,
+};
+pub use tokenizer::{Conv, ConvDims, GroupNorm, MapDims, QuantizeWeights, TokenizerOps};
+pub use transformer::{
+    AttentionDims, AttentionSlots, Branch, EmbeddingDims, EmbeddingSlots, Linear, LinearDims,
+    Modulation, NORMALIZE_EPS, SCALE_MUL_MAX, TokenDims, TransformerOps, Write,
+};
+
+/// Everything a trainer needs of a backend.
+pub trait Backend: TransformerOps + LossOps + RolloutOps + TokenizerOps + OptimizerOps {}
+
+impl<T: TransformerOps + LossOps + RolloutOps + TokenizerOps + OptimizerOps> Backend for T {}

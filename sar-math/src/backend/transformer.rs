@@ -1,0 +1,353 @@
+//! The steps of a transformer block, forward and backward.
+//!
+//! Shape suffixes: b batch, l tokens, c width, h heads, d head size, k latent channels.
+
+use super::{Buffers, Slot};
+use crate::ScaleSchedule;
+use core::ops::Range;
+
+/// Dimensions of [`TransformerOps::linear`]: `y[rows, outputs] = x[rows, inputs]·Wᵀ + bias`.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearDims {
+    /// Rows of x and y.
+    pub rows: usize,
+    /// Columns of x.
+    pub inputs: usize,
+    /// Columns of y.
+    pub outputs: usize,
+}
+
+/// Weight `[outputs, inputs]` and bias `[outputs]` of a linear layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// Row-major `[outputs, inputs]`, as published.
+    pub weight: Slot,
+    /// `[outputs]`, where the layer has one.
+    pub bias: Option<Slot>,
+}
+
+/// Dimensions of a token tensor `x[b, l, c]`.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenDims {
+    /// Samples B.
+    pub batch: usize,
+    /// Tokens L of each sample.
+    pub tokens: usize,
+    /// Width C.
+    pub width: usize,
+}
+
+impl TokenDims {
+    /// B·L·C.
+    pub const fn len(self) -> usize {
+        self.batch * self.tokens * self.width
+    }
+
+    /// Whether there is nothing to do.
+    pub const fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// B·L.
+    pub const fn rows(self) -> usize {
+        self.batch * self.tokens
+    }
+}
+
+/// Where a sample's modulation vectors lie in the matrix `ada[b, stride]` of all ada-linear outputs.
+///
+/// Each is a column offset; the vector is `ada[b, offset..offset + C]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Modulation {
+    /// Columns of `ada`.
+    pub stride: usize,
+    /// Offset of the scale s in `LN(x)·(1+s)+b`.
+    pub scale: usize,
+    /// Offset of the shift b.
+    pub shift: usize,
+}
+
+/// The branch that [`TransformerOps::residual_norm`] adds to the residual stream.
+pub struct Branch<'a, B: Buffers + ?Sized> {
+    /// Output of attention or FFN, `[b, l, c]`.
+    pub value_blc: &'a B::Activation,
+    /// Column offset of the gate γ in `ada`.
+    pub gate: usize,
+    /// Drop path: the factor of each sample, 0 or 1/(1−p), `[b]` from `keep_offset` on; `None` is 1.
+    pub keep: Option<(&'a B::Accum, usize)>,
+}
+
+/// Whether a gradient that arrives along the residual stream is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// The buffer's contents do not matter; it is overwritten.
+    Overwrite,
+    /// The buffer holds the gradient from later layers; the op adds to it.
+    Accumulate,
+}
+
+/// Dimensions of block-causal attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionDims {
+    /// Samples B.
+    pub batch: usize,
+    /// Heads H.
+    pub heads: usize,
+    /// Head size D; the width is H·D.
+    pub head_dim: usize,
+    /// Tokens of scale i see all tokens of scales 0..=i.
+    pub schedule: ScaleSchedule,
+}
+
+/// Parameters of L2-normalised attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionSlots {
+    /// Bias of q, `[C]`.
+    pub q_bias: Slot,
+    /// Bias of v, `[C]`; k has none.
+    pub v_bias: Slot,
+    /// Log of the scale of each head, `[H]`; clamped at ln 100.
+    pub scale_mul: Slot,
+}
+
+/// Parameters of [`TransformerOps::token_embedding`].
+#[derive(Clone, Copy, Debug)]
+pub struct EmbeddingSlots {
+    /// `[C, K]` and `[C]`.
+    pub word: Linear,
+    /// `[C]`, added to the class token; `None` in a student pass.
+    pub pos_start: Option<Slot>,
+}
+
+/// Dimensions of [`TransformerOps::token_embedding`].
+#[derive(Clone, Debug)]
+pub struct EmbeddingDims {
+    /// Samples B of x.
+    pub batch: usize,
+    /// Samples of the inputs; B must be a multiple, and sample b reads inputs `b % input_batch`
+    /// (sampling with guidance runs each image twice on the same inputs).
+    pub input_batch: usize,
+    /// Which tokens of the schedule x holds; where it starts at 0, the first is the class token,
+    /// and the inputs hold the others.
+    pub span: Range<usize>,
+    /// Width C.
+    pub width: usize,
+    /// Latent channels K.
+    pub channels: usize,
+}
+
+/// ln 100, taken in f32 as the published implementation does: the ceiling of `scale_mul`.
+pub const SCALE_MUL_MAX: f64 = 4.605_170_249_938_965;
+/// Under the root of an L2 norm: the norm is `max(‖v‖, NORMALIZE_EPS)`.
+pub const NORMALIZE_EPS: f64 = 1e-12;
+
+/// Linear, norms, attention, activations and embeddings.
+///
+/// Each forward has its backward, and neither has a default body.
+pub trait TransformerOps: Buffers {
+    /// `y = x·Wᵀ + bias`.
+    ///
+    /// A row of y depends on the same row of x alone, to the bit: not on how many rows there are.
+    ///
+    /// # Errors
+    /// Shape; a device fault may surface here or later. Likewise for all below.
+    fn linear(
+        &self,
+        dims: LinearDims,
+        x: &Self::Activation,
+        params: &Self::Params,
+        layer: Linear,
+        y: &mut Self::Activation,
+    ) -> Result<(), Self::Error>;
+    /// `dx = dy·W` (where asked for), `dW += dyᵀ·x`, `dbias += Σ dy`.
+    fn linear_backward(
+        &self,
+        dims: LinearDims,
+        dy: &Self::Activation,
+        x: &Self::Activation,
+        params: &Self::Params,
+        layer: Linear,
+        dx: Option<&mut Self::Activation>,
+        grads: &mut Self::Accum,
+    ) -> Result<(), Self::Error>;
+
+    /// `x += keep_b·γ_b·branch` (where there is a branch), then `y = LN(x)·(1+s_b) + b_b`.
+    ///
+    /// LN has no affine parameters, `eps` 1e-6; `stats` receives mean and 1/σ of each row, `[b, l, 2]`.
+    /// `sum_blc` receives the new x; without a branch it is not touched.
+    fn residual_norm(
+        &self,
+        dims: TokenDims,
+        eps: f64,
+        x_blc: &Self::Activation,
+        branch: Option<Branch<'_, Self>>,
+        ada: &Self::Activation,
+        modulation: Modulation,
+        sum_blc: &mut Self::Activation,
+        y_blc: &mut Self::Activation,
+        stats: &mut Self::Accum,
+    ) -> Result<(), Self::Error>;
+    /// The y of [`TransformerOps::residual_norm`] once more, from the sum and its saved statistics.
+    ///
+    /// Lets a trainer keep one tensor per norm instead of two.
+    fn renorm(
+        &self,
+        dims: TokenDims,
+        sum_blc: &Self::Activation,
+        stats: &Self::Accum,
+        ada: &Self::Activation,
+        modulation: Modulation,
+        y_blc: &mut Self::Activation,
+    ) -> Result<(), Self::Error>;
+    /// Backward of [`TransformerOps::residual_norm`].
+    ///
+    /// `sum_blc` is what the norm saw (the new x, or x where there was no branch). `dx_blc` holds the
+    /// gradient of the sum from later layers on entry (see `write`) and the gradient of x on return.
+    /// With a branch, `dbranch_blc` receives its gradient. `d_ada` columns scale, shift (and gate)
+    /// are overwritten, its other columns are not touched.
+    fn residual_norm_backward(
+        &self,
+        dims: TokenDims,
+        dy_blc: &Self::Activation,
+        sum_blc: &Self::Activation,
+        stats: &Self::Accum,
+        branch: Option<Branch<'_, Self>>,
+        ada: &Self::Activation,
+        modulation: Modulation,
+        write: Write,
+        dx_blc: &mut Self::Activation,
+        dbranch_blc: Option<&mut Self::Activation>,
+        d_ada: &mut Self::Activation,
+    ) -> Result<(), Self::Error>;
+
+    /// L2-normalised, block-causal attention; masked blocks are never computed.
+    ///
+    /// `qkv[b, l, 3, h, d]` comes without biases; in place, q becomes
+    /// `exp(min(scale_mul_h, ln 100))·(q+q_bias)/‖q+q_bias‖`, k `k/‖k‖`, v `v+v_bias`. `inverse_norms`
+    /// receives 1/‖·‖ of q and of k, `[b, l, 2, h]`; `lse` the log-sum-exp of each row of scores,
+    /// `[b, h, l]`; `out` is `[b, l, h, d]`. Norms are clamped from below at [`NORMALIZE_EPS`].
+    fn attention(
+        &self,
+        dims: AttentionDims,
+        qkv: &mut Self::Activation,
+        params: &Self::Params,
+        slots: AttentionSlots,
+        inverse_norms: &mut Self::Accum,
+        lse: &mut Self::Accum,
+        out: &mut Self::Activation,
+    ) -> Result<(), Self::Error>;
+    /// Backward of [`TransformerOps::attention`], from what it left in `qkv`, `inverse_norms`, `lse`,
+    /// `out`; `dqkv` is the gradient of the qkv that went in.
+    fn attention_backward(
+        &self,
+        dims: AttentionDims,
+        d_out: &Self::Activation,
+        out: &Self::Activation,
+        qkv: &Self::Activation,
+        inverse_norms: &Self::Accum,
+        lse: &Self::Accum,
+        params: &Self::Params,
+        slots: AttentionSlots,
+        dqkv: &mut Self::Activation,
+        grads: &mut Self::Accum,
+    ) -> Result<(), Self::Error>;
+
+    /// `y = gelu(x)`, tanh form: `½x(1+tanh(√(2/π)(x+0.044715x³)))`.
+    fn gelu(
+        &self,
+        len: usize,
+        x: &Self::Activation,
+        y: &mut Self::Activation,
+    ) -> Result<(), Self::Error>;
+    /// In place: `dy` becomes `dx = dy·gelu'(x)`.
+    fn gelu_backward(
+        &self,
+        len: usize,
+        x: &Self::Activation,
+        dy_to_dx: &mut Self::Activation,
+    ) -> Result<(), Self::Error>;
+
+    /// `y = x·σ(x)`.
+    fn silu(
+        &self,
+        len: usize,
+        x: &Self::Activation,
+        y: &mut Self::Activation,
+    ) -> Result<(), Self::Error>;
+    /// In place: `dy` becomes `dx = dy·silu'(x)`.
+    fn silu_backward(
+        &self,
+        len: usize,
+        x: &Self::Activation,
+        dy_to_dx: &mut Self::Activation,
+    ) -> Result<(), Self::Error>;
+
+    /// `cond[b, c] = table[labels_b, c]`; the table is `[classes+1, C]`, its last row unconditional.
+    fn class_embedding(
+        &self,
+        batch: usize,
+        width: usize,
+        labels: &Self::Ids,
+        params: &Self::Params,
+        table: Slot,
+        cond_bc: &mut Self::Activation,
+    ) -> Result<(), Self::Error>;
+    /// `dtable[labels_b] += dcond_b`.
+    fn class_embedding_backward(
+        &self,
+        batch: usize,
+        width: usize,
+        labels: &Self::Ids,
+        dcond_bc: &Self::Activation,
+        table: Slot,
+        grads: &mut Self::Accum,
+    ) -> Result<(), Self::Error>;
+
+    /// `pos[l, c]`: the learned table `[1, C, side, side]` (square; side from its length),
+    /// area-resized to every scale.
+    fn positions(
+        &self,
+        schedule: &ScaleSchedule,
+        width: usize,
+        params: &Self::Params,
+        table: Slot,
+        pos_lc: &mut Self::Activation,
+    ) -> Result<(), Self::Error>;
+    /// Backward of [`TransformerOps::positions`].
+    fn positions_backward(
+        &self,
+        schedule: &ScaleSchedule,
+        width: usize,
+        dpos_lc: &Self::Activation,
+        table: Slot,
+        grads: &mut Self::Accum,
+    ) -> Result<(), Self::Error>;
+
+    /// Tokens of a pass: the class token `cond_b + pos_start + pos_0`, others
+    /// `word(inputs) + pos`, for the tokens in `dims.span`.
+    ///
+    /// `inputs` is `[input_batch, m, K]` where m is the number of tokens of the span that are not the
+    /// class token; `pos_lc` is of the whole schedule; `x` is `[b, span, c]`.
+    fn token_embedding(
+        &self,
+        dims: &EmbeddingDims,
+        cond_bc: &Self::Activation,
+        inputs: &Self::Activation,
+        params: &Self::Params,
+        slots: EmbeddingSlots,
+        pos_lc: &Self::Activation,
+        x: &mut Self::Activation,
+    ) -> Result<(), Self::Error>;
+    /// Backward of [`TransformerOps::token_embedding`] for a span that is a whole schedule and
+    /// `input_batch == batch`. `dcond` and `dpos` are overwritten; inputs take no gradient.
+    fn token_embedding_backward(
+        &self,
+        dims: &EmbeddingDims,
+        dx: &Self::Activation,
+        inputs: &Self::Activation,
+        slots: EmbeddingSlots,
+        dcond_bc: &mut Self::Activation,
+        dpos_lc: &mut Self::Activation,
+        grads: &mut Self::Accum,
+    ) -> Result<(), Self::Error>;
+}

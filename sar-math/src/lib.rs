@@ -1,0 +1,25 @@
+#![no_std]
+#![forbid(unsafe_code)]
+//! Scale schedules, rollout plans and loss mathematics of next-scale image generators.
+//!
+//! The layers, bottom up:
+//! - [`schedule`]: which grids an image is generated in; the only place where offsets are summed.
+//! - [`real`]: the host number type the rest is generic over.
+//! - [`resample`]: area and bicubic taps.
+//! - [`philox`], [`sampling`], [`guidance`]: counter-based random numbers, filters, guidance.
+//! - [`rollout`]: which scale feeds which, in which pass, supervised by what.
+//! - [`anneal`]: learning-rate and weight-decay schedules.
+//! - [`backend`]: the traits that a backend implements, and their contract.
+//! - [`loss`]: teacher-forcing and contrastive student-forcing losses, generic over the backend.
+//! - `conformance` (feature): checks that any backend runs.
+#[cfg(any(feature = "alloc", test))]
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod backend;
+pub mod real;
+pub mod schedule;
+
+pub use real::Real;
+pub use schedule::{MAX_SCALES, Scale, ScaleSchedule, ScheduleError, TokenPlace};

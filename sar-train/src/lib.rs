@@ -1,0 +1,2 @@
+//! Train, refine, sample and measure next-scale image generators.
+pub mod params;

@@ -1,0 +1,6 @@
+//! Parity with the published implementation, in f64, through the public API.
+//!
+//! `cargo test --workspace golden` runs these and no others. Every shape and setting is read from
+//! the files, so vectors of other sizes can be put in `SAR_GOLDEN`.
+
+mod support;
