@@ -1,0 +1,127 @@
+//! Cross-entropy against the softmax of a teacher, which takes no gradient.
+//!
+//! loss = −Σ softmax(teacher)·log softmax(x) and dlogits = weight·(softmax(x) − softmax(teacher)).
+
+use super::cross_entropy::{
+    LANES, RowLosses, add_lanes, argmax, exp, first_equal, largest, row_weight, rows_per_task,
+    sum_exp,
+};
+use crate::Element;
+use pulp::Arch;
+use rayon::prelude::*;
+use sar_math::backend::LossDims;
+
+/// Losses, hits and the log-sum-exps of both.
+pub(crate) fn forward<T: Element>(
+    vocab: usize,
+    logits: &[T],
+    teacher: &[T],
+    out: RowLosses<'_, T>,
+    teacher_lse: &mut [T],
+) {
+    let arch = Arch::new();
+    let rows = rows_per_task(vocab);
+    (
+        logits.par_chunks(rows * vocab),
+        teacher.par_chunks(rows * vocab),
+        out.loss.par_chunks_mut(rows),
+        out.hits.par_chunks_mut(rows),
+        out.lse.par_chunks_mut(rows),
+        teacher_lse.par_chunks_mut(rows),
+    )
+        .into_par_iter()
+        .for_each(|(logits, teacher, loss, hits, lse, teacher_lse)| {
+            arch.dispatch(
+                #[inline(always)]
+                || {
+                    let pairs = logits.chunks_exact(vocab).zip(teacher.chunks_exact(vocab));
+                    for (r, (x, t)) in pairs.enumerate() {
+                        let max = largest(x);
+                        let log_sum = sum_exp(x, max).ln();
+                        let teacher_max = largest(t);
+                        let (teacher_sum, product) = expectation(x, max, t, teacher_max);
+                        lse[r] = max + log_sum;
+                        teacher_lse[r] = teacher_max + teacher_sum.ln();
+                        loss[r] = log_sum - product / teacher_sum;
+                        let same = first_equal(x, max) == Some(argmax(t));
+                        hits[r] = if same { T::one() } else { T::zero() };
+                    }
+                },
+            );
+        });
+}
+
+/// In place: logits become `weight·(softmax(x) − softmax(teacher))`.
+pub(crate) fn backward<T: Element>(
+    dims: &LossDims,
+    logits_to_dlogits: &mut [T],
+    teacher: &[T],
+    lse: &[T],
+    teacher_lse: &[T],
+) {
+    let (vocab, rows) = (dims.vocab, rows_per_task(dims.vocab));
+    let arch = Arch::new();
+    (logits_to_dlogits.par_chunks_mut(rows * vocab), teacher.par_chunks(rows * vocab))
+        .into_par_iter()
+        .enumerate()
+        .for_each(|(task, (x, teacher))| {
+            arch.dispatch(
+                #[inline(always)]
+                || {
+                    let pairs = x.chunks_exact_mut(vocab).zip(teacher.chunks_exact(vocab));
+                    for (r, (x, t)) in pairs.enumerate() {
+                        let row = task * rows + r;
+                        let weight = T::of(row_weight(dims, row));
+                        if weight == T::zero() {
+                            // Not a product: a row that does not count may hold NaN.
+                            x.fill(T::zero());
+                            continue;
+                        }
+                        let (lse, teacher_lse) = (lse[row], teacher_lse[row]);
+                        for (x, &t) in x.iter_mut().zip(t) {
+                            *x = weight * (exp(*x - lse) - exp(t - teacher_lse));
+                        }
+                    }
+                },
+            );
+        });
+}
+
+/// Σ exp(t − t_max), and Σ exp(t − t_max)·(x − max).
+#[inline(always)]
+fn expectation<T: Element>(x: &[T], max: T, t: &[T], teacher_max: T) -> (T, T) {
+    let mut sums = [T::zero(); LANES];
+    let mut products = [T::zero(); LANES];
+    for (x, t) in x.chunks(LANES).zip(t.chunks(LANES)) {
+        for (((sum, product), &x), &t) in sums.iter_mut().zip(&mut products).zip(x).zip(t) {
+            let p = exp(t - teacher_max);
+            *sum += p;
+            *product += p * (x - max);
+        }
+    }
+    (add_lanes(&sums), add_lanes(&products))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use sar_math::{MAX_SCALES, ScaleSchedule};
+
+    #[test]
+    fn loss_and_gradient_of_two_codes() {
+        // softmax(ln 3, 0) = (3/4, 1/4); softmax(0, 0) = (1/2, 1/2).
+        let (x, t) = (vec![0.0f64, 0.0], vec![3.0f64.ln(), 0.0]);
+        let [mut loss, mut hits, mut lse, mut teacher_lse] = [[0.0]; 4];
+        let out = RowLosses { loss: &mut loss, hits: &mut hits, lse: &mut lse };
+        forward(2, &x, &t, out, &mut teacher_lse);
+        assert!((loss[0] - 2.0f64.ln()).abs() < 1e-15);
+        assert_eq!(hits, [1.0]);
+        let schedule = ScaleSchedule::from_sides(&[1]).unwrap();
+        let weights = [2.0; MAX_SCALES];
+        let dims = LossDims { batch: 1, schedule, vocab: 2, smoothing: 0.0, weights };
+        let mut dx = x;
+        backward(&dims, &mut dx, &t, &lse, &teacher_lse);
+        assert!((dx[0] + 0.5).abs() < 1e-15 && (dx[1] - 0.5).abs() < 1e-15);
+    }
+}
