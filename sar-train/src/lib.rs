@@ -1,2 +1,3 @@
 //! Train, refine, sample and measure next-scale image generators.
+pub mod config;
 pub mod params;

@@ -1,0 +1,180 @@
+//! What can be wrong with a configuration, with the key and line at fault.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The text is not TOML, or a value has the wrong type.
+    #[error("{place}: {}{reason}", named(key))]
+    Invalid {
+        /// File and line, or the `--set` argument.
+        place: String,
+        /// The key, where known.
+        key: String,
+        /// What is wrong and what was expected.
+        reason: String,
+    },
+    /// A key that does not exist.
+    #[error("{place}: unknown key `{key}`; {hint}")]
+    UnknownKey {
+        /// File and line, or the `--set` argument.
+        place: String,
+        /// The key, with its section.
+        key: String,
+        /// The nearest keys, or all of the section.
+        hint: String,
+    },
+    /// A value out of range.
+    #[error("{place}{key} is {found}, expected {expected}")]
+    Value {
+        /// File and line with a colon, or nothing for a value that came from elsewhere.
+        place: String,
+        /// The key, with its section.
+        key: String,
+        /// The value.
+        found: String,
+        /// What it may be.
+        expected: String,
+    },
+    /// A `--set` argument that is not `section.key=value`.
+    #[error("--set {setting}: expected section.key=value, such as train.steps=100")]
+    Setting {
+        /// The argument.
+        setting: String,
+    },
+    /// The configuration cannot be written as TOML.
+    #[error("cannot write the configuration as TOML: {reason}")]
+    Write {
+        /// Why.
+        reason: String,
+    },
+}
+
+fn named(key: &str) -> String {
+    if key.is_empty() { String::new() } else { format!("{key}: ") }
+}
+
+impl ConfigError {
+    /// From an error of the TOML reader over `text`, which came from `origin`.
+    pub(super) fn from_toml(error: &toml::de::Error, text: &str, origin: &str) -> Self {
+        let (line, key) = error.span().map_or((1, String::new()), |span| locate(text, &span));
+        Self::from_message(error.message(), format!("{origin}, line {line}"), key)
+    }
+
+    /// From the TOML reader's message about the value of `key`.
+    pub(super) fn from_message(message: &str, place: String, key: String) -> Self {
+        let message = message.trim();
+        let Some(unknown) =
+            message.strip_prefix("unknown field `").and_then(|m| m.split('`').next())
+        else {
+            return Self::Invalid { place, key, reason: message.replace('\n', ", ") };
+        };
+        let known: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
+        let section = match key.rsplit_once('.') {
+            Some((section, last)) if last == unknown => format!("{section}."),
+            _ if key.is_empty() || key == unknown => String::new(),
+            _ => format!("{key}."),
+        };
+        Self::UnknownKey { place, key: format!("{section}{unknown}"), hint: hint(unknown, &known) }
+    }
+
+    /// The same error with the line of `text` that sets its key, where one does.
+    pub(super) fn at(self, text: &str, origin: &str) -> Self {
+        match self {
+            Self::Value { key, found, expected, .. } => {
+                let place = match line_of(text, &key) {
+                    Some(line) => format!("{origin}, line {line}: "),
+                    None => format!("{origin}: "),
+                };
+                Self::Value { place, key, found, expected }
+            }
+            other => other,
+        }
+    }
+}
+
+/// "did you mean" the keys close to `unknown`, or all there are.
+fn hint(unknown: &str, known: &[&str]) -> String {
+    let mut near: Vec<(usize, &str)> = known
+        .iter()
+        .map(|&k| (distance(unknown, k), k))
+        .filter(|&(d, k)| d <= 1 + unknown.len().min(k.len()) / 3 || k.contains(unknown))
+        .collect();
+    near.sort_unstable();
+    let list = |keys: &mut dyn Iterator<Item = &str>| {
+        keys.map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")
+    };
+    if near.is_empty() {
+        format!("known here: {}", list(&mut known.iter().copied()))
+    } else {
+        format!("did you mean {}?", list(&mut near.iter().take(3).map(|&(_, k)| k)))
+    }
+}
+
+/// Edits (insert, delete, replace) from `a` to `b`.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.chars().enumerate() {
+        let mut diagonal = i;
+        let mut left = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let above = row.get(j + 1).copied().unwrap_or(0);
+            let here = (diagonal + usize::from(x != *y)).min(above + 1).min(left + 1);
+            diagonal = above;
+            if let Some(cell) = row.get_mut(j) {
+                *cell = left;
+            }
+            left = here;
+        }
+        if let Some(cell) = row.last_mut() {
+            *cell = left;
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+/// Line (from 1) and `section.key` at a span of `text`.
+fn locate(text: &str, span: &Range<usize>) -> (usize, String) {
+    let before = text.get(..span.start).unwrap_or(text);
+    let line = before.matches('\n').count() + 1;
+    let mut section = "";
+    for (i, content) in text.lines().take(line).enumerate() {
+        let content = content.trim();
+        if let Some(name) = content.strip_prefix('[') {
+            section = name.split(']').next().unwrap_or("");
+        } else if i + 1 == line
+            && let Some((key, _)) = content.split_once('=')
+        {
+            let key = key.trim();
+            let dot = if section.is_empty() { "" } else { "." };
+            return (line, format!("{section}{dot}{key}"));
+        }
+    }
+    (line, section.to_owned())
+}
+
+/// The line (from 1) that sets `section.key`.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let mut start = 0;
+    for (i, line) in text.split('\n').enumerate() {
+        let at = start + line.len() - line.trim_start().len();
+        if line.contains('=') && locate(text, &(at..at)).1 == key {
+            return Some(i + 1);
+        }
+        start += line.len() + 1;
+    }
+    None
+}

@@ -1,0 +1,108 @@
+//! The configuration of a run: one TOML file, every key documented with its unit and default.
+//!
+//! A section or key that is left out has its default; a key that does not exist is an error that
+//! names the nearest ones. What a run resolved to is written to its folder and reads back equal.
+
+mod error;
+mod generator;
+mod overrides;
+mod sample;
+mod sar;
+mod text;
+mod train;
+
+pub use error::ConfigError;
+pub use generator::GeneratorConfig;
+pub use sample::{Ramp, SampleConfig};
+pub use sar::{Context, Decode, Extent, Preset, SarConfig, Target};
+pub use train::{LrShape, Mode, TrainConfig};
+
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// Everything that decides what a run does.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The generator's shape.
+    pub generator: GeneratorConfig,
+    /// How it is trained.
+    pub train: TrainConfig,
+    /// Self-autoregressive refinement, used where `train.mode` is `ssr`.
+    pub sar: SarConfig,
+    /// How images are sampled.
+    pub sample: SampleConfig,
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// The file cannot be read; or as [`Config::parse`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Reads a configuration from `text`; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// Not TOML, an unknown key, a value of the wrong type or out of range; each names the key and
+    /// the line.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, ConfigError> {
+        let config: Self =
+            toml::from_str(text).map_err(|error| ConfigError::from_toml(&error, text, origin))?;
+        config.validate().map_err(|e| e.at(text, origin))?;
+        Ok(config)
+    }
+
+    /// Applies `section.key=value` settings in order.
+    ///
+    /// # Errors
+    /// As [`Config::parse`], naming the setting.
+    pub fn set(self, settings: &[String]) -> Result<Self, ConfigError> {
+        settings.iter().try_fold(self, |config, setting| overrides::apply(&config, setting))
+    }
+
+    /// The configuration as TOML; [`Config::parse`] reads it back equal.
+    ///
+    /// # Errors
+    /// A value TOML cannot hold.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        toml::to_string(self).map_err(|e| ConfigError::Write { reason: e.to_string() })
+    }
+
+    /// Checks every value against its range.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] naming the first key at fault.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.generator.validate()?;
+        self.train.validate()?;
+        self.sar.validate()?;
+        self.sample.validate()
+    }
+}
+
+/// Fails with the key and what it must be, unless `holds`.
+pub(crate) fn require(
+    holds: bool,
+    key: &str,
+    found: impl ToString,
+    expected: &str,
+) -> Result<(), ConfigError> {
+    if holds {
+        return Ok(());
+    }
+    Err(ConfigError::Value {
+        place: String::new(),
+        key: key.to_owned(),
+        found: found.to_string(),
+        expected: expected.to_owned(),
+    })
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

@@ -1,0 +1,65 @@
+//! `--set section.key=value`.
+
+use super::{Config, ConfigError};
+use toml::{Table, Value};
+
+/// `config` with one setting applied.
+pub(super) fn apply(config: &Config, setting: &str) -> Result<Config, ConfigError> {
+    let malformed = || ConfigError::Setting { setting: setting.to_owned() };
+    let (path, text) = setting.split_once('=').ok_or_else(malformed)?;
+    let path: Vec<&str> = path.trim().split('.').map(str::trim).collect();
+    let (&key, sections) = path.split_last().ok_or_else(malformed)?;
+    if path.len() < 2 || path.iter().any(|part| part.is_empty()) {
+        return Err(malformed());
+    }
+
+    let change = |value: Value| with_value(config, sections, key, value, setting);
+    match change(value(text)) {
+        // Digits and underscores are a number in TOML, yet a schedule such as 1_2_4 is text.
+        Err(ConfigError::Invalid { reason, .. }) if reason.contains("expected a string") => {
+            change(Value::String(text.trim().to_owned()))
+        }
+        changed => changed,
+    }
+}
+
+fn with_value(
+    config: &Config,
+    sections: &[&str],
+    key: &str,
+    value: Value,
+    setting: &str,
+) -> Result<Config, ConfigError> {
+    let write = |e: toml::ser::Error| ConfigError::Write { reason: e.to_string() };
+    let mut root = Table::try_from(config).map_err(write)?;
+    let mut table = &mut root;
+    for &section in sections {
+        table = table
+            .entry(section)
+            .or_insert_with(|| Value::Table(Table::new()))
+            .as_table_mut()
+            .ok_or_else(|| ConfigError::Setting { setting: setting.to_owned() })?;
+    }
+    table.insert(key.to_owned(), value);
+    if key == "preset" {
+        // A preset stands for all the switches of its section, which the resolved table spells out.
+        table.retain(|k, _| k == "preset");
+    }
+
+    let place = format!("--set {setting}");
+    let path = format!("{}.{key}", sections.join("."));
+    let changed: Config = root.try_into().map_err(|e: toml::de::Error| {
+        ConfigError::from_message(e.message(), place.clone(), path)
+    })?;
+    changed.validate().map_err(|e| e.at("", &place))?;
+    Ok(changed)
+}
+
+/// A TOML value, or text where it is not one: `train.mode=ssr` needs no quotes.
+fn value(text: &str) -> Value {
+    let text = text.trim();
+    let parsed = format!("value = {text}").parse::<Table>().ok();
+    parsed
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(text.to_owned()))
+}

@@ -1,0 +1,77 @@
+//! How images are sampled.
+
+use super::{ConfigError, require, text};
+use sar_math::ScaleSchedule;
+use serde::{Deserialize, Serialize};
+
+/// How guidance g becomes t of scale i (from 0) of N; logits are `(1+t)·cond − t·uncond`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ramp {
+    /// `t = g·i/min(N−1, 9)`: FlexVAR's sampler.
+    #[default]
+    Flexvar,
+    /// `t = g·i/(N−1)`: VAR's sampler.
+    Var,
+    /// `t = g·½·(1+i/(N−1))`: the rollout of the published SAR code.
+    Rollout,
+    /// `t = g`.
+    Constant,
+}
+
+/// Section `[sample]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SampleConfig {
+    /// Guidance g; 0 samples without. Default 1 (published for SAR d16/d20/d24: 2.2/2.6/3.3).
+    pub guidance: f64,
+    /// How g grows over the scales: `flexvar` (default), `var`, `rollout`, `constant`.
+    pub ramp: Ramp,
+    /// Keep the k most likely tokens; 0 is off, 1 is greedy. Default 900.
+    pub top_k: usize,
+    /// Keep the most likely tokens of this cumulative probability; 0 is off. Default 0.95.
+    pub top_p: f64,
+    /// Grids to sample in; default: the generator's own.
+    #[serde(with = "text::optional", skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<ScaleSchedule>,
+    /// Seed of the draws: image k of a seed is the same whatever the batch. Default 0.
+    pub seed: u64,
+    /// Images. Default 100.
+    pub count: usize,
+    /// Images at once; changes speed and memory, never the images. Default 20.
+    pub batch: usize,
+    /// Greedy on grids outside the published sampler's fixed list, as it does. Default false.
+    pub published_greedy: bool,
+}
+
+impl Default for SampleConfig {
+    fn default() -> Self {
+        Self {
+            guidance: 1.0,
+            ramp: Ramp::Flexvar,
+            top_k: 900,
+            top_p: 0.95,
+            schedule: None,
+            seed: 0,
+            count: 100,
+            batch: 20,
+            published_greedy: false,
+        }
+    }
+}
+
+impl SampleConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        // Below −1 the conditional half would count negatively.
+        let guidance = self.guidance.is_finite() && self.guidance >= -1.0;
+        require(guidance, "sample.guidance", self.guidance, "a number of at least -1")?;
+        let top_p = (0.0..=1.0).contains(&self.top_p);
+        require(top_p, "sample.top_p", self.top_p, "between 0 and 1")?;
+        require(self.count >= 1, "sample.count", self.count, "at least 1")?;
+        require(self.batch >= 1, "sample.batch", self.batch, "at least 1")
+    }
+}

@@ -1,0 +1,160 @@
+//! Self-autoregressive refinement: four independent switches and two presets.
+
+use super::{ConfigError, require};
+use serde::{Deserialize, Serialize};
+
+/// Which transitions the rollout staggers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Extent {
+    /// Every scale is fed from the one before, in one pass.
+    All,
+    /// Only the last scale.
+    Last,
+    /// One transition, drawn anew each step.
+    Random,
+}
+
+/// What the student pass sees besides its own input, where [`Extent`] is not `all`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Context {
+    /// All earlier scales.
+    Full,
+    /// Only the class token: schedule (1, n).
+    ClassToken,
+}
+
+/// What the student's predictions are pulled towards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// The tokens chosen from the teacher pass.
+    TeacherHard,
+    /// The teacher pass's softmax, detached.
+    TeacherSoft,
+    /// The image's own tokens.
+    GroundTruth,
+}
+
+/// How tokens are chosen from the teacher pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Decode {
+    /// The most likely token.
+    Argmax,
+    /// A draw, filtered by `top_k` and `top_p`.
+    Sample,
+}
+
+/// Settings of all switches together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Preset {
+    /// What the paper describes: all scales, no guidance, σ 0.1 (its value is not published).
+    Paper,
+    /// What the published code runs: the last scale, guidance 1.2, σ 0.01.
+    #[default]
+    Release,
+}
+
+/// Section `[sar]`. Each key overrides the preset's value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Keys")]
+pub struct SarConfig {
+    /// `release` (default) or `paper`.
+    pub preset: Preset,
+    /// Which transitions: `all`, `last`, `random`.
+    pub extent: Extent,
+    /// What a single staggered scale sees: `full` or `class-token`. No effect with `all`.
+    pub context: Context,
+    /// `teacher-hard`, `teacher-soft` or `ground-truth`.
+    pub target: Target,
+    /// `argmax` or `sample`.
+    pub decode: Decode,
+    /// Filter of `sample`: keep the k most likely; 0 is off. Presets: 900.
+    pub top_k: usize,
+    /// Filter of `sample`: keep this cumulative probability; 0 is off. Presets: 0.96.
+    pub top_p: f64,
+    /// Rollout guidance g, t = g·½·(1+i/(N−1)); 0 is off, else the teacher pass doubles its batch.
+    pub guidance: f64,
+    /// Weight σ of the contrastive loss. Presets: paper 0.1, release 0.01.
+    pub sigma: f64,
+}
+
+impl SarConfig {
+    /// A preset as it is.
+    pub fn preset(preset: Preset) -> Self {
+        let base = Self {
+            preset,
+            extent: Extent::All,
+            context: Context::Full,
+            target: Target::TeacherHard,
+            decode: Decode::Sample,
+            top_k: 900,
+            top_p: 0.96,
+            guidance: 0.0,
+            sigma: 0.1,
+        };
+        match preset {
+            Preset::Paper => base,
+            Preset::Release => Self {
+                extent: Extent::Last,
+                context: Context::ClassToken,
+                guidance: 1.2,
+                sigma: 0.01,
+                ..base
+            },
+        }
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let sigma = self.sigma.is_finite() && self.sigma >= 0.0;
+        require(sigma, "sar.sigma", self.sigma, "a number of at least 0")?;
+        let guidance = self.guidance.is_finite() && self.guidance >= 0.0;
+        require(guidance, "sar.guidance", self.guidance, "a number of at least 0")?;
+        require((0.0..=1.0).contains(&self.top_p), "sar.top_p", self.top_p, "between 0 and 1")
+    }
+}
+
+impl Default for SarConfig {
+    fn default() -> Self {
+        Self::preset(Preset::default())
+    }
+}
+
+/// The section as written: a key that is absent takes the preset's value.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Keys {
+    preset: Preset,
+    extent: Option<Extent>,
+    context: Option<Context>,
+    target: Option<Target>,
+    decode: Option<Decode>,
+    top_k: Option<usize>,
+    top_p: Option<f64>,
+    guidance: Option<f64>,
+    sigma: Option<f64>,
+}
+
+impl From<Keys> for SarConfig {
+    fn from(keys: Keys) -> Self {
+        let base = Self::preset(keys.preset);
+        Self {
+            preset: keys.preset,
+            extent: keys.extent.unwrap_or(base.extent),
+            context: keys.context.unwrap_or(base.context),
+            target: keys.target.unwrap_or(base.target),
+            decode: keys.decode.unwrap_or(base.decode),
+            top_k: keys.top_k.unwrap_or(base.top_k),
+            top_p: keys.top_p.unwrap_or(base.top_p),
+            guidance: keys.guidance.unwrap_or(base.guidance),
+            sigma: keys.sigma.unwrap_or(base.sigma),
+        }
+    }
+}

@@ -1,0 +1,73 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+
+fn error(text: &str) -> String {
+    Config::parse(text, "run.toml").unwrap_err().to_string()
+}
+
+#[test]
+fn resolved_configuration_reads_back_equal() {
+    let text = "[train]\nmode = \"hybrid:3\"\nlr = 3e-4\nlr_shape = \"lin0.2\"\n\
+                [generator]\nschedule = \"1_2_3x4\"\n[sar]\npreset = \"paper\"\nsigma = 0.5\n";
+    let config = Config::parse(text, "run.toml").unwrap();
+    assert_eq!(config.train.mode, Mode::Hybrid { teacher_scales: 3 });
+    assert_eq!(config.sar.extent, Extent::All);
+    assert_eq!(config.sar.sigma, 0.5);
+    let written = config.to_toml().unwrap();
+    assert_eq!(Config::parse(&written, "again").unwrap(), config);
+    assert_eq!(Config::parse(&written, "again").unwrap().to_toml().unwrap(), written);
+    let default = Config::default();
+    assert_eq!(Config::parse(&default.to_toml().unwrap(), "default").unwrap(), default);
+}
+
+#[test]
+fn unknown_keys_name_the_line_and_near_matches() {
+    let text = error("[train]\nsteps = 3\nwarm_up = 4\n");
+    assert!(text.contains("run.toml, line 3"), "{text}");
+    assert!(text.contains("`train.warm_up`") && text.contains("`warmup`"), "{text}");
+    let text = error("[generatr]\ndepth = 3\n");
+    assert!(text.contains("line 1") && text.contains("did you mean `generator`"), "{text}");
+    let text = error("[sar]\nsigmma = 3\n");
+    assert!(text.contains("`sar.sigmma`") && text.contains("did you mean `sigma`"), "{text}");
+    let text = error("[train]\nzzzzzzzz = 3\n");
+    assert!(text.contains("known here: ") && text.contains("`batch`"), "{text}");
+}
+
+#[test]
+fn wrong_types_values_and_schedules_name_the_key() {
+    let text = error("[train]\nsteps = \"many\"\n");
+    assert!(text.contains("line 2") && text.contains("train.steps"), "{text}");
+    assert!(text.contains("expected"), "{text}");
+    let text = error("[generator]\n# coarse to fine\nschedule = \"1_2_2\"\n");
+    assert!(text.contains("line 3") && text.contains("generator.schedule"), "{text}");
+    assert!(text.contains("scale 3 (2) does not grow"), "{text}");
+    let text = error("[generator]\nwidth = 30\n");
+    assert!(text.contains("line 2") && text.contains("multiple of generator.heads = 4"), "{text}");
+    let text = error("[train]\nmode = \"teachr\"\n");
+    assert!(text.contains("train.mode") && text.contains("`hybrid:N`"), "{text}");
+    let text = error("[sar]\nextent = \"everything\"\n");
+    assert!(text.contains("line 2") && text.contains("`last`"), "{text}");
+    let text = error("[train\n");
+    assert!(text.contains("line 1"), "{text}");
+}
+
+#[test]
+fn settings_override_in_order() {
+    let set =
+        |s: &[&str]| Config::default().set(&s.iter().map(|&s| s.to_owned()).collect::<Vec<_>>());
+    let config = set(&["train.steps=7", "train.mode=ssr", "sar.sigma=2", "sar.preset=paper"]);
+    let config = config.unwrap();
+    assert_eq!((config.train.steps, config.train.mode), (7, Mode::Ssr));
+    assert_eq!(config.sar, SarConfig::preset(Preset::Paper));
+    assert_eq!(set(&["generator.schedule=1_2_5"]).unwrap().generator.schedule.tokens(), 30);
+    for (setting, expected) in [
+        ("train.stepz=3", "did you mean `steps`"),
+        ("nothing", "expected section.key=value"),
+        ("train.batch=0", "train.batch is 0, expected at least 1"),
+        ("train.batch=many", "expected"),
+        ("trian.batch=1", "did you mean `train`"),
+    ] {
+        let text = set(&[setting]).unwrap_err().to_string();
+        assert!(text.contains(expected) && text.contains(setting), "{text}");
+    }
+}

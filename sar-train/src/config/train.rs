@@ -1,0 +1,277 @@
+//! How a generator is trained.
+
+use super::{ConfigError, require, text};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// The way of training: what feeds each scale.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Ground truth feeds every scale.
+    #[default]
+    Teacher,
+    /// Teacher forcing and, beside it, the staggered pass of section `[sar]`.
+    Ssr,
+    /// Own samples feed every scale, scale by scale.
+    Student,
+    /// Ground truth feeds the first scales, own samples the others.
+    Hybrid {
+        /// Scales fed from ground truth, from the first.
+        teacher_scales: usize,
+    },
+    /// Teacher and student forcing in turn, step by step.
+    Interleaved,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Teacher => f.write_str("teacher"),
+            Self::Ssr => f.write_str("ssr"),
+            Self::Student => f.write_str("student"),
+            Self::Hybrid { teacher_scales } => write!(f, "hybrid:{teacher_scales}"),
+            Self::Interleaved => f.write_str("interleaved"),
+        }
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "teacher" => Ok(Self::Teacher),
+            "ssr" => Ok(Self::Ssr),
+            "student" => Ok(Self::Student),
+            "interleaved" => Ok(Self::Interleaved),
+            _ => text
+                .strip_prefix("hybrid:")
+                .and_then(|n| n.parse().ok())
+                .filter(|&n| n >= 1)
+                .map(|teacher_scales| Self::Hybrid { teacher_scales })
+                .ok_or_else(|| {
+                    format!(
+                        "unknown way of training `{text}`, expected one of `teacher`, `ssr`, \
+                         `student`, `hybrid:N` with N of at least 1, `interleaved`"
+                    )
+                }),
+        }
+    }
+}
+
+/// Shape of the learning rate after warm-up, under the published names.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum LrShape {
+    /// `cos`: half a cosine down to `lr_end`.
+    Cos,
+    /// `lin`: constant for 15 % of the steps, then straight down to `lr_end`.
+    Lin,
+    /// `lin0`: as `lin` with 5 % constant; the default.
+    Lin0,
+    /// `lin00`: straight down from the start.
+    Lin00,
+    /// `lin0.2` and so on: constant for this fraction of the steps, then straight down.
+    LinAfter(f64),
+    /// `exp`: constant for 15 % of the steps, then exponentially down.
+    Exp,
+}
+
+impl fmt::Display for LrShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cos => f.write_str("cos"),
+            Self::Lin => f.write_str("lin"),
+            Self::Lin0 => f.write_str("lin0"),
+            Self::Lin00 => f.write_str("lin00"),
+            Self::LinAfter(fraction) => write!(f, "lin{fraction}"),
+            Self::Exp => f.write_str("exp"),
+        }
+    }
+}
+
+impl FromStr for LrShape {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "cos" => Ok(Self::Cos),
+            "lin" => Ok(Self::Lin),
+            "lin0" => Ok(Self::Lin0),
+            "lin00" => Ok(Self::Lin00),
+            "exp" => Ok(Self::Exp),
+            _ => text
+                .strip_prefix("lin")
+                .and_then(|n| n.parse().ok())
+                .filter(|n: &f64| *n > 0.0 && *n < 1.0)
+                .map(Self::LinAfter)
+                .ok_or_else(|| {
+                    format!(
+                        "unknown learning-rate shape `{text}`, expected one of `cos`, `lin`, \
+                         `lin0`, `lin00`, `lin0.2` (any fraction below 1), `exp`"
+                    )
+                }),
+        }
+    }
+}
+
+/// Section `[train]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// `teacher` (default), `ssr`, `student`, `hybrid:N` or `interleaved`.
+    #[serde(with = "text")]
+    pub mode: Mode,
+    /// Optimiser steps. Default 4000.
+    pub steps: u64,
+    /// Images of one forward pass. Default 64.
+    pub batch: usize,
+    /// Forward passes of one optimiser step. Default 1.
+    pub accumulate: usize,
+    /// Peak learning rate; default: `base_lr`·batch·accumulate/256.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// Peak learning rate per 256 images. Default 1e-4 (published: 8e-5 at depth 24).
+    pub base_lr: f64,
+    /// Shape after warm-up: `cos`, `lin`, `lin0` (default), `lin00`, `lin0.2`, `exp`.
+    #[serde(with = "text")]
+    pub lr_shape: LrShape,
+    /// Steps from `lr_start` to the peak. Default 0.
+    pub warmup: u64,
+    /// First learning rate, as a fraction of the peak. Default 0.005.
+    pub lr_start: f64,
+    /// Last learning rate, as a fraction of the peak. Default 0.1.
+    pub lr_end: f64,
+    /// Decoupled weight decay of matrices. Default 0.05.
+    pub weight_decay: f64,
+    /// Where weight decay goes by a cosine; default: it stays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight_decay_end: Option<f64>,
+    /// AdamW's decay of the first moment. Default 0.9.
+    pub beta1: f64,
+    /// AdamW's decay of the second moment. Default 0.95.
+    pub beta2: f64,
+    /// AdamW's ε. Default 1e-8.
+    pub eps: f64,
+    /// Largest global gradient norm; 0 is off. Default 2.
+    pub clip: f64,
+    /// Decay of the running average of the weights, per step; 0 keeps none. Default 0.
+    pub ema: f64,
+    /// Label smoothing of the teacher-forcing loss. Default 0.
+    pub label_smoothing: f64,
+    /// Probability that a label becomes the unconditional class. Default 0.1.
+    pub class_dropout: f64,
+    /// Drop path of the last block, linear from 0 at the first; default: 0.1·depth/24.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drop_path: Option<f64>,
+    /// Draw a schedule per step as FlexVAR does; needs a last grid of 16×16. Default false.
+    pub random_schedules: bool,
+    /// Steps between log lines. Default 10.
+    pub log_every: u64,
+    /// Steps between sample grids; 0 is never. Default 1000.
+    pub sample_every: u64,
+    /// Steps between checkpoints; 0 is only at the end. Default 1000.
+    pub save_every: u64,
+    /// Steps between evaluations on held-out images; 0 is only at the end. Default 500.
+    pub eval_every: u64,
+    /// Checkpoints kept. Default 3.
+    pub keep: usize,
+    /// Non-finite steps in a row, each skipped, before the run stops. Default 5.
+    pub non_finite_limit: u32,
+    /// Seed of weights, order, crops, dropout and draws. Default 0.
+    pub seed: u64,
+    /// Worker threads; 0 is one per core. The result does not depend on it. Default 0.
+    pub threads: usize,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Teacher,
+            steps: 4000,
+            batch: 64,
+            accumulate: 1,
+            lr: None,
+            base_lr: 1e-4,
+            lr_shape: LrShape::Lin0,
+            warmup: 0,
+            lr_start: 0.005,
+            lr_end: 0.1,
+            weight_decay: 0.05,
+            weight_decay_end: None,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            clip: 2.0,
+            ema: 0.0,
+            label_smoothing: 0.0,
+            class_dropout: 0.1,
+            drop_path: None,
+            random_schedules: false,
+            log_every: 10,
+            sample_every: 1000,
+            save_every: 1000,
+            eval_every: 500,
+            keep: 3,
+            non_finite_limit: 5,
+            seed: 0,
+            threads: 0,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// The peak learning rate: `lr`, or by the rule of the published runs.
+    pub fn peak_lr(&self) -> f64 {
+        let images = (self.batch * self.accumulate) as f64;
+        self.lr.unwrap_or(self.base_lr * images / 256.0)
+    }
+
+    /// Drop path of the last of `depth` blocks.
+    pub fn last_drop_path(&self, depth: usize) -> f64 {
+        self.drop_path.unwrap_or(0.1 * depth as f64 / 24.0)
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        require(self.steps >= 1, "train.steps", self.steps, "at least 1")?;
+        require(self.batch >= 1, "train.batch", self.batch, "at least 1")?;
+        require(self.accumulate >= 1, "train.accumulate", self.accumulate, "at least 1")?;
+        require(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")?;
+        require(self.keep >= 1, "train.keep", self.keep, "at least 1")?;
+        let limit = self.non_finite_limit;
+        require(limit >= 1, "train.non_finite_limit", limit, "at least 1")?;
+        let positive = [("train.lr", self.peak_lr()), ("train.eps", self.eps)];
+        for (key, value) in positive {
+            require(value.is_finite() && value > 0.0, key, value, "a number above 0")?;
+        }
+        for (key, value) in [
+            ("train.clip", self.clip),
+            ("train.weight_decay", self.weight_decay),
+            ("train.weight_decay_end", self.weight_decay_end.unwrap_or(0.0)),
+        ] {
+            require(value.is_finite() && value >= 0.0, key, value, "a number of at least 0")?;
+        }
+        for (key, value) in [
+            ("train.beta1", self.beta1),
+            ("train.beta2", self.beta2),
+            ("train.ema", self.ema),
+            ("train.label_smoothing", self.label_smoothing),
+            ("train.drop_path", self.drop_path.unwrap_or(0.0)),
+        ] {
+            let below_one = (0.0..1.0).contains(&value);
+            require(below_one, key, value, "at least 0 and below 1")?;
+        }
+        for (key, value) in [
+            ("train.class_dropout", self.class_dropout),
+            ("train.lr_start", self.lr_start),
+            ("train.lr_end", self.lr_end),
+        ] {
+            require((0.0..=1.0).contains(&value), key, value, "between 0 and 1")?;
+        }
+        Ok(())
+    }
+}
