@@ -18,7 +18,9 @@ extern crate alloc;
 extern crate std;
 
 pub mod backend;
+pub mod philox;
 pub mod real;
+pub mod resample;
 pub mod schedule;
 
 pub use real::Real;
