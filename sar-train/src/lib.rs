@@ -1,3 +1,6 @@
 //! Train, refine, sample and measure next-scale image generators.
 pub mod config;
+pub mod eval;
+pub mod metrics;
 pub mod params;
+pub mod report;

@@ -4,4 +4,5 @@
 //! the files, so vectors of other sizes can be put in `SAR_GOLDEN`.
 
 mod resample;
+mod metrics;
 mod support;

@@ -1,0 +1,86 @@
+//! What an evaluation found, with every setting that it depends on.
+
+use crate::metrics::Measured;
+use serde::{Deserialize, Serialize};
+
+/// How the images were generated: told by the sampler, kept beside the numbers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SamplerSettings {
+    /// How guidance grows over the scales: `t=g·i/min(N−1,9)`.
+    pub ramp: String,
+    /// Largest logits kept; 0 is off.
+    pub top_k: usize,
+    /// Probability mass kept; 0 is off.
+    pub top_p: f64,
+    /// Scale schedule, `1_2_4_8`.
+    pub schedule: String,
+}
+
+/// Everything the numbers of an evaluation depend on, guidance aside.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EvalSettings {
+    /// What the features are, in words.
+    pub extractor: String,
+    /// The extractor's class accuracy on the validation images, 0..1.
+    pub extractor_accuracy: f64,
+    /// Width of the features.
+    pub feature_dims: usize,
+    /// Validation images compared with.
+    pub reference_count: usize,
+    /// Generated images per seed, the same number of each class.
+    pub count: usize,
+    /// Seeds of the sampler; one evaluation each.
+    pub seeds: Vec<u64>,
+    /// k of the k-nearest-neighbour manifolds of precision and recall.
+    pub neighbours: usize,
+    /// How the images were generated.
+    pub sampler: SamplerSettings,
+}
+
+/// Quality of one generator at one guidance value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SweepPoint {
+    /// Guidance g.
+    pub guidance: f64,
+    /// Fréchet distance to the validation images; lower is better.
+    pub frechet: Measured,
+    /// Share of generated images in the validation manifold.
+    pub precision: Measured,
+    /// Share of validation images in the generated manifold.
+    pub recall: Measured,
+    /// Share of images that the classifier takes for the class they were asked to be.
+    pub class_accuracy: Measured,
+}
+
+/// What a perfect generator could reach: the distance of real or reconstructed images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Floor {
+    /// Which images: "validation images, reconstructed by the tokenizer".
+    pub name: String,
+    /// How many.
+    pub count: usize,
+    /// Fréchet distance to the validation images.
+    pub frechet: f64,
+    /// Share of them in the validation manifold.
+    pub precision: f64,
+    /// Share of validation images in their manifold.
+    pub recall: f64,
+    /// Class accuracy, where their labels are known.
+    #[serde(default)]
+    pub class_accuracy: Option<f64>,
+}
+
+/// The result of `sar eval`, as written to JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalReport {
+    /// Every knob.
+    pub settings: EvalSettings,
+    /// What real and reconstructed images reach.
+    pub floors: Vec<Floor>,
+    /// One per guidance value.
+    pub points: Vec<SweepPoint>,
+    /// What to keep in mind when reading the numbers (too few samples …).
+    pub warnings: Vec<String>,
+}

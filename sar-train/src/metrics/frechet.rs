@@ -1,0 +1,213 @@
+//! Fréchet distance between two sets of features, each taken as a Gaussian (Heusel et al. 2017).
+//!
+//! `d² = ‖μ_a − μ_b‖² + tr Σ_a + tr Σ_b − 2·tr (Σ_a Σ_b)^½`, covariances with N−1. The eigenvalues of
+//! `Σ_a Σ_b` are those of `LᵀΣ_bL` for any `L` with `L·Lᵀ = Σ_a`; with `L = V·Λ^½` from the
+//! eigen-decomposition of Σ_a that matrix is symmetric, so that no complex square root is needed.
+
+use super::{Features, MetricsError};
+use nalgebra::{DMatrix, DVector, SymmetricEigen};
+use rayon::prelude::*;
+
+/// Eigenvalues below this many units of rounding (times the width and the largest eigenvalue) are
+/// rounding noise of a singular matrix and count as zero. Their roots would otherwise add up to a
+/// visible error: √1e-16 is 1e-8, times 2,048 dimensions.
+const ROUNDING_UNITS: f64 = 4.0;
+/// QR iterations allowed; each eigenvalue needs two or three.
+const ITERATIONS_PER_DIM: usize = 64;
+/// Columns of a covariance that one task computes.
+const BLOCK: usize = 64;
+
+/// Mean, covariance and a root of the covariance of a set of features.
+///
+/// Fit the reference once and compare it with many sets.
+#[derive(Clone, Debug)]
+pub struct Gaussian {
+    count: usize,
+    mean: DVector<f64>,
+    covariance: DMatrix<f64>,
+}
+
+impl Gaussian {
+    /// Mean and covariance (N−1) of `features`.
+    ///
+    /// # Errors
+    /// Fewer than two vectors.
+    pub fn fit(features: &Features) -> Result<Self, MetricsError> {
+        let (count, dims) = (features.count(), features.dims());
+        if count < 2 {
+            let metric = "frechet_distance";
+            return Err(MetricsError::TooFewSamples { metric, needed: 2, found: count });
+        }
+        let mut mean = DVector::zeros(dims);
+        for row in features.rows() {
+            for (mean, value) in mean.iter_mut().zip(row) {
+                *mean += value;
+            }
+        }
+        mean /= count as f64;
+        let mut centred = features.matrix();
+        for (mut column, &mean) in centred.column_iter_mut().zip(mean.iter()) {
+            column.add_scalar_mut(-mean);
+        }
+        Ok(Self { count, mean, covariance: covariance(&centred) })
+    }
+
+    /// Number of vectors it was fitted to.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// A sentence of warning where there are too few samples for a covariance of full rank: the
+    /// distance is then defined, but too large, and comparable only at this very count.
+    pub fn warning(&self) -> Option<String> {
+        let dims = self.mean.len();
+        (self.count <= dims).then(|| {
+            format!(
+                "{} samples for {dims} feature dimensions: the covariance is singular and the \
+                 Fréchet distance biased upwards; use more than {dims} samples",
+                self.count
+            )
+        })
+    }
+
+    /// `L` with `L·Lᵀ = Σ`, for [`Gaussian::distance_to_root`].
+    fn root(&self) -> Result<DMatrix<f64>, MetricsError> {
+        let dims = self.mean.len();
+        let error = MetricsError::NoConvergence { metric: "frechet_distance", dims };
+        let eigen = SymmetricEigen::try_new(
+            self.covariance.clone(),
+            f64::EPSILON,
+            ITERATIONS_PER_DIM * dims,
+        )
+        .ok_or(error)?;
+        let floor = noise_floor(eigen.eigenvalues.as_slice());
+        let mut root = eigen.eigenvectors;
+        for (mut column, &value) in root.column_iter_mut().zip(eigen.eigenvalues.iter()) {
+            column *= if value > floor { value.sqrt() } else { 0.0 };
+        }
+        Ok(root)
+    }
+
+    /// The Fréchet distance to another set: 0 where mean and covariance are the same. Symmetric.
+    ///
+    /// A result below zero can only be rounding, and is given as 0.
+    ///
+    /// # Errors
+    /// Features of another width, or eigenvalues that do not converge.
+    pub fn distance(&self, other: &Self) -> Result<f64, MetricsError> {
+        let metric = "frechet_distance";
+        let (expected, found) = (self.mean.len(), other.mean.len());
+        if expected != found {
+            return Err(MetricsError::Shape { metric, what: "feature width", expected, found });
+        }
+        let root = self.root()?;
+        let product = parallel_product(&other.covariance, &root);
+        let mut inner = parallel_product(&root.transpose(), &product);
+        // Rounding leaves the two halves apart by an ulp; the solver reads one half only.
+        inner = (&inner + inner.transpose()) * 0.5;
+        let eigen = SymmetricEigen::try_new(inner, f64::EPSILON, ITERATIONS_PER_DIM * expected)
+            .ok_or(MetricsError::NoConvergence { metric, dims: expected })?;
+        let floor = noise_floor(eigen.eigenvalues.as_slice());
+        let mut values: Vec<f64> =
+            eigen.eigenvalues.iter().copied().filter(|v| *v > floor).collect();
+        values.sort_by(f64::total_cmp);
+        let trace_of_root: f64 = values.iter().map(|v| v.sqrt()).sum();
+        let means = (&self.mean - &other.mean).norm_squared();
+        let traces = self.covariance.trace() + other.covariance.trace();
+        Ok((means + traces - 2.0 * trace_of_root).max(0.0))
+    }
+}
+
+/// Fréchet distance between two sets of features.
+///
+/// # Errors
+/// Fewer than two vectors in a set, or as [`Gaussian::distance`].
+pub fn frechet_distance(reference: &Features, generated: &Features) -> Result<f64, MetricsError> {
+    Gaussian::fit(reference)?.distance(&Gaussian::fit(generated)?)
+}
+
+/// Below this an eigenvalue is rounding.
+fn noise_floor(eigenvalues: &[f64]) -> f64 {
+    let largest = eigenvalues.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+    ROUNDING_UNITS * f64::EPSILON * eigenvalues.len() as f64 * largest
+}
+
+/// `XᵀX/(n−1)` of centred rows.
+fn covariance(centred: &DMatrix<f64>) -> DMatrix<f64> {
+    let scale = 1.0 / (centred.nrows() as f64 - 1.0);
+    parallel_product(&centred.transpose(), centred) * scale
+}
+
+/// `a·b`, a block of columns per task; a block does not depend on how many threads there are.
+fn parallel_product(a: &DMatrix<f64>, b: &DMatrix<f64>) -> DMatrix<f64> {
+    let blocks: Vec<DMatrix<f64>> = (0..b.ncols().div_ceil(BLOCK))
+        .into_par_iter()
+        .map(|i| a * b.columns(i * BLOCK, BLOCK.min(b.ncols() - i * BLOCK)))
+        .collect();
+    let mut out = DMatrix::zeros(a.nrows(), b.ncols());
+    for (i, block) in blocks.iter().enumerate() {
+        out.columns_mut(i * BLOCK, block.ncols()).copy_from(block);
+    }
+    out
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::metrics::spread::tests::noise;
+
+    /// Rounding of a few hundred sums and one root of a clamped eigenvalue.
+    const SELF_DISTANCE: f64 = 1e-7;
+
+    fn features(count: usize, dims: usize, seed: u64) -> Features {
+        Features::new(noise(count * dims, seed), dims).unwrap()
+    }
+
+    #[test]
+    fn a_set_is_at_no_distance_from_itself() {
+        for (count, dims) in [(50, 8), (200, 64), (20, 70)] {
+            let set = features(count, dims, 1);
+            let distance = frechet_distance(&set, &set).unwrap();
+            assert!(distance < SELF_DISTANCE, "{count}x{dims}: {distance:e}");
+        }
+    }
+
+    #[test]
+    fn a_shift_counts_by_its_square_and_a_scale_by_the_roots() {
+        let set = features(300, 6, 2);
+        let shifted: Vec<f64> = set.values().iter().map(|v| v + 0.5).collect();
+        let shifted = Features::new(shifted, 6).unwrap();
+        let distance = frechet_distance(&set, &shifted).unwrap();
+        assert!((distance - 6.0 * 0.25).abs() < 1e-9, "{distance}");
+        // Scaling by s leaves tr Σ(1−s)² plus the moved mean.
+        let fit = Gaussian::fit(&set).unwrap();
+        let doubled: Vec<f64> = set.values().iter().map(|v| v * 2.0).collect();
+        let doubled = Features::new(doubled, 6).unwrap();
+        let want = fit.covariance.trace() + fit.mean.norm_squared();
+        let distance = frechet_distance(&set, &doubled).unwrap();
+        assert!((distance - want).abs() < 1e-9 * want, "{distance} {want}");
+    }
+
+    #[test]
+    fn order_of_sets_and_threads_do_not_matter() {
+        let (a, b) = (features(120, 40, 3), features(90, 40, 4));
+        let forward = frechet_distance(&a, &b).unwrap();
+        let backward = frechet_distance(&b, &a).unwrap();
+        assert!((forward - backward).abs() < 1e-9 * forward);
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| frechet_distance(&a, &b).unwrap())
+        };
+        assert_eq!(on(1).to_bits(), on(2).to_bits());
+    }
+
+    #[test]
+    fn too_few_samples_are_an_error_or_a_warning() {
+        assert!(Gaussian::fit(&features(1, 4, 5)).is_err());
+        let few = Gaussian::fit(&features(4, 4, 5)).unwrap();
+        assert!(few.warning().unwrap().contains("4 samples for 4"));
+        assert_eq!(Gaussian::fit(&features(5, 4, 5)).unwrap().warning(), None);
+        assert!(few.distance(&Gaussian::fit(&features(9, 3, 5)).unwrap()).is_err());
+    }
+}

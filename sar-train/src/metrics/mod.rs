@@ -1,0 +1,130 @@
+//! Measures of generated images, from features and class probabilities alone.
+//!
+//! All in `f64`, all independent of the thread count: work is cut into blocks that do not depend on
+//! it and combined in a fixed order. What the features are (which network, which layer) is the
+//! caller's to say, beside every number.
+
+mod features;
+mod frechet;
+mod inception;
+mod manifold;
+mod spread;
+
+pub use features::Features;
+pub use frechet::{Gaussian, frechet_distance};
+pub use inception::{InceptionScore, inception_score};
+pub use manifold::{Manifold, PrecisionRecall, precision_recall};
+pub use spread::Measured;
+
+use thiserror::Error;
+
+/// Why a measure cannot be taken.
+#[derive(Clone, Debug, Error, PartialEq)]
+pub enum MetricsError {
+    /// A feature or probability is NaN or infinite.
+    #[error(
+        "{metric}: row {row}, column {column} is not finite; the images or the feature network are \
+         broken, look at the images first"
+    )]
+    NotFinite {
+        /// The measure, by its function's name.
+        metric: &'static str,
+        /// Row of the value.
+        row: usize,
+        /// Column of the value.
+        column: usize,
+    },
+    /// Fewer rows than the measure needs.
+    #[error("{metric}: needs at least {needed} samples, found {found}; generate or load more")]
+    TooFewSamples {
+        /// The measure.
+        metric: &'static str,
+        /// Rows needed.
+        needed: usize,
+        /// Rows given.
+        found: usize,
+    },
+    /// Two sets of different width, or values that are not whole rows.
+    #[error("{metric}: {what}: expected {expected}, found {found}")]
+    Shape {
+        /// The measure.
+        metric: &'static str,
+        /// Which quantity.
+        what: &'static str,
+        /// What it should be.
+        expected: usize,
+        /// What it is.
+        found: usize,
+    },
+    /// A row of class probabilities that does not sum to 1, or has a negative entry.
+    #[error(
+        "{metric}: row {row} is not a probability distribution (sum {sum}); give softmax outputs, \
+         not logits"
+    )]
+    NotProbabilities {
+        /// The measure.
+        metric: &'static str,
+        /// The row.
+        row: usize,
+        /// Its sum.
+        sum: f64,
+    },
+    /// The eigenvalues of a covariance did not converge.
+    #[error(
+        "{metric}: the eigenvalues of the {dims}x{dims} covariance did not converge; check the \
+         features for values of wildly different size"
+    )]
+    NoConvergence {
+        /// The measure.
+        metric: &'static str,
+        /// Width of the features.
+        dims: usize,
+    },
+}
+
+/// The share of rows whose largest logit (the lowest index on ties) is the intended label.
+///
+/// `logits` is `[n, classes]`, row-major, n the number of labels.
+///
+/// # Errors
+/// No labels, no classes, a length that is not n·classes, or a logit that is NaN.
+pub fn class_accuracy(logits: &[f64], classes: usize, labels: &[u32]) -> Result<f64, MetricsError> {
+    let metric = "class_accuracy";
+    if labels.is_empty() || classes == 0 {
+        return Err(MetricsError::TooFewSamples { metric, needed: 1, found: 0 });
+    }
+    let expected = labels.len() * classes;
+    if logits.len() != expected {
+        let found = logits.len();
+        return Err(MetricsError::Shape { metric, what: "logits", expected, found });
+    }
+    let mut hits = 0usize;
+    for (row, (logits, &label)) in logits.chunks_exact(classes).zip(labels).enumerate() {
+        let mut best = 0;
+        for (column, value) in logits.iter().enumerate() {
+            if value.is_nan() {
+                return Err(MetricsError::NotFinite { metric, row, column });
+            }
+            if *value > logits[best] {
+                best = column;
+            }
+        }
+        hits += usize::from(best == label as usize);
+    }
+    Ok(hits as f64 / labels.len() as f64)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accuracy_counts_the_first_of_equal_logits() {
+        let logits = [1.0, 2.0, 3.0, 3.0, 0.0, 0.0];
+        assert_eq!(class_accuracy(&logits, 2, &[1, 0, 1]).unwrap(), 2.0 / 3.0);
+        assert!(class_accuracy(&logits, 2, &[1, 0]).is_err());
+        assert!(class_accuracy(&[f64::NAN, 0.0], 2, &[1]).is_err());
+        assert!(class_accuracy(&[], 2, &[]).is_err());
+    }
+}

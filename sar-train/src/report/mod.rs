@@ -1,0 +1,4 @@
+//! What a run left, read back and shown.
+
+pub mod summary;
+pub mod verdict;

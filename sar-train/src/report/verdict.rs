@@ -1,0 +1,256 @@
+//! Says which arm is better, whichever it is.
+//!
+//! A difference counts as clear where it exceeds its own spread, `√(s_a² + s_b²)` of the two arms'
+//! spreads over sampling seeds. That spread says nothing about other training seeds, and the text
+//! says so.
+
+use super::summary::{Arm, ArmRole, Summary, Verdict};
+use crate::eval::SweepPoint;
+use crate::metrics::Measured;
+
+/// How one arm stands against another.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Standing {
+    /// Lower by more than the spread.
+    Better,
+    /// Higher by more than the spread.
+    Worse,
+    /// Within the spread.
+    NoClearDifference,
+    /// Measured once each, so that no spread is known.
+    SpreadUnknown,
+}
+
+/// Difference `a − b` of two Fréchet distances, its spread, and how a stands; lower is better.
+pub fn compare(a: &Measured, b: &Measured) -> (f64, Option<f64>, Standing) {
+    let difference = a.mean - b.mean;
+    let (Some(sa), Some(sb)) = (a.spread, b.spread) else {
+        return (difference, None, Standing::SpreadUnknown);
+    };
+    let spread = sa.hypot(sb);
+    let standing = if difference.abs() <= spread {
+        Standing::NoClearDifference
+    } else if difference < 0.0 {
+        Standing::Better
+    } else {
+        Standing::Worse
+    };
+    (difference, Some(spread), standing)
+}
+
+/// The verdict on the refined arm against the control arm of a summary.
+///
+/// Where either is missing or was not measured, the text says that there is no verdict, and why.
+pub fn verdict(summary: &Summary) -> Verdict {
+    let find = |role| summary.arms.iter().find(|a| a.role == role);
+    let (Some(control), Some(refined)) = (find(ArmRole::Control), find(ArmRole::Refined)) else {
+        return no_verdict("the run has no pair of a control arm and a refined arm");
+    };
+    let (Some(best_control), Some(best_refined)) = (control.best(), refined.best()) else {
+        return no_verdict("an arm was not measured");
+    };
+    let mut details = vec![
+        at_best(control, best_control, refined, best_refined),
+        at_equal_guidance(control, refined),
+    ];
+    details.extend(at_edge(control, best_control));
+    details.extend(at_edge(refined, best_refined));
+    details.extend(heldout(control, refined));
+    details.push(
+        "Spreads are sample standard deviations over sampling seeds of one training run per arm; \
+         another training seed may move the arms by more. The best guidance was picked on the same \
+         images that it is reported for, in both arms alike."
+            .into(),
+    );
+    Verdict { headline: headline(control, best_control, refined, best_refined), details }
+}
+
+fn no_verdict(why: &str) -> Verdict {
+    Verdict { headline: format!("No verdict: {why}."), details: Vec::new() }
+}
+
+fn headline(control: &Arm, c: &SweepPoint, refined: &Arm, r: &SweepPoint) -> String {
+    let (difference, spread, standing) = compare(&r.frechet, &c.frechet);
+    let percent = relative(difference, c.frechet.mean);
+    let by = match spread {
+        Some(spread) => format!("{:.1}, {percent}, spread {spread:.1}", difference.abs()),
+        None => format!("{:.1}, {percent}", difference.abs()),
+    };
+    let (name, other) = (&refined.name, &control.name);
+    match standing {
+        Standing::Better => {
+            format!("{name} is better than {other}, each at its best guidance (by {by}).")
+        }
+        Standing::Worse => {
+            format!("{name} is worse than {other}, each at its best guidance (by {by}).")
+        }
+        Standing::NoClearDifference => format!(
+            "No clear difference between {name} and {other}, each at its best guidance ({by})."
+        ),
+        Standing::SpreadUnknown => format!(
+            "{name} measures {} than {other}, each at its best guidance (by {by}), but with one \
+             sampling seed the spread is unknown, so this is not a clear difference.",
+            if difference < 0.0 { "lower" } else { "no lower" }
+        ),
+    }
+}
+
+fn at_best(control: &Arm, c: &SweepPoint, refined: &Arm, r: &SweepPoint) -> String {
+    let one = |arm: &Arm, p: &SweepPoint| {
+        format!(
+            "{} reaches Fréchet distance {} at guidance {} (precision {}, recall {}, class \
+             accuracy {})",
+            arm.name,
+            p.frechet.text(1),
+            p.guidance,
+            p.precision.text(3),
+            p.recall.text(3),
+            p.class_accuracy.text(3)
+        )
+    };
+    format!("At its best guidance {}; {}.", one(refined, r), one(control, c))
+}
+
+/// Sorts the guidance values that both arms were measured at by who is better there.
+fn at_equal_guidance(control: &Arm, refined: &Arm) -> String {
+    let (mut better, mut worse, mut same, mut unknown) = (vec![], vec![], vec![], vec![]);
+    for r in &refined.sweep {
+        let Some(c) = control.at(r.guidance) else { continue };
+        let (difference, spread, standing) = compare(&r.frechet, &c.frechet);
+        let percent = relative(difference, c.frechet.mean);
+        let entry = match spread {
+            Some(s) => format!("{} ({difference:+.1} ± {s:.1}, {percent})", r.guidance),
+            None => format!("{} ({difference:+.1}, {percent})", r.guidance),
+        };
+        match standing {
+            Standing::Better => better.push(entry),
+            Standing::Worse => worse.push(entry),
+            Standing::NoClearDifference => same.push(entry),
+            Standing::SpreadUnknown => unknown.push(entry),
+        }
+    }
+    let groups = [
+        ("better at", better),
+        ("worse at", worse),
+        ("not clearly different at", same),
+        ("of unknown spread (one seed) at", unknown),
+    ];
+    let parts: Vec<String> = groups
+        .iter()
+        .filter(|(_, entries)| !entries.is_empty())
+        .map(|(words, entries)| format!("{words} {}", entries.join(", ")))
+        .collect();
+    if parts.is_empty() {
+        return "The arms share no guidance value, so they cannot be compared at equal guidance."
+            .into();
+    }
+    format!(
+        "At equal guidance, Fréchet distance of {} minus {}: {}.",
+        refined.name,
+        control.name,
+        parts.join("; ")
+    )
+}
+
+/// Says where a best guidance lies at the edge of the sweep: the true best may lie outside.
+fn at_edge(arm: &Arm, best: &SweepPoint) -> Option<String> {
+    let first = arm.sweep.first()?.guidance;
+    let last = arm.sweep.last()?.guidance;
+    let outermost = best.guidance <= first || best.guidance >= last;
+    (arm.sweep.len() > 1 && outermost).then(|| {
+        format!(
+            "The best guidance of {} ({}) is at the edge of the sweep ({first} to {last}); a wider \
+             sweep may find a better one.",
+            arm.name, best.guidance
+        )
+    })
+}
+
+fn heldout(control: &Arm, refined: &Arm) -> Option<String> {
+    let (c, r) = (control.heldout_loss?, refined.heldout_loss?);
+    Some(format!(
+        "Held-out teacher-forcing loss: {} {r:.3}, {} {c:.3} ({}).",
+        refined.name,
+        control.name,
+        relative(r - c, c)
+    ))
+}
+
+/// `−3.1 %`; "equal" where it rounds to nothing.
+fn relative(difference: f64, of: f64) -> String {
+    let percent = 100.0 * difference / of;
+    match percent {
+        p if !p.is_finite() => "not comparable in percent".into(),
+        p if p.abs() < 0.05 => "0.0 %".into(),
+        p => format!("{}{:.1} %", if p < 0.0 { "−" } else { "+" }, p.abs()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn arm(name: &str, role: ArmRole, points: &[(f64, &[f64])]) -> Arm {
+        let sweep = points
+            .iter()
+            .map(|(guidance, frechet)| SweepPoint {
+                guidance: *guidance,
+                frechet: Measured::of(frechet.to_vec()).unwrap(),
+                precision: Measured::once(0.2).unwrap(),
+                recall: Measured::once(0.7).unwrap(),
+                class_accuracy: Measured::once(0.9).unwrap(),
+            })
+            .collect();
+        Arm { name: name.into(), role, sweep, ..Arm::default() }
+    }
+
+    fn judged(control: &[(f64, &[f64])], refined: &[(f64, &[f64])]) -> Verdict {
+        let arms = vec![
+            arm("more teacher forcing", ArmRole::Control, control),
+            arm("SAR", ArmRole::Refined, refined),
+        ];
+        verdict(&Summary { arms, ..Summary::default() })
+    }
+
+    #[test]
+    fn it_can_turn_out_either_way() {
+        let low: &[(f64, &[f64])] =
+            &[(0.0, &[40.0, 41.0]), (0.5, &[30.0, 31.0]), (1.0, &[45.0, 44.0])];
+        let high: &[(f64, &[f64])] =
+            &[(0.0, &[50.0, 51.0]), (0.5, &[40.0, 41.0]), (1.0, &[44.6, 44.6])];
+        let better = judged(high, low);
+        assert!(better.headline.starts_with("SAR is better"), "{}", better.headline);
+        let worse = judged(low, high);
+        assert!(worse.headline.starts_with("SAR is worse"), "{}", worse.headline);
+        assert!(worse.details[1].contains("worse at 0 (+10.0 ± 1.0"), "{}", worse.details[1]);
+        assert!(worse.details[1].contains("not clearly different at 1 ("), "{}", worse.details[1]);
+    }
+
+    #[test]
+    fn a_difference_within_the_spread_is_none() {
+        let found = judged(&[(0.0, &[40.0, 42.0])], &[(0.0, &[39.0, 42.0])]);
+        assert!(found.headline.starts_with("No clear difference"), "{}", found.headline);
+        let once = judged(&[(0.0, &[40.0])], &[(0.0, &[30.0])]);
+        assert!(once.headline.contains("spread is unknown"), "{}", once.headline);
+    }
+
+    #[test]
+    fn a_best_at_the_edge_of_the_sweep_is_said() {
+        let found = judged(
+            &[(0.0, &[40.0, 41.0]), (0.5, &[30.0, 31.0]), (1.0, &[50.0, 51.0])],
+            &[(0.0, &[40.0, 41.0]), (0.5, &[39.0, 38.0]), (1.0, &[30.0, 31.0])],
+        );
+        let edges: Vec<_> = found.details.iter().filter(|d| d.contains("edge")).collect();
+        assert_eq!(edges.len(), 1);
+        assert!(edges[0].contains("SAR (1)"), "{}", edges[0]);
+    }
+
+    #[test]
+    fn without_a_pair_there_is_no_verdict() {
+        assert!(verdict(&Summary::default()).headline.starts_with("No verdict"));
+        assert!(judged(&[], &[]).headline.contains("not measured"));
+        let apart = judged(&[(0.0, &[1.0, 2.0])], &[(1.0, &[1.0, 2.0])]);
+        assert!(apart.details[1].contains("share no guidance"), "{}", apart.details[1]);
+    }
+}
