@@ -10,6 +10,7 @@ mod matmul;
 mod ops;
 mod optimizer;
 mod rollout;
+mod simd;
 mod tokenizer;
 mod transformer;
 
@@ -25,7 +26,7 @@ impl Element for f32 {}
 impl Element for f64 {}
 
 mod sealed {
-    pub trait Sealed {}
+    pub trait Sealed: crate::simd::VectorMath {}
     impl Sealed for f32 {}
     impl Sealed for f64 {}
 }

@@ -1,6 +1,7 @@
 //! Matrix products: views with strides, handed to the `gemm` crate.
 
 use crate::Element;
+use crate::simd::{carve, sum2, vectorized, with_scratch};
 
 /// A read-only matrix view.
 #[derive(Clone, Copy)]
@@ -49,12 +50,27 @@ impl<'a, T> MatMut<'a, T> {
     pub(crate) fn rows(data: &'a mut [T], rows: usize, cols: usize) -> Self {
         Self { data, rows, cols, row_stride: cols }
     }
+
+    /// A row-major matrix with `row_stride` elements from row to row.
+    pub(crate) fn strided(data: &'a mut [T], rows: usize, cols: usize, row_stride: usize) -> Self {
+        Self { data, rows, cols, row_stride }
+    }
 }
+
+/// Terms added up in registers before they go to c. The crate's choice depends on the number of
+/// rows; a product of at most this many terms is done in one piece whatever it chooses.
+const DEPTH: usize = 512;
+
+/// Up to so many elements of c the crate has a kernel of its own for products of contiguous rows,
+/// which adds in another order.
+const SMALL: usize = 16 * 16;
 
 /// `c = alpha·a·b + beta·c`, on one thread or on the pool.
 ///
 /// `beta` 0 never reads c. An element of c is the same to the bit whatever `parallel` is, and
-/// whatever number of rows of a there are.
+/// whatever number of rows of a there are: the crate's kernels add in an order that does not depend
+/// on the tile, and the cases where it would choose another algorithm because there are few rows are
+/// led around here (long inner dimensions are cut; a single row or a tiny c gets more rows).
 pub(crate) fn matmul<T: Element>(
     alpha: T,
     a: Mat<'_, T>,
@@ -73,30 +89,189 @@ pub(crate) fn matmul<T: Element>(
     if c.rows == 0 || c.cols == 0 {
         return;
     }
+    // Rows from which on the crate takes neither its vector nor its tiny-product path.
+    let few = if b.row_stride == 1 { 2.max(SMALL / c.cols + 1) } else { 2 };
+    let needed = if a.col_stride == 1 { few } else { 2 };
+    if c.cols == 1 {
+        column(alpha, a, b, beta, c);
+    } else if c.rows < needed {
+        with_more_rows(alpha, a, b, beta, c, few);
+    } else {
+        cut(alpha, a, b, beta, c, parallel);
+    }
+}
+
+/// A product with a vector: one dot product per row.
+fn column<T: Element>(alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, beta: T, c: MatMut<'_, T>) {
+    let depth = a.cols;
+    with_scratch(2 * depth, |scratch: &mut [T]| {
+        let [row, vector] = carve(scratch, [depth, depth]);
+        for k in 0..depth {
+            vector[k] = b.data[k * b.row_stride];
+        }
+        for i in 0..c.rows {
+            for k in 0..depth {
+                row[k] = a.data[i * a.row_stride + k * a.col_stride];
+            }
+            let product = alpha
+                * vectorized(
+                    #[inline(always)]
+                    || sum2(row, vector, |a, b| a * b),
+                );
+            let c = &mut c.data[i * c.row_stride];
+            *c = if beta == T::zero() { product } else { beta * *c + product };
+        }
+    });
+}
+
+/// The product with rows of zeros appended to a and c.
+fn with_more_rows<T: Element>(
+    alpha: T,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+    beta: T,
+    c: MatMut<'_, T>,
+    rows: usize,
+) {
+    let (depth, cols) = (a.cols, c.cols);
+    with_scratch(rows * (depth + cols), |scratch: &mut [T]| {
+        scratch.fill(T::zero());
+        let [more_a, more_c] = carve(scratch, [rows * depth, rows * cols]);
+        for i in 0..c.rows {
+            for k in 0..depth {
+                more_a[i * depth + k] = a.data[i * a.row_stride + k * a.col_stride];
+            }
+            if beta != T::zero() {
+                let row = i * c.row_stride;
+                more_c[i * cols..][..cols].copy_from_slice(&c.data[row..row + cols]);
+            }
+        }
+        let a = Mat::rows(more_a, rows, depth);
+        cut(alpha, a, b, beta, MatMut::rows(more_c, rows, cols), false);
+        for i in 0..c.rows {
+            c.data[i * c.row_stride..][..cols].copy_from_slice(&more_c[i * cols..][..cols]);
+        }
+    });
+}
+
+/// Hands the product to the crate in pieces of at most [`DEPTH`] terms, of nearly equal size.
+fn cut<T: Element>(
+    alpha: T,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+    beta: T,
+    c: MatMut<'_, T>,
+    parallel: bool,
+) {
     let parallelism = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
-    // SAFETY: the three views were just checked to lie within their slices; c is a unique borrow, so
-    // it overlaps neither a nor b.
-    unsafe {
-        gemm::gemm(
-            c.rows,
-            c.cols,
-            a.cols,
-            c.data.as_mut_ptr(),
-            1,
-            c.row_stride as isize,
-            beta != T::zero(),
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            beta,
-            alpha,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    let pieces = a.cols.div_ceil(DEPTH).max(1);
+    let size = a.cols.div_ceil(pieces);
+    let mut beta = beta;
+    for piece in 0..pieces {
+        let start = piece * size;
+        let depth = size.min(a.cols - start);
+        // SAFETY: `matmul` has checked that the three views lie within their slices, and a piece
+        // lies within its view; c is a unique borrow, so it overlaps neither a nor b.
+        unsafe {
+            gemm::gemm(
+                c.rows,
+                c.cols,
+                depth,
+                c.data.as_mut_ptr(),
+                1,
+                c.row_stride as isize,
+                beta != T::zero(),
+                a.data.as_ptr().add(start * a.col_stride),
+                a.col_stride as isize,
+                a.row_stride as isize,
+                b.data.as_ptr().add(start * b.row_stride),
+                b.col_stride as isize,
+                b.row_stride as isize,
+                beta,
+                alpha,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
+        beta = T::one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+        (0..len)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    /// Views of a and b in each of the four layouts.
+    fn product(
+        (rows, depth, cols): (usize, usize, usize),
+        (a_t, b_t): (bool, bool),
+        a: &[f32],
+        b: &[f32],
+        beta: f32,
+        parallel: bool,
+    ) -> Vec<f32> {
+        let mut c = noise(rows * cols, 3);
+        let a = if a_t { Mat::strided(a, depth, rows, 700).t() } else { Mat::rows(a, rows, depth) };
+        let b = if b_t { Mat::rows(b, cols, depth).t() } else { Mat::rows(b, depth, cols) };
+        matmul(1.0, a, b, beta, MatMut::rows(&mut c, rows, cols), parallel);
+        c
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_number_of_rows_or_threads() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        for (depth, cols) in
+            [(1, 5), (2, 40), (3, 1), (32, 3), (64, 64), (64, 130), (600, 70), (1100, 33), (7, 257)]
+        {
+            for layout in [(false, false), (false, true), (true, false), (true, true)] {
+                let (a, b) = (noise(700 * depth.max(700), 1), noise(depth * cols, 2));
+                for beta in [0.0, 1.0] {
+                    let most = 300;
+                    let all =
+                        pool.install(|| product((most, depth, cols), layout, &a, &b, beta, true));
+                    for rows in [1, 2, 3, 4, 7, 8, 15, 16, 17, 63, 64, 65, 129, 299] {
+                        let some = product((rows, depth, cols), layout, &a, &b, beta, false);
+                        let same = some.iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(same, "rows {rows} depth {depth} cols {cols} {layout:?} {beta}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_right() {
+        /// Rounding of a sum of at most 1,100 products below 1, against f64.
+        const TOLERANCE: f64 = 2e-4;
+        for (rows, depth, cols) in [(1, 1, 1), (5, 0, 3), (17, 600, 33), (70, 1100, 65)] {
+            for layout in [(false, false), (false, true), (true, false), (true, true)] {
+                let (a, b) = (noise(700 * depth.max(700), 1), noise(depth * cols, 2));
+                let before = noise(rows * cols, 3);
+                let c = product((rows, depth, cols), layout, &a, &b, 1.0, true);
+                for i in 0..rows {
+                    for j in 0..cols {
+                        let mut expected = f64::from(before[i * cols + j]);
+                        for k in 0..depth {
+                            let a = if layout.0 { a[k * 700 + i] } else { a[i * depth + k] };
+                            let b = if layout.1 { b[j * depth + k] } else { b[k * cols + j] };
+                            expected += f64::from(a) * f64::from(b);
+                        }
+                        assert!((f64::from(c[i * cols + j]) - expected).abs() < TOLERANCE);
+                    }
+                }
+            }
+        }
     }
 }
