@@ -1,2 +1,30 @@
-//! The program.
-fn main() {}
+//! The program `sar`.
+
+use clap::Parser;
+use sar_train::cli::{Cli, Command};
+use sar_train::commands;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match set_threads(cli.global.threads).and_then(|()| dispatch(&cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprint!("{}", commands::describe(&error));
+            ExitCode::from(commands::exit_code(&error))
+        }
+    }
+}
+
+fn set_threads(threads: usize) -> anyhow::Result<()> {
+    // 0 leaves the choice to rayon: RAYON_NUM_THREADS, else one per core.
+    Ok(rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?)
+}
+
+fn dispatch(cli: &Cli) -> anyhow::Result<()> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Plan(args) => commands::plan::run(args, global),
+        Command::Doctor(args) => commands::doctor::run(args, global),
+    }
+}

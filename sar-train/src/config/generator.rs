@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 /// Section `[generator]`. Everything a checkpoint must agree with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct GeneratorConfig {
+pub struct GeneratorSection {
     /// Transformer blocks. Default 4.
     pub depth: usize,
-    /// Width C of a token; a multiple of `heads`. Default 256 (published: 64·depth).
+    /// Width C of a token; a multiple of `heads`. 0 is 64·depth, as published. Default 256.
     pub width: usize,
-    /// Attention heads H. Default 4 (published: depth).
+    /// Attention heads H. 0 is depth, as published. Default 4.
     pub heads: usize,
     /// Codebook size V, as the tokenizer's. Default 512 (published: 8912).
     pub vocab: usize,
@@ -23,11 +23,13 @@ pub struct GeneratorConfig {
     /// Grids from coarse to fine, `1_2_4_8`; non-square as `2x3`. Default `1_2_4_8`.
     #[serde(with = "text")]
     pub schedule: ScaleSchedule,
-    /// Initial scale of the blocks' γ rows (published `alng`): 1e-3, or 1e-4 at depth 24.
-    pub gamma_init: f64,
+    /// Side of the learned position table. Default 32, as published.
+    pub pos_side: usize,
+    /// Factor on the initial rows of γ1 and γ2. Default 1e-3 (published: 1e-4 at depth 24).
+    pub alng: f64,
 }
 
-impl Default for GeneratorConfig {
+impl Default for GeneratorSection {
     fn default() -> Self {
         Self {
             depth: 4,
@@ -37,7 +39,8 @@ impl Default for GeneratorConfig {
             channels: 8,
             classes: 10,
             schedule: four_scales(),
-            gamma_init: 1e-3,
+            pos_side: 32,
+            alng: 1e-3,
         }
     }
 }
@@ -47,8 +50,18 @@ fn four_scales() -> ScaleSchedule {
     ScaleSchedule::from_sides(&[1, 2, 4, 8]).unwrap_or_else(|_| ScaleSchedule::published_256())
 }
 
-impl GeneratorConfig {
-    /// Checks every value.
+impl GeneratorSection {
+    /// Fills in the width and the heads that 0 stands for.
+    pub fn resolve(&mut self) {
+        if self.width == 0 {
+            self.width = 64 * self.depth;
+        }
+        if self.heads == 0 {
+            self.heads = self.depth;
+        }
+    }
+
+    /// Checks every value, of a resolved section.
     ///
     /// # Errors
     /// [`ConfigError::Value`] naming the key.
@@ -59,6 +72,7 @@ impl GeneratorConfig {
             ("generator.heads", self.heads),
             ("generator.channels", self.channels),
             ("generator.classes", self.classes),
+            ("generator.pos_side", self.pos_side),
         ] {
             require(value >= 1, key, value, "at least 1")?;
         }
@@ -70,9 +84,9 @@ impl GeneratorConfig {
             &format!("a multiple of generator.heads = {}", self.heads),
         )?;
         require(
-            self.gamma_init.is_finite() && self.gamma_init >= 0.0,
-            "generator.gamma_init",
-            self.gamma_init,
+            self.alng.is_finite() && self.alng >= 0.0,
+            "generator.alng",
+            self.alng,
             "a number of at least 0",
         )
     }

@@ -12,7 +12,7 @@ mod text;
 mod train;
 
 pub use error::ConfigError;
-pub use generator::GeneratorConfig;
+pub use generator::GeneratorSection;
 pub use sample::{Ramp, SampleConfig};
 pub use sar::{Context, Decode, Extent, Preset, SarConfig, Target};
 pub use train::{LrShape, Mode, TrainConfig};
@@ -25,7 +25,7 @@ use std::path::Path;
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The generator's shape.
-    pub generator: GeneratorConfig,
+    pub generator: GeneratorSection,
     /// How it is trained.
     pub train: TrainConfig,
     /// Self-autoregressive refinement, used where `train.mode` is `ssr`.
@@ -51,8 +51,9 @@ impl Config {
     /// Not TOML, an unknown key, a value of the wrong type or out of range; each names the key and
     /// the line.
     pub fn parse(text: &str, origin: &str) -> Result<Self, ConfigError> {
-        let config: Self =
+        let mut config: Self =
             toml::from_str(text).map_err(|error| ConfigError::from_toml(&error, text, origin))?;
+        config.generator.resolve();
         config.validate().map_err(|e| e.at(text, origin))?;
         Ok(config)
     }

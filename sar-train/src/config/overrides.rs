@@ -48,9 +48,10 @@ fn with_value(
 
     let place = format!("--set {setting}");
     let path = format!("{}.{key}", sections.join("."));
-    let changed: Config = root.try_into().map_err(|e: toml::de::Error| {
+    let mut changed: Config = root.try_into().map_err(|e: toml::de::Error| {
         ConfigError::from_message(e.message(), place.clone(), path)
     })?;
+    changed.generator.resolve();
     changed.validate().map_err(|e| e.at("", &place))?;
     Ok(changed)
 }

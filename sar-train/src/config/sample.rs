@@ -5,7 +5,7 @@ use sar_math::ScaleSchedule;
 use serde::{Deserialize, Serialize};
 
 /// How guidance g becomes t of scale i (from 0) of N; logits are `(1+t)·cond − t·uncond`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ramp {
     /// `t = g·i/min(N−1, 9)`: FlexVAR's sampler.

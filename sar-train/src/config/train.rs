@@ -180,8 +180,6 @@ pub struct TrainConfig {
     pub non_finite_limit: u32,
     /// Seed of weights, order, crops, dropout and draws. Default 0.
     pub seed: u64,
-    /// Worker threads; 0 is one per core. The result does not depend on it. Default 0.
-    pub threads: usize,
 }
 
 impl Default for TrainConfig {
@@ -215,7 +213,6 @@ impl Default for TrainConfig {
             keep: 3,
             non_finite_limit: 5,
             seed: 0,
-            threads: 0,
         }
     }
 }

@@ -1,0 +1,26 @@
+//! What each command does: one file per command, `run(args, global)` in each.
+
+pub mod doctor;
+pub mod plan;
+
+use crate::run::Interrupted;
+
+/// An error for the terminal: what failed, its causes, one per line.
+pub fn describe(error: &anyhow::Error) -> String {
+    let mut text = format!("error: {error}\n");
+    let mut said = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        // Some libraries repeat their cause in their own message.
+        if !said.contains(&cause) {
+            text.push_str(&format!("  because: {cause}\n"));
+        }
+        said = cause;
+    }
+    text
+}
+
+/// The exit code of a failed command: 130 after an interruption, else 1.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.chain().any(|cause| cause.is::<Interrupted>()) { 130 } else { 1 }
+}

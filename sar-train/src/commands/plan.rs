@@ -1,0 +1,265 @@
+//! `sar plan`: what a configuration costs, before it runs.
+
+use crate::cli::{GlobalArgs, PlanArgs, StepMode};
+use crate::config::{Config, Context, Extent, GeneratorSection, Mode};
+use crate::run::memory;
+use serde::Serialize;
+
+/// Bytes of an f32.
+const F32: u64 = 4;
+
+/// Floats that one block keeps per token for its backward pass, in units of the width: two
+/// normalised inputs and the two residual sums (4), q, k, v (3), attention output and its
+/// projection (2), the FFN's two hidden layers of width 4 (8) and its output (1).
+const KEPT_PER_BLOCK: u64 = 18;
+
+/// What a step of a generator costs. FLOPs count a multiply-add as two.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// Trainable parameters.
+    pub parameters: u64,
+    /// Tokens T of one image.
+    pub tokens: u64,
+    /// Tokens that a training step runs forward and backward per image, all passes together.
+    pub tokens_trained: u64,
+    /// FLOPs of one teacher-forced forward pass of one image.
+    pub flops_forward: u64,
+    /// FLOPs of one optimiser step: all passes, forward and backward, of all its images.
+    pub flops_step: u64,
+    /// Estimated bytes, by what they hold.
+    pub memory: MemoryPlan,
+}
+
+/// Estimated bytes of a training process, in f32.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MemoryPlan {
+    /// Weights, and their running average where one is kept.
+    pub weights: u64,
+    /// Gradients.
+    pub gradients: u64,
+    /// AdamW's two moments.
+    pub moments: u64,
+    /// What the passes of one batch keep for their backward.
+    pub activations: u64,
+    /// Logits and their gradient.
+    pub logits: u64,
+}
+
+impl MemoryPlan {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.gradients + self.moments + self.activations + self.logits
+    }
+}
+
+/// Prints the plan.
+///
+/// # Errors
+/// The configuration cannot be read or is not valid.
+pub fn run(args: &PlanArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
+    let (config, mode) = configuration(args)?;
+    let plan = plan(&config, mode);
+    if args.json {
+        println!("{}", serde_json::to_string(&plan)?);
+    } else {
+        print!("{}", table(&config, &plan));
+    }
+    Ok(())
+}
+
+/// The configuration that the flags ask for.
+fn configuration(args: &PlanArgs) -> anyhow::Result<(Config, StepMode)> {
+    let mut config = match &args.config {
+        Some(path) => Config::load(path)?,
+        None => Config::default(),
+    }
+    .set(&args.set)?;
+    let g = &mut config.generator;
+    if let Some(depth) = args.depth {
+        (g.depth, g.width, g.heads) = (depth, 0, 0);
+    }
+    for (flag, value) in [
+        (args.width, &mut g.width),
+        (args.heads, &mut g.heads),
+        (args.vocab, &mut g.vocab),
+        (args.channels, &mut g.channels),
+        (args.classes, &mut g.classes),
+        (args.batch, &mut config.train.batch),
+    ] {
+        *value = flag.unwrap_or(*value);
+    }
+    g.schedule = args.schedule.unwrap_or(g.schedule);
+    g.resolve();
+    let mode = args.mode.unwrap_or(match (config.train.mode, config.sar.extent) {
+        (Mode::Ssr, Extent::All) => StepMode::SarAll,
+        (Mode::Ssr, _) => StepMode::SarLast,
+        _ => StepMode::Tf,
+    });
+    if args.mode.is_some() {
+        // The comparison script rolls out by argmax, so without guidance.
+        config.sar.guidance = 0.0;
+        config.sar.context = Context::ClassToken;
+    }
+    config.validate()?;
+    Ok((config, mode))
+}
+
+/// Parameters of a generator; each tensor as published.
+pub fn parameters(g: &GeneratorSection) -> u64 {
+    let [c, k, v, h] = [g.width, g.channels, g.vocab, g.heads].map(|n| n as u64);
+    let positions = c + c * (g.pos_side as u64).pow(2);
+    let embeddings = c * k + c + (g.classes as u64 + 1) * c;
+    let attention = h + 2 * c + 3 * c * c + c * c + c;
+    let feed_forward = 4 * c * c + 4 * c + 4 * c * c + c;
+    let modulation = 6 * c * c + 6 * c;
+    let head = 2 * c * c + 2 * c + v * c + v;
+    positions + embeddings + g.depth as u64 * (attention + feed_forward + modulation) + head
+}
+
+/// FLOPs of one forward pass of one image over grids of these many tokens.
+fn forward_flops(g: &GeneratorSection, grids: &[u64]) -> u64 {
+    let [c, k, v, d] = [g.width, g.channels, g.vocab, g.depth].map(|n| n as u64);
+    let tokens: u64 = grids.iter().sum();
+    let mut seen = 0;
+    let mut pairs = 0;
+    for &grid in grids {
+        seen += grid;
+        pairs += grid * seen;
+    }
+    let block = 2 * 12 * c * c * tokens + 4 * c * pairs + 2 * 6 * c * c;
+    d * block + 2 * tokens * c * (k + v) + 2 * 2 * c * c
+}
+
+/// What one optimiser step of `config` costs when it trains `mode`.
+pub fn plan(config: &Config, mode: StepMode) -> Plan {
+    let g = &config.generator;
+    let train = &config.train;
+    let grids: Vec<u64> = g.schedule.scales().iter().map(|s| s.tokens() as u64).collect();
+    let tokens = g.schedule.tokens() as u64;
+    let last = g.schedule.last().tokens() as u64;
+    let student: Vec<u64> = match (mode, config.sar.context) {
+        (StepMode::Tf, _) => Vec::new(),
+        (StepMode::SarLast, Context::ClassToken) => vec![1, last],
+        (StepMode::SarAll, _) | (StepMode::SarLast, Context::Full) => grids.clone(),
+    };
+    let student_tokens: u64 = student.iter().sum();
+    let teacher = forward_flops(g, &grids);
+    // Guidance doubles the teacher's forward; backward costs twice the forward.
+    let guided = mode != StepMode::Tf && config.sar.guidance > 0.0;
+    let per_image = 3 * teacher
+        + 3 * forward_flops(g, &student) * u64::from(!student.is_empty())
+        + if guided { teacher } else { 0 };
+    let images = (train.batch * train.accumulate) as u64;
+
+    let parameters = parameters(g);
+    let batch = train.batch as u64;
+    let [c, d, v] = [g.width, g.depth, g.vocab].map(|n| n as u64);
+    // The passes run one after another, each forward then backward: the longest one counts.
+    let live = tokens.max(student_tokens);
+    Plan {
+        parameters,
+        tokens,
+        tokens_trained: tokens + student_tokens,
+        flops_forward: teacher,
+        flops_step: per_image * images,
+        memory: MemoryPlan {
+            weights: F32 * parameters * if train.ema > 0.0 { 2 } else { 1 },
+            gradients: F32 * parameters,
+            moments: 2 * F32 * parameters,
+            activations: F32 * batch * live * c * d * KEPT_PER_BLOCK,
+            logits: F32 * batch * tokens * v * if guided { 3 } else { 2 },
+        },
+    }
+}
+
+fn table(config: &Config, plan: &Plan) -> String {
+    let g = &config.generator;
+    let m = &plan.memory;
+    let rows = [
+        ("generator", format!("depth {}, width {}, heads {}", g.depth, g.width, g.heads)),
+        ("vocabulary", format!("{} codes of {} channels", g.vocab, g.channels)),
+        ("schedule", format!("{}: {} tokens", g.schedule, plan.tokens)),
+        ("parameters", grouped(plan.parameters)),
+        ("tokens", format!("{} per image and step, all passes", plan.tokens_trained)),
+        ("forward", format!("{} per image", flops(plan.flops_forward))),
+        ("step", format!("{} forward and backward", flops(plan.flops_step))),
+        ("memory", format!("about {}, of which:", memory::text(m.total()))),
+        ("  weights", memory::text(m.weights)),
+        ("  gradients", memory::text(m.gradients)),
+        ("  moments", memory::text(m.moments)),
+        ("  activations", format!("{}, batch {}", memory::text(m.activations), config.train.batch)),
+        ("  logits", memory::text(m.logits)),
+    ];
+    rows.iter().map(|(what, value)| format!("{what:<14} {value}\n")).collect()
+}
+
+/// `315561936` as `315 561 936`.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn flops(n: u64) -> String {
+    if n >= 1_000_000_000_000 {
+        format!("{:.2} TFLOP", n as f64 / 1e12)
+    } else {
+        format!("{:.2} GFLOP", n as f64 / 1e9)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use sar_math::ScaleSchedule;
+
+    fn published(depth: usize) -> Config {
+        let mut config = Config::default();
+        config.generator = GeneratorSection {
+            depth,
+            width: 64 * depth,
+            heads: depth,
+            vocab: 8912,
+            channels: 32,
+            classes: 1000,
+            schedule: ScaleSchedule::published_256(),
+            ..config.generator
+        };
+        config
+    }
+
+    #[test]
+    fn parameters_are_those_of_the_released_checkpoints() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../golden/checkpoint_shapes.json");
+        let shapes: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        for depth in [16, 20, 24] {
+            let released = shapes[format!("FlexVAR-d{depth}:parameters")].as_u64().unwrap();
+            assert_eq!(parameters(&published(depth).generator), released, "d{depth}");
+        }
+    }
+
+    #[test]
+    fn passes_add_up() {
+        let config = published(16);
+        let tf = plan(&config, StepMode::Tf);
+        assert_eq!((tf.tokens, tf.tokens_trained), (680, 680));
+        let forward = tf.flops_forward;
+        assert_eq!(tf.flops_step, 3 * forward * config.train.batch as u64);
+        // 2 FLOPs per weight that every token meets, and attention on top.
+        let matrices = 2 * 680 * (16 * 12 * 1024 * 1024 + 1024 * (8912 + 32));
+        assert!(forward > matrices && forward < matrices * 11 / 10, "{forward} {matrices}");
+        let release = plan(&config, StepMode::SarLast);
+        assert_eq!(release.tokens_trained, 680 + 257);
+        let all = plan(&config, StepMode::SarAll);
+        assert_eq!(all.tokens_trained, 2 * 680);
+        assert!(release.flops_step < all.flops_step && tf.flops_step < release.flops_step);
+    }
+}
