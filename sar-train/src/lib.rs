@@ -7,3 +7,7 @@ pub mod metrics;
 pub mod params;
 pub mod report;
 pub mod run;
+
+pub mod model;
+pub mod params;
+pub mod sample;

@@ -5,4 +5,5 @@
 
 mod resample;
 mod metrics;
+mod generator;
 mod support;

@@ -1,0 +1,408 @@
+//! Forward and backward of one pass over a schedule.
+
+use super::layout::{MLP_RATIO, NORM_EPS};
+use super::{Generator, Gradients, Trace};
+use sar_math::ScaleSchedule;
+use sar_math::backend::{
+    AttentionDims, Backend, Branch, Buffers, EmbeddingDims, LinearDims, ShapeError, TokenDims, Write,
+};
+
+/// What a pass is given.
+pub struct PassInput<'a, B: Buffers> {
+    /// Samples B.
+    pub batch: usize,
+    /// The scales of this pass.
+    pub schedule: ScaleSchedule,
+    /// Classes `[b]`.
+    pub labels: &'a B::Ids,
+    /// Codes that feed scales 2.., `[b, T−1, k]`.
+    pub inputs: &'a B::Activation,
+    /// Whether the class token carries `pos_start` (a student pass does not).
+    pub with_start: bool,
+    /// Drop path: factor of sample b in branch n at `[n·b_total + b]`; `None` in evaluation.
+    pub keep: Option<&'a B::Accum>,
+}
+
+impl<B: Buffers> Clone for PassInput<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Buffers> Copy for PassInput<'_, B> {}
+
+/// Dimensions that all layers of a pass share.
+#[derive(Clone, Copy)]
+struct Dims {
+    tokens: TokenDims,
+    attention: AttentionDims,
+}
+
+impl Dims {
+    fn linear(&self, inputs: usize, outputs: usize) -> LinearDims {
+        LinearDims { rows: self.tokens.rows(), inputs, outputs }
+    }
+}
+
+impl Generator {
+    /// Runs the model; logits `[b, T, v]` and all that the backward needs are left in `trace`.
+    ///
+    /// # Errors
+    /// Shape, where the trace is too small; a device fault.
+    pub fn forward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &B::Params,
+        input: &PassInput<'_, B>,
+        trace: &mut Trace<B>,
+    ) -> Result<(), B::Error> {
+        let dims = self.dims(input, trace)?;
+        self.embed(backend, params, input, trace)?;
+        for norm in 0..=2 * self.config().depth {
+            self.norm(backend, input, dims, norm, trace)?;
+            if norm == 2 * self.config().depth {
+                let head = dims.linear(dims.tokens.width, self.config().vocab);
+                backend.linear(head, &trace.normed, params, self.head, &mut trace.logits)?;
+            } else if norm % 2 == 0 {
+                self.attention(backend, params, dims, norm / 2, trace)?;
+            } else {
+                self.ffn(backend, params, dims, norm / 2, trace)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gradients of all parameters from the logits' gradient in `trace.logits`.
+    ///
+    /// `input.batch` may be smaller than the forward's: then only the first samples take part
+    /// (guided rollouts run unconditional samples beside, which have no loss).
+    ///
+    /// # Errors
+    /// As [`Generator::forward`].
+    pub fn backward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &B::Params,
+        input: &PassInput<'_, B>,
+        forward_batch: usize,
+        trace: &mut Trace<B>,
+        grads: &mut Gradients<B>,
+    ) -> Result<(), B::Error> {
+        let dims = self.dims(input, trace)?;
+        let depth = self.config().depth;
+        for norm in (0..=2 * depth).rev() {
+            backend.renorm(
+                dims.tokens,
+                &trace.sums[norm],
+                &trace.stats[norm],
+                &trace.ada,
+                self.modulation(norm),
+                &mut trace.normed,
+            )?;
+            if norm == 2 * depth {
+                let head = dims.linear(dims.tokens.width, self.config().vocab);
+                backend.linear_backward(
+                    head,
+                    &trace.logits,
+                    &trace.normed,
+                    params,
+                    self.head,
+                    Some(&mut grads.dy),
+                    &mut grads.params,
+                )?;
+            } else if norm % 2 == 0 {
+                self.attention_backward(backend, params, dims, norm / 2, trace, grads)?;
+            } else {
+                self.ffn_backward(backend, params, dims, norm / 2, trace, grads)?;
+            }
+            self.norm_backward(backend, input, forward_batch, dims, norm, trace, grads)?;
+        }
+        self.embed_backward(backend, params, input, trace, grads)
+    }
+
+    fn dims<B: Backend>(
+        &self,
+        input: &PassInput<'_, B>,
+        trace: &Trace<B>,
+    ) -> Result<Dims, ShapeError> {
+        let (batch, tokens) = (input.batch, input.schedule.tokens());
+        ShapeError::at_least("generator", "trace batch", batch, trace.max_batch)?;
+        ShapeError::at_least("generator", "trace tokens", tokens, trace.max_tokens)?;
+        let (width, heads) = (self.config().width, self.config().heads);
+        let attention = AttentionDims {
+            batch,
+            heads,
+            head_dim: self.config().head_dim(),
+            schedule: input.schedule,
+        };
+        Ok(Dims { tokens: TokenDims { batch, tokens, width }, attention })
+    }
+
+    fn embedding_dims<B: Backend>(&self, input: &PassInput<'_, B>) -> EmbeddingDims {
+        EmbeddingDims {
+            batch: input.batch,
+            input_batch: input.batch,
+            span: 0..input.schedule.tokens(),
+            width: self.config().width,
+            channels: self.config().channels,
+        }
+    }
+
+    /// The class vectors, and every block's modulation from them.
+    pub(crate) fn condition<B: Backend>(
+        &self,
+        backend: &B,
+        params: &B::Params,
+        batch: usize,
+        labels: &B::Ids,
+        cond: &mut B::Activation,
+        silu_cond: &mut B::Activation,
+        ada: &mut B::Activation,
+    ) -> Result<(), B::Error> {
+        let c = self.config().width;
+        backend.class_embedding(batch, c, labels, params, self.class_emb, cond)?;
+        backend.silu(batch * c, cond, silu_cond)?;
+        let dims = LinearDims { rows: batch, inputs: c, outputs: self.ada_stride() };
+        backend.linear(dims, silu_cond, params, self.ada, ada)
+    }
+
+    fn embed<B: Backend>(
+        &self,
+        backend: &B,
+        params: &B::Params,
+        input: &PassInput<'_, B>,
+        t: &mut Trace<B>,
+    ) -> Result<(), B::Error> {
+        self.condition(
+            backend,
+            params,
+            input.batch,
+            input.labels,
+            &mut t.cond,
+            &mut t.silu_cond,
+            &mut t.ada,
+        )?;
+        let width = self.config().width;
+        backend.positions(&input.schedule, width, params, self.pos_table, &mut t.pos_lc)?;
+        backend.token_embedding(
+            &self.embedding_dims(input),
+            &t.cond,
+            input.inputs,
+            params,
+            self.embedding(input.with_start),
+            &t.pos_lc,
+            &mut t.sums[0],
+        )
+    }
+
+    fn embed_backward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &B::Params,
+        input: &PassInput<'_, B>,
+        t: &Trace<B>,
+        g: &mut Gradients<B>,
+    ) -> Result<(), B::Error> {
+        let (batch, c) = (input.batch, self.config().width);
+        backend.token_embedding_backward(
+            &self.embedding_dims(input),
+            &g.dx,
+            input.inputs,
+            self.embedding(input.with_start),
+            &mut g.dcond,
+            &mut g.dpos,
+            &mut g.params,
+        )?;
+        backend.positions_backward(
+            &input.schedule,
+            c,
+            &g.dpos,
+            self.pos_table,
+            &mut g.params,
+        )?;
+        let table = self.class_emb;
+        backend.class_embedding_backward(batch, c, input.labels, &g.dcond, table, &mut g.params)?;
+        let dims = LinearDims { rows: batch, inputs: c, outputs: self.ada_stride() };
+        let (d_ada, x) = (&g.d_ada, &t.silu_cond);
+        let dx = Some(&mut g.dcond);
+        backend.linear_backward(dims, d_ada, x, params, self.ada, dx, &mut g.params)?;
+        backend.silu_backward(batch * c, &t.cond, &mut g.dcond)?;
+        backend.class_embedding_backward(batch, c, input.labels, &g.dcond, table, &mut g.params)
+    }
+
+    /// Norm n, with the branch before it added to the residual stream.
+    fn norm<B: Backend>(
+        &self,
+        backend: &B,
+        input: &PassInput<'_, B>,
+        dims: Dims,
+        norm: usize,
+        t: &mut Trace<B>,
+    ) -> Result<(), B::Error> {
+        let branch = norm.checked_sub(1).map(|n| Branch::<B> {
+            value_blc: &t.branches[n],
+            gate: self.gate(n),
+            keep: input.keep.map(|k| (k, n * input.batch)),
+        });
+        // Without a branch nothing is written to the sum: any other buffer serves.
+        let (before, after) = t.sums.split_at_mut(norm.max(1));
+        backend.residual_norm(
+            dims.tokens,
+            NORM_EPS,
+            &before[norm.saturating_sub(1)],
+            branch,
+            &t.ada,
+            self.modulation(norm),
+            &mut after[0],
+            &mut t.normed,
+            &mut t.stats[norm],
+        )
+    }
+
+    fn norm_backward<B: Backend>(
+        &self,
+        backend: &B,
+        input: &PassInput<'_, B>,
+        forward_batch: usize,
+        dims: Dims,
+        norm: usize,
+        t: &Trace<B>,
+        g: &mut Gradients<B>,
+    ) -> Result<(), B::Error> {
+        let branch = norm.checked_sub(1).map(|n| Branch::<B> {
+            value_blc: &t.branches[n],
+            gate: self.gate(n),
+            keep: input.keep.map(|k| (k, n * forward_batch)),
+        });
+        let last = norm == 2 * self.config().depth;
+        let dbranch = branch.is_some().then_some(&mut g.dbranch);
+        backend.residual_norm_backward(
+            dims.tokens,
+            &g.dy,
+            &t.sums[norm],
+            &t.stats[norm],
+            branch,
+            &t.ada,
+            self.modulation(norm),
+            if last { Write::Overwrite } else { Write::Accumulate },
+            &mut g.dx,
+            dbranch,
+            &mut g.d_ada,
+        )
+    }
+
+    fn attention<B: Backend>(
+        &self,
+        backend: &B,
+        params: &B::Params,
+        dims: Dims,
+        i: usize,
+        t: &mut Trace<B>,
+    ) -> Result<(), B::Error> {
+        let (c, slots) = (dims.tokens.width, &self.blocks[i]);
+        backend.linear(dims.linear(c, 3 * c), &t.normed, params, slots.qkv, &mut t.qkv[i])?;
+        backend.attention(
+            dims.attention,
+            &mut t.qkv[i],
+            params,
+            slots.attention,
+            &mut t.inverse_norms[i],
+            &mut t.lse[i],
+            &mut t.attended[i],
+        )?;
+        let out = &mut t.branches[2 * i];
+        backend.linear(dims.linear(c, c), &t.attended[i], params, slots.proj, out)
+    }
+
+    fn attention_backward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &B::Params,
+        dims: Dims,
+        i: usize,
+        t: &Trace<B>,
+        g: &mut Gradients<B>,
+    ) -> Result<(), B::Error> {
+        let (c, slots) = (dims.tokens.width, &self.blocks[i]);
+        backend.linear_backward(
+            dims.linear(c, c),
+            &g.dbranch,
+            &t.attended[i],
+            params,
+            slots.proj,
+            Some(&mut g.dy),
+            &mut g.params,
+        )?;
+        backend.attention_backward(
+            dims.attention,
+            &g.dy,
+            &t.attended[i],
+            &t.qkv[i],
+            &t.inverse_norms[i],
+            &t.lse[i],
+            params,
+            slots.attention,
+            &mut g.wide,
+            &mut g.params,
+        )?;
+        backend.linear_backward(
+            dims.linear(c, 3 * c),
+            &g.wide,
+            &t.normed,
+            params,
+            slots.qkv,
+            Some(&mut g.dy),
+            &mut g.params,
+        )
+    }
+
+    fn ffn<B: Backend>(
+        &self,
+        backend: &B,
+        params: &B::Params,
+        dims: Dims,
+        i: usize,
+        t: &mut Trace<B>,
+    ) -> Result<(), B::Error> {
+        let (c, slots) = (dims.tokens.width, &self.blocks[i]);
+        let wide = MLP_RATIO * c;
+        backend.linear(dims.linear(c, wide), &t.normed, params, slots.fc1, &mut t.hidden[i])?;
+        backend.gelu(dims.tokens.rows() * wide, &t.hidden[i], &mut t.activated)?;
+        let out = &mut t.branches[2 * i + 1];
+        backend.linear(dims.linear(wide, c), &t.activated, params, slots.fc2, out)
+    }
+
+    fn ffn_backward<B: Backend>(
+        &self,
+        backend: &B,
+        params: &B::Params,
+        dims: Dims,
+        i: usize,
+        t: &mut Trace<B>,
+        g: &mut Gradients<B>,
+    ) -> Result<(), B::Error> {
+        let (c, slots) = (dims.tokens.width, &self.blocks[i]);
+        let wide = MLP_RATIO * c;
+        let len = dims.tokens.rows() * wide;
+        backend.gelu(len, &t.hidden[i], &mut t.activated)?;
+        backend.linear_backward(
+            dims.linear(wide, c),
+            &g.dbranch,
+            &t.activated,
+            params,
+            slots.fc2,
+            Some(&mut g.wide),
+            &mut g.params,
+        )?;
+        backend.gelu_backward(len, &t.hidden[i], &mut g.wide)?;
+        backend.linear_backward(
+            dims.linear(c, wide),
+            &g.wide,
+            &t.normed,
+            params,
+            slots.fc1,
+            Some(&mut g.dy),
+            &mut g.params,
+        )
+    }
+}

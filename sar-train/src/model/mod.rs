@@ -1,0 +1,3 @@
+//! The models: next-scale generator, tokenizer, classifier.
+
+pub mod generator;

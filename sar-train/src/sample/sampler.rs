@@ -1,0 +1,291 @@
+//! Generation scale by scale with a cache of keys and values.
+
+use crate::model::generator::{Generator, MLP_RATIO, NORM_EPS};
+use sar_math::backend::{
+    Backend, Branch, Buffers, CachedAttentionDims, Choice, ChooseDims, EmbeddingDims, LinearDims,
+    RolloutDims, ShapeError, TokenDims,
+};
+use sar_math::{MAX_SCALES, ScaleSchedule};
+
+/// How codes are chosen while sampling.
+#[derive(Clone, Copy, Debug)]
+pub struct Decoding {
+    /// Guidance t of each scale; `None` runs no unconditional samples at all.
+    pub guidance: Option<[f64; MAX_SCALES]>,
+    /// Argmax, or a draw from the filtered distribution.
+    pub choice: Choice,
+}
+
+/// Scales whose codes are given instead of generated.
+pub struct Given<'a, B: Buffers> {
+    /// Codes `[b, T]`.
+    pub ids: &'a B::Ids,
+    /// Which scales to take from them.
+    pub scales: [bool; MAX_SCALES],
+}
+
+/// Memory of a sampling run: cache and scratch, for one schedule and a largest batch.
+pub struct Sampler<B: Buffers> {
+    schedule: ScaleSchedule,
+    /// Rows of a batch with its unconditional half.
+    rows: usize,
+    labels: B::Ids,
+    cond: B::Activation,
+    silu_cond: B::Activation,
+    ada: B::Activation,
+    pos_lc: B::Activation,
+    inputs: B::Activation,
+    cache: Vec<B::Activation>,
+    x: B::Activation,
+    sum: B::Activation,
+    normed: B::Activation,
+    branch: B::Activation,
+    wide: B::Activation,
+    activated: B::Activation,
+    stats: B::Accum,
+    /// Logits of the scale generated last, `[b or 2b, n, v]`.
+    pub logits: B::Activation,
+    /// Codes of all scales, `[b, T]`.
+    pub ids: B::Ids,
+}
+
+impl<B: Backend> Sampler<B> {
+    /// Room for `batch` images of a schedule, guided or not.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn new(
+        backend: &B,
+        generator: &Generator,
+        batch: usize,
+        schedule: &ScaleSchedule,
+        guided: bool,
+    ) -> Result<Self, B::Error> {
+        let g = generator.config();
+        let (c, tokens) = (g.width, schedule.tokens());
+        let rows = if guided { 2 * batch } else { batch };
+        let largest = schedule.scales().iter().map(|s| s.tokens()).max().unwrap_or(1);
+        let n = rows * largest;
+        let cache: Result<Vec<_>, _> =
+            (0..g.depth).map(|_| backend.activation(2 * rows * tokens * c)).collect();
+        Ok(Self {
+            schedule: *schedule,
+            rows,
+            labels: backend.ids(rows)?,
+            cond: backend.activation(rows * c)?,
+            silu_cond: backend.activation(rows * c)?,
+            ada: backend.activation(rows * generator.ada_stride())?,
+            pos_lc: backend.activation(tokens * c)?,
+            inputs: backend.activation(batch * largest * g.channels)?,
+            cache: cache?,
+            x: backend.activation(n * c)?,
+            sum: backend.activation(n * c)?,
+            normed: backend.activation(n * c)?,
+            branch: backend.activation(n * c)?,
+            wide: backend.activation(n * MLP_RATIO * c)?,
+            activated: backend.activation(n * MLP_RATIO * c)?,
+            stats: backend.accum(n * 2)?,
+            logits: backend.activation(n * g.vocab)?,
+            ids: backend.ids(batch * tokens)?,
+        })
+    }
+
+    /// Generates the codes of `labels.len()` images; they are left in `self.ids`.
+    ///
+    /// Image `k` of a seed is the same whatever batch it is generated in. `given` scales are taken as
+    /// they are and feed the next scale; they are not generated. `observe` sees each generated scale
+    /// after its codes are chosen, with its logits still in place.
+    ///
+    /// # Errors
+    /// Shape, where there are more labels than room; a device fault.
+    pub fn run(
+        &mut self,
+        backend: &B,
+        generator: &Generator,
+        params: &B::Params,
+        codebook: &B::Accum,
+        labels: &[u32],
+        decoding: &Decoding,
+        given: Option<&Given<'_, B>>,
+        mut observe: impl FnMut(usize, &Self) -> Result<(), B::Error>,
+    ) -> Result<(), B::Error> {
+        let batch = labels.len();
+        let rows = if decoding.guidance.is_some() { 2 * batch } else { batch };
+        ShapeError::at_least("sample", "sampler rows", rows, self.rows)?;
+        self.begin(backend, generator, params, labels, rows)?;
+        if let Some(g) = given {
+            let schedule = self.schedule;
+            backend.merge_ids(batch, &schedule, &g.scales, g.ids, &mut self.ids)?;
+        }
+        for scale in 0..self.schedule.len() {
+            if scale > 0 {
+                self.feed(backend, generator, codebook, batch, scale)?;
+            }
+            self.trunk(backend, generator, params, batch, rows, scale)?;
+            if given.is_some_and(|g| g.scales[scale]) {
+                continue;
+            }
+            let dims = ChooseDims {
+                batch,
+                schedule: self.schedule,
+                scales: scale..scale + 1,
+                vocab: generator.config().vocab,
+                guidance: decoding.guidance,
+                choice: decoding.choice,
+            };
+            backend.choose_codes(&dims, &self.logits, &mut self.ids)?;
+            observe(scale, self)?;
+        }
+        Ok(())
+    }
+
+    /// Class vectors, modulation and positions: once per batch.
+    fn begin(
+        &mut self,
+        backend: &B,
+        generator: &Generator,
+        params: &B::Params,
+        labels: &[u32],
+        rows: usize,
+    ) -> Result<(), B::Error> {
+        let g = generator.config();
+        backend.upload_ids(labels, &mut self.labels, 0)?;
+        if rows > labels.len() {
+            let unconditional = vec![g.classes as u32; labels.len()];
+            backend.upload_ids(&unconditional, &mut self.labels, labels.len())?;
+        }
+        generator.condition(
+            backend,
+            params,
+            rows,
+            &self.labels,
+            &mut self.cond,
+            &mut self.silu_cond,
+            &mut self.ada,
+        )?;
+        let (schedule, table) = (self.schedule, generator.pos_table);
+        backend.positions(&schedule, g.width, params, table, &mut self.pos_lc)
+    }
+
+    /// Inputs of a scale from the codes of the scale before.
+    fn feed(
+        &mut self,
+        backend: &B,
+        generator: &Generator,
+        codebook: &B::Accum,
+        batch: usize,
+        scale: usize,
+    ) -> Result<(), B::Error> {
+        let g = generator.config();
+        let dims = RolloutDims {
+            batch,
+            schedule: self.schedule,
+            scales: scale..scale + 1,
+            channels: g.channels,
+            vocab: g.vocab,
+        };
+        backend.rollout_inputs(&dims, &self.ids, codebook, &mut self.inputs)
+    }
+
+    /// Runs all blocks on the tokens of one scale; leaves its logits.
+    fn trunk(
+        &mut self,
+        backend: &B,
+        generator: &Generator,
+        params: &B::Params,
+        batch: usize,
+        rows: usize,
+        scale: usize,
+    ) -> Result<(), B::Error> {
+        let g = generator.config();
+        let (c, wide) = (g.width, MLP_RATIO * g.width);
+        let span = self.schedule.range(scale);
+        let dims = TokenDims { batch: rows, tokens: span.len(), width: c };
+        let linear =
+            |inputs: usize, outputs: usize| LinearDims { rows: dims.rows(), inputs, outputs };
+        let attention = CachedAttentionDims {
+            batch: rows,
+            heads: g.heads,
+            head_dim: g.head_dim(),
+            past: span.start,
+            tokens: span.len(),
+            capacity: self.schedule.tokens(),
+        };
+        self.embed(backend, generator, params, batch, rows, span)?;
+        for norm in 0..=2 * g.depth {
+            let branch = norm.checked_sub(1).map(|n| Branch::<B> {
+                value_blc: &self.branch,
+                gate: generator.gate(n),
+                keep: None,
+            });
+            let added = branch.is_some();
+            backend.residual_norm(
+                dims,
+                NORM_EPS,
+                &self.x,
+                branch,
+                &self.ada,
+                generator.modulation(norm),
+                &mut self.sum,
+                &mut self.normed,
+                &mut self.stats,
+            )?;
+            if added {
+                std::mem::swap(&mut self.x, &mut self.sum);
+            }
+            if norm == 2 * g.depth {
+                let head = generator.head;
+                backend.linear(linear(c, g.vocab), &self.normed, params, head, &mut self.logits)?;
+                break;
+            }
+            let slots = generator.blocks[norm / 2];
+            if norm % 2 == 0 {
+                backend.linear(linear(c, 3 * c), &self.normed, params, slots.qkv, &mut self.wide)?;
+                backend.cached_attention(
+                    attention,
+                    &mut self.wide,
+                    params,
+                    slots.attention,
+                    &mut self.cache[norm / 2],
+                    &mut self.activated,
+                )?;
+                let proj = slots.proj;
+                backend.linear(linear(c, c), &self.activated, params, proj, &mut self.branch)?;
+            } else {
+                backend.linear(linear(c, wide), &self.normed, params, slots.fc1, &mut self.wide)?;
+                backend.gelu(dims.rows() * wide, &self.wide, &mut self.activated)?;
+                let fc2 = slots.fc2;
+                backend.linear(linear(wide, c), &self.activated, params, fc2, &mut self.branch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn embed(
+        &mut self,
+        backend: &B,
+        generator: &Generator,
+        params: &B::Params,
+        batch: usize,
+        rows: usize,
+        span: std::ops::Range<usize>,
+    ) -> Result<(), B::Error> {
+        let g = generator.config();
+        let embedding = EmbeddingDims {
+            batch: rows,
+            input_batch: batch,
+            span,
+            width: g.width,
+            channels: g.channels,
+        };
+        backend.token_embedding(
+            &embedding,
+            &self.cond,
+            &self.inputs,
+            params,
+            generator.embedding(true),
+            &self.pos_lc,
+            &mut self.x,
+        )
+    }
+}
