@@ -12,6 +12,13 @@ fn sizes(op: &'static str, dims: &LossDims) -> Result<(usize, usize), ShapeError
     Ok((rows, rows.saturating_mul(dims.vocab)))
 }
 
+/// Rows of the targets' buffer, or the shape error of targets that end before the logits do.
+fn target_rows(op: &'static str, dims: &LossDims) -> Result<usize, ShapeError> {
+    let needed = dims.schedule.tokens().saturating_add(dims.targets.shift);
+    ShapeError::at_least(op, "targets.tokens", needed, dims.targets.tokens)?;
+    Ok(dims.batch.saturating_mul(dims.targets.tokens))
+}
+
 /// Fails on the first id that is no row of a table of `rows`.
 pub(crate) fn check_ids(op: &'static str, ids: &[u32], rows: usize) -> Result<(), CpuError> {
     match ids.iter().position(|&id| id as usize >= rows) {
@@ -46,10 +53,10 @@ impl<T: Element> LossOps for CpuBackend<T> {
         const OP: &str = "cross_entropy";
         let (rows, size) = sizes(OP, dims)?;
         let logits = logits_blv.head(OP, "logits (b*l*v)", size)?;
-        let targets = targets_bl.head(OP, "targets (b*l)", rows)?;
+        let targets = targets_bl.head(OP, "targets (b*tokens)", target_rows(OP, dims)?)?;
         check_ids(OP, targets, dims.vocab)?;
         let out = row_losses(OP, rows, &mut out.loss_bl, &mut out.hits_bl, &mut out.lse_bl)?;
-        cross_entropy::forward(dims.vocab, dims.smoothing, logits, targets, out);
+        cross_entropy::forward(dims, logits, targets, out);
         Ok(())
     }
 
@@ -63,7 +70,7 @@ impl<T: Element> LossOps for CpuBackend<T> {
         const OP: &str = "cross_entropy_backward";
         let (rows, size) = sizes(OP, dims)?;
         let logits = logits_to_dlogits.head_mut(OP, "logits (b*l*v)", size)?;
-        let targets = targets_bl.head(OP, "targets (b*l)", rows)?;
+        let targets = targets_bl.head(OP, "targets (b*tokens)", target_rows(OP, dims)?)?;
         check_ids(OP, targets, dims.vocab)?;
         let lse = saved.lse_bl.head(OP, "lse (b*l)", rows)?;
         cross_entropy::backward(dims, logits, targets, lse);
@@ -80,10 +87,11 @@ impl<T: Element> LossOps for CpuBackend<T> {
         const OP: &str = "soft_cross_entropy";
         let (rows, size) = sizes(OP, dims)?;
         let logits = logits_blv.head(OP, "logits (b*l*v)", size)?;
-        let teacher = teacher_blv.head(OP, "teacher (b*l*v)", size)?;
+        let teacher_size = target_rows(OP, dims)?.saturating_mul(dims.vocab);
+        let teacher = teacher_blv.head(OP, "teacher (b*tokens*v)", teacher_size)?;
         let teacher_lse = out.teacher_lse_bl.head_mut(OP, "teacher_lse (b*l)", rows)?;
         let out = row_losses(OP, rows, &mut out.loss_bl, &mut out.hits_bl, &mut out.lse_bl)?;
-        soft_cross_entropy::forward(dims.vocab, logits, teacher, out, teacher_lse);
+        soft_cross_entropy::forward(dims, logits, teacher, out, teacher_lse);
         Ok(())
     }
 
@@ -97,7 +105,8 @@ impl<T: Element> LossOps for CpuBackend<T> {
         const OP: &str = "soft_cross_entropy_backward";
         let (rows, size) = sizes(OP, dims)?;
         let logits = logits_to_dlogits.head_mut(OP, "logits (b*l*v)", size)?;
-        let teacher = teacher_blv.head(OP, "teacher (b*l*v)", size)?;
+        let teacher_size = target_rows(OP, dims)?.saturating_mul(dims.vocab);
+        let teacher = teacher_blv.head(OP, "teacher (b*tokens*v)", teacher_size)?;
         let lse = saved.lse_bl.head(OP, "lse (b*l)", rows)?;
         let teacher_lse = saved.teacher_lse_bl.head(OP, "teacher_lse (b*l)", rows)?;
         soft_cross_entropy::backward(dims, logits, teacher, lse, teacher_lse);

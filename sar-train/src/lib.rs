@@ -10,4 +10,5 @@ pub mod run;
 
 pub mod model;
 pub mod params;
+pub mod report;
 pub mod sample;

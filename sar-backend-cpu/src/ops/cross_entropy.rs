@@ -39,28 +39,28 @@ pub(crate) fn row_weight(dims: &LossDims, row: usize) -> f64 {
 
 /// Losses, hits and log-sum-exps; targets have been checked to lie in the vocabulary.
 pub(crate) fn forward<T: Element>(
-    vocab: usize,
-    smoothing: f64,
+    dims: &LossDims,
     logits: &[T],
     targets: &[u32],
     out: RowLosses<'_, T>,
 ) {
+    let (vocab, tokens, smoothing) = (dims.vocab, dims.schedule.tokens(), dims.smoothing);
     let arch = Arch::new();
     let rows = rows_per_task(vocab);
     (
         logits.par_chunks(rows * vocab),
-        targets.par_chunks(rows),
         out.loss.par_chunks_mut(rows),
         out.hits.par_chunks_mut(rows),
         out.lse.par_chunks_mut(rows),
     )
         .into_par_iter()
-        .for_each(|(logits, targets, loss, hits, lse)| {
+        .enumerate()
+        .for_each(|(task, (logits, loss, hits, lse))| {
             arch.dispatch(
                 #[inline(always)]
                 || {
                     for (r, x) in logits.chunks_exact(vocab).enumerate() {
-                        let target = targets[r] as usize;
+                        let target = targets[dims.targets.of(task * rows + r, tokens)] as usize;
                         let max = largest(x);
                         let log_sum = sum_exp(x, max).ln();
                         lse[r] = max + log_sum;
@@ -80,6 +80,7 @@ pub(crate) fn backward<T: Element>(
     lse: &[T],
 ) {
     let (vocab, rows) = (dims.vocab, rows_per_task(dims.vocab));
+    let tokens = dims.schedule.tokens();
     let even = T::of(dims.smoothing / vocab as f64);
     let peak = T::of(1.0 - dims.smoothing);
     let arch = Arch::new();
@@ -99,7 +100,7 @@ pub(crate) fn backward<T: Element>(
                     for x in x.iter_mut() {
                         *x = weight * (exp(*x - lse) - even);
                     }
-                    x[targets[row] as usize] -= weight * peak;
+                    x[targets[dims.targets.of(row, tokens)] as usize] -= weight * peak;
                 }
             },
         );
@@ -203,6 +204,7 @@ fn hit<T: Element>(x: &[T], target: usize, max: T) -> T {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use sar_math::backend::TargetRows;
     use sar_math::{MAX_SCALES, ScaleSchedule};
 
     /// A few roundings of f64.
@@ -212,7 +214,12 @@ mod tests {
         let rows = targets.len();
         let [mut loss, mut hits, mut lse] = [vec![0.0; rows], vec![0.0; rows], vec![0.0; rows]];
         let out = RowLosses { loss: &mut loss, hits: &mut hits, lse: &mut lse };
-        forward(vocab, smoothing, logits, targets, out);
+        let schedule = ScaleSchedule::from_sides(&[1]).unwrap();
+        let targets_at = TargetRows::beside(&schedule);
+        let weights = [1.0; MAX_SCALES];
+        let dims =
+            LossDims { batch: rows, schedule, vocab, smoothing, weights, targets: targets_at };
+        forward(&dims, logits, targets, out);
         [loss, hits, lse]
     }
 
@@ -244,7 +251,9 @@ mod tests {
         let mut weights = [0.0; MAX_SCALES];
         weights[1] = 0.25;
         let schedule = ScaleSchedule::from_sides(&[1, 2]).unwrap();
-        let dims = LossDims { batch: 1, schedule, vocab: 3, smoothing: 0.0, weights };
+        let rows = TargetRows::beside(&schedule);
+        let dims =
+            LossDims { batch: 1, schedule, vocab: 3, smoothing: 0.0, weights, targets: rows };
         backward(&dims, &mut logits, &targets, &lse);
         assert_eq!(logits[..3], [0.0; 3]);
         let third = 1.0 / 3.0;

@@ -13,29 +13,30 @@ use sar_math::backend::LossDims;
 
 /// Losses, hits and the log-sum-exps of both.
 pub(crate) fn forward<T: Element>(
-    vocab: usize,
+    dims: &LossDims,
     logits: &[T],
     teacher: &[T],
     out: RowLosses<'_, T>,
     teacher_lse: &mut [T],
 ) {
     let arch = Arch::new();
-    let rows = rows_per_task(vocab);
+    let (vocab, tokens, rows) = (dims.vocab, dims.schedule.tokens(), rows_per_task(dims.vocab));
     (
         logits.par_chunks(rows * vocab),
-        teacher.par_chunks(rows * vocab),
         out.loss.par_chunks_mut(rows),
         out.hits.par_chunks_mut(rows),
         out.lse.par_chunks_mut(rows),
         teacher_lse.par_chunks_mut(rows),
     )
         .into_par_iter()
-        .for_each(|(logits, teacher, loss, hits, lse, teacher_lse)| {
+        .enumerate()
+        .for_each(|(task, (logits, loss, hits, lse, teacher_lse))| {
             arch.dispatch(
                 #[inline(always)]
                 || {
-                    let pairs = logits.chunks_exact(vocab).zip(teacher.chunks_exact(vocab));
-                    for (r, (x, t)) in pairs.enumerate() {
+                    for (r, x) in logits.chunks_exact(vocab).enumerate() {
+                        let at = dims.targets.of(task * rows + r, tokens) * vocab;
+                        let t = &teacher[at..at + vocab];
                         let max = largest(x);
                         let log_sum = sum_exp(x, max).ln();
                         let teacher_max = largest(t);
@@ -60,31 +61,29 @@ pub(crate) fn backward<T: Element>(
     teacher_lse: &[T],
 ) {
     let (vocab, rows) = (dims.vocab, rows_per_task(dims.vocab));
-    let arch = Arch::new();
-    (logits_to_dlogits.par_chunks_mut(rows * vocab), teacher.par_chunks(rows * vocab))
-        .into_par_iter()
-        .enumerate()
-        .for_each(|(task, (x, teacher))| {
-            arch.dispatch(
-                #[inline(always)]
-                || {
-                    let pairs = x.chunks_exact_mut(vocab).zip(teacher.chunks_exact(vocab));
-                    for (r, (x, t)) in pairs.enumerate() {
-                        let row = task * rows + r;
-                        let weight = T::of(row_weight(dims, row));
-                        if weight == T::zero() {
-                            // Not a product: a row that does not count may hold NaN.
-                            x.fill(T::zero());
-                            continue;
-                        }
-                        let (lse, teacher_lse) = (lse[row], teacher_lse[row]);
-                        for (x, &t) in x.iter_mut().zip(t) {
-                            *x = weight * (exp(*x - lse) - exp(t - teacher_lse));
-                        }
+    let (arch, tokens) = (Arch::new(), dims.schedule.tokens());
+    logits_to_dlogits.par_chunks_mut(rows * vocab).enumerate().for_each(|(task, x)| {
+        arch.dispatch(
+            #[inline(always)]
+            || {
+                for (r, x) in x.chunks_exact_mut(vocab).enumerate() {
+                    let row = task * rows + r;
+                    let at = dims.targets.of(row, tokens) * vocab;
+                    let t = &teacher[at..at + vocab];
+                    let weight = T::of(row_weight(dims, row));
+                    if weight == T::zero() {
+                        // Not a product: a row that does not count may hold NaN.
+                        x.fill(T::zero());
+                        continue;
                     }
-                },
-            );
-        });
+                    let (lse, teacher_lse) = (lse[row], teacher_lse[row]);
+                    for (x, &t) in x.iter_mut().zip(t) {
+                        *x = weight * (exp(*x - lse) - exp(t - teacher_lse));
+                    }
+                }
+            },
+        );
+    });
 }
 
 /// Σ exp(t − t_max), and Σ exp(t − t_max)·(x − max).
@@ -106,6 +105,7 @@ fn expectation<T: Element>(x: &[T], max: T, t: &[T], teacher_max: T) -> (T, T) {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use sar_math::backend::TargetRows;
     use sar_math::{MAX_SCALES, ScaleSchedule};
 
     #[test]
@@ -114,12 +114,13 @@ mod tests {
         let (x, t) = (vec![0.0f64, 0.0], vec![3.0f64.ln(), 0.0]);
         let [mut loss, mut hits, mut lse, mut teacher_lse] = [[0.0]; 4];
         let out = RowLosses { loss: &mut loss, hits: &mut hits, lse: &mut lse };
-        forward(2, &x, &t, out, &mut teacher_lse);
+        let schedule = ScaleSchedule::from_sides(&[1]).unwrap();
+        let targets = TargetRows::beside(&schedule);
+        let weights = [2.0; MAX_SCALES];
+        let dims = LossDims { batch: 1, schedule, vocab: 2, smoothing: 0.0, weights, targets };
+        forward(&dims, &x, &t, out, &mut teacher_lse);
         assert!((loss[0] - 2.0f64.ln()).abs() < 1e-15);
         assert_eq!(hits, [1.0]);
-        let schedule = ScaleSchedule::from_sides(&[1]).unwrap();
-        let weights = [2.0; MAX_SCALES];
-        let dims = LossDims { batch: 1, schedule, vocab: 2, smoothing: 0.0, weights };
         let mut dx = x;
         backward(&dims, &mut dx, &t, &lse, &teacher_lse);
         assert!((dx[0] + 0.5).abs() < 1e-15 && (dx[1] - 0.5).abs() < 1e-15);

@@ -17,6 +17,34 @@ pub struct LossDims {
     /// The factor of every token of a scale in the gradient of the total. Zero takes a scale out
     /// of it: its logits' gradient is exactly zero.
     pub weights: [f64; MAX_SCALES],
+    /// Where the targets stand.
+    pub targets: TargetRows,
+}
+
+/// Where the target of a token stands in a buffer of targets `[b, tokens]` (or `[b, tokens, v]`):
+/// token l of the logits has its target at `l + shift`.
+///
+/// A pass over scales (1, N) is supervised by the last columns of a buffer of the whole schedule
+/// without a copy: its shift is the first token of scale N, less one for the class token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TargetRows {
+    /// Targets of each sample; at least the logits' tokens and the shift.
+    pub tokens: usize,
+    /// Target of the logits' token 0.
+    pub shift: usize,
+}
+
+impl TargetRows {
+    /// Targets that stand token for token beside the logits of a schedule.
+    pub const fn beside(schedule: &ScaleSchedule) -> Self {
+        Self { tokens: schedule.tokens(), shift: 0 }
+    }
+
+    /// The row of the target of logits row `row`, where a sample has `tokens` logits.
+    #[inline(always)]
+    pub const fn of(self, row: usize, tokens: usize) -> usize {
+        row / tokens * self.tokens + row % tokens + self.shift
+    }
 }
 
 /// What a cross-entropy leaves per token `[b, l]`, for its backward and for reports.
@@ -48,7 +76,7 @@ impl<B: Buffers + ?Sized> TokenLoss<B> {
 
 /// Losses on logits, forward and backward.
 pub trait LossOps: Buffers {
-    /// Cross-entropy of each token against a hard target `targets[b, l]`.
+    /// Cross-entropy of each token against a hard target (see [`TargetRows`]).
     ///
     /// # Errors
     /// Shape; likewise for all below. A target outside the vocabulary is an error on the CPU.

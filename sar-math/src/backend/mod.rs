@@ -24,7 +24,7 @@ mod transformer;
 
 pub use buffers::{Buffers, Slot};
 pub use error::{BackendError, ErrorKind, ShapeError};
-pub use loss::{LossDims, LossOps, TokenLoss};
+pub use loss::{LossDims, LossOps, TargetRows, TokenLoss};
 pub use optimizer::{AdamW, OptimizerOps};
 pub use rollout::{
     CachedAttentionDims, Choice, ChooseDims, DrawKeys, Filter, LatentDims, RolloutDims, RolloutOps,

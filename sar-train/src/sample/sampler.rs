@@ -240,7 +240,13 @@ impl<B: Backend> Sampler<B> {
             }
             let slots = generator.blocks[norm / 2];
             if norm % 2 == 0 {
-                backend.linear(linear(c, 3 * c), &self.normed, params, slots.qkv, &mut self.wide)?;
+                backend.linear(
+                    linear(c, 3 * c),
+                    &self.normed,
+                    params,
+                    slots.qkv,
+                    &mut self.wide,
+                )?;
                 backend.cached_attention(
                     attention,
                     &mut self.wide,

@@ -3,7 +3,7 @@
 use crate::support::{Golden, assert_close, assert_close_to_largest};
 use sar_backend_cpu::{Buffer, CpuBackend};
 use sar_math::backend::{
-    Buffers, Choice, ChooseDims, LossDims, LossOps, RolloutDims, RolloutOps, TokenLoss,
+    Buffers, Choice, ChooseDims, LossDims, LossOps, RolloutDims, RolloutOps, TargetRows, TokenLoss,
 };
 use sar_math::{MAX_SCALES, Scale, ScaleSchedule, guidance};
 use sar_train::model::generator::{Generator, GeneratorConfig, Gradients, PassInput, Trace};
@@ -88,7 +88,8 @@ impl Setup {
         let mut weights = [0.0; MAX_SCALES];
         weights[from_scale..schedule.len()].fill(factor / supervised as f64);
         let vocab = self.generator.config().vocab;
-        LossDims { batch: self.batch, schedule, vocab, smoothing: 0.0, weights }
+        let targets = TargetRows::beside(&schedule);
+        LossDims { batch: self.batch, schedule, vocab, smoothing: 0.0, weights, targets }
     }
 
     /// Mean of the token losses from `from_scale` on.
@@ -223,8 +224,7 @@ impl Setup {
                 let soft = self.activation(teacher_logits);
                 b.soft_cross_entropy(&loss_dims, &trace.logits, &soft, &mut loss).unwrap();
                 let (mean, token_loss) = self.mean(&loss_dims, 1, &loss);
-                b.soft_cross_entropy_backward(&loss_dims, &mut trace.logits, &soft, &loss)
-                    .unwrap();
+                b.soft_cross_entropy_backward(&loss_dims, &mut trace.logits, &soft, &loss).unwrap();
                 g.backward(b, &self.params, &input, self.batch, trace, grads).unwrap();
                 Student { inputs, logits, loss: mean, token_loss, against_truth: f64::NAN }
             }

@@ -6,4 +6,5 @@
 mod resample;
 mod metrics;
 mod generator;
+mod resample;
 mod support;

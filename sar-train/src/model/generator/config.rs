@@ -47,7 +47,9 @@ pub enum GeneratorError {
         field: &'static str,
     },
     /// Heads that do not divide the width.
-    #[error("generator: width {width} is not a multiple of {heads} heads; choose heads that divide it")]
+    #[error(
+        "generator: width {width} is not a multiple of {heads} heads; choose heads that divide it"
+    )]
     Heads {
         /// Width C.
         width: usize,

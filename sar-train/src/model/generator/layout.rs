@@ -160,15 +160,12 @@ fn ada_linears(layout: &mut Layout, depth: usize, c: usize) -> Linear {
         if i < depth { format!("blocks.{i}.ada_lin.1") } else { "head_nm.ada_lin.1".to_owned() }
     };
     let rows = |i: usize| if i < depth { 6 * c } else { 2 * c };
-    let weights: Vec<Slot> = (0..=depth)
-        .map(|i| layout.push(format!("{}.weight", names(i)), &[rows(i), c]))
-        .collect();
+    let weights: Vec<Slot> =
+        (0..=depth).map(|i| layout.push(format!("{}.weight", names(i)), &[rows(i), c])).collect();
     let biases: Vec<Slot> =
         (0..=depth).map(|i| layout.push(format!("{}.bias", names(i)), &[rows(i)])).collect();
-    let whole = |slots: &[Slot]| Slot {
-        offset: slots[0].offset,
-        len: slots.iter().map(|s| s.len).sum(),
-    };
+    let whole =
+        |slots: &[Slot]| Slot { offset: slots[0].offset, len: slots.iter().map(|s| s.len).sum() };
     Linear { weight: whole(&weights), bias: Some(whole(&biases)) }
 }
 
@@ -198,8 +195,7 @@ mod tests {
             let generator =
                 Generator::new(&GeneratorConfig::of_depth(depth, 8912, 32, 1000)).unwrap();
             let shapes = published[format!("FlexVAR-d{depth}")].as_object().unwrap();
-            let buffer =
-                |n: &str| n == "attn_bias_for_masking" || n.ends_with("attn.zero_k_bias");
+            let buffer = |n: &str| n == "attn_bias_for_masking" || n.ends_with("attn.zero_k_bias");
             let mut seen = 0;
             for (name, shape) in shapes.iter().filter(|(n, _)| !buffer(n)) {
                 let ours = generator.layout().get(name).unwrap_or_else(|| panic!("{name}"));

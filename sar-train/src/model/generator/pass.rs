@@ -4,7 +4,8 @@ use super::layout::{MLP_RATIO, NORM_EPS};
 use super::{Generator, Gradients, Trace};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{
-    AttentionDims, Backend, Branch, Buffers, EmbeddingDims, LinearDims, ShapeError, TokenDims, Write,
+    AttentionDims, Backend, Branch, Buffers, EmbeddingDims, LinearDims, ShapeError, TokenDims,
+    Write,
 };
 
 /// What a pass is given.
@@ -213,13 +214,7 @@ impl Generator {
             &mut g.dpos,
             &mut g.params,
         )?;
-        backend.positions_backward(
-            &input.schedule,
-            c,
-            &g.dpos,
-            self.pos_table,
-            &mut g.params,
-        )?;
+        backend.positions_backward(&input.schedule, c, &g.dpos, self.pos_table, &mut g.params)?;
         let table = self.class_emb;
         backend.class_embedding_backward(batch, c, input.labels, &g.dcond, table, &mut g.params)?;
         let dims = LinearDims { rows: batch, inputs: c, outputs: self.ada_stride() };
