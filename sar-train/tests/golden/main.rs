@@ -3,8 +3,7 @@
 //! `cargo test --workspace golden` runs these and no others. Every shape and setting is read from
 //! the files, so vectors of other sizes can be put in `SAR_GOLDEN`.
 
-mod resample;
-mod metrics;
 mod generator;
+mod metrics;
 mod resample;
 mod support;
