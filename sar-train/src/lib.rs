@@ -1,14 +1,12 @@
 //! Train, refine, sample and measure next-scale image generators.
+
 pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod eval;
 pub mod metrics;
-pub mod params;
-pub mod report;
-pub mod run;
-
 pub mod model;
 pub mod params;
 pub mod report;
+pub mod run;
 pub mod sample;
