@@ -61,7 +61,7 @@ impl<B: Backend> Sampler<B> {
         schedule: &ScaleSchedule,
         guided: bool,
     ) -> Result<Self, B::Error> {
-        let g = generator.config();
+        let g = generator.shape();
         let (c, tokens) = (g.width, schedule.tokens());
         let rows = if guided { 2 * batch } else { batch };
         let largest = schedule.scales().iter().map(|s| s.tokens()).max().unwrap_or(1);
@@ -129,7 +129,7 @@ impl<B: Backend> Sampler<B> {
                 batch,
                 schedule: self.schedule,
                 scales: scale..scale + 1,
-                vocab: generator.config().vocab,
+                vocab: generator.shape().vocab,
                 guidance: decoding.guidance,
                 choice: decoding.choice,
             };
@@ -148,7 +148,7 @@ impl<B: Backend> Sampler<B> {
         labels: &[u32],
         rows: usize,
     ) -> Result<(), B::Error> {
-        let g = generator.config();
+        let g = generator.shape();
         backend.upload_ids(labels, &mut self.labels, 0)?;
         if rows > labels.len() {
             let unconditional = vec![g.classes as u32; labels.len()];
@@ -176,7 +176,7 @@ impl<B: Backend> Sampler<B> {
         batch: usize,
         scale: usize,
     ) -> Result<(), B::Error> {
-        let g = generator.config();
+        let g = generator.shape();
         let dims = RolloutDims {
             batch,
             schedule: self.schedule,
@@ -197,7 +197,7 @@ impl<B: Backend> Sampler<B> {
         rows: usize,
         scale: usize,
     ) -> Result<(), B::Error> {
-        let g = generator.config();
+        let g = generator.shape();
         let (c, wide) = (g.width, MLP_RATIO * g.width);
         let span = self.schedule.range(scale);
         let dims = TokenDims { batch: rows, tokens: span.len(), width: c };
@@ -276,7 +276,7 @@ impl<B: Backend> Sampler<B> {
         rows: usize,
         span: std::ops::Range<usize>,
     ) -> Result<(), B::Error> {
-        let g = generator.config();
+        let g = generator.shape();
         let embedding = EmbeddingDims {
             batch: rows,
             input_batch: batch,

@@ -6,7 +6,7 @@ use sar_math::backend::{
     Buffers, Choice, ChooseDims, LossDims, LossOps, RolloutDims, RolloutOps, TargetRows, TokenLoss,
 };
 use sar_math::{MAX_SCALES, Scale, ScaleSchedule, guidance};
-use sar_train::model::generator::{Generator, GeneratorConfig, Gradients, PassInput, Trace};
+use sar_train::model::generator::{Generator, GeneratorShape, Gradients, PassInput, Trace};
 use sar_train::sample::{Decoding, Sampler};
 
 /// Logits and losses: f64 with sums in another order.
@@ -34,7 +34,7 @@ impl Setup {
     fn open() -> (Self, Golden) {
         let file = Golden::open("teacher_forcing");
         let backend = Cpu::new();
-        let config = GeneratorConfig {
+        let config = GeneratorShape {
             depth: file.usize("depth"),
             width: file.usize("width"),
             heads: file.usize("heads"),
@@ -42,7 +42,7 @@ impl Setup {
             channels: file.usize("latent_channels"),
             classes: file.usize("num_classes"),
             pos_side: file.shape("param.pos_1LC")[2],
-            alng: 1e-3,
+            gamma_init: 1e-3,
         };
         let generator = Generator::new(&config).unwrap();
         let mut host = vec![f64::NAN; generator.layout().len()];
@@ -87,7 +87,7 @@ impl Setup {
         let supervised = schedule.span(from_scale..schedule.len()).len() * self.batch;
         let mut weights = [0.0; MAX_SCALES];
         weights[from_scale..schedule.len()].fill(factor / supervised as f64);
-        let vocab = self.generator.config().vocab;
+        let vocab = self.generator.shape().vocab;
         let targets = TargetRows::beside(&schedule);
         LossDims { batch: self.batch, schedule, vocab, smoothing: 0.0, weights, targets }
     }
@@ -121,18 +121,19 @@ impl Setup {
             schedule: self.schedule,
             labels: &labels,
             inputs: &inputs,
+            input_batch: self.batch,
             with_start: true,
             keep: None,
         };
         g.forward(b, &self.params, &input, trace).unwrap();
         let rows = self.batch * self.schedule.tokens();
-        let logits = trace.logits.as_slice()[..rows * g.config().vocab].to_vec();
+        let logits = trace.logits.as_slice()[..rows * g.shape().vocab].to_vec();
         let mut predictions = b.ids(rows).unwrap();
         let choose = ChooseDims {
             batch: self.batch,
             schedule: self.schedule,
             scales: 0..self.schedule.len(),
-            vocab: g.config().vocab,
+            vocab: g.shape().vocab,
             guidance: None,
             choice: Choice::Argmax,
         };
@@ -170,7 +171,7 @@ impl Setup {
         scales.extend_from_slice(&all.scales()[first..]);
         let schedule = ScaleSchedule::new(&scales).unwrap();
         let span = all.span(first..all.len());
-        let (k, v) = (g.config().channels, g.config().vocab);
+        let (k, v) = (g.shape().channels, g.shape().vocab);
         let dims = RolloutDims {
             batch: self.batch,
             schedule: all,
@@ -186,6 +187,7 @@ impl Setup {
             schedule,
             labels: &labels,
             inputs: &inputs,
+            input_batch: self.batch,
             with_start: false,
             keep: None,
         };
@@ -347,7 +349,7 @@ fn golden_greedy_sampling() {
     let (setup, _) = Setup::open();
     let file = Golden::open("greedy_sampling");
     let (labels, n) = (file.ids("labels"), setup.schedule.len());
-    let (b, g, vocab) = (&setup.backend, &setup.generator, setup.generator.config().vocab);
+    let (b, g, vocab) = (&setup.backend, &setup.generator, setup.generator.shape().vocab);
     let mut tried = 0;
     for name in file.names() {
         let Some(text) =

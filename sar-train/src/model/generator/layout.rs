@@ -1,6 +1,6 @@
 //! Names, places and initial values of a generator's parameters.
 
-use super::{GeneratorConfig, GeneratorError};
+use super::{GeneratorError, GeneratorShape};
 use crate::params::Layout;
 use sar_math::backend::{AttentionSlots, EmbeddingSlots, Linear, Modulation, Slot};
 use sar_math::philox::{Purpose, Stream};
@@ -26,7 +26,7 @@ pub(crate) struct BlockSlots {
 /// the whole model's modulation is one matrix product of a batch's class vectors.
 #[derive(Clone, Debug)]
 pub struct Generator {
-    config: GeneratorConfig,
+    shape: GeneratorShape,
     layout: Layout,
     pub(crate) ada: Linear,
     pub(crate) blocks: Vec<BlockSlots>,
@@ -41,25 +41,26 @@ impl Generator {
     /// Lays out the parameters of a generator.
     ///
     /// # Errors
-    /// [`GeneratorError`], as [`GeneratorConfig::resolved`].
-    pub fn new(config: &GeneratorConfig) -> Result<Self, GeneratorError> {
-        let config = config.resolved()?;
-        let (d, c) = (config.depth, config.width);
+    /// [`GeneratorError`], as [`GeneratorShape::validate`].
+    pub fn new(shape: &GeneratorShape) -> Result<Self, GeneratorError> {
+        shape.validate()?;
+        let (d, c) = (shape.depth, shape.width);
         let mut layout = Layout::new();
         let ada = ada_linears(&mut layout, d, c);
         let pos_start = layout.push("pos_start", &[1, 1, c]);
-        let side = config.pos_side;
+        let side = shape.pos_side;
         let pos_table = layout.push("pos_1LC", &[1, c, side, side]);
-        let word = linear(&mut layout, "word_embed", c, config.channels);
-        let class_emb = layout.push("class_emb.weight", &[config.classes + 1, c]);
-        let blocks = (0..d).map(|i| block(&mut layout, i, c, config.heads)).collect();
-        let head = linear(&mut layout, "head", config.vocab, c);
-        Ok(Self { config, layout, ada, blocks, head, class_emb, pos_table, word, pos_start })
+        let word = linear(&mut layout, "word_embed", c, shape.channels);
+        let class_emb = layout.push("class_emb.weight", &[shape.classes + 1, c]);
+        let blocks = (0..d).map(|i| block(&mut layout, i, c, shape.heads)).collect();
+        let head = linear(&mut layout, "head", shape.vocab, c);
+        let shape = shape.clone();
+        Ok(Self { shape, layout, ada, blocks, head, class_emb, pos_table, word, pos_start })
     }
 
-    /// The resolved configuration.
-    pub fn config(&self) -> &GeneratorConfig {
-        &self.config
+    /// Its shape.
+    pub fn shape(&self) -> &GeneratorShape {
+        &self.shape
     }
 
     /// Names and places.
@@ -69,19 +70,19 @@ impl Generator {
 
     /// Columns of the matrix of all modulation vectors: 6 per block, 2 of the head, each C.
     pub(crate) fn ada_stride(&self) -> usize {
-        (6 * self.config.depth + 2) * self.config.width
+        (6 * self.shape.depth + 2) * self.shape.width
     }
 
     /// Column of the gate γ of norm `n`'s branch: attention of block n/2 for even n, else its FFN.
     pub(crate) fn gate(&self, branch: usize) -> usize {
-        (6 * (branch / 2) + branch % 2) * self.config.width
+        (6 * (branch / 2) + branch % 2) * self.shape.width
     }
 
     /// Columns of scale and shift of norm `n`: two per block, then the head's.
     pub(crate) fn modulation(&self, norm: usize) -> Modulation {
-        let (c, stride) = (self.config.width, self.ada_stride());
+        let (c, stride) = (self.shape.width, self.ada_stride());
         let base = 6 * (norm / 2) * c;
-        if norm == 2 * self.config.depth {
+        if norm == 2 * self.shape.depth {
             return Modulation { stride, scale: base, shift: base + c };
         }
         let j = norm % 2;
@@ -96,13 +97,13 @@ impl Generator {
     /// Initial parameters, as published (DESIGN §1, initialisation), from a seed.
     pub fn initial(&self, seed: u64) -> Vec<f32> {
         let mut values = vec![0f32; self.layout.len()];
-        let c = self.config.width;
+        let c = self.shape.width;
         let sigma = (1.0 / (3.0 * c as f64)).sqrt();
         for (index, t) in self.layout.tensors().iter().enumerate() {
             let out = &mut values[t.slot.range()];
             let name = t.name.as_str();
             if name == "pos_1LC" {
-                sine_positions(out, c, self.config.pos_side);
+                sine_positions(out, c, self.shape.pos_side);
             } else if name.contains("scale_mul") {
                 out.fill(4f32.ln());
             } else if !name.ends_with("bias") {
@@ -116,7 +117,7 @@ impl Generator {
 
     /// The factors that published initialisation puts on some layers.
     fn rescale(&self, name: &str, out: &mut [f32]) {
-        let c = self.config.width;
+        let c = self.shape.width;
         let scale = |out: &mut [f32], by: f64| out.iter_mut().for_each(|v| *v *= by as f32);
         if name == "head.weight" {
             scale(out, 0.02);
@@ -124,10 +125,10 @@ impl Generator {
             scale(out, 0.5);
         } else if name.ends_with("ada_lin.1.weight") {
             let (gates, others) = out.split_at_mut(2 * c * c);
-            scale(gates, self.config.alng);
+            scale(gates, self.shape.gamma_init);
             scale(others, 0.5);
         } else if name.ends_with("attn.proj.weight") || name.ends_with("ffn.fc2.weight") {
-            scale(out, 1.0 / (2.0 * self.config.depth as f64).sqrt());
+            scale(out, 1.0 / (2.0 * self.shape.depth as f64).sqrt());
         }
     }
 }
@@ -193,7 +194,7 @@ mod tests {
         let published: serde_json::Value = serde_json::from_str(text).unwrap();
         for depth in [16, 20, 24] {
             let generator =
-                Generator::new(&GeneratorConfig::of_depth(depth, 8912, 32, 1000)).unwrap();
+                Generator::new(&GeneratorShape::of_depth(depth, 8912, 32, 1000)).unwrap();
             let shapes = published[format!("FlexVAR-d{depth}")].as_object().unwrap();
             let buffer = |n: &str| n == "attn_bias_for_masking" || n.ends_with("attn.zero_k_bias");
             let mut seen = 0;
@@ -211,7 +212,7 @@ mod tests {
 
     #[test]
     fn initial_values_follow_the_published_recipe() {
-        let generator = Generator::new(&GeneratorConfig::of_depth(2, 50, 8, 10)).unwrap();
+        let generator = Generator::new(&GeneratorShape::of_depth(2, 50, 8, 10)).unwrap();
         let values = generator.initial(1);
         assert_eq!(values, generator.initial(1));
         assert_ne!(values, generator.initial(2));

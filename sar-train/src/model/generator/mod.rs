@@ -3,12 +3,12 @@
 //! The graph is fixed: `2·depth + 1` modulated norms with a branch between each two, attention after
 //! even norms and the FFN after odd ones; the last norm feeds the head.
 
-mod config;
 mod layout;
 mod pass;
+mod shape;
 mod trace;
 
-pub use config::{GeneratorConfig, GeneratorError};
 pub use layout::{Generator, MLP_RATIO, NORM_EPS};
 pub use pass::PassInput;
+pub use shape::{GeneratorError, GeneratorShape};
 pub use trace::{Gradients, Trace};

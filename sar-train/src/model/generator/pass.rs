@@ -16,8 +16,10 @@ pub struct PassInput<'a, B: Buffers> {
     pub schedule: ScaleSchedule,
     /// Classes `[b]`.
     pub labels: &'a B::Ids,
-    /// Codes that feed scales 2.., `[b, T−1, k]`.
+    /// Codes that feed scales 2.., `[input_batch, T−1, k]`.
     pub inputs: &'a B::Activation,
+    /// Samples of the inputs: B, or B/2 where an unconditional half runs on the same inputs.
+    pub input_batch: usize,
     /// Whether the class token carries `pos_start` (a student pass does not).
     pub with_start: bool,
     /// Drop path: factor of sample b in branch n at `[n·b_total + b]`; `None` in evaluation.
@@ -59,10 +61,10 @@ impl Generator {
     ) -> Result<(), B::Error> {
         let dims = self.dims(input, trace)?;
         self.embed(backend, params, input, trace)?;
-        for norm in 0..=2 * self.config().depth {
+        for norm in 0..=2 * self.shape().depth {
             self.norm(backend, input, dims, norm, trace)?;
-            if norm == 2 * self.config().depth {
-                let head = dims.linear(dims.tokens.width, self.config().vocab);
+            if norm == 2 * self.shape().depth {
+                let head = dims.linear(dims.tokens.width, self.shape().vocab);
                 backend.linear(head, &trace.normed, params, self.head, &mut trace.logits)?;
             } else if norm % 2 == 0 {
                 self.attention(backend, params, dims, norm / 2, trace)?;
@@ -90,7 +92,7 @@ impl Generator {
         grads: &mut Gradients<B>,
     ) -> Result<(), B::Error> {
         let dims = self.dims(input, trace)?;
-        let depth = self.config().depth;
+        let depth = self.shape().depth;
         for norm in (0..=2 * depth).rev() {
             backend.renorm(
                 dims.tokens,
@@ -101,7 +103,7 @@ impl Generator {
                 &mut trace.normed,
             )?;
             if norm == 2 * depth {
-                let head = dims.linear(dims.tokens.width, self.config().vocab);
+                let head = dims.linear(dims.tokens.width, self.shape().vocab);
                 backend.linear_backward(
                     head,
                     &trace.logits,
@@ -129,11 +131,11 @@ impl Generator {
         let (batch, tokens) = (input.batch, input.schedule.tokens());
         ShapeError::at_least("generator", "trace batch", batch, trace.max_batch)?;
         ShapeError::at_least("generator", "trace tokens", tokens, trace.max_tokens)?;
-        let (width, heads) = (self.config().width, self.config().heads);
+        let (width, heads) = (self.shape().width, self.shape().heads);
         let attention = AttentionDims {
             batch,
             heads,
-            head_dim: self.config().head_dim(),
+            head_dim: self.shape().head_dim(),
             schedule: input.schedule,
         };
         Ok(Dims { tokens: TokenDims { batch, tokens, width }, attention })
@@ -142,10 +144,10 @@ impl Generator {
     fn embedding_dims<B: Backend>(&self, input: &PassInput<'_, B>) -> EmbeddingDims {
         EmbeddingDims {
             batch: input.batch,
-            input_batch: input.batch,
+            input_batch: input.input_batch,
             span: 0..input.schedule.tokens(),
-            width: self.config().width,
-            channels: self.config().channels,
+            width: self.shape().width,
+            channels: self.shape().channels,
         }
     }
 
@@ -160,7 +162,7 @@ impl Generator {
         silu_cond: &mut B::Activation,
         ada: &mut B::Activation,
     ) -> Result<(), B::Error> {
-        let c = self.config().width;
+        let c = self.shape().width;
         backend.class_embedding(batch, c, labels, params, self.class_emb, cond)?;
         backend.silu(batch * c, cond, silu_cond)?;
         let dims = LinearDims { rows: batch, inputs: c, outputs: self.ada_stride() };
@@ -183,7 +185,7 @@ impl Generator {
             &mut t.silu_cond,
             &mut t.ada,
         )?;
-        let width = self.config().width;
+        let width = self.shape().width;
         backend.positions(&input.schedule, width, params, self.pos_table, &mut t.pos_lc)?;
         backend.token_embedding(
             &self.embedding_dims(input),
@@ -204,7 +206,7 @@ impl Generator {
         t: &Trace<B>,
         g: &mut Gradients<B>,
     ) -> Result<(), B::Error> {
-        let (batch, c) = (input.batch, self.config().width);
+        let (batch, c) = (input.batch, self.shape().width);
         backend.token_embedding_backward(
             &self.embedding_dims(input),
             &g.dx,
@@ -269,7 +271,7 @@ impl Generator {
             gate: self.gate(n),
             keep: input.keep.map(|k| (k, n * forward_batch)),
         });
-        let last = norm == 2 * self.config().depth;
+        let last = norm == 2 * self.shape().depth;
         let dbranch = branch.is_some().then_some(&mut g.dbranch);
         backend.residual_norm_backward(
             dims.tokens,

@@ -44,7 +44,7 @@ impl<B: Backend> Trace<B> {
         batch: usize,
         tokens: usize,
     ) -> Result<Self, B::Error> {
-        let g = generator.config();
+        let g = generator.shape();
         let (d, c, rows) = (g.depth, g.width, batch * tokens);
         let many = |n: usize, len: usize| -> Result<Vec<B::Activation>, B::Error> {
             (0..n).map(|_| backend.activation(len)).collect()
@@ -99,7 +99,7 @@ impl<B: Backend> Gradients<B> {
         batch: usize,
         tokens: usize,
     ) -> Result<Self, B::Error> {
-        let g = generator.config();
+        let g = generator.shape();
         let (c, rows) = (g.width, batch * tokens);
         Ok(Self {
             dx: backend.activation(rows * c)?,

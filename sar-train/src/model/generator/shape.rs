@@ -1,18 +1,16 @@
 //! The shape of a generator.
 
-use serde::{Deserialize, Serialize};
+/// Side of the learned position table of the published models.
+pub const POSITION_SIDE: usize = 32;
 
 /// Depth, width and tables of a generator (DESIGN: transformer block, inputs).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GeneratorConfig {
+#[derive(Clone, Debug, PartialEq)]
+pub struct GeneratorShape {
     /// Transformer blocks d.
     pub depth: usize,
-    /// Width C; 0 stands for 64·depth, as published.
-    #[serde(default)]
+    /// Width C.
     pub width: usize,
-    /// Attention heads H; 0 stands for depth, as published. Divides the width.
-    #[serde(default)]
+    /// Attention heads H; divides the width.
     pub heads: usize,
     /// Codebook size V.
     pub vocab: usize,
@@ -21,19 +19,9 @@ pub struct GeneratorConfig {
     /// Classes; class number `classes` is the unconditional one.
     pub classes: usize,
     /// Side of the learned position table.
-    #[serde(default = "published_pos_side")]
     pub pos_side: usize,
-    /// Factor on the initial rows of γ1, γ2: 1e-3; 1e-4 for depth 24.
-    #[serde(default = "published_alng")]
-    pub alng: f64,
-}
-
-fn published_pos_side() -> usize {
-    32
-}
-
-fn published_alng() -> f64 {
-    1e-3
+    /// Factor on the initial rows of γ1, γ2 (published `alng`): 1e-3; 1e-4 for depth 24.
+    pub gamma_init: f64,
 }
 
 /// A generator that cannot be built.
@@ -58,59 +46,62 @@ pub enum GeneratorError {
     },
 }
 
-impl GeneratorConfig {
+impl GeneratorShape {
     /// A published-style generator: width 64·depth, heads = depth.
     pub fn of_depth(depth: usize, vocab: usize, channels: usize, classes: usize) -> Self {
         Self {
             depth,
-            width: 0,
-            heads: 0,
+            width: 64 * depth,
+            heads: depth,
             vocab,
             channels,
             classes,
-            pos_side: published_pos_side(),
-            alng: if depth >= 24 { 1e-4 } else { published_alng() },
+            pos_side: POSITION_SIDE,
+            gamma_init: if depth >= 24 { 1e-4 } else { 1e-3 },
         }
     }
 
-    /// The same with width and heads filled in.
+    /// Checks that such a generator can be built.
     ///
     /// # Errors
     /// [`GeneratorError`] naming the field at fault.
-    pub fn resolved(&self) -> Result<Self, GeneratorError> {
-        let mut c = self.clone();
-        if c.width == 0 {
-            c.width = 64 * c.depth;
-        }
-        if c.heads == 0 {
-            c.heads = c.depth;
-        }
+    pub fn validate(&self) -> Result<(), GeneratorError> {
         for (field, value) in [
-            ("depth", c.depth),
-            ("width", c.width),
-            ("heads", c.heads),
-            ("vocab", c.vocab),
-            ("channels", c.channels),
-            ("classes", c.classes),
-            ("pos_side", c.pos_side),
+            ("depth", self.depth),
+            ("width", self.width),
+            ("heads", self.heads),
+            ("vocab", self.vocab),
+            ("channels", self.channels),
+            ("classes", self.classes),
+            ("pos_side", self.pos_side),
         ] {
             if value == 0 {
                 return Err(GeneratorError::Zero { field });
             }
         }
-        if c.width % c.heads != 0 {
-            return Err(GeneratorError::Heads { width: c.width, heads: c.heads });
+        if !self.width.is_multiple_of(self.heads) {
+            return Err(GeneratorError::Heads { width: self.width, heads: self.heads });
         }
-        Ok(c)
+        Ok(())
     }
 
-    /// Size of one head, of a resolved configuration.
+    /// Size of one head.
     pub fn head_dim(&self) -> usize {
         self.width / self.heads.max(1)
     }
+}
 
-    /// Published drop path rate of the deepest block: 0.1·d/24.
-    pub fn published_drop_path(&self) -> f64 {
-        0.1 * self.depth as f64 / 24.0
+impl From<&crate::config::GeneratorConfig> for GeneratorShape {
+    fn from(c: &crate::config::GeneratorConfig) -> Self {
+        Self {
+            depth: c.depth,
+            width: c.width,
+            heads: c.heads,
+            vocab: c.vocab,
+            channels: c.channels,
+            classes: c.classes,
+            pos_side: POSITION_SIDE,
+            gamma_init: c.gamma_init,
+        }
     }
 }
