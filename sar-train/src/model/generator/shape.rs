@@ -91,8 +91,8 @@ impl GeneratorShape {
     }
 }
 
-impl From<&crate::config::GeneratorConfig> for GeneratorShape {
-    fn from(c: &crate::config::GeneratorConfig) -> Self {
+impl From<&crate::config::GeneratorSection> for GeneratorShape {
+    fn from(c: &crate::config::GeneratorSection) -> Self {
         Self {
             depth: c.depth,
             width: c.width,
