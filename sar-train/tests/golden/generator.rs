@@ -42,7 +42,7 @@ impl Setup {
             channels: file.usize("latent_channels"),
             classes: file.usize("num_classes"),
             pos_side: file.shape("param.pos_1LC")[2],
-            gamma_init: 1e-3,
+            alng: 1e-3,
         };
         let generator = Generator::new(&config).unwrap();
         let mut host = vec![f64::NAN; generator.layout().len()];

@@ -125,7 +125,7 @@ impl Generator {
             scale(out, 0.5);
         } else if name.ends_with("ada_lin.1.weight") {
             let (gates, others) = out.split_at_mut(2 * c * c);
-            scale(gates, self.shape.gamma_init);
+            scale(gates, self.shape.alng);
             scale(others, 0.5);
         } else if name.ends_with("attn.proj.weight") || name.ends_with("ffn.fc2.weight") {
             scale(out, 1.0 / (2.0 * self.shape.depth as f64).sqrt());

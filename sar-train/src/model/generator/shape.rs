@@ -21,7 +21,7 @@ pub struct GeneratorShape {
     /// Side of the learned position table.
     pub pos_side: usize,
     /// Factor on the initial rows of γ1, γ2 (published `alng`): 1e-3; 1e-4 for depth 24.
-    pub gamma_init: f64,
+    pub alng: f64,
 }
 
 /// A generator that cannot be built.
@@ -57,7 +57,7 @@ impl GeneratorShape {
             channels,
             classes,
             pos_side: POSITION_SIDE,
-            gamma_init: if depth >= 24 { 1e-4 } else { 1e-3 },
+            alng: if depth >= 24 { 1e-4 } else { 1e-3 },
         }
     }
 
@@ -100,8 +100,8 @@ impl From<&crate::config::GeneratorSection> for GeneratorShape {
             vocab: c.vocab,
             channels: c.channels,
             classes: c.classes,
-            pos_side: POSITION_SIDE,
-            gamma_init: c.gamma_init,
+            pos_side: c.pos_side,
+            alng: c.alng,
         }
     }
 }
