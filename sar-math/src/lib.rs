@@ -17,10 +17,13 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod anneal;
 pub mod backend;
+pub mod guidance;
 pub mod philox;
 pub mod real;
 pub mod resample;
+pub mod sampling;
 pub mod schedule;
 
 pub use real::Real;

@@ -5,5 +5,7 @@
 
 mod generator;
 mod metrics;
+mod anneal;
+mod filter;
 mod resample;
 mod support;
