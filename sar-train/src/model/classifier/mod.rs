@@ -1,0 +1,270 @@
+//! A small convolutional classifier whose features stand in for Inception's.
+//!
+//! Distances between generated and real images are taken in the features before its last layer. It
+//! is trained on the very training images of a run, so its numbers compare generators *of the same
+//! data set* with each other, and with nothing published.
+//!
+//! Per stage: convolution 3×3 of stride 2 and one of stride 1, each followed by group norm and SiLU;
+//! then the mean over all positions ([`FEATURES`] features) and one linear layer.
+
+mod network;
+mod train;
+mod weights;
+
+pub use network::{Network, Workspace};
+pub use train::{ClassifierTraining, TrainedClassifier};
+
+use crate::metrics::{Features, MetricsError};
+use crate::params::Layout;
+use sar_math::Real as _;
+use sar_math::backend::{Backend, BackendError};
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// How the features are named wherever a number depends on them.
+pub const EXTRACTOR: &str = "features of a small classifier trained on the training images; not \
+                             Inception; comparable only within this data set";
+
+/// Features before the last layer.
+pub const FEATURES: usize = 64;
+
+/// Channels of the first stage of a network for images; later ones have [`FEATURES`].
+const FIRST_STAGE: usize = 32;
+/// Groups of the norms: 4 and 8 channels each.
+const GROUPS: usize = 8;
+/// Stages halve the map until its longer side is at most this.
+const SMALLEST_SIDE: usize = 8;
+/// Images per forward pass when features are extracted: enough to keep all threads busy.
+const EXTRACT_BATCH: usize = 256;
+
+/// Shape of the images and of the network.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassifierConfig {
+    /// Channels of an image.
+    pub channels: usize,
+    /// Rows of an image.
+    pub height: usize,
+    /// Columns of an image.
+    pub width: usize,
+    /// Classes told apart.
+    pub classes: usize,
+    /// Channels of each stage; the last is [`FEATURES`].
+    pub stages: Vec<usize>,
+    /// Groups of every norm; divides each stage's channels.
+    pub groups: usize,
+}
+
+impl ClassifierConfig {
+    /// The network for images of this shape: stages until a side is 8 or less.
+    pub fn for_images(channels: usize, height: usize, width: usize, classes: usize) -> Self {
+        let mut stages = vec![FIRST_STAGE];
+        let mut side = height.max(width).div_ceil(2);
+        while side > SMALLEST_SIDE || stages.len() < 2 {
+            stages.push(FEATURES);
+            side = side.div_ceil(2);
+        }
+        Self { channels, height, width, classes, stages, groups: GROUPS }
+    }
+
+    /// Values of one image.
+    pub fn image_len(&self) -> usize {
+        self.channels * self.height * self.width
+    }
+
+    /// Checks that the network can be built.
+    ///
+    /// # Errors
+    /// [`ClassifierError::Config`], naming the quantity.
+    pub fn validate(&self) -> Result<(), ClassifierError> {
+        let bad = |what: &'static str, found: usize| Err(ClassifierError::Config { what, found });
+        match self {
+            c if c.channels == 0 => bad("channels must be at least 1", c.channels),
+            c if c.height == 0 => bad("height must be at least 1", c.height),
+            c if c.width == 0 => bad("width must be at least 1", c.width),
+            c if c.classes < 2 => bad("needs at least 2 classes to tell apart", c.classes),
+            c if c.stages.is_empty() => bad("needs at least 1 stage", 0),
+            c if c.groups == 0 => bad("groups must be at least 1", 0),
+            c => match c.stages.iter().find(|s| **s == 0 || **s % c.groups != 0) {
+                Some(&found) => bad("groups must divide the channels of every stage", found),
+                None => Ok(()),
+            },
+        }
+    }
+}
+
+/// Why a classifier cannot be built, trained, run, saved or loaded.
+#[derive(Debug, Error)]
+pub enum ClassifierError {
+    /// The backend failed.
+    #[error("classifier: {0}")]
+    Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A network that cannot be.
+    #[error("classifier: {what}, found {found}")]
+    Config {
+        /// The rule.
+        what: &'static str,
+        /// What was given.
+        found: usize,
+    },
+    /// Images or labels that do not fit the network or each other.
+    #[error("classifier: {what}: expected {expected}, found {found}")]
+    Data {
+        /// Which quantity.
+        what: &'static str,
+        /// What it should be.
+        expected: usize,
+        /// What it is.
+        found: usize,
+    },
+    /// A label that is no class.
+    #[error("classifier: label {label} of image {image} is not below the {classes} classes")]
+    Label {
+        /// The image.
+        image: usize,
+        /// Its label.
+        label: u32,
+        /// Number of classes.
+        classes: usize,
+    },
+    /// Training produced numbers that are not finite.
+    #[error(
+        "classifier: the loss is not finite at step {step}; check that pixels lie in -1..1, or \
+         lower the learning rate"
+    )]
+    Diverged {
+        /// The step.
+        step: u64,
+    },
+    /// A file that cannot be read or written.
+    #[error("{path}: {problem}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// Features that are not finite.
+    #[error("classifier: {0}")]
+    Metrics(#[from] MetricsError),
+}
+
+impl ClassifierError {
+    pub(crate) fn backend<E: BackendError>(error: E) -> Self {
+        Self::Backend(Box::new(error))
+    }
+}
+
+/// What the classifier says about a set of images.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Extracted {
+    /// `[n, FEATURES]`.
+    pub features: Features,
+    /// `[n, classes]`, row-major.
+    pub logits: Vec<f64>,
+}
+
+impl Extracted {
+    /// Softmax of the logits, `[n, classes]`: what the Inception Score takes.
+    pub fn probabilities(&self) -> Vec<f64> {
+        let classes = self.logits.len() / self.features.count().max(1);
+        let mut out = self.logits.clone();
+        for row in out.chunks_exact_mut(classes.max(1)) {
+            let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            row.iter_mut().for_each(|v| *v = (*v - largest).exp());
+            let sum: f64 = row.iter().sum();
+            row.iter_mut().for_each(|v| *v /= sum);
+        }
+        out
+    }
+}
+
+/// A network with weights.
+pub struct Classifier<B: Backend> {
+    network: Network,
+    params: B::Params,
+}
+
+impl<B: Backend> Classifier<B> {
+    /// A network with random weights: the same for the same seed.
+    ///
+    /// # Errors
+    /// A network that cannot be, or the backend's.
+    pub fn new(backend: &B, config: ClassifierConfig, seed: u64) -> Result<Self, ClassifierError> {
+        let network = Network::new(config)?;
+        let host: Vec<B::Host> = network.initial(seed).into_iter().map(B::Host::of).collect();
+        let mut params = backend.params(host.len()).map_err(ClassifierError::backend)?;
+        backend.upload_params(&host, &mut params, 0).map_err(ClassifierError::backend)?;
+        Ok(Self { network, params })
+    }
+
+    /// Shape of images and network.
+    pub fn config(&self) -> &ClassifierConfig {
+        self.network.config()
+    }
+
+    /// Names, shapes and places of the weights.
+    pub fn layout(&self) -> &Layout {
+        self.network.layout()
+    }
+
+    /// All weights, in the order of the layout.
+    ///
+    /// # Errors
+    /// The backend's.
+    pub fn weights(&self, backend: &B) -> Result<Vec<f64>, ClassifierError> {
+        let mut host = vec![B::Host::default(); self.layout().len()];
+        backend.download_params(&self.params, 0, &mut host).map_err(ClassifierError::backend)?;
+        Ok(host.into_iter().map(|v| v.wide()).collect())
+    }
+
+    /// Features and logits of `images`, `[n, channels, height, width]` in −1..1.
+    ///
+    /// # Errors
+    /// Not whole images, none, or values that are not finite.
+    pub fn extract(&self, backend: &B, images: &[f32]) -> Result<Extracted, ClassifierError> {
+        let len = self.config().image_len();
+        let count = whole_images(images, len)?;
+        let classes = self.config().classes;
+        let batch = count.min(EXTRACT_BATCH);
+        let mut space =
+            Workspace::new(backend, &self.network, batch).map_err(ClassifierError::backend)?;
+        let mut features = Vec::with_capacity(count * FEATURES);
+        let mut logits = Vec::with_capacity(count * classes);
+        for chunk in images.chunks(batch * len) {
+            self.network
+                .extract(backend, &self.params, chunk, &mut space, &mut features, &mut logits)
+                .map_err(ClassifierError::backend)?;
+        }
+        let dims = self.network.feature_dims();
+        Ok(Extracted { features: Features::new(features, dims)?, logits })
+    }
+
+    /// Share of images whose class it names.
+    ///
+    /// # Errors
+    /// As [`Classifier::extract`], or labels that do not match the images.
+    pub fn accuracy(
+        &self,
+        backend: &B,
+        images: &[f32],
+        labels: &[u32],
+    ) -> Result<f64, ClassifierError> {
+        let found = self.extract(backend, images)?;
+        Ok(crate::metrics::class_accuracy(&found.logits, self.config().classes, labels)?)
+    }
+}
+
+/// Number of images of `len` values in a flat slice; at least one.
+fn whole_images(images: &[f32], len: usize) -> Result<usize, ClassifierError> {
+    if images.is_empty() || !images.len().is_multiple_of(len) {
+        let expected = images.len().next_multiple_of(len).max(len);
+        let what = "values of whole images";
+        return Err(ClassifierError::Data { what, expected, found: images.len() });
+    }
+    Ok(images.len() / len)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
