@@ -1,4 +1,4 @@
 //! The models: next-scale generator, tokenizer, classifier.
 
-pub mod generator;
 pub mod classifier;
+pub mod generator;

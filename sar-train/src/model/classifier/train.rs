@@ -2,7 +2,7 @@
 
 use super::network::Workspace;
 use super::{Classifier, ClassifierConfig, ClassifierError, whole_images};
-use sar_math::backend::{AdamW, Backend, LossDims, TokenLoss};
+use sar_math::backend::{AdamW, Backend, LossDims, TargetRows, TokenLoss};
 use sar_math::philox::{Purpose, Stream};
 use sar_math::{MAX_SCALES, Real as _, Scale, ScaleSchedule};
 
@@ -150,6 +150,7 @@ impl<B: Backend> Run<B> {
                 vocab: classifier.config().classes,
                 smoothing: training.smoothing,
                 weights,
+                targets: TargetRows::beside(&schedule),
             },
             targets: backend.ids(batch)?,
             grads: backend.accum(len)?,

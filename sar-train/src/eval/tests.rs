@@ -1,0 +1,78 @@
+use super::*;
+use crate::model::classifier::ClassifierConfig;
+use sar_backend_cpu::CpuBackend;
+
+const SIDE: usize = 8;
+
+/// Images of two classes, dark and bright on average.
+fn images(labels: &[u32], seed: u64, contrast: f32) -> Vec<f32> {
+    let mut stream = Stream::new(seed, Purpose::Test, 0);
+    let mut out = Vec::new();
+    for label in labels {
+        let mean = if *label == 0 { -contrast } else { contrast };
+        out.extend((0..SIDE * SIDE).map(|_| mean + stream.uniform_f32() - 0.5));
+    }
+    out
+}
+
+fn evaluator(backend: &CpuBackend<f32>) -> Evaluator<'_, CpuBackend<f32>> {
+    let config = ClassifierConfig::for_images(1, SIDE, SIDE, 2);
+    let classifier = Classifier::new(backend, config, 3).unwrap();
+    let labels = balanced_labels(80, 2);
+    let validation = images(&labels, 1, 0.5);
+    let options = EvalOptions { count: 79, seeds: vec![5, 6], sampler: SamplerSettings::default() };
+    let validation = Labelled { images: &validation, labels: &labels };
+    Evaluator::new(backend, classifier, validation, &options).unwrap()
+}
+
+#[test]
+fn labels_come_in_whole_rounds() {
+    assert_eq!(balanced_labels(4, 3), [0, 1, 2, 0, 1, 2]);
+    assert_eq!(balanced_labels(0, 3), [0u32; 0]);
+}
+
+#[test]
+fn a_worse_generator_is_further_away_and_the_knobs_are_kept() {
+    let backend = CpuBackend::<f32>::new();
+    let mut evaluator = evaluator(&backend);
+    let labels = balanced_labels(200, 2);
+    let training = images(&labels, 9, 0.5);
+    let validation_labels = balanced_labels(80, 2);
+    let same = images(&validation_labels, 1, 0.5);
+    let reconstructions = Labelled { images: &same, labels: &validation_labels };
+    let training = Labelled { images: &training, labels: &labels };
+    evaluator.measure_floors(reconstructions, training).unwrap();
+    let floors = evaluator.floors();
+    assert_eq!(floors.len(), 3);
+    // The "reconstructions" are the validation images themselves.
+    assert!(floors[0].frechet < 1e-6 && floors[0].precision == 1.0 && floors[0].recall == 1.0);
+    assert_eq!(floors[2].count, 80);
+    assert!(floors[1].frechet < floors[2].frechet);
+
+    // Guidance plays the part of a contrast that is right at 0.5.
+    let mut generator = |labels: &[u32], seed: u64, guidance: f64| -> Result<Vec<f32>, AnyError> {
+        Ok(images(labels, 100 + seed, guidance as f32))
+    };
+    let report = evaluator.sweep(&mut generator, &[0.5, 0.0]).unwrap();
+    let [wrong, right] = &report.points[..] else { panic!("two points") };
+    assert_eq!((wrong.guidance, right.guidance), (0.0, 0.5));
+    assert!(right.frechet.mean < wrong.frechet.mean);
+    assert_eq!(right.frechet.values.len(), 2);
+    assert!(right.frechet.spread.is_some());
+    assert_eq!(report.settings.count, 80);
+    assert!(report.settings.extractor.contains("not Inception"));
+    let json = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<EvalReport>(&json).unwrap(), report);
+}
+
+#[test]
+fn a_failing_or_short_generator_is_named() {
+    let backend = CpuBackend::<f32>::new();
+    let evaluator = evaluator(&backend);
+    let mut fails =
+        |_: &[u32], _: u64, _: f64| -> Result<Vec<f32>, AnyError> { Err("no memory".into()) };
+    let text = evaluator.measure(&mut fails, 1.5).unwrap_err().to_string();
+    assert!(text.contains("seed 5 at guidance 1.5: no memory"), "{text}");
+    let mut short = |_: &[u32], _: u64, _: f64| -> Result<Vec<f32>, AnyError> { Ok(vec![0.0; 5]) };
+    assert!(matches!(evaluator.measure(&mut short, 0.0), Err(EvalError::Shape { found: 5, .. })));
+}
