@@ -1,8 +1,17 @@
 //! One file per op.
 
 pub(crate) mod adamw;
+pub(crate) mod attention;
+pub(crate) mod cached_attention;
+pub(crate) mod class_embedding;
 pub(crate) mod cross_entropy;
 pub(crate) mod ema;
+pub(crate) mod gelu;
 pub(crate) mod grad_norm;
+pub(crate) mod linear;
+pub(crate) mod positions;
+pub(crate) mod residual_norm;
 pub(crate) mod scale_sums;
+pub(crate) mod silu;
 pub(crate) mod soft_cross_entropy;
+pub(crate) mod token_embedding;

@@ -1,0 +1,238 @@
+//! Backward of block-causal attention: probabilities are computed again from the log-sum-exps.
+
+use super::{HeadParams, LINE, Place, TILE, scores_len, tiles, transpose};
+use crate::Element;
+use crate::matmul::{Mat, MatMut, matmul};
+use crate::simd::{Shared, carve, sum2, vectorized, with_scratch};
+use core::ops::Range;
+use rayon::prelude::*;
+use sar_math::backend::{AttentionDims, NORMALIZE_EPS, SCALE_MUL_MAX};
+
+/// What the backward reads: the operands of the forward as it left them.
+pub(crate) struct Saved<'a, T> {
+    pub d_out: &'a [T],
+    pub out: &'a [T],
+    pub qkv: &'a [T],
+    pub inverse_norms: &'a [T],
+    pub lse: &'a [T],
+    pub params: HeadParams<'a, T>,
+}
+
+/// Elements that a head contributes to the gradients of the parameters.
+pub(crate) fn partial_len(dims: &AttentionDims) -> usize {
+    2 * dims.head_dim + 1
+}
+
+/// Writes `dqkv`, and to `partials[b, h, 2d+1]` each head's gradients of q bias, v bias and log-scale.
+pub(crate) fn backward<T: Element>(
+    dims: &AttentionDims,
+    saved: &Saved<'_, T>,
+    dqkv: &mut [T],
+    partials: &mut [T],
+) {
+    if dims.batch * dims.heads * dims.head_dim == 0 {
+        return;
+    }
+    let dqkv = Shared::new(dqkv);
+    partials.par_chunks_exact_mut(partial_len(dims)).enumerate().for_each(|(task, partial)| {
+        backward_head(dims, Place::new(dims, task), saved, &dqkv, partial);
+    });
+}
+
+/// Adds the heads' contributions to the gradients, sample by sample.
+pub(crate) fn add_partials<T: Element>(
+    dims: &AttentionDims,
+    partials: &[T],
+    part: Range<usize>,
+    grad: &mut [T],
+) {
+    let len = partial_len(dims);
+    let tasks = partials.chunks_exact(len * dims.heads);
+    for sample in tasks {
+        let heads = grad.chunks_exact_mut(part.len()).zip(sample.chunks_exact(len));
+        for (grad, partial) in heads {
+            for (grad, &partial) in grad.iter_mut().zip(&partial[part.clone()]) {
+                *grad += partial;
+            }
+        }
+    }
+}
+
+/// The head as contiguous matrices.
+struct Head<'a, T> {
+    q: &'a mut [T],
+    k: &'a mut [T],
+    d_out: &'a mut [T],
+    /// Keys and values transposed, `[d, stride]`.
+    kt: &'a mut [T],
+    vt: &'a mut [T],
+    /// Σ d_out∘out of each row.
+    inner: &'a mut [T],
+}
+
+fn backward_head<T: Element>(
+    dims: &AttentionDims,
+    place: Place,
+    saved: &Saved<'_, T>,
+    dqkv: &Shared<'_, T>,
+    partial: &mut [T],
+) {
+    let (tokens, size) = (place.tokens, place.size);
+    let stride = tokens.next_multiple_of(LINE);
+    let (head, turned, tile) = (tokens * size, size * stride, scores_len(TILE, tokens));
+    let inputs = [head, head, head, turned, turned, stride];
+    let outputs = [head, head, head, tile, tile];
+    let len = inputs.iter().sum::<usize>() + outputs.iter().sum::<usize>();
+    with_scratch(len, |scratch: &mut [T]| {
+        let (first, second) = scratch.split_at_mut(inputs.iter().sum());
+        let [q, k, d_out, kt, vt, inner] = carve(first, inputs);
+        let [dq, dk, dv, p, ds] = carve(second, outputs);
+        let mut head = Head { q, k, d_out, kt, vt, inner };
+        // v waits in dv until it is transposed.
+        gather_head(place, saved, &mut head, dv);
+        transpose(dv, size, stride, head.vt);
+        transpose(head.k, size, stride, head.kt);
+        dk.fill(T::zero());
+        dv.fill(T::zero());
+        let lse = &saved.lse[place.lse()..][..tokens];
+        for scale in 0..dims.schedule.len() {
+            let range = dims.schedule.range(scale);
+            let keys = range.end;
+            for rows in tiles(range) {
+                backward_tile(&head, rows, keys, size, stride, lse, p, ds, dq, dk, dv);
+            }
+        }
+        vectorized(
+            #[inline(always)]
+            || finish_head(place, saved, &head, dq, dk, dv, dqkv, partial),
+        );
+    });
+}
+
+fn gather_head<T: Element>(
+    place: Place,
+    saved: &Saved<'_, T>,
+    head: &mut Head<'_, T>,
+    v: &mut [T],
+) {
+    let size = place.size;
+    vectorized(
+        #[inline(always)]
+        || {
+            for token in 0..place.tokens {
+                let copy = token * size..(token + 1) * size;
+                let part = |part| &saved.qkv[place.qkv(token, part)..][..size];
+                head.q[copy.clone()].copy_from_slice(part(0));
+                head.k[copy.clone()].copy_from_slice(part(1));
+                v[copy.clone()].copy_from_slice(part(2));
+                let d_out = &saved.d_out[place.out(token)..][..size];
+                head.d_out[copy].copy_from_slice(d_out);
+                let out = &saved.out[place.out(token)..][..size];
+                head.inner[token] = sum2(d_out, out, |a, b| a * b);
+            }
+        },
+    );
+}
+
+/// A tile of query rows: its dq, and what it adds to dk and dv.
+fn backward_tile<T: Element>(
+    head: &Head<'_, T>,
+    rows: Range<usize>,
+    keys: usize,
+    size: usize,
+    kt_stride: usize,
+    lse: &[T],
+    p: &mut [T],
+    ds: &mut [T],
+    dq: &mut [T],
+    dk: &mut [T],
+    dv: &mut [T],
+) {
+    let (zero, one) = (T::zero(), T::one());
+    let (count, stride) = (rows.len(), keys.next_multiple_of(LINE));
+    let q = Mat::rows(&head.q[rows.start * size..], count, size);
+    let d_out = Mat::rows(&head.d_out[rows.start * size..], count, size);
+    let kt = Mat::strided(head.kt, size, keys, kt_stride);
+    let vt = Mat::strided(head.vt, size, keys, kt_stride);
+    matmul(one, q, kt, zero, MatMut::strided(p, count, keys, stride), false);
+    matmul(one, d_out, vt, zero, MatMut::strided(ds, count, keys, stride), false);
+    vectorized(
+        #[inline(always)]
+        || {
+            for (i, row) in rows.clone().enumerate() {
+                let p = &mut p[i * stride..][..keys];
+                let ds = &mut ds[i * stride..][..keys];
+                let (lse, inner) = (lse[row], head.inner[row]);
+                for j in 0..keys {
+                    p[j] = (p[j] - lse).vexp();
+                    ds[j] = p[j] * (ds[j] - inner);
+                }
+            }
+        },
+    );
+    let p = Mat::strided(p, count, keys, stride);
+    let ds = Mat::strided(ds, count, keys, stride);
+    let k = Mat::rows(head.k, keys, size);
+    let dq = &mut dq[rows.start * size..rows.end * size];
+    matmul(one, ds, k, zero, MatMut::rows(dq, count, size), false);
+    matmul(one, ds.t(), q, one, MatMut::rows(dk, keys, size), false);
+    matmul(one, p.t(), d_out, one, MatMut::rows(dv, keys, size), false);
+}
+
+/// Through the normalisations, and the sums over tokens that the parameters take.
+#[inline(always)]
+fn finish_head<T: Element>(
+    place: Place,
+    saved: &Saved<'_, T>,
+    head: &Head<'_, T>,
+    dq: &[T],
+    dk: &[T],
+    dv: &[T],
+    dqkv: &Shared<'_, T>,
+    partial: &mut [T],
+) {
+    let size = place.size;
+    let scale = saved.params.scale(place.head);
+    let clamped = saved.params.scale_mul[place.head] > T::of(SCALE_MUL_MAX);
+    partial.fill(T::zero());
+    let (dq_bias, rest) = partial.split_at_mut(size);
+    let (dv_bias, dscale) = rest.split_at_mut(size);
+    for token in 0..place.tokens {
+        let row = token * size..(token + 1) * size;
+        let norm = |part| saved.inverse_norms[place.norm(token, part)];
+        // SAFETY (all three): this head's part of a token, which no other task touches.
+        let to = unsafe { dqkv.part(place.qkv(token, 0), size) };
+        let along = normalize_backward(&dq[row.clone()], &head.q[row.clone()], norm(0), scale, to);
+        if !clamped {
+            dscale[0] += along;
+        }
+        for (sum, &d) in dq_bias.iter_mut().zip(&*to) {
+            *sum += d;
+        }
+        // SAFETY: as above.
+        let to = unsafe { dqkv.part(place.qkv(token, 1), size) };
+        normalize_backward(&dk[row.clone()], &head.k[row.clone()], norm(1), T::one(), to);
+        // SAFETY: as above.
+        let to = unsafe { dqkv.part(place.qkv(token, 2), size) };
+        to.copy_from_slice(&dv[row.clone()]);
+        for (sum, &d) in dv_bias.iter_mut().zip(&dv[row]) {
+            *sum += d;
+        }
+    }
+}
+
+/// From the gradient `dy` of `y = factor·x/‖x‖` to that of x; returns ⟨dy, y⟩.
+///
+/// Where the norm was clamped it is a constant, and nothing is projected out.
+#[inline(always)]
+fn normalize_backward<T: Element>(dy: &[T], y: &[T], inverse: T, factor: T, dx: &mut [T]) -> T {
+    let along = sum2(dy, y, |dy, y| dy * y);
+    let free = inverse >= T::one() / T::of(NORMALIZE_EPS);
+    let project = if free { T::zero() } else { along / (factor * factor) };
+    let by = factor * inverse;
+    let (dy, y) = (&dy[..dx.len()], &y[..dx.len()]);
+    for i in 0..dx.len() {
+        dx[i] = by * (dy[i] - y[i] * project);
+    }
+    along
+}

@@ -1,0 +1,130 @@
+//! `y = x·Wᵀ + bias` and its gradients.
+
+use crate::Element;
+use crate::matmul::{Mat, MatMut, matmul};
+use crate::simd::vectorized;
+use rayon::prelude::*;
+use sar_math::backend::LinearDims;
+
+/// Columns of a bias gradient that one task adds up: whole cache lines of every row.
+const COLUMNS: usize = 64;
+/// Rows added up before they go to the total, which keeps long sums accurate.
+const ROWS: usize = 64;
+/// Elements of y that one task fills with the bias.
+const FILL: usize = 64 * 1024;
+
+pub(crate) fn forward<T: Element>(
+    LinearDims { rows, inputs, outputs }: LinearDims,
+    x: &[T],
+    weight: &[T],
+    bias: Option<&[T]>,
+    y: &mut [T],
+) {
+    if rows == 0 || outputs == 0 {
+        return;
+    }
+    if let Some(bias) = bias {
+        y.par_chunks_mut(FILL.div_ceil(outputs) * outputs).for_each(|rows| {
+            rows.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
+        });
+    }
+    let beta = if bias.is_some() { T::one() } else { T::zero() };
+    let weight = Mat::rows(weight, outputs, inputs).t();
+    matmul(
+        T::one(),
+        Mat::rows(x, rows, inputs),
+        weight,
+        beta,
+        MatMut::rows(y, rows, outputs),
+        true,
+    );
+}
+
+/// `dx = dy·W`.
+pub(crate) fn backward_input<T: Element>(
+    LinearDims { rows, inputs, outputs }: LinearDims,
+    dy: &[T],
+    weight: &[T],
+    dx: &mut [T],
+) {
+    let (dy, weight) = (Mat::rows(dy, rows, outputs), Mat::rows(weight, outputs, inputs));
+    matmul(T::one(), dy, weight, T::zero(), MatMut::rows(dx, rows, inputs), true);
+}
+
+/// `dW += dyᵀ·x`.
+pub(crate) fn backward_weight<T: Element>(
+    LinearDims { rows, inputs, outputs }: LinearDims,
+    dy: &[T],
+    x: &[T],
+    dweight: &mut [T],
+) {
+    if rows == 0 {
+        return;
+    }
+    let (dy, x) = (Mat::rows(dy, rows, outputs).t(), Mat::rows(x, rows, inputs));
+    matmul(T::one(), dy, x, T::one(), MatMut::rows(dweight, outputs, inputs), true);
+}
+
+/// `dbias += Σ dy`, the rows of `dy` being `dbias.len()` long.
+pub(crate) fn backward_bias<T: Element>(dy: &[T], dbias: &mut [T]) {
+    let outputs = dbias.len();
+    dbias.par_chunks_mut(COLUMNS).enumerate().for_each(|(block, dbias)| {
+        vectorized(
+            #[inline(always)]
+            || column_sums(dy, outputs, block * COLUMNS, dbias),
+        );
+    });
+}
+
+#[inline(always)]
+fn column_sums<T: Element>(dy: &[T], outputs: usize, start: usize, sums: &mut [T]) {
+    for rows in dy.chunks(ROWS * outputs) {
+        let mut acc = [T::zero(); COLUMNS];
+        let acc = &mut acc[..sums.len()];
+        for row in rows.chunks_exact(outputs) {
+            for (acc, &dy) in acc.iter_mut().zip(&row[start..]) {
+                *acc += dy;
+            }
+        }
+        for (sum, &acc) in sums.iter_mut().zip(acc.iter()) {
+            *sum += acc;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_case_by_hand() {
+        let dims = LinearDims { rows: 2, inputs: 2, outputs: 3 };
+        let (x, w) = ([1.0, 2.0, -1.0, 0.5], [1.0, 0.0, 0.0, 1.0, 2.0, 2.0]);
+        let mut y = [9.0; 6];
+        forward(dims, &x, &w, Some(&[10.0, 20.0, 30.0]), &mut y);
+        assert_eq!(y, [11.0, 22.0, 36.0, 9.0, 20.5, 29.0]);
+        forward(dims, &x, &w, None, &mut y);
+        assert_eq!(y, [1.0, 2.0, 6.0, -1.0, 0.5, -1.0]);
+
+        let dy = [1.0, 0.0, 1.0, 0.0, 2.0, 0.0];
+        let (mut dx, mut dw, mut db) = ([9.0; 4], [1.0; 6], [1.0; 3]);
+        backward_input(dims, &dy, &w, &mut dx);
+        assert_eq!(dx, [3.0, 2.0, 0.0, 2.0]);
+        backward_weight(dims, &dy, &x, &mut dw);
+        assert_eq!(dw, [2.0, 3.0, -1.0, 2.0, 2.0, 3.0]);
+        backward_bias(&dy, &mut db);
+        assert_eq!(db, [2.0, 3.0, 2.0]);
+    }
+
+    #[test]
+    fn bias_sums_take_every_row_and_column() {
+        for (rows, outputs) in [(1, 1), (63, 64), (64, 65), (130, 129), (200, 3)] {
+            let dy: Vec<f64> = (0..rows * outputs).map(|i| (i % 101) as f64).collect();
+            let mut db = vec![0.0; outputs];
+            backward_bias(&dy, &mut db);
+            for j in 0..outputs {
+                assert_eq!(db[j], (0..rows).map(|i| dy[i * outputs + j]).sum::<f64>());
+            }
+        }
+    }
+}
