@@ -26,7 +26,7 @@ impl Element for f32 {}
 impl Element for f64 {}
 
 mod sealed {
-    pub trait Sealed: crate::simd::VectorMath {}
+    pub trait Sealed: crate::simd::VectorMath + crate::ops::conv_kernel::Kernels {}
     impl Sealed for f32 {}
     impl Sealed for f64 {}
 }

@@ -1,0 +1,602 @@
+//! Two-dimensional convolution without copies per tap.
+//!
+//! A sample's input is padded once into planes, one for each of the `stride²` phases of its rows and
+//! columns, all with the same row stride. What a tap sees is then such a plane, shifted, and the whole
+//! convolution is one call of the register-tiled kernel per eight outputs. The same planes serve the
+//! weight gradient; the input gradient is the same kernel over the padded output gradient.
+
+use super::conv_kernel::{Correlate, CorrelateWeights, LANES, ROWS, with_offsets};
+use crate::Element;
+use crate::matmul::{Mat, MatMut, matmul};
+use crate::simd::{carve, sum1, vectorized, with_scratch};
+use rayon::prelude::*;
+use sar_math::backend::ConvDims;
+
+/// Samples whose weight gradients are summed one after the other; fixed, so that the order of the
+/// whole sum does not depend on the number of threads.
+const SAMPLES_PER_PARTIAL: usize = 4;
+
+/// Where things lie in the padded planes.
+#[derive(Clone, Copy)]
+struct Plan {
+    d: ConvDims,
+    /// Rows and columns of y.
+    oh: usize,
+    ow: usize,
+    /// Rows and columns of a phase plane.
+    qh: usize,
+    qw: usize,
+    /// Furthest a tap reaches within its phase, in rows or columns.
+    reach: usize,
+}
+
+impl Plan {
+    fn new(d: ConvDims) -> Self {
+        let (oh, ow) = d.output();
+        let pad = d.pad_before + d.pad_after;
+        Self {
+            d,
+            oh,
+            ow,
+            qh: (d.height + pad).div_ceil(d.stride),
+            qw: (d.width + pad).div_ceil(d.stride),
+            reach: (d.kernel - 1) / d.stride,
+        }
+    }
+
+    fn taps(&self) -> usize {
+        self.d.kernel * self.d.kernel
+    }
+
+    /// Elements of a phase plane.
+    fn plane(&self) -> usize {
+        self.qh * self.qw
+    }
+
+    /// Elements of an output row-padded plane, in whole vectors.
+    fn out_len(&self) -> usize {
+        (self.oh * self.qw).next_multiple_of(LANES)
+    }
+
+    /// Elements of an input gradient plane, in whole vectors.
+    fn dx_len(&self) -> usize {
+        self.plane().next_multiple_of(LANES)
+    }
+
+    /// Elements of a sample's padded input, with room for the last vector of the last tap.
+    fn x_len(&self) -> usize {
+        let phases = self.d.stride * self.d.stride;
+        self.d.inputs * phases * self.plane() + self.lead() + LANES
+    }
+
+    /// Zeros before a padded output gradient plane: the furthest that a tap looks back.
+    fn lead(&self) -> usize {
+        self.reach * (self.qw + 1)
+    }
+
+    fn dy_plane(&self) -> usize {
+        self.lead() + self.dx_len().max(self.out_len())
+    }
+
+    /// Offset of tap (ky, kx) of input c in the padded input.
+    fn x_offset(&self, c: usize, ky: usize, kx: usize) -> usize {
+        let s = self.d.stride;
+        let phase = (ky % s) * s + kx % s;
+        (c * s * s + phase) * self.plane() + (ky / s) * self.qw + kx / s
+    }
+
+    /// Offsets of all weights in the order of the published layout.
+    fn x_offsets(&self, to: &mut Vec<usize>) {
+        to.clear();
+        for c in 0..self.d.inputs {
+            for ky in 0..self.d.kernel {
+                for kx in 0..self.d.kernel {
+                    to.push(self.x_offset(c, ky, kx));
+                }
+            }
+        }
+    }
+
+    fn pad_input<T: Element>(&self, x: &[T], to: &mut [T]) {
+        let ConvDims { inputs, height, width, stride: s, pad_before, .. } = self.d;
+        to.fill(T::zero());
+        for c in 0..inputs {
+            for y in 0..height {
+                let row = &x[(c * height + y) * width..][..width];
+                let (py, qy) = ((y + pad_before) % s, (y + pad_before) / s);
+                let first = (c * s * s + py * s) * self.plane() + qy * self.qw;
+                if s == 1 {
+                    to[first + pad_before..][..width].copy_from_slice(row);
+                    continue;
+                }
+                for (x, &v) in row.iter().enumerate() {
+                    let at = x + pad_before;
+                    to[first + (at % s) * self.plane() + at / s] = v;
+                }
+            }
+        }
+    }
+
+    fn pad_gradient<T: Element>(&self, dy: &[T], to: &mut [T]) {
+        to.fill(T::zero());
+        for o in 0..self.d.outputs {
+            for y in 0..self.oh {
+                let row = &dy[(o * self.oh + y) * self.ow..][..self.ow];
+                to[o * self.dy_plane() + self.lead() + y * self.qw..][..self.ow]
+                    .copy_from_slice(row);
+            }
+        }
+    }
+}
+
+/// Whether the convolution is a matrix product of the maps as they lie.
+fn pointwise(d: ConvDims) -> bool {
+    d.kernel == 1 && d.stride == 1 && d.pad_before == 0 && d.pad_after == 0
+}
+
+/// Rows of `weight` packed in blocks of [`ROWS`], zeros where a block has fewer.
+fn pack<T: Element>(rows: usize, columns: usize, at: impl Fn(usize, usize) -> T, to: &mut [T]) {
+    if columns == 0 {
+        return;
+    }
+    for (block, to) in to.chunks_exact_mut(columns * ROWS).enumerate() {
+        for (k, to) in to.chunks_exact_mut(ROWS).enumerate() {
+            for (r, to) in to.iter_mut().enumerate() {
+                let row = block * ROWS + r;
+                *to = if row < rows { at(row, k) } else { T::zero() };
+            }
+        }
+    }
+}
+
+/// `y[b, outputs, oh, ow]`.
+pub(crate) fn forward<T: Element>(d: ConvDims, x: &[T], weight: &[T], bias: &[T], y: &mut [T]) {
+    let (oh, ow) = d.output();
+    let (x_sample, y_sample) = (d.inputs * d.height * d.width, d.outputs * oh * ow);
+    if x_sample == 0 || y_sample == 0 {
+        for (y, &bias) in y.chunks_exact_mut((oh * ow).max(1)).zip(bias.iter().cycle()) {
+            y.fill(bias);
+        }
+        return;
+    }
+    let samples = y.par_chunks_mut(y_sample).zip(x.par_chunks(x_sample));
+    if pointwise(d) {
+        let area = oh * ow;
+        samples.for_each(|(y, x)| {
+            for (y, &bias) in y.chunks_exact_mut(area).zip(bias) {
+                y.fill(bias);
+            }
+            let w = Mat::rows(weight, d.outputs, d.inputs);
+            let y = MatMut::rows(y, d.outputs, area);
+            matmul(T::one(), w, Mat::rows(x, d.inputs, area), T::one(), y, false);
+        });
+        return;
+    }
+    let plan = Plan::new(d);
+    let columns = d.inputs * plan.taps();
+    let blocks = d.outputs.div_ceil(ROWS);
+    with_offsets(|offsets| {
+        plan.x_offsets(offsets);
+        with_scratch(blocks * columns * ROWS, |packed: &mut [T]| {
+            pack(d.outputs, columns, |o, k| weight[o * columns + k], packed);
+            let (packed, offsets) = (&*packed, &offsets[..]);
+            samples.for_each(|(y, x)| sample_forward(plan, x, packed, offsets, bias, y));
+        });
+    });
+}
+
+fn sample_forward<T: Element>(
+    plan: Plan,
+    x: &[T],
+    packed: &[T],
+    offsets: &[usize],
+    bias: &[T],
+    y: &mut [T],
+) {
+    let (area, len, columns) = (plan.oh * plan.ow, plan.out_len(), offsets.len());
+    with_scratch(plan.x_len() + ROWS * len, |scratch: &mut [T]| {
+        let [planes, out] = carve(scratch, [plan.x_len(), ROWS * len]);
+        plan.pad_input(x, planes);
+        for (block, y) in y.chunks_mut(ROWS * area).enumerate() {
+            let rows = y.len() / area;
+            let weights = &packed[block * columns * ROWS..][..columns * ROWS];
+            T::correlate(Correlate { weights, offsets, planes, len, rows }, out);
+            let bias = &bias[block * ROWS..][..rows];
+            for (r, y) in y.chunks_exact_mut(area).enumerate() {
+                for (j, y) in y.chunks_exact_mut(plan.ow).enumerate() {
+                    let from = &out[r * len + j * plan.qw..][..plan.ow];
+                    for (y, &v) in y.iter_mut().zip(from) {
+                        *y = v + bias[r];
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Gradients of [`forward`]: `dx` overwritten where asked for, `dweight` and `dbias` added to.
+pub(crate) fn backward<T: Element>(
+    d: ConvDims,
+    dy: &[T],
+    x: &[T],
+    weight: &[T],
+    dx: Option<&mut [T]>,
+    dweight: &mut [T],
+    dbias: &mut [T],
+) {
+    let (oh, ow) = d.output();
+    let (x_sample, y_sample) = (d.inputs * d.height * d.width, d.outputs * oh * ow);
+    if x_sample == 0 || y_sample == 0 || d.batch == 0 {
+        if let Some(dx) = dx {
+            dx.fill(T::zero());
+        }
+        return;
+    }
+    let plan = Plan::new(d);
+    let point = pointwise(d);
+    let partial = dweight.len() + dbias.len();
+    let sums_len = d.batch.div_ceil(SAMPLES_PER_PARTIAL) * partial;
+    let packed_len = if dx.is_some() && !point {
+        d.inputs.div_ceil(ROWS) * d.outputs * plan.taps() * ROWS
+    } else {
+        0
+    };
+    with_offsets(|offsets| {
+        with_scratch(sums_len + packed_len, |scratch: &mut [T]| {
+            let [sums, packed] = carve(scratch, [sums_len, packed_len]);
+            sums.fill(T::zero());
+            if !point {
+                plan.x_offsets(offsets);
+            }
+            if packed_len > 0 {
+                pack_transposed(plan, weight, packed, offsets);
+            }
+            let (packed, offsets) = (&*packed, &offsets[..]);
+            let group = |g: usize, sums: &mut [T], dx: Option<&mut [T]>| {
+                let first = g * SAMPLES_PER_PARTIAL;
+                let samples = SAMPLES_PER_PARTIAL.min(d.batch - first);
+                let x = &x[first * x_sample..][..samples * x_sample];
+                let dy = &dy[first * y_sample..][..samples * y_sample];
+                let (dw, db) = sums.split_at_mut(dweight.len());
+                add_bias_gradient(dy, oh * ow, db);
+                if point {
+                    pointwise_backward(d, dy, x, weight, dx, dw);
+                } else {
+                    group_backward(plan, dy, x, packed, offsets, dx, dw);
+                }
+            };
+            let sums_of = sums.par_chunks_mut(partial);
+            match dx {
+                Some(dx) => sums_of
+                    .zip(dx.par_chunks_mut(SAMPLES_PER_PARTIAL * x_sample))
+                    .enumerate()
+                    .for_each(|(g, (sums, dx))| group(g, sums, Some(dx))),
+                None => sums_of.enumerate().for_each(|(g, sums)| group(g, sums, None)),
+            }
+            for sums in sums.chunks_exact(partial) {
+                let (dw, db) = sums.split_at(dweight.len());
+                add(dw, dweight);
+                add(db, dbias);
+            }
+        });
+    });
+}
+
+/// Weights with inputs and outputs exchanged, phase by phase, and how far each looks back in a padded
+/// output gradient.
+fn pack_transposed<T: Element>(
+    plan: Plan,
+    weight: &[T],
+    packed: &mut [T],
+    offsets: &mut Vec<usize>,
+) {
+    let d = plan.d;
+    for_phases(plan, |a, b, taps, first| {
+        let inner = d.outputs * taps.count();
+        let to = &mut packed[first..][..d.inputs.div_ceil(ROWS) * inner * ROWS];
+        let at = |c: usize, k: usize| {
+            let (o, ty, tx) = taps.place(k);
+            let (ky, kx) = (a + ty * d.stride, b + tx * d.stride);
+            weight[((o * d.inputs + c) * d.kernel + ky) * d.kernel + kx]
+        };
+        pack(d.inputs, inner, at, to);
+        offsets.extend((0..inner).map(|k| {
+            let (o, ty, tx) = taps.place(k);
+            o * plan.dy_plane() + plan.lead() - ty * plan.qw - tx
+        }));
+    });
+}
+
+fn add<T: Element>(from: &[T], to: &mut [T]) {
+    for (to, &v) in to.iter_mut().zip(from) {
+        *to += v;
+    }
+}
+
+/// Adds the sum of each output's plane, over samples.
+fn add_bias_gradient<T: Element>(dy: &[T], area: usize, dbias: &mut [T]) {
+    let outputs = dbias.len();
+    vectorized(
+        #[inline(always)]
+        || {
+            for (plane, dy) in dy.chunks_exact(area).enumerate() {
+                dbias[plane % outputs] += sum1(dy, |v| v);
+            }
+        },
+    );
+}
+
+fn pointwise_backward<T: Element>(
+    d: ConvDims,
+    dy: &[T],
+    x: &[T],
+    weight: &[T],
+    mut dx: Option<&mut [T]>,
+    dw: &mut [T],
+) {
+    let area = d.height * d.width;
+    let (x_sample, y_sample) = (d.inputs * area, d.outputs * area);
+    for (s, (dy, x)) in dy.chunks_exact(y_sample).zip(x.chunks_exact(x_sample)).enumerate() {
+        let dy = Mat::rows(dy, d.outputs, area);
+        let dw = MatMut::rows(dw, d.outputs, d.inputs);
+        matmul(T::one(), dy, Mat::rows(x, d.inputs, area).t(), T::one(), dw, false);
+        if let Some(dx) = dx.as_deref_mut() {
+            let dx = MatMut::rows(&mut dx[s * x_sample..][..x_sample], d.inputs, area);
+            let w = Mat::rows(weight, d.outputs, d.inputs);
+            matmul(T::one(), w.t(), dy, T::zero(), dx, false);
+        }
+    }
+}
+
+/// Taps of one phase: those whose row and column are congruent to the phase's.
+#[derive(Clone, Copy)]
+struct Taps {
+    rows: usize,
+    cols: usize,
+}
+
+impl Taps {
+    fn new(plan: Plan, a: usize, b: usize) -> Self {
+        let count = |phase: usize| plan.d.kernel.saturating_sub(phase).div_ceil(plan.d.stride);
+        Self { rows: count(a), cols: count(b) }
+    }
+
+    fn count(self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Output, row and column of the k-th weight.
+    fn place(self, k: usize) -> (usize, usize, usize) {
+        let tap = k % self.count();
+        (k / self.count(), tap / self.cols, tap % self.cols)
+    }
+}
+
+/// Calls `f(a, b, taps, first)` for every phase, `first` being where its packed weights begin.
+fn for_phases(plan: Plan, mut f: impl FnMut(usize, usize, Taps, usize)) {
+    let mut first = 0;
+    for a in 0..plan.d.stride {
+        for b in 0..plan.d.stride {
+            let taps = Taps::new(plan, a, b);
+            f(a, b, taps, first);
+            first += plan.d.inputs.div_ceil(ROWS) * plan.d.outputs * taps.count() * ROWS;
+        }
+    }
+}
+
+/// Gradients of one group of samples.
+fn group_backward<T: Element>(
+    plan: Plan,
+    dy: &[T],
+    x: &[T],
+    packed: &[T],
+    offsets: &[usize],
+    dx: Option<&mut [T]>,
+    dw: &mut [T],
+) {
+    let d = plan.d;
+    let columns = d.inputs * plan.taps();
+    let (x_sample, y_sample) = (d.inputs * d.height * d.width, d.outputs * plan.oh * plan.ow);
+    let samples = x.len() / x_sample;
+    let dy_len = d.outputs * plan.dy_plane();
+    let sizes = [samples * plan.x_len(), samples * dy_len, ROWS * plan.dx_len()];
+    with_scratch(sizes.iter().sum(), |scratch: &mut [T]| {
+        let [xs, dys, out] = carve(scratch, sizes);
+        for (x, to) in x.chunks_exact(x_sample).zip(xs.chunks_exact_mut(plan.x_len())) {
+            plan.pad_input(x, to);
+        }
+        for (dy, to) in dy.chunks_exact(y_sample).zip(dys.chunks_exact_mut(dy_len)) {
+            plan.pad_gradient(dy, to);
+        }
+        let op = CorrelateWeights {
+            dy: dys,
+            dy_first: plan.lead(),
+            dy_plane: plan.dy_plane(),
+            dy_sample: dy_len,
+            x: xs,
+            x_sample: plan.x_len(),
+            offsets: &offsets[..columns],
+            len: plan.out_len(),
+            samples,
+        };
+        T::correlate_weights(op, dw);
+        if let Some(dx) = dx {
+            for (dy, dx) in dys.chunks_exact(dy_len).zip(dx.chunks_exact_mut(x_sample)) {
+                input_gradient(plan, dy, packed, &offsets[columns..], dx, out);
+            }
+        }
+    });
+}
+
+fn input_gradient<T: Element>(
+    plan: Plan,
+    dy: &[T],
+    packed: &[T],
+    offsets: &[usize],
+    dx: &mut [T],
+    out: &mut [T],
+) {
+    let d = plan.d;
+    let area = d.height * d.width;
+    let mut seen = 0;
+    for_phases(plan, |a, b, taps, first| {
+        let inner = d.outputs * taps.count();
+        let offsets = &offsets[seen..seen + inner];
+        seen += inner;
+        for (block, dx) in dx.chunks_mut(ROWS * area).enumerate() {
+            let rows = dx.len() / area;
+            let weights = &packed[first + block * inner * ROWS..][..inner * ROWS];
+            let len = plan.dx_len();
+            T::correlate(Correlate { weights, offsets, planes: dy, len, rows }, out);
+            for (r, dx) in dx.chunks_exact_mut(area).enumerate() {
+                unpad(plan, a, b, &out[r * len..][..len], dx);
+            }
+        }
+    });
+}
+
+/// Takes the positions of phase (a, b) that are not padding.
+fn unpad<T: Element>(plan: Plan, a: usize, b: usize, from: &[T], dx: &mut [T]) {
+    let ConvDims { height, width, stride: s, pad_before: pad, .. } = plan.d;
+    for y in 0..height {
+        let at = y + pad;
+        if at % s != a {
+            continue;
+        }
+        let row = &from[(at / s) * plan.qw..][..plan.qw];
+        let to = &mut dx[y * width..][..width];
+        if s == 1 {
+            to.copy_from_slice(&row[pad..][..width]);
+            continue;
+        }
+        for (x, to) in to.iter_mut().enumerate() {
+            if (x + pad) % s == b {
+                *to = row[(x + pad) / s];
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::check::{Random, central_difference};
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The sum as it is written.
+    fn plain(d: ConvDims, x: &[f64], w: &[f64], b: &[f64]) -> Vec<f64> {
+        let (oh, ow) = d.output();
+        let mut y = vec![0.0; d.batch * d.outputs * oh * ow];
+        for (at, y) in y.iter_mut().enumerate() {
+            let (i, j, o) = (at / ow % oh, at % ow, at / (oh * ow) % d.outputs);
+            let n = at / (oh * ow * d.outputs);
+            *y = b[o];
+            for c in 0..d.inputs {
+                for ky in 0..d.kernel {
+                    for kx in 0..d.kernel {
+                        let (r, q) = (i * d.stride + ky, j * d.stride + kx);
+                        let inside = |v: usize, n: usize| v >= d.pad_before && v < n + d.pad_before;
+                        if inside(r, d.height) && inside(q, d.width) {
+                            let row = (n * d.inputs + c) * d.height + r - d.pad_before;
+                            *y += x[row * d.width + q - d.pad_before]
+                                * w[((o * d.inputs + c) * d.kernel + ky) * d.kernel + kx];
+                        }
+                    }
+                }
+            }
+        }
+        y
+    }
+
+    fn dims() -> impl Strategy<Value = ConvDims> {
+        let sizes = (1..6usize, 1..5usize, 1..11usize, 1..7usize, 1..7usize);
+        (sizes, 1..4usize, 1..4usize, 0..3usize, 0..3usize).prop_filter_map(
+            "kernel larger than the map",
+            |((batch, inputs, outputs, height, width), kernel, stride, pad_before, pad_after)| {
+                let d = ConvDims {
+                    batch,
+                    inputs,
+                    outputs,
+                    height,
+                    width,
+                    kernel,
+                    stride,
+                    pad_before,
+                    pad_after,
+                };
+                (height.min(width) + pad_before + pad_after >= kernel).then_some(d)
+            },
+        )
+    }
+
+    fn run(d: ConvDims, x: &[f64], w: &[f64], b: &[f64]) -> Vec<f64> {
+        let (oh, ow) = d.output();
+        let mut y = vec![f64::NAN; d.batch * d.outputs * oh * ow];
+        forward(d, x, w, b, &mut y);
+        y
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn forward_is_the_plain_sum_and_backward_its_gradient(d in dims(), seed: u64) {
+            let mut random = Random(seed);
+            let x = random.values(d.batch * d.inputs * d.height * d.width);
+            let w = random.values(d.outputs * d.inputs * d.kernel * d.kernel);
+            let b = random.values(d.outputs);
+            let y = run(d, &x, &w, &b);
+            for (i, (y, want)) in y.iter().zip(plain(d, &x, &w, &b)).enumerate() {
+                // Up to 36 products of numbers below 1, summed in another order.
+                prop_assert!((y - want).abs() < 1e-13, "y[{}]: {} against {}", i, y, want);
+            }
+            let dy = random.values(y.len());
+            let (mut dx, mut dw, mut db) = (vec![f64::NAN; x.len()], w.clone(), b.clone());
+            backward(d, &dy, &x, &w, Some(&mut dx), &mut dw, &mut db);
+            let (mut dw_alone, mut db_alone) = (w.clone(), b.clone());
+            backward(d, &dy, &x, &w, None, &mut dw_alone, &mut db_alone);
+            prop_assert_eq!(&dw, &dw_alone);
+            prop_assert_eq!(&db, &db_alone);
+            dw.iter_mut().zip(&w).for_each(|(d, w)| *d -= w);
+            db.iter_mut().zip(&b).for_each(|(d, b)| *d -= b);
+            central_difference("dx", &x, &dx, &dy, |x| run(d, x, &w, &b));
+            central_difference("dw", &w, &dw, &dy, |w| run(d, &x, w, &b));
+            central_difference("db", &b, &db, &dy, |b| run(d, &x, &w, b));
+        }
+    }
+
+    #[test]
+    fn one_and_two_threads_give_the_same_bits() {
+        let d = ConvDims {
+            batch: 11,
+            inputs: 5,
+            outputs: 9,
+            height: 12,
+            width: 8,
+            kernel: 3,
+            stride: 1,
+            pad_before: 1,
+            pad_after: 1,
+        };
+        let mut random = Random(7);
+        let mut values = |len| random.values(len).iter().map(|&v| v as f32).collect::<Vec<_>>();
+        let (x, w) = (values(11 * 5 * 96), values(9 * 45));
+        let (b, dy) = (values(9), values(11 * 9 * 96));
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+            pool.map(|pool| {
+                pool.install(|| {
+                    let mut out = vec![0.0; dy.len() + x.len() + w.len() + b.len()];
+                    let (y, rest) = out.split_at_mut(dy.len());
+                    let (dx, rest) = rest.split_at_mut(x.len());
+                    let (dw, db) = rest.split_at_mut(w.len());
+                    forward(d, &x, &w, &b, y);
+                    backward(d, &dy, &x, &w, Some(dx), dw, db);
+                    out
+                })
+            })
+            .ok()
+        };
+        assert!(with(1).is_some());
+        assert_eq!(with(1), with(2));
+    }
+}
