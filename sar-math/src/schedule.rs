@@ -2,6 +2,10 @@
 //!
 //! A [`ScaleSchedule`] is the only place where token offsets are summed; everything else asks it.
 
+mod random;
+
+pub use random::DEFAULT_SCHEDULE_PROBABILITY;
+
 use core::fmt;
 use core::ops::Range;
 use core::str::FromStr;
