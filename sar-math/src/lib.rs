@@ -23,6 +23,7 @@ pub mod guidance;
 pub mod philox;
 pub mod real;
 pub mod resample;
+pub mod rollout;
 pub mod sampling;
 pub mod schedule;
 

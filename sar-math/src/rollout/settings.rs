@@ -1,0 +1,213 @@
+//! What a run chooses: the way of training, and SAR's switches with their presets.
+
+use crate::backend::Filter;
+use crate::guidance::Guidance;
+use core::fmt;
+use core::str::FromStr;
+
+/// Which scales the student pass trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Extent {
+    /// All but the first, each from the prediction before it.
+    All,
+    /// The last alone, with the class token as only context: schedule (1, N).
+    Last,
+    /// One random scale alone, another each step: schedule (1, s).
+    Random,
+}
+
+/// What the student pass is pulled towards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StudentTarget {
+    /// The codes that the rollout decoded from the teacher pass.
+    TeacherHard,
+    /// The softmax of the teacher pass, detached.
+    TeacherSoft,
+    /// The image's codes.
+    GroundTruth,
+}
+
+/// A way of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// Teacher forcing: every input from the image.
+    Teacher,
+    /// Self-autoregressive refinement: teacher forcing and a student pass.
+    Sar(Extent),
+    /// Student forcing: every input from own samples.
+    Student,
+    /// The first scales' inputs from the image, the others' from own samples.
+    Hybrid {
+        /// How many; the first scale, whose input is the class token, counts. 1 is student forcing.
+        teacher_scales: usize,
+    },
+    /// Inputs alternately from own samples (the second scale's first) and from the image.
+    Interleaved,
+}
+
+/// How the rollout turns logits into codes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Decode {
+    /// The largest logit.
+    Argmax,
+    /// A draw.
+    Sample {
+        /// From what remains of the distribution.
+        filter: Filter,
+        /// Guidance of the teacher pass, which then runs on a doubled batch.
+        guidance: Guidance,
+    },
+}
+
+/// SAR's switches, each independent of the others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SarSettings {
+    /// Which scales the student pass trains.
+    pub extent: Extent,
+    /// What it is pulled towards.
+    pub target: StudentTarget,
+    /// How the teacher's logits become its inputs.
+    pub decode: Decode,
+    /// Weight σ of the contrastive student-forcing loss.
+    pub sigma: f64,
+}
+
+impl SarSettings {
+    /// Preset `paper`: all scales, sampled without guidance. The paper does not state its σ; 0.1 is
+    /// what worked in our trial.
+    pub const PAPER: Self = Self {
+        extent: Extent::All,
+        target: StudentTarget::TeacherHard,
+        decode: Decode::Sample {
+            filter: Filter { top_k: 900, top_p: 0.96 },
+            guidance: Guidance::Off,
+        },
+        sigma: 0.1,
+    };
+
+    /// Preset `release`: what the published code runs. The last scale, sampled with guidance.
+    pub const RELEASE: Self = Self {
+        extent: Extent::Last,
+        target: StudentTarget::TeacherHard,
+        decode: Decode::Sample {
+            filter: Filter { top_k: 900, top_p: 0.96 },
+            guidance: Guidance::Rollout(1.2),
+        },
+        sigma: 0.01,
+    };
+
+    /// A preset by its name: `paper` or `release`.
+    ///
+    /// # Errors
+    /// [`UnknownName`].
+    pub fn preset(name: &str) -> Result<Self, UnknownName> {
+        match name {
+            "paper" => Ok(Self::PAPER),
+            "release" => Ok(Self::RELEASE),
+            _ => Err(UnknownName { what: "preset", expected: "paper or release" }),
+        }
+    }
+}
+
+/// A name that is none of those expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownName {
+    /// What was to be named: `"rollout extent"`.
+    pub what: &'static str,
+    /// The names there are.
+    pub expected: &'static str,
+}
+
+impl fmt::Display for UnknownName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: unknown name; expected {}", self.what, self.expected)
+    }
+}
+
+impl core::error::Error for UnknownName {}
+
+/// The names of [`Extent`], for messages.
+const EXTENTS: &str = "all, last or random";
+/// The names of [`StudentTarget`].
+const TARGETS: &str = "teacher-hard, teacher-soft or ground-truth";
+/// The names of [`Method`].
+const METHODS: &str = "teacher, sar-all, sar-last, sar-random, student, hybrid:N or interleaved";
+
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::All => "all",
+            Self::Last => "last",
+            Self::Random => "random",
+        })
+    }
+}
+
+impl FromStr for Extent {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        match name {
+            "all" => Ok(Self::All),
+            "last" => Ok(Self::Last),
+            "random" => Ok(Self::Random),
+            _ => Err(UnknownName { what: "rollout extent", expected: EXTENTS }),
+        }
+    }
+}
+
+impl fmt::Display for StudentTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TeacherHard => "teacher-hard",
+            Self::TeacherSoft => "teacher-soft",
+            Self::GroundTruth => "ground-truth",
+        })
+    }
+}
+
+impl FromStr for StudentTarget {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        match name {
+            "teacher-hard" => Ok(Self::TeacherHard),
+            "teacher-soft" => Ok(Self::TeacherSoft),
+            "ground-truth" => Ok(Self::GroundTruth),
+            _ => Err(UnknownName { what: "student target", expected: TARGETS }),
+        }
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Teacher => f.write_str("teacher"),
+            Self::Sar(extent) => write!(f, "sar-{extent}"),
+            Self::Student => f.write_str("student"),
+            Self::Hybrid { teacher_scales } => write!(f, "hybrid:{teacher_scales}"),
+            Self::Interleaved => f.write_str("interleaved"),
+        }
+    }
+}
+
+impl FromStr for Method {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        let unknown = UnknownName { what: "way of training", expected: METHODS };
+        if let Some(extent) = name.strip_prefix("sar-") {
+            return extent.parse().map(Self::Sar).map_err(|_| unknown);
+        }
+        if let Some(count) = name.strip_prefix("hybrid:") {
+            let teacher_scales = count.parse().map_err(|_| unknown)?;
+            return Ok(Self::Hybrid { teacher_scales });
+        }
+        match name {
+            "teacher" => Ok(Self::Teacher),
+            "student" => Ok(Self::Student),
+            "interleaved" => Ok(Self::Interleaved),
+            _ => Err(unknown),
+        }
+    }
+}
