@@ -5,7 +5,8 @@ use sar_backend_cpu::{Buffer, CpuBackend};
 use sar_math::backend::{
     Buffers, Choice, ChooseDims, LossDims, LossOps, RolloutDims, RolloutOps, TargetRows, TokenLoss,
 };
-use sar_math::{MAX_SCALES, Scale, ScaleSchedule, guidance};
+use sar_math::guidance::{Guidance, guide};
+use sar_math::{MAX_SCALES, Scale, ScaleSchedule};
 use sar_train::model::generator::{Generator, GeneratorShape, Gradients, PassInput, Trace};
 use sar_train::sample::{Decoding, Sampler};
 
@@ -358,7 +359,7 @@ fn golden_greedy_sampling() {
             continue;
         };
         let strength: f64 = text.parse().unwrap();
-        let t = guidance::inference_ramp(strength, n);
+        let t = Guidance::Sampling(strength).ramp(n).unwrap();
         let decoding = Decoding { guidance: Some(t), choice: Choice::Argmax };
         let mut sampler = Sampler::new(b, g, labels.len(), &setup.schedule, true).unwrap();
         sampler
@@ -370,7 +371,7 @@ fn golden_greedy_sampling() {
                 let guided: Vec<f64> = raw[..half]
                     .iter()
                     .zip(&raw[half..])
-                    .map(|(c, u)| guidance::guided(*c, *u, t[scale]))
+                    .map(|(c, u)| guide(t[scale], *c, *u))
                     .collect();
                 let want = file.f64(&format!("guidance_{text}.guided_logits_{scale}"));
                 assert_close("guided logits", &guided, &want, VALUE);
