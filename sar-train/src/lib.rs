@@ -10,3 +10,4 @@ pub mod params;
 pub mod report;
 pub mod run;
 pub mod sample;
+pub mod train;

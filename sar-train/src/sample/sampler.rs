@@ -107,6 +107,33 @@ impl<B: Backend> Sampler<B> {
         labels: &[u32],
         decoding: &Decoding,
         given: Option<&Given<'_, B>>,
+        observe: impl FnMut(usize, &Self) -> Result<(), B::Error>,
+    ) -> Result<(), B::Error> {
+        let scales = self.schedule.len();
+        self.run_scales(
+            backend, generator, params, codebook, labels, decoding, given, scales, observe,
+        )
+    }
+
+    /// Takes another schedule, of no more tokens in all and in its largest scale.
+    pub(crate) fn set_schedule(&mut self, schedule: &ScaleSchedule) {
+        self.schedule = *schedule;
+    }
+
+    /// As [`Sampler::run`], for the first `scales` scales alone.
+    ///
+    /// # Errors
+    /// As [`Sampler::run`].
+    pub(crate) fn run_scales(
+        &mut self,
+        backend: &B,
+        generator: &Generator,
+        params: &B::Params,
+        codebook: &B::Accum,
+        labels: &[u32],
+        decoding: &Decoding,
+        given: Option<&Given<'_, B>>,
+        scales: usize,
         mut observe: impl FnMut(usize, &Self) -> Result<(), B::Error>,
     ) -> Result<(), B::Error> {
         let batch = labels.len();
@@ -117,7 +144,7 @@ impl<B: Backend> Sampler<B> {
             let schedule = self.schedule;
             backend.merge_ids(batch, &schedule, &g.scales, g.ids, &mut self.ids)?;
         }
-        for scale in 0..self.schedule.len() {
+        for scale in 0..scales.min(self.schedule.len()) {
             if scale > 0 {
                 self.feed(backend, generator, codebook, batch, scale)?;
             }

@@ -1,7 +1,7 @@
 //! One step's gradients: tokenise, teacher pass, rollout, student pass.
 //!
-//! Nothing here waits for the device, and nothing is allocated: gradients of the teacher pass are
-//! taken before the student pass runs on the same memory, so SAR's peak is teacher forcing's.
+//! Nothing here waits for the device and nothing is allocated there. Gradients of the first pass are
+//! taken before the second runs in the same memory, so the peak of SAR is that of teacher forcing.
 
 use super::memory::StepMemory;
 use super::settings::StepSettings;
@@ -12,7 +12,7 @@ use sar_math::backend::{
 };
 use sar_math::guidance::Guidance;
 use sar_math::philox::{Purpose, Stream};
-use sar_math::rollout::{Pass, Plan, Rollout, Source, Target};
+use sar_math::rollout::{Decode, Pass, Plan, Rollout, Target};
 use sar_math::{MAX_SCALES, ScaleSchedule};
 
 /// The model that a step trains, and what it is given.
@@ -31,14 +31,22 @@ pub struct StepInput<'a, B: Buffers> {
     pub labels: &'a [u32],
     /// What to do, on which scales.
     pub plan: &'a Plan,
-    /// Number of this forward pass since the start of training: names its random numbers.
+    /// Number of this forward pass since the start of training: it names the random numbers.
     pub pass: u64,
     /// Forward passes that make one optimiser step; gradients are divided by it.
     pub accumulate: usize,
 }
 
+/// Whose codes a pass reads or is pulled towards.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Codes {
+    Truth,
+    Own,
+    Mixed,
+}
+
 impl<B: Backend> StepMemory<B> {
-    /// Adds this batch's gradients to `self.grads.params`; losses stay on the device.
+    /// Adds this batch's gradients to the parameters' gradients; losses stay on the device.
     ///
     /// # Errors
     /// Shape, where the batch or schedule is larger than the memory; a device fault.
@@ -49,7 +57,305 @@ impl<B: Backend> StepMemory<B> {
         input: &StepInput<'_, B>,
     ) -> Result<(), B::Error> {
         let plan = input.plan;
-        self.tokenise(backend, input, &plan.first.schedule_of_ids())?;
+        self.tokenise(backend, input, &plan.first.schedule)?;
+        self.upload_labels(backend, settings, input)?;
+        if let Rollout::ScaleByScale { scales } = plan.rollout {
+            self.decode_scale_by_scale(backend, settings, input, scales)?;
+        }
+        self.teacher_pass(backend, settings, input)?;
+        if let Some(second) = &plan.second {
+            self.student_pass(backend, settings, input, second)?;
+        }
         Ok(())
+    }
+
+    /// Codes of the images on every scale.
+    pub(crate) fn tokenise(
+        &mut self,
+        backend: &B,
+        input: &StepInput<'_, B>,
+        schedule: &ScaleSchedule,
+    ) -> Result<(), B::Error> {
+        let g = input.generator.shape();
+        let rows = input.latent_dims.batch * schedule.tokens();
+        backend.area_tokens(input.latent_dims, schedule, input.latents, &mut self.tokens)?;
+        let codebook = input.codebook;
+        backend.nearest_code(rows, g.vocab, g.channels, &self.tokens, codebook, &mut self.truth)
+    }
+
+    fn upload_labels(
+        &mut self,
+        backend: &B,
+        settings: &StepSettings,
+        input: &StepInput<'_, B>,
+    ) -> Result<(), B::Error> {
+        let unconditional = input.generator.shape().classes as u32;
+        let mut stream = Stream::new(settings.seed, Purpose::ClassDropout, input.pass);
+        let mut labels: Vec<u32> = input
+            .labels
+            .iter()
+            .map(|&l| if stream.chance(settings.class_dropout) { unconditional } else { l })
+            .collect();
+        if settings.guidance() != Guidance::Off {
+            labels.resize(2 * input.labels.len(), unconditional);
+        }
+        backend.upload_ids(&labels, &mut self.labels, 0)
+    }
+
+    /// Own samples for the scales that the first pass reads; ground truth for the others.
+    fn decode_scale_by_scale(
+        &mut self,
+        backend: &B,
+        settings: &StepSettings,
+        input: &StepInput<'_, B>,
+        scales: usize,
+    ) -> Result<(), B::Error> {
+        let reads = input.plan.first.reads_rollout();
+        let Some(sampler) = self.sampler.as_mut() else { return Ok(()) };
+        let given = Given { ids: &self.truth, scales: reads.map(|own| !own) };
+        let decoding = Decoding { guidance: None, choice: settings.choice(input.pass) };
+        sampler.set_schedule(&input.plan.first.schedule);
+        sampler.run_scales(
+            backend,
+            input.generator,
+            input.params,
+            input.codebook,
+            input.labels,
+            &decoding,
+            Some(&given),
+            scales,
+            |_, _| Ok(()),
+        )?;
+        let batch = input.labels.len();
+        let all = [true; MAX_SCALES];
+        backend.merge_ids(batch, &input.plan.first.schedule, &all, &sampler.ids, &mut self.own)
+    }
+
+    /// The first pass with its rollout, loss and gradients.
+    fn teacher_pass(
+        &mut self,
+        backend: &B,
+        settings: &StepSettings,
+        input: &StepInput<'_, B>,
+    ) -> Result<(), B::Error> {
+        let (pass, batch) = (&input.plan.first, input.labels.len());
+        let guided = settings.guidance() != Guidance::Off && input.plan.second.is_some();
+        let rows = if guided { 2 * batch } else { batch };
+        self.feed(backend, input, pass)?;
+        let keep = self.draw_keep(backend, settings, input, 0, rows)?;
+        let forward = PassInput {
+            batch: rows,
+            schedule: pass.schedule,
+            labels: &self.labels,
+            inputs: &self.inputs,
+            input_batch: batch,
+            with_start: pass.with_start,
+            keep: keep.then_some(&self.keep),
+        };
+        input.generator.forward(backend, input.params, &forward, &mut self.trace)?;
+        if let Rollout::Parallel { .. } = input.plan.rollout {
+            self.decode_in_parallel(backend, settings, input, guided)?;
+        }
+        let soft = input.plan.second.is_some_and(|s| {
+            s.target.iter().any(|t| matches!(t, Target::TeacherSoft { .. }))
+        });
+        if let Some(kept) = self.teacher_logits.as_mut().filter(|_| soft) {
+            let len = batch * pass.schedule.tokens() * input.generator.shape().vocab;
+            backend.copy(&self.trace.logits, kept, len)?;
+        }
+        let factor = 1.0 / input.accumulate as f64;
+        let dims = loss_dims(input, pass, settings.smoothing, factor);
+        let (logits, loss) = (&mut self.trace.logits, &mut self.teacher_loss);
+        backend.cross_entropy(&dims, logits, &self.truth, loss)?;
+        backend.cross_entropy_backward(&dims, logits, &self.truth, loss)?;
+        let backward = PassInput { batch, ..forward };
+        let (trace, grads) = (&mut self.trace, &mut self.grads);
+        input.generator.backward(backend, input.params, &backward, rows, trace, grads)
+    }
+
+    fn decode_in_parallel(
+        &mut self,
+        backend: &B,
+        settings: &StepSettings,
+        input: &StepInput<'_, B>,
+        guided: bool,
+    ) -> Result<(), B::Error> {
+        let schedule = input.plan.first.schedule;
+        let ramp = settings.guidance().ramp(schedule.len());
+        let dims = ChooseDims {
+            batch: input.labels.len(),
+            schedule,
+            scales: 0..schedule.len(),
+            vocab: input.generator.shape().vocab,
+            guidance: ramp.filter(|_| guided),
+            choice: settings.choice(input.pass),
+        };
+        backend.choose_codes(&dims, &self.trace.logits, &mut self.own)
+    }
+
+    /// The second pass with its loss and gradients, times σ.
+    fn student_pass(
+        &mut self,
+        backend: &B,
+        settings: &StepSettings,
+        input: &StepInput<'_, B>,
+        pass: &Pass,
+    ) -> Result<(), B::Error> {
+        let batch = input.labels.len();
+        self.feed(backend, input, pass)?;
+        let keep = self.draw_keep(backend, settings, input, 1, batch)?;
+        let forward = PassInput {
+            batch,
+            schedule: pass.schedule,
+            labels: &self.labels,
+            inputs: &self.inputs,
+            input_batch: batch,
+            with_start: pass.with_start,
+            keep: keep.then_some(&self.keep),
+        };
+        input.generator.forward(backend, input.params, &forward, &mut self.trace)?;
+        let dims = loss_dims(input, pass, 0.0, settings.sigma() / input.accumulate as f64);
+        let (logits, loss) = (&mut self.trace.logits, &mut self.student_loss);
+        match (target_of(pass), &self.teacher_logits) {
+            (Target::TeacherSoft { .. }, Some(teacher)) => {
+                backend.soft_cross_entropy(&dims, logits, teacher, loss)?;
+                backend.soft_cross_entropy_backward(&dims, logits, teacher, loss)?;
+            }
+            (target, _) => {
+                let own = matches!(target, Target::Rollout { .. });
+                let ids = if own { &self.own } else { &self.truth };
+                backend.cross_entropy(&dims, logits, ids, loss)?;
+                backend.cross_entropy_backward(&dims, logits, ids, loss)?;
+            }
+        }
+        let (trace, grads) = (&mut self.trace, &mut self.grads);
+        input.generator.backward(backend, input.params, &forward, batch, trace, grads)
+    }
+
+    /// The inputs of a pass: codes of the scale before, from the image or the rollout.
+    fn feed(
+        &mut self,
+        backend: &B,
+        input: &StepInput<'_, B>,
+        pass: &Pass,
+    ) -> Result<(), B::Error> {
+        let (whole, batch) = (input.plan.first.schedule, input.labels.len());
+        let scales = pass.schedule.len();
+        if scales < 2 {
+            return Ok(());
+        }
+        let reads = pass.reads_rollout();
+        let fed = |i: usize| pass.origin[i].saturating_sub(1);
+        let codes = match (1..scales).filter(|&i| reads[fed(i)]).count() {
+            0 => Codes::Truth,
+            n if n == scales - 1 => Codes::Own,
+            _ => Codes::Mixed,
+        };
+        if codes == Codes::Mixed {
+            let all = [true; MAX_SCALES];
+            backend.merge_ids(batch, &whole, &all, &self.truth, &mut self.mixed)?;
+            backend.merge_ids(batch, &whole, &reads, &self.own, &mut self.mixed)?;
+        }
+        let ids = match codes {
+            Codes::Truth => &self.truth,
+            Codes::Own => &self.own,
+            Codes::Mixed => &self.mixed,
+        };
+        let g = input.generator.shape();
+        let dims = RolloutDims {
+            batch,
+            schedule: whole,
+            scales: pass.origin[1]..pass.origin[scales - 1] + 1,
+            channels: g.channels,
+            vocab: g.vocab,
+        };
+        backend.rollout_inputs(&dims, ids, input.codebook, &mut self.inputs)
+    }
+
+    /// Draws which samples skip which branch; whether any can.
+    fn draw_keep(
+        &mut self,
+        backend: &B,
+        settings: &StepSettings,
+        input: &StepInput<'_, B>,
+        which: u64,
+        rows: usize,
+    ) -> Result<bool, B::Error> {
+        if settings.drop_path == 0.0 {
+            return Ok(false);
+        }
+        let depth = input.generator.shape().depth;
+        let mut stream = Stream::new(settings.seed, Purpose::DropPath, 2 * input.pass + which);
+        let keep: Vec<B::Host> = (0..2 * depth)
+            .flat_map(|branch| {
+                // Linear over depth: nothing at the first block, the whole rate at the last.
+                let rate = settings.drop_path * (branch / 2) as f64 / (depth.max(2) - 1) as f64;
+                (0..rows).map(move |_| rate).collect::<Vec<_>>()
+            })
+            .map(|rate| {
+                let kept = if stream.chance(rate) { 0.0 } else { 1.0 / (1.0 - rate) };
+                <B::Host as sar_math::Real>::of(kept)
+            })
+            .collect();
+        backend.upload_accum(&keep, &mut self.keep, 0)?;
+        Ok(true)
+    }
+}
+
+/// The kind of target that a pass's supervised scales share.
+fn target_of(pass: &Pass) -> Target {
+    pass.target.iter().copied().find(|t| *t != Target::None).unwrap_or_default()
+}
+
+/// Dimensions of a pass's loss: the mean over the tokens of its supervised scales, times `factor`.
+pub(crate) fn loss_dims<B: Buffers>(
+    input: &StepInput<'_, B>,
+    pass: &Pass,
+    smoothing: f64,
+    factor: f64,
+) -> LossDims {
+    let (whole, batch) = (&input.plan.first.schedule, input.labels.len());
+    let last = pass.schedule.len() - 1;
+    let each = factor / (batch * pass.supervised_tokens()).max(1) as f64;
+    let mut weights = [0.0; MAX_SCALES];
+    for (scale, weight) in weights.iter_mut().enumerate() {
+        if pass.supervised(scale) {
+            *weight = each;
+        }
+    }
+    let shift = whole.range(pass.origin[last]).start - pass.schedule.range(last).start;
+    LossDims {
+        batch,
+        schedule: pass.schedule,
+        vocab: input.generator.shape().vocab,
+        smoothing,
+        weights,
+        targets: TargetRows { tokens: whole.tokens(), shift },
+    }
+}
+
+impl StepSettings {
+    /// Guidance of the rollout; off without one.
+    pub fn guidance(&self) -> Guidance {
+        match self.sar.map(|s| s.decode) {
+            Some(Decode::Sample { guidance, .. }) => guidance,
+            _ => Guidance::Off,
+        }
+    }
+
+    /// Weight σ of the student pass.
+    pub fn sigma(&self) -> f64 {
+        self.sar.map_or(0.0, |s| s.sigma)
+    }
+
+    /// How the rollout of a forward pass chooses codes.
+    fn choice(&self, pass: u64) -> Choice {
+        let filter = match self.sar.map(|s| s.decode) {
+            Some(Decode::Argmax) => return Choice::Argmax,
+            Some(Decode::Sample { filter, .. }) => filter,
+            None => self.own_samples,
+        };
+        let seed = Stream::new(self.seed, Purpose::Rollout, pass).next_u64();
+        Choice::Draw(filter, DrawKeys { seed, first_image: 0 })
     }
 }

@@ -1,0 +1,23 @@
+//! What every step of a run has in common.
+
+use sar_math::backend::Filter;
+use sar_math::rollout::{Method, SarSettings};
+
+/// The way of training and its rates, the same for every step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepSettings {
+    /// The way of training.
+    pub method: Method,
+    /// SAR's switches, where the method is SAR.
+    pub sar: Option<SarSettings>,
+    /// Filter of own samples in student, hybrid and interleaved forcing.
+    pub own_samples: Filter,
+    /// Probability that a label becomes the unconditional class.
+    pub class_dropout: f64,
+    /// Drop path of the last block.
+    pub drop_path: f64,
+    /// Label smoothing of the teacher-forcing loss.
+    pub smoothing: f64,
+    /// Seed of all random numbers.
+    pub seed: u64,
+}
