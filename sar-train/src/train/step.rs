@@ -154,11 +154,13 @@ impl<B: Backend> StepMemory<B> {
         };
         input.generator.forward(backend, input.params, &forward, &mut self.trace)?;
         if let Rollout::Parallel { .. } = input.plan.rollout {
-            self.decode_in_parallel(backend, settings, input, guided)?;
+            let dims = parallel_decode(settings, input, guided);
+            backend.choose_codes(&dims, &self.trace.logits, &mut self.own)?;
         }
-        let soft = input.plan.second.is_some_and(|s| {
-            s.target.iter().any(|t| matches!(t, Target::TeacherSoft { .. }))
-        });
+        let soft = input
+            .plan
+            .second
+            .is_some_and(|s| s.target.iter().any(|t| matches!(t, Target::TeacherSoft { .. })));
         if let Some(kept) = self.teacher_logits.as_mut().filter(|_| soft) {
             let len = batch * pass.schedule.tokens() * input.generator.shape().vocab;
             backend.copy(&self.trace.logits, kept, len)?;
@@ -171,26 +173,6 @@ impl<B: Backend> StepMemory<B> {
         let backward = PassInput { batch, ..forward };
         let (trace, grads) = (&mut self.trace, &mut self.grads);
         input.generator.backward(backend, input.params, &backward, rows, trace, grads)
-    }
-
-    fn decode_in_parallel(
-        &mut self,
-        backend: &B,
-        settings: &StepSettings,
-        input: &StepInput<'_, B>,
-        guided: bool,
-    ) -> Result<(), B::Error> {
-        let schedule = input.plan.first.schedule;
-        let ramp = settings.guidance().ramp(schedule.len());
-        let dims = ChooseDims {
-            batch: input.labels.len(),
-            schedule,
-            scales: 0..schedule.len(),
-            vocab: input.generator.shape().vocab,
-            guidance: ramp.filter(|_| guided),
-            choice: settings.choice(input.pass),
-        };
-        backend.choose_codes(&dims, &self.trace.logits, &mut self.own)
     }
 
     /// The second pass with its loss and gradients, times σ.
@@ -233,12 +215,7 @@ impl<B: Backend> StepMemory<B> {
     }
 
     /// The inputs of a pass: codes of the scale before, from the image or the rollout.
-    fn feed(
-        &mut self,
-        backend: &B,
-        input: &StepInput<'_, B>,
-        pass: &Pass,
-    ) -> Result<(), B::Error> {
+    fn feed(&mut self, backend: &B, input: &StepInput<'_, B>, pass: &Pass) -> Result<(), B::Error> {
         let (whole, batch) = (input.plan.first.schedule, input.labels.len());
         let scales = pass.schedule.len();
         if scales < 2 {
@@ -299,6 +276,24 @@ impl<B: Backend> StepMemory<B> {
             .collect();
         backend.upload_accum(&keep, &mut self.keep, 0)?;
         Ok(true)
+    }
+}
+
+/// How the codes of all scales are chosen from the logits of the first pass.
+fn parallel_decode<B: Buffers>(
+    settings: &StepSettings,
+    input: &StepInput<'_, B>,
+    guided: bool,
+) -> ChooseDims {
+    let schedule = input.plan.first.schedule;
+    let ramp = settings.guidance().ramp(schedule.len());
+    ChooseDims {
+        batch: input.labels.len(),
+        schedule,
+        scales: 0..schedule.len(),
+        vocab: input.generator.shape().vocab,
+        guidance: ramp.filter(|_| guided),
+        choice: settings.choice(input.pass),
     }
 }
 
