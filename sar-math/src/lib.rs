@@ -20,6 +20,8 @@ extern crate std;
 pub mod anneal;
 pub mod backend;
 pub mod guidance;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod philox;
 pub mod real;
 pub mod resample;

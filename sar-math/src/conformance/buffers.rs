@@ -1,0 +1,157 @@
+//! `buffers`: allocation, transfer, and the three ops that every backend has.
+
+use super::case::{Case, Numbers};
+use super::rig::Rig;
+use super::subject::{Expected, Outputs, Subject, Verifier, refused, repeatable, shape_error};
+use super::verdict::{Mismatch, Report};
+use crate::Real;
+use crate::backend::Buffers;
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// `zero_accum`, `copy` and `add` of the first `used` elements of longer buffers.
+struct Operands {
+    used: usize,
+    from: Vec<f64>,
+    to: Vec<f64>,
+}
+
+impl<B: Buffers> Subject<B> for Operands {
+    fn ops(&self) -> &'static [&'static str] {
+        &["zero_accum", "copy", "add"]
+    }
+
+    fn run(&self, rig: &Rig<'_, B>, _start: &[f64]) -> Result<Outputs, B::Error> {
+        let (used, len) = (self.used, self.from.len());
+        let mut out = Outputs::default();
+        let from = rig.activation("from", &self.from[..used])?;
+        let mut copied = rig.activation("to of copy", &self.to[..used])?;
+        rig.backend.copy(&from, &mut copied, used)?;
+        out.push("copied", rig.read("to of copy", &copied, used)?);
+        let mut partly = rig.backend.activation(len)?;
+        rig.backend.upload(&hosts::<B>(&self.to), &mut partly, 0)?;
+        rig.backend.add(&from, &mut partly, used)?;
+        let mut host = vec![B::Host::of(0.0); len];
+        rig.backend.download(&partly, 0, &mut host)?;
+        out.push("added", wide::<B>(&host));
+        let mut added = rig.activation("to of add", &self.to[..used])?;
+        rig.backend.add(&from, &mut added, used)?;
+        let mut zeroed = rig.accum("accum", &self.from[..used])?;
+        rig.backend.zero_accum(&mut zeroed, used)?;
+        out.push("zeroed", rig.read_accum("accum", &zeroed, used)?);
+        let mut partly = rig.backend.accum(len)?;
+        rig.backend.upload_accum(&hosts::<B>(&self.from), &mut partly, 0)?;
+        rig.backend.zero_accum(&mut partly, used)?;
+        rig.backend.synchronize()?;
+        rig.backend.download_accum(&partly, 0, &mut host)?;
+        out.push("zeroed in part", wide::<B>(&host));
+        Ok(out)
+    }
+
+    fn values(&self) -> Vec<Expected> {
+        let mut added = self.to.clone();
+        let mut zeroed = self.from.clone();
+        zeroed[..self.used].fill(0.0);
+        added.iter_mut().zip(&self.from[..self.used]).for_each(|(to, from)| *to += from);
+        vec![
+            Expected::exact("copied", self.from[..self.used].to_vec()),
+            Expected::near("added", added),
+            Expected::exact("zeroed", vec![0.0; self.used]),
+            Expected::exact("zeroed in part", zeroed),
+        ]
+    }
+}
+
+fn hosts<B: Buffers>(values: &[f64]) -> Vec<B::Host> {
+    values.iter().map(|&v| B::Host::of(v)).collect()
+}
+
+fn wide<B: Buffers>(values: &[B::Host]) -> Vec<f64> {
+    values.iter().map(|v| v.wide()).collect()
+}
+
+/// For one kind of buffer: fresh ones are zero, a transfer moves its range and nothing else, and a
+/// range outside the buffer is an error.
+macro_rules! transfers {
+    ($name:ident, $kind:literal, $allocate:ident, $upload:ident, $download:ident, $element:ty, $of:expr) => {
+        fn $name<B: Buffers>(backend: &B, n: &mut Numbers) -> Result<(), Mismatch> {
+            let len = n.between(3, 20);
+            let (offset, count) = (n.between(0, 2), n.between(1, len - 2));
+            let of: fn(f64) -> $element = $of;
+            let sent: Vec<$element> = (0..count).map(|_| of(n.value())).collect();
+            let round_trip = || -> Result<_, B::Error> {
+                let mut buffer = backend.$allocate(len)?;
+                let mut fresh = vec![of(1.0); len];
+                backend.$download(&buffer, 0, &mut fresh)?;
+                backend.$upload(&sent, &mut buffer, offset)?;
+                let mut all = vec![of(1.0); len];
+                backend.$download(&buffer, 0, &mut all)?;
+                let mut part = vec![of(1.0); count];
+                backend.$download(&buffer, offset, &mut part)?;
+                Ok((buffer, fresh, all, part))
+            };
+            let (mut buffer, fresh, all, part) = round_trip().map_err(|e| refused($kind, &e))?;
+            let mut expected = vec![of(0.0); len];
+            let claims = [
+                ("fresh elements", fresh == expected),
+                ("a part", part == sent),
+                ("the whole", {
+                    expected[offset..offset + count].copy_from_slice(&sent);
+                    all == expected
+                }),
+            ];
+            for (what, holds) in claims {
+                if !holds {
+                    return Err(Mismatch::outcome(
+                        $kind,
+                        what,
+                        "what was put there",
+                        "other values",
+                    ));
+                }
+            }
+            let mut host = vec![of(0.0); count];
+            for start in [len - count + 1, len + 1, usize::MAX] {
+                let outcome = backend.$upload(&sent, &mut buffer, start);
+                shape_error(&[stringify!($upload)], "a range outside the buffer", outcome)?;
+                let outcome = backend.$download(&buffer, start, &mut host);
+                shape_error(&[stringify!($download)], "a range outside the buffer", outcome)?;
+            }
+            Ok(())
+        }
+    };
+}
+
+transfers!(activations, "activation", activation, upload, download, B::Host, B::Host::of);
+transfers!(accums, "accum", accum, upload_accum, download_accum, B::Host, B::Host::of);
+transfers!(params, "params", params, upload_params, download_params, B::Host, B::Host::of);
+transfers!(ids, "ids", ids, upload_ids, download_ids, u32, |v| (v * v * 1024.0) as u32);
+
+fn draw(n: &mut Numbers, used: usize, len: usize) -> Operands {
+    Operands { used, from: n.values(len), to: n.values(len) }
+}
+
+/// Checks allocation, transfers and their bounds, `zero_accum`, `copy` and `add`.
+///
+/// # Errors
+/// The first property that does not hold.
+pub fn check<B: Buffers>(backend: &B, case: Case) -> Result<Report, Mismatch> {
+    let mut verifier = Verifier::new(backend, "buffers", case)?;
+    let mut n = case.numbers("buffers");
+    activations(backend, &mut n)?;
+    accums(backend, &mut n)?;
+    params(backend, &mut n)?;
+    ids(backend, &mut n)?;
+    let len = n.between(2, 30);
+    let used = n.between(1, len - 1);
+    verifier.verify(&draw(&mut n, used, len))?;
+    Ok(verifier.report())
+}
+
+/// All bits of a mid-size run: 100,000 elements.
+///
+/// # Errors
+/// Where a second run gives other bits.
+pub fn fingerprint<B: Buffers>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
+    repeatable(backend, &draw(&mut case.numbers("buffers"), 99_000, 100_000))
+}

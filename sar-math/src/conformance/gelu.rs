@@ -1,0 +1,33 @@
+//! `gelu`: y = ½x(1+tanh(√(2/π)(x+0.044715x³))).
+
+use super::case::Case;
+use super::math::{sqrt, tanh};
+use super::pointwise::{self, Function};
+use super::verdict::{Mismatch, Report};
+use crate::backend::TransformerOps;
+use alloc::vec::Vec;
+
+fn formula(x: f64) -> f64 {
+    let inner = sqrt(core::f64::consts::FRAC_2_PI) * (x + 0.044_715 * x * x * x);
+    0.5 * x * (1.0 + tanh(inner))
+}
+
+fn function<B: TransformerOps>() -> Function<B> {
+    Function { ops: &["gelu"], formula, forward: B::gelu, backward: B::gelu_backward }
+}
+
+/// Checks `gelu` and `gelu_backward`, also where the exponential over- or underflows.
+///
+/// # Errors
+/// The first property that does not hold.
+pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
+    pointwise::check(backend, &function(), case)
+}
+
+/// All bits of a mid-size run: 3 samples × 150 tokens × width 96.
+///
+/// # Errors
+/// Where a second run, or an element alone, gives other bits.
+pub fn fingerprint<B: TransformerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
+    pointwise::fingerprint(backend, &function(), case)
+}

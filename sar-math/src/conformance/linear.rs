@@ -1,0 +1,151 @@
+//! `linear`: y = x·Wᵀ + bias.
+
+use super::case::{Case, Numbers};
+use super::math::dot;
+use super::rig::{Layout, Rig};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::verdict::{Mismatch, Report};
+use crate::backend::{Linear, LinearDims, TransformerOps};
+use alloc::vec::Vec;
+
+#[derive(Clone)]
+struct Operands {
+    dims: LinearDims,
+    x: Vec<f64>,
+    layout: Layout,
+    layer: Linear,
+    dy: Vec<f64>,
+    /// Whether the gradient of x is asked for.
+    want_dx: bool,
+}
+
+impl Operands {
+    fn draw(n: &mut Numbers, dims: LinearDims, bias: bool, want_dx: bool) -> Self {
+        let mut layout = Layout::default();
+        let weight = layout.draw(n, dims.outputs * dims.inputs);
+        let bias = bias.then(|| layout.draw(n, dims.outputs));
+        Self {
+            dims,
+            x: n.values(dims.rows * dims.inputs),
+            layout,
+            layer: Linear { weight, bias },
+            dy: n.values(dims.rows * dims.outputs),
+            want_dx,
+        }
+    }
+
+    fn formula(&self, x: &[f64], weight: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
+        let LinearDims { rows, inputs, outputs } = self.dims;
+        let mut y = Vec::with_capacity(rows * outputs);
+        for r in 0..rows {
+            for o in 0..outputs {
+                let product = dot(&x[r * inputs..][..inputs], &weight[o * inputs..][..inputs]);
+                y.push(product + bias.map_or(0.0, |b| b[o]));
+            }
+        }
+        y
+    }
+}
+
+impl<B: TransformerOps> Subject<B> for Operands {
+    fn ops(&self) -> &'static [&'static str] {
+        &["linear"]
+    }
+
+    fn run(&self, rig: &Rig<'_, B>, start: &[f64]) -> Result<Outputs, B::Error> {
+        let (dims, layer) = (self.dims, self.layer);
+        let mut out = Outputs::default();
+        let params = rig.params("params", &self.layout.values)?;
+        let x = rig.activation("x", &self.x)?;
+        let mut y = rig.blank("y", dims.rows * dims.outputs)?;
+        rig.backend.linear(dims, &x, &params, layer, &mut y)?;
+        out.push("y", rig.read("y", &y, dims.rows * dims.outputs)?);
+
+        let params = rig.params("params of backward", &self.layout.values)?;
+        let x = rig.activation("x of backward", &self.x)?;
+        let dy = rig.activation("dy", &self.dy)?;
+        let mut grads = rig.accum("grads", start)?;
+        if self.want_dx {
+            let mut dx = rig.blank("dx", self.x.len())?;
+            let wanted = Some(&mut dx);
+            rig.backend.linear_backward(dims, &dy, &x, &params, layer, wanted, &mut grads)?;
+            out.push("x", rig.read("dx", &dx, self.x.len())?);
+        } else {
+            rig.backend.linear_backward(dims, &dy, &x, &params, layer, None, &mut grads)?;
+        }
+        out.grads = rig.read_accum("grads", &grads, start.len())?;
+        Ok(out)
+    }
+
+    fn values(&self) -> Vec<Expected> {
+        let bias = self.layer.bias.map(|b| self.layout.get(b));
+        let weight = self.layout.get(self.layer.weight);
+        alloc::vec![Expected::near("y", self.formula(&self.x, &weight, bias.as_deref()))]
+    }
+
+    fn variables(&self) -> Vec<Variable> {
+        let mut all =
+            alloc::vec![Variable::parameter("the weight", &self.layout, self.layer.weight)];
+        if let Some(bias) = self.layer.bias {
+            all.push(Variable::parameter("the bias", &self.layout, bias));
+        }
+        if self.want_dx {
+            all.push(Variable::activation("x", &self.x));
+        }
+        all
+    }
+
+    fn objective(&self, at: &[Vec<f64>]) -> f64 {
+        let bias = self.layer.bias.map(|_| at[1].as_slice());
+        let x = if self.want_dx { &at[at.len() - 1] } else { &self.x };
+        dot(&self.dy, &self.formula(x, &at[0], bias))
+    }
+
+    fn layout(&self) -> Option<&Layout> {
+        Some(&self.layout)
+    }
+
+    fn rows(&self) -> usize {
+        self.dims.rows
+    }
+
+    fn row(&self, row: usize) -> Option<Self> {
+        let LinearDims { inputs, outputs, .. } = self.dims;
+        Some(Self {
+            dims: LinearDims { rows: 1, inputs, outputs },
+            x: self.x[row * inputs..][..inputs].to_vec(),
+            dy: self.dy[row * outputs..][..outputs].to_vec(),
+            ..self.clone()
+        })
+    }
+
+    fn by_row(&self) -> &'static [&'static str] {
+        &["y"]
+    }
+}
+
+/// Checks `linear` and `linear_backward`, with and without bias, with and without `dx`.
+///
+/// # Errors
+/// The first property that does not hold.
+pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
+    let mut verifier = Verifier::new(backend, "linear", case)?;
+    let mut n = case.numbers("linear");
+    for (bias, want_dx) in [(true, true), (false, true), (true, false)] {
+        let (rows, inputs, outputs) = (n.between(1, 5), n.between(1, 7), n.between(1, 6));
+        let dims = LinearDims { rows, inputs, outputs };
+        verifier.verify(&Operands::draw(&mut n, dims, bias, want_dx))?;
+    }
+    let single = LinearDims { rows: 1, inputs: 1, outputs: 1 };
+    verifier.verify(&Operands::draw(&mut n, single, true, true))?;
+    Ok(verifier.report())
+}
+
+/// All bits of a mid-size run; 450 rows of width 96 to the 3·96 columns of q, k and v.
+///
+/// # Errors
+/// Where a second run, or a row alone, gives other bits.
+pub fn fingerprint<B: TransformerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
+    let dims = LinearDims { rows: 450, inputs: 96, outputs: 288 };
+    repeatable(backend, &Operands::draw(&mut case.numbers("linear"), dims, true, true))
+}

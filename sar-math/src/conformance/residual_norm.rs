@@ -1,0 +1,336 @@
+//! `residual_norm` and `renorm`: x += keep·γ·branch, then y = LN(x)·(1+s) + b.
+
+use super::case::{Case, Numbers};
+use super::math::{dot, sqrt};
+use super::rig::Rig;
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::verdict::{Mismatch, Report};
+use crate::backend::{Branch, Modulation, TokenDims, TransformerOps, Write};
+use alloc::vec;
+use alloc::vec::Vec;
+
+/// As published.
+const EPS: f64 = 1e-6;
+
+#[derive(Clone)]
+struct Operands {
+    dims: TokenDims,
+    x: Vec<f64>,
+    /// The branch, and the factor of each sample where drop path is on.
+    branch: Option<(Vec<f64>, Option<Vec<f64>>)>,
+    ada: Vec<f64>,
+    modulation: Modulation,
+    gate: usize,
+    write: Write,
+    dy: Vec<f64>,
+    /// Gradient of the sum from later layers, where `write` accumulates.
+    dsum: Vec<f64>,
+    /// Whether rows vary enough for differences of this step.
+    differentiable: bool,
+}
+
+struct Values {
+    sum: Vec<f64>,
+    y: Vec<f64>,
+    stats: Vec<f64>,
+}
+
+impl Operands {
+    fn draw(n: &mut Numbers, dims: TokenDims, with: (bool, bool), write: Write) -> Self {
+        let c = dims.width;
+        // Four vectors in a row of `ada`, one of them another layer's.
+        let stride = 4 * c + n.between(0, 3);
+        let order = n.between(0, 3);
+        let place = |i: usize| (i + order) % 4 * c;
+        let keep = with.1.then(|| (0..dims.batch).map(|b| [1.25, 0.0][b % 2]).collect());
+        Self {
+            dims,
+            x: n.values(dims.len()),
+            branch: with.0.then(|| (n.values(dims.len()), keep)),
+            ada: n.values(dims.batch * stride),
+            modulation: Modulation { stride, scale: place(0), shift: place(1) },
+            gate: place(2),
+            write,
+            dy: n.values(dims.len()),
+            dsum: n.values(dims.len()),
+            // Two elements normalise to ±1 almost everywhere: a step function.
+            differentiable: c != 2,
+        }
+    }
+
+    fn keep(&self, b: usize) -> f64 {
+        self.branch.as_ref().and_then(|(_, keep)| keep.as_ref()).map_or(1.0, |keep| keep[b])
+    }
+
+    fn formula(&self, x: &[f64], branch: Option<&[f64]>, ada: &[f64]) -> Values {
+        let TokenDims { batch, tokens, width: c } = self.dims;
+        let Modulation { stride, scale, shift } = self.modulation;
+        let mut values = Values { sum: x.to_vec(), y: Vec::new(), stats: Vec::new() };
+        for b in 0..batch {
+            let ada = &ada[b * stride..][..stride];
+            for row in b * tokens..(b + 1) * tokens {
+                let sum = &mut values.sum[row * c..][..c];
+                if let Some(branch) = branch {
+                    for i in 0..c {
+                        sum[i] += self.keep(b) * ada[self.gate + i] * branch[row * c + i];
+                    }
+                }
+                let mean = sum.iter().sum::<f64>() / c as f64;
+                let variance = sum.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / c as f64;
+                let inverse = 1.0 / sqrt(variance + EPS);
+                for i in 0..c {
+                    let normal = (sum[i] - mean) * inverse;
+                    values.y.push(normal * (1.0 + ada[scale + i]) + ada[shift + i]);
+                }
+                values.stats.extend([mean, inverse]);
+            }
+        }
+        values
+    }
+
+    /// Subtracts `garbage` from the columns that are not the op's, which must leave zeros.
+    fn others_cleared(&self, mut d_ada: Vec<f64>, garbage: f64) -> Vec<f64> {
+        let Modulation { stride, scale, shift } = self.modulation;
+        let c = self.dims.width;
+        let gate = self.branch.is_some().then_some(self.gate);
+        for (i, value) in d_ada.iter_mut().enumerate() {
+            let column = i % stride;
+            let within = |start: usize| (start..start + c).contains(&column);
+            if !within(scale) && !within(shift) && !gate.is_some_and(within) {
+                *value -= garbage;
+            }
+        }
+        d_ada
+    }
+
+    fn backward<B: TransformerOps>(
+        &self,
+        rig: &Rig<'_, B>,
+        sum: &[f64],
+        stats: &B::Accum,
+        out: &mut Outputs,
+    ) -> Result<(), B::Error> {
+        let len = self.dims.len();
+        let dy = rig.activation("dy", &self.dy)?;
+        let sum = rig.activation("sum of backward", sum)?;
+        let stats = rig.hand_over_accum("stats of backward", stats, 2 * self.dims.rows())?;
+        let ada = rig.activation("ada of backward", &self.ada)?;
+        let mut dx = match self.write {
+            Write::Overwrite => rig.blank("dx", len)?,
+            Write::Accumulate => rig.activation("dx", &self.dsum)?,
+        };
+        let mut d_ada = rig.blank("d_ada", self.ada.len())?;
+        let Some((value, keep)) = &self.branch else {
+            rig.backend.residual_norm_backward(
+                self.dims,
+                &dy,
+                &sum,
+                &stats,
+                None,
+                &ada,
+                self.modulation,
+                self.write,
+                &mut dx,
+                None,
+                &mut d_ada,
+            )?;
+            out.push("x", rig.read("dx", &dx, len)?);
+            let d_ada = rig.read("d_ada", &d_ada, self.ada.len())?;
+            out.push("ada", self.others_cleared(d_ada, rig.garbage));
+            return Ok(());
+        };
+        let value = rig.activation("branch of backward", value)?;
+        let keep = keep_buffer(rig, "keep of backward", keep.as_deref())?;
+        let mut dbranch = rig.blank("dbranch", len)?;
+        rig.backend.residual_norm_backward(
+            self.dims,
+            &dy,
+            &sum,
+            &stats,
+            Some(Branch {
+                value_blc: &value,
+                gate: self.gate,
+                keep: keep.as_ref().map(|k| (k, KEEP_OFFSET)),
+            }),
+            &ada,
+            self.modulation,
+            self.write,
+            &mut dx,
+            Some(&mut dbranch),
+            &mut d_ada,
+        )?;
+        out.push("x", rig.read("dx", &dx, len)?);
+        out.push("branch", rig.read("dbranch", &dbranch, len)?);
+        let d_ada = rig.read("d_ada", &d_ada, self.ada.len())?;
+        out.push("ada", self.others_cleared(d_ada, rig.garbage));
+        Ok(())
+    }
+}
+
+/// The factors of earlier layers lie before this one's.
+const KEEP_OFFSET: usize = 2;
+
+fn keep_buffer<B: TransformerOps>(
+    rig: &Rig<'_, B>,
+    name: &'static str,
+    keep: Option<&[f64]>,
+) -> Result<Option<B::Accum>, B::Error> {
+    let Some(keep) = keep else { return Ok(None) };
+    let mut all = vec![9.0; KEEP_OFFSET];
+    all.extend_from_slice(keep);
+    rig.accum(name, &all).map(Some)
+}
+
+impl<B: TransformerOps> Subject<B> for Operands {
+    fn ops(&self) -> &'static [&'static str] {
+        &["residual_norm", "renorm"]
+    }
+
+    fn run(&self, rig: &Rig<'_, B>, _start: &[f64]) -> Result<Outputs, B::Error> {
+        let (dims, len) = (self.dims, self.dims.len());
+        let mut out = Outputs::default();
+        let x = rig.activation("x", &self.x)?;
+        let ada = rig.activation("ada", &self.ada)?;
+        let mut y = rig.blank("y", len)?;
+        let mut stats = rig.blank_accum("stats", 2 * dims.rows())?;
+        let m = self.modulation;
+        let sum = if let Some((value, keep)) = &self.branch {
+            let mut sum = rig.blank("sum", len)?;
+            let value = rig.activation("branch", value)?;
+            let keep = keep_buffer(rig, "keep", keep.as_deref())?;
+            let keep = keep.as_ref().map(|k| (k, KEEP_OFFSET));
+            let branch = Some(Branch { value_blc: &value, gate: self.gate, keep });
+            rig.backend
+                .residual_norm(dims, EPS, &x, branch, &ada, m, &mut sum, &mut y, &mut stats)?;
+            rig.read("sum", &sum, len)?
+        } else {
+            // Not touched without a branch, and so of no particular length.
+            let mut sum = rig.backend.activation(1)?;
+            rig.backend
+                .residual_norm(dims, EPS, &x, None, &ada, m, &mut sum, &mut y, &mut stats)?;
+            self.x.clone()
+        };
+        out.push("y", rig.read("y", &y, len)?);
+        out.push("stats", rig.read_accum("stats", &stats, 2 * dims.rows())?);
+
+        let sum_again = rig.activation("sum of renorm", &sum)?;
+        let stats_again = rig.hand_over_accum("stats of renorm", &stats, 2 * dims.rows())?;
+        let ada = rig.activation("ada of renorm", &self.ada)?;
+        let mut y = rig.blank("y of renorm", len)?;
+        rig.backend.renorm(dims, &sum_again, &stats_again, &ada, m, &mut y)?;
+        out.push("y of renorm", rig.read("y of renorm", &y, len)?);
+
+        self.backward(rig, &sum, &stats, &mut out)?;
+        out.push("sum", sum);
+        Ok(out)
+    }
+
+    fn values(&self) -> Vec<Expected> {
+        let branch = self.branch.as_ref().map(|(value, _)| value.as_slice());
+        let values = self.formula(&self.x, branch, &self.ada);
+        vec![
+            Expected::near("sum", values.sum),
+            Expected::near("y", values.y.clone()),
+            Expected::near("y of renorm", values.y),
+            Expected::near("stats", values.stats),
+        ]
+    }
+
+    fn variables(&self) -> Vec<Variable> {
+        if !self.differentiable {
+            return Vec::new();
+        }
+        let mut all = vec![Variable::activation("x", &self.x)];
+        if let Some((value, _)) = &self.branch {
+            all.push(Variable::activation("branch", value));
+        }
+        all.push(Variable::activation("ada", &self.ada));
+        all
+    }
+
+    fn objective(&self, at: &[Vec<f64>]) -> f64 {
+        let branch = self.branch.as_ref().map(|_| at[1].as_slice());
+        let values = self.formula(&at[0], branch, &at[at.len() - 1]);
+        let later = match self.write {
+            Write::Overwrite => 0.0,
+            Write::Accumulate => dot(&self.dsum, &values.sum),
+        };
+        dot(&self.dy, &values.y) + later
+    }
+
+    /// 1/σ multiplies: rows of three values often have a σ of a tenth, and differences of such
+    /// rows need the smaller step.
+    fn amplification(&self) -> f64 {
+        let branch = self.branch.as_ref().map(|(value, _)| value.as_slice());
+        let stats = self.formula(&self.x, branch, &self.ada).stats;
+        // A row of one element, or of equal ones, normalises to zero exactly.
+        stats.iter().skip(1).step_by(2).fold(1.0, |a: f64, &b| a.max(b.min(50.0)))
+    }
+
+    fn rows(&self) -> usize {
+        self.dims.batch
+    }
+
+    fn row(&self, row: usize) -> Option<Self> {
+        let sample = self.dims.tokens * self.dims.width;
+        let cut = |all: &[f64]| all[row * sample..][..sample].to_vec();
+        let keep = |keep: &Vec<f64>| vec![keep[row]];
+        Some(Self {
+            dims: TokenDims { batch: 1, ..self.dims },
+            x: cut(&self.x),
+            branch: self.branch.as_ref().map(|(v, k)| (cut(v), k.as_ref().map(keep))),
+            ada: self.ada[row * self.modulation.stride..][..self.modulation.stride].to_vec(),
+            dy: cut(&self.dy),
+            dsum: cut(&self.dsum),
+            ..self.clone()
+        })
+    }
+
+    fn by_row(&self) -> &'static [&'static str] {
+        &["y", "sum", "stats", "y of renorm"]
+    }
+}
+
+/// Checks `residual_norm`, `renorm` and `residual_norm_backward`: with and without branch and drop
+/// path, writing and adding, rows of one element and of equal elements.
+///
+/// # Errors
+/// The first property that does not hold.
+pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
+    let mut verifier = Verifier::new(backend, "residual_norm", case)?;
+    let mut n = case.numbers("residual_norm");
+    let variants = [
+        ((false, false), Write::Overwrite),
+        ((false, false), Write::Accumulate),
+        ((true, false), Write::Accumulate),
+        ((true, true), Write::Overwrite),
+        ((true, true), Write::Accumulate),
+    ];
+    for (with, write) in variants {
+        let (batch, tokens, width) = (n.between(1, 3), n.between(1, 4), n.between(3, 7));
+        let dims = TokenDims { batch, tokens, width };
+        verifier.verify(&Operands::draw(&mut n, dims, with, write))?;
+    }
+    let single = TokenDims { batch: 2, tokens: 1, width: 1 };
+    verifier.verify(&Operands::draw(&mut n, single, (true, false), Write::Overwrite))?;
+    let mut equal = Operands::draw(
+        &mut n,
+        TokenDims { batch: 1, tokens: 2, width: 4 },
+        (false, false),
+        Write::Overwrite,
+    );
+    equal.x = [[1.5; 4], [-0.25; 4]].concat();
+    equal.differentiable = false;
+    verifier.verify(&equal)?;
+    Ok(verifier.report())
+}
+
+/// All bits of a mid-size run: 3 samples × 150 tokens × width 96.
+///
+/// # Errors
+/// Where a second run, or a sample alone, gives other bits.
+pub fn fingerprint<B: TransformerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
+    let dims = TokenDims { batch: 3, tokens: 150, width: 96 };
+    let mut n = case.numbers("residual_norm");
+    repeatable(backend, &Operands::draw(&mut n, dims, (true, true), Write::Accumulate))
+}

@@ -1,0 +1,153 @@
+//! `soft_cross_entropy`: against the softmax of a teacher that takes no gradient.
+
+use super::case::{Case, Numbers, mid_schedule};
+use super::cross_entropy::{
+    draw_dims, extreme_logits, hand_over, target_rows, token_loss, unweighted, weight,
+};
+use super::math::{argmax, log_sum_exp, softmax};
+use super::rig::Rig;
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::verdict::{Mismatch, Report};
+use crate::ScaleSchedule;
+use crate::backend::{LossDims, LossOps};
+use alloc::vec;
+use alloc::vec::Vec;
+
+#[derive(Clone)]
+struct Operands {
+    dims: LossDims,
+    logits: Vec<f64>,
+    teacher: Vec<f64>,
+}
+
+impl Operands {
+    fn draw(n: &mut Numbers, dims: LossDims) -> Self {
+        let logits = n.values(dims.batch * dims.schedule.tokens() * dims.vocab);
+        let teacher = n.values(dims.batch * dims.targets.tokens * dims.vocab);
+        Self { dims, logits, teacher }
+    }
+
+    /// The teacher's logits for each row of the student's.
+    fn teachers(&self) -> impl Iterator<Item = &[f64]> + Clone {
+        let v = self.dims.vocab;
+        target_rows(&self.dims).map(move |row| &self.teacher[row * v..][..v])
+    }
+
+    /// `Σ softmax(teacher)·(lse − l)`.
+    fn losses(&self, logits: &[f64]) -> Vec<f64> {
+        let row = |(l, teacher): (&[f64], &[f64])| {
+            let lse = log_sum_exp(l);
+            softmax(teacher).iter().zip(l).map(|(p, l)| p * (lse - l)).sum()
+        };
+        logits.chunks(self.dims.vocab).zip(self.teachers()).map(row).collect()
+    }
+}
+
+impl<B: LossOps> Subject<B> for Operands {
+    fn ops(&self) -> &'static [&'static str] {
+        &["soft_cross_entropy"]
+    }
+
+    fn run(&self, rig: &Rig<'_, B>, _start: &[f64]) -> Result<Outputs, B::Error> {
+        let len = self.logits.len();
+        let rows = len / self.dims.vocab;
+        let mut out = Outputs::default();
+        let logits = rig.activation("logits", &self.logits)?;
+        let teacher = rig.activation("teacher", &self.teacher)?;
+        let mut loss = token_loss(rig, rows, true)?;
+        rig.backend.soft_cross_entropy(&self.dims, &logits, &teacher, &mut loss)?;
+        out.push("loss", rig.read_accum("loss", &loss.loss_bl, rows)?);
+        out.push("hits", rig.read_accum("hits", &loss.hits_bl, rows)?);
+        out.push("lse", rig.read_accum("lse", &loss.lse_bl, rows)?);
+        out.push("teacher_lse", rig.read_accum("teacher_lse", &loss.teacher_lse_bl, rows)?);
+        out.push("logits of forward", rig.read("logits", &logits, len)?);
+        out.push("teacher of forward", rig.read("teacher", &teacher, self.teacher.len())?);
+
+        let mut logits = rig.activation("logits of backward", &self.logits)?;
+        let teacher = rig.activation("teacher of backward", &self.teacher)?;
+        let saved = hand_over(rig, &loss, rows, true)?;
+        rig.backend.soft_cross_entropy_backward(&self.dims, &mut logits, &teacher, &saved)?;
+        let dlogits = rig.read("dlogits", &logits, len)?;
+        out.push("dlogits of weight zero", unweighted(&self.dims, &dlogits));
+        out.push("logits", dlogits);
+        Ok(out)
+    }
+
+    fn values(&self) -> Vec<Expected> {
+        let rows = self.logits.chunks(self.dims.vocab);
+        let teachers = self.teachers();
+        let hit = |(l, t): (&[f64], &[f64])| f64::from(u8::from(argmax(l) == argmax(t)));
+        let zero = unweighted(&self.dims, &vec![0.0; self.logits.len()]);
+        vec![
+            Expected::near("loss", self.losses(&self.logits)),
+            Expected::exact("hits", rows.clone().zip(teachers.clone()).map(hit).collect()),
+            Expected::near("lse", rows.map(log_sum_exp).collect()),
+            Expected::near("teacher_lse", teachers.map(log_sum_exp).collect()),
+            Expected::exact("logits of forward", self.logits.clone()),
+            Expected::exact("teacher of forward", self.teacher.clone()),
+            Expected::exact("dlogits of weight zero", zero),
+        ]
+    }
+
+    fn variables(&self) -> Vec<Variable> {
+        vec![Variable::activation("logits", &self.logits)]
+    }
+
+    fn objective(&self, at: &[Vec<f64>]) -> f64 {
+        let losses = self.losses(&at[0]);
+        losses.iter().enumerate().map(|(row, loss)| weight(&self.dims, row) * loss).sum()
+    }
+
+    fn rows(&self) -> usize {
+        self.dims.batch
+    }
+
+    fn row(&self, row: usize) -> Option<Self> {
+        let len = self.dims.schedule.tokens() * self.dims.vocab;
+        let teacher = self.dims.targets.tokens * self.dims.vocab;
+        Some(Self {
+            dims: LossDims { batch: 1, ..self.dims },
+            logits: self.logits[row * len..][..len].to_vec(),
+            teacher: self.teacher[row * teacher..][..teacher].to_vec(),
+        })
+    }
+
+    fn by_row(&self) -> &'static [&'static str] {
+        &["loss", "hits", "lse", "teacher_lse"]
+    }
+}
+
+/// Checks `soft_cross_entropy` and its backward: scales of weight zero, a vocabulary of one,
+/// saturated and tied logits on both sides.
+///
+/// # Errors
+/// The first property that does not hold.
+pub fn check<B: LossOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
+    let mut verifier = Verifier::new(backend, "soft_cross_entropy", case)?;
+    let mut n = case.numbers("soft_cross_entropy");
+    for _ in 0..2 {
+        let schedule = n.schedule();
+        let dims = draw_dims(&mut n, schedule, 0.0);
+        verifier.verify(&Operands::draw(&mut n, dims))?;
+    }
+    let schedule = ScaleSchedule::from_sides(&[1, 2]).expect("growing sides");
+    let dims = LossDims { vocab: n.between(2, 6), ..draw_dims(&mut n, schedule, 0.0) };
+    let mut extreme = Operands::draw(&mut n, dims);
+    extreme.logits = extreme_logits(&mut n, dims.batch * schedule.tokens(), dims.vocab);
+    verifier.verify(&extreme)?;
+    extreme.teacher = extreme_logits(&mut n, dims.batch * dims.targets.tokens, dims.vocab);
+    verifier.verify(&extreme)?;
+    let dims = LossDims { vocab: 1, ..dims };
+    verifier.verify(&Operands::draw(&mut n, dims))?;
+    Ok(verifier.report())
+}
+
+/// All bits of a mid-size run: 3 samples × 150 tokens, a vocabulary of 512.
+///
+/// # Errors
+/// Where a second run, or a sample alone, gives other bits.
+pub fn fingerprint<B: LossOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
+    let mut n = case.numbers("soft_cross_entropy");
+    let dims = LossDims { batch: 3, vocab: 512, ..draw_dims(&mut n, mid_schedule(), 0.0) };
+    repeatable(backend, &Operands::draw(&mut n, dims))
+}
