@@ -22,6 +22,7 @@ pub mod backend;
 pub mod guidance;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod loss;
 pub mod philox;
 pub mod real;
 pub mod resample;

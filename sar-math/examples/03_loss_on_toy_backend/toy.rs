@@ -1,0 +1,252 @@
+//! The smallest backend the losses run on: plain vectors, plain loops, f64.
+//!
+//! A backend implements the traits whose ops it has; losses ask for `Buffers` and `LossOps` alone.
+
+use sar_math::ScaleSchedule;
+use sar_math::backend::{
+    BackendError, Buffers, ErrorKind, LossDims, LossOps, ShapeError, TokenLoss,
+};
+use std::fmt;
+
+/// Host memory and no device at all.
+pub struct Toy;
+
+/// All that can go wrong here: an operand of the wrong size, or an id out of range.
+#[derive(Debug)]
+pub struct ToyError(ShapeError);
+
+impl fmt::Display for ToyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for ToyError {}
+
+impl From<ShapeError> for ToyError {
+    fn from(error: ShapeError) -> Self {
+        Self(error)
+    }
+}
+
+impl BackendError for ToyError {
+    fn kind(&self) -> ErrorKind {
+        ErrorKind::Shape
+    }
+}
+
+type Done = Result<(), ToyError>;
+
+fn put<T: Copy>(host: &[T], to: &mut [T], offset: usize) -> Done {
+    ShapeError::at_least("upload", "buffer", offset + host.len(), to.len())?;
+    to[offset..offset + host.len()].copy_from_slice(host);
+    Ok(())
+}
+
+fn get<T: Copy>(from: &[T], offset: usize, host: &mut [T]) -> Done {
+    ShapeError::at_least("download", "buffer", offset + host.len(), from.len())?;
+    host.copy_from_slice(&from[offset..offset + host.len()]);
+    Ok(())
+}
+
+impl Buffers for Toy {
+    type Host = f64;
+    type Activation = Vec<f64>;
+    type Accum = Vec<f64>;
+    type Params = Vec<f64>;
+    type Ids = Vec<u32>;
+    type Error = ToyError;
+
+    fn activation(&self, len: usize) -> Result<Vec<f64>, ToyError> {
+        Ok(vec![0.0; len])
+    }
+    fn accum(&self, len: usize) -> Result<Vec<f64>, ToyError> {
+        Ok(vec![0.0; len])
+    }
+    fn params(&self, len: usize) -> Result<Vec<f64>, ToyError> {
+        Ok(vec![0.0; len])
+    }
+    fn ids(&self, len: usize) -> Result<Vec<u32>, ToyError> {
+        Ok(vec![0; len])
+    }
+    fn upload(&self, host: &[f64], to: &mut Vec<f64>, offset: usize) -> Done {
+        put(host, to, offset)
+    }
+    fn upload_accum(&self, host: &[f64], to: &mut Vec<f64>, offset: usize) -> Done {
+        put(host, to, offset)
+    }
+    fn upload_params(&self, host: &[f64], to: &mut Vec<f64>, offset: usize) -> Done {
+        put(host, to, offset)
+    }
+    fn upload_ids(&self, host: &[u32], to: &mut Vec<u32>, offset: usize) -> Done {
+        put(host, to, offset)
+    }
+    fn download(&self, from: &Vec<f64>, offset: usize, host: &mut [f64]) -> Done {
+        get(from, offset, host)
+    }
+    fn download_accum(&self, from: &Vec<f64>, offset: usize, host: &mut [f64]) -> Done {
+        get(from, offset, host)
+    }
+    fn download_params(&self, from: &Vec<f64>, offset: usize, host: &mut [f64]) -> Done {
+        get(from, offset, host)
+    }
+    fn download_ids(&self, from: &Vec<u32>, offset: usize, host: &mut [u32]) -> Done {
+        get(from, offset, host)
+    }
+    fn zero_accum(&self, accum: &mut Vec<f64>, len: usize) -> Done {
+        ShapeError::at_least("zero_accum", "accum", len, accum.len())?;
+        accum[..len].fill(0.0);
+        Ok(())
+    }
+    fn copy(&self, from: &Vec<f64>, to: &mut Vec<f64>, len: usize) -> Done {
+        ShapeError::at_least("copy", "from", len, from.len())?;
+        put(&from[..len], to, 0)
+    }
+    fn add(&self, from: &Vec<f64>, to: &mut Vec<f64>, len: usize) -> Done {
+        ShapeError::at_least("add", "from and to", len, from.len().min(to.len()))?;
+        to.iter_mut().zip(&from[..len]).for_each(|(to, from)| *to += from);
+        Ok(())
+    }
+    fn synchronize(&self) -> Done {
+        Ok(())
+    }
+}
+
+/// Target distribution of a token: a smoothed one-hot, or a softmax.
+fn one_hot(dims: &LossDims, target: u32) -> Vec<f64> {
+    let mut p = vec![dims.smoothing / dims.vocab as f64; dims.vocab];
+    p[target as usize] += 1.0 - dims.smoothing;
+    p
+}
+
+fn log_sum_exp(logits: &[f64]) -> f64 {
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    largest + logits.iter().map(|l| (l - largest).exp()).sum::<f64>().ln()
+}
+
+fn softmax(logits: &[f64]) -> Vec<f64> {
+    let lse = log_sum_exp(logits);
+    logits.iter().map(|l| (l - lse).exp()).collect()
+}
+
+/// Checks operands once, at the door. `targets` are of `width` elements a token.
+fn check(op: &'static str, dims: &LossDims, logits: usize, targets: usize, width: usize) -> Done {
+    let tokens = dims.schedule.tokens();
+    ShapeError::at_least(op, "vocab", 1, dims.vocab)?;
+    ShapeError::at_least(op, "logits (b*l*v)", dims.batch * tokens * dims.vocab, logits)?;
+    ShapeError::at_least(op, "targets.tokens", tokens + dims.targets.shift, dims.targets.tokens)?;
+    ShapeError::at_least(op, "targets", dims.batch * dims.targets.tokens * width, targets)?;
+    Ok(())
+}
+
+fn check_ids(op: &'static str, dims: &LossDims, ids: &[u32]) -> Done {
+    for &id in &ids[..dims.batch * dims.targets.tokens] {
+        ShapeError::at_least(op, "vocab (above every target)", id as usize + 1, dims.vocab)?;
+    }
+    Ok(())
+}
+
+/// Forward of both losses; `target` gives the distribution in a row of the targets.
+fn forward(
+    dims: &LossDims,
+    logits: &[f64],
+    out: &mut TokenLoss<Toy>,
+    target: impl Fn(usize) -> Vec<f64>,
+) {
+    let tokens = dims.schedule.tokens();
+    let rows = logits.chunks_exact(dims.vocab).take(dims.batch * tokens);
+    for (row, l) in rows.enumerate() {
+        let p = target(dims.targets.of(row, tokens));
+        let lse = log_sum_exp(l);
+        out.lse_bl[row] = lse;
+        out.loss_bl[row] = p.iter().zip(l).map(|(p, l)| p * (lse - l)).sum();
+        let hit = sar_math::sampling::argmax(l) == sar_math::sampling::argmax(&p);
+        out.hits_bl[row] = f64::from(u8::from(hit));
+    }
+}
+
+/// Backward of both losses: weight·(softmax − target).
+fn backward(dims: &LossDims, logits: &mut [f64], target: impl Fn(usize) -> Vec<f64>) {
+    let tokens = dims.schedule.tokens();
+    let rows = logits.chunks_exact_mut(dims.vocab).take(dims.batch * tokens);
+    for (row, l) in rows.enumerate() {
+        let scale = dims.schedule.scale_of(row % tokens).unwrap_or(0);
+        let p = target(dims.targets.of(row, tokens));
+        let softmax = softmax(l);
+        for ((l, s), p) in l.iter_mut().zip(softmax).zip(p) {
+            *l = dims.weights[scale] * (s - p);
+        }
+    }
+}
+
+impl LossOps for Toy {
+    fn cross_entropy(
+        &self,
+        dims: &LossDims,
+        logits_blv: &Vec<f64>,
+        targets_bl: &Vec<u32>,
+        out: &mut TokenLoss<Self>,
+    ) -> Done {
+        check("cross_entropy", dims, logits_blv.len(), targets_bl.len(), 1)?;
+        check_ids("cross_entropy", dims, targets_bl)?;
+        forward(dims, logits_blv, out, |row| one_hot(dims, targets_bl[row]));
+        Ok(())
+    }
+
+    fn cross_entropy_backward(
+        &self,
+        dims: &LossDims,
+        logits_to_dlogits: &mut Vec<f64>,
+        targets_bl: &Vec<u32>,
+        _saved: &TokenLoss<Self>, // a faster backend would use the log-sum-exp
+    ) -> Done {
+        check("cross_entropy_backward", dims, logits_to_dlogits.len(), targets_bl.len(), 1)?;
+        check_ids("cross_entropy_backward", dims, targets_bl)?;
+        backward(dims, logits_to_dlogits, |row| one_hot(dims, targets_bl[row]));
+        Ok(())
+    }
+
+    fn soft_cross_entropy(
+        &self,
+        dims: &LossDims,
+        logits_blv: &Vec<f64>,
+        teacher_blv: &Vec<f64>,
+        out: &mut TokenLoss<Self>,
+    ) -> Done {
+        let v = dims.vocab;
+        check("soft_cross_entropy", dims, logits_blv.len(), teacher_blv.len(), v)?;
+        forward(dims, logits_blv, out, |row| softmax(&teacher_blv[row * v..][..v]));
+        Ok(())
+    }
+
+    fn soft_cross_entropy_backward(
+        &self,
+        dims: &LossDims,
+        logits_to_dlogits: &mut Vec<f64>,
+        teacher_blv: &Vec<f64>,
+        _saved: &TokenLoss<Self>,
+    ) -> Done {
+        let v = dims.vocab;
+        check("soft_cross_entropy_backward", dims, logits_to_dlogits.len(), teacher_blv.len(), v)?;
+        backward(dims, logits_to_dlogits, |row| softmax(&teacher_blv[row * v..][..v]));
+        Ok(())
+    }
+
+    fn scale_sums(
+        &self,
+        batch: usize,
+        schedule: &ScaleSchedule,
+        values_bl: &Vec<f64>,
+        sums: &mut Vec<f64>,
+        offset: usize,
+    ) -> Done {
+        let tokens = schedule.tokens();
+        ShapeError::at_least("scale_sums", "values (b*l)", batch * tokens, values_bl.len())?;
+        ShapeError::at_least("scale_sums", "sums", offset + schedule.len(), sums.len())?;
+        for i in 0..schedule.len() {
+            let samples = values_bl.chunks_exact(tokens).take(batch);
+            sums[offset + i] = samples.map(|s| s[schedule.range(i)].iter().sum::<f64>()).sum();
+        }
+        Ok(())
+    }
+}

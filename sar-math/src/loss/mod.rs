@@ -1,0 +1,25 @@
+//! Teacher-forcing and contrastive student-forcing losses, generic over the backend.
+//!
+//! A step's loss is `L = L_TF + σ·L_CSF` (DESIGN §1):
+//!
+//! - [`TeacherForcing`]: `L_TF`, the mean over all tokens of the cross-entropy against the image's
+//!   codes.
+//! - [`StudentForcing`]: `σ·L_CSF`, the mean over the tokens of the supervised scales of the
+//!   cross-entropy against what the teacher pass predicted, hard or soft.
+//!
+//! Both work alike: a [`Supervision`] says how much every scale counts; `forward` fills per-token
+//! losses on the device; `backward` turns the logits into their gradient in place; `report` brings
+//! the sums per scale to the host, the only point that waits. Nothing allocates after `new`.
+//!
+//! Means are over `tokens·divisor`, where the divisor is the number of samples of the whole
+//! optimiser step: micro-batches add up to the gradient of the whole batch.
+
+mod report;
+mod student_forcing;
+mod supervision;
+mod teacher_forcing;
+
+pub use report::ScaleReport;
+pub use student_forcing::{StudentForcing, StudentTargets};
+pub use supervision::{LossBatch, Supervision};
+pub use teacher_forcing::TeacherForcing;

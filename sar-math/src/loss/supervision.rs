@@ -1,0 +1,64 @@
+//! How much every scale of a pass counts, and where its targets stand.
+
+use crate::backend::{LossDims, TargetRows};
+use crate::rollout::Pass;
+use crate::{MAX_SCALES, ScaleSchedule};
+
+/// The batch a loss is computed on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LossBatch {
+    /// Samples of this (micro-)batch.
+    pub samples: usize,
+    /// Samples of the whole optimiser step: of all micro-batches of all workers.
+    pub divisor: usize,
+    /// Vocabulary V.
+    pub vocab: usize,
+    /// Label smoothing ε of hard targets; 0 is off.
+    pub smoothing: f64,
+}
+
+/// What `forward` has been asked for; `backward` and `report` take it back.
+#[derive(Clone, Copy, Debug)]
+pub struct Supervision {
+    /// Dimensions, and the weight of each scale's tokens in the gradient.
+    pub dims: LossDims,
+    /// The whole schedule's scale that each scale of the pass is; reports are by these.
+    pub origin: [usize; MAX_SCALES],
+    /// Which scales of the pass are supervised, also where their weight is 0 because σ is.
+    pub supervised: [bool; MAX_SCALES],
+}
+
+impl Supervision {
+    /// `factor` times the mean over the tokens of the supervised scales of `pass`, whose targets are
+    /// in a buffer of the schedule `whole`.
+    ///
+    /// A pass that supervises nothing, or a divisor of 0, weighs nothing.
+    pub fn new(batch: LossBatch, pass: &Pass, whole: &ScaleSchedule, factor: f64) -> Self {
+        let counted = pass.supervised_tokens() as f64 * batch.divisor as f64;
+        let weight = if counted > 0.0 { factor / counted } else { 0.0 };
+        let (mut weights, mut supervised) = ([0.0; MAX_SCALES], [false; MAX_SCALES]);
+        for i in 0..pass.schedule.len() {
+            supervised[i] = pass.supervised(i);
+            weights[i] = if supervised[i] { weight } else { 0.0 };
+        }
+        let dims = LossDims {
+            batch: batch.samples,
+            schedule: pass.schedule,
+            vocab: batch.vocab,
+            smoothing: batch.smoothing,
+            weights,
+            targets: pass.target_rows(whole),
+        };
+        Self { dims, origin: pass.origin, supervised }
+    }
+}
+
+impl Pass {
+    /// Where the targets of this pass stand in a buffer of the whole schedule: the last scale of the
+    /// pass beside the same scale of the whole.
+    pub fn target_rows(&self, whole: &ScaleSchedule) -> TargetRows {
+        let last = self.origin[self.schedule.len() - 1];
+        let shift = whole.range(last).end.saturating_sub(self.schedule.tokens());
+        TargetRows { tokens: whole.tokens(), shift }
+    }
+}
