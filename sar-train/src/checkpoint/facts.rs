@@ -1,0 +1,75 @@
+//! What the shapes of a model's tensors say about it, in the configuration's terms.
+
+use std::collections::BTreeMap;
+
+/// Dimensions read off tensor shapes; `None` where the tensor that shows it is absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// Transformer blocks.
+    pub depth: Option<usize>,
+    /// Width of a token.
+    pub width: Option<usize>,
+    /// Attention heads.
+    pub heads: Option<usize>,
+    /// Codebook size, of a generator or a tokenizer.
+    pub vocab: Option<usize>,
+    /// Latent channels, of a generator or a tokenizer.
+    pub channels: Option<usize>,
+    /// Classes, without the unconditional one.
+    pub classes: Option<usize>,
+    /// Side of the position table.
+    pub pos_side: Option<usize>,
+    /// Base channels of a tokenizer.
+    pub base_channels: Option<usize>,
+    /// Resolution levels of a tokenizer.
+    pub levels: Option<usize>,
+}
+
+impl Facts {
+    /// Reads the facts off named shapes.
+    pub fn of<'a>(shapes: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Self {
+        let shapes: BTreeMap<&str, &[usize]> = shapes.into_iter().collect();
+        let dim = |name: &str, axis: usize| shapes.get(name).and_then(|s| s.get(axis)).copied();
+        let count = |prefix: &str| {
+            shapes
+                .keys()
+                .filter_map(|name| name.strip_prefix(prefix)?.split('.').next()?.parse().ok())
+                .max()
+                .map(|last: usize| last + 1)
+        };
+        Self {
+            depth: count("blocks."),
+            width: dim("pos_start", 2),
+            heads: dim("blocks.0.attn.scale_mul_1H11", 1),
+            vocab: dim("head.weight", 0).or_else(|| dim("quantize.embedding.weight", 0)),
+            channels: dim("word_embed.weight", 1).or_else(|| dim("quantize.embedding.weight", 1)),
+            classes: dim("class_emb.weight", 0).map(|rows| rows.saturating_sub(1)),
+            pos_side: dim("pos_1LC", 2),
+            base_channels: dim("encoder.conv_in.weight", 0),
+            levels: count("encoder.conv_blocks."),
+        }
+    }
+
+    /// "this file is depth 6, the configuration says depth 4", for all that differ.
+    pub fn differences(&self, expected: &Self) -> Vec<String> {
+        [
+            ("depth", self.depth, expected.depth),
+            ("width", self.width, expected.width),
+            ("heads", self.heads, expected.heads),
+            ("vocabulary", self.vocab, expected.vocab),
+            ("latent channels", self.channels, expected.channels),
+            ("classes", self.classes, expected.classes),
+            ("position table side", self.pos_side, expected.pos_side),
+            ("base channels", self.base_channels, expected.base_channels),
+            ("levels", self.levels, expected.levels),
+        ]
+        .iter()
+        .filter_map(|&(what, file, config)| match (file, config) {
+            (Some(file), Some(config)) if file != config => {
+                Some(format!("this file is {what} {file}, the configuration says {what} {config}"))
+            }
+            _ => None,
+        })
+        .collect()
+    }
+}

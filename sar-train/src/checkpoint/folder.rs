@@ -1,0 +1,340 @@
+//! The folder `checkpoints/` of a run.
+
+use super::storage::{Sum, sum_of, sync_folder, write_synced};
+use super::weights::{check_length, load_sets, write_tensors};
+use super::{CheckpointError, Disk, FORMAT, Header, Kind, Storage, load_weights};
+use crate::params::Layout;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const MODEL: &str = "model.safetensors";
+const EMA: &str = "ema.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+const MOMENTS: [&str; 2] = ["first_moment.", "second_moment."];
+
+/// What is saved at a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Snapshot<'a, S> {
+    /// Kind, step and the model's configuration.
+    pub header: &'a Header,
+    /// Order and names of the parameters.
+    pub layout: &'a Layout,
+    /// The parameters.
+    pub weights: &'a [f32],
+    /// Their running average, where one is kept.
+    pub ema: Option<&'a [f32]>,
+    /// AdamW's first moment.
+    pub first_moment: &'a [f32],
+    /// AdamW's second moment.
+    pub second_moment: &'a [f32],
+    /// What else the loop needs to go on bit for bit: seeds, data cursor, counters.
+    pub state: &'a S,
+}
+
+/// A complete checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its step.
+    pub step: u64,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Later checkpoints that were passed over because they are damaged, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// A checkpoint read back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resumed<S> {
+    /// Kind, step and the model's configuration.
+    pub header: Header,
+    /// The parameters.
+    pub weights: Vec<f32>,
+    /// Their running average, where one was kept.
+    pub ema: Option<Vec<f32>>,
+    /// AdamW's first moment.
+    pub first_moment: Vec<f32>,
+    /// AdamW's second moment.
+    pub second_moment: Vec<f32>,
+    /// The loop's state.
+    pub state: S,
+}
+
+/// `state.json`: the record that makes a checkpoint complete.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    format: u32,
+    program: String,
+    step: u64,
+    files: BTreeMap<String, Sum>,
+    run: serde_json::Value,
+}
+
+/// The checkpoints of a run, newest last; only the last few are kept.
+pub struct Checkpoints {
+    folder: PathBuf,
+    keep: usize,
+    storage: Arc<dyn Storage>,
+}
+
+impl Checkpoints {
+    /// Opens (and makes) the folder, and removes what an interrupted save left behind.
+    ///
+    /// Only the process that holds the run's lock may call this; readers use [`latest_in`].
+    ///
+    /// # Errors
+    /// The folder cannot be made or read.
+    pub fn open(folder: &Path, keep: usize) -> Result<Self, CheckpointError> {
+        Self::open_on(folder, keep, Arc::new(Disk))
+    }
+
+    /// As [`Checkpoints::open`], on another storage.
+    ///
+    /// # Errors
+    /// As [`Checkpoints::open`].
+    pub fn open_on(
+        folder: &Path,
+        keep: usize,
+        storage: Arc<dyn Storage>,
+    ) -> Result<Self, CheckpointError> {
+        fs::create_dir_all(folder)
+            .map_err(|e| CheckpointError::write(folder, e, "choose --out"))?;
+        clean(folder).map_err(|e| CheckpointError::read(folder, e))?;
+        Ok(Self { folder: folder.to_owned(), keep: keep.max(1), storage })
+    }
+
+    /// Saves a checkpoint as `step-N` and removes the oldest beyond the number kept.
+    ///
+    /// When this returns the checkpoint is durable. However it fails, or is killed, the checkpoints
+    /// that were there before still are.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Length`], [`CheckpointError::Write`] (a full disk among them).
+    pub fn save<S: Serialize>(
+        &self,
+        snapshot: &Snapshot<'_, S>,
+    ) -> Result<PathBuf, CheckpointError> {
+        for (what, flat) in [
+            ("weights", snapshot.weights),
+            ("running average", snapshot.ema.unwrap_or(snapshot.weights)),
+            ("first moment", snapshot.first_moment),
+            ("second moment", snapshot.second_moment),
+        ] {
+            check_length(what, snapshot.layout, flat)?;
+        }
+        let name = format!("step-{}", snapshot.header.step);
+        let aside = self.folder.join(format!(".{name}.tmp"));
+        let folder = self.folder.join(&name);
+        let saved = self
+            .write(snapshot, &aside)
+            .and_then(|()| replace(&aside, &folder))
+            .and_then(|()| sync_folder(&self.folder));
+        if let Err(source) = saved {
+            // Best effort: what remains is removed at the next start as well.
+            let _ = fs::remove_dir_all(&aside);
+            let kept = match steps(&self.folder).ok().and_then(|s| s.last().copied()) {
+                Some(step) => format!("the checkpoint of step {step} is still there"),
+                None => "no earlier checkpoint exists".to_owned(),
+            };
+            return Err(CheckpointError::write(folder, source, &kept));
+        }
+        self.remove_old().map_err(|e| CheckpointError::write(&self.folder, e, "the new one is"))?;
+        Ok(folder)
+    }
+
+    /// The newest checkpoint that is whole, or `None` where none was ever saved.
+    ///
+    /// # Errors
+    /// As [`latest_in`].
+    pub fn latest(&self) -> Result<Option<Found>, CheckpointError> {
+        latest_in(&self.folder)
+    }
+
+    /// Reads a checkpoint back.
+    ///
+    /// # Errors
+    /// A file is damaged, or does not fit the layout or the state's type.
+    pub fn load<S: DeserializeOwned>(
+        found: &Found,
+        kind: Kind,
+        layout: &Layout,
+    ) -> Result<Resumed<S>, CheckpointError> {
+        let path = found.folder.join(STATE);
+        let bad = |reason: String| CheckpointError::State { path: path.clone(), reason };
+        let record = read_record(&found.folder)?;
+        let state = S::deserialize(record.run)
+            .map_err(|e| bad(format!("the state cannot be read: {e}")))?;
+        let model = load_weights(&found.folder.join(MODEL), kind, layout)?;
+        let header = model.header.ok_or_else(|| bad("the weights have no header".to_owned()))?;
+        let ema = match record.files.contains_key(EMA) {
+            true => Some(load_weights(&found.folder.join(EMA), kind, layout)?.flat),
+            false => None,
+        };
+        let moments = load_sets(&found.folder.join(OPTIMIZER), layout, &MOMENTS)?;
+        let [first_moment, second_moment] = <[_; 2]>::try_from(moments)
+            .map_err(|_| bad("the moments cannot be read".to_owned()))?;
+        Ok(Resumed { header, weights: model.flat, ema, first_moment, second_moment, state })
+    }
+
+    fn write<S: Serialize>(&self, snapshot: &Snapshot<'_, S>, aside: &Path) -> io::Result<()> {
+        if aside.exists() {
+            fs::remove_dir_all(aside)?;
+        }
+        fs::create_dir(aside)?;
+        let storage = self.storage.as_ref();
+        let (header, layout) = (snapshot.header, snapshot.layout);
+        let mut files = BTreeMap::new();
+        let mut tensors = |name: &str, sets: &[(&str, &[f32])]| {
+            let path = aside.join(name);
+            let sum = write_synced(storage, &path, |to| write_tensors(to, header, layout, sets))?;
+            files.insert(name.to_owned(), sum);
+            io::Result::Ok(())
+        };
+        tensors(MODEL, &[("", snapshot.weights)])?;
+        if let Some(ema) = snapshot.ema {
+            tensors(EMA, &[("", ema)])?;
+        }
+        let moments = [(MOMENTS[0], snapshot.first_moment), (MOMENTS[1], snapshot.second_moment)];
+        tensors(OPTIMIZER, &moments)?;
+        let record = Record {
+            format: FORMAT,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            step: header.step,
+            files,
+            run: serde_json::to_value(snapshot.state)?,
+        };
+        let text = serde_json::to_vec_pretty(&record)?;
+        write_synced(storage, &aside.join(STATE), |to| to.write_all(&text))?;
+        sync_folder(aside)
+    }
+
+    fn remove_old(&self) -> io::Result<()> {
+        let steps = steps(&self.folder)?;
+        for step in steps.iter().take(steps.len().saturating_sub(self.keep)) {
+            let folder = self.folder.join(format!("step-{step}"));
+            // Renamed first: a removal that is cut short must not look like a checkpoint.
+            let aside = self.folder.join(format!(".step-{step}.old.tmp"));
+            fs::rename(&folder, &aside)?;
+            fs::remove_dir_all(&aside)?;
+        }
+        Ok(())
+    }
+}
+
+/// The newest whole checkpoint of a `checkpoints/` folder; `None` where there is no `step-N` at all.
+///
+/// # Errors
+/// [`CheckpointError::None`] where all of them are damaged, [`CheckpointError::Newer`] where the
+/// newest was written by a newer program.
+pub fn latest_in(folder: &Path) -> Result<Option<Found>, CheckpointError> {
+    let mut warnings = Vec::new();
+    let steps = match steps(folder) {
+        Ok(steps) => steps,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(CheckpointError::read(folder, e)),
+    };
+    for &step in steps.iter().rev() {
+        let candidate = folder.join(format!("step-{step}"));
+        match verify(&candidate) {
+            Ok(()) => return Ok(Some(Found { step, folder: candidate, warnings })),
+            Err(newer @ CheckpointError::Newer { .. }) => return Err(newer),
+            Err(damage) => warnings.push(format!("{damage}; trying the checkpoint before it")),
+        }
+    }
+    match warnings.first() {
+        None => Ok(None),
+        Some(first) => Err(CheckpointError::None {
+            path: folder.to_owned(),
+            reason: format!("has {} checkpoints, all damaged: {first}", warnings.len()),
+        }),
+    }
+}
+
+/// Fails unless every file of the checkpoint is as it was written.
+pub(super) fn verify(folder: &Path) -> Result<(), CheckpointError> {
+    for (name, expected) in read_record(folder)?.files {
+        let path = folder.join(&name);
+        let found = sum_of(&path).map_err(|e| CheckpointError::read(&path, e))?;
+        if found.bytes != expected.bytes {
+            let (found, expected) = (found.bytes, expected.bytes);
+            return Err(CheckpointError::Truncated { path, found, expected });
+        }
+        if found.crc32 != expected.crc32 {
+            let reason = "its content changed after it was written (CRC-32 differs)".to_owned();
+            return Err(CheckpointError::Damaged { path, reason });
+        }
+    }
+    Ok(())
+}
+
+fn read_record(folder: &Path) -> Result<Record, CheckpointError> {
+    let path = folder.join(STATE);
+    let text = fs::read_to_string(&path).map_err(|e| CheckpointError::read(&path, e))?;
+    let bad = |e: serde_json::Error| CheckpointError::State {
+        path: path.clone(),
+        reason: format!("cannot be read: {e}"),
+    };
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(bad)?;
+    let found = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0) as u32;
+    if found > FORMAT {
+        let program = value.get("program").and_then(|p| p.as_str()).unwrap_or("?").to_owned();
+        return Err(CheckpointError::Newer { path, found, program });
+    }
+    serde_json::from_value(value).map_err(bad)
+}
+
+/// The steps of the `step-N` folders, ascending.
+fn steps(folder: &Path) -> io::Result<Vec<u64>> {
+    let mut steps = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        let step: Option<u64> =
+            name.to_str().and_then(|n| n.strip_prefix("step-")).and_then(|n| n.parse().ok());
+        steps.extend(step);
+    }
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// Puts `aside` in the place of `folder`, which may exist: a run that resumed saves a step again.
+fn replace(aside: &Path, folder: &Path) -> io::Result<()> {
+    if !folder.exists() {
+        return fs::rename(aside, folder);
+    }
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let replaced = folder.with_file_name(format!(".{name}.replaced"));
+    if replaced.exists() {
+        fs::remove_dir_all(&replaced)?;
+    }
+    // Between the two renames there is no `folder`; `clean` puts `replaced` back if we die here.
+    fs::rename(folder, &replaced)?;
+    if let Err(e) = fs::rename(aside, folder) {
+        fs::rename(&replaced, folder)?;
+        return Err(e);
+    }
+    fs::remove_dir_all(&replaced)
+}
+
+/// Removes what an interrupted save left behind.
+fn clean(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
+        if let Some(step) = name.strip_prefix('.').and_then(|n| n.strip_suffix(".replaced")) {
+            let original = folder.join(step);
+            if original.exists() {
+                fs::remove_dir_all(&path)?;
+            } else {
+                fs::rename(&path, original)?;
+            }
+        } else if name.starts_with(".step-") && name.ends_with(".tmp") {
+            fs::remove_dir_all(&path)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! Finds weights by what a user types: a run folder, a checkpoint folder or a file.
+
+use super::CheckpointError;
+use super::folder::{latest_in, verify};
+use std::path::{Path, PathBuf};
+
+/// Weights that were found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The safetensors file.
+    pub file: PathBuf,
+    /// The run folder it belongs to, where it lies in one: its `config.toml` says the rest.
+    pub run: Option<PathBuf>,
+    /// Checkpoints that were passed over, one line each.
+    pub warnings: Vec<String>,
+}
+
+/// Finds the weights at `path`: of a run folder the newest whole checkpoint, of a checkpoint folder
+/// its model (`ema`: its running average), or the file itself.
+///
+/// # Errors
+/// [`CheckpointError::None`] saying what is there instead; a damaged checkpoint.
+pub fn locate(path: &Path, ema: bool) -> Result<Located, CheckpointError> {
+    let none = |reason: &str| CheckpointError::None { path: path.into(), reason: reason.into() };
+    if path.is_file() {
+        let run = path.parent().and_then(run_of);
+        return Ok(Located { file: path.to_owned(), run, warnings: Vec::new() });
+    }
+    if !path.exists() {
+        return Err(none("does not exist; give a run folder, a checkpoint or a .safetensors file"));
+    }
+    let (folder, run, warnings) = if path.join("state.json").is_file() {
+        verify(path)?;
+        (path.to_owned(), run_of(path), Vec::new())
+    } else if let Some(found) = latest_in(&path.join("checkpoints"))? {
+        (found.folder, Some(path.to_owned()), found.warnings)
+    } else {
+        return Err(none("holds no checkpoint; give a run folder that has saved one"));
+    };
+    let file = folder.join(if ema { "ema.safetensors" } else { "model.safetensors" });
+    if !file.is_file() {
+        return Err(none(if ema {
+            "keeps no running average; train with train.ema above 0, or leave out --ema"
+        } else {
+            "holds no model.safetensors"
+        }));
+    }
+    Ok(Located { file, run, warnings })
+}
+
+/// The run folder of `checkpoints/step-N`.
+fn run_of(step: &Path) -> Option<PathBuf> {
+    let step = std::path::absolute(step).ok()?;
+    let run = step.parent().filter(|p| p.ends_with("checkpoints"))?.parent()?;
+    run.join("config.toml").is_file().then(|| run.to_owned())
+}

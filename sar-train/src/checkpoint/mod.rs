@@ -1,0 +1,91 @@
+//! Weights and training state on disk.
+//!
+//! Weights are safetensors files under the published tensor names; a small JSON in the header says
+//! what they are ([`Header`]). A training checkpoint is a folder `step-N` with the weights, their
+//! running average, the optimiser's moments and the state of the loop ([`Checkpoints`]). Nothing
+//! partial ever bears a final name: files are written aside, synced and renamed.
+
+mod error;
+mod facts;
+mod folder;
+mod locate;
+mod storage;
+mod weights;
+
+pub use error::CheckpointError;
+pub use facts::Facts;
+pub use folder::{Checkpoints, Found, Resumed, Snapshot, latest_in};
+pub use locate::{Located, locate};
+pub use storage::{Disk, Sink, Storage};
+pub use weights::{Weights, load_weights, read_header, read_shapes, save_weights};
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Format version written and the newest that can be read.
+pub const FORMAT: u32 = 1;
+
+/// What a file's weights belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A next-scale generator.
+    Generator,
+    /// A convolutional VQ tokenizer.
+    Tokenizer,
+    /// The classifier whose features the metrics use.
+    Classifier,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Generator => "generator",
+            Self::Tokenizer => "tokenizer",
+            Self::Classifier => "classifier",
+        })
+    }
+}
+
+/// What a file says about itself, as JSON under the key `sar` of the safetensors metadata.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// Format version, [`FORMAT`].
+    pub format: u32,
+    /// What the weights belong to.
+    pub kind: Kind,
+    /// Optimiser steps taken.
+    pub step: u64,
+    /// Version of the program that wrote it.
+    pub program: String,
+    /// The model's configuration, so that it can be rebuilt from the file alone.
+    pub config: serde_json::Value,
+}
+
+impl Header {
+    /// A header of this program's version.
+    ///
+    /// # Errors
+    /// The configuration cannot be written as JSON.
+    pub fn new(kind: Kind, step: u64, config: &impl Serialize) -> Result<Self, CheckpointError> {
+        let config = serde_json::to_value(config)
+            .map_err(|e| CheckpointError::State { path: "header".into(), reason: e.to_string() })?;
+        let program = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(Self { format: FORMAT, kind, step, program, config })
+    }
+
+    /// The configuration as its type.
+    ///
+    /// # Errors
+    /// [`CheckpointError::State`] where it is not one, naming the key.
+    pub fn config<C: serde::de::DeserializeOwned>(&self) -> Result<C, CheckpointError> {
+        C::deserialize(&self.config).map_err(|e| CheckpointError::State {
+            path: "header".into(),
+            reason: format!("the {} configuration cannot be read: {e}", self.kind),
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;

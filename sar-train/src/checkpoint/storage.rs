@@ -1,0 +1,150 @@
+//! Where checkpoints are written: a seam at which tests can let the disk run full.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// An open file that can be made durable.
+pub trait Sink: Write {
+    /// Returns when everything written so far would survive a power failure.
+    ///
+    /// # Errors
+    /// The disk says no, possibly late: of an earlier write.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// Makes new files.
+pub trait Storage: Send + Sync {
+    /// A new, empty file.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Sink>>;
+}
+
+/// The file system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Disk;
+
+impl Storage for Disk {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Sink>> {
+        // Large writes: tensors are converted in pieces of this size.
+        Ok(Box::new(BufWriter::with_capacity(1 << 20, File::create(path)?)))
+    }
+}
+
+impl Sink for BufWriter<File> {
+    fn sync(&mut self) -> io::Result<()> {
+        self.flush()?;
+        self.get_ref().sync_all()
+    }
+}
+
+/// Length and CRC-32 of what went through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Sum {
+    pub(super) bytes: u64,
+    pub(super) crc32: u32,
+}
+
+/// Counts and sums what it passes on.
+pub(super) struct Summing<'a> {
+    to: &'a mut dyn Sink,
+    crc: crc32fast::Hasher,
+    bytes: u64,
+}
+
+impl<'a> Summing<'a> {
+    pub(super) fn new(to: &'a mut dyn Sink) -> Self {
+        Self { to, crc: crc32fast::Hasher::new(), bytes: 0 }
+    }
+
+    pub(super) fn sum(self) -> Sum {
+        Sum { bytes: self.bytes, crc32: self.crc.finalize() }
+    }
+}
+
+impl Write for Summing<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let n = self.to.write(data)?;
+        self.crc.update(data.get(..n).unwrap_or(data));
+        self.bytes += n as u64;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// The sum of a file that exists.
+pub(super) fn sum_of(path: &Path) -> io::Result<Sum> {
+    let mut nowhere = Nowhere;
+    let mut summing = Summing::new(&mut nowhere);
+    io::copy(&mut File::open(path)?, &mut summing)?;
+    Ok(summing.sum())
+}
+
+struct Nowhere;
+
+impl Write for Nowhere {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Sink for Nowhere {
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Makes the names in a folder durable.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    File::open(folder)?.sync_all()?;
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
+}
+
+/// Writes a file under `path` so that it is there whole or not at all.
+pub(crate) fn write_whole<T>(
+    storage: &dyn Storage,
+    path: &Path,
+    write: impl FnOnce(&mut dyn Sink) -> io::Result<T>,
+) -> io::Result<T> {
+    let aside = beside(path);
+    let written = write_synced(storage, &aside, write).and_then(|value| {
+        fs::rename(&aside, path)?;
+        sync_folder(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+        Ok(value)
+    });
+    if written.is_err() {
+        // Best effort: the error that matters is the one above.
+        let _ = fs::remove_file(&aside);
+    }
+    written
+}
+
+/// Writes and syncs a file under `path` itself.
+pub(super) fn write_synced<T>(
+    storage: &dyn Storage,
+    path: &Path,
+    write: impl FnOnce(&mut dyn Sink) -> io::Result<T>,
+) -> io::Result<T> {
+    let mut sink = storage.create(path)?;
+    let value = write(sink.as_mut())?;
+    sink.sync()?;
+    Ok(value)
+}
+
+/// A name beside `path` that no reader takes for the real one.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
+}

@@ -1,0 +1,349 @@
+//! One safetensors file of named tensors.
+
+use super::storage::{Sum, Summing, write_whole};
+use super::{CheckpointError, FORMAT, Facts, Header, Kind, Sink, Storage};
+use crate::params::Layout;
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+/// Longest header that is read; the safetensors format's own limit.
+const LONGEST_HEADER: u64 = 100_000_000;
+
+/// Buffers that published files carry beside the parameters.
+const BUFFERS: [&str; 3] = ["attn_bias_for_masking", "zero_k_bias", "codebook_used"];
+
+/// What was read from a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Weights {
+    /// What the file says about itself; `None` for a file that this program did not write.
+    pub header: Option<Header>,
+    /// The parameters, in the layout's order.
+    pub flat: Vec<f32>,
+}
+
+/// Writes the parameters `flat`, laid out by `layout`, as a safetensors file at `path`.
+///
+/// The file is written aside, synced and renamed: at any moment `path` is the old file or the whole
+/// new one.
+///
+/// # Errors
+/// [`CheckpointError::Length`] for a buffer of another length, [`CheckpointError::Write`].
+pub fn save_weights(
+    storage: &dyn Storage,
+    path: &Path,
+    header: &Header,
+    layout: &Layout,
+    flat: &[f32],
+) -> Result<(), CheckpointError> {
+    check_length("weights", layout, flat)?;
+    write_whole(storage, path, |sink| write_tensors(sink, header, layout, &[("", flat)]))
+        .map(|_| ())
+        .map_err(|e| CheckpointError::write(path, e, "nothing was changed"))
+}
+
+/// Reads the parameters of a model of this `kind` and `layout`.
+///
+/// Published buffers (`attn_bias_for_masking`, `zero_k_bias`, `codebook_used`) are passed over;
+/// F16, BF16 and F64 become f32.
+///
+/// # Errors
+/// Every way in which the file does not fit, naming the likely cause; see [`CheckpointError`].
+pub fn load_weights(path: &Path, kind: Kind, layout: &Layout) -> Result<Weights, CheckpointError> {
+    let file = File::read(path)?;
+    let header = file.header(Some(kind))?;
+    let flat = file.tensors(layout, "")?;
+    Ok(Weights { header, flat })
+}
+
+/// What a file says about itself: `None` where this program did not write it.
+///
+/// # Errors
+/// The file cannot be read, is not safetensors or is of a newer format.
+pub fn read_header(path: &Path) -> Result<Option<Header>, CheckpointError> {
+    File::read(path)?.header(None)
+}
+
+/// Name and shape of every tensor but the published buffers.
+///
+/// # Errors
+/// The file cannot be read or is not safetensors.
+pub fn read_shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>, CheckpointError> {
+    let file = File::read(path)?;
+    let tensors = file.parse()?;
+    Ok(tensors
+        .iter()
+        .filter(|(name, _)| !is_buffer(name))
+        .map(|(name, view)| (name.to_owned(), view.shape().to_vec()))
+        .collect())
+}
+
+/// Reads several sets of one layout (`first_moment.`, …) from a file.
+pub(super) fn load_sets(
+    path: &Path,
+    layout: &Layout,
+    prefixes: &[&str],
+) -> Result<Vec<Vec<f32>>, CheckpointError> {
+    let file = File::read(path)?;
+    file.header(None)?;
+    prefixes.iter().map(|prefix| file.tensors(layout, prefix)).collect()
+}
+
+pub(super) fn check_length(
+    what: &'static str,
+    layout: &Layout,
+    flat: &[f32],
+) -> Result<(), CheckpointError> {
+    if flat.len() == layout.len() {
+        return Ok(());
+    }
+    Err(CheckpointError::Length { what, found: flat.len(), expected: layout.len() })
+}
+
+/// Writes the sets, each under its prefix, and says what was written.
+pub(super) fn write_tensors(
+    sink: &mut dyn Sink,
+    header: &Header,
+    layout: &Layout,
+    sets: &[(&str, &[f32])],
+) -> io::Result<Sum> {
+    let mut json = serde_json::Map::new();
+    let about = serde_json::to_string(header)?;
+    json.insert("__metadata__".into(), serde_json::json!({ "format": "pt", "sar": about }));
+    let mut at = 0;
+    for (prefix, _) in sets {
+        for t in layout.tensors() {
+            let end = at + 4 * t.slot.len;
+            json.insert(
+                format!("{prefix}{}", t.name),
+                serde_json::json!({ "dtype": "F32", "shape": t.shape, "data_offsets": [at, end] }),
+            );
+            at = end;
+        }
+    }
+    let mut text = serde_json::to_vec(&json)?;
+    // Padding keeps the data aligned for readers that map the file.
+    text.resize(text.len().next_multiple_of(8), b' ');
+
+    let mut to = Summing::new(sink);
+    to.write_all(&(text.len() as u64).to_le_bytes())?;
+    to.write_all(&text)?;
+    for (_, flat) in sets {
+        let mut bytes = Vec::with_capacity(4 * 4096);
+        for piece in flat.chunks(4096) {
+            bytes.clear();
+            bytes.extend(piece.iter().flat_map(|v| v.to_le_bytes()));
+            to.write_all(&bytes)?;
+        }
+    }
+    Ok(to.sum())
+}
+
+fn is_buffer(name: &str) -> bool {
+    BUFFERS.iter().any(|b| name == *b || name.strip_suffix(b).is_some_and(|p| p.ends_with('.')))
+}
+
+/// A file in memory.
+struct File<'a> {
+    path: &'a Path,
+    bytes: Vec<u8>,
+}
+
+impl<'a> File<'a> {
+    fn read(path: &'a Path) -> Result<Self, CheckpointError> {
+        let bytes = std::fs::read(path).map_err(|e| CheckpointError::read(path, e))?;
+        Ok(Self { path, bytes })
+    }
+
+    fn parse(&self) -> Result<SafeTensors<'_>, CheckpointError> {
+        SafeTensors::deserialize(&self.bytes).map_err(|e| self.malformed(&e.to_string()))
+    }
+
+    /// Says what is wrong with a file that does not parse.
+    fn malformed(&self, reason: &str) -> CheckpointError {
+        let path = self.path.to_owned();
+        let found = self.bytes.len() as u64;
+        let not = |reason: String| CheckpointError::NotSafetensors { path: path.clone(), reason };
+        if self.bytes.is_empty() {
+            return not("it is empty".to_owned());
+        }
+        if self.bytes.starts_with(b"PK") {
+            return not("it looks like a PyTorch file; run `sar convert` on it first".to_owned());
+        }
+        let Some(length) = self.bytes.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)) else {
+            return not(format!("it has {found} bytes, a header alone has more"));
+        };
+        let header = self.bytes.get(8..).unwrap_or(&[]);
+        if length > LONGEST_HEADER || !header.starts_with(b"{") {
+            return not("it does not begin with a safetensors header".to_owned());
+        }
+        let Some(header) = header.get(..length as usize) else {
+            return CheckpointError::Truncated { path, found, expected: 8 + length };
+        };
+        match data_end(header) {
+            Some(end) if 8 + length + end > found => {
+                CheckpointError::Truncated { path, found, expected: 8 + length + end }
+            }
+            _ => not(reason.to_owned()),
+        }
+    }
+
+    fn header(&self, kind: Option<Kind>) -> Result<Option<Header>, CheckpointError> {
+        // The whole file is parsed first so that a truncated one is said to be that.
+        self.parse()?;
+        let (_, metadata) =
+            SafeTensors::read_metadata(&self.bytes).map_err(|e| self.malformed(&e.to_string()))?;
+        let Some(text) = metadata.metadata().as_ref().and_then(|m| m.get("sar")) else {
+            return Ok(None);
+        };
+        let path = self.path.to_owned();
+        let state = |e: serde_json::Error| CheckpointError::State {
+            path: path.clone(),
+            reason: format!("its `sar` header cannot be read: {e}"),
+        };
+        let value: serde_json::Value = serde_json::from_str(text).map_err(state)?;
+        // A newer format may have other fields: look at the version before anything else.
+        let found = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0) as u32;
+        if found > FORMAT {
+            let program = value.get("program").and_then(|p| p.as_str()).unwrap_or("?").to_owned();
+            return Err(CheckpointError::Newer { path, found, program });
+        }
+        let header: Header = serde_json::from_value(value).map_err(state)?;
+        match kind {
+            Some(expected) if header.kind != expected => {
+                Err(CheckpointError::WrongKind { path, found: header.kind, expected })
+            }
+            _ => Ok(Some(header)),
+        }
+    }
+
+    fn tensors(&self, layout: &Layout, prefix: &str) -> Result<Vec<f32>, CheckpointError> {
+        let all = self.parse()?;
+        let views: BTreeMap<&str, TensorView<'_>> = all
+            .iter()
+            .filter_map(|(name, view)| Some((name.strip_prefix(prefix)?, view)))
+            .filter(|(name, _)| !is_buffer(name))
+            .collect();
+        self.compare(layout, &views)?;
+        let mut flat = vec![0.0; layout.len()];
+        for t in layout.tensors() {
+            let (Some(view), Some(to)) =
+                (views.get(t.name.as_str()), flat.get_mut(t.slot.offset..t.slot.end()))
+            else {
+                return Err(self.missing(&t.name, 1));
+            };
+            self.decode(&t.name, view, to)?;
+        }
+        Ok(flat)
+    }
+
+    /// Fails unless names and shapes are the layout's.
+    fn compare(
+        &self,
+        layout: &Layout,
+        views: &BTreeMap<&str, TensorView<'_>>,
+    ) -> Result<(), CheckpointError> {
+        let path = || self.path.to_owned();
+        let missing: Vec<&str> = layout
+            .tensors()
+            .iter()
+            .map(|t| t.name.as_str())
+            .filter(|n| !views.contains_key(n))
+            .collect();
+        let extra: Vec<&str> = views.keys().filter(|n| layout.get(n).is_none()).copied().collect();
+        let reshaped = layout.tensors().iter().find_map(|t| {
+            let found = views.get(t.name.as_str())?.shape();
+            (found != t.shape).then(|| CheckpointError::Shape {
+                path: path(),
+                name: t.name.clone(),
+                found: found.to_vec(),
+                expected: t.shape.clone(),
+            })
+        });
+        let error = match (reshaped, missing.first(), extra.first()) {
+            (Some(shape), _, _) => shape,
+            (None, Some(first), _) => self.missing(first, missing.len()),
+            (None, None, Some(first)) => CheckpointError::Extra {
+                path: path(),
+                first: (*first).to_owned(),
+                count: extra.len(),
+            },
+            (None, None, None) => return Ok(()),
+        };
+        let file = Facts::of(views.iter().map(|(n, v)| (*n, v.shape())));
+        let model = layout.tensors().iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
+        let differences = file.differences(&Facts::of(model));
+        if differences.is_empty() {
+            return Err(error);
+        }
+        let prefix = self.path.display().to_string();
+        let detail = error.to_string();
+        let detail = detail.strip_prefix(&prefix).unwrap_or(&detail).trim_start_matches([':', ' ']);
+        Err(CheckpointError::OtherModel {
+            path: path(),
+            cause: differences.join("; "),
+            detail: detail.to_owned(),
+        })
+    }
+
+    fn missing(&self, first: &str, count: usize) -> CheckpointError {
+        CheckpointError::Missing { path: self.path.to_owned(), first: first.to_owned(), count }
+    }
+
+    fn decode(
+        &self,
+        name: &str,
+        view: &TensorView<'_>,
+        to: &mut [f32],
+    ) -> Result<(), CheckpointError> {
+        let data = view.data();
+        match view.dtype() {
+            Dtype::F32 => each(data, to, f32::from_le_bytes),
+            Dtype::F16 => each(data, to, |b| half_to_f32(u16::from_le_bytes(b))),
+            Dtype::BF16 => {
+                each(data, to, |b: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
+            }
+            Dtype::F64 => each(data, to, |b| f64::from_le_bytes(b) as f32),
+            other => {
+                return Err(CheckpointError::Dtype {
+                    path: self.path.to_owned(),
+                    name: name.to_owned(),
+                    found: format!("{other:?}"),
+                });
+            }
+        }
+        let count = to.iter().filter(|v| !v.is_finite()).count();
+        if count > 0 {
+            let path = self.path.to_owned();
+            return Err(CheckpointError::NonFinite { path, name: name.to_owned(), count });
+        }
+        Ok(())
+    }
+}
+
+fn each<const N: usize>(data: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+    for (v, bytes) in to.iter_mut().zip(data.as_chunks::<N>().0) {
+        *v = value(*bytes);
+    }
+}
+
+/// IEEE 754 binary16; every value is exact in f32.
+pub(super) fn half_to_f32(half: u16) -> f32 {
+    let sign = if half & 0x8000 == 0 { 1.0 } else { -1.0 };
+    let exponent = i32::from((half >> 10) & 0x1f);
+    let fraction = f32::from(half & 0x3ff);
+    match exponent {
+        0 => sign * fraction * 2f32.powi(-24),
+        31 if fraction == 0.0 => sign * f32::INFINITY,
+        31 => f32::NAN,
+        _ => sign * (1.0 + fraction / 1024.0) * 2f32.powi(exponent - 15),
+    }
+}
+
+/// Where the data ends, by a header that may otherwise be unusable.
+fn data_end(header: &[u8]) -> Option<u64> {
+    let json: serde_json::Value = serde_json::from_slice(header).ok()?;
+    let tensors = json.as_object()?.values();
+    tensors.filter_map(|t| t.get("data_offsets")?.get(1)?.as_u64()).max()
+}
