@@ -1,7 +1,8 @@
 //! Matrix products: views with strides, handed to the `gemm` crate.
 
 use crate::Element;
-use crate::simd::{carve, sum2, vectorized, with_scratch};
+use crate::simd::{Shared, carve, sum2, vectorized, with_scratch};
+use rayon::prelude::*;
 
 /// A read-only matrix view.
 #[derive(Clone, Copy)]
@@ -65,6 +66,12 @@ const DEPTH: usize = 512;
 /// which adds in another order.
 const SMALL: usize = 16 * 16;
 
+/// Width of the crate's tiles.
+const TILE: usize = 64;
+
+/// Products of fewer multiplications are not worth handing to another thread.
+const TASK: usize = 1 << 19;
+
 /// `c = alpha·a·b + beta·c`, on one thread or on the pool.
 ///
 /// `beta` 0 never reads c. An element of c is the same to the bit whatever `parallel` is, and
@@ -97,7 +104,44 @@ pub(crate) fn matmul<T: Element>(
     } else if c.rows < needed {
         with_more_rows(alpha, a, b, beta, c, few);
     } else {
-        cut(alpha, a, b, beta, c, parallel);
+        split(alpha, a, b, beta, c, parallel);
+    }
+}
+
+/// Shares the product out over the threads, by columns of c, or by rows where a is transposed or c is
+/// narrow: each thread then rearranges for itself a part of the operand that takes longest.
+fn split<T: Element>(
+    alpha: T,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+    beta: T,
+    c: MatMut<'_, T>,
+    parallel: bool,
+) {
+    let by_rows = c.cols < 2 * TILE || (a.col_stride != 1 && c.rows >= 2 * TILE);
+    let (extent, other) = if by_rows { (c.rows, c.cols) } else { (c.cols, c.rows) };
+    // A part has more than SMALL elements, so that the crate takes the same path as for the whole.
+    let least = (SMALL / other + 1 + TILE).max(2 * TILE);
+    let work = extent.saturating_mul(other).saturating_mul(a.cols);
+    let threads = if parallel { rayon::current_num_threads() } else { 1 };
+    let parts = threads.min(work / TASK).min(extent / least).max(1);
+    let stride = c.row_stride;
+    let (a_all, b_all, c_all) = (a, b, Shared::new(c.data));
+    let start = |part| if part == parts { extent } else { extent * part / parts / TILE * TILE };
+    let product = |part: usize| {
+        let (from, count) = (start(part), start(part + 1) - start(part));
+        if by_rows {
+            let a = Mat { data: &a_all.data[from * a_all.row_stride..], rows: count, ..a_all };
+            cut(alpha, a, b_all, beta, &c_all, from * stride, stride);
+        } else {
+            let b = Mat { data: &b_all.data[from * b_all.col_stride..], cols: count, ..b_all };
+            cut(alpha, a_all, b, beta, &c_all, from, stride);
+        }
+    };
+    if parts == 1 {
+        product(0);
+    } else {
+        (0..parts).into_par_iter().for_each(product);
     }
 }
 
@@ -147,44 +191,45 @@ fn with_more_rows<T: Element>(
             }
         }
         let a = Mat::rows(more_a, rows, depth);
-        cut(alpha, a, b, beta, MatMut::rows(more_c, rows, cols), false);
+        cut(alpha, a, b, beta, &Shared::new(more_c), 0, cols);
         for i in 0..c.rows {
             c.data[i * c.row_stride..][..cols].copy_from_slice(&more_c[i * cols..][..cols]);
         }
     });
 }
 
-/// Hands the product to the crate in pieces of at most [`DEPTH`] terms, of nearly equal size.
+/// Hands a part of a product, whose c starts at `start`, to the crate in pieces of at most [`DEPTH`]
+/// terms of nearly equal size. Parts that run at the same time do not overlap.
 fn cut<T: Element>(
     alpha: T,
     a: Mat<'_, T>,
     b: Mat<'_, T>,
-    beta: T,
-    c: MatMut<'_, T>,
-    parallel: bool,
+    mut beta: T,
+    c: &Shared<'_, T>,
+    start: usize,
+    row_stride: usize,
 ) {
-    let parallelism = if parallel { gemm::Parallelism::Rayon(0) } else { gemm::Parallelism::None };
     let pieces = a.cols.div_ceil(DEPTH).max(1);
     let size = a.cols.div_ceil(pieces);
-    let mut beta = beta;
     for piece in 0..pieces {
-        let start = piece * size;
-        let depth = size.min(a.cols - start);
-        // SAFETY: `matmul` has checked that the three views lie within their slices, and a piece
-        // lies within its view; c is a unique borrow, so it overlaps neither a nor b.
+        let first = piece * size;
+        let depth = size.min(a.cols - first);
+        // SAFETY: `matmul` has checked that the three views lie within their slices, and parts and
+        // pieces lie within the views. c stands for a unique borrow, so it overlaps neither a nor b,
+        // and parts of it do not overlap each other.
         unsafe {
             gemm::gemm(
-                c.rows,
-                c.cols,
+                a.rows,
+                b.cols,
                 depth,
-                c.data.as_mut_ptr(),
+                c.at(start),
                 1,
-                c.row_stride as isize,
+                row_stride as isize,
                 beta != T::zero(),
-                a.data.as_ptr().add(start * a.col_stride),
+                a.data.as_ptr().add(first * a.col_stride),
                 a.col_stride as isize,
                 a.row_stride as isize,
-                b.data.as_ptr().add(start * b.row_stride),
+                b.data.as_ptr().add(first * b.row_stride),
                 b.col_stride as isize,
                 b.row_stride as isize,
                 beta,
@@ -192,7 +237,7 @@ fn cut<T: Element>(
                 false,
                 false,
                 false,
-                parallelism,
+                gemm::Parallelism::None,
             );
         }
         beta = T::one();
@@ -200,6 +245,7 @@ fn cut<T: Element>(
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

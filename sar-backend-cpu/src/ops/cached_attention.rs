@@ -55,7 +55,7 @@ fn one_head<T: Element>(
                 for token in 0..tokens {
                     let start =
                         |part| (((sample * tokens + token) * 3 + part) * heads + head) * size;
-                    // SAFETY (all three): this head's part of a token, which no other task touches.
+                    // SAFETY: this head's part of a token, which no other task touches.
                     let row = unsafe { qkv.part(start(0), size) };
                     normalize(row, Some(&params.q_bias[channels.clone()]), scale);
                     q[token * size..][..size].copy_from_slice(row);
@@ -69,10 +69,10 @@ fn one_head<T: Element>(
                     let row = unsafe { qkv.part(start(2), size) };
                     let v = &mut v[(past + token) * size..][..size];
                     let bias = &params.v_bias[channels.clone()];
-                    for d in 0..size {
-                        row[d] += bias[d];
-                        v[d] = row[d];
+                    for (row, &bias) in row.iter_mut().zip(bias) {
+                        *row += bias;
                     }
+                    v.copy_from_slice(row);
                 }
             },
         );
@@ -90,6 +90,7 @@ fn one_head<T: Element>(
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::attention;
     use super::*;

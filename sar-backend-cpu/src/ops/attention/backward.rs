@@ -200,7 +200,7 @@ fn finish_head<T: Element>(
     for token in 0..place.tokens {
         let row = token * size..(token + 1) * size;
         let norm = |part| saved.inverse_norms[place.norm(token, part)];
-        // SAFETY (all three): this head's part of a token, which no other task touches.
+        // SAFETY: this head's part of a token, which no other task touches.
         let to = unsafe { dqkv.part(place.qkv(token, 0), size) };
         let along = normalize_backward(&dq[row.clone()], &head.q[row.clone()], norm(0), scale, to);
         if !clamped {
