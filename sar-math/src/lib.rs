@@ -19,9 +19,9 @@ extern crate std;
 
 pub mod anneal;
 pub mod backend;
-pub mod guidance;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod guidance;
 pub mod loss;
 pub mod philox;
 pub mod real;

@@ -133,24 +133,48 @@ fn keep<'a, T: Real>(
     let (first, second) = scratch.split_at_mut(vocab);
 
     let bar = top_k_bar(logits, filter.top_k, second);
-    let largest = logits.iter().fold(f64::NEG_INFINITY, |m, l| m.max(l.wide()));
-    let (mut len, mut total) = (0, 0);
-    for (i, &l) in logits.iter().enumerate() {
-        if order_key(l.wide()) >= bar {
-            let w = weight(l.wide(), largest);
-            first[len] = entry(w, i);
-            total += w;
-            len += 1;
-        }
+    let len = survivors(logits, bar, first, second);
+    let largest = largest(logits);
+    let mut total = 0;
+    for (logit, &index) in first[..len].iter_mut().zip(&second[..len]) {
+        let weight = weight(f64::from_bits(*logit), largest);
+        *logit = entry(weight, index as usize);
+        total += weight;
     }
     let entries = &first[..len];
-    if !(filter.top_p > 0.0) || len == 0 {
+    let off = filter.top_p <= 0.0 || filter.top_p.is_nan();
+    if off || len == 0 {
         return Ok(Kept { entries, bar: 0, total });
     }
     let limit = ((1.0 - filter.top_p) * total as f64) as u64;
     second[..len].copy_from_slice(entries);
     let (bar, dropped) = first_above(&mut second[..len], limit);
     Ok(Kept { entries, bar, total: total - dropped })
+}
+
+/// Logits at or above the bar, as bits, and their indices; returns how many. Written without a branch
+/// that depends on the logits, which no processor could foresee.
+fn survivors<T: Real>(logits: &[T], bar: u64, bits: &mut [u64], indices: &mut [u64]) -> usize {
+    let mut len = 0;
+    for (i, l) in logits.iter().enumerate() {
+        let logit = l.wide();
+        bits[len] = logit.to_bits();
+        indices[len] = i as u64;
+        len += usize::from(order_key(logit) >= bar);
+    }
+    len
+}
+
+/// The largest logit, −∞ where there is none; NaN is never the largest.
+fn largest<T: Real>(logits: &[T]) -> f64 {
+    // Lanes, so that a comparison does not wait for the one before it.
+    let mut lanes = [T::neg_infinity(); 16];
+    for block in logits.chunks(lanes.len()) {
+        for (lane, &l) in lanes.iter_mut().zip(block) {
+            *lane = if l > *lane { l } else { *lane };
+        }
+    }
+    lanes.iter().fold(f64::NEG_INFINITY, |m, l| m.max(l.wide()))
 }
 
 /// The k-th largest order key, or 0 where every logit stays. `keys` is scratch.
@@ -197,7 +221,7 @@ fn first_above(mut entries: &mut [u64], limit: u64) -> (u64, u64) {
 }
 
 /// `2⁴⁷·exp(logit−largest)` to nearest, with the exponential written out so that it has the same bits
-/// everywhere: no fused multiply-add, no library function.
+/// everywhere: no fused multiply-add, no library function; and without branches, for vectors.
 ///
 /// −∞ and NaN weigh 0; the largest logit weighs [`WEIGHT_ONE`], also where it is +∞.
 #[inline]
@@ -219,25 +243,28 @@ pub fn weight(logit: f64, largest: f64) -> u64 {
         1.0,
         1.0,
     ];
+    // A logit so far below the largest weighs 0: 2⁴⁷·exp(−35) is 0.09.
+    const LEAST: f64 = -35.0;
     // ln 2 in two parts: the first has 32 trailing zero bits, so k times it is exact.
     const LN2_HIGH: f64 = f64::from_bits(0x3FE6_2E42_0000_0000);
     const LN2_LOW: f64 = core::f64::consts::LN_2 - LN2_HIGH;
-    if logit == largest {
-        return if logit == f64::NEG_INFINITY { 0 } else { WEIGHT_ONE };
+    // Adding it rounds to an integer, ties to even, and leaves that integer in the low bits.
+    const TO_INTEGER: f64 = 1.5 * (1u64 << 52) as f64;
+    if largest.is_infinite() {
+        return if logit == f64::INFINITY { WEIGHT_ONE } else { 0 };
     }
     let x = logit - largest;
-    // exp(−34) rounds to 0; the comparison is false for NaN too.
-    if !(x > -34.0) {
-        return 0;
-    }
-    let k = (x * core::f64::consts::LOG2_E - 0.5) as i64; // to nearest, as x ≤ 0
-    let r = (x - k as f64 * LN2_HIGH) - k as f64 * LN2_LOW;
+    let x = if x > LEAST { x } else { LEAST }; // NaN too
+    let shifted = x * core::f64::consts::LOG2_E + TO_INTEGER;
+    let k = shifted - TO_INTEGER;
+    let r = (x - k * LN2_HIGH) - k * LN2_LOW;
     let mut series = 0.0;
     for c in TAYLOR {
         series = series * r + c;
     }
-    let power = f64::from_bits(((1023 + i64::from(WEIGHT_BITS) + k) as u64) << 52);
-    (series * power + 0.5) as u64
+    let exponent = shifted.to_bits().wrapping_sub(TO_INTEGER.to_bits());
+    let power = f64::from_bits(exponent.wrapping_add(1023 + WEIGHT_BITS as u64) << 52);
+    (series * power + TO_INTEGER).to_bits() - TO_INTEGER.to_bits()
 }
 
 #[cfg(test)]
