@@ -1,5 +1,6 @@
 //! What each command does: one file per command, `run(args, global)` in each.
 
+pub mod data;
 pub mod doctor;
 pub mod plan;
 

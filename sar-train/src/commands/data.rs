@@ -1,0 +1,201 @@
+//! `sar data check`: decodes every image and says what is there.
+
+use crate::data::grid::{Images, save_grid};
+use crate::data::{
+    Augment, BadImage, DataConfig, DataError, Listing, Source, decode, locate, open,
+};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Images of a class shown in the preview.
+const PREVIEW_COLUMNS: usize = 8;
+/// Classes shown in the preview.
+const PREVIEW_CLASSES: usize = 16;
+/// Side of a preview image in pixels.
+const PREVIEW_SIDE: usize = 64;
+
+/// What a check of data found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DataReport {
+    /// The folder, list file or sheet.
+    pub source: PathBuf,
+    /// Classes in the order of their labels, with the number of good images.
+    pub classes: Vec<(String, usize)>,
+    /// Good images, validation included.
+    pub total: usize,
+    /// How many of them the source names as validation (0: held out when training starts).
+    pub validation: usize,
+    /// Files that cannot be used, in order, and why.
+    pub bad: Vec<(PathBuf, BadImage)>,
+    /// Width and height of the image of fewest pixels.
+    pub smallest: Option<(u32, u32)>,
+    /// Width and height of the image of most pixels.
+    pub largest: Option<(u32, u32)>,
+    /// Formats and colour modes with their counts.
+    pub modes: BTreeMap<String, usize>,
+}
+
+impl DataReport {
+    /// 0 if every image can be used, else 1.
+    pub fn exit_code(&self) -> u8 {
+        u8::from(!self.bad.is_empty() || self.total == 0)
+    }
+}
+
+/// Decodes every image of a source; bad ones are listed, whatever `skip_bad_images` says.
+///
+/// `preview` is where to write a PNG with a row of images for each of the first 16 classes.
+///
+/// # Errors
+/// A [`DataError`] if the source cannot be listed (missing, empty, one class, bad line) or the
+/// preview not written.
+pub fn check(config: &DataConfig, preview: Option<&Path>) -> Result<DataReport, DataError> {
+    config.validate()?;
+    let (report, listing) = match locate(config)? {
+        Source::Sheet(_) => (check_sheet(config)?, None),
+        Source::Files(listing) => (check_files(config, &listing), Some(listing)),
+    };
+    if let Some(path) = preview.filter(|_| report.total > 0) {
+        match listing {
+            Some(listing) => preview_files(config, &listing, &report, path)?,
+            None => preview_sheet(config, path)?,
+        }
+    }
+    Ok(report)
+}
+
+fn check_sheet(config: &DataConfig) -> Result<DataReport, DataError> {
+    let data = open(config)?;
+    let side = crate::data::glyphs::CELL as u32;
+    let (train, validation) = (data.train.len(), data.validation.len());
+    let total = train + validation;
+    let mut counts = vec![0; data.classes.len()];
+    for label in data.train.labels().into_iter().chain(data.validation.labels()) {
+        counts[label as usize] += 1;
+    }
+    Ok(DataReport {
+        source: config.path.clone().unwrap_or_else(|| crate::data::glyphs::BUILTIN.into()),
+        classes: data.classes.into_iter().zip(counts).collect(),
+        total,
+        validation,
+        bad: Vec::new(),
+        smallest: Some((side, side)),
+        largest: Some((side, side)),
+        modes: BTreeMap::from([("glyph sheet cell".to_owned(), total)]),
+    })
+}
+
+fn check_files(config: &DataConfig, listing: &Listing) -> DataReport {
+    let named = listing.validation.as_deref().unwrap_or_default();
+    let files: Vec<_> = listing.train.iter().chain(named).collect();
+    let seen: Vec<_> = files
+        .par_iter()
+        .map(|(path, _)| {
+            let header = decode::probe(path, config.max_pixels)?;
+            decode::decode(path, config.max_pixels).map(|_| header)
+        })
+        .collect();
+    let mut report = DataReport {
+        source: listing.root.clone(),
+        classes: listing.classes.iter().map(|c| (c.clone(), 0)).collect(),
+        total: 0,
+        validation: 0,
+        bad: Vec::new(),
+        smallest: None,
+        largest: None,
+        modes: BTreeMap::new(),
+    };
+    let area = |&(w, h): &(u32, u32)| u64::from(w) * u64::from(h);
+    for (i, ((path, label), header)) in files.into_iter().zip(seen).enumerate() {
+        let header = match header {
+            Ok(header) => header,
+            Err(reason) => {
+                report.bad.push((path.clone(), reason));
+                continue;
+            }
+        };
+        if let Some((_, count)) = report.classes.get_mut(*label as usize) {
+            *count += 1;
+        }
+        let size = (header.width, header.height);
+        report.smallest = report.smallest.into_iter().chain([size]).min_by_key(area);
+        report.largest = report.largest.into_iter().chain([size]).max_by_key(area);
+        *report.modes.entry(header.mode).or_default() += 1;
+        report.total += 1;
+        report.validation += usize::from(i >= listing.train.len());
+    }
+    report
+}
+
+fn preview_sheet(config: &DataConfig, path: &Path) -> Result<(), DataError> {
+    let data = open(config)?;
+    let labels = data.train.labels();
+    let rows = 0..data.classes.len().min(PREVIEW_CLASSES);
+    let chosen: Vec<usize> = rows
+        .flat_map(|row| {
+            let of_class = labels.iter().enumerate().filter(move |(_, l)| **l as usize == row);
+            of_class.map(|(i, _)| i).take(PREVIEW_COLUMNS)
+        })
+        .collect();
+    let batch = data.train.select(&chosen)?;
+    save_grid(path, Images::square(&batch.images_b3hw, data.train.side()), PREVIEW_COLUMNS)
+}
+
+/// Classes with fewer images than columns leave the rest of their row white.
+fn preview_files(
+    config: &DataConfig,
+    listing: &Listing,
+    report: &DataReport,
+    path: &Path,
+) -> Result<(), DataError> {
+    let augment = Augment::evaluation(PREVIEW_SIDE);
+    let white = vec![1.0; 3 * PREVIEW_SIDE * PREVIEW_SIDE];
+    let mut images = Vec::new();
+    for label in 0..listing.classes.len().min(PREVIEW_CLASSES) {
+        let of_class = listing
+            .train
+            .iter()
+            .filter(|(p, l)| *l as usize == label && !report.bad.iter().any(|(bad, _)| bad == p));
+        let mut cells = 0;
+        for (file, _) in of_class.take(PREVIEW_COLUMNS) {
+            let picture = decode::decode(file, config.max_pixels)
+                .map_err(|reason| DataError::BadImage { path: file.clone(), reason })?;
+            images.extend(augment.evaluate(&picture));
+            cells += 1;
+        }
+        (cells..PREVIEW_COLUMNS).for_each(|_| images.extend_from_slice(&white));
+    }
+    save_grid(path, Images::square(&images, PREVIEW_SIDE), PREVIEW_COLUMNS)
+}
+
+impl fmt::Display for DataReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.source.display())?;
+        let names = self.classes.iter().map(|(name, _)| name).chain(self.modes.keys());
+        let wide = names.map(|n| n.chars().count()).max().unwrap_or(0).clamp(12, 40);
+        writeln!(f, "\n{:<wide$}  {:>9}", "class", "images")?;
+        for (name, count) in &self.classes {
+            writeln!(f, "{name:<wide$}  {count:>9}")?;
+        }
+        writeln!(f, "{:<wide$}  {:>9}", "total", self.total)?;
+        match self.validation {
+            0 => writeln!(f, "validation is held out when training starts")?,
+            n => writeln!(f, "{:<wide$}  {n:>9}", "- validation")?,
+        }
+        writeln!(f, "\n{:<wide$}  {:>9}", "mode", "images")?;
+        for (mode, count) in &self.modes {
+            writeln!(f, "{mode:<wide$}  {count:>9}")?;
+        }
+        if let (Some(small), Some(large)) = (self.smallest, self.largest) {
+            let (a, b) = (format!("{}×{}", small.0, small.1), format!("{}×{}", large.0, large.1));
+            writeln!(f, "\nsizes from {a} to {b} pixels")?;
+        }
+        writeln!(f, "\n{} bad files", self.bad.len())?;
+        for (path, reason) in &self.bad {
+            writeln!(f, "  {}: {reason}", path.display())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,223 @@
+//! Labelled images in a fixed order.
+
+use super::augment::Augment;
+use super::decode::{BadImage, Picture, decode};
+use super::{DataConfig, DataError};
+use rayon::prelude::*;
+use sar_math::philox::Stream;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Labelled images in a fixed order; clones share the images.
+#[derive(Clone)]
+pub struct Dataset {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    root: PathBuf,
+    items: Vec<Item>,
+    side: usize,
+    max_pixels: u64,
+    skip_bad: bool,
+    /// What turned out bad while decoding, by index.
+    bad: Mutex<BTreeMap<usize, BadImage>>,
+}
+
+/// One labelled image: in memory, or to be read from its file.
+#[derive(Clone)]
+pub(super) struct Item {
+    pub(super) path: PathBuf,
+    pub(super) label: u32,
+    pub(super) picture: Option<Arc<Picture>>,
+}
+
+/// Images and labels of one step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// `[b,3,s,s]` in \[−1,1\].
+    pub images_b3hw: Vec<f32>,
+    /// `[b]`, indices into the class names.
+    pub labels_b: Vec<u32>,
+    /// Place of the first image: in the endless shuffled sequence for a loader's batch, in the data
+    /// set for [`Dataset::batch`].
+    pub first_index: u64,
+}
+
+impl Dataset {
+    pub(super) fn new(root: PathBuf, items: Vec<Item>, config: &DataConfig) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                root,
+                items,
+                side: config.image_side,
+                max_pixels: config.max_pixels,
+                skip_bad: config.skip_bad_images,
+                bad: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.inner.items.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.inner.items.is_empty()
+    }
+
+    /// Side of the images it returns, in pixels.
+    pub fn side(&self) -> usize {
+        self.inner.side
+    }
+
+    /// Labels in order, without decoding anything.
+    pub fn labels(&self) -> Vec<u32> {
+        self.inner.items.iter().map(|item| item.label).collect()
+    }
+
+    /// The file of an image, or the place of a cell as `glyphs10/A/12`.
+    ///
+    /// # Errors
+    /// [`DataError::OutOfBounds`].
+    pub fn path(&self, index: usize) -> Result<&std::path::Path, DataError> {
+        self.item(index).map(|item| item.path.as_path())
+    }
+
+    /// Image `index` as evaluation sees it, the largest square in the middle: `[3,s,s]` in \[−1,1\],
+    /// and its label.
+    ///
+    /// With `skip_bad_images` a bad image is replaced by the next good one.
+    ///
+    /// # Errors
+    /// [`DataError::BadImage`], [`DataError::AllBad`], [`DataError::OutOfBounds`].
+    pub fn image(&self, index: usize) -> Result<(Vec<f32>, u32), DataError> {
+        let (picture, label) = self.picture(index)?;
+        Ok((Augment::evaluation(self.side()).evaluate(&picture), label))
+    }
+
+    /// Images `first` to `first + count` as evaluation sees them, fewer at the end of the set.
+    ///
+    /// # Errors
+    /// As [`Dataset::image`]; the first in order if there are several.
+    pub fn batch(&self, first: usize, count: usize) -> Result<Batch, DataError> {
+        self.item(first)?;
+        let end = self.len().min(first.saturating_add(count));
+        let indices: Vec<usize> = (first..end).collect();
+        self.gather(&indices, first as u64)
+    }
+
+    /// The images of a list of indices as evaluation sees them, in the order of the list.
+    ///
+    /// # Errors
+    /// As [`Dataset::image`]; the first in order if there are several.
+    pub fn select(&self, indices: &[usize]) -> Result<Batch, DataError> {
+        self.gather(indices, indices.first().map_or(0, |&i| i as u64))
+    }
+
+    /// The images of a list of indices as a data set.
+    ///
+    /// # Errors
+    /// [`DataError::OutOfBounds`].
+    pub fn subset(&self, indices: &[usize]) -> Result<Self, DataError> {
+        let items = indices.iter().map(|&i| self.item(i).cloned()).collect::<Result<_, _>>()?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                root: self.inner.root.clone(),
+                items,
+                bad: Mutex::default(),
+                ..*self.inner
+            }),
+        })
+    }
+
+    /// Bad images met and replaced so far (only with `skip_bad_images`).
+    pub fn skipped(&self) -> Vec<(PathBuf, BadImage)> {
+        let bad = self.inner.bad.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = |(&i, reason): (&usize, &BadImage)| {
+            self.inner.items.get(i).map(|item| (item.path.clone(), reason.clone()))
+        };
+        bad.iter().filter_map(named).collect()
+    }
+
+    /// Image `index` cut as `augment` says, with random numbers from `draws`.
+    pub(super) fn cut(
+        &self,
+        index: usize,
+        augment: &Augment,
+        draws: &mut Stream,
+    ) -> Result<(Vec<f32>, u32), DataError> {
+        let (picture, label) = self.picture(index)?;
+        Ok((augment.apply(&picture, draws), label))
+    }
+
+    fn item(&self, index: usize) -> Result<&Item, DataError> {
+        let len = self.len();
+        self.inner.items.get(index).ok_or(DataError::OutOfBounds { index, len })
+    }
+
+    fn gather(&self, indices: &[usize], first_index: u64) -> Result<Batch, DataError> {
+        let cut: Vec<_> = indices.par_iter().map(|&i| self.image(i)).collect();
+        let mut images_b3hw = Vec::with_capacity(indices.len() * 3 * self.side() * self.side());
+        let mut labels_b = Vec::with_capacity(indices.len());
+        for image in cut {
+            let (pixels, label) = image?;
+            images_b3hw.extend_from_slice(&pixels);
+            labels_b.push(label);
+        }
+        Ok(Batch { images_b3hw, labels_b, first_index })
+    }
+
+    /// The picture at `index`, or with `skip_bad` the next good one: which one depends on the files
+    /// alone, so batches stay reproducible.
+    fn picture(&self, index: usize) -> Result<(Arc<Picture>, u32), DataError> {
+        let first = self.item(index)?;
+        let mut first_reason = None;
+        for step in 0..self.len() {
+            let at = (index + step) % self.len();
+            let item = self.item(at)?;
+            let reason = match self.load(at, item) {
+                Ok(picture) => return Ok((picture, item.label)),
+                Err(reason) => reason,
+            };
+            if !self.inner.skip_bad {
+                return Err(DataError::BadImage { path: item.path.clone(), reason });
+            }
+            first_reason.get_or_insert(reason);
+        }
+        Err(DataError::AllBad {
+            path: self.inner.root.clone(),
+            count: self.len(),
+            first: first.path.clone(),
+            reason: first_reason.unwrap_or(BadImage::NotAnImage),
+        })
+    }
+
+    fn load(&self, index: usize, item: &Item) -> Result<Arc<Picture>, BadImage> {
+        if let Some(picture) = &item.picture {
+            return Ok(picture.clone());
+        }
+        let known = || self.inner.bad.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = known().get(&index) {
+            return Err(reason.clone());
+        }
+        decode(&item.path, self.inner.max_pixels).map(Arc::new).inspect_err(|reason| {
+            if self.inner.skip_bad {
+                known().insert(index, reason.clone());
+            }
+        })
+    }
+}
+
+impl std::fmt::Debug for Dataset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dataset")
+            .field("root", &self.inner.root)
+            .field("len", &self.len())
+            .field("side", &self.side())
+            .finish_non_exhaustive()
+    }
+}

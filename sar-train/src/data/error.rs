@@ -1,0 +1,170 @@
+//! What can be wrong with data.
+
+use super::BadImage;
+use std::path::PathBuf;
+
+/// Why data cannot be used. The message says what to do next.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// A key of the configuration has an impossible value.
+    #[error("data.{key}: {reason}")]
+    Config {
+        /// The key.
+        key: &'static str,
+        /// What was expected and found.
+        reason: String,
+    },
+    /// There is nothing at the path.
+    #[error("{}: no such file or folder; check the path", path.display())]
+    Missing {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// A file or folder cannot be read or written.
+    #[error("{}: cannot {action}: {reason}", path.display())]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// What was tried: `read`, `write`.
+        action: &'static str,
+        /// The system's message.
+        reason: String,
+    },
+    /// No images at all, or a class without any.
+    #[error("{}: no images here; expected PNG, JPEG or WebP files{hint}", path.display())]
+    Empty {
+        /// The folder or list.
+        path: PathBuf,
+        /// What to do next, beginning with punctuation; may be empty.
+        hint: &'static str,
+    },
+    /// Images lie loose, without class folders.
+    #[error(
+        "{}: images, but no class folders; move them into one folder per class, \
+         or pass `unlabelled` to train without classes", path.display()
+    )]
+    NoClasses {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Only one class where a class-conditional model needs two.
+    #[error(
+        "{}: only one class ({class:?}); expected at least two; \
+         set `allow_one_class` if that is meant", path.display()
+    )]
+    OneClass {
+        /// The source.
+        path: PathBuf,
+        /// Its only class.
+        class: String,
+    },
+    /// A validation class that training does not have.
+    #[error(
+        "{}: class {class:?} is not among the {known} training classes; \
+         remove it or add it to training", path.display()
+    )]
+    UnknownClass {
+        /// The validation folder or list.
+        path: PathBuf,
+        /// The class found.
+        class: String,
+        /// How many classes training has.
+        known: usize,
+    },
+    /// A label at or above the number of classes.
+    #[error(
+        "{}: label {label} is out of range; expected 0 to {}{}", path.display(),
+        classes.saturating_sub(1), at_line(*line)
+    )]
+    LabelOutOfRange {
+        /// The list file, or the folder with too many classes.
+        path: PathBuf,
+        /// Line, counted from 1; 0 where there are no lines.
+        line: usize,
+        /// The label found.
+        label: u64,
+        /// The number of classes.
+        classes: usize,
+    },
+    /// A line of a list file that is not `path label`.
+    #[error("{}:{line}: {reason}; expected `relative/path label`", path.display())]
+    BadLine {
+        /// The list file.
+        path: PathBuf,
+        /// Line, counted from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A glyph sheet whose size does not fit its grid.
+    #[error("{name}: not a glyph sheet: {reason}")]
+    BadSheet {
+        /// The file, or the name of the embedded sheet.
+        name: String,
+        /// What was expected and found.
+        reason: String,
+    },
+    /// An image that cannot be used.
+    #[error("{}: {reason}; repair or remove it, or pass --skip-bad-images", path.display())]
+    BadImage {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: BadImage,
+    },
+    /// Every image is bad.
+    #[error(
+        "{}: none of the {count} images can be used; the first, {}: {reason}",
+        path.display(), first.display()
+    )]
+    AllBad {
+        /// The source.
+        path: PathBuf,
+        /// How many were tried.
+        count: usize,
+        /// The first of them.
+        first: PathBuf,
+        /// Why that one is bad.
+        reason: BadImage,
+    },
+    /// An index beyond the end of a data set.
+    #[error("image {index} of a data set of {len}")]
+    OutOfBounds {
+        /// The index asked for.
+        index: usize,
+        /// Images there are.
+        len: usize,
+    },
+    /// An array whose length does not fit its shape, or a picture too large to draw.
+    #[error("{what}: expected {expected}, found {found}")]
+    Shape {
+        /// What was to be drawn.
+        what: &'static str,
+        /// The length or size expected.
+        expected: String,
+        /// What was found.
+        found: String,
+    },
+    /// A decoding thread could not be started or died.
+    #[error("decoding thread: {reason}")]
+    Worker {
+        /// What happened.
+        reason: String,
+    },
+}
+
+impl DataError {
+    /// An error of the file system; a path that does not exist becomes [`DataError::Missing`].
+    pub(crate) fn io(path: &std::path::Path, action: &'static str, error: &std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        match error.kind() {
+            std::io::ErrorKind::NotFound if action == "read" => Self::Missing { path },
+            _ => Self::Io { path, action, reason: error.to_string() },
+        }
+    }
+}
+
+fn at_line(line: usize) -> String {
+    if line == 0 { String::new() } else { format!(" (line {line})") }
+}

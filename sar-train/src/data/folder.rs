@@ -1,0 +1,124 @@
+//! Folders of images: one folder per class, or loose images.
+
+use super::{DataError, Listing};
+use std::path::{Path, PathBuf};
+
+/// Deeper nesting than this means a link that leads back to its own parent.
+const MAX_DEPTH: usize = 32;
+
+/// Lists a folder. Hidden names (leading dot) are passed over; every other file counts as an image.
+pub(super) fn list(root: &Path, unlabelled: bool) -> Result<Listing, DataError> {
+    let (folders, _) = entries(root)?;
+    // A class may be called `train`: it is a part of the data only if it holds folders itself.
+    let part = |names: &[&str]| -> Result<Option<&PathBuf>, DataError> {
+        let named = |f: &&PathBuf| f.file_name().is_some_and(|n| names.iter().any(|m| n == *m));
+        match folders.iter().find(named) {
+            Some(f) if unlabelled || !entries(f)?.0.is_empty() => Ok(Some(f)),
+            _ => Ok(None),
+        }
+    };
+    let Some(train) = part(&["train"])? else {
+        let (classes, train) = labelled(root, unlabelled)?;
+        return Ok(listing(root, unlabelled, classes, train, None));
+    };
+    let (classes, files) = labelled(train, unlabelled)?;
+    let validation = match part(&["val", "validation"])? {
+        Some(folder) => Some(relabel(folder, labelled(folder, unlabelled)?, &classes)?),
+        None => None,
+    };
+    Ok(listing(root, unlabelled, classes, files, validation))
+}
+
+fn listing(
+    root: &Path,
+    unlabelled: bool,
+    classes: Vec<String>,
+    train: Vec<(PathBuf, u32)>,
+    validation: Option<Vec<(PathBuf, u32)>>,
+) -> Listing {
+    let kind = if unlabelled { "unlabelled images" } else { "class folders" };
+    Listing { root: root.to_path_buf(), kind, classes, train, validation }
+}
+
+type Labelled = (Vec<String>, Vec<(PathBuf, u32)>);
+
+/// The classes of one folder and their files, both in the order of their names.
+fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
+    let mut files = Vec::new();
+    if unlabelled {
+        walk(root, 0, 0, &mut files)?;
+        if files.is_empty() {
+            return Err(DataError::Empty { path: root.to_path_buf(), hint: "" });
+        }
+        return Ok((vec!["images".into()], files));
+    }
+    let (folders, loose) = entries(root)?;
+    if folders.is_empty() {
+        let path = root.to_path_buf();
+        return Err(match loose.is_empty() {
+            true => DataError::Empty { path, hint: " in one folder per class" },
+            false => DataError::NoClasses { path },
+        });
+    }
+    let mut classes = Vec::with_capacity(folders.len());
+    for (label, folder) in folders.iter().enumerate() {
+        let before = files.len();
+        walk(folder, label as u32, 0, &mut files)?;
+        if files.len() == before {
+            let hint = "; add images to this class or remove its folder";
+            return Err(DataError::Empty { path: folder.clone(), hint });
+        }
+        classes.push(name(folder));
+    }
+    Ok((classes, files))
+}
+
+/// Gives validation files the labels that training gave to the same class names.
+fn relabel(
+    root: &Path,
+    (names, files): Labelled,
+    classes: &[String],
+) -> Result<Vec<(PathBuf, u32)>, DataError> {
+    let known = classes.len();
+    let labels = names.into_iter().map(|class| match classes.iter().position(|c| *c == class) {
+        Some(label) => Ok(label as u32),
+        None => Err(DataError::UnknownClass { path: root.to_path_buf(), class, known }),
+    });
+    let labels: Vec<u32> = labels.collect::<Result<_, _>>()?;
+    Ok(files.into_iter().map(|(path, label)| (path, labels[label as usize])).collect())
+}
+
+fn walk(
+    folder: &Path,
+    label: u32,
+    depth: usize,
+    files: &mut Vec<(PathBuf, u32)>,
+) -> Result<(), DataError> {
+    if depth > MAX_DEPTH {
+        let reason = format!("nested more than {MAX_DEPTH} deep; is there a link to a parent?");
+        return Err(DataError::Io { path: folder.to_path_buf(), action: "read", reason });
+    }
+    let (folders, found) = entries(folder)?;
+    files.extend(found.into_iter().map(|path| (path, label)));
+    folders.iter().try_for_each(|f| walk(f, label, depth + 1, files))
+}
+
+/// Folders and files in a folder, each sorted by name.
+fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), DataError> {
+    let fail = |e: std::io::Error| DataError::io(folder, "read", &e);
+    let (mut folders, mut files) = (Vec::new(), Vec::new());
+    for entry in std::fs::read_dir(folder).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        if name(&path).starts_with('.') {
+            continue;
+        }
+        if path.is_dir() { folders.push(path) } else { files.push(path) }
+    }
+    folders.sort();
+    files.sort();
+    Ok((folders, files))
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,83 @@
+//! Glyph sheets: one PNG of 32×32 cells, a row per class, a column per font.
+//!
+//! The last 93 columns are validation: fonts, not single images, are held out.
+
+use super::DataError;
+use super::decode::{Picture, decode_bytes};
+use std::ops::Range;
+use std::path::Path;
+
+/// Side of a cell in pixels.
+pub const CELL: usize = 32;
+/// Columns at the right that are for validation.
+pub const VALIDATION_COLUMNS: usize = 93;
+/// Name of the embedded sheet: the letters A to J in 463 open fonts.
+pub const BUILTIN: &str = "glyphs10";
+
+static GLYPHS10: &[u8] = include_bytes!("../../../data/glyphs10.png");
+/// Larger than the embedded sheet.
+const BUILTIN_PIXELS: u64 = 16_000_000;
+
+/// A decoded sheet.
+pub(crate) struct Sheet {
+    pub(crate) name: String,
+    /// One per row.
+    pub(crate) classes: Vec<String>,
+    columns: usize,
+    picture: Picture,
+}
+
+impl Sheet {
+    pub(super) fn cell(&self, row: usize, column: usize) -> Picture {
+        self.picture.cell(column * CELL, row * CELL, CELL, CELL)
+    }
+
+    pub(super) fn train_columns(&self) -> Range<usize> {
+        0..self.columns - VALIDATION_COLUMNS
+    }
+
+    pub(super) fn validation_columns(&self) -> Range<usize> {
+        self.columns - VALIDATION_COLUMNS..self.columns
+    }
+}
+
+/// An embedded sheet by name.
+pub(super) fn builtin(name: &str) -> Result<Sheet, DataError> {
+    if name != BUILTIN {
+        let reason = format!("expected {BUILTIN:?}, found {name:?}");
+        return Err(DataError::Config { key: "builtin", reason });
+    }
+    let picture = decode_bytes(GLYPHS10, BUILTIN_PIXELS)
+        .map_err(|reason| DataError::BadImage { path: name.into(), reason })?;
+    sheet(name.to_owned(), picture)
+}
+
+/// A sheet in a file.
+pub(super) fn from_file(path: &Path, max_pixels: u64) -> Result<Sheet, DataError> {
+    let picture = super::decode::decode(path, max_pixels)
+        .map_err(|reason| DataError::BadImage { path: path.to_path_buf(), reason })?;
+    sheet(path.display().to_string(), picture)
+}
+
+fn sheet(name: String, picture: Picture) -> Result<Sheet, DataError> {
+    let (width, height) = (picture.width(), picture.height());
+    let (rows, columns) = (height / CELL, width / CELL);
+    if rows * CELL != height || columns * CELL != width || columns <= VALIDATION_COLUMNS {
+        let reason = format!(
+            "expected whole cells of {CELL}×{CELL} pixels in more than {VALIDATION_COLUMNS} \
+             columns, found {width}×{height} pixels"
+        );
+        return Err(DataError::BadSheet { name, reason });
+    }
+    Ok(Sheet { name, classes: class_names(rows), columns, picture })
+}
+
+/// Sheets of up to 36 rows show A–Z, then 0–9; rows of others are numbered.
+fn class_names(rows: usize) -> Vec<String> {
+    let characters = ('A'..='Z').chain('0'..='9');
+    if rows <= 36 {
+        characters.take(rows).map(String::from).collect()
+    } else {
+        (0..rows).map(|r| r.to_string()).collect()
+    }
+}

@@ -1,0 +1,105 @@
+//! Images with labels: where they come from, how they are cut, in which order they are seen.
+//!
+//! [`open`] reads one of four kinds of source and returns a [`Data`]: a training set, a validation
+//! set and the names of the classes.
+//!
+//! | source | what it looks like | validation |
+//! | --- | --- | --- |
+//! | class folders | `DIR/cat/*.png`, or `DIR/train/cat/*.png` with `DIR/val/cat/*.png` | `val/` if there, else held out by seed |
+//! | list file | lines `relative/path label`, `#` comments; a folder with `train.txt` counts as one | `val.txt` beside it if there, else held out |
+//! | glyph sheet | a PNG of 32×32 cells, a row per class, a column per font; `glyphs10` is embedded | the last 93 columns |
+//! | loose images | a folder without classes, with `unlabelled = true` | held out by seed |
+//!
+//! Pixels are RGB in \[−1,1\], planar `[3,s,s]`, as the tokenizer takes them. Everything is ordered by
+//! name, so the same files give the same data on every machine.
+//!
+//! Shapes in names: `b` batch, `3` colour planes, `h` height, `w` width.
+
+pub mod augment;
+mod config;
+mod dataset;
+pub mod decode;
+mod error;
+mod folder;
+pub mod glyphs;
+pub mod grid;
+mod list;
+mod loader;
+mod resize;
+mod source;
+
+pub use augment::{Augment, Crop};
+pub use config::DataConfig;
+pub use dataset::{Batch, Dataset};
+pub use decode::BadImage;
+pub use error::DataError;
+pub use loader::{Loader, LoaderConfig};
+pub(crate) use source::{Listing, Source, locate};
+
+use std::path::PathBuf;
+
+/// Which part of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Split {
+    /// What parameters are fitted to.
+    Train,
+    /// What is only measured.
+    Validation,
+}
+
+/// A training set, a validation set and their classes.
+#[derive(Clone, Debug)]
+pub struct Data {
+    /// What parameters are fitted to.
+    pub train: Dataset,
+    /// What is only measured; empty only if `val_fraction` is 0 and the source names no validation.
+    pub validation: Dataset,
+    /// Class names; a label is an index into them.
+    pub classes: Vec<String>,
+    /// How training images are cut.
+    pub augment: Augment,
+    /// One line for the log: source, counts and how validation was chosen.
+    pub summary: String,
+    /// Files left out under `skip_bad_images`, found so far; see also [`Dataset::skipped`].
+    pub skipped: Vec<(PathBuf, BadImage)>,
+    workers: usize,
+}
+
+impl Data {
+    /// One of the two sets.
+    pub fn split(&self, split: Split) -> &Dataset {
+        match split {
+            Split::Train => &self.train,
+            Split::Validation => &self.validation,
+        }
+    }
+
+    /// The loader of training batches, starting at batch number `step`.
+    ///
+    /// # Errors
+    /// [`DataError::Config`] if `batch` is 0, [`DataError::Worker`] if no thread can be started.
+    pub fn loader(&self, batch: usize, seed: u64, step: u64) -> Result<Loader, DataError> {
+        let config =
+            LoaderConfig { batch, seed, augment: self.augment.clone(), workers: self.workers };
+        Loader::start_at(&self.train, config, step)
+    }
+}
+
+/// Opens the data of a configuration.
+///
+/// Up to 20,000 files have their headers read here; sets that fit into 256 MiB are decoded here and
+/// stay in memory. Damage deeper inside larger sets is found when the image is first needed.
+///
+/// # Errors
+/// A [`DataError`] that names the folder, file or line. Bad images are errors unless
+/// `skip_bad_images` is set; a set of only bad images always is.
+pub fn open(config: &DataConfig) -> Result<Data, DataError> {
+    config.validate()?;
+    match locate(config)? {
+        Source::Sheet(sheet) => source::from_sheet(config, &sheet),
+        Source::Files(listing) => source::from_files(config, listing),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,235 @@
+//! Which kind of source a path is, and from its listing to data sets.
+
+use super::dataset::{Dataset, Item};
+use super::decode::{BadImage, decode, probe};
+use super::glyphs::{self, Sheet};
+use super::{Data, DataConfig, DataError, folder, list};
+use rayon::prelude::*;
+use sar_math::philox::{Purpose, Stream};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Headers are read at the door for at most so many files: more would delay the start by minutes on
+/// a network disk.
+const PROBE_LIMIT: usize = 20_000;
+/// Sets that decode to at most so many bytes stay in memory.
+const MEMORY_LIMIT: u64 = 256 << 20;
+
+/// A source, found and listed, with no image decoded.
+pub(crate) enum Source {
+    /// A grid of glyphs.
+    Sheet(Sheet),
+    /// Image files with labels.
+    Files(Listing),
+}
+
+/// Image files with labels, in their final order.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Listing {
+    /// The folder or list file.
+    pub(crate) root: PathBuf,
+    /// What it is, for the log: `class folders`.
+    pub(crate) kind: &'static str,
+    pub(crate) classes: Vec<String>,
+    pub(crate) train: Vec<(PathBuf, u32)>,
+    /// Where the source names its validation images.
+    pub(crate) validation: Option<Vec<(PathBuf, u32)>>,
+}
+
+/// Finds and lists the source of a configuration.
+pub(crate) fn locate(config: &DataConfig) -> Result<Source, DataError> {
+    let source = match (&config.path, &config.builtin) {
+        (Some(path), _) => at_path(path, config)?,
+        (None, Some(name)) => Source::Sheet(glyphs::builtin(name)?),
+        (None, None) => return config.validate().and(Err(DataError::Missing { path: "".into() })),
+    };
+    let (root, classes, present) = match &source {
+        Source::Sheet(sheet) => (PathBuf::from(&sheet.name), &sheet.classes, sheet.classes.len()),
+        Source::Files(listing) => {
+            let mut labels: Vec<u32> = listing.train.iter().map(|&(_, label)| label).collect();
+            labels.sort_unstable();
+            labels.dedup();
+            (listing.root.clone(), &listing.classes, labels.len())
+        }
+    };
+    if present < 2 && !config.allow_one_class && !config.unlabelled {
+        let class = classes.last().cloned().unwrap_or_default();
+        return Err(DataError::OneClass { path: root, class });
+    }
+    match config.num_classes {
+        Some(n) if classes.len() > n => Err(DataError::LabelOutOfRange {
+            path: root,
+            line: 0,
+            label: classes.len() as u64 - 1,
+            classes: n,
+        }),
+        _ => Ok(source),
+    }
+}
+
+fn at_path(path: &Path, config: &DataConfig) -> Result<Source, DataError> {
+    const PNG: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
+    let meta = std::fs::metadata(path).map_err(|e| DataError::io(path, "read", &e))?;
+    if meta.is_dir() {
+        let train = path.join("train.txt");
+        return if train.is_file() && !config.unlabelled {
+            list::list(&train, config.num_classes).map(Source::Files)
+        } else {
+            folder::list(path, config.unlabelled).map(Source::Files)
+        };
+    }
+    let mut magic = [0; 8];
+    let mut file = File::open(path).map_err(|e| DataError::io(path, "read", &e))?;
+    match file.read_exact(&mut magic) {
+        Ok(()) if magic == PNG => glyphs::from_file(path, config.max_pixels).map(Source::Sheet),
+        _ => list::list(path, config.num_classes).map(Source::Files),
+    }
+}
+
+/// Data of a glyph sheet; all cells stay in memory.
+pub(super) fn from_sheet(config: &DataConfig, sheet: &Sheet) -> Result<Data, DataError> {
+    let root = PathBuf::from(&sheet.name);
+    let items = |columns: std::ops::Range<usize>| -> Vec<Item> {
+        let cells = (0..sheet.classes.len()).flat_map(|row| columns.clone().map(move |c| (row, c)));
+        let item = |(row, column): (usize, usize)| Item {
+            path: root.join(&sheet.classes[row]).join(column.to_string()),
+            label: row as u32,
+            picture: Some(Arc::new(sheet.cell(row, column))),
+        };
+        cells.map(item).collect()
+    };
+    let train = items(sheet.train_columns());
+    let validation = items(sheet.validation_columns());
+    let how = format!("the last {} columns", glyphs::VALIDATION_COLUMNS);
+    let listing_kind = "glyph sheet";
+    Ok(assemble(config, root, listing_kind, sheet.classes.clone(), train, validation, how, vec![]))
+}
+
+/// Data of a listing: looks at the files, drops bad ones if asked to, holds out validation.
+pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, DataError> {
+    let Listing { root, kind, classes, train, validation } = listing;
+    let mut skipped = Vec::new();
+    let all = train.len() + validation.as_ref().map_or(0, Vec::len);
+    let look = all <= PROBE_LIMIT;
+    let mut admit = |files| {
+        if look { vet(config, &root, files, &mut skipped) } else { Ok(unseen(files)) }
+    };
+    let train = admit(train)?;
+    let named = validation.map(admit).transpose()?;
+    let (train, validation, how) = match named {
+        Some(validation) => (train, validation, "as the source names it".to_owned()),
+        None => {
+            let (train, held) = hold_out(train, classes.len(), config);
+            let share = config.val_fraction * 100.0;
+            (train, held, format!("{share} % of each class, by seed {}", config.split_seed))
+        }
+    };
+    Ok(assemble(config, root, kind, classes, train, validation, how, skipped))
+}
+
+fn assemble(
+    config: &DataConfig,
+    root: PathBuf,
+    kind: &str,
+    classes: Vec<String>,
+    train: Vec<Item>,
+    validation: Vec<Item>,
+    how: String,
+    skipped: Vec<(PathBuf, BadImage)>,
+) -> Data {
+    let mut summary = format!(
+        "{} ({kind}): {} classes, {} training and {} validation images ({how})",
+        root.display(),
+        classes.len(),
+        train.len(),
+        validation.len()
+    );
+    if !skipped.is_empty() {
+        summary += &format!(", {} bad images skipped", skipped.len());
+    }
+    Data {
+        train: Dataset::new(root.clone(), train, config),
+        validation: Dataset::new(root, validation, config),
+        classes,
+        augment: config.augment(),
+        summary,
+        skipped,
+        workers: config.workers,
+    }
+}
+
+fn unseen(files: Vec<(PathBuf, u32)>) -> Vec<Item> {
+    files.into_iter().map(|(path, label)| Item { path, label, picture: None }).collect()
+}
+
+/// Reads the headers, decodes everything if it fits into memory, and drops or reports what is bad.
+fn vet(
+    config: &DataConfig,
+    root: &Path,
+    files: Vec<(PathBuf, u32)>,
+    skipped: &mut Vec<(PathBuf, BadImage)>,
+) -> Result<Vec<Item>, DataError> {
+    let count = files.len();
+    let before = skipped.len();
+    let max_pixels = config.max_pixels;
+    let headers: Vec<_> = files.par_iter().map(|(path, _)| probe(path, max_pixels)).collect();
+    let bytes: u64 = headers.iter().flatten().map(|h| h.bytes).sum();
+    let files: Vec<_> = files.into_iter().zip(headers).collect();
+    let keep = bytes <= MEMORY_LIMIT;
+    let seen: Vec<_> = files
+        .into_par_iter()
+        .map(|((path, label), header)| {
+            let picture = match header {
+                Ok(_) if keep => decode(&path, max_pixels).map(|p| Some(Arc::new(p))),
+                Ok(_) => Ok(None),
+                Err(reason) => Err(reason),
+            };
+            (path, label, picture)
+        })
+        .collect();
+    let mut items = Vec::with_capacity(seen.len());
+    for (path, label, picture) in seen {
+        match picture {
+            Ok(picture) => items.push(Item { path, label, picture }),
+            Err(reason) if config.skip_bad_images => skipped.push((path, reason)),
+            Err(reason) => return Err(DataError::BadImage { path, reason }),
+        }
+    }
+    match (items.is_empty(), skipped.get(before)) {
+        (true, Some((first, reason))) => Err(DataError::AllBad {
+            path: root.to_path_buf(),
+            count,
+            first: first.clone(),
+            reason: reason.clone(),
+        }),
+        _ => Ok(items),
+    }
+}
+
+/// Takes the validation share out of every class; a class of two or more images keeps at least one
+/// on each side.
+fn hold_out(items: Vec<Item>, classes: usize, config: &DataConfig) -> (Vec<Item>, Vec<Item>) {
+    let mut members = vec![Vec::new(); classes];
+    for (i, item) in items.iter().enumerate() {
+        if let Some(class) = members.get_mut(item.label as usize) {
+            class.push(i);
+        }
+    }
+    let mut held = vec![false; items.len()];
+    for (class, members) in members.iter_mut().enumerate() {
+        let n = members.len();
+        if n < 2 || config.val_fraction == 0.0 {
+            continue;
+        }
+        let share = (n as f64 * config.val_fraction).round() as usize;
+        Stream::new(config.split_seed, Purpose::Evaluation, class as u64).shuffle(members);
+        members.iter().take(share.clamp(1, n - 1)).for_each(|&i| held[i] = true);
+    }
+    let (mut train, mut validation) = (Vec::new(), Vec::new());
+    for (item, held) in items.into_iter().zip(held) {
+        if held { validation.push(item) } else { train.push(item) }
+    }
+    (train, validation)
+}

@@ -1,0 +1,523 @@
+#![allow(clippy::unwrap_used)]
+//! Data from files made on the spot: every colour mode, every kind of damage, the loader's order.
+
+use super::*;
+use image::{DynamicImage, ImageFormat, Luma, LumaA, Rgb, Rgba};
+use proptest::prelude::*;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+/// Red and a half-transparent black after white, in 8 bits: exact but for one rounding.
+const STEP: f32 = 1.01 / 127.5;
+
+fn red(width: u32, height: u32) -> DynamicImage {
+    image::RgbImage::from_pixel(width, height, Rgb([255, 0, 0])).into()
+}
+
+fn write(path: &Path, image: &DynamicImage, format: ImageFormat) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    image.save_with_format(path, format).unwrap();
+}
+
+/// Two classes of `n` small images each; every image has its own grey.
+fn two_classes(n: u8) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (class, base) in [("cat", 0), ("dog", 100)] {
+        for i in 0..n {
+            let grey = image::GrayImage::from_fn(9, 7, |x, y| Luma([base + i * 3 + (x + y) as u8]));
+            write(
+                &dir.path().join(class).join(format!("{i:03}.png")),
+                &grey.into(),
+                ImageFormat::Png,
+            );
+        }
+    }
+    dir
+}
+
+fn at(path: &Path) -> DataConfig {
+    DataConfig { path: Some(path.to_path_buf()), image_side: 8, ..DataConfig::default() }
+}
+
+fn jpeg(image: &DynamicImage) -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
+    bytes.into_inner()
+}
+
+/// A PNG of one palette entry a pixel, put together by hand: the writer has no palettes.
+fn palette_png(width: u32, height: u32) -> Vec<u8> {
+    fn chunk(out: &mut Vec<u8>, kind: &[u8; 4], body: &[u8]) {
+        out.extend((body.len() as u32).to_be_bytes());
+        let start = out.len();
+        out.extend(kind);
+        out.extend(body);
+        let crc = out[start..].iter().fold(!0u32, |crc, &byte| {
+            (0..8).fold(crc ^ u32::from(byte), |c, _| (c >> 1) ^ (0xedb8_8320 * (c & 1)))
+        });
+        out.extend((!crc).to_be_bytes());
+    }
+    let mut out = b"\x89PNG\r\n\x1a\n".to_vec();
+    let mut header = [width.to_be_bytes(), height.to_be_bytes()].concat();
+    header.extend([8, 3, 0, 0, 0]);
+    chunk(&mut out, b"IHDR", &header);
+    chunk(&mut out, b"PLTE", &[0, 0, 0, 255, 0, 0]);
+    let rows = [vec![0u8], vec![1; width as usize]].concat().repeat(height as usize);
+    // zlib: one stored block and the Adler checksum.
+    let mut data = vec![0x78, 1, 1];
+    data.extend((rows.len() as u16).to_le_bytes());
+    data.extend((!(rows.len() as u16)).to_le_bytes());
+    data.extend(&rows);
+    let (a, b) = rows.iter().fold((1u32, 0u32), |(a, b), &v| {
+        let a = (a + u32::from(v)) % 65521;
+        (a, (b + a) % 65521)
+    });
+    data.extend(((b << 16) | a).to_be_bytes());
+    chunk(&mut out, b"IDAT", &data);
+    chunk(&mut out, b"IEND", &[]);
+    out
+}
+
+#[test]
+fn every_mode_becomes_rgb() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join("all").join(name);
+    let grey = 51.0 / 127.5 - 1.0;
+    let half = (255.0 - 128.0) / 127.5 - 1.0;
+    let red_white = [1.0, -1.0, -1.0];
+    let cases: [(&str, DynamicImage, ImageFormat, [f32; 3]); 9] = [
+        ("a.png", red(20, 10), ImageFormat::Png, red_white),
+        (
+            "b.jpg",
+            image::GrayImage::from_pixel(11, 9, Luma([51])).into(),
+            ImageFormat::Jpeg,
+            [grey; 3],
+        ),
+        ("c.webp", red(9, 30), ImageFormat::WebP, red_white),
+        (
+            "d.png",
+            image::GrayImage::from_pixel(8, 8, Luma([51])).into(),
+            ImageFormat::Png,
+            [grey; 3],
+        ),
+        (
+            "e.png",
+            image::GrayAlphaImage::from_pixel(8, 8, LumaA([0, 128])).into(),
+            ImageFormat::Png,
+            [half; 3],
+        ),
+        (
+            "f.png",
+            image::RgbaImage::from_pixel(8, 8, Rgba([255, 0, 0, 0])).into(),
+            ImageFormat::Png,
+            [1.0; 3],
+        ),
+        (
+            "g.png",
+            DynamicImage::ImageLuma16(image::ImageBuffer::from_pixel(8, 8, Luma([32768]))),
+            ImageFormat::Png,
+            [32768.0 / 32767.5 - 1.0; 3],
+        ),
+        (
+            "h.png",
+            DynamicImage::ImageRgba16(image::ImageBuffer::from_pixel(
+                8,
+                8,
+                Rgba([0, 65535, 0, 65535]),
+            )),
+            ImageFormat::Png,
+            [-1.0, 1.0, -1.0],
+        ),
+        // Contents decide, not the name.
+        ("i.jpeg", red(12, 12), ImageFormat::Png, red_white),
+    ];
+    for (name, image, format, _) in &cases {
+        write(&path(name), image, *format);
+    }
+    fs::write(path("j.png"), palette_png(12, 5)).unwrap();
+    let config = DataConfig { allow_one_class: true, val_fraction: 0.0, ..at(dir.path()) };
+    let data = open(&config).unwrap();
+    assert_eq!((data.train.len(), data.validation.len()), (10, 0));
+    for (i, expected) in cases.iter().map(|c| c.3).chain([red_white]).enumerate() {
+        let (pixels, label) = data.train.image(i).unwrap();
+        assert_eq!((pixels.len(), label), (3 * 8 * 8, 0));
+        for c in 0..3 {
+            let wrong =
+                pixels[c * 64..(c + 1) * 64].iter().find(|v| (**v - expected[c]).abs() > STEP);
+            assert_eq!(wrong, None, "image {i}, colour {c}, expected {}", expected[c]);
+        }
+    }
+    // 16 bits are kept: this grey lies between two 8-bit values.
+    assert!((data.train.image(6).unwrap().0[0] - cases[6].3[0]).abs() < 1e-6);
+    let report = crate::commands::data::check(&config, None).unwrap();
+    assert_eq!(report.modes.get("PNG palette"), Some(&1), "{report}");
+    assert_eq!(report.smallest, Some((12, 5)));
+    assert_eq!(report.largest, Some((9, 30)));
+}
+
+/// Each kind of damage, its file and a word of its message.
+fn damage() -> Vec<(&'static str, Vec<u8>, &'static str)> {
+    let whole = jpeg(&image::RgbImage::from_fn(64, 64, |x, y| Rgb([x as u8, y as u8, 9])).into());
+    // A comment with an end marker in it, as a thumbnail has, and no end of the image itself.
+    let comment = [0xff, 0xfe, 0, 6, 1, 0xff, 0xd9, 2];
+    let thumbnail = [&whole[..2], &comment, &whole[2..whole.len() - 20]].concat();
+    let mut png = std::io::Cursor::new(Vec::new());
+    let noise = |x: u32, y: u32| Rgb([(x * 77 + y * 31) as u8, (x * y) as u8, 5]);
+    image::RgbImage::from_fn(64, 64, noise).write_to(&mut png, ImageFormat::Png).unwrap();
+    let png = png.into_inner();
+    let mut webp = std::io::Cursor::new(Vec::new());
+    image::RgbImage::from_fn(64, 64, noise).write_to(&mut webp, ImageFormat::WebP).unwrap();
+    let webp = webp.into_inner();
+    let mut bomb = palette_png(8, 8);
+    bomb[16..24].copy_from_slice(&[0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff]);
+    // The header's checksum, so that nothing but the size is wrong.
+    let crc = bomb[12..29].iter().fold(!0u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |c, _| (c >> 1) ^ (0xedb8_8320 * (c & 1)))
+    });
+    bomb[29..33].copy_from_slice(&(!crc).to_be_bytes());
+    vec![
+        ("zero.png", vec![], "0 bytes"),
+        ("cut-in-tables.jpg", whole[..whole.len() / 2].to_vec(), "truncated"),
+        ("cut-in-scan.jpg", whole[..whole.len() - 20].to_vec(), "truncated"),
+        ("thumbnail.jpg", thumbnail, "truncated"),
+        ("cut.png", png[..png.len() / 2].to_vec(), "truncated"),
+        ("cut.webp", webp[..webp.len() / 2].to_vec(), "truncated"),
+        ("dot.png", palette_png(1, 1), "1×1"),
+        ("huge.png", bomb, "65535×65535"),
+        ("notes.txt", b"not an image".to_vec(), "not a PNG, JPEG or WebP"),
+        ("half-header.png", png[..20].to_vec(), "truncated"),
+    ]
+}
+
+#[test]
+fn every_kind_of_damage_names_the_file_and_can_be_skipped() {
+    for (name, bytes, word) in damage() {
+        let dir = two_classes(3);
+        fs::write(dir.path().join("cat").join(name), bytes).unwrap();
+        let message = open(&at(dir.path())).unwrap_err().to_string();
+        assert!(message.contains(name) && message.contains(word), "{name}: {message}");
+        assert!(message.contains("--skip-bad-images"), "{message}");
+
+        let config = DataConfig { skip_bad_images: true, ..at(dir.path()) };
+        let data = open(&config).unwrap();
+        assert_eq!(data.train.len() + data.validation.len(), 6);
+        assert_eq!(data.skipped.len(), 1);
+        assert!(data.summary.contains("1 bad images skipped"), "{}", data.summary);
+
+        let report = crate::commands::data::check(&config, None).unwrap();
+        assert_eq!((report.total, report.bad.len(), report.exit_code()), (6, 1, 1));
+        assert!(report.to_string().contains(name));
+    }
+}
+
+#[test]
+fn only_bad_images_are_an_error_even_when_skipping() {
+    let dir = tempfile::tempdir().unwrap();
+    for (i, (name, bytes, _)) in damage().into_iter().enumerate() {
+        let class = dir.path().join(["cat", "dog"][i % 2]);
+        fs::create_dir_all(&class).unwrap();
+        fs::write(class.join(name), bytes).unwrap();
+    }
+    let config = DataConfig { skip_bad_images: true, ..at(dir.path()) };
+    assert!(matches!(open(&config), Err(DataError::AllBad { count: 10, .. })));
+}
+
+#[test]
+fn damage_that_appears_later_is_an_error_or_is_skipped_alike_for_all_threads() {
+    let items = |dir: &Path| -> Vec<dataset::Item> {
+        let names = ["cat/000.png", "cat/001.png", "cat/002.png", "dog/000.png"];
+        let item = |n: &&str| dataset::Item { path: dir.join(n), label: 0, picture: None };
+        names.iter().map(item).collect()
+    };
+    let dir = two_classes(3);
+    fs::write(dir.path().join("cat/001.png"), b"gone").unwrap();
+    let load = |skip: bool, workers: usize| {
+        let config = DataConfig { skip_bad_images: skip, ..at(dir.path()) };
+        let set = Dataset::new(dir.path().into(), items(dir.path()), &config);
+        let loader = LoaderConfig { batch: 4, seed: 3, augment: config.augment(), workers };
+        (Loader::new(&set, loader).unwrap(), set)
+    };
+    let (mut strict, _) = load(false, 2);
+    for _ in 0..3 {
+        // Every batch of four holds each of the four images once.
+        assert!(matches!(strict.next_batch(), Err(DataError::BadImage { .. })));
+    }
+    let (mut one, set) = load(true, 1);
+    let (mut three, _) = load(true, 3);
+    for _ in 0..3 {
+        assert_eq!(one.next_batch().unwrap(), three.next_batch().unwrap());
+    }
+    assert_eq!(set.skipped().len(), 1);
+    assert!(set.skipped()[0].0.ends_with("cat/001.png"));
+    // Everything gone: an error, not an endless search.
+    for i in items(dir.path()) {
+        fs::write(i.path, b"gone").unwrap();
+    }
+    let (mut none, _) = load(true, 2);
+    assert!(matches!(none.next_batch(), Err(DataError::AllBad { count: 4, .. })));
+}
+
+#[test]
+fn folders_that_hold_no_data_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let fail = |config: &DataConfig| open(config).unwrap_err();
+    let missing = fail(&at(&dir.path().join("nowhere")));
+    assert!(matches!(missing, DataError::Missing { .. }), "{missing}");
+    assert!(matches!(fail(&at(dir.path())), DataError::Empty { .. }));
+    write(&dir.path().join("loose.png"), &red(8, 8), ImageFormat::Png);
+    assert!(matches!(fail(&at(dir.path())), DataError::NoClasses { .. }));
+    let loose = DataConfig { unlabelled: true, ..at(dir.path()) };
+    let data = open(&loose).unwrap();
+    assert_eq!((data.classes, data.train.len()), (vec!["images".to_owned()], 1));
+
+    write(&dir.path().join("cat/a.png"), &red(8, 8), ImageFormat::Png);
+    let one = fail(&at(dir.path()));
+    assert!(matches!(&one, DataError::OneClass { class, .. } if class == "cat"), "{one}");
+    assert!(open(&DataConfig { allow_one_class: true, ..at(dir.path()) }).is_ok());
+    fs::create_dir(dir.path().join("dog")).unwrap();
+    assert!(
+        matches!(fail(&at(dir.path())), DataError::Empty { path, .. } if path.ends_with("dog"))
+    );
+    write(&dir.path().join("dog/deep/er/a.png"), &red(8, 8), ImageFormat::Png);
+    assert_eq!(open(&at(dir.path())).unwrap().classes, ["cat", "dog"]);
+    let narrow = DataConfig { num_classes: Some(1), ..at(dir.path()) };
+    assert!(matches!(fail(&narrow), DataError::LabelOutOfRange { label: 1, classes: 1, .. }));
+}
+
+#[test]
+fn train_and_val_folders_share_labels() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["train/cat/a.png", "train/dog/a.png", "train/dog/b.png", "val/dog/c.png"] {
+        write(&dir.path().join(name), &red(8, 8), ImageFormat::Png);
+    }
+    let data = open(&at(dir.path())).unwrap();
+    assert_eq!((data.train.labels(), data.validation.labels()), (vec![0, 1, 1], vec![1]));
+    write(&dir.path().join("val/emu/c.png"), &red(8, 8), ImageFormat::Png);
+    let unknown = open(&at(dir.path())).unwrap_err();
+    assert!(matches!(unknown, DataError::UnknownClass { class, .. } if class == "emu"));
+
+    // A class may be called train.
+    let vehicles = tempfile::tempdir().unwrap();
+    for name in ["train/a.png", "plane/a.png", ".hidden/a.png"] {
+        write(&vehicles.path().join(name), &red(8, 8), ImageFormat::Png);
+    }
+    assert_eq!(open(&at(vehicles.path())).unwrap().classes, ["plane", "train"]);
+}
+
+#[test]
+fn lists_name_files_with_blanks_and_wrong_lines() {
+    let dir = two_classes(2);
+    let list = dir.path().join("train.txt");
+    fs::rename(dir.path().join("cat/000.png"), dir.path().join("cat/my cat.png")).unwrap();
+    let text = "\u{feff}# two classes\n\ncat/my cat.png 0\r\n  dog/000.png\t2  \ndog/001.png 2\n";
+    fs::write(&list, text).unwrap();
+    let config = DataConfig { val_fraction: 0.0, ..at(&list) };
+    let data = open(&config).unwrap();
+    assert_eq!(data.train.labels(), [0, 2, 2]);
+    assert_eq!(data.classes, ["0", "1", "2"]);
+    assert_eq!(open(&DataConfig { val_fraction: 0.0, ..at(dir.path()) }).unwrap().train.len(), 3);
+
+    let narrow = open(&DataConfig { num_classes: Some(2), ..config.clone() }).unwrap_err();
+    assert!(
+        matches!(narrow, DataError::LabelOutOfRange { line: 4, label: 2, classes: 2, .. }),
+        "{narrow}"
+    );
+    for (line, word) in
+        [("cat/my.png", "not a whole number"), ("cat.png", "no label"), ("a.png -1", "-1")]
+    {
+        let line = if line == "cat/my.png" { "cat/my cat.png" } else { line };
+        fs::write(&list, format!("dog/000.png 1\n{line}\n")).unwrap();
+        let message = open(&config).unwrap_err().to_string();
+        assert!(message.contains(word) && message.contains("train.txt:2"), "{message}");
+    }
+    fs::write(&list, "a.png 99999999999\n").unwrap();
+    assert!(matches!(open(&config), Err(DataError::LabelOutOfRange { label: 99999999999, .. })));
+    fs::write(&list, "# nothing\n").unwrap();
+    assert!(matches!(open(&config), Err(DataError::Empty { .. })));
+    fs::write(&list, [0xff, 0xfe, 0x00, 0x80]).unwrap();
+    assert!(matches!(open(&config), Err(DataError::Io { .. })));
+
+    fs::write(&list, "dog/000.png 0\nmissing.png 1\n").unwrap();
+    let message = open(&config).unwrap_err().to_string();
+    assert!(message.contains("missing.png: cannot be read"), "{message}");
+    fs::write(&list, "dog/000.png 0\ncat/001.png 1\n").unwrap();
+    fs::write(dir.path().join("val.txt"), "dog/001.png 1\n").unwrap();
+    assert_eq!(open(&config).unwrap().validation.labels(), [1]);
+}
+
+#[test]
+fn the_embedded_glyphs_are_what_the_demo_expects() {
+    let config = DataConfig { num_classes: Some(10), ..DataConfig::glyphs10() };
+    let data = open(&config).unwrap();
+    assert_eq!((data.train.len(), data.validation.len()), (3700, 930));
+    assert_eq!(data.classes.concat(), "ABCDEFGHIJ");
+    let counted = |set: &Dataset, n: usize| {
+        (0..10).all(|c| set.labels().iter().filter(|&&l| l == c).count() == n)
+    };
+    assert!(counted(&data.train, 370) && counted(&data.validation, 93));
+    // 16 grey levels, exactly as stored.
+    let (pixels, _) = data.validation.image(500).unwrap();
+    let level = |v: f32| (v + 1.0) * 7.5;
+    assert!(pixels.iter().all(|&v| (level(v) - level(v).round()).abs() < 1e-5));
+    assert!(pixels.iter().any(|&v| v > 0.5) && pixels.iter().any(|&v| v < -0.5));
+    let path = data.train.path(0).unwrap();
+    assert_eq!(path, Path::new("glyphs10/A/0"));
+    assert!(matches!(data.train.image(3700), Err(DataError::OutOfBounds { .. })));
+
+    let sheet = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/glyphs36.png");
+    let data = open(&DataConfig::from_argument(&sheet.to_string_lossy())).unwrap();
+    assert_eq!((data.classes.len(), data.train.len()), (36, 36 * 370));
+    assert_eq!(data.classes[35], "9");
+
+    let dir = two_classes(1);
+    let photo = open(&at(&dir.path().join("cat/000.png"))).unwrap_err();
+    assert!(matches!(photo, DataError::BadSheet { .. }), "{photo}");
+}
+
+#[test]
+fn held_out_images_depend_on_the_split_seed_alone() {
+    let dir = two_classes(20);
+    let split = |split_seed, skip_bad_images| {
+        let config = DataConfig { split_seed, skip_bad_images, ..at(dir.path()) };
+        let data = open(&config).unwrap();
+        assert_eq!((data.train.len(), data.validation.labels()), (38, vec![0, 1]));
+        assert!(data.summary.contains("5 %"), "{}", data.summary);
+        data.validation.path(0).unwrap().to_path_buf()
+    };
+    assert_eq!(split(1, false), split(1, true));
+    let several: std::collections::BTreeSet<_> = (0..8).map(|s| split(s, false)).collect();
+    assert!(several.len() > 2, "{several:?}");
+}
+
+#[test]
+fn configurations_are_checked_and_unknown_keys_refused() {
+    let parse = toml::from_str::<DataConfig>;
+    let config = parse("builtin = \"glyphs10\"\nimage_side = 32\ncrop = \"center\"").unwrap();
+    assert_eq!(config.crop, Crop::Center);
+    assert!(parse("imge_side = 3").unwrap_err().to_string().contains("imge_side"));
+    assert_eq!(parse(&toml::to_string(&config).unwrap()).unwrap(), config);
+    let key = |config: DataConfig| match open(&config) {
+        Err(DataError::Config { key, .. }) => key,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(key(DataConfig::default()), "path");
+    assert_eq!(key(DataConfig { path: Some("x".into()), ..config.clone() }), "path");
+    assert_eq!(key(DataConfig { builtin: Some("mnist".into()), ..config.clone() }), "builtin");
+    assert_eq!(key(DataConfig { image_side: 0, ..config.clone() }), "image_side");
+    assert_eq!(key(DataConfig { shift: 32, ..config.clone() }), "shift");
+    assert_eq!(key(DataConfig { val_fraction: f64::NAN, ..config.clone() }), "val_fraction");
+    assert_eq!(key(DataConfig { max_pixels: u64::MAX, ..config }), "max_pixels");
+}
+
+#[test]
+fn evaluation_batches_are_images_in_order() {
+    let dir = two_classes(4);
+    let data = open(&DataConfig { val_fraction: 0.0, ..at(dir.path()) }).unwrap();
+    let batch = data.train.batch(6, 5).unwrap();
+    assert_eq!((batch.labels_b.as_slice(), batch.first_index), (&[1, 1][..], 6));
+    let (image, _) = data.train.image(7).unwrap();
+    assert_eq!(batch.images_b3hw[image.len()..], image[..]);
+    assert!(data.train.batch(8, 1).is_err());
+    let subset = data.train.subset(&[7, 0]).unwrap();
+    assert_eq!(subset.labels(), [1, 0]);
+    assert_eq!(subset.image(0).unwrap().0, image);
+}
+
+#[test]
+fn an_epoch_shows_every_image_once() {
+    let dir = two_classes(10);
+    let mut config = DataConfig { val_fraction: 0.0, flip: false, ..at(dir.path()) };
+    config.crop = Crop::Center;
+    let data = open(&config).unwrap();
+    let mut loader = data.loader(6, 11, 0).unwrap();
+    let image = 3 * 64;
+    let mut seen = Vec::new();
+    while seen.len() < 40 {
+        let batch = loader.next_batch().unwrap();
+        assert_eq!(batch.first_index as usize, seen.len());
+        seen.extend(batch.images_b3hw.chunks(image).map(|c| c.to_vec()));
+    }
+    let sorted = |mut images: Vec<Vec<f32>>| {
+        images.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        images
+    };
+    let (first, second) = (seen[..20].to_vec(), seen[20..40].to_vec());
+    assert_ne!(first, second, "epochs differ in order");
+    let all = (0..20).map(|i| data.train.image(i).unwrap().0).collect();
+    let all = sorted(all);
+    assert_eq!(sorted(first), all);
+    assert_eq!(sorted(second), all);
+}
+
+#[test]
+fn a_loader_can_be_dropped_at_any_time() {
+    let dir = two_classes(4);
+    let data = open(&at(dir.path())).unwrap();
+    for taken in 0..3 {
+        let (done, waiting) = std::sync::mpsc::channel();
+        let data = data.clone();
+        std::thread::spawn(move || {
+            let mut loader = data.loader(5, 1, 0).unwrap();
+            (0..taken).for_each(|_| drop(loader.next_batch().unwrap()));
+            drop(loader);
+            done.send(()).unwrap();
+        });
+        assert!(waiting.recv_timeout(Duration::from_secs(20)).is_ok(), "dropping hangs");
+    }
+    assert!(matches!(data.loader(0, 1, 0), Err(DataError::Config { key: "batch", .. })));
+    let none = data.train.subset(&[]).unwrap();
+    let config = LoaderConfig { batch: 1, seed: 0, augment: data.augment.clone(), workers: 1 };
+    assert!(matches!(Loader::new(&none, config), Err(DataError::Config { key: "path", .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Batch n depends on the data, the seed and n alone, not on threads, nor on where a run was
+    /// resumed; images do not even depend on the batch size.
+    #[test]
+    fn batches_are_a_function_of_seed_and_number(
+        seed: u64, batch in 1usize..9, workers in 1usize..5, resume in 0u64..12,
+        memory: bool, flip: bool, shift in 0usize..3,
+    ) {
+        let dir = two_classes(3);
+        let augment = Augment { side: 8, crop: Crop::Random, flip, shift };
+        let config = DataConfig { val_fraction: 0.0, ..at(dir.path()) };
+        let set = if memory { open(&config).unwrap().train } else {
+            let Source::Files(listing) = locate(&config).unwrap() else { panic!("not files") };
+            let item = |(path, label)| dataset::Item { path, label, picture: None };
+            Dataset::new(listing.root, listing.train.into_iter().map(item).collect(), &config)
+        };
+        let one = LoaderConfig { batch, seed, augment, workers: 1 };
+        let mut alone = Loader::start_at(&set, one.clone(), 0).unwrap();
+        let all: Vec<Batch> = (0..resume + 3).map(|_| alone.next_batch().unwrap()).collect();
+        let mut resumed =
+            Loader::start_at(&set, LoaderConfig { workers, ..one.clone() }, resume).unwrap();
+        for expected in &all[resume as usize..] {
+            prop_assert_eq!(&resumed.next_batch().unwrap(), expected);
+        }
+        prop_assert_eq!(resumed.step(), resume + 3);
+        let mut single = Loader::new(&set, LoaderConfig { batch: 1, ..one }).unwrap();
+        for image in all[0].images_b3hw.chunks(3 * 64) {
+            prop_assert_eq!(&single.next_batch().unwrap().images_b3hw[..], image);
+        }
+    }
+}
+
+#[test]
+fn a_check_prints_a_table_and_a_preview() {
+    let dir = two_classes(3);
+    let preview = dir.path().join("preview.png");
+    let report = crate::commands::data::check(&at(dir.path()), Some(&preview)).unwrap();
+    assert_eq!((report.total, report.exit_code()), (6, 0));
+    assert_eq!(report.classes, [("cat".to_owned(), 3), ("dog".to_owned(), 3)]);
+    let text = report.to_string();
+    assert!(text.contains("cat                   3"), "{text}");
+    assert!(text.contains("sizes from 9×7 to 9×7"), "{text}");
+    assert_eq!(image::image_dimensions(&preview).unwrap(), (8 * 66 - 2, 2 * 66 - 2));
+
+    let report = crate::commands::data::check(&DataConfig::glyphs10(), Some(&preview)).unwrap();
+    assert_eq!((report.total, report.validation, report.exit_code()), (4630, 930, 0));
+    assert_eq!(image::image_dimensions(&preview).unwrap(), (8 * 34 - 2, 10 * 34 - 2));
+}
