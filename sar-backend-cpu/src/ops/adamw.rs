@@ -4,7 +4,7 @@
 //! v = β₂v + (1−β₂)g²; p −= lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + ε).
 
 use crate::Element;
-use pulp::Arch;
+use crate::simd::vectorized;
 use rayon::prelude::*;
 use sar_math::backend::{AdamW, ShapeError, Slot};
 
@@ -58,7 +58,6 @@ pub(crate) fn forward<T: Element>(
     }
     let factors = factors::<T>(hyper, norm);
     let decay = T::of(hyper.lr * hyper.weight_decay);
-    let arch = Arch::new();
     (
         state.params.par_chunks_mut(CHUNK),
         state.grads.par_chunks(CHUNK),
@@ -76,7 +75,7 @@ pub(crate) fn forward<T: Element>(
                 let decay = if run.decays { decay } else { T::zero() };
                 let (p, g) = (&mut p[part.clone()], &g[part.clone()]);
                 let (m, v) = (&mut m[part.clone()], &mut v[part]);
-                arch.dispatch(
+                vectorized(
                     #[inline(always)]
                     || update(factors, decay, p, g, m, v),
                 );

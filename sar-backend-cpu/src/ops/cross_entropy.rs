@@ -4,16 +4,12 @@
 //! dlogits = weight·(exp(x − lse) − (1−ε)[v = t] − ε/V). Written in differences to m, so that an
 //! offset common to all logits costs no precision.
 //!
-//! Rows are independent of each other, so any split over threads gives the same bits; within a row
-//! the sums run in [`LANES`] interleaved lanes whatever the machine's vectors are.
+//! Rows are independent of each other, so any split over threads gives the same bits.
 
 use crate::Element;
-use pulp::Arch;
+use crate::simd::{self, sum1, vectorized};
 use rayon::prelude::*;
 use sar_math::backend::LossDims;
-
-/// Interleaved partial sums of a row: one AVX-512 vector of f32.
-pub(crate) const LANES: usize = 16;
 
 /// Logits that one task works on: large enough to pay for the task, small enough for the L2 cache.
 const TASK_LOGITS: usize = 1 << 15;
@@ -45,7 +41,6 @@ pub(crate) fn forward<T: Element>(
     out: RowLosses<'_, T>,
 ) {
     let (vocab, tokens, smoothing) = (dims.vocab, dims.schedule.tokens(), dims.smoothing);
-    let arch = Arch::new();
     let rows = rows_per_task(vocab);
     (
         logits.par_chunks(rows * vocab),
@@ -56,12 +51,12 @@ pub(crate) fn forward<T: Element>(
         .into_par_iter()
         .enumerate()
         .for_each(|(task, (logits, loss, hits, lse))| {
-            arch.dispatch(
+            vectorized(
                 #[inline(always)]
                 || {
                     for (r, x) in logits.chunks_exact(vocab).enumerate() {
                         let target = targets[dims.targets.of(task * rows + r, tokens)] as usize;
-                        let max = largest(x);
+                        let max = simd::max(x);
                         let log_sum = sum_exp(x, max).ln();
                         lse[r] = max + log_sum;
                         loss[r] = log_sum - smoothed(x, target, max, smoothing);
@@ -83,9 +78,8 @@ pub(crate) fn backward<T: Element>(
     let tokens = dims.schedule.tokens();
     let even = T::of(dims.smoothing / vocab as f64);
     let peak = T::of(1.0 - dims.smoothing);
-    let arch = Arch::new();
     logits_to_dlogits.par_chunks_mut(rows * vocab).enumerate().for_each(|(task, x)| {
-        arch.dispatch(
+        vectorized(
             #[inline(always)]
             || {
                 for (r, x) in x.chunks_exact_mut(vocab).enumerate() {
@@ -110,68 +104,34 @@ pub(crate) fn backward<T: Element>(
 /// Exponential of one number.
 #[inline(always)]
 pub(crate) fn exp<T: Element>(x: T) -> T {
-    x.exp()
-}
-
-/// The largest number of a row; NaN counts as nothing.
-#[inline(always)]
-pub(crate) fn largest<T: Element>(x: &[T]) -> T {
-    let mut lanes = [T::neg_infinity(); LANES];
-    let blocks = x.chunks_exact(LANES);
-    let rest = blocks.remainder();
-    for block in blocks {
-        for (lane, &x) in lanes.iter_mut().zip(block) {
-            *lane = if x > *lane { x } else { *lane };
-        }
-    }
-    lanes.iter().chain(rest).fold(T::neg_infinity(), |m, &x| if x > m { x } else { m })
+    x.vexp()
 }
 
 /// Index of the largest number, the lowest on ties; 0 where there is none.
 #[inline(always)]
 pub(crate) fn argmax<T: Element>(x: &[T]) -> usize {
-    first_equal(x, largest(x)).unwrap_or(0)
+    first_equal(x, simd::max(x)).unwrap_or(0)
 }
+
+/// Elements compared before looking whether one was equal.
+pub(crate) const BLOCK: usize = 64;
 
 /// Where `value` first stands.
 #[inline(always)]
 pub(crate) fn first_equal<T: Element>(x: &[T], value: T) -> Option<usize> {
-    for (b, block) in x.chunks(4 * LANES).enumerate() {
+    for (b, block) in x.chunks(BLOCK).enumerate() {
         // Without a branch inside, so that it is compared a vector at a time.
         if block.iter().fold(false, |any, &x| any | (x == value)) {
-            return block.iter().position(|&x| x == value).map(|i| b * 4 * LANES + i);
+            return block.iter().position(|&x| x == value).map(|i| b * BLOCK + i);
         }
     }
     None
 }
 
-/// Σ `term(x[i])` in [`LANES`] interleaved lanes.
-#[inline(always)]
-pub(crate) fn sum_lanes<T: Element>(x: &[T], term: impl Fn(T) -> T) -> T {
-    let mut lanes = [T::zero(); LANES];
-    let blocks = x.chunks_exact(LANES);
-    let rest = blocks.remainder();
-    for block in blocks {
-        for (lane, &x) in lanes.iter_mut().zip(block) {
-            *lane += term(x);
-        }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane += term(x);
-    }
-    add_lanes(&lanes)
-}
-
-/// The lanes' sum, in f64 and in order.
-#[inline(always)]
-pub(crate) fn add_lanes<T: Element>(lanes: &[T; LANES]) -> T {
-    T::of(lanes.iter().map(|lane| lane.wide()).sum())
-}
-
 /// Σ exp(x − max); at least 1, since one term is exp(0).
 #[inline(always)]
 pub(crate) fn sum_exp<T: Element>(x: &[T], max: T) -> T {
-    sum_lanes(
+    sum1(
         x,
         #[inline(always)]
         |x| exp(x - max),
@@ -185,7 +145,7 @@ fn smoothed<T: Element>(x: &[T], target: usize, max: T, smoothing: f64) -> T {
     if smoothing == 0.0 {
         return peak;
     }
-    let sum = sum_lanes(
+    let sum = sum1(
         x,
         #[inline(always)]
         |x| x - max,

@@ -1,7 +1,7 @@
 //! Running average of the parameters.
 
 use crate::Element;
-use pulp::Arch;
+use crate::simd::vectorized;
 use rayon::prelude::*;
 
 /// Elements of one task.
@@ -10,10 +10,9 @@ const CHUNK: usize = 1 << 16;
 /// `average = decay·average + (1−decay)·params`.
 pub(crate) fn forward<T: Element>(decay: f64, params: &[T], average: &mut [T]) {
     let (decay, rest) = (T::of(decay), T::of(1.0 - decay));
-    let arch = Arch::new();
     (average.par_chunks_mut(CHUNK), params.par_chunks(CHUNK)).into_par_iter().for_each(
         |(average, params)| {
-            arch.dispatch(
+            vectorized(
                 #[inline(always)]
                 || {
                     for (average, &param) in average.iter_mut().zip(params) {

@@ -1,7 +1,7 @@
 //! The global norm of a gradient.
 
 use crate::Element;
-use pulp::Arch;
+use crate::simd::vectorized;
 use rayon::prelude::*;
 
 /// Elements of one partial sum. Fixed, so that the sum is the same whatever the thread count.
@@ -11,9 +11,15 @@ const LANES: usize = 16;
 
 /// `‖grads‖₂`, summed in f64; not finite where an element is not.
 pub(crate) fn forward<T: Element>(grads: &[T]) -> T {
-    let arch = Arch::new();
-    let partial: Vec<f64> =
-        grads.par_chunks(CHUNK).map(|chunk| arch.dispatch(|| sum_squares(chunk))).collect();
+    let partial: Vec<f64> = grads
+        .par_chunks(CHUNK)
+        .map(|chunk| {
+            vectorized(
+                #[inline(always)]
+                || sum_squares(chunk),
+            )
+        })
+        .collect();
     T::of(partial.iter().sum::<f64>().sqrt())
 }
 

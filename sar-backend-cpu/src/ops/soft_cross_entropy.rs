@@ -3,11 +3,10 @@
 //! loss = −Σ softmax(teacher)·log softmax(x) and dlogits = weight·(softmax(x) − softmax(teacher)).
 
 use super::cross_entropy::{
-    LANES, RowLosses, add_lanes, argmax, exp, first_equal, largest, row_weight, rows_per_task,
-    sum_exp,
+    RowLosses, argmax, exp, first_equal, row_weight, rows_per_task, sum_exp,
 };
 use crate::Element;
-use pulp::Arch;
+use crate::simd::{self, LANES, total, vectorized};
 use rayon::prelude::*;
 use sar_math::backend::LossDims;
 
@@ -19,7 +18,6 @@ pub(crate) fn forward<T: Element>(
     out: RowLosses<'_, T>,
     teacher_lse: &mut [T],
 ) {
-    let arch = Arch::new();
     let (vocab, tokens, rows) = (dims.vocab, dims.schedule.tokens(), rows_per_task(dims.vocab));
     (
         logits.par_chunks(rows * vocab),
@@ -31,15 +29,15 @@ pub(crate) fn forward<T: Element>(
         .into_par_iter()
         .enumerate()
         .for_each(|(task, (logits, loss, hits, lse, teacher_lse))| {
-            arch.dispatch(
+            vectorized(
                 #[inline(always)]
                 || {
                     for (r, x) in logits.chunks_exact(vocab).enumerate() {
                         let at = dims.targets.of(task * rows + r, tokens) * vocab;
                         let t = &teacher[at..at + vocab];
-                        let max = largest(x);
+                        let max = simd::max(x);
                         let log_sum = sum_exp(x, max).ln();
-                        let teacher_max = largest(t);
+                        let teacher_max = simd::max(t);
                         let (teacher_sum, product) = expectation(x, max, t, teacher_max);
                         lse[r] = max + log_sum;
                         teacher_lse[r] = teacher_max + teacher_sum.ln();
@@ -61,9 +59,9 @@ pub(crate) fn backward<T: Element>(
     teacher_lse: &[T],
 ) {
     let (vocab, rows) = (dims.vocab, rows_per_task(dims.vocab));
-    let (arch, tokens) = (Arch::new(), dims.schedule.tokens());
+    let tokens = dims.schedule.tokens();
     logits_to_dlogits.par_chunks_mut(rows * vocab).enumerate().for_each(|(task, x)| {
-        arch.dispatch(
+        vectorized(
             #[inline(always)]
             || {
                 for (r, x) in x.chunks_exact_mut(vocab).enumerate() {
@@ -98,7 +96,7 @@ fn expectation<T: Element>(x: &[T], max: T, t: &[T], teacher_max: T) -> (T, T) {
             *product += p * (x - max);
         }
     }
-    (add_lanes(&sums), add_lanes(&products))
+    (total(sums), total(products))
 }
 
 #[cfg(test)]

@@ -1,0 +1,180 @@
+//! Guidance, filter and draw: from logits to ids.
+//!
+//! The mathematics is `sar_math`'s, whose draws are integer sums and so independent of any order.
+//! A draw is keyed by image, scale and token; a row is chosen by whichever task comes to it.
+
+use super::cross_entropy::argmax;
+use crate::Element;
+use crate::simd::{vectorized, with_scratch};
+use core::cell::RefCell;
+use rayon::prelude::*;
+use sar_math::ScaleSchedule;
+use sar_math::backend::{Choice, ChooseDims, ShapeError};
+use sar_math::guidance::guide;
+use sar_math::philox::token_uniform;
+use sar_math::sampling::{choose, scratch_len};
+
+thread_local! {
+    /// Words that a draw works in, kept from one to the next.
+    static WORDS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Whose token a row of logits is.
+struct Row {
+    /// Sample of the batch.
+    sample: usize,
+    /// Scale in the schedule.
+    scale: usize,
+    /// Token within the scale.
+    token: usize,
+}
+
+impl Row {
+    fn new(schedule: &ScaleSchedule, sample: usize, token: usize) -> Self {
+        let scale = schedule.scale_of(token).unwrap_or(0);
+        Self { sample, scale, token: token - schedule.range(scale).start }
+    }
+}
+
+/// Chooses every token of `dims.scales`; `logits` holds the batch once, or twice with guidance.
+///
+/// # Errors
+/// Shape, where the vocabulary is more than a draw supports.
+pub(crate) fn forward<T: Element>(
+    dims: &ChooseDims,
+    logits: &[T],
+    ids_bt: &mut [u32],
+) -> Result<(), ShapeError> {
+    let span = dims.schedule.span(dims.scales.clone());
+    if span.is_empty() {
+        return Ok(());
+    }
+    let half = dims.batch * span.len() * dims.vocab;
+    ids_bt
+        .par_chunks_exact_mut(dims.schedule.tokens())
+        .zip(0..dims.batch)
+        .flat_map(|(ids, sample)| {
+            ids[span.clone()].par_iter_mut().enumerate().map(move |(t, id)| (sample, t, id))
+        })
+        .try_for_each(|(sample, t, id)| {
+            let number = sample * span.len() + t;
+            let row = Row::new(&dims.schedule, sample, span.start + t);
+            let conditional = &logits[number * dims.vocab..][..dims.vocab];
+            let chosen = match dims.guidance {
+                None => choose_row(dims, &row, conditional)?,
+                Some(ramp) => with_scratch(dims.vocab, |mixed| {
+                    let unconditional = &logits[half + number * dims.vocab..][..dims.vocab];
+                    let t = T::of(ramp.get(row.scale).copied().unwrap_or(0.0));
+                    vectorized(
+                        #[inline(always)]
+                        || mix(t, conditional, unconditional, mixed),
+                    );
+                    choose_row(dims, &row, mixed)
+                })?,
+            };
+            *id = chosen as u32;
+            Ok(())
+        })
+}
+
+#[inline(always)]
+fn mix<T: Element>(t: T, conditional: &[T], unconditional: &[T], mixed: &mut [T]) {
+    for ((mixed, &c), &u) in mixed.iter_mut().zip(conditional).zip(unconditional) {
+        *mixed = guide(t, c, u);
+    }
+}
+
+fn choose_row<T: Element>(dims: &ChooseDims, row: &Row, logits: &[T]) -> Result<usize, ShapeError> {
+    match dims.choice {
+        Choice::Argmax => Ok(vectorized(
+            #[inline(always)]
+            || argmax(logits),
+        )),
+        Choice::Draw(filter, keys) => {
+            let image = keys.first_image.wrapping_add(row.sample as u64);
+            let uniform = token_uniform(keys.seed, image, row.scale as u32, row.token as u32);
+            WORDS.with_borrow_mut(|words| {
+                words.resize(words.len().max(scratch_len(logits.len())), 0);
+                choose(logits, filter, uniform, words)
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use sar_math::MAX_SCALES;
+    use sar_math::backend::{DrawKeys, Filter};
+
+    const VOCAB: usize = 37;
+
+    fn dims(batch: usize, first_image: u64, filter: Filter) -> ChooseDims {
+        ChooseDims {
+            batch,
+            schedule: ScaleSchedule::from_sides(&[1, 2, 3]).unwrap(),
+            scales: 1..3,
+            vocab: VOCAB,
+            guidance: None,
+            choice: Choice::Draw(filter, DrawKeys { seed: 5, first_image }),
+        }
+    }
+
+    fn logits(rows: usize) -> Vec<f64> {
+        (0..rows * VOCAB).map(|i| (i * i % 1009) as f64 / 300.0).collect()
+    }
+
+    fn ids(dims: &ChooseDims, logits: &[f64]) -> Vec<u32> {
+        let mut ids = vec![99; dims.batch * 14];
+        forward(dims, logits, &mut ids).unwrap();
+        ids
+    }
+
+    #[test]
+    fn an_image_does_not_depend_on_its_batch() {
+        let filter = Filter { top_k: 20, top_p: 0.9 };
+        let logits = logits(3 * 13);
+        let all = ids(&dims(3, 10, filter), &logits);
+        assert_eq!([all[0], all[14], all[28]], [99; 3], "scale 1 is not asked for");
+        for image in 0..3 {
+            let alone = &logits[image * 13 * VOCAB..][..13 * VOCAB];
+            let alone = ids(&dims(1, 10 + image as u64, filter), alone);
+            assert_eq!(alone, all[image * 14..][..14]);
+        }
+    }
+
+    #[test]
+    fn a_draw_is_keyed_by_scale_and_token_within_it() {
+        let dims = dims(1, 3, Filter { top_k: 0, top_p: 0.0 });
+        let logits = logits(13);
+        let found = ids(&dims, &logits);
+        let mut words = vec![0; scratch_len(VOCAB)];
+        for (scale, token, row, at) in [(1, 2, 2, 3), (2, 0, 4, 5), (2, 8, 12, 13)] {
+            let uniform = token_uniform(5, 3, scale, token);
+            let row = &logits[row * VOCAB..][..VOCAB];
+            let off = Filter { top_k: 0, top_p: 0.0 };
+            assert_eq!(found[at], choose(row, off, uniform, &mut words).unwrap() as u32);
+        }
+    }
+
+    #[test]
+    fn guidance_is_that_of_each_scale() {
+        let mut guidance = [0.0; MAX_SCALES];
+        guidance[2] = 1.0;
+        let schedule = ScaleSchedule::from_sides(&[1, 2, 3]).unwrap();
+        let dims = ChooseDims {
+            batch: 1,
+            schedule,
+            scales: 0..3,
+            vocab: 2,
+            guidance: Some(guidance),
+            choice: Choice::Argmax,
+        };
+        // Conditional prefers 0 a little, unconditional a lot: guidance 1 turns to 1.
+        let logits = [[1.0, 0.0]; 14].into_iter().chain([[3.0, 0.0]; 14]).flatten();
+        let mut ids = [7; 14];
+        forward(&dims, &logits.collect::<Vec<f32>>(), &mut ids).unwrap();
+        assert_eq!(ids, [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1]);
+    }
+}
