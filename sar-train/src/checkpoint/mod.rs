@@ -16,6 +16,7 @@ pub use error::CheckpointError;
 pub use facts::Facts;
 pub use folder::{Checkpoints, Found, Resumed, Snapshot, latest_in};
 pub use locate::{Located, locate};
+pub(crate) use storage::write_whole;
 pub use storage::{Disk, Sink, Storage};
 pub use weights::{Weights, load_weights, read_header, read_shapes, save_weights};
 

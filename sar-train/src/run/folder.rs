@@ -1,0 +1,169 @@
+//! The folder of a run, and the lock that keeps it to one process.
+
+use super::{Log, RunError, TensorBoard};
+use crate::checkpoint::{CheckpointError, Checkpoints, Disk, write_whole};
+use crate::config::Config;
+use std::fs::{self, File, TryLockError};
+use std::io::{Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+const CONFIG: &str = "config.toml";
+const LOCK: &str = "run.lock";
+
+/// A run folder that this process alone may write to, until this is dropped.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    /// The system releases the lock with the file, also when the process is killed.
+    lock: File,
+}
+
+impl RunFolder {
+    /// Makes the folder of a new run and writes its resolved configuration there.
+    ///
+    /// # Errors
+    /// The folder holds something, is in use, or cannot be written.
+    pub fn create(path: &Path, config: &Config) -> Result<Self, RunError> {
+        if path.is_file() {
+            return Err(RunError::NotAFolder { path: path.to_owned() });
+        }
+        fs::create_dir_all(path).map_err(RunError::write(path))?;
+        // Who is in the folder is more to the point than that it is not empty.
+        let run = Self::lock(path)?;
+        for entry in fs::read_dir(path).map_err(RunError::read(path))? {
+            let name = entry.map_err(RunError::read(path))?.file_name();
+            if name != LOCK {
+                let found = name.to_string_lossy().into_owned();
+                return Err(RunError::NotEmpty { path: path.to_owned(), found });
+            }
+        }
+        run.write(CONFIG, config.to_toml()?.as_bytes())?;
+        for folder in [run.samples(), run.checkpoints_folder()] {
+            fs::create_dir_all(&folder).map_err(RunError::write(&folder))?;
+        }
+        Ok(run)
+    }
+
+    /// Opens the folder of a run to continue it, with the configuration it had.
+    ///
+    /// # Errors
+    /// Not a run folder, in use, or an unusable configuration.
+    pub fn open_for_resume(path: &Path) -> Result<(Self, Config), RunError> {
+        let config = path.join(CONFIG);
+        if !config.is_file() {
+            return Err(RunError::NotARun { path: path.to_owned() });
+        }
+        let run = Self::lock(path)?;
+        let config = Config::load(&config)?;
+        Ok((run, config))
+    }
+
+    fn lock(path: &Path) -> Result<Self, RunError> {
+        let at = path.join(LOCK);
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&at)
+            .map_err(RunError::write(&at))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // The name of the holder is a courtesy: without it the message still stands.
+                if file.read_to_string(&mut holder).is_err() || holder.trim().is_empty() {
+                    holder = "another process".to_owned();
+                }
+                let holder = holder.trim().to_owned();
+                return Err(RunError::InUse { path: path.to_owned(), holder });
+            }
+            Err(TryLockError::Error(e)) => return Err(RunError::write(at)(e)),
+        }
+        let holder = format!("process {}\n", std::process::id());
+        file.set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(holder.as_bytes()))
+            .map_err(RunError::write(at))?;
+        Ok(Self { path: path.to_owned(), lock: file })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where pictures go.
+    pub fn samples(&self) -> PathBuf {
+        self.path.join("samples")
+    }
+
+    /// Where checkpoints lie.
+    pub fn checkpoints_folder(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// The run's checkpoints, of which the last `keep` stay.
+    ///
+    /// # Errors
+    /// The folder cannot be made or read.
+    pub fn checkpoints(&self, keep: usize) -> Result<Checkpoints, CheckpointError> {
+        Checkpoints::open(&self.checkpoints_folder(), keep)
+    }
+
+    /// The log of a run that has reached `step`: later records, of work that is done again, go.
+    ///
+    /// # Errors
+    /// It cannot be read or written.
+    pub fn log(&self, step: u64) -> Result<Log, RunError> {
+        Log::open(&self.path.join("log.jsonl"), step)
+    }
+
+    /// The TensorBoard events of a run that has reached `step`.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn tensorboard(&self, step: u64) -> Result<TensorBoard, RunError> {
+        TensorBoard::open(&self.path.join("tensorboard"), step)
+    }
+
+    /// Writes a file of the folder so that it is there whole or not at all; folders on the way are
+    /// made.
+    ///
+    /// # Errors
+    /// [`RunError::Write`].
+    pub fn write(&self, name: &str, content: &[u8]) -> Result<PathBuf, RunError> {
+        let path = self.path.join(name);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(RunError::write(folder))?;
+        }
+        write_whole(&Disk, &path, |to| to.write_all(content)).map_err(RunError::write(&path))?;
+        Ok(path)
+    }
+
+    /// Writes a picture as PNG, as [`RunFolder::write`].
+    ///
+    /// # Errors
+    /// [`RunError::Write`].
+    pub fn write_png(&self, name: &str, image: &image::RgbImage) -> Result<PathBuf, RunError> {
+        let failed = |e: image::ImageError| {
+            RunError::write(self.path.join(name))(std::io::Error::other(e.to_string()))
+        };
+        self.write(name, &png(image).map_err(failed)?)
+    }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        // An unlocked file must not name a holder; the lock itself ends with the file in any case.
+        let _ = self.lock.set_len(0);
+        let _ = self.lock.unlock();
+    }
+}
+
+/// A picture as the bytes of a PNG file.
+pub(super) fn png(image: &image::RgbImage) -> Result<Vec<u8>, image::ImageError> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, image::ImageFormat::Png)?;
+    Ok(bytes.into_inner())
+}

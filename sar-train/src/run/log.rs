@@ -1,0 +1,75 @@
+//! `log.jsonl`: one JSON object per line.
+
+use super::RunError;
+use crate::checkpoint::{Disk, write_whole};
+use serde::Serialize;
+use serde_json::Value;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+/// An append-only log. Every record is on its way to the disk when [`Log::record`] returns.
+#[derive(Debug)]
+pub struct Log {
+    path: PathBuf,
+    file: File,
+}
+
+impl Log {
+    /// Opens the log of a run that has reached `step`.
+    ///
+    /// Records of later steps are removed, and so is a last line that a killed process left
+    /// unfinished: curves have no duplicates and no gaps.
+    ///
+    /// # Errors
+    /// It cannot be read or written.
+    pub fn open(path: &Path, step: u64) -> Result<Self, RunError> {
+        match File::open(path) {
+            Ok(file) => keep_until(path, file, step)?,
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(RunError::read(path)(e)),
+        }
+        let file = File::options().append(true).create(true).open(path);
+        Ok(Self { path: path.to_owned(), file: file.map_err(RunError::write(path))? })
+    }
+
+    /// Appends `values`, which must serialise as an object, with `step` and `kind` (`train`,
+    /// `eval`, …) before them. Numbers that are not finite become `null`.
+    ///
+    /// # Errors
+    /// [`RunError::Record`] for values that are no object, [`RunError::Write`].
+    pub fn record(
+        &mut self,
+        step: u64,
+        kind: &str,
+        values: &impl Serialize,
+    ) -> Result<(), RunError> {
+        let bad = |reason: String| RunError::Record { path: self.path.clone(), reason };
+        let fields = match serde_json::to_value(values).map_err(|e| bad(e.to_string()))? {
+            Value::Object(fields) => fields,
+            other => return Err(bad(format!("{other} is no object"))),
+        };
+        let mut record = serde_json::Map::new();
+        record.insert("step".into(), step.into());
+        record.insert("kind".into(), kind.into());
+        record.extend(fields);
+        let mut line = Value::Object(record).to_string();
+        line.push('\n');
+        // One write per record: readers and a killed process see whole lines.
+        self.file.write_all(line.as_bytes()).map_err(RunError::write(&self.path))
+    }
+}
+
+fn keep_until(path: &Path, file: File, step: u64) -> Result<(), RunError> {
+    let mut kept = Vec::new();
+    for line in BufReader::new(file).split(b'\n') {
+        let line = line.map_err(RunError::read(path))?;
+        let record: Option<Value> = serde_json::from_slice(&line).ok();
+        let at = record.as_ref().and_then(|r| r.get("step")).and_then(Value::as_u64);
+        if at.is_some_and(|at| at <= step) {
+            kept.extend_from_slice(&line);
+            kept.push(b'\n');
+        }
+    }
+    write_whole(&Disk, path, |to| to.write_all(&kept)).map_err(RunError::write(path))
+}

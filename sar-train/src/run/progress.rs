@@ -1,0 +1,146 @@
+//! Progress for people: a bar on a terminal, a line now and then elsewhere.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+/// Shortest time between two plain lines: a log file of a day stays readable.
+const BETWEEN_LINES: Duration = Duration::from_secs(10);
+
+/// Shows how far a piece of work is, on standard error. Never fails: progress is not a result.
+#[derive(Debug)]
+pub struct Progress {
+    what: String,
+    total: u64,
+    first: u64,
+    started: Instant,
+    shown: Shown,
+}
+
+#[derive(Debug)]
+enum Shown {
+    Bar(ProgressBar),
+    Lines { last: Option<Instant> },
+    Nothing,
+}
+
+impl Progress {
+    /// Begins work `what` of `total` steps, `done` of which were done before.
+    pub fn new(what: &str, total: u64, done: u64, quiet: bool) -> Self {
+        let shown = if quiet {
+            Shown::Nothing
+        } else if std::io::stderr().is_terminal() {
+            Shown::Bar(bar(what, total, done))
+        } else {
+            Shown::Lines { last: None }
+        };
+        Self { what: what.to_owned(), total, first: done, started: Instant::now(), shown }
+    }
+
+    /// Says that `done` steps are done; `message` is shown beside the time left.
+    pub fn update(&mut self, done: u64, message: &str) {
+        let line = match &self.shown {
+            Shown::Bar(bar) => {
+                bar.set_message(message.to_owned());
+                bar.set_position(done);
+                return;
+            }
+            Shown::Nothing => return,
+            Shown::Lines { last } => {
+                let early = last.is_some_and(|at| at.elapsed() < BETWEEN_LINES);
+                if early && done < self.total {
+                    return;
+                }
+                self.line(done, message)
+            }
+        };
+        self.shown = Shown::Lines { last: Some(Instant::now()) };
+        say(&line);
+    }
+
+    /// Prints a line of its own, above the bar where there is one.
+    pub fn say(&self, line: &str) {
+        match &self.shown {
+            Shown::Bar(bar) => bar.suspend(|| say(line)),
+            Shown::Lines { .. } => say(line),
+            Shown::Nothing => {}
+        }
+    }
+
+    /// Prints a warning, also when quiet.
+    pub fn warn(&self, line: &str) {
+        let line = format!("warning: {line}");
+        match &self.shown {
+            Shown::Bar(bar) => bar.suspend(|| say(&line)),
+            Shown::Lines { .. } | Shown::Nothing => say(&line),
+        }
+    }
+
+    /// Ends with a last line.
+    pub fn finish(self, message: &str) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.finish_and_clear();
+        }
+        if !matches!(self.shown, Shown::Nothing) {
+            say(&format!("{}: {message} in {}", self.what, clock(self.started.elapsed())));
+        }
+    }
+
+    fn line(&self, done: u64, message: &str) -> String {
+        let percent = 100 * done / self.total.max(1);
+        let left = match self.left(done) {
+            Some(left) => format!(", {} left", clock(left)),
+            None => String::new(),
+        };
+        format!("{}: {done}/{} ({percent} %{left}) {message}", self.what, self.total)
+    }
+
+    /// Time left at the average speed since the beginning.
+    fn left(&self, done: u64) -> Option<Duration> {
+        let made = done.checked_sub(self.first).filter(|&n| n > 0)?;
+        let per_step = self.started.elapsed().as_secs_f64() / made as f64;
+        Duration::try_from_secs_f64(per_step * self.total.saturating_sub(done) as f64).ok()
+    }
+}
+
+fn bar(what: &str, total: u64, done: u64) -> ProgressBar {
+    // At most 4 redraws a second; no colours, so NO_COLOR has nothing to turn off.
+    let target = ProgressDrawTarget::stderr_with_hz(4);
+    let bar = ProgressBar::with_draw_target(Some(total), target);
+    if let Ok(style) =
+        ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {elapsed}, {eta} left  {msg}")
+    {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.set_prefix(what.to_owned());
+    bar.set_position(done);
+    bar.reset_eta();
+    bar
+}
+
+/// Writes a line; a closed standard error is no reason to stop training.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// `1:02:03` or `2:03`.
+fn clock(time: Duration) -> String {
+    let (s, m, h) = (time.as_secs() % 60, time.as_secs() / 60 % 60, time.as_secs() / 3600);
+    if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m}:{s:02}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_lines_say_how_far_and_how_long() {
+        let mut progress = Progress::new("train", 400, 100, false);
+        progress.started = Instant::now() - Duration::from_secs(50);
+        let line = progress.line(200, "loss 3.21");
+        // 100 steps took 50 s, so the other 200 take 100 s.
+        assert_eq!(line, "train: 200/400 (50 %, 1:40 left) loss 3.21");
+        assert_eq!(progress.line(100, ""), "train: 100/400 (25 %) ");
+        assert_eq!(clock(Duration::from_secs(3723)), "1:02:03");
+    }
+}
