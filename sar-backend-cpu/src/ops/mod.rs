@@ -2,19 +2,16 @@
 
 pub(crate) mod adamw;
 pub(crate) mod area_resize;
+pub(crate) mod area_tokens;
 pub(crate) mod attention;
 pub(crate) mod cached_attention;
 #[cfg(test)]
 pub(crate) mod check;
-pub(crate) mod class_embedding;
-pub(crate) mod conv2d;
-pub(crate) mod conv_kernel;
-pub(crate) mod area_tokens;
-pub(crate) mod attention;
-pub(crate) mod cached_attention;
 pub(crate) mod choose_codes;
 pub(crate) mod class_embedding;
 pub(crate) mod code_map;
+pub(crate) mod conv2d;
+pub(crate) mod conv_kernel;
 pub(crate) mod cross_entropy;
 pub(crate) mod ema;
 pub(crate) mod gelu;
