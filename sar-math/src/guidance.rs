@@ -12,6 +12,8 @@ pub enum Guidance {
     Constant(f64),
     /// `t_i = g·i/min(N−1, 9)`, i from 0: the published sampler.
     Sampling(f64),
+    /// `t_i = g·i/(N−1)`, i from 0: VAR's sampler.
+    Var(f64),
     /// `t_i = g·½·(1 + i/(N−1))`, i from 0: the published rollout of preset `release`.
     Rollout(f64),
 }
@@ -34,6 +36,7 @@ impl Guidance {
             Self::Off => 0.0,
             Self::Constant(t) => t,
             Self::Sampling(g) => g * (i as f64 / steps.min(9) as f64),
+            Self::Var(g) => g * (i as f64 / steps as f64),
             Self::Rollout(g) => g * (0.5 * (1.0 + i as f64 / steps as f64)),
         };
         if self == Self::Off {

@@ -3,9 +3,10 @@
 //! Few flags, and a TOML file for the rest (`--config`, `--set`); what they mean is decided by
 //! [`crate::commands`].
 
-use crate::config::{Context, Decode, Extent, Mode, Preset, Ramp, Target};
+use crate::config::{Decode, Mode, Preset, Ramp};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sar_math::ScaleSchedule;
+use sar_math::rollout::{Extent, StudentTarget};
 use std::path::PathBuf;
 
 /// Train, refine, sample and measure next-scale image generators.
@@ -209,15 +210,12 @@ pub struct SarArgs {
     /// All switches at once; default: release.
     #[arg(long)]
     pub preset: Option<Preset>,
-    /// Which transitions the rollout staggers.
+    /// Which transitions the rollout staggers: all, last or random.
     #[arg(long)]
     pub extent: Option<Extent>,
-    /// What a single staggered scale sees besides its input.
+    /// What the student is pulled towards: teacher-hard, teacher-soft or ground-truth.
     #[arg(long)]
-    pub context: Option<Context>,
-    /// What the student is pulled towards.
-    #[arg(long)]
-    pub target: Option<Target>,
+    pub target: Option<StudentTarget>,
     /// How tokens are chosen from the teacher pass.
     #[arg(long)]
     pub decode: Option<Decode>,

@@ -1,8 +1,9 @@
 //! `sar plan`: what a configuration costs, before it runs.
 
 use crate::cli::{GlobalArgs, PlanArgs, StepMode};
-use crate::config::{Config, Context, Extent, GeneratorSection, Mode};
+use crate::config::{Config, GeneratorSection, Mode};
 use crate::run::memory;
+use sar_math::rollout::Extent;
 use serde::Serialize;
 
 /// Bytes of an f32.
@@ -98,7 +99,6 @@ fn configuration(args: &PlanArgs) -> anyhow::Result<(Config, StepMode)> {
     if args.mode.is_some() {
         // The comparison script rolls out by argmax, so without guidance.
         config.sar.guidance = 0.0;
-        config.sar.context = Context::ClassToken;
     }
     config.validate()?;
     Ok((config, mode))
@@ -137,10 +137,10 @@ pub fn plan(config: &Config, mode: StepMode) -> Plan {
     let grids: Vec<u64> = g.schedule.scales().iter().map(|s| s.tokens() as u64).collect();
     let tokens = g.schedule.tokens() as u64;
     let last = g.schedule.last().tokens() as u64;
-    let student: Vec<u64> = match (mode, config.sar.context) {
-        (StepMode::Tf, _) => Vec::new(),
-        (StepMode::SarLast, Context::ClassToken) => vec![1, last],
-        (StepMode::SarAll, _) | (StepMode::SarLast, Context::Full) => grids.clone(),
+    let student: Vec<u64> = match mode {
+        StepMode::Tf => Vec::new(),
+        StepMode::SarLast => vec![1, last],
+        StepMode::SarAll => grids.clone(),
     };
     let student_tokens: u64 = student.iter().sum();
     let teacher = forward_flops(g, &grids);

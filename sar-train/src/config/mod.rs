@@ -14,8 +14,8 @@ mod train;
 pub use error::ConfigError;
 pub use generator::GeneratorSection;
 pub use sample::{Ramp, SampleConfig};
-pub use sar::{Context, Decode, Extent, Preset, SarConfig, Target};
-pub use train::{LrShape, Mode, TrainConfig};
+pub use sar::{Decode, Preset, SarConfig};
+pub use train::{Mode, TrainConfig};
 
 use serde::{Deserialize, Serialize};
 use std::path::Path;

@@ -2,6 +2,7 @@
 
 use super::{ConfigError, require, text};
 use sar_math::ScaleSchedule;
+use sar_math::guidance::Guidance;
 use serde::{Deserialize, Serialize};
 
 /// How guidance g becomes t of scale i (from 0) of N; logits are `(1+t)·cond − t·uncond`.
@@ -56,6 +57,19 @@ impl Default for SampleConfig {
             count: 100,
             batch: 20,
             published_greedy: false,
+        }
+    }
+}
+
+impl Ramp {
+    /// Guidance g on this ramp; off at 0.
+    pub fn guidance(self, g: f64) -> Guidance {
+        match self {
+            _ if g == 0.0 => Guidance::Off,
+            Self::Flexvar => Guidance::Sampling(g),
+            Self::Var => Guidance::Var(g),
+            Self::Rollout => Guidance::Rollout(g),
+            Self::Constant => Guidance::Constant(g),
         }
     }
 }

@@ -1,41 +1,10 @@
 //! Self-autoregressive refinement: four independent switches and two presets.
 
-use super::{ConfigError, require};
+use super::{ConfigError, require, text};
+use sar_math::backend::Filter;
+use sar_math::guidance::Guidance;
+use sar_math::rollout::{self, Extent, SarSettings, StudentTarget};
 use serde::{Deserialize, Serialize};
-
-/// Which transitions the rollout staggers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Extent {
-    /// Every scale is fed from the one before, in one pass.
-    All,
-    /// Only the last scale.
-    Last,
-    /// One transition, drawn anew each step.
-    Random,
-}
-
-/// What the student pass sees besides its own input, where [`Extent`] is not `all`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Context {
-    /// All earlier scales.
-    Full,
-    /// Only the class token: schedule (1, n).
-    ClassToken,
-}
-
-/// What the student's predictions are pulled towards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Target {
-    /// The tokens chosen from the teacher pass.
-    TeacherHard,
-    /// The teacher pass's softmax, detached.
-    TeacherSoft,
-    /// The image's own tokens.
-    GroundTruth,
-}
 
 /// How tokens are chosen from the teacher pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -65,11 +34,11 @@ pub struct SarConfig {
     /// `release` (default) or `paper`.
     pub preset: Preset,
     /// Which transitions: `all`, `last`, `random`.
+    #[serde(with = "text")]
     pub extent: Extent,
-    /// What a single staggered scale sees: `full` or `class-token`. No effect with `all`.
-    pub context: Context,
     /// `teacher-hard`, `teacher-soft` or `ground-truth`.
-    pub target: Target,
+    #[serde(with = "text")]
+    pub target: StudentTarget,
     /// `argmax` or `sample`.
     pub decode: Decode,
     /// Filter of `sample`: keep the k most likely; 0 is off. Presets: 900.
@@ -88,8 +57,7 @@ impl SarConfig {
         let base = Self {
             preset,
             extent: Extent::All,
-            context: Context::Full,
-            target: Target::TeacherHard,
+            target: StudentTarget::TeacherHard,
             decode: Decode::Sample,
             top_k: 900,
             top_p: 0.96,
@@ -98,14 +66,22 @@ impl SarConfig {
         };
         match preset {
             Preset::Paper => base,
-            Preset::Release => Self {
-                extent: Extent::Last,
-                context: Context::ClassToken,
-                guidance: 1.2,
-                sigma: 0.01,
-                ..base
-            },
+            Preset::Release => Self { extent: Extent::Last, guidance: 1.2, sigma: 0.01, ..base },
         }
+    }
+
+    /// The switches as a step takes them.
+    pub fn settings(&self) -> SarSettings {
+        let guidance =
+            if self.guidance == 0.0 { Guidance::Off } else { Guidance::Rollout(self.guidance) };
+        let decode = match self.decode {
+            Decode::Argmax => rollout::Decode::Argmax,
+            Decode::Sample => rollout::Decode::Sample {
+                filter: Filter { top_k: self.top_k, top_p: self.top_p },
+                guidance,
+            },
+        };
+        SarSettings { extent: self.extent, target: self.target, decode, sigma: self.sigma }
     }
 
     /// Checks every value.
@@ -132,9 +108,10 @@ impl Default for SarConfig {
 #[serde(deny_unknown_fields, default)]
 struct Keys {
     preset: Preset,
+    #[serde(with = "text::optional")]
     extent: Option<Extent>,
-    context: Option<Context>,
-    target: Option<Target>,
+    #[serde(with = "text::optional")]
+    target: Option<StudentTarget>,
     decode: Option<Decode>,
     top_k: Option<usize>,
     top_p: Option<f64>,
@@ -148,7 +125,6 @@ impl From<Keys> for SarConfig {
         Self {
             preset: keys.preset,
             extent: keys.extent.unwrap_or(base.extent),
-            context: keys.context.unwrap_or(base.context),
             target: keys.target.unwrap_or(base.target),
             decode: keys.decode.unwrap_or(base.decode),
             top_k: keys.top_k.unwrap_or(base.top_k),

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+use sar_math::rollout::Extent;
 
 fn error(text: &str) -> String {
     Config::parse(text, "run.toml").unwrap_err().to_string()

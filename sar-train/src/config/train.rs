@@ -1,6 +1,8 @@
 //! How a generator is trained.
 
-use super::{ConfigError, require, text};
+use super::{ConfigError, SarConfig, require, text};
+use sar_math::anneal::{Anneal, Shape};
+use sar_math::rollout::Method;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -20,7 +22,7 @@ pub enum Mode {
         /// Scales fed from ground truth, from the first.
         teacher_scales: usize,
     },
-    /// Teacher and student forcing in turn, step by step.
+    /// Own samples and ground truth in turn, scale by scale.
     Interleaved,
 }
 
@@ -60,61 +62,6 @@ impl FromStr for Mode {
     }
 }
 
-/// Shape of the learning rate after warm-up, under the published names.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum LrShape {
-    /// `cos`: half a cosine down to `lr_end`.
-    Cos,
-    /// `lin`: constant for 15 % of the steps, then straight down to `lr_end`.
-    Lin,
-    /// `lin0`: as `lin` with 5 % constant; the default.
-    Lin0,
-    /// `lin00`: straight down from the start.
-    Lin00,
-    /// `lin0.2` and so on: constant for this fraction of the steps, then straight down.
-    LinAfter(f64),
-    /// `exp`: constant for 15 % of the steps, then exponentially down.
-    Exp,
-}
-
-impl fmt::Display for LrShape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cos => f.write_str("cos"),
-            Self::Lin => f.write_str("lin"),
-            Self::Lin0 => f.write_str("lin0"),
-            Self::Lin00 => f.write_str("lin00"),
-            Self::LinAfter(fraction) => write!(f, "lin{fraction}"),
-            Self::Exp => f.write_str("exp"),
-        }
-    }
-}
-
-impl FromStr for LrShape {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "cos" => Ok(Self::Cos),
-            "lin" => Ok(Self::Lin),
-            "lin0" => Ok(Self::Lin0),
-            "lin00" => Ok(Self::Lin00),
-            "exp" => Ok(Self::Exp),
-            _ => text
-                .strip_prefix("lin")
-                .and_then(|n| n.parse().ok())
-                .filter(|n: &f64| *n > 0.0 && *n < 1.0)
-                .map(Self::LinAfter)
-                .ok_or_else(|| {
-                    format!(
-                        "unknown learning-rate shape `{text}`, expected one of `cos`, `lin`, \
-                         `lin0`, `lin00`, `lin0.2` (any fraction below 1), `exp`"
-                    )
-                }),
-        }
-    }
-}
-
 /// Section `[train]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -135,7 +82,7 @@ pub struct TrainConfig {
     pub base_lr: f64,
     /// Shape after warm-up: `cos`, `lin`, `lin0` (default), `lin00`, `lin0.2`, `exp`.
     #[serde(with = "text")]
-    pub lr_shape: LrShape,
+    pub lr_shape: Shape,
     /// Steps from `lr_start` to the peak. Default 0.
     pub warmup: u64,
     /// First learning rate, as a fraction of the peak. Default 0.005.
@@ -191,7 +138,7 @@ impl Default for TrainConfig {
             accumulate: 1,
             lr: None,
             base_lr: 1e-4,
-            lr_shape: LrShape::Lin0,
+            lr_shape: Shape::PUBLISHED,
             warmup: 0,
             lr_start: 0.005,
             lr_end: 0.1,
@@ -222,6 +169,31 @@ impl TrainConfig {
     pub fn peak_lr(&self) -> f64 {
         let images = (self.batch * self.accumulate) as f64;
         self.lr.unwrap_or(self.base_lr * images / 256.0)
+    }
+
+    /// Learning rate and weight decay over the run.
+    pub fn anneal(&self) -> Anneal {
+        Anneal {
+            shape: self.lr_shape,
+            peak: self.peak_lr(),
+            total: self.steps,
+            warmup: self.warmup,
+            warmup_from: self.lr_start,
+            end: self.lr_end,
+            weight_decay: self.weight_decay,
+            weight_decay_end: self.weight_decay_end.unwrap_or(self.weight_decay),
+        }
+    }
+
+    /// The way of training, with SAR's extent where it is SAR.
+    pub fn method(&self, sar: &SarConfig) -> Method {
+        match self.mode {
+            Mode::Teacher => Method::Teacher,
+            Mode::Ssr => Method::Sar(sar.extent),
+            Mode::Student => Method::Student,
+            Mode::Hybrid { teacher_scales } => Method::Hybrid { teacher_scales },
+            Mode::Interleaved => Method::Interleaved,
+        }
     }
 
     /// Drop path of the last of `depth` blocks.

@@ -1,0 +1,53 @@
+//! Why training stops.
+
+use crate::checkpoint::CheckpointError;
+use crate::data::DataError;
+use crate::run::{Interrupted, NonFiniteError, RunError};
+use sar_math::rollout::PlanError;
+
+/// Why training stops.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// An op of the backend.
+    #[error("training: {0}")]
+    Backend(Box<dyn std::error::Error + Send + Sync>),
+    /// The way of training does not fit the schedule.
+    #[error("training: {0}")]
+    Plan(#[from] PlanError),
+    /// The images.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// A checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The run folder.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// Gradients that are not finite, several times in a row.
+    #[error(transparent)]
+    NonFinite(#[from] NonFiniteError),
+    /// The user stopped it.
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+    /// Weights that do not belong to the model.
+    #[error("training: {what}: expected {expected} values, found {found}")]
+    Length {
+        /// Which.
+        what: &'static str,
+        /// As the model has.
+        expected: usize,
+        /// As given.
+        found: usize,
+    },
+    /// The tokenizer and the generator do not fit each other.
+    #[error("training: {0}")]
+    Mismatch(String),
+}
+
+impl TrainError {
+    /// Wraps an error of a backend.
+    pub fn backend(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Backend(Box::new(error))
+    }
+}

@@ -1,0 +1,403 @@
+//! Optimiser steps: gradients of the micro-batches, clipping, AdamW, running average.
+
+use super::memory::{Needs, SUM_BLOCKS, StepMemory};
+use super::settings::StepSettings;
+use super::step::StepInput;
+use super::TrainError;
+use crate::config::{Config, TrainConfig};
+use crate::model::generator::Generator;
+use crate::run::NonFinite;
+use sar_math::backend::{AdamW, Backend, Buffers, Filter, LatentDims, Slot};
+use sar_math::guidance::Guidance;
+use sar_math::rollout::{Decode, Method, Plan, StudentTarget};
+use sar_math::{MAX_SCALES, Real, ScaleSchedule};
+use serde::{Deserialize, Serialize};
+
+/// Where a trainer's images come from, as latents.
+pub trait Batches<B: Backend> {
+    /// Puts the latents of the next batch, `[b, k, h, w]`, in `latents`; returns its labels.
+    ///
+    /// # Errors
+    /// Whatever keeps it from making them.
+    fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError>;
+}
+
+/// What a run needs beside weights and moments to go on bit for bit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainState {
+    /// Steps taken, skipped ones too.
+    pub step: u64,
+    /// Steps that changed the weights.
+    pub updates: u64,
+    /// Steps skipped because a gradient was not finite.
+    pub non_finite: NonFinite,
+    /// Seed of the run.
+    pub seed: u64,
+}
+
+/// Losses of the last micro-batch of a step, and its gradient norm.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepReport {
+    /// Teacher-forcing loss + σ·contrastive loss, nats per token.
+    pub loss: f64,
+    /// Teacher-forcing loss.
+    pub loss_tf: f64,
+    /// Contrastive student-forcing loss, where there is a student pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_csf: Option<f64>,
+    /// Loss of each scale of the first pass.
+    pub scale_loss: Vec<f64>,
+    /// Accuracy of each scale of the first pass.
+    pub scale_acc: Vec<f64>,
+    /// Loss of each scale of the student pass, its class token left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub student_scale_loss: Vec<f64>,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of the step.
+    pub lr: f64,
+    /// The schedule of the step.
+    pub schedule: String,
+}
+
+/// A generator in training on one backend.
+pub struct Trainer<'a, B: Backend> {
+    pub(crate) backend: &'a B,
+    pub(crate) generator: Generator,
+    pub(crate) schedule: ScaleSchedule,
+    pub(crate) config: TrainConfig,
+    pub(crate) settings: StepSettings,
+    pub(crate) params: B::Params,
+    pub(crate) first_moment: B::Accum,
+    pub(crate) second_moment: B::Accum,
+    pub(crate) ema: Option<B::Accum>,
+    pub(crate) codebook: B::Accum,
+    pub(crate) latents: B::Activation,
+    pub(crate) latent_dims: LatentDims,
+    pub(crate) memory: StepMemory<B>,
+    pub(crate) state: TrainState,
+    decayed: Vec<Slot>,
+    plain: Vec<Slot>,
+    last_plan: Option<Plan>,
+}
+
+impl StepSettings {
+    /// The settings of a configuration.
+    pub fn of(config: &Config) -> Self {
+        let method = config.train.method(&config.sar);
+        Self {
+            method,
+            sar: matches!(method, Method::Sar(_)).then(|| config.sar.settings()),
+            own_samples: Filter { top_k: config.sar.top_k, top_p: config.sar.top_p },
+            class_dropout: config.train.class_dropout,
+            drop_path: config.train.last_drop_path(config.generator.depth),
+            smoothing: config.train.label_smoothing,
+            seed: config.train.seed,
+        }
+    }
+
+    /// What memory the steps need.
+    pub fn needs(&self) -> Needs {
+        let soft = self.sar.is_some_and(|s| s.target == StudentTarget::TeacherSoft);
+        let guided = self.guidance() != Guidance::Off;
+        let sampler = !matches!(self.method, Method::Teacher | Method::Sar(_));
+        Needs { guided, soft, sampler }
+    }
+}
+
+impl<'a, B: Backend> Trainer<'a, B> {
+    /// A trainer at step 0 from these weights; moments are zero.
+    ///
+    /// `codebook` is the tokenizer's, L2-normalised `[v, k]`; latents are `height`×`width`.
+    ///
+    /// # Errors
+    /// Weights of another length; out of memory.
+    pub fn new(
+        backend: &'a B,
+        generator: Generator,
+        config: &Config,
+        weights: &[f32],
+        codebook: &[f32],
+        (height, width): (usize, usize),
+    ) -> Result<Self, TrainError> {
+        let (shape, len) = (generator.shape().clone(), generator.layout().len());
+        expect_length("weights", len, weights.len())?;
+        expect_length("codebook", shape.vocab * shape.channels, codebook.len())?;
+        let settings = StepSettings::of(config);
+        let (schedule, batch) = (config.generator.schedule, config.train.batch);
+        let build = || -> Result<Self, B::Error> {
+            let mut params = backend.params(len)?;
+            backend.upload_params(&hosted::<B>(weights), &mut params, 0)?;
+            let mut codes = backend.accum(codebook.len())?;
+            backend.upload_accum(&hosted::<B>(codebook), &mut codes, 0)?;
+            let latent_dims = LatentDims { batch, channels: shape.channels, height, width };
+            let tokens = schedule.tokens();
+            let needs = settings.needs();
+            let memory = StepMemory::new(backend, &generator, batch, &schedule, tokens, needs)?;
+            let mut ema = None;
+            if config.train.ema > 0.0 {
+                let mut average = backend.accum(len)?;
+                backend.upload_accum(&hosted::<B>(weights), &mut average, 0)?;
+                ema = Some(average);
+            }
+            Ok(Self {
+                backend,
+                params,
+                first_moment: backend.accum(len)?,
+                second_moment: backend.accum(len)?,
+                ema,
+                codebook: codes,
+                latents: backend.activation(batch * shape.channels * height * width)?,
+                latent_dims,
+                memory,
+                state: TrainState {
+                    step: 0,
+                    updates: 0,
+                    non_finite: NonFinite::new(config.train.non_finite_limit),
+                    seed: config.train.seed,
+                },
+                decayed: generator.layout().slots(true),
+                plain: generator.layout().slots(false),
+                last_plan: None,
+                schedule,
+                config: config.train.clone(),
+                settings,
+                generator,
+            })
+        };
+        build().map_err(TrainError::backend)
+    }
+
+    /// Steps taken.
+    pub fn step_number(&self) -> u64 {
+        self.state.step
+    }
+
+    /// The model.
+    pub fn generator(&self) -> &Generator {
+        &self.generator
+    }
+
+    /// The weights on the device.
+    pub fn params(&self) -> &B::Params {
+        &self.params
+    }
+
+    /// The codebook on the device.
+    pub fn codebook(&self) -> &B::Accum {
+        &self.codebook
+    }
+
+    /// What the run needs beside weights and moments.
+    pub fn state(&self) -> &TrainState {
+        &self.state
+    }
+
+    /// Takes up a saved state; the weights are those given to [`Trainer::new`].
+    ///
+    /// # Errors
+    /// Buffers of another length.
+    pub fn restore(
+        &mut self,
+        state: TrainState,
+        first_moment: &[f32],
+        second_moment: &[f32],
+        ema: Option<&[f32]>,
+    ) -> Result<(), TrainError> {
+        let len = self.generator.layout().len();
+        expect_length("first moment", len, first_moment.len())?;
+        expect_length("second moment", len, second_moment.len())?;
+        let upload = |host: &[f32], to: &mut B::Accum| {
+            self.backend.upload_accum(&hosted::<B>(host), to, 0).map_err(TrainError::backend)
+        };
+        upload(first_moment, &mut self.first_moment)?;
+        upload(second_moment, &mut self.second_moment)?;
+        if let (Some(host), Some(average)) = (ema, self.ema.as_mut()) {
+            expect_length("running average", len, host.len())?;
+            upload(host, average)?;
+        }
+        self.state = state;
+        Ok(())
+    }
+
+    /// One optimiser step; `true` where it was skipped because its gradient was not finite.
+    ///
+    /// # Errors
+    /// The images', the backend's; too many skipped steps in a row.
+    pub fn step(&mut self, batches: &mut impl Batches<B>) -> Result<bool, TrainError> {
+        let len = self.generator.layout().len();
+        let grads = &mut self.memory.grads.params;
+        self.backend.zero_accum(grads, len).map_err(TrainError::backend)?;
+        for micro in 0..self.config.accumulate as u64 {
+            let labels = batches.next(self.backend, &mut self.latents)?;
+            self.accumulate(&labels, self.state.step * self.config.accumulate as u64 + micro)?;
+        }
+        let finite = self.update().map_err(TrainError::backend)?;
+        self.state.step += 1;
+        self.state.updates += u64::from(finite);
+        Ok(self.state.non_finite.note(self.state.step, finite)?)
+    }
+
+    /// Adds the gradients of the images in `self.latents`.
+    fn accumulate(&mut self, labels: &[u32], pass: u64) -> Result<(), TrainError> {
+        let (seed, step) = (self.settings.seed, self.state.step);
+        let schedule = match self.config.random_schedules {
+            true => self.schedule.random_at(seed, step),
+            false => self.schedule,
+        };
+        let target = self.settings.sar.map_or(StudentTarget::TeacherHard, |s| s.target);
+        let plan = Plan::new(self.settings.method, target, &schedule, seed, step)?;
+        let input = StepInput {
+            generator: &self.generator,
+            params: &self.params,
+            codebook: &self.codebook,
+            latents: &self.latents,
+            latent_dims: LatentDims { batch: labels.len(), ..self.latent_dims },
+            labels,
+            plan: &plan,
+            pass,
+            accumulate: self.config.accumulate,
+        };
+        self.memory
+            .accumulate(self.backend, &self.settings, &input)
+            .map_err(TrainError::backend)?;
+        self.last_plan = Some(plan);
+        Ok(())
+    }
+
+    /// Clipping, AdamW and the running average; whether the gradient was finite.
+    fn update(&mut self) -> Result<bool, B::Error> {
+        let (b, len) = (self.backend, self.generator.layout().len());
+        let memory = &mut self.memory;
+        b.grad_norm(len, &memory.grads.params, &mut memory.norm)?;
+        let anneal = self.config.anneal();
+        let hyper = AdamW {
+            lr: anneal.learning_rate(self.state.step),
+            beta1: self.config.beta1,
+            beta2: self.config.beta2,
+            eps: self.config.eps,
+            weight_decay: anneal.weight_decay(self.state.step),
+            step: self.state.updates + 1,
+            clip: self.config.clip,
+        };
+        b.adamw(
+            &hyper,
+            &self.decayed,
+            &self.plain,
+            &memory.grads.params,
+            &memory.norm,
+            &mut self.first_moment,
+            &mut self.second_moment,
+            &mut self.params,
+        )?;
+        let norm = self.grad_norm()?;
+        if let Some(average) = self.ema.as_mut().filter(|_| norm.is_finite()) {
+            b.ema(len, self.config.ema, &self.params, average)?;
+        }
+        Ok(norm.is_finite())
+    }
+
+    fn grad_norm(&self) -> Result<f64, B::Error> {
+        let mut norm = [B::Host::default()];
+        self.backend.download_accum(&self.memory.norm, 0, &mut norm)?;
+        Ok(norm[0].wide())
+    }
+
+    /// Losses of the step just taken; `None` before the first. Waits for the device.
+    ///
+    /// # Errors
+    /// A device fault.
+    pub fn report(&mut self, images: usize) -> Result<Option<StepReport>, TrainError> {
+        let Some(plan) = self.last_plan else { return Ok(None) };
+        self.read_report(&plan, images).map(Some).map_err(TrainError::backend)
+    }
+
+    fn read_report(&mut self, plan: &Plan, batch: usize) -> Result<StepReport, B::Error> {
+        let (b, m, first) = (self.backend, &mut self.memory, &plan.first.schedule);
+        b.scale_sums(batch, first, &m.teacher_loss.loss_bl, &mut m.sums, 0)?;
+        b.scale_sums(batch, first, &m.teacher_loss.hits_bl, &mut m.sums, MAX_SCALES)?;
+        if let Some(second) = &plan.second {
+            let (schedule, at) = (&second.schedule, 2 * MAX_SCALES);
+            b.scale_sums(batch, schedule, &m.student_loss.loss_bl, &mut m.sums, at)?;
+        }
+        let mut host = vec![B::Host::default(); SUM_BLOCKS * MAX_SCALES];
+        b.download_accum(&m.sums, 0, &mut host)?;
+        let means = |schedule: &ScaleSchedule, block: usize, from: usize| -> Vec<f64> {
+            (from..schedule.len())
+                .map(|i| {
+                    let count = (batch * schedule.range(i).len()) as f64;
+                    host[block * MAX_SCALES + i].wide() / count
+                })
+                .collect()
+        };
+        let scale_loss = means(first, 0, 0);
+        let loss_tf = token_mean(&scale_loss, first, 0);
+        let student = plan.second.map(|s| (means(&s.schedule, 2, 1), s.schedule));
+        let loss_csf = student.as_ref().map(|(losses, s)| token_mean(losses, s, 1));
+        let grad_norm = self.grad_norm()?;
+        Ok(StepReport {
+            loss: loss_tf + self.settings.sigma() * loss_csf.unwrap_or(0.0),
+            loss_tf,
+            loss_csf,
+            scale_loss,
+            scale_acc: means(first, 1, 0),
+            student_scale_loss: student.map(|(losses, _)| losses).unwrap_or_default(),
+            grad_norm,
+            lr: self.config.anneal().learning_rate(self.state.step.saturating_sub(1)),
+            schedule: first.to_string(),
+        })
+    }
+
+    /// Weights, moments and running average on the host, to be saved.
+    ///
+    /// # Errors
+    /// A device fault.
+    pub fn export(&self) -> Result<Export, TrainError> {
+        let len = self.generator.layout().len();
+        let accum = |from: &B::Accum| -> Result<Vec<f32>, B::Error> {
+            let mut host = vec![B::Host::default(); len];
+            self.backend.download_accum(from, 0, &mut host)?;
+            Ok(host.into_iter().map(|v| v.wide() as f32).collect())
+        };
+        let read = || -> Result<Export, B::Error> {
+            let mut weights = vec![B::Host::default(); len];
+            self.backend.download_params(&self.params, 0, &mut weights)?;
+            Ok(Export {
+                weights: weights.into_iter().map(|v| v.wide() as f32).collect(),
+                first_moment: accum(&self.first_moment)?,
+                second_moment: accum(&self.second_moment)?,
+                ema: self.ema.as_ref().map(accum).transpose()?,
+            })
+        };
+        read().map_err(TrainError::backend)
+    }
+}
+
+/// A trainer's flat buffers on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Export {
+    /// The parameters.
+    pub weights: Vec<f32>,
+    /// AdamW's first moment.
+    pub first_moment: Vec<f32>,
+    /// AdamW's second moment.
+    pub second_moment: Vec<f32>,
+    /// The running average, where one is kept.
+    pub ema: Option<Vec<f32>>,
+}
+
+/// The mean over tokens of means over scales, from scale `from` on.
+pub(crate) fn token_mean(scale_means: &[f64], schedule: &ScaleSchedule, from: usize) -> f64 {
+    let count = |i: usize| schedule.range(i).len() as f64;
+    let tokens: f64 = (from..schedule.len()).map(count).sum();
+    scale_means.iter().enumerate().map(|(i, m)| m * count(from + i)).sum::<f64>() / tokens
+}
+
+/// Values of a file in the host's number type.
+pub(crate) fn hosted<B: Buffers>(values: &[f32]) -> Vec<B::Host> {
+    values.iter().map(|&v| B::Host::of(f64::from(v))).collect()
+}
+
+fn expect_length(what: &'static str, expected: usize, found: usize) -> Result<(), TrainError> {
+    if expected == found { Ok(()) } else { Err(TrainError::Length { what, expected, found }) }
+}
