@@ -1,7 +1,7 @@
 //! Teacher-forcing loss on images that training does not see.
 
-use super::trainer::{Trainer, token_mean};
 use super::TrainError;
+use super::trainer::{Trainer, token_mean};
 use crate::model::generator::PassInput;
 use sar_math::backend::{Backend, LatentDims, LossDims, RolloutDims, TargetRows};
 use sar_math::{MAX_SCALES, Real};

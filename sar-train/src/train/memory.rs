@@ -18,7 +18,6 @@ pub struct Needs {
 
 /// Buffers of a step: nothing is allocated after they are.
 pub struct StepMemory<B: Buffers> {
-    pub(crate) batch: usize,
     pub(crate) trace: Trace<B>,
     pub(crate) grads: Gradients<B>,
     /// The latent at every scale, `[b, T, k]`.
@@ -62,7 +61,6 @@ impl<B: Backend> StepMemory<B> {
         let rows = if needs.guided { 2 * batch } else { batch };
         let logits = batch * tokens * g.vocab;
         Ok(Self {
-            batch,
             trace: Trace::new(backend, generator, rows, tokens)?,
             grads: Gradients::new(backend, generator, batch, tokens)?,
             tokens: backend.activation(batch * tokens * g.channels)?,

@@ -1,15 +1,15 @@
 //! Optimiser steps: gradients of the micro-batches, clipping, AdamW, running average.
 
+use super::TrainError;
 use super::memory::{Needs, SUM_BLOCKS, StepMemory};
 use super::settings::StepSettings;
 use super::step::StepInput;
-use super::TrainError;
 use crate::config::{Config, TrainConfig};
 use crate::model::generator::Generator;
 use crate::run::NonFinite;
 use sar_math::backend::{AdamW, Backend, Buffers, Filter, LatentDims, Slot};
 use sar_math::guidance::Guidance;
-use sar_math::rollout::{Decode, Method, Plan, StudentTarget};
+use sar_math::rollout::{Method, Plan, StudentTarget};
 use sar_math::{MAX_SCALES, Real, ScaleSchedule};
 use serde::{Deserialize, Serialize};
 
