@@ -108,11 +108,18 @@ fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), DataError> {
     let fail = |e: std::io::Error| DataError::io(folder, "read", &e);
     let (mut folders, mut files) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(folder).map_err(fail)? {
-        let path = entry.map_err(fail)?.path();
+        let entry = entry.map_err(fail)?;
+        let path = entry.path();
         if name(&path).starts_with('.') {
             continue;
         }
-        if path.is_dir() { folders.push(path) } else { files.push(path) }
+        // Only links need a second look at the disk, which counts with a million images.
+        let kind = entry.file_type().map_err(fail)?;
+        if kind.is_dir() || (kind.is_symlink() && path.is_dir()) {
+            folders.push(path)
+        } else {
+            files.push(path)
+        }
     }
     folders.sort();
     files.sort();
