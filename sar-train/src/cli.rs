@@ -3,7 +3,8 @@
 //! Few flags, and a TOML file for the rest (`--config`, `--set`); what they mean is decided by
 //! [`crate::commands`].
 
-use crate::config::{Decode, Mode, Preset, Ramp};
+use crate::config::{Config, ConfigError, Decode, Mode, Preset, Ramp};
+use crate::data::DataConfig;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sar_math::ScaleSchedule;
 use sar_math::rollout::{Extent, StudentTarget};
@@ -37,6 +38,8 @@ pub struct GlobalArgs {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Look at data before it is used.
+    Data(DataArgs),
     /// Say what a configuration costs: parameters, tokens, FLOPs, memory.
     #[command(after_help = "Example: sar plan --depth 16 --batch 32 --mode sar-all")]
     Plan(PlanArgs),
@@ -58,8 +61,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Continue the run in --out from its last checkpoint, bit for bit.
-    #[arg(long, conflicts_with_all = ["config", "init_from"])]
+    #[arg(long, conflicts_with_all = ["config", "set", "data", "seed", "init_from"])]
     pub resume: bool,
+    /// Images: class folders, a list file, a glyph sheet or `builtin:glyphs10`; overrides [data].
+    #[arg(long, value_name = "SOURCE")]
+    pub data: Option<String>,
     /// Start from these weights: a run folder, a checkpoint folder or a .safetensors file.
     #[arg(long, value_name = "PATH")]
     pub init_from: Option<PathBuf>,
@@ -69,6 +75,26 @@ pub struct RunArgs {
     /// Leave out images that cannot be read, and count them, instead of stopping.
     #[arg(long)]
     pub skip_bad_images: bool,
+}
+
+impl RunArgs {
+    /// The configuration of a new run: the file over the defaults, then the flags.
+    ///
+    /// # Errors
+    /// The file or a `--set` cannot be used.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let mut config = match &self.config {
+            Some(path) => Config::load(path)?,
+            None => Config::default(),
+        };
+        if let Some(source) = &self.data {
+            config.data = DataConfig::from_argument(source);
+        }
+        config = config.set(&self.set)?;
+        config.data.skip_bad_images |= self.skip_bad_images;
+        config.train.seed = self.seed.unwrap_or(config.train.seed);
+        Ok(config)
+    }
 }
 
 /// `sar demo`.
@@ -105,14 +131,14 @@ pub enum DataCommand {
 #[derive(Clone, Debug, Args)]
 pub struct DataCheckArgs {
     /// Class folders, a list file, a glyph sheet, or `builtin:glyphs10`.
-    pub source: PathBuf,
+    pub source: String,
     /// Where to write the preview grid.
     #[arg(long, value_name = "PNG")]
     pub preview: Option<PathBuf>,
     /// Side that images are cropped to, in pixels; default: as the data section.
     #[arg(long, value_name = "PX")]
     pub size: Option<usize>,
-    /// Count bad files instead of stopping at the first.
+    /// Bad files are listed either way; with this they are no failure.
     #[arg(long)]
     pub skip_bad_images: bool,
 }
@@ -154,7 +180,7 @@ pub struct TokenizerEvalArgs {
     pub tokenizer: PathBuf,
     /// Images; default: the data of the tokenizer's run.
     #[arg(long, value_name = "SOURCE")]
-    pub data: Option<PathBuf>,
+    pub data: Option<String>,
     /// Where to write a grid of images beside their reconstructions.
     #[arg(long, value_name = "PNG")]
     pub grid: Option<PathBuf>,
@@ -167,7 +193,7 @@ pub struct TokenizerEncodeArgs {
     pub tokenizer: PathBuf,
     /// Images; default: the data of the tokenizer's run.
     #[arg(long, value_name = "SOURCE")]
-    pub data: Option<PathBuf>,
+    pub data: Option<String>,
     /// The file to write: `ids [images, T]` and `labels [images]`.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
@@ -286,7 +312,7 @@ pub struct EvalArgs {
     pub tokenizer: Option<PathBuf>,
     /// Images to compare with; default: the data of the generator's run.
     #[arg(long, value_name = "SOURCE")]
-    pub data: Option<PathBuf>,
+    pub data: Option<String>,
     /// Guidance values to sweep.
     #[arg(long, value_delimiter = ',', value_name = "G,…", allow_negative_numbers = true)]
     pub guidance: Vec<f64>,

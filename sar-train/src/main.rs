@@ -24,6 +24,7 @@ fn set_threads(threads: usize) -> anyhow::Result<()> {
 fn dispatch(cli: &Cli) -> anyhow::Result<()> {
     let global = &cli.global;
     match &cli.command {
+        Command::Data(args) => commands::data::run(args, global),
         Command::Plan(args) => commands::plan::run(args, global),
         Command::Doctor(args) => commands::doctor::run(args, global),
     }

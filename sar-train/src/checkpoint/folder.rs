@@ -232,27 +232,42 @@ impl Checkpoints {
 /// [`CheckpointError::None`] where all of them are damaged, [`CheckpointError::Newer`] where the
 /// newest was written by a newer program.
 pub fn latest_in(folder: &Path) -> Result<Option<Found>, CheckpointError> {
+    // While a run goes on in the folder, what was listed may be gone when it is looked at: list anew.
+    const LISTINGS: usize = 10;
+    let mut last = Ok(None);
+    for _ in 0..LISTINGS {
+        let (found, gone) = list(folder);
+        if !gone {
+            return found;
+        }
+        last = found;
+    }
+    last
+}
+
+/// The newest whole checkpoint, and whether one disappeared meanwhile.
+fn list(folder: &Path) -> (Result<Option<Found>, CheckpointError>, bool) {
     let mut warnings = Vec::new();
+    let mut gone = false;
     let steps = match steps(folder) {
         Ok(steps) => steps,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(CheckpointError::read(folder, e)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return (Ok(None), false),
+        Err(e) => return (Err(CheckpointError::read(folder, e)), false),
     };
     for &step in steps.iter().rev() {
         let candidate = folder.join(format!("step-{step}"));
         match verify(&candidate) {
-            Ok(()) => return Ok(Some(Found { step, folder: candidate, warnings })),
-            Err(newer @ CheckpointError::Newer { .. }) => return Err(newer),
-            Err(damage) => warnings.push(format!("{damage}; trying the checkpoint before it")),
+            Ok(()) => return (Ok(Some(Found { step, folder: candidate, warnings })), gone),
+            Err(newer @ CheckpointError::Newer { .. }) => return (Err(newer), false),
+            Err(damage) => {
+                gone |= !candidate.exists();
+                warnings.push(format!("{damage}; trying the checkpoint before it"));
+            }
         }
     }
-    match warnings.first() {
-        None => Ok(None),
-        Some(first) => Err(CheckpointError::None {
-            path: folder.to_owned(),
-            reason: format!("has {} checkpoints, all damaged: {first}", warnings.len()),
-        }),
-    }
+    let Some(first) = warnings.first() else { return (Ok(None), false) };
+    let reason = format!("has {} checkpoints, all damaged: {first}", warnings.len());
+    (Err(CheckpointError::None { path: folder.to_owned(), reason }), gone)
 }
 
 /// Fails unless every file of the checkpoint is as it was written.

@@ -1,5 +1,6 @@
 //! `sar data check`: decodes every image and says what is there.
 
+use crate::cli::{DataArgs, DataCommand, GlobalArgs};
 use crate::data::grid::{Images, save_grid};
 use crate::data::{
     Augment, BadImage, DataConfig, DataError, Listing, Source, decode, locate, open,
@@ -15,6 +16,26 @@ const PREVIEW_COLUMNS: usize = 8;
 const PREVIEW_CLASSES: usize = 16;
 /// Side of a preview image in pixels.
 const PREVIEW_SIDE: usize = 64;
+
+/// `sar data …`.
+///
+/// # Errors
+/// As [`check`]; and images that cannot be used, unless `--skip-bad-images` accepts them.
+pub fn run(args: &DataArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
+    let DataCommand::Check(args) = &args.command;
+    let mut config = DataConfig::from_argument(&args.source);
+    config.image_side = args.size.unwrap_or(config.image_side);
+    let report = check(&config, args.preview.as_deref())?;
+    println!("{report}");
+    let accepted = args.skip_bad_images && report.total > 0;
+    anyhow::ensure!(
+        report.exit_code() == 0 || accepted,
+        "{} of {} images cannot be used; remove them, or train with --skip-bad-images",
+        report.bad.len(),
+        report.bad.len() + report.total
+    );
+    Ok(())
+}
 
 /// What a check of data found.
 #[derive(Clone, Debug, PartialEq)]

@@ -17,6 +17,7 @@ pub use sample::{Ramp, SampleConfig};
 pub use sar::{Decode, Preset, SarConfig};
 pub use train::{Mode, TrainConfig};
 
+use crate::data::DataConfig;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -24,6 +25,8 @@ use std::path::Path;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// Where the images are and how they are cut. Checked when they are opened.
+    pub data: DataConfig,
     /// The generator's shape.
     pub generator: GeneratorSection,
     /// How it is trained.

@@ -1,0 +1,111 @@
+//! The program tells its users what went wrong: one line that names the thing, and an exit code.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn sar(arguments: &[&str], folder: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sar")).args(arguments).current_dir(folder).output().unwrap()
+}
+
+/// Runs the program, expects this exit code, and returns what it said on standard error.
+#[track_caller]
+fn fails(code: i32, arguments: &[&str], folder: &Path) -> String {
+    let output = sar(arguments, folder);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+    assert!(!text.contains("panicked"), "{arguments:?}: {text}");
+    text
+}
+
+#[track_caller]
+fn succeeds(arguments: &[&str], folder: &Path) -> String {
+    let output = sar(arguments, folder);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {text}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn says(text: &str, expected: &[&str]) {
+    for part in expected {
+        assert!(text.contains(part), "no `{part}` in: {text}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    let folder = tempfile::tempdir().unwrap();
+    says(&fails(2, &["trian"], folder.path()), &["unrecognized subcommand", "trian"]);
+    says(&fails(2, &["plan", "--dept", "3"], folder.path()), &["--dept", "--depth"]);
+    says(
+        &fails(2, &["plan", "--schedule", "1_2_x"], folder.path()),
+        &["--schedule", "entry 3 is neither a number nor HxW"],
+    );
+    says(
+        &fails(2, &["plan", "--schedule", "1_4_2"], folder.path()),
+        &["scale 3 (2) does not grow"],
+    );
+}
+
+#[test]
+fn configurations_name_key_and_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("run.toml");
+    for (text, expected) in [
+        ("[train]\nbatchsize = 3\n", &["run.toml, line 2", "`train.batchsize`", "`batch`"][..]),
+        ("[train]\nsteps = 1.5\n", &["run.toml, line 2", "train.steps"]),
+        ("[generator]\nschedule = \"2_4\"\n", &["line 2", "generator.schedule", "scale 1 is 2"]),
+        ("[generator]\nheads = 3\n", &["generator.width is 256, expected a multiple of"]),
+        ("[sar]\npreset = \"papr\"\n", &["line 2", "sar.preset", "`paper`"]),
+        ("[train]\nsteps = \n", &["line 2"]),
+    ] {
+        fs::write(&file, text).unwrap();
+        let said = fails(1, &["plan", "--config", "run.toml"], folder.path());
+        says(&said, expected);
+        assert!(said.starts_with("error: ") && said.lines().count() <= 3, "{said}");
+    }
+    let said = fails(1, &["plan", "--config", "absent.toml"], folder.path());
+    says(&said, &["absent.toml", "because: No such file"]);
+    let said = fails(1, &["plan", "--set", "train.btch=3"], folder.path());
+    says(&said, &["--set train.btch=3", "did you mean `batch`"]);
+}
+
+#[test]
+fn plan_and_doctor_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let schedule = "1_2_3_4_5_6_8_10_13_16";
+    let flags =
+        ["plan", "--depth", "16", "--vocab", "8912", "--channels", "32", "--classes", "1000"];
+    let text = succeeds(&[&flags[..], &["--schedule", schedule, "--json"]].concat(), folder.path());
+    let plan: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(plan["parameters"], 315_561_936);
+    assert_eq!(plan["tokens"], 680);
+    says(&succeeds(&["plan"], folder.path()), &["parameters", "tokens", "FLOP", "activations"]);
+    says(&succeeds(&["doctor"], folder.path()), &["cores", "cpu: yes", "writable"]);
+}
+
+#[test]
+fn data_is_refused_with_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |source: &str| fails(1, &["data", "check", source], folder.path());
+    says(&check("absent"), &["absent"]);
+    fs::create_dir(folder.path().join("empty")).unwrap();
+    says(&check("empty"), &["empty"]);
+    for (class, name, content) in [
+        ("cats", "one.png", &b""[..]),
+        ("cats", "two.png", b"not an image"),
+        ("dogs", "three.jpg", b"\xff\xd8\xff\xe0 cut off"),
+    ] {
+        let class = folder.path().join("images").join(class);
+        fs::create_dir_all(&class).unwrap();
+        fs::write(class.join(name), content).unwrap();
+    }
+    let output = sar(&["data", "check", "images"], folder.path());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    says(&text, &["one.png", "two.png", "three.jpg"]);
+    says(&String::from_utf8(output.stderr).unwrap(), &["3 of 3 images cannot be used"]);
+    says(&succeeds(&["data", "check", "builtin:glyphs10"], folder.path()), &["10"]);
+}
