@@ -46,6 +46,9 @@ pub enum Command {
     /// Say what this machine offers: cores, CPU features, memory, disk, backends.
     #[command(after_help = "Example: sar doctor")]
     Doctor(DoctorArgs),
+    /// Write one self-contained HTML page about one or more runs.
+    #[command(after_help = "Example: sar report runs/base runs/refined --out report.html")]
+    Report(ReportArgs),
 }
 
 /// Flags of every command that makes or continues a run folder.

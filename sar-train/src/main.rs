@@ -27,5 +27,6 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Data(args) => commands::data::run(args, global),
         Command::Plan(args) => commands::plan::run(args, global),
         Command::Doctor(args) => commands::doctor::run(args, global),
+        Command::Report(args) => commands::report::run(args, global),
     }
 }

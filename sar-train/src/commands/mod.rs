@@ -3,6 +3,7 @@
 pub mod data;
 pub mod doctor;
 pub mod plan;
+pub mod report;
 
 use crate::run::Interrupted;
 

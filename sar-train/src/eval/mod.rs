@@ -314,3 +314,7 @@ impl<'a, B: Backend> Evaluator<'a, B> {
         &self.classifier
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

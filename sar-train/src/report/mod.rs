@@ -1,4 +1,80 @@
-//! What a run left, read back and shown.
+//! `sar report`: one self-contained HTML file about one or more run folders.
+//!
+//! Styles, curves (SVG) and images (PNG as base64) are in the file; it makes no request and runs no
+//! script. Every text that comes from a file is escaped. What is missing or damaged in a run folder
+//! is said in the page.
 
+mod curves;
+mod html;
+mod page;
+mod plot;
+mod read;
 pub mod summary;
+mod tables;
+mod ticks;
 pub mod verdict;
+
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Name of the report in a run folder.
+pub const REPORT_FILE: &str = "report.html";
+
+/// Why there is no report.
+#[derive(Debug, Error)]
+pub enum ReportError {
+    /// A path that is no folder.
+    #[error("{path}: not a run folder ({problem}); give the folder that --out named")]
+    Folder {
+        /// The path.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Folders without anything to show.
+    #[error(
+        "{path}: nothing to report: no summary.json, config.toml, log.jsonl, eval.json or samples; \
+         give the folder that --out named"
+    )]
+    Empty {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The page cannot be written.
+    #[error("{path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+}
+
+/// A rendered page.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// The whole file.
+    pub html: String,
+    /// What was missing or damaged, as said in the page too.
+    pub notes: Vec<String>,
+}
+
+/// Renders the report on `runs`, in this order.
+///
+/// # Errors
+/// A path that is no folder, or a folder with nothing to show.
+pub fn render(runs: &[PathBuf]) -> Result<Report, ReportError> {
+    let material = read::read(runs)?;
+    Ok(Report { html: page::page(&material), notes: material.notes() })
+}
+
+/// Renders the report on `runs` and writes it to `out`, through a temporary name.
+///
+/// # Errors
+/// As [`render`], or the file cannot be written.
+pub fn write(runs: &[PathBuf], out: &Path) -> Result<Report, ReportError> {
+    let report = render(runs)?;
+    summary::write_whole(out, report.html.as_bytes())
+        .map_err(|source| ReportError::Write { path: out.into(), source })?;
+    Ok(report)
+}

@@ -264,3 +264,7 @@ fn whole_images(images: &[f32], len: usize) -> Result<usize, ClassifierError> {
     }
     Ok(images.len() / len)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

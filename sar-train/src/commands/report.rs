@@ -1,0 +1,24 @@
+//! `sar report`: one page about one or more runs.
+
+use crate::cli::{GlobalArgs, ReportArgs};
+use crate::report::{self, REPORT_FILE};
+
+/// Writes the report and says where it lies and what was missing.
+///
+/// # Errors
+/// A path that is no run folder, or a page that cannot be written.
+pub fn run(args: &ReportArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    let out = match (&args.out, args.runs.first()) {
+        (Some(out), _) => out.clone(),
+        (None, Some(first)) => first.join(REPORT_FILE),
+        (None, None) => anyhow::bail!("no run folder given"),
+    };
+    let report = report::write(&args.runs, &out)?;
+    for note in &report.notes {
+        eprintln!("note: {note}");
+    }
+    if !global.quiet {
+        println!("{}", out.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! Curves of the logs, and the sweep over guidance.
+
+use super::plot::{Chart, Level, Point, Series};
+use super::read::{Field, Run};
+use super::summary::Arm;
+use crate::eval::{Floor, SweepPoint};
+use crate::metrics::Measured;
+use std::collections::BTreeSet;
+
+/// Points drawn of a curve; more are averaged in groups of equal size.
+const POINTS: usize = 200;
+
+/// Numbers of training records that have a chart of their own.
+const KNOWN: [&str; 7] =
+    ["loss", "loss_tf", "loss_csf", "lr", "grad_norm", "scale_loss", "scale_acc"];
+
+/// Numbers the figures of a page.
+#[derive(Debug, Default)]
+pub(super) struct Figures {
+    count: usize,
+}
+
+impl Figures {
+    /// The figure of a chart, with an id of its own.
+    pub(super) fn show(&mut self, chart: &Chart) -> String {
+        self.count += 1;
+        chart.figure(&format!("chart{}", self.count))
+    }
+}
+
+/// Charts side by side, as many as fit; nothing where there are none.
+pub(super) fn gallery(charts: &[String]) -> String {
+    let charts: String = charts.concat();
+    if charts.is_empty() { charts } else { format!("<div class=\"charts\">\n{charts}</div>\n") }
+}
+
+/// Loss (training and held-out), its parts, rate, gradient norm and speed, all runs overlaid.
+pub(super) fn training(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
+    let mut loss =
+        chart("Loss", "loss, nats per token", "Solid: training. Dashed: held-out images.");
+    for run in runs {
+        loss.series.extend(series(run, "train", "loss", None));
+        if let Some(heldout) = series(run, "eval", "heldout_loss", None) {
+            let name = format!("{}, held-out", run.name);
+            loss.series.push(Series { name, dashed: true, markers: true, ..heldout });
+        }
+    }
+    let mut out = vec![figures.show(&loss)];
+    let parts: [(&str, &str, &str, bool); 4] = [
+        ("loss_tf", "Teacher-forcing loss", "loss, nats per token", false),
+        ("loss_csf", "Contrastive student-forcing loss", "loss, nats per token", false),
+        ("lr", "Learning rate", "rate", false),
+        ("grad_norm", "Gradient norm, before clipping", "norm", true),
+    ];
+    for (field, title, y, log) in parts {
+        let mut chart = overlay(runs, "train", field, None, title, y);
+        chart.log = log;
+        out.push(figures.show(&chart));
+    }
+    out
+}
+
+/// Loss and accuracy of each scale over the steps: one small chart per scale.
+pub(super) fn per_scale(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
+    let mut out = Vec::new();
+    for (field, what) in [("scale_loss", "loss"), ("scale_acc", "accuracy")] {
+        let scales: BTreeSet<usize> = runs
+            .iter()
+            .flat_map(|r| r.log.fields())
+            .filter(|f| f.kind == "train" && f.name == field)
+            .filter_map(|f| f.index)
+            .collect();
+        for scale in scales {
+            let title = format!("Scale {}, training {what}", scale + 1);
+            let chart = overlay(runs, "train", field, Some(scale), &title, what);
+            out.push(figures.show(&chart));
+        }
+    }
+    out
+}
+
+/// Every number in the logs, a chart each; of generators those without a chart above.
+pub(super) fn others(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
+    let fields: BTreeSet<&Field> = runs.iter().flat_map(|r| r.log.fields()).collect();
+    let generators = runs.iter().any(|r| r.is_generator());
+    let unknown = fields.into_iter().filter(|f| match f.kind.as_str() {
+        _ if !generators => true,
+        "train" => !KNOWN.contains(&f.name.as_str()),
+        "eval" => f.name != "heldout_loss",
+        _ => true,
+    });
+    unknown
+        .map(|f| {
+            let place = f.index.map(|i| format!(" {}", i + 1)).unwrap_or_default();
+            let title = format!("{}{place} ({})", f.name.replace('_', " "), f.kind);
+            figures.show(&overlay(runs, &f.kind, &f.name, f.index, &title, ""))
+        })
+        .collect()
+}
+
+/// Held-out loss and accuracy of each scale at the end, arm against arm.
+pub(super) fn final_scales(arms: &[Arm], first_style: usize, figures: &mut Figures) -> Vec<String> {
+    let mut out = Vec::new();
+    let what: [(&str, fn(&Arm) -> &[f64]); 2] =
+        [("loss", |a| &a.scale_loss), ("accuracy", |a| &a.scale_accuracy)];
+    for (name, values) in what {
+        let mut chart = Chart {
+            title: format!("Held-out {name} of each scale"),
+            x: "scale, coarse to fine".into(),
+            y: name.into(),
+            whole: true,
+            ..Chart::default()
+        };
+        for (i, arm) in arms.iter().enumerate() {
+            let points = values(arm).iter().enumerate();
+            let points = points.map(|(i, y)| Point { x: i as f64 + 1.0, y: *y, spread: None });
+            let points: Vec<Point> = points.collect();
+            if !points.is_empty() {
+                let (name, style) = (arm.name.clone(), first_style + i);
+                chart.series.push(Series { name, points, style, dashed: false, markers: true });
+            }
+        }
+        out.push(figures.show(&chart));
+    }
+    out
+}
+
+/// Fréchet distance, precision, recall and class accuracy over guidance.
+///
+/// `styles` are those of the arms.
+pub(super) fn sweep(
+    arms: &[Arm],
+    styles: &[usize],
+    floors: &[Floor],
+    figures: &mut Figures,
+) -> Vec<String> {
+    let measures: [(&str, &str, fn(&SweepPoint) -> &Measured); 4] = [
+        ("Fréchet distance over guidance", "Fréchet distance (lower is better)", |p| &p.frechet),
+        ("Precision over guidance", "precision", |p| &p.precision),
+        ("Recall over guidance", "recall", |p| &p.recall),
+        ("Class accuracy over guidance", "class accuracy", |p| &p.class_accuracy),
+    ];
+    let mut out = Vec::new();
+    for (i, (title, y, measure)) in measures.into_iter().enumerate() {
+        let mut chart = Chart {
+            title: title.into(),
+            x: "guidance".into(),
+            y: y.into(),
+            caption: "Mean over sampling seeds; bars: sample standard deviation.".into(),
+            ..Chart::default()
+        };
+        for (arm, style) in arms.iter().zip(styles).filter(|(a, _)| !a.sweep.is_empty()) {
+            let points = arm.sweep.iter().map(|p| {
+                let m = measure(p);
+                Point { x: p.guidance, y: m.mean, spread: m.spread }
+            });
+            chart.series.push(Series {
+                name: arm.name.clone(),
+                points: points.collect(),
+                style: *style,
+                dashed: false,
+                markers: true,
+            });
+        }
+        if i == 0 && !chart.series.is_empty() {
+            let level = |f: &Floor| Level { name: format!("floor: {}", f.name), y: f.frechet };
+            chart.levels = floors.iter().map(level).collect();
+        }
+        out.push(figures.show(&chart));
+    }
+    out
+}
+
+fn chart(title: &str, y: &str, caption: &str) -> Chart {
+    Chart {
+        title: title.into(),
+        x: "step".into(),
+        y: y.into(),
+        caption: caption.into(),
+        ..Chart::default()
+    }
+}
+
+fn overlay(
+    runs: &[&Run],
+    kind: &str,
+    field: &str,
+    index: Option<usize>,
+    title: &str,
+    y: &str,
+) -> Chart {
+    let mut chart = chart(title, y, "");
+    chart.series = runs.iter().filter_map(|run| series(run, kind, field, index)).collect();
+    chart
+}
+
+fn series(run: &Run, kind: &str, field: &str, index: Option<usize>) -> Option<Series> {
+    let values = run.log.get(kind, field, index);
+    if values.is_empty() {
+        return None;
+    }
+    let size = values.len().div_ceil(POINTS);
+    let points = values.chunks(size).map(|group| {
+        let mean = |value: fn(&(f64, f64)) -> f64| {
+            group.iter().map(value).sum::<f64>() / group.len() as f64
+        };
+        Point { x: mean(|v| v.0), y: mean(|v| v.1), spread: None }
+    });
+    let markers = values.len() == 1;
+    let (name, style) = (run.name.clone(), run.style);
+    Some(Series { name, points: points.collect(), style, dashed: false, markers })
+}

@@ -1,0 +1,198 @@
+//! The tables of a comparison.
+
+use super::html::{Cell, list, paragraph, table};
+use super::summary::{Arm, Summary, same_guidance};
+use crate::eval::{EvalSettings, Floor};
+
+/// Arms against measures, each at its best guidance.
+pub(super) fn arms(summary: &Summary) -> String {
+    let head = [
+        "arm",
+        "steps",
+        "held-out loss",
+        "best guidance",
+        "Fréchet distance",
+        "precision",
+        "recall",
+        "class accuracy",
+        "training images/s",
+        "sampled images/s",
+        "peak memory",
+    ];
+    let mut rows = Vec::new();
+    let lowest = |value: fn(&Arm) -> Option<f64>| {
+        summary.arms.iter().filter_map(value).fold(f64::INFINITY, f64::min)
+    };
+    let heldout: fn(&Arm) -> Option<f64> = |a| a.heldout_loss;
+    let frechet: fn(&Arm) -> Option<f64> = |a| a.best().map(|p| p.frechet.mean);
+    let (lowest_loss, lowest_frechet) = (lowest(heldout), lowest(frechet));
+    for arm in &summary.arms {
+        let best = arm.best();
+        rows.push(vec![
+            Cell::new(&arm.name),
+            Cell::new(arm.steps.to_string()),
+            Cell::of(arm.heldout_loss, |v| format!("{v:.3}"))
+                .best(heldout(arm) == Some(lowest_loss)),
+            Cell::of(best, |p| p.guidance.to_string()),
+            Cell::of(best, |p| p.frechet.text(1)).best(frechet(arm) == Some(lowest_frechet)),
+            Cell::of(best, |p| p.precision.text(3)),
+            Cell::of(best, |p| p.recall.text(3)),
+            Cell::of(best, |p| p.class_accuracy.text(3)),
+            Cell::of(arm.train_images_per_second, speed),
+            Cell::of(arm.sample_images_per_second, speed),
+            Cell::of(arm.peak_memory, memory),
+        ]);
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let note = "Each arm at its own best guidance; ± is the sample standard deviation over \
+                sampling seeds. Bold: lowest held-out loss, lowest Fréchet distance.";
+    table("Arms compared", &head.map(String::from), &rows) + &paragraph("caption", note)
+}
+
+/// What each arm is, in a list.
+pub(super) fn descriptions(arms: &[Arm]) -> String {
+    let known = arms.iter().filter(|a| !a.description.is_empty());
+    list("", &known.map(|a| format!("{}: {}", a.name, a.description)).collect::<Vec<_>>())
+}
+
+/// Held-out loss of each scale, arm by arm.
+pub(super) fn scales(arms: &[Arm]) -> String {
+    let count = arms.iter().map(|a| a.scale_loss.len()).max().unwrap_or(0);
+    if count == 0 {
+        return String::new();
+    }
+    let mut head = vec!["arm: held-out loss (accuracy)".to_owned()];
+    head.extend((1..=count).map(|i| format!("scale {i}")));
+    let row = |arm: &Arm| {
+        let mut row = vec![Cell::new(&arm.name)];
+        row.extend((0..count).map(|i| {
+            let accuracy = arm.scale_accuracy.get(i);
+            let accuracy = accuracy.map(|a| format!(" ({a:.3})")).unwrap_or_default();
+            Cell::of(arm.scale_loss.get(i), |l| format!("{l:.3}{accuracy}"))
+        }));
+        row
+    };
+    let rows: Vec<_> = arms.iter().map(row).collect();
+    table("Held-out loss of each scale", &head, &rows)
+}
+
+/// Fréchet distance (precision, recall) at every guidance value.
+pub(super) fn sweep(arms: &[Arm]) -> String {
+    let mut guidances: Vec<f64> =
+        arms.iter().flat_map(|a| a.sweep.iter().map(|p| p.guidance)).collect();
+    guidances.sort_by(f64::total_cmp);
+    guidances.dedup_by(|a, b| same_guidance(*a, *b));
+    if guidances.is_empty() {
+        return String::new();
+    }
+    let measured: Vec<&Arm> = arms.iter().filter(|a| !a.sweep.is_empty()).collect();
+    let mut head = vec!["guidance".to_owned()];
+    head.extend(measured.iter().map(|a| a.name.clone()));
+    let row = |guidance: &f64| {
+        let points = || measured.iter().map(|a| a.at(*guidance));
+        let lowest = points().flatten().map(|p| p.frechet.mean).fold(f64::INFINITY, f64::min);
+        let mut row = vec![Cell::new(guidance.to_string())];
+        row.extend(points().map(|p| {
+            let text = Cell::of(p, |p| {
+                format!("{} / {:.3} / {:.3}", p.frechet.text(1), p.precision.mean, p.recall.mean)
+            });
+            text.best(p.is_some_and(|p| p.frechet.mean == lowest))
+        }));
+        row
+    };
+    let rows: Vec<_> = guidances.iter().map(row).collect();
+    table("Sweep over guidance", &head, &rows)
+        + &paragraph(
+            "caption",
+            "Fréchet distance ± spread / precision / recall. Bold: lowest at this guidance, whether or not by more than the spread.",
+        )
+}
+
+/// What real and reconstructed images reach.
+pub(super) fn floors(floors: &[Floor]) -> String {
+    if floors.is_empty() {
+        return String::new();
+    }
+    let head = ["images", "count", "Fréchet distance", "precision", "recall", "class accuracy"];
+    let row = |f: &Floor| {
+        vec![
+            Cell::new(&f.name),
+            Cell::new(f.count.to_string()),
+            Cell::new(format!("{:.1}", f.frechet)),
+            Cell::new(format!("{:.3}", f.precision)),
+            Cell::new(format!("{:.3}", f.recall)),
+            Cell::of(f.class_accuracy, |v| format!("{v:.3}")),
+        ]
+    };
+    let rows: Vec<_> = floors.iter().map(row).collect();
+    table("Floors", &head.map(String::from), &rows)
+        + &paragraph(
+            "caption",
+            "Against the validation images. A generator that reached these would be as good as its tokenizer, or as real images, can show here.",
+        )
+}
+
+/// How quality was measured.
+pub(super) fn settings(s: &EvalSettings) -> String {
+    if s.extractor.is_empty() {
+        return String::new();
+    }
+    let sampler = &s.sampler;
+    let off = |v: String, off: bool| if off { "off".to_owned() } else { v };
+    let seeds: Vec<String> = s.seeds.iter().map(u64::to_string).collect();
+    let items = [
+        format!("Features: {} ({} dimensions).", s.extractor, s.feature_dims),
+        format!(
+            "Accuracy of that classifier on the validation images: {:.2} %.",
+            100.0 * s.extractor_accuracy
+        ),
+        format!(
+            "{} generated images per seed, the same number of each class, against {} validation \
+             images; sampling seeds {}.",
+            s.count,
+            s.reference_count,
+            seeds.join(", ")
+        ),
+        format!("Precision and recall with {} nearest neighbours.", s.neighbours),
+        format!(
+            "Sampling: schedule {}, top-k {}, top-p {}, guidance ramp {}.",
+            sampler.schedule,
+            off(sampler.top_k.to_string(), sampler.top_k == 0),
+            off(sampler.top_p.to_string(), sampler.top_p == 0.0),
+            sampler.ramp
+        ),
+    ];
+    list("", &items)
+}
+
+/// Seed, time, memory and tokenizer of the whole.
+pub(super) fn whole(summary: &Summary) -> String {
+    let mut items = vec![format!("Training seed {}.", summary.seed)];
+    if let Some(t) = &summary.tokenizer {
+        let psnr = t.psnr.map(|p| format!(", PSNR {p:.1} dB on validation images"));
+        let used = t.codes_used.zip(t.vocab).map(|(u, v)| format!(", {u} of {v} codes used"));
+        items.push(format!(
+            "Tokenizer: {} steps{}{}.",
+            t.steps,
+            psnr.unwrap_or_default(),
+            used.unwrap_or_default()
+        ));
+    }
+    items.extend(summary.seconds.map(|s| format!("The whole took {s:.0} s.")));
+    items.extend(summary.peak_memory.map(|m| format!("Peak memory {}.", memory(m))));
+    list("", &items)
+}
+
+fn speed(value: f64) -> String {
+    if value < 10.0 { format!("{value:.2}") } else { format!("{value:.0}") }
+}
+
+fn memory(bytes: u64) -> String {
+    let mebibytes = bytes as f64 / f64::from(1 << 20);
+    match mebibytes {
+        m if m >= 10_240.0 => format!("{:.1} GiB", m / 1024.0),
+        m => format!("{m:.0} MiB"),
+    }
+}

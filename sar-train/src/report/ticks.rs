@@ -1,0 +1,158 @@
+//! Where an axis has its ticks, and how they are labelled.
+
+/// A number line of a chart, linear or logarithmic.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Axis {
+    low: f64,
+    high: f64,
+    log: bool,
+    ticks: Vec<f64>,
+}
+
+impl Axis {
+    /// An axis over the range of `values` with about `count` ticks at round numbers.
+    ///
+    /// `log` takes effect only where all values are positive and span at least a factor of 3: less
+    /// needs no logarithm, and has none of its ticks. None where there are no values.
+    pub(super) fn over(
+        values: impl Iterator<Item = f64>,
+        count: usize,
+        log: bool,
+        pad: bool,
+    ) -> Option<Self> {
+        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+        for value in values.filter(|v| v.is_finite()) {
+            low = low.min(value);
+            high = high.max(value);
+        }
+        if low > high {
+            return None;
+        }
+        if log && low > 0.0 && high / low >= 3.0 {
+            let ticks = log_ticks(low, high);
+            return Some(Self { low: low / 1.1, high: high * 1.1, log: true, ticks });
+        }
+        // One value only, or values whose difference is rounding: an axis around them.
+        let span = high - low;
+        let margin = if span > 1e-12 * low.abs().max(high.abs()) {
+            if pad { 0.06 * span } else { 0.0 }
+        } else {
+            (0.05 * high.abs()).max(0.5)
+        };
+        (low, high) = (low - margin, high + margin);
+        let step = nice((high - low) / count.max(1) as f64);
+        let ticks = ((low / step).ceil() as i64..=(high / step).floor() as i64)
+            .map(|i| i as f64 * step)
+            .collect();
+        Some(Self { low, high, log: false, ticks })
+    }
+
+    /// Where a value lies, 0 at the low end and 1 at the high end.
+    pub(super) fn place(&self, value: f64) -> f64 {
+        if self.log {
+            (value / self.low).ln() / (self.high / self.low).ln()
+        } else {
+            (value - self.low) / (self.high - self.low)
+        }
+    }
+
+    /// Values and labels of the ticks.
+    pub(super) fn ticks(&self) -> impl Iterator<Item = (f64, String)> + '_ {
+        let gap = match self.ticks[..] {
+            [first, second, ..] if !self.log => second - first,
+            _ => 0.0,
+        };
+        self.ticks.iter().map(move |t| (*t, label(*t, gap)))
+    }
+
+    /// Whether the axis is logarithmic.
+    pub(super) fn is_log(&self) -> bool {
+        self.log
+    }
+}
+
+/// The next 1, 2 or 5 times a power of ten.
+fn nice(step: f64) -> f64 {
+    let power = 10f64.powf(step.log10().floor());
+    let factor = match step / power {
+        f if f <= 1.0 + 1e-9 => 1.0,
+        f if f <= 2.0 + 1e-9 => 2.0,
+        f if f <= 5.0 + 1e-9 => 5.0,
+        _ => 10.0,
+    };
+    factor * power
+}
+
+/// Powers of ten, with 2 and 5 times them where there are few.
+fn log_ticks(low: f64, high: f64) -> Vec<f64> {
+    let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
+    let factors: &[f64] = if (high / low).log10() < 3.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+    let all: Vec<f64> = decades
+        .flat_map(|d| factors.iter().map(move |f| f * 10f64.powi(d)))
+        .filter(|t| (low / 1.1..=high * 1.1).contains(t))
+        .collect();
+    // Many decades: keep at most eight labels.
+    let every = all.len().div_ceil(8).max(1);
+    all.into_iter().step_by(every).collect()
+}
+
+/// `0.25`, `4k`, `1e-4`: as many digits as the gap between ticks needs.
+pub(super) fn label(value: f64, gap: f64) -> String {
+    let size = value.abs();
+    if size < gap.abs() * 1e-6 || value == 0.0 {
+        return "0".into();
+    }
+    if (1e4..1e7).contains(&size) || size >= 1e3 && (value / 1e3).fract() == 0.0 && size < 1e7 {
+        return format!("{}k", trimmed(value / 1e3, 3));
+    }
+    if !(1e-3..1e7).contains(&size) {
+        return format!("{value:.1e}").replace(".0e", "e").replace('-', "−");
+    }
+    let digits = if gap > 0.0 { (-gap.log10().floor()).max(0.0) as usize } else { 3 };
+    trimmed(value, digits.min(6))
+}
+
+fn trimmed(value: f64, digits: usize) -> String {
+    let text = format!("{value:.digits$}");
+    let text = match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.'),
+        false => &text,
+    };
+    text.replace('-', "−")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn labels(values: &[f64], log: bool) -> Vec<String> {
+        let axis = Axis::over(values.iter().copied(), 5, log, false).unwrap();
+        axis.ticks().map(|(_, label)| label).collect()
+    }
+
+    #[test]
+    fn ticks_are_round_numbers() {
+        assert_eq!(labels(&[0.0, 4000.0], false), ["0", "1k", "2k", "3k", "4k"]);
+        assert_eq!(labels(&[-0.5, 2.0], false), ["−0.5", "0", "0.5", "1", "1.5", "2"]);
+        assert_eq!(labels(&[1.49, 1.53], false), ["1.49", "1.5", "1.51", "1.52", "1.53"]);
+        assert_eq!(
+            labels(&[1e-5, 1e-3], true),
+            ["1e−5", "2e−5", "5e−5", "1e−4", "2e−4", "5e−4", "0.001"]
+        );
+        assert_eq!(labels(&[1.0, 1e6], true).len(), 7);
+    }
+
+    #[test]
+    fn odd_ranges_still_make_an_axis() {
+        assert!(Axis::over([f64::NAN].into_iter(), 5, false, true).is_none());
+        for values in [&[3.0][..], &[0.0], &[-2.0, -2.0], &[0.0, 5.0], &[1e300, 2e300]] {
+            let axis = Axis::over(values.iter().copied(), 5, true, true).unwrap();
+            assert!(!axis.ticks.is_empty(), "{values:?}");
+            for value in values {
+                let place = axis.place(*value);
+                assert!((0.0..=1.0).contains(&place), "{value} at {place}");
+            }
+        }
+    }
+}

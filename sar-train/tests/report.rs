@@ -1,0 +1,352 @@
+//! The report, from a synthetic run folder: what it says, what it survives, how it looks.
+#![allow(clippy::unwrap_used)]
+
+use sar_train::eval::{EvalSettings, Floor, SamplerSettings, SweepPoint};
+use sar_train::metrics::Measured;
+use sar_train::report::summary::{Arm, ArmRole, Summary, TokenizerSummary};
+use sar_train::report::{self, ReportError, verdict};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Text that would be markup, or run, if it were not escaped.
+const EVIL: &str = "<script>document.title='broken'</script>\"'&<img src=x onerror=alert(1)>";
+
+fn point(guidance: f64, best: f64, level: f64) -> SweepPoint {
+    let around = |v: f64, by: f64| Measured::of(vec![v - by, v, v + by]).unwrap();
+    let away = (guidance - best).abs();
+    SweepPoint {
+        guidance,
+        frechet: around(level + 14.0 * away, 0.8),
+        precision: around(0.2 + 0.02 * guidance, 0.004),
+        recall: around(0.76 - 0.03 * guidance, 0.006),
+        class_accuracy: around(0.96 + 0.01 * guidance, 0.002),
+    }
+}
+
+fn arm(name: &str, role: ArmRole, run: &str, best: f64, level: f64) -> Arm {
+    let guidances = [-0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5];
+    Arm {
+        name: name.into(),
+        role,
+        description: format!("What {name} did, in a sentence."),
+        steps: 800,
+        heldout_loss: Some(1.4 + level / 400.0),
+        scale_loss: vec![2.31, 2.05, 1.77, 1.32],
+        scale_accuracy: vec![0.31, 0.38, 0.44, 0.56],
+        sweep: guidances.iter().map(|g| point(*g, best, level)).collect(),
+        train_images_per_second: Some(411.3),
+        sample_images_per_second: Some(923.0),
+        peak_memory: Some(412 << 20),
+        run: Some(run.into()),
+    }
+}
+
+fn summary() -> Summary {
+    let floor = |name: &str, count, frechet| Floor {
+        name: name.into(),
+        count,
+        frechet,
+        precision: 0.81,
+        recall: 0.86,
+        class_accuracy: Some(0.974),
+    };
+    let mut summary = Summary {
+        title: "Ten glyph classes, 32×32".into(),
+        description: "A tokenizer and a small generator, refined in two ways from one base.".into(),
+        data: "3,700 training and 930 validation images of 463 open fonts.".into(),
+        arms: vec![
+            arm("base", ArmRole::Base, "base", 0.25, 47.0),
+            arm("more teacher forcing", ArmRole::Control, "control", 0.0, 43.3),
+            arm("SAR, preset release", ArmRole::Refined, "sar", 0.5, 40.1),
+        ],
+        floors: vec![
+            floor("validation images, reconstructed by the tokenizer", 930, 6.1),
+            floor("all training images", 3700, 21.0),
+            floor("as many training images as validation images", 930, 36.3),
+        ],
+        settings: EvalSettings {
+            extractor: "features of a small classifier trained on the training images".into(),
+            extractor_accuracy: 0.9753,
+            feature_dims: 64,
+            reference_count: 930,
+            count: 1440,
+            seeds: vec![1, 2, 3],
+            neighbours: 3,
+            sampler: SamplerSettings {
+                ramp: "flexvar".into(),
+                top_k: 0,
+                top_p: 0.95,
+                schedule: "1_2_4_8".into(),
+            },
+        },
+        tokenizer: Some(TokenizerSummary {
+            steps: 1200,
+            psnr: Some(21.4),
+            codes_used: Some(233),
+            vocab: Some(256),
+        }),
+        seconds: Some(412.0),
+        peak_memory: Some(612 << 20),
+        notes: vec!["A small run: differences of a few per cent are noise.".into()],
+        ..Summary::default()
+    };
+    summary.verdict = verdict::verdict(&summary);
+    summary
+}
+
+/// A picture with a pattern, `cells` glyph-sized tiles across and down.
+fn picture(path: &Path, across: u32, down: u32) {
+    let image = image::GrayImage::from_fn(across * 32, down * 32, |x, y| {
+        let (dx, dy) = ((x % 32) as f32 - 15.5, (y % 32) as f32 - 15.5);
+        let ring = dx.hypot(dy) - 6.0 - ((x / 32 + y / 32) % 5) as f32;
+        image::Luma([(255.0 * (ring.abs() / 4.0).min(1.0)) as u8])
+    });
+    image.save(path).unwrap();
+}
+
+fn run_folder(folder: &Path, steps: u32, level: f64) {
+    std::fs::create_dir_all(folder.join("samples")).unwrap();
+    let config = "[generator]\ndepth = 4\nwidth = 64 # a rather long comment that is wider than a \
+                  narrow page, so that the box has to scroll\n\n[data]\nsource = \"builtin:glyphs10\"\n";
+    std::fs::write(folder.join("config.toml"), config).unwrap();
+    let mut log = String::new();
+    for step in (10..=steps).step_by(10) {
+        let fall = (-f64::from(step) / 900.0).exp();
+        let wobble = f64::from((step * 7919) % 101) / 1000.0;
+        let loss = level + 2.0 * fall + wobble;
+        let lr = 1e-3 * (1.0 - f64::from(step) / f64::from(steps + 1));
+        let scales: Vec<f64> = (0..4).map(|s| loss + 0.6 - 0.3 * f64::from(s)).collect();
+        let accuracies: Vec<f64> = scales.iter().map(|l| 1.0 / l).collect();
+        let record = serde_json::json!({
+            "step": step, "kind": "train", "loss": loss, "loss_tf": loss, "loss_csf": loss * 0.8,
+            "lr": lr, "grad_norm": 0.5 + 4.0 * fall + wobble, "scale_loss": scales,
+            "scale_acc": accuracies, "images_per_s": 400.0 + 100.0 * wobble,
+        });
+        log.push_str(&format!("{record}\n"));
+        if step % 200 == 0 {
+            let record =
+                serde_json::json!({"step": step, "kind": "eval", "heldout_loss": loss + 0.1});
+            log.push_str(&format!("{record}\n"));
+        }
+    }
+    std::fs::write(folder.join("log.jsonl"), log).unwrap();
+    picture(&folder.join("samples/step-800.png"), 10, 6);
+}
+
+/// A whole comparison: base, two arms, a tokenizer.
+fn demo(folder: &Path) -> PathBuf {
+    let demo = folder.join("demo");
+    run_folder(&demo.join("base"), 4000, 1.45);
+    run_folder(&demo.join("control"), 800, 1.42);
+    run_folder(&demo.join("sar"), 800, 1.40);
+    picture(&demo.join("sar/samples/strip-800.png"), 30, 4);
+    std::fs::create_dir_all(demo.join("tokenizer")).unwrap();
+    std::fs::write(demo.join("tokenizer/config.toml"), "[tokenizer]\nvocab = 256\n").unwrap();
+    let log: String = (1..=60)
+        .map(|s| {
+            format!(
+                "{{\"step\":{},\"kind\":\"train\",\"loss\":{},\"psnr\":{}}}\n",
+                s * 20,
+                1.0 / f64::from(s),
+                10.0 + f64::from(s).ln() * 3.0
+            )
+        })
+        .collect();
+    std::fs::write(demo.join("tokenizer/log.jsonl"), log).unwrap();
+    summary().write(&demo).unwrap();
+    demo
+}
+
+#[test]
+fn the_page_holds_everything_and_asks_for_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = report::render(&[demo(folder.path())]).unwrap();
+    assert_eq!(report.notes, Vec::<String>::new());
+    let html = &report.html;
+    for part in [
+        "SAR, preset release is better than more teacher forcing",
+        "Held-out loss of each scale",
+        "Fréchet distance over guidance",
+        "floor: all training images",
+        "Learning rate",
+        "Scale 4, training accuracy",
+        "Training: tokenizer",
+        "width = 64",
+        "40.1 ± 0.8",
+        "97.53 %",
+        "guidance ramp flexvar",
+    ] {
+        assert!(html.contains(part), "no '{part}'");
+    }
+    assert_eq!(html.matches("<img ").count(), 4);
+    assert_eq!(html.matches("<svg ").count(), html.matches("</svg>").count());
+    for outside in ["http://", "https://", "<script", "@import", "url("] {
+        assert!(!html.contains(outside), "'{outside}' in the page");
+    }
+}
+
+#[test]
+fn what_is_damaged_is_said_and_what_is_markup_is_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = demo(folder.path());
+    std::fs::remove_dir_all(demo.join("base")).unwrap();
+    std::fs::remove_file(demo.join("control/config.toml")).unwrap();
+    let log = std::fs::read(demo.join("control/log.jsonl")).unwrap();
+    std::fs::write(demo.join("control/log.jsonl"), &log[..log.len() - 40]).unwrap();
+    std::fs::write(demo.join("sar/config.toml"), format!("[broken\n{EVIL}")).unwrap();
+    std::fs::write(demo.join("sar/log.jsonl"), b"").unwrap();
+    let whole = std::fs::read(demo.join("sar/samples/step-800.png")).unwrap();
+    std::fs::write(demo.join("sar/samples/step-900.png"), &whole[..whole.len() / 2]).unwrap();
+    std::fs::write(demo.join("sar/samples/empty.png"), b"").unwrap();
+    std::fs::write(demo.join("sar/eval.json"), b"{").unwrap();
+    let mut evil = summary();
+    evil.title = EVIL.into();
+    evil.arms[2].name = EVIL.into();
+    evil.arms[1].sweep.clear();
+    evil.arms[0].run = Some("../../etc".into());
+    evil.verdict = verdict::verdict(&evil);
+    evil.write(&demo).unwrap();
+
+    let report = report::render(std::slice::from_ref(&demo)).unwrap();
+    let said = report.notes.join("\n");
+    for part in [
+        "more teacher forcing: config.toml cannot be read",
+        "log.jsonl: 1 unreadable line(s) left out, the first is line 84",
+        "config.toml is damaged",
+        "log.jsonl has no records yet",
+        "samples/step-900.png is not shown",
+        "samples/empty.png is not shown",
+        "eval.json is damaged",
+    ] {
+        assert!(said.contains(part), "no '{part}' in\n{said}");
+    }
+    assert!(report.html.contains("No verdict: an arm was not measured."));
+    assert!(!report.html.contains("<script") && !report.html.contains("<img src=x"));
+
+    std::fs::write(demo.join("summary.json"), "{\"format\": 7}").unwrap();
+    let newer = report::render(std::slice::from_ref(&demo)).unwrap();
+    assert!(newer.notes[0].contains("summary format 7"), "{:?}", newer.notes);
+    std::fs::write(demo.join("summary.json"), "{}").unwrap();
+    assert!(report::render(&[demo]).unwrap().html.contains("No verdict"));
+}
+
+#[test]
+fn a_path_that_is_no_run_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let render = |path: &Path| report::render(&[path.to_path_buf()]).unwrap_err();
+    assert!(matches!(render(folder.path()), ReportError::Empty { .. }));
+    assert!(matches!(render(&folder.path().join("absent")), ReportError::Folder { .. }));
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert!(matches!(render(&file), ReportError::Folder { .. }));
+}
+
+#[test]
+fn single_runs_are_shown_side_by_side() {
+    let folder = tempfile::tempdir().unwrap();
+    let (a, b) = (folder.path().join("run-a"), folder.path().join("run-b"));
+    run_folder(&a, 400, 1.5);
+    run_folder(&b, 500, 1.3);
+    for step in [50, 100, 150, 200, 250, 300] {
+        picture(&b.join(format!("samples/step-{step}.png")), 2, 2);
+    }
+    let eval = sar_train::eval::EvalReport {
+        settings: summary().settings,
+        floors: summary().floors,
+        points: vec![point(0.0, 0.0, 40.0), point(1.0, 0.0, 40.0)],
+        warnings: vec!["One sampling seed: the spread is unknown.".into()],
+    };
+    std::fs::write(b.join("eval.json"), serde_json::to_string(&eval).unwrap()).unwrap();
+    let out = folder.path().join("both.html");
+    let report = report::write(&[a, b], &out).unwrap();
+    assert_eq!(std::fs::read_to_string(out).unwrap(), report.html);
+    assert!(report.html.contains("Runs: run-a, run-b"));
+    assert!(report.html.contains("run-b, held-out"));
+    assert!(report.html.contains("One sampling seed"));
+    // Seven pictures of run-b: the first and the last, and the one of run-a.
+    assert_eq!(report.html.matches("<img ").count(), 3);
+    assert!(report.html.contains("5 between them left out"));
+    assert!(!report.html.contains("Verdict"));
+}
+
+/// Where Chromium is, by the names that distributions give it.
+fn chromium() -> Option<PathBuf> {
+    let named = std::env::var_os("CHROMIUM").map(PathBuf::from);
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders = std::env::split_paths(&paths);
+    named.or_else(|| {
+        folders.find_map(|folder| {
+            let names = ["chromium", "chromium-browser", "google-chrome"];
+            names.iter().map(|n| folder.join(n)).find(|p| p.is_file())
+        })
+    })
+}
+
+/// Runs Chromium on a page and gives what it wrote to stdout and stderr.
+fn browse(chromium: &Path, page: &Path, width: u32, extra: &[String]) -> (String, String) {
+    let profile = tempfile::tempdir().unwrap();
+    let output = Command::new(chromium)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
+        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        .args(["--disable-dev-shm-usage", "--hide-scrollbars", "--enable-logging=stderr"])
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg(format!("--window-size={width},1000"))
+        .args(extra)
+        .arg(format!("file://{}", page.display()))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// The number that the probe left in the page under a name.
+fn probed(dom: &str, name: &str) -> u32 {
+    let at = dom.find(&format!("{name}=\"")).unwrap_or_else(|| panic!("no {name} in the page"));
+    let value = dom[at + name.len() + 2..].split('"').next().unwrap();
+    value.parse().unwrap_or_else(|_| panic!("{name} is '{value}'"))
+}
+
+#[test]
+fn chromium_shows_it_without_errors_or_sideways_scrolling() {
+    let Some(chromium) = chromium() else {
+        eprintln!("SKIPPED: no Chromium on this machine; install the Debian package `chromium`");
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("report.html");
+    let html = report::write(&[demo(folder.path())], &page).unwrap().html;
+    // A copy that measures itself: the page proper allows no script.
+    let probe = "<script>addEventListener('load', () => {\
+                 const d = document.documentElement;\
+                 d.setAttribute('data-page', d.scrollWidth);\
+                 d.setAttribute('data-window', innerWidth);\
+                 const broken = [...document.images].filter(i => !i.naturalWidth).length;\
+                 d.setAttribute('data-broken', broken);\
+                 const text = document.querySelector('svg text').getBoundingClientRect().height;\
+                 d.setAttribute('data-text', Math.round(text)); });</script></body>";
+    let policy = html.find("<meta http-equiv").unwrap();
+    let end = policy + html[policy..].find('>').unwrap() + 1;
+    let probing = format!("{}{}", &html[..policy], &html[end..]).replace("</body>", probe);
+    let probing_page = folder.path().join("probing.html");
+    std::fs::write(&probing_page, probing).unwrap();
+
+    for width in [400, 1400] {
+        let shots = std::env::var_os("SAR_SCREENSHOTS").map(PathBuf::from);
+        let shot =
+            shots.unwrap_or_else(|| folder.path().into()).join(format!("report-{width}.png"));
+        let tall = format!("--window-size={width},5200");
+        let screenshot = [tall, format!("--screenshot={}", shot.display())];
+        let (_, log) = browse(&chromium, &page, width, &screenshot);
+        assert!(!log.contains("CONSOLE"), "console at {width} px:\n{log}");
+        assert_eq!(image::image_dimensions(&shot).unwrap().0, width);
+
+        let (dom, log) = browse(&chromium, &probing_page, width, &["--dump-dom".into()]);
+        assert!(!log.contains("CONSOLE"), "console at {width} px:\n{log}");
+        let window = probed(&dom, "data-window");
+        assert_eq!(window, width, "the window is not as wide as asked for");
+        assert!(probed(&dom, "data-page") <= window, "scrolls sideways at {width} px");
+        assert_eq!(probed(&dom, "data-broken"), 0, "pictures that do not load");
+        assert!(probed(&dom, "data-text") >= 11, "chart text too small at {width} px");
+    }
+}
