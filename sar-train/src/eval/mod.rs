@@ -10,8 +10,7 @@ mod result;
 pub use result::{EvalReport, EvalSettings, Floor, SamplerSettings, SweepPoint};
 
 use crate::metrics::{Features, Gaussian, Manifold, Measured, MetricsError, class_accuracy};
-use crate::model::classifier::{Classifier, ClassifierError, EXTRACTOR, Extracted};
-use sar_math::backend::Backend;
+use crate::model::classifier::{Classifier, ClassifierError, ClassifierOps, EXTRACTOR, Extracted};
 use sar_math::philox::{Purpose, Stream};
 use thiserror::Error;
 
@@ -99,7 +98,7 @@ pub fn balanced_labels(count: usize, classes: usize) -> Vec<u32> {
 }
 
 /// A classifier, and the validation images as it sees them, computed once.
-pub struct Evaluator<'a, B: Backend> {
+pub struct Evaluator<'a, B: ClassifierOps> {
     backend: &'a B,
     classifier: Classifier<B>,
     gaussian: Gaussian,
@@ -110,7 +109,7 @@ pub struct Evaluator<'a, B: Backend> {
     warnings: Vec<String>,
 }
 
-impl<'a, B: Backend> Evaluator<'a, B> {
+impl<'a, B: ClassifierOps> Evaluator<'a, B> {
     /// Takes the features of the validation images.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ pub use train::{ClassifierTraining, TrainedClassifier};
 use crate::metrics::{Features, MetricsError};
 use crate::params::Layout;
 use sar_math::Real as _;
-use sar_math::backend::{Backend, BackendError};
+use sar_math::backend::{BackendError, LossOps, OptimizerOps, TokenizerOps, TransformerOps};
 use std::path::PathBuf;
 use thiserror::Error;
 
@@ -36,6 +36,11 @@ const GROUPS: usize = 8;
 const SMALLEST_SIDE: usize = 8;
 /// Images per forward pass when features are extracted: enough to keep all threads busy.
 const EXTRACT_BATCH: usize = 256;
+
+/// What the classifier needs of a backend.
+pub trait ClassifierOps: TransformerOps + LossOps + TokenizerOps + OptimizerOps {}
+
+impl<T: TransformerOps + LossOps + TokenizerOps + OptimizerOps> ClassifierOps for T {}
 
 /// Shape of the images and of the network.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -180,12 +185,12 @@ impl Extracted {
 }
 
 /// A network with weights.
-pub struct Classifier<B: Backend> {
+pub struct Classifier<B: ClassifierOps> {
     network: Network,
     params: B::Params,
 }
 
-impl<B: Backend> Classifier<B> {
+impl<B: ClassifierOps> Classifier<B> {
     /// A network with random weights: the same for the same seed.
     ///
     /// # Errors

@@ -1,11 +1,9 @@
 //! The network: layout, forward and backward, from the backend's ops.
 
-use super::{ClassifierConfig, ClassifierError, FEATURES};
+use super::{ClassifierConfig, ClassifierError, ClassifierOps, FEATURES};
 use crate::params::Layout;
 use sar_math::Real as _;
-use sar_math::backend::{
-    Backend, Conv, ConvDims, GroupNorm, Linear, LinearDims, MapDims, Slot, Write,
-};
+use sar_math::backend::{Conv, ConvDims, GroupNorm, Linear, LinearDims, MapDims, Slot, Write};
 use sar_math::philox::{Purpose, Stream};
 
 const KERNEL: usize = 3;
@@ -105,7 +103,7 @@ impl Network {
     ///
     /// # Errors
     /// The backend's; likewise below.
-    pub(super) fn forward<B: Backend>(
+    pub(super) fn forward<B: ClassifierOps>(
         &self,
         backend: &B,
         batch: usize,
@@ -126,7 +124,7 @@ impl Network {
     }
 
     /// From the gradient of the logits, left in `space.logits`, to parameter gradients.
-    pub(super) fn backward<B: Backend>(
+    pub(super) fn backward<B: ClassifierOps>(
         &self,
         backend: &B,
         batch: usize,
@@ -167,7 +165,7 @@ impl Network {
     }
 
     /// Uploads a batch, runs it and appends its features and logits.
-    pub(super) fn extract<B: Backend>(
+    pub(super) fn extract<B: ClassifierOps>(
         &self,
         backend: &B,
         params: &B::Params,
@@ -231,7 +229,7 @@ fn layer(
 }
 
 /// Buffers for one batch, reused from batch to batch.
-pub struct Workspace<B: Backend> {
+pub struct Workspace<B: ClassifierOps> {
     /// The images, then the output of each layer.
     maps: Vec<B::Activation>,
     /// Output of each convolution, before its norm.
@@ -245,7 +243,7 @@ pub struct Workspace<B: Backend> {
     staging: Vec<B::Host>,
 }
 
-impl<B: Backend> Workspace<B> {
+impl<B: ClassifierOps> Workspace<B> {
     /// Room for `batch` images.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 //! Trains the classifier: AdamW, cosine rate with warm-up, small shifts.
 
 use super::network::Workspace;
-use super::{Classifier, ClassifierConfig, ClassifierError, whole_images};
-use sar_math::backend::{AdamW, Backend, LossDims, TargetRows, TokenLoss};
+use super::{Classifier, ClassifierConfig, ClassifierError, ClassifierOps, whole_images};
+use sar_math::backend::{AdamW, LossDims, TargetRows, TokenLoss};
 use sar_math::philox::{Purpose, Stream};
 use sar_math::{MAX_SCALES, Real as _, Scale, ScaleSchedule};
 
@@ -50,14 +50,14 @@ impl Default for ClassifierTraining {
 }
 
 /// A trained classifier and how training went.
-pub struct TrainedClassifier<B: Backend> {
+pub struct TrainedClassifier<B: ClassifierOps> {
     /// The classifier.
     pub classifier: Classifier<B>,
     /// Mean training loss of the last batch, nats.
     pub loss: f64,
 }
 
-impl<B: Backend> Classifier<B> {
+impl<B: ClassifierOps> Classifier<B> {
     /// Trains a classifier on `images` (`[n, channels, height, width]` in −1..1) and their labels.
     ///
     /// The same seed gives the same bits. `on_step` is called after each step with its number from
@@ -120,7 +120,7 @@ fn check(
 }
 
 /// Buffers of a training run.
-struct Run<B: Backend> {
+struct Run<B: ClassifierOps> {
     space: Workspace<B>,
     loss: TokenLoss<B>,
     dims: LossDims,
@@ -130,7 +130,7 @@ struct Run<B: Backend> {
     moments: [B::Accum; 2],
 }
 
-impl<B: Backend> Run<B> {
+impl<B: ClassifierOps> Run<B> {
     fn new(
         backend: &B,
         classifier: &Classifier<B>,

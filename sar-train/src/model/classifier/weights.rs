@@ -1,18 +1,17 @@
 //! A classifier as a safetensors file: flat named tensors, its shape in the metadata.
 
-use super::{Classifier, ClassifierConfig, ClassifierError};
+use super::{Classifier, ClassifierConfig, ClassifierError, ClassifierOps};
 use crate::report::summary::write_whole;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use sar_math::Real as _;
-use sar_math::backend::Backend;
 use std::collections::HashMap;
 use std::path::Path;
 
 /// Metadata key of the network's shape, as JSON.
 const CONFIG_KEY: &str = "sar_classifier";
 
-impl<B: Backend> Classifier<B> {
+impl<B: ClassifierOps> Classifier<B> {
     /// Writes the weights in f32, through a temporary name.
     ///
     /// # Errors
