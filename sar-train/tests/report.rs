@@ -283,14 +283,13 @@ fn chromium() -> Option<PathBuf> {
 }
 
 /// Runs Chromium on a page and gives what it wrote to stdout and stderr.
-fn browse(chromium: &Path, page: &Path, width: u32, extra: &[String]) -> (String, String) {
+fn browse(chromium: &Path, page: &Path, extra: &[String]) -> (String, String) {
     let profile = tempfile::tempdir().unwrap();
     let output = Command::new(chromium)
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
         .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
         .args(["--disable-dev-shm-usage", "--hide-scrollbars", "--enable-logging=stderr"])
         .arg(format!("--user-data-dir={}", profile.path().display()))
-        .arg(format!("--window-size={width},1000"))
         .args(extra)
         .arg(format!("file://{}", page.display()))
         .output()
@@ -307,6 +306,24 @@ fn probed(dom: &str, name: &str) -> u32 {
     value.parse().unwrap_or_else(|_| panic!("{name} is '{value}'"))
 }
 
+/// The page in a frame of a given width, measured from outside: a window cannot be narrower than
+/// 500 px, and the page itself allows no script.
+fn framed(html: &str, width: u32, height: u32) -> String {
+    let content = html.replace('&', "&amp;").replace('"', "&quot;");
+    format!(
+        "<!DOCTYPE html><body style=\"margin:0\"><iframe style=\"border:0;display:block\" \
+         width=\"{width}\" height=\"{height}\" srcdoc=\"{content}\"></iframe><script>\
+         addEventListener('load', () => {{\
+         const w = frames[0], d = w.document, root = d.documentElement;\
+         const set = (name, value) => document.body.setAttribute('data-' + name, value);\
+         set('page', root.scrollWidth); set('window', w.innerWidth); set('height', root.scrollHeight);\
+         set('broken', [...d.images].filter(i => !i.naturalWidth).length);\
+         set('pictures', d.images.length);\
+         const text = d.querySelector('figure svg text').getBoundingClientRect();\
+         set('text', Math.round(text.height)); }});</script></body>"
+    )
+}
+
 #[test]
 fn chromium_shows_it_without_errors_or_sideways_scrolling() {
     let Some(chromium) = chromium() else {
@@ -316,37 +333,29 @@ fn chromium_shows_it_without_errors_or_sideways_scrolling() {
     let folder = tempfile::tempdir().unwrap();
     let page = folder.path().join("report.html");
     let html = report::write(&[demo(folder.path())], &page).unwrap().html;
-    // A copy that measures itself: the page proper allows no script.
-    let probe = "<script>addEventListener('load', () => {\
-                 const d = document.documentElement;\
-                 d.setAttribute('data-page', d.scrollWidth);\
-                 d.setAttribute('data-window', innerWidth);\
-                 const broken = [...document.images].filter(i => !i.naturalWidth).length;\
-                 d.setAttribute('data-broken', broken);\
-                 const text = document.querySelector('svg text').getBoundingClientRect().height;\
-                 d.setAttribute('data-text', Math.round(text)); });</script></body>";
-    let policy = html.find("<meta http-equiv").unwrap();
-    let end = policy + html[policy..].find('>').unwrap() + 1;
-    let probing = format!("{}{}", &html[..policy], &html[end..]).replace("</body>", probe);
-    let probing_page = folder.path().join("probing.html");
-    std::fs::write(&probing_page, probing).unwrap();
+    let (_, log) = browse(&chromium, &page, &["--dump-dom".into()]);
+    assert!(!log.contains("CONSOLE"), "console:\n{log}");
 
+    let shots = std::env::var_os("SAR_SCREENSHOTS").map(PathBuf::from);
     for width in [400, 1400] {
-        let shots = std::env::var_os("SAR_SCREENSHOTS").map(PathBuf::from);
-        let shot =
-            shots.unwrap_or_else(|| folder.path().into()).join(format!("report-{width}.png"));
-        let tall = format!("--window-size={width},5200");
-        let screenshot = [tall, format!("--screenshot={}", shot.display())];
-        let (_, log) = browse(&chromium, &page, width, &screenshot);
+        let frame = folder.path().join(format!("frame-{width}.html"));
+        std::fs::write(&frame, framed(&html, width, 1000)).unwrap();
+        let (dom, log) = browse(&chromium, &frame, &["--dump-dom".into()]);
         assert!(!log.contains("CONSOLE"), "console at {width} px:\n{log}");
-        assert_eq!(image::image_dimensions(&shot).unwrap().0, width);
-
-        let (dom, log) = browse(&chromium, &probing_page, width, &["--dump-dom".into()]);
-        assert!(!log.contains("CONSOLE"), "console at {width} px:\n{log}");
-        let window = probed(&dom, "data-window");
-        assert_eq!(window, width, "the window is not as wide as asked for");
-        assert!(probed(&dom, "data-page") <= window, "scrolls sideways at {width} px");
+        assert_eq!(probed(&dom, "data-window"), width, "the frame is not as wide as asked for");
+        assert!(probed(&dom, "data-page") <= width, "scrolls sideways at {width} px");
+        assert_eq!(probed(&dom, "data-pictures"), 4);
         assert_eq!(probed(&dom, "data-broken"), 0, "pictures that do not load");
         assert!(probed(&dom, "data-text") >= 11, "chart text too small at {width} px");
+
+        // To look at: SAR_SCREENSHOTS names a folder.
+        if let Some(shots) = &shots {
+            let height = probed(&dom, "data-height");
+            std::fs::write(&frame, framed(&html, width, height)).unwrap();
+            let shot = shots.join(format!("report-{width}.png"));
+            let size = format!("--window-size={},{height}", width.max(500));
+            browse(&chromium, &frame, &[size, format!("--screenshot={}", shot.display())]);
+            assert!(image::image_dimensions(&shot).unwrap().1 >= 1000);
+        }
     }
 }
