@@ -5,6 +5,7 @@ mod heldout;
 mod memory;
 mod settings;
 mod step;
+pub mod tokenizer;
 mod trainer;
 
 pub use error::TrainError;

@@ -11,3 +11,4 @@ mod metrics;
 mod quantizer;
 mod resample;
 mod support;
+mod tokenizer;

@@ -1,0 +1,198 @@
+//! A chain of layers, run forward and backward over memory allocated once.
+
+use super::layer::{Layer, too_few};
+use sar_math::backend::{Buffers, MapDims, ShapeError, TokenizerOps};
+
+/// Encoder or decoder: a chain of layers.
+#[derive(Clone, Debug)]
+pub struct Network {
+    pub(super) layers: Vec<Layer>,
+    pub(super) inputs: usize,
+}
+
+/// What one layer's forward keeps for its backward.
+pub(super) struct Saved<B: Buffers> {
+    pub maps: Vec<B::Activation>,
+    pub stats: Vec<B::Accum>,
+}
+
+/// Memory of a chain: every layer's input and what it keeps, or, where no backward follows, two maps
+/// that take turns and one layer's worth of the rest.
+pub struct Trace<B: Buffers> {
+    maps: Vec<B::Activation>,
+    saved: Vec<Saved<B>>,
+    /// Of every layer's input, and of the output; of the last forward.
+    dims: Vec<MapDims>,
+    keeps: bool,
+}
+
+/// Gradients on their way back through a chain.
+pub struct Gradients<B: Buffers> {
+    /// Of the last layer's output before a backward, of the first layer's input after it.
+    pub current: B::Activation,
+    /// As large as `current`, for callers between two chains to swap with it.
+    pub other: B::Activation,
+    pub(super) inner: [B::Activation; 4],
+}
+
+/// The map with index `from`, and that with index `to` to write; they differ.
+fn pair<T>(maps: &mut [T], from: usize, to: usize) -> (&T, &mut T) {
+    if from < to {
+        let (low, high) = maps.split_at_mut(to);
+        (&low[from], &mut high[0])
+    } else {
+        let (low, high) = maps.split_at_mut(from);
+        (&high[0], &mut low[to])
+    }
+}
+
+impl Network {
+    fn dims(&self, input: MapDims) -> Vec<MapDims> {
+        let mut all = vec![input];
+        let mut x = input;
+        for layer in &self.layers {
+            x = layer.output(x);
+            all.push(x);
+        }
+        all
+    }
+
+    /// Channels of the input.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Dimensions of the output of an input of `batch` maps of `height`×`width`.
+    pub fn output(&self, batch: usize, height: usize, width: usize) -> MapDims {
+        let input = MapDims { batch, channels: self.inputs, height, width };
+        self.layers.iter().fold(input, |x, layer| layer.output(x))
+    }
+
+    /// Memory for up to `batch` maps of up to `height`×`width`; `keeps` where a backward will follow.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn trace<B: Buffers>(
+        &self,
+        backend: &B,
+        batch: usize,
+        height: usize,
+        width: usize,
+        keeps: bool,
+    ) -> Result<Trace<B>, B::Error> {
+        let dims = self.dims(MapDims { batch, channels: self.inputs, height, width });
+        let mut kept: Vec<_> = self.layers.iter().zip(&dims).map(|(l, &d)| l.kept(d)).collect();
+        let mut map_lens: Vec<usize> = dims.iter().map(|d| d.len()).collect();
+        if !keeps {
+            let most = map_lens.iter().copied().max().unwrap_or(0);
+            map_lens = vec![most; 2];
+            let mut all = (vec![], vec![]);
+            for (maps, stats) in &kept {
+                merge_largest(&mut all.0, maps);
+                merge_largest(&mut all.1, stats);
+            }
+            kept = vec![all];
+        }
+        let maps = map_lens.iter().map(|&n| backend.activation(n)).collect::<Result<_, _>>()?;
+        let mut saved = Vec::with_capacity(kept.len());
+        for (maps, stats) in kept {
+            saved.push(Saved {
+                maps: maps.iter().map(|&n| backend.activation(n)).collect::<Result<_, _>>()?,
+                stats: stats.iter().map(|&n| backend.accum(n)).collect::<Result<_, _>>()?,
+            });
+        }
+        Ok(Trace { maps, saved, dims, keeps })
+    }
+
+    /// Elements of the largest map or kept map, the size that [`Gradients`] needs.
+    pub(super) fn largest(&self, batch: usize, height: usize, width: usize) -> usize {
+        let dims = self.dims(MapDims { batch, channels: self.inputs, height, width });
+        // Attention's probabilities take no gradient buffer; they are the sixth kept map.
+        let inner = self
+            .layers
+            .iter()
+            .zip(&dims)
+            .flat_map(|(l, &d)| l.kept(d).0.into_iter().take(5).collect::<Vec<_>>());
+        dims.iter().map(|d| d.len()).chain(inner).max().unwrap_or(0)
+    }
+
+    /// Runs the chain on `trace.input_mut()`, which holds `batch` maps of `height`×`width`; the
+    /// result is `trace.output()`, of the dimensions returned. Allocates nothing.
+    ///
+    /// # Errors
+    /// Shape, where the trace is too small.
+    pub fn forward<B: TokenizerOps>(
+        &self,
+        backend: &B,
+        params: &B::Params,
+        batch: usize,
+        height: usize,
+        width: usize,
+        trace: &mut Trace<B>,
+    ) -> Result<MapDims, B::Error> {
+        ShapeError::equal("tokenizer", "layers", self.layers.len() + 1, trace.dims.len())?;
+        let mut dims = MapDims { batch, channels: self.inputs, height, width };
+        for (i, layer) in self.layers.iter().enumerate() {
+            trace.dims[i] = dims;
+            let (from, to) = (trace.map_index(i), trace.map_index(i + 1));
+            let at = if trace.keeps { i } else { 0 };
+            let saved = trace.saved.get_mut(at).ok_or_else(|| too_few("trace"))?;
+            let (x, y) = pair(&mut trace.maps, from, to);
+            layer.forward(backend, params, dims, x, saved, y)?;
+            dims = layer.output(dims);
+        }
+        trace.dims[self.layers.len()] = dims;
+        Ok(dims)
+    }
+
+    /// Backward of the last [`Network::forward`]: from the output's gradient in `space.current` to,
+    /// where asked for, the input's in the same place. Parameter gradients accumulate.
+    ///
+    /// # Errors
+    /// Shape; a trace that keeps nothing.
+    pub fn backward<B: TokenizerOps>(
+        &self,
+        backend: &B,
+        params: &B::Params,
+        trace: &Trace<B>,
+        input_gradient: bool,
+        space: &mut Gradients<B>,
+        grads: &mut B::Accum,
+    ) -> Result<(), B::Error> {
+        ShapeError::equal("tokenizer", "layers kept", self.layers.len(), trace.saved.len())?;
+        for (i, layer) in self.layers.iter().enumerate().rev() {
+            let needed = input_gradient || i > 0;
+            let (dims, x, saved) = (trace.dims[i], &trace.maps[i], &trace.saved[i]);
+            layer.backward(backend, params, dims, x, saved, needed, space, grads)?;
+        }
+        Ok(())
+    }
+}
+
+fn merge_largest(all: &mut Vec<usize>, lens: &[usize]) {
+    all.resize(all.len().max(lens.len()), 0);
+    for (to, &len) in all.iter_mut().zip(lens) {
+        *to = (*to).max(len);
+    }
+}
+
+impl<B: Buffers> Trace<B> {
+    fn map_index(&self, layer: usize) -> usize {
+        if self.keeps { layer } else { layer % 2 }
+    }
+
+    /// Where the chain reads its input.
+    pub fn input_mut(&mut self) -> &mut B::Activation {
+        &mut self.maps[0]
+    }
+
+    /// The input.
+    pub fn input(&self) -> &B::Activation {
+        &self.maps[0]
+    }
+
+    /// The output of the last forward.
+    pub fn output(&self) -> &B::Activation {
+        &self.maps[self.map_index(self.dims.len() - 1)]
+    }
+}

@@ -1,0 +1,90 @@
+//! What a resumed run needs to go on bit for bit.
+
+use super::TokenizerTrainer;
+use num_traits::Zero;
+use sar_math::backend::{OptimizerOps, ShapeError, TokenizerOps};
+use serde::{Deserialize, Serialize};
+
+/// Where training is, beside the parameters and their moments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenizerProgress {
+    /// Steps taken, skipped ones included.
+    pub step: u64,
+    /// Steps whose gradient was not finite.
+    pub skipped: u64,
+    /// For every code, how many steps ago it was last used.
+    pub unused: Vec<u32>,
+}
+
+impl TokenizerProgress {
+    pub(super) fn new(vocab: usize) -> Self {
+        // As if never used: the first batch places every code that it does not use.
+        Self { step: 0, skipped: 0, unused: vec![u32::MAX; vocab] }
+    }
+
+    pub(super) fn count(&mut self, ids: &[u32]) {
+        for unused in &mut self.unused {
+            *unused = unused.saturating_add(1);
+        }
+        for &id in ids {
+            if let Some(unused) = self.unused.get_mut(id as usize) {
+                *unused = 0;
+            }
+        }
+    }
+}
+
+impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
+    /// The parameters, in the order of the tokenizer's layout.
+    ///
+    /// # Errors
+    /// A device fault; likewise below.
+    pub fn weights(&self) -> Result<Vec<B::Host>, B::Error> {
+        let mut values = vec![B::Host::zero(); self.tokenizer.layout().len()];
+        self.backend.download_params(&self.params, 0, &mut values)?;
+        Ok(values)
+    }
+
+    /// First and second moments, in the same order.
+    ///
+    /// # Errors
+    /// As [`TokenizerTrainer::weights`].
+    pub fn moments(&self) -> Result<[Vec<B::Host>; 2], B::Error> {
+        let get = |from: &B::Accum| {
+            let mut values = vec![B::Host::zero(); self.tokenizer.layout().len()];
+            self.backend.download_accum(from, 0, &mut values).map(|()| values)
+        };
+        Ok([get(&self.first_moment)?, get(&self.second_moment)?])
+    }
+
+    /// Steps and use of the codes.
+    pub fn progress(&self) -> &TokenizerProgress {
+        &self.progress
+    }
+
+    /// Continues from what [`TokenizerTrainer::weights`], [`TokenizerTrainer::moments`] and
+    /// [`TokenizerTrainer::progress`] gave; the steps that follow are the same to the bit.
+    ///
+    /// # Errors
+    /// Shape, where they are of another tokenizer; nothing has changed then.
+    pub fn restore(
+        &mut self,
+        weights: &[B::Host],
+        moments: [&[B::Host]; 2],
+        progress: &TokenizerProgress,
+    ) -> Result<(), B::Error> {
+        const OP: &str = "tokenizer restore";
+        let len = self.tokenizer.layout().len();
+        ShapeError::equal(OP, "weights", len, weights.len())?;
+        ShapeError::equal(OP, "first moment", len, moments[0].len())?;
+        ShapeError::equal(OP, "second moment", len, moments[1].len())?;
+        ShapeError::equal(OP, "codes", self.tokenizer.config().vocab, progress.unused.len())?;
+        ShapeError::at_least(OP, "steps", progress.skipped as usize, progress.step as usize)?;
+        self.backend.upload_params(weights, &mut self.params, 0)?;
+        self.backend.upload_accum(moments[0], &mut self.first_moment, 0)?;
+        self.backend.upload_accum(moments[1], &mut self.second_moment, 0)?;
+        self.progress.clone_from(progress);
+        Ok(())
+    }
+}
