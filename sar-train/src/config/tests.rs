@@ -72,3 +72,16 @@ fn settings_override_in_order() {
         assert!(text.contains(expected) && text.contains(setting), "{text}");
     }
 }
+
+#[test]
+fn recipes_are_valid() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../recipes");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let config = Config::load(&path).unwrap_or_else(|e| panic!("{e}"));
+        config.data.validate().unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        count += 1;
+    }
+    assert!(count >= 4, "{count} recipes in {folder}");
+}
