@@ -36,8 +36,9 @@ struct Factors<T> {
     keep1: T,
     beta2: T,
     keep2: T,
-    root_correction: T,
+    /// ε·√(1−β₂ᵗ).
     eps: T,
+    /// lr·√(1−β₂ᵗ)/(1−β₁ᵗ).
     step_size: T,
 }
 
@@ -122,9 +123,8 @@ fn factors<T: Element>(hyper: &AdamW, norm: T) -> Factors<T> {
         keep1: T::of(1.0 - hyper.beta1),
         beta2: T::of(hyper.beta2),
         keep2: T::of(1.0 - hyper.beta2),
-        root_correction: T::of(correction2.sqrt()),
-        eps: T::of(hyper.eps),
-        step_size: T::of(hyper.lr / correction1),
+        eps: T::of(hyper.eps * correction2.sqrt()),
+        step_size: T::of(hyper.lr * correction2.sqrt() / correction1),
     }
 }
 
@@ -134,9 +134,10 @@ fn update<T: Element>(f: Factors<T>, decay: T, p: &mut [T], g: &[T], m: &mut [T]
         let g = g * f.clip;
         *m += f.keep1 * (g - *m);
         *v = f.beta2 * *v + f.keep2 * (g * g);
-        let root = v.sqrt() / f.root_correction + f.eps;
+        // Both sides of the fraction times √(1−β₂ᵗ): a division less.
+        let step = f.step_size * (*m / (v.sqrt() + f.eps));
         // Not p·(1 − decay): that factor rounds away most of a small decay in f32.
-        *p = (*p - decay * *p) - f.step_size * (*m / root);
+        *p = (*p - decay * *p) - step;
     }
 }
 

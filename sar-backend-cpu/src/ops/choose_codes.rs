@@ -9,10 +9,15 @@ use crate::simd::{vectorized, with_scratch};
 use core::cell::RefCell;
 use rayon::prelude::*;
 use sar_math::ScaleSchedule;
-use sar_math::backend::{Choice, ChooseDims, ShapeError};
+use sar_math::backend::{Choice, ChooseDims, Filter, ShapeError};
 use sar_math::guidance::guide;
 use sar_math::philox::token_uniform;
 use sar_math::sampling::{choose, scratch_len};
+
+/// Logits of a row that are looked at to guess where the k-th largest lies.
+const SAMPLE: usize = 512;
+/// By how many standard deviations of that guess to stay below it.
+const DEVIATIONS: f64 = 3.0;
 
 thread_local! {
     /// Words that a draw works in, kept from one to the next.
@@ -93,12 +98,63 @@ fn choose_row<T: Element>(dims: &ChooseDims, row: &Row, logits: &[T]) -> Result<
         Choice::Draw(filter, keys) => {
             let image = keys.first_image.wrapping_add(row.sample as u64);
             let uniform = token_uniform(keys.seed, image, row.scale as u32, row.token as u32);
-            WORDS.with_borrow_mut(|words| {
-                words.resize(words.len().max(scratch_len(logits.len())), 0);
-                choose(logits, filter, uniform, words)
-            })
+            draw(logits, filter, uniform)
         }
     }
+}
+
+/// [`choose`] among the few logits that can be the k largest, where that is certain to be the same.
+///
+/// Whatever is at or above some bar holds the k largest and all ties with the k-th as soon as it is
+/// k logits or more; left in their order, the draw among them is the draw among all.
+fn draw<T: Element>(logits: &[T], filter: Filter, uniform: f64) -> Result<usize, ShapeError> {
+    let vocab = logits.len();
+    WORDS.with_borrow_mut(|words| {
+        words.resize(words.len().max(vocab + scratch_len(vocab)), 0);
+        let (indices, words) = words.split_at_mut(vocab);
+        with_scratch(vocab, |candidates| {
+            if let Some(bar) = low_bar(logits, filter.top_k, candidates) {
+                let count = at_least(logits, bar, candidates, indices);
+                if count >= filter.top_k {
+                    let chosen = choose(&candidates[..count], filter, uniform, words)?;
+                    return Ok(indices[chosen] as usize);
+                }
+            }
+            choose(logits, filter, uniform, words)
+        })
+    })
+}
+
+/// A logit that probably at least `top_k` others reach, though not many more: from every n-th of
+/// them. `None` where a part would not be much smaller than the whole.
+fn low_bar<T: Element>(logits: &[T], top_k: usize, sample: &mut [T]) -> Option<T> {
+    let stride = logits.len() / SAMPLE;
+    if top_k == 0 || stride < 2 {
+        return None;
+    }
+    let sample = &mut sample[..SAMPLE];
+    for (to, &from) in sample.iter_mut().zip(logits.iter().step_by(stride)) {
+        *to = if from.is_nan() { T::neg_infinity() } else { from };
+    }
+    let expected = top_k as f64 * SAMPLE as f64 / logits.len() as f64;
+    let rank = (expected + DEVIATIONS * expected.sqrt()) as usize + 3;
+    if rank >= SAMPLE / 2 {
+        return None;
+    }
+    let descending = |a: &T, b: &T| b.partial_cmp(a).unwrap_or(core::cmp::Ordering::Equal);
+    Some(*sample.select_nth_unstable_by(rank, descending).1)
+}
+
+/// Logits at or above the bar, in order, and their indices; returns how many. Without a branch that
+/// depends on the logits, which no processor could foresee.
+fn at_least<T: Element>(logits: &[T], bar: T, kept: &mut [T], indices: &mut [u64]) -> usize {
+    let mut count = 0;
+    for (i, &logit) in logits.iter().enumerate() {
+        kept[count] = logit;
+        indices[count] = i as u64;
+        count += usize::from(logit >= bar);
+    }
+    count
 }
 
 #[cfg(test)]
@@ -106,7 +162,7 @@ fn choose_row<T: Element>(dims: &ChooseDims, row: &Row, logits: &[T]) -> Result<
 mod tests {
     use super::*;
     use sar_math::MAX_SCALES;
-    use sar_math::backend::{DrawKeys, Filter};
+    use sar_math::backend::DrawKeys;
 
     const VOCAB: usize = 37;
 
@@ -155,6 +211,29 @@ mod tests {
             let row = &logits[row * VOCAB..][..VOCAB];
             let off = Filter { top_k: 0, top_p: 0.0 };
             assert_eq!(found[at], choose(row, off, uniform, &mut words).unwrap() as u32);
+        }
+    }
+
+    #[test]
+    fn a_draw_among_the_likely_is_the_draw_among_all() {
+        let vocab = 5 * SAMPLE + 3;
+        let mut words = vec![0; scratch_len(vocab)];
+        let noise = |i: usize| f64::from((i as u32).wrapping_mul(2_654_435_761) >> 8) / 4e6;
+        let spread: Vec<f64> = (0..vocab).map(noise).collect();
+        let tied: Vec<f64> = spread.iter().map(|x| x.floor()).collect();
+        let with_nan = spread.iter().map(|&x| if x > 3.0 { f64::NAN } else { x }).collect();
+        // Every n-th logit is large: the guess is far too high and must be noticed.
+        let misleading =
+            (0..vocab).map(|i| if i % 5 == 0 { 9.0 } else { spread[i] - 9.0 }).collect();
+        for logits in [spread, tied, with_nan, misleading] {
+            for top_k in [0, 1, 2, 50, 700, vocab] {
+                for draw_number in 0..40 {
+                    let uniform = token_uniform(1, 2, 3, draw_number);
+                    let filter = Filter { top_k, top_p: 0.9 };
+                    let want = choose(&logits, filter, uniform, &mut words).unwrap();
+                    assert_eq!(draw(&logits, filter, uniform).unwrap(), want, "k {top_k}");
+                }
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use super::cross_entropy::{
     RowLosses, argmax, exp, first_equal, row_weight, rows_per_task, sum_exp,
 };
 use crate::Element;
-use crate::simd::{self, LANES, total, vectorized};
+use crate::simd::{self, exp_sum, sum2, vectorized, with_scratch};
 use rayon::prelude::*;
 use sar_math::backend::LossDims;
 
@@ -29,24 +29,28 @@ pub(crate) fn forward<T: Element>(
         .into_par_iter()
         .enumerate()
         .for_each(|(task, (logits, loss, hits, lse, teacher_lse))| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (r, x) in logits.chunks_exact(vocab).enumerate() {
-                        let at = dims.targets.of(task * rows + r, tokens) * vocab;
-                        let t = &teacher[at..at + vocab];
-                        let max = simd::max(x);
-                        let log_sum = sum_exp(x, max).ln();
-                        let teacher_max = simd::max(t);
-                        let (teacher_sum, product) = expectation(x, max, t, teacher_max);
-                        lse[r] = max + log_sum;
-                        teacher_lse[r] = teacher_max + teacher_sum.ln();
-                        loss[r] = log_sum - product / teacher_sum;
-                        let same = first_equal(x, max) == Some(argmax(t));
-                        hits[r] = if same { T::one() } else { T::zero() };
-                    }
-                },
-            );
+            with_scratch(vocab, |p| {
+                vectorized(
+                    #[inline(always)]
+                    || {
+                        for (r, x) in logits.chunks_exact(vocab).enumerate() {
+                            let at = dims.targets.of(task * rows + r, tokens) * vocab;
+                            let t = &teacher[at..at + vocab];
+                            let max = simd::max(x);
+                            let log_sum = sum_exp(x, max).ln();
+                            let teacher_max = simd::max(t);
+                            p.copy_from_slice(t);
+                            let teacher_sum = exp_sum(p, teacher_max);
+                            let product = expectation(p, x, max);
+                            lse[r] = max + log_sum;
+                            teacher_lse[r] = teacher_max + teacher_sum.ln();
+                            loss[r] = log_sum - product / teacher_sum;
+                            let same = first_equal(x, max) == Some(argmax(t));
+                            hits[r] = if same { T::one() } else { T::zero() };
+                        }
+                    },
+                );
+            });
         });
 }
 
@@ -84,19 +88,15 @@ pub(crate) fn backward<T: Element>(
     });
 }
 
-/// Σ exp(t − t_max), and Σ exp(t − t_max)·(x − max).
+/// Σ p·(x − max).
 #[inline(always)]
-fn expectation<T: Element>(x: &[T], max: T, t: &[T], teacher_max: T) -> (T, T) {
-    let mut sums = [T::zero(); LANES];
-    let mut products = [T::zero(); LANES];
-    for (x, t) in x.chunks(LANES).zip(t.chunks(LANES)) {
-        for (((sum, product), &x), &t) in sums.iter_mut().zip(&mut products).zip(x).zip(t) {
-            let p = exp(t - teacher_max);
-            *sum += p;
-            *product += p * (x - max);
-        }
-    }
-    (total(sums), total(products))
+fn expectation<T: Element>(p: &[T], x: &[T], max: T) -> T {
+    sum2(
+        p,
+        x,
+        #[inline(always)]
+        |p, x| p * (x - max),
+    )
 }
 
 #[cfg(test)]
