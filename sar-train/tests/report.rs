@@ -169,10 +169,10 @@ fn the_page_holds_everything_and_asks_for_nothing() {
         "Fréchet distance over guidance",
         "floor: all training images",
         "Learning rate",
-        "Scale 4, training accuracy",
+        "Scale 4, accuracy",
         "Training: tokenizer",
         "width = 64",
-        "40.1 ± 0.8",
+        "40.1\u{a0}±\u{a0}0.8",
         "97.53 %",
         "guidance ramp flexvar",
     ] {

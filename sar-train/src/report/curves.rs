@@ -14,6 +14,9 @@ const POINTS: usize = 200;
 const KNOWN: [&str; 7] =
     ["loss", "loss_tf", "loss_csf", "lr", "grad_norm", "scale_loss", "scale_acc"];
 
+/// Likewise of evaluation records.
+const HELD_OUT: [&str; 3] = ["heldout_loss", "heldout_scale_loss", "heldout_scale_acc"];
+
 /// Numbers the figures of a page.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
@@ -40,10 +43,7 @@ pub(super) fn training(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
         chart("Loss", "loss, nats per token", "Solid: training. Dashed: held-out images.");
     for run in runs {
         loss.series.extend(series(run, "train", "loss", None));
-        if let Some(heldout) = series(run, "eval", "heldout_loss", None) {
-            let name = format!("{}, held-out", run.name);
-            loss.series.push(Series { name, dashed: true, markers: true, ..heldout });
-        }
+        loss.series.extend(held_out(run, "heldout_loss", None));
     }
     let mut out = vec![figures.show(&loss)];
     let parts: [(&str, &str, &str, bool); 4] = [
@@ -60,19 +60,26 @@ pub(super) fn training(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
     out
 }
 
-/// Loss and accuracy of each scale over the steps: one small chart per scale.
+/// Loss and accuracy of each scale over the steps, training and held-out: one chart per scale.
 pub(super) fn per_scale(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
     let mut out = Vec::new();
-    for (field, what) in [("scale_loss", "loss"), ("scale_acc", "accuracy")] {
+    let fields = [
+        ("scale_loss", "heldout_scale_loss", "loss"),
+        ("scale_acc", "heldout_scale_acc", "accuracy"),
+    ];
+    for (field, heldout, what) in fields {
         let scales: BTreeSet<usize> = runs
             .iter()
             .flat_map(|r| r.log.fields())
-            .filter(|f| f.kind == "train" && f.name == field)
+            .filter(|f| f.name == field || f.name == heldout)
             .filter_map(|f| f.index)
             .collect();
         for scale in scales {
-            let title = format!("Scale {}, training {what}", scale + 1);
-            let chart = overlay(runs, "train", field, Some(scale), &title, what);
+            let title = format!("Scale {}, {what}", scale + 1);
+            let mut chart = overlay(runs, "train", field, Some(scale), &title, what);
+            for run in runs {
+                chart.series.extend(held_out(run, heldout, Some(scale)));
+            }
             out.push(figures.show(&chart));
         }
     }
@@ -86,7 +93,7 @@ pub(super) fn others(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
     let unknown = fields.into_iter().filter(|f| match f.kind.as_str() {
         _ if !generators => true,
         "train" => !KNOWN.contains(&f.name.as_str()),
-        "eval" => f.name != "heldout_loss",
+        "eval" => !HELD_OUT.contains(&f.name.as_str()),
         _ => true,
     });
     unknown
@@ -146,6 +153,7 @@ pub(super) fn sweep(
             title: title.into(),
             x: "guidance".into(),
             y: y.into(),
+            roomy: true,
             caption: "Mean over sampling seeds; bars: sample standard deviation.".into(),
             ..Chart::default()
         };
@@ -192,6 +200,13 @@ fn overlay(
     let mut chart = chart(title, y, "");
     chart.series = runs.iter().filter_map(|run| series(run, kind, field, index)).collect();
     chart
+}
+
+/// A curve of evaluation records: dashed, with markers, so that it stands beside the training curve.
+fn held_out(run: &Run, field: &str, index: Option<usize>) -> Option<Series> {
+    let found = series(run, "eval", field, index)?;
+    let name = format!("{}, held-out", run.name);
+    Some(Series { name, dashed: true, markers: true, ..found })
 }
 
 fn series(run: &Run, kind: &str, field: &str, index: Option<usize>) -> Option<Series> {

@@ -98,11 +98,17 @@ fn compared(comparison: &Comparison, several: bool, figures: &mut Figures) -> St
 }
 
 fn verdict_box(verdict: &Verdict) -> String {
+    let details: Vec<String> = verdict.details.iter().map(|d| unbroken(d)).collect();
     format!(
         "<section class=\"verdict\">\n<h2>Verdict</h2>\n{}{}</section>\n",
-        paragraph("headline", &verdict.headline),
-        list("", &verdict.details)
+        paragraph("headline", &unbroken(&verdict.headline)),
+        list("", &details)
     )
+}
+
+/// Keeps a number and its spread or unit on one line.
+fn unbroken(text: &str) -> String {
+    text.replace(" ± ", "\u{a0}±\u{a0}").replace(" %", "\u{a0}%")
 }
 
 /// Sweeps of runs that were evaluated on their own, in one chart, where nothing compares them.

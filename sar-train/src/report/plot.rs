@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 /// Size in user units: text of 12 units is readable at 360 px and at 640 px.
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 270.0;
-const LEFT: f64 = 50.0;
+const LEFT: f64 = 60.0;
 const RIGHT: f64 = 10.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 42.0;
@@ -54,6 +54,8 @@ pub(super) struct Chart {
     pub log: bool,
     /// x counts things (scales): a tick at each whole number.
     pub whole: bool,
+    /// Room beside the first and last x, for markers.
+    pub roomy: bool,
     pub series: Vec<Series>,
     pub levels: Vec<Level>,
     /// What the chart says, for those who do not see it, and as its caption.
@@ -105,7 +107,7 @@ impl Chart {
             let spread = p.spread.unwrap_or(0.0);
             [p.y - spread, p.y + spread]
         });
-        let x = Axis::over(points().map(|p| p.x), 6, false, self.whole);
+        let x = Axis::over(points().map(|p| p.x), 6, false, self.whole || self.roomy);
         (x, Axis::over(ys.chain(self.levels.iter().map(|l| l.y)), 5, self.log, true))
     }
 
@@ -136,7 +138,7 @@ impl Chart {
             out,
             "</g>\n<path class=\"axis\" d=\"M{LEFT} {TOP}V{bottom}H{right}\"/>\n\
              <text class=\"name\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>\n\
-             <text class=\"name\" transform=\"translate(12 {:.1}) rotate(-90)\" \
+             <text class=\"name\" transform=\"translate(13 {:.1}) rotate(-90)\" \
              text-anchor=\"middle\">{}{log}</text>",
             (LEFT + right) / 2.0,
             HEIGHT - 6.0,

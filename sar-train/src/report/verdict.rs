@@ -118,9 +118,10 @@ fn at_equal_guidance(control: &Arm, refined: &Arm) -> String {
         let Some(c) = control.at(r.guidance) else { continue };
         let (difference, spread, standing) = compare(&r.frechet, &c.frechet);
         let percent = relative(difference, c.frechet.mean);
+        let signed = format!("{difference:+.1}").replace('-', "−");
         let entry = match spread {
-            Some(s) => format!("{} ({difference:+.1} ± {s:.1}, {percent})", r.guidance),
-            None => format!("{} ({difference:+.1}, {percent})", r.guidance),
+            Some(s) => format!("{} ({signed} ± {s:.1}, {percent})", r.guidance),
+            None => format!("{} ({signed}, {percent})", r.guidance),
         };
         match standing {
             Standing::Better => better.push(entry),
