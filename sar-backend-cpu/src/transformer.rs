@@ -128,6 +128,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
             params.slot(OP, "weight (outputs*inputs)", layer.weight, size([outputs, inputs]))?;
         grads.slot(OP, "weight gradient (outputs*inputs)", layer.weight, weight.len())?;
         if let Some(bias) = layer.bias {
+            params.slot(OP, "bias (outputs)", bias, outputs)?;
             let dbias = grads.slot_mut(OP, "bias gradient (outputs)", bias, outputs)?;
             linear::backward_bias(dy, dbias);
         }
@@ -422,8 +423,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         const OP: &str = "token_embedding";
         let words = check_embedding(OP, dims)?;
         let (width, channels) = (dims.width, dims.channels);
-        let cond_len = size([dims.batch, width, token_embedding::class_tokens(dims)]);
-        let cond = cond_bc.head(OP, "cond (batch*width)", cond_len)?;
+        let cond = cond_bc.head(OP, "cond (batch*width)", size([dims.batch, width]))?;
         let inputs_len = size([dims.input_batch, words, channels]);
         let inputs = inputs.head(OP, "inputs (input_batch*words*channels)", inputs_len)?;
         let slot = |operand, slot: Option<Slot>| {
