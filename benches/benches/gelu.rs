@@ -1,0 +1,27 @@
+//! GELU of the hidden layer; throughput counts each tensor read or written once.
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use sar_benches::{Backend, SETTINGS, noise, run};
+use sar_math::backend::TransformerOps;
+
+fn bench(criterion: &mut Criterion) {
+    let backend = Backend::new();
+    let mut group = criterion.benchmark_group("gelu");
+    for setting in SETTINGS {
+        let len = 4 * setting.rows() * setting.width;
+        let (x, mut y) = (noise(len), noise(len));
+        let tensor = (len * size_of::<f32>()) as u64;
+        group.throughput(Throughput::Bytes(2 * tensor));
+        group.bench_function(format!("forward/{}", setting.name), |bencher| {
+            bencher.iter(|| run(backend.gelu(len, &x, &mut y)));
+        });
+        group.throughput(Throughput::Bytes(3 * tensor));
+        group.bench_function(format!("backward/{}", setting.name), |bencher| {
+            bencher.iter(|| run(backend.gelu_backward(len, &x, &mut y)));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);
