@@ -1,0 +1,46 @@
+//! Cross-entropy against the teacher's softmax; throughput counts each logit read or written once.
+
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use sar_benches::{Backend, SETTINGS, noise, run};
+use sar_math::MAX_SCALES;
+use sar_math::backend::{LossDims, LossOps, TargetRows, TokenLoss};
+
+fn bench(criterion: &mut Criterion) {
+    let backend = Backend::new();
+    let mut group = criterion.benchmark_group("soft_cross_entropy");
+    for setting in SETTINGS {
+        let (rows, schedule) = (setting.rows(), setting.schedule());
+        let dims = LossDims {
+            batch: setting.batch,
+            schedule,
+            vocab: setting.vocab,
+            smoothing: 0.0,
+            weights: [1.0 / rows as f64; MAX_SCALES],
+            targets: TargetRows::beside(&schedule),
+        };
+        let logits = noise(rows * setting.vocab);
+        let mut teacher = logits.clone();
+        teacher.as_mut_slice().reverse();
+        let Ok(mut out) = TokenLoss::new(&backend, rows) else {
+            panic!("no memory for {rows} rows");
+        };
+        let bytes = (logits.len() * size_of::<f32>()) as u64;
+        group.throughput(Throughput::Bytes(2 * bytes));
+        group.bench_function(format!("forward/{}", setting.name), |bencher| {
+            bencher.iter(|| run(backend.soft_cross_entropy(&dims, &logits, &teacher, &mut out)));
+        });
+        group.throughput(Throughput::Bytes(3 * bytes));
+        group.bench_function(format!("backward/{}", setting.name), |bencher| {
+            // In place, so every call needs its own logits.
+            bencher.iter_batched_ref(
+                || logits.clone(),
+                |logits| run(backend.soft_cross_entropy_backward(&dims, logits, &teacher, &out)),
+                BatchSize::PerIteration,
+            );
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);
