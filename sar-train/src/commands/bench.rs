@@ -1,0 +1,205 @@
+//! `sar bench`: an optimiser step or a sampled batch, timed; one JSON line with the keys of the
+//! PyTorch comparison script, so that both can be run in turn on the same work.
+
+use crate::cli::{BackendName, BenchArgs, BenchWhat, GlobalArgs, StepMode};
+use crate::config::{Config, Decode, Mode};
+use crate::model::generator::{Generator, GeneratorShape};
+use crate::run::memory;
+use crate::sample::{Decoding, Sampler};
+use crate::train::{Batches, TrainError, Trainer};
+use sar_backend_cpu::CpuBackend;
+use sar_math::Real as _;
+use sar_math::backend::{Backend, Choice, DrawKeys, Filter};
+use sar_math::guidance::Guidance;
+use sar_math::philox::{Purpose, Stream};
+use sar_math::rollout::Extent;
+use serde::Serialize;
+use std::time::Instant;
+
+/// The line that is printed.
+#[derive(Serialize)]
+struct Line {
+    peer: String,
+    what: &'static str,
+    mode: &'static str,
+    depth: usize,
+    width: usize,
+    batch: usize,
+    dtype: &'static str,
+    device: &'static str,
+    compile: bool,
+    parameters: usize,
+    median_s: f64,
+    min_s: f64,
+    images_per_s: f64,
+    peak_bytes: u64,
+}
+
+/// Random latents and labels, made anew for every step and outside its time.
+struct RandomBatches {
+    latents: Vec<f32>,
+    labels: Vec<u32>,
+}
+
+impl RandomBatches {
+    fn draw(&mut self, args: &BenchArgs, step: u64) {
+        let mut stream = Stream::new(0, Purpose::Evaluation, step);
+        let last = args.schedule.last().tokens();
+        self.latents =
+            (0..args.batch * args.channels * last).map(|_| stream.normal() as f32).collect();
+        self.labels = (0..args.batch).map(|_| stream.below(args.classes) as u32).collect();
+    }
+}
+
+impl<B: Backend> Batches<B> for RandomBatches {
+    fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
+        let host: Vec<B::Host> =
+            self.latents.iter().map(|&v| B::Host::of(f64::from(v))).collect();
+        backend.upload(&host, latents, 0).map_err(TrainError::backend)?;
+        Ok(self.labels.clone())
+    }
+}
+
+/// Runs the benchmark and prints its line.
+///
+/// # Errors
+/// A shape that no generator has; out of memory.
+pub fn run(args: &BenchArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
+    match args.backend {
+        BackendName::Cpu => bench(&CpuBackend::<f32>::new(), args),
+    }
+}
+
+fn bench<B: Backend>(backend: &B, args: &BenchArgs) -> anyhow::Result<()> {
+    let config = configuration(args)?;
+    let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
+    let weights = generator.initial(0);
+    let codebook = unit_rows(args.vocab, args.channels);
+    let parameters = generator.layout().len();
+    let mut times = match args.what {
+        BenchWhat::Step => {
+            time_steps(backend, args, &config, generator, &weights, &codebook)?
+        }
+        BenchWhat::Sample => time_samples(backend, args, &generator, &weights, &codebook)?,
+    };
+    times.sort_by(f64::total_cmp);
+    let median = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
+    let line = Line {
+        peer: format!("sar {}", env!("CARGO_PKG_VERSION")),
+        what: if args.what == BenchWhat::Step { "step" } else { "sample" },
+        mode: match args.mode {
+            StepMode::Tf => "tf",
+            StepMode::SarAll => "sar-all",
+            StepMode::SarLast => "sar-last",
+        },
+        depth: args.depth,
+        width: config.generator.width,
+        batch: args.batch,
+        dtype: "f32",
+        device: "cpu",
+        compile: false,
+        parameters,
+        median_s: rounded(median, 4),
+        min_s: rounded(times.first().copied().unwrap_or(f64::NAN), 4),
+        images_per_s: rounded(args.batch as f64 / median, 3),
+        peak_bytes: memory::peak_resident().unwrap_or(0),
+    };
+    println!("{}", serde_json::to_string(&line)?);
+    Ok(())
+}
+
+/// The comparison script's settings: argmax rollout, σ 0.01, no dropout of any kind.
+fn configuration(args: &BenchArgs) -> anyhow::Result<Config> {
+    let mut config = Config::default();
+    let g = &mut config.generator;
+    (g.depth, g.width, g.heads) = (args.depth, args.width, args.heads);
+    (g.vocab, g.channels, g.classes) = (args.vocab, args.channels, args.classes);
+    g.schedule = args.schedule;
+    g.resolve();
+    let t = &mut config.train;
+    t.batch = args.batch;
+    t.lr = Some(1e-4);
+    t.class_dropout = 0.0;
+    t.drop_path = Some(0.0);
+    t.mode = if args.mode == StepMode::Tf { Mode::Teacher } else { Mode::Ssr };
+    config.sar.extent = if args.mode == StepMode::SarLast { Extent::Last } else { Extent::All };
+    config.sar.decode = Decode::Argmax;
+    config.sar.sigma = 0.01;
+    config.validate()?;
+    Ok(config)
+}
+
+fn time_steps<B: Backend>(
+    backend: &B,
+    args: &BenchArgs,
+    config: &Config,
+    generator: Generator,
+    weights: &[f32],
+    codebook: &[f32],
+) -> anyhow::Result<Vec<f64>> {
+    let last = args.schedule.last();
+    let size = (last.height, last.width);
+    let mut trainer = Trainer::new(backend, generator, config, weights, codebook, size)?;
+    let mut batches = RandomBatches { latents: Vec::new(), labels: Vec::new() };
+    let mut times = Vec::new();
+    for step in 0..args.warmup + args.steps {
+        batches.draw(args, step as u64);
+        let start = Instant::now();
+        trainer.step(&mut batches)?;
+        backend.synchronize()?;
+        if step >= args.warmup {
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(times)
+}
+
+fn time_samples<B: Backend>(
+    backend: &B,
+    args: &BenchArgs,
+    generator: &Generator,
+    weights: &[f32],
+    codebook: &[f32],
+) -> anyhow::Result<Vec<f64>> {
+    let host = |v: &[f32]| v.iter().map(|&v| B::Host::of(f64::from(v))).collect::<Vec<_>>();
+    let mut params = backend.params(weights.len())?;
+    backend.upload_params(&host(weights), &mut params, 0)?;
+    let mut codes = backend.accum(codebook.len())?;
+    backend.upload_accum(&host(codebook), &mut codes, 0)?;
+    let mut sampler = Sampler::new(backend, generator, args.batch, &args.schedule, true)?;
+    let mut batches = RandomBatches { latents: Vec::new(), labels: Vec::new() };
+    let filter = Filter { top_k: args.vocab.min(900), top_p: 0.0 };
+    let mut times = Vec::new();
+    for step in 0..args.warmup + args.steps {
+        batches.draw(args, step as u64);
+        let keys = DrawKeys { seed: step as u64, first_image: 0 };
+        let decoding = Decoding {
+            guidance: Guidance::Sampling(1.5).ramp(args.schedule.len()),
+            choice: Choice::Draw(filter, keys),
+        };
+        let start = Instant::now();
+        let labels = &batches.labels;
+        sampler.run(backend, generator, &params, &codes, labels, &decoding, None, |_, _| Ok(()))?;
+        backend.synchronize()?;
+        if step >= args.warmup {
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+    Ok(times)
+}
+
+/// A random codebook of unit rows.
+fn unit_rows(rows: usize, width: usize) -> Vec<f32> {
+    let mut stream = Stream::new(0, Purpose::Codebook, 0);
+    let mut codes: Vec<f32> = (0..rows * width).map(|_| stream.normal() as f32).collect();
+    for row in codes.chunks_mut(width) {
+        let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        row.iter_mut().for_each(|v| *v /= norm);
+    }
+    codes
+}
+
+fn rounded(value: f64, digits: i32) -> f64 {
+    let unit = 10f64.powi(digits);
+    (value * unit).round() / unit
+}
