@@ -53,8 +53,7 @@ impl RandomBatches {
 
 impl<B: Backend> Batches<B> for RandomBatches {
     fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
-        let host: Vec<B::Host> =
-            self.latents.iter().map(|&v| B::Host::of(f64::from(v))).collect();
+        let host: Vec<B::Host> = self.latents.iter().map(|&v| B::Host::of(f64::from(v))).collect();
         backend.upload(&host, latents, 0).map_err(TrainError::backend)?;
         Ok(self.labels.clone())
     }
@@ -77,9 +76,7 @@ fn bench<B: Backend>(backend: &B, args: &BenchArgs) -> anyhow::Result<()> {
     let codebook = unit_rows(args.vocab, args.channels);
     let parameters = generator.layout().len();
     let mut times = match args.what {
-        BenchWhat::Step => {
-            time_steps(backend, args, &config, generator, &weights, &codebook)?
-        }
+        BenchWhat::Step => time_steps(backend, args, &config, generator, &weights, &codebook)?,
         BenchWhat::Sample => time_samples(backend, args, &generator, &weights, &codebook)?,
     };
     times.sort_by(f64::total_cmp);
@@ -102,7 +99,7 @@ fn bench<B: Backend>(backend: &B, args: &BenchArgs) -> anyhow::Result<()> {
         median_s: rounded(median, 4),
         min_s: rounded(times.first().copied().unwrap_or(f64::NAN), 4),
         images_per_s: rounded(args.batch as f64 / median, 3),
-        peak_bytes: memory::peak_resident().unwrap_or(0),
+        peak_bytes: memory::peak().unwrap_or(0),
     };
     println!("{}", serde_json::to_string(&line)?);
     Ok(())

@@ -1,9 +1,16 @@
 //! What each command does: one file per command, `run(args, global)` in each.
 
+pub mod bench;
 pub mod data;
+pub mod demo;
 pub mod doctor;
+mod models;
 pub mod plan;
 pub mod report;
+pub mod sample;
+mod table;
+pub mod tokenizer;
+pub mod train;
 
 use crate::run::Interrupted;
 

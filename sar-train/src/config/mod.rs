@@ -18,6 +18,8 @@ pub use sar::{Decode, Preset, SarConfig};
 pub use train::{Mode, TrainConfig};
 
 use crate::data::DataConfig;
+use crate::model::tokenizer::TokenizerConfig;
+use crate::train::tokenizer::TokenizerTrainConfig;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -27,6 +29,10 @@ use std::path::Path;
 pub struct Config {
     /// Where the images are and how they are cut. Checked when they are opened.
     pub data: DataConfig,
+    /// The tokenizer's shape.
+    pub tokenizer: TokenizerConfig,
+    /// How a tokenizer is trained.
+    pub tokenizer_train: TokenizerTrainConfig,
     /// The generator's shape.
     pub generator: GeneratorSection,
     /// How it is trained.

@@ -1,5 +1,7 @@
-//! Sampling: codes of an image, scale by scale.
+//! Sampling: codes of an image scale by scale, and pictures of them.
 
+mod painter;
 mod sampler;
 
+pub use painter::{Decoder, Painted, Painter, SampleSettings};
 pub use sampler::{Decoding, Given, Sampler};

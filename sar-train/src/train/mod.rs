@@ -1,16 +1,20 @@
 //! Training: the step, the optimiser around it, and held-out loss.
 
+mod batches;
 mod error;
 mod heldout;
 mod memory;
+mod session;
 mod settings;
 mod step;
 pub mod tokenizer;
 mod trainer;
 
+pub use batches::{EncodedBatches, encode_all};
 pub use error::TrainError;
 pub use heldout::{HeldOut, HeldOutReport};
 pub use memory::{Needs, StepMemory};
+pub use session::{Outcome, PaintHook, Session};
 pub use settings::StepSettings;
 pub use step::StepInput;
 pub use trainer::{Batches, Export, StepReport, TrainState, Trainer};

@@ -1,0 +1,427 @@
+//! `sar demo`: tokenizer, generator, two arms of equal steps from the same checkpoint, comparison.
+
+use super::models::Cpu;
+use super::tokenizer::{Trained, train_in};
+use super::train::{Start, Work};
+use crate::cli::{DemoArgs, GlobalArgs};
+use crate::config::{Config, Mode, Preset, SarConfig};
+use crate::data::{self, Data, DataConfig, Dataset, grid};
+use crate::eval::{AnyError, EvalOptions, Evaluator, Labelled, SamplerSettings};
+use crate::model::classifier::{Classifier, ClassifierConfig, ClassifierTraining};
+use crate::model::generator::{Generator, GeneratorShape};
+use crate::report::summary::{Arm, ArmRole, Summary, TokenizerSummary};
+use crate::report::{self, REPORT_FILE, verdict::verdict};
+use crate::run::{Interrupt, Progress, RunFolder, memory};
+use crate::sample::{Painter, SampleSettings};
+use crate::train::Outcome;
+use sar_math::backend::{Buffers as _, Filter};
+use std::time::Instant;
+
+/// What the demonstration spends on each part.
+struct Budget {
+    tokenizer_steps: u64,
+    classifier_steps: u64,
+    base_steps: u64,
+    arm_steps: u64,
+    /// Samples per sampling seed and guidance value.
+    samples: usize,
+    guidances: &'static [f64],
+}
+
+/// Under ten minutes on two cores.
+const FULL: Budget = Budget {
+    tokenizer_steps: 1500,
+    classifier_steps: 400,
+    base_steps: 1600,
+    arm_steps: 400,
+    samples: 930,
+    guidances: &[0.0, 0.25, 0.5, 0.75, 1.0, 1.5],
+};
+
+/// Under three minutes on two cores.
+const QUICK: Budget = Budget {
+    tokenizer_steps: 400,
+    classifier_steps: 150,
+    base_steps: 300,
+    arm_steps: 80,
+    samples: 310,
+    guidances: &[0.0, 0.5, 1.0],
+};
+
+/// Sampling seeds; the spread over them stands beside each number.
+const SAMPLING_SEEDS: [u64; 3] = [1, 2, 3];
+/// Images sampled at a time.
+const SAMPLE_BATCH: usize = 93;
+/// Images whose every scale is shown.
+const STRIP: usize = 10;
+
+/// Runs the demonstration and says where its report lies.
+///
+/// # Errors
+/// A folder that is in use or not empty; a disk that is full; Ctrl-C.
+pub fn run(args: &DemoArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let budget = if args.quick { &QUICK } else { &FULL };
+    let config = configuration(budget, args.seed)?;
+    let root = RunFolder::create(&args.out, &config)?;
+    let demo = Demo {
+        backend: Cpu::new(),
+        budget,
+        data: data::open(&config.data)?,
+        config,
+        root: &root,
+        interrupt: Interrupt::listen()?,
+        quiet: global.quiet,
+    };
+    let summary = demo.run(start)?;
+    summary.write(root.path())?;
+    let page = root.path().join(REPORT_FILE);
+    let mut runs = vec![root.path().to_owned()];
+    runs.extend(["tokenizer", "base", "control", "sar"].map(|name| root.path().join(name)));
+    let report = report::write(&runs, &page)?;
+    for note in &report.notes {
+        eprintln!("note: {note}");
+    }
+    print!("{}", super::table::comparison(&summary));
+    println!("\nreport:  {}", page.display());
+    println!("numbers: {}", root.path().join("summary.json").display());
+    Ok(())
+}
+
+/// The demonstration's configuration: what `sar train` and `sar refine` would be given.
+fn configuration(budget: &Budget, seed: u64) -> anyhow::Result<Config> {
+    let mut config = Config { data: DataConfig::glyphs10(), ..Config::default() };
+    config.tokenizer_train.steps = budget.tokenizer_steps;
+    config.tokenizer_train.seed = seed;
+    let g = &mut config.generator;
+    (g.depth, g.width, g.heads) = (4, 128, 4);
+    g.vocab = config.tokenizer.vocab;
+    g.channels = config.tokenizer.latent_channels;
+    let t = &mut config.train;
+    t.steps = budget.base_steps;
+    t.batch = 64;
+    t.lr = Some(1.5e-3);
+    t.warmup = 50;
+    t.seed = seed;
+    t.log_every = 20;
+    t.eval_every = (budget.base_steps / 8).max(1);
+    t.save_every = 0;
+    t.sample_every = 0;
+    t.keep = 1;
+    config.sample.guidance = 0.5;
+    config.validate()?;
+    Ok(config)
+}
+
+struct Demo<'d> {
+    backend: Cpu,
+    budget: &'d Budget,
+    config: Config,
+    data: Data,
+    root: &'d RunFolder,
+    interrupt: Interrupt,
+    quiet: bool,
+}
+
+/// An arm that has been trained.
+struct TrainedArm {
+    arm: Arm,
+    outcome: Outcome,
+    weights: Vec<f32>,
+    generator: Generator,
+}
+
+impl Demo<'_> {
+    fn run(&self, start: Instant) -> anyhow::Result<Summary> {
+        self.say("1/6  tokenizer: images to codes and back");
+        let folder = self.folder("tokenizer", &self.config)?;
+        let trained = train_in(
+            &self.backend,
+            &folder,
+            &self.config,
+            &self.data,
+            &self.interrupt,
+            self.quiet,
+        )?;
+        self.say("2/6  classifier: its features measure images");
+        let mut evaluator = self.evaluator(&trained)?;
+        self.say("3/6  base: a generator by teacher forcing");
+        let base = self.arm(&trained, ArmRole::Base, None)?;
+        self.say("4/6  control: more teacher forcing");
+        let control = self.arm(&trained, ArmRole::Control, Some(&base.weights))?;
+        self.say("5/6  refined: SAR, preset release, from the same checkpoint");
+        let refined = self.arm(&trained, ArmRole::Refined, Some(&base.weights))?;
+        self.say("6/6  sampling and measuring every arm over a sweep of guidance");
+        let mut arms = Vec::new();
+        let mut notes = vec![rising(&base.outcome, "base")];
+        for arm in [base, control, refined] {
+            arms.push(self.measure(&trained, &mut evaluator, arm)?);
+        }
+        notes.retain(|n| !n.is_empty());
+        notes.extend(evaluator.warnings());
+        Ok(self.summary(start, &trained, &evaluator, arms, notes))
+    }
+
+    fn say(&self, line: &str) {
+        if !self.quiet {
+            eprintln!("{line}");
+        }
+    }
+
+    fn folder(&self, name: &str, config: &Config) -> anyhow::Result<RunFolder> {
+        Ok(RunFolder::create(&self.root.path().join(name), config)?)
+    }
+
+    /// The classifier, the validation features and the floors.
+    fn evaluator(&self, trained: &Trained) -> anyhow::Result<Evaluator<'_, Cpu>> {
+        let (images, labels) = all(&self.data.train)?;
+        let side = self.data.train.side();
+        let config = ClassifierConfig::for_images(3, side, side, self.data.classes.len());
+        let training = ClassifierTraining {
+            steps: self.budget.classifier_steps,
+            seed: self.config.train.seed,
+            ..ClassifierTraining::default()
+        };
+        let mut progress = Progress::new("classifier", training.steps, 0, self.quiet);
+        let classifier =
+            Classifier::train(&self.backend, config, &training, &images, &labels, |step| {
+                progress.update(step, "")
+            })?
+            .classifier;
+        let (validation, validation_labels) = all(&self.data.validation)?;
+        let options = EvalOptions {
+            count: self.budget.samples,
+            seeds: SAMPLING_SEEDS.to_vec(),
+            sampler: SamplerSettings {
+                ramp: "t = g·i/min(N−1, 9)".into(),
+                top_k: self.config.sample.top_k,
+                top_p: self.config.sample.top_p,
+                schedule: self.config.generator.schedule.to_string(),
+            },
+        };
+        let reference = Labelled { images: &validation, labels: &validation_labels };
+        let mut evaluator = Evaluator::new(&self.backend, classifier, reference, &options)?;
+        let reconstructed =
+            Labelled { images: &trained.reconstructions, labels: &validation_labels };
+        evaluator.measure_floors(reconstructed, Labelled { images: &images, labels: &labels })?;
+        progress.finish(&format!(
+            "{:.1} % of validation images right",
+            100.0 * evaluator.settings().extractor_accuracy
+        ));
+        Ok(evaluator)
+    }
+
+    /// Trains an arm in its folder.
+    fn arm(
+        &self,
+        trained: &Trained,
+        role: ArmRole,
+        from: Option<&Vec<f32>>,
+    ) -> anyhow::Result<TrainedArm> {
+        let mut config = self.config.clone();
+        if role != ArmRole::Base {
+            let t = &mut config.train;
+            t.steps = self.budget.arm_steps;
+            t.eval_every = (t.steps / 4).max(1);
+            // Where the base's rate ended, and falling: both arms alike.
+            t.lr = Some(3e-4);
+            t.warmup = 0;
+            // Other images in another order than the base saw first; the same for both arms.
+            t.seed = self.config.train.seed + 1;
+        }
+        if role == ArmRole::Refined {
+            config.train.mode = Mode::Ssr;
+            config.sar = SarConfig::preset(Preset::Release);
+        }
+        let (run, name, what, description) = words(role);
+        let folder = self.folder(run, &config)?;
+        let work = Work {
+            backend: &self.backend,
+            config: &config,
+            data: &self.data,
+            tokenizer: &trained.loaded,
+            folder: &folder,
+        };
+        let start = from.map_or(Start::New, |weights| Start::From(weights.clone()));
+        let (outcome, weights) = work.train(start, what, &self.interrupt, self.quiet)?;
+        let held_out = outcome.held_out.clone().unwrap_or_default();
+        let arm = Arm {
+            name: name.into(),
+            role,
+            description: description.into(),
+            steps: config.train.steps,
+            heldout_loss: outcome.held_out.as_ref().map(|h| h.heldout_loss),
+            scale_loss: held_out.heldout_scale_loss,
+            scale_accuracy: held_out.heldout_scale_acc,
+            train_images_per_second: Some(outcome.images_per_second),
+            peak_memory: memory::peak(),
+            run: Some(run.into()),
+            ..Arm::default()
+        };
+        let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
+        Ok(TrainedArm { arm, outcome, weights, generator })
+    }
+
+    /// Samples an arm at every guidance value, measures it, and keeps pictures.
+    fn measure(
+        &self,
+        trained: &Trained,
+        evaluator: &mut Evaluator<'_, Cpu>,
+        trained_arm: TrainedArm,
+    ) -> anyhow::Result<Arm> {
+        let TrainedArm { mut arm, weights, generator, .. } = trained_arm;
+        let mut params = self.backend.params(weights.len())?;
+        self.backend.upload_params(&weights, &mut params, 0)?;
+        let schedule = self.config.generator.schedule;
+        let decoder = trained.loaded.decoder();
+        let mut painter =
+            Painter::new(&self.backend, &generator, decoder, &schedule, SAMPLE_BATCH, true)?;
+        let settings = |guidance: f64, seed: u64| SampleSettings {
+            guidance: self.config.sample.ramp.guidance(guidance),
+            filter: Filter { top_k: self.config.sample.top_k, top_p: self.config.sample.top_p },
+            seed,
+        };
+        let (mut images, mut seconds) = (0usize, 0.0);
+        let total = (self.budget.guidances.len() * SAMPLING_SEEDS.len()) as u64;
+        let mut progress = Progress::new(&arm.name, total, 0, self.quiet);
+        let mut done = 0;
+        let mut generate = |labels: &[u32], seed: u64, guidance: f64| {
+            if self.interrupt.is_asked() {
+                return Err("interrupted while sampling".into());
+            }
+            let start = Instant::now();
+            let painted = painter.paint(&params, labels, 0, &settings(guidance, seed), false);
+            seconds += start.elapsed().as_secs_f64();
+            images += labels.len();
+            done += 1;
+            progress.update(done, &format!("guidance {guidance}"));
+            painted.map(|p| p.images).map_err(|e| -> AnyError { Box::new(e) })
+        };
+        arm.sweep = evaluator.sweep(&mut generate, self.budget.guidances)?.points;
+        arm.sample_images_per_second = Some(images as f64 / f64::max(seconds, 1e-9));
+        let best = arm.best().map_or(0.5, |p| p.guidance);
+        let shown = arm.best().map(|p| (p.frechet.mean, p.class_accuracy.mean));
+        let (frechet, accuracy) = shown.unwrap_or((f64::NAN, f64::NAN));
+        progress.finish(&format!(
+            "best Fréchet distance {frechet:.2} at guidance {best}, class accuracy {accuracy:.3}"
+        ));
+        self.pictures(&arm, &mut painter, &params, &settings(best, SAMPLING_SEEDS[0]))?;
+        arm.peak_memory = memory::peak();
+        Ok(arm)
+    }
+
+    /// A grid at the arm's best guidance, and a strip of every scale.
+    fn pictures(
+        &self,
+        arm: &Arm,
+        painter: &mut Painter<'_, Cpu>,
+        params: &sar_backend_cpu::Buffer<f32>,
+        settings: &SampleSettings,
+    ) -> anyhow::Result<()> {
+        let classes = self.data.classes.len();
+        let labels: Vec<u32> = (0..6 * classes).map(|i| (i % classes) as u32).collect();
+        let painted = painter.paint(params, &labels, 0, settings, true)?;
+        let scales = self.config.generator.schedule.len();
+        let (height, width) = painter.size(scales - 1);
+        let images = grid::Images { images_b3hw: &painted.images, height, width };
+        let samples = self.root.path().join(arm.run.as_deref().unwrap_or("base")).join("samples");
+        std::fs::create_dir_all(&samples)?;
+        grid::save_grid(&samples.join("samples-at-best-guidance.png"), images, classes)?;
+        let strips: Vec<grid::Images<'_>> = painted
+            .scales
+            .iter()
+            .enumerate()
+            .map(|(scale, images)| {
+                let (height, width) = painter.size(scale);
+                let shown = STRIP.min(labels.len()) * 3 * height * width;
+                grid::Images { images_b3hw: images.get(..shown).unwrap_or(images), height, width }
+            })
+            .collect();
+        grid::save_strips(&samples.join("every-scale.png"), &strips)?;
+        Ok(())
+    }
+
+    fn summary(
+        &self,
+        start: Instant,
+        trained: &Trained,
+        evaluator: &Evaluator<'_, Cpu>,
+        arms: Vec<Arm>,
+        notes: Vec<String>,
+    ) -> Summary {
+        let vocab = self.config.tokenizer.vocab;
+        let mut summary = Summary {
+            title: "Ten glyph classes: does SAR refine a generator?".into(),
+            description: format!(
+                "A tokenizer and a generator were trained on 32×32 glyphs. From the generator's \
+                 checkpoint two arms took {} more steps each, on the same images in the same order \
+                 with the same seeds: more teacher forcing (control), and self-autoregressive \
+                 refinement (preset release). Every arm was sampled at {} guidance values with {} \
+                 sampling seeds.",
+                self.budget.arm_steps,
+                self.budget.guidances.len(),
+                SAMPLING_SEEDS.len()
+            ),
+            data: self.data.summary.clone(),
+            arms,
+            floors: evaluator.floors().to_vec(),
+            settings: evaluator.settings().clone(),
+            tokenizer: Some(TokenizerSummary {
+                steps: trained.loaded.step,
+                psnr: trained.quality.scales.last().map(|s| s.psnr),
+                codes_used: Some((trained.quality.codebook_used * vocab as f64).round() as usize),
+                vocab: Some(vocab),
+            }),
+            seed: self.config.train.seed,
+            seconds: Some(start.elapsed().as_secs_f64()),
+            peak_memory: memory::peak(),
+            notes,
+            ..Summary::default()
+        };
+        summary.verdict = verdict(&summary);
+        summary
+    }
+}
+
+/// Folder, name, progress label and description of an arm.
+fn words(role: ArmRole) -> (&'static str, &'static str, &'static str, &'static str) {
+    match role {
+        ArmRole::Control => (
+            "control",
+            "more teacher forcing",
+            "control",
+            "The base, trained on by teacher forcing for as many steps as the refined arm.",
+        ),
+        ArmRole::Refined => (
+            "sar",
+            "SAR, preset release",
+            "refining",
+            "The base, refined: a rollout of the last scale, sampled with guidance, and a \
+             contrastive student-forcing loss of weight 0.01 beside teacher forcing.",
+        ),
+        _ => ("base", "base", "base", "Teacher forcing from initial weights."),
+    }
+}
+
+/// All images of a set with their labels.
+fn all(images: &Dataset) -> anyhow::Result<(Vec<f32>, Vec<u32>)> {
+    let batch = images.batch(0, images.len())?;
+    Ok((batch.images_b3hw, batch.labels_b))
+}
+
+/// A note where held-out loss was rising at the end: then the arms start from an overfitted base.
+fn rising(outcome: &Outcome, name: &str) -> String {
+    let (Some(&(step, last)), Some(&(best_step, best))) =
+        (outcome.curve.last(), outcome.curve.iter().min_by(|a, b| a.1.total_cmp(&b.1)))
+    else {
+        return String::new();
+    };
+    // Half a percent: less than two evaluations of the same weights' neighbours differ by.
+    if last > best * 1.005 {
+        return format!(
+            "Held-out loss of the {name} was lowest at step {best_step} ({best:.4}) and {last:.4} \
+             at step {step}: the arms start from a base that had begun to overfit."
+        );
+    }
+    String::new()
+}

@@ -1,0 +1,162 @@
+//! Models from files, as the commands need them: on the CPU, in f32.
+
+use crate::checkpoint::{self, CheckpointError, Kind};
+use crate::config::{Config, GeneratorSection};
+use crate::model::generator::{Generator, GeneratorShape};
+use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
+use crate::sample::Decoder;
+use anyhow::Context as _;
+use sar_backend_cpu::{Buffer, CpuBackend};
+use sar_math::backend::Buffers as _;
+use std::path::{Path, PathBuf};
+
+/// The backend of the program.
+pub(crate) type Cpu = CpuBackend<f32>;
+
+/// Name of the tokenizer that a generator's run keeps beside its checkpoints.
+pub(crate) const RUN_TOKENIZER: &str = "tokenizer.safetensors";
+
+/// A tokenizer ready to encode and decode.
+pub(crate) struct LoadedTokenizer {
+    pub tokenizer: Tokenizer,
+    pub weights: Vec<f32>,
+    pub params: Buffer<f32>,
+    /// L2-normalised, `[v, k]`.
+    pub codebook: Buffer<f32>,
+    /// Optimiser steps it was trained for.
+    pub step: u64,
+}
+
+impl LoadedTokenizer {
+    /// From weights on the host.
+    pub(crate) fn new(
+        backend: &Cpu,
+        config: &TokenizerConfig,
+        weights: Vec<f32>,
+        step: u64,
+    ) -> anyhow::Result<Self> {
+        let tokenizer = Tokenizer::new(config)?;
+        let mut params = backend.params(weights.len())?;
+        backend.upload_params(&weights, &mut params, 0)?;
+        let codebook = tokenizer.codebook_normalised(backend, &params)?;
+        Ok(Self { tokenizer, weights, params, codebook, step })
+    }
+
+    /// From a run folder, a checkpoint or a file.
+    pub(crate) fn open(backend: &Cpu, path: &Path) -> anyhow::Result<Self> {
+        let found = checkpoint::locate(path, false)?;
+        warn_all(&found.warnings);
+        let header = header_of(&found.file, Kind::Tokenizer)?;
+        let config: TokenizerConfig = header.config()?;
+        let layout = Tokenizer::new(&config)?.layout().clone();
+        let weights = checkpoint::load_weights(&found.file, Kind::Tokenizer, &layout)?;
+        Self::new(backend, &config, weights.flat, header.step)
+            .with_context(|| format!("tokenizer {}", found.file.display()))
+    }
+
+    /// As the painter takes it.
+    pub(crate) fn decoder(&self) -> Decoder<'_, Cpu> {
+        Decoder { tokenizer: &self.tokenizer, params: &self.params, codebook: &self.codebook }
+    }
+
+    /// Whether a generator's tables have the tokenizer's sizes.
+    pub(crate) fn fits(&self, generator: &GeneratorSection) -> anyhow::Result<()> {
+        let t = self.tokenizer.config();
+        anyhow::ensure!(
+            t.vocab == generator.vocab && t.latent_channels == generator.channels,
+            "the tokenizer has {} codes of {} channels, the generator expects {} of {}; they were \
+             not trained together",
+            t.vocab,
+            t.latent_channels,
+            generator.vocab,
+            generator.channels
+        );
+        Ok(())
+    }
+}
+
+/// A trained generator, and what is known about its run.
+pub(crate) struct LoadedGenerator {
+    pub generator: Generator,
+    pub section: GeneratorSection,
+    pub weights: Vec<f32>,
+    pub step: u64,
+    /// The run folder it came from.
+    pub run: Option<PathBuf>,
+}
+
+impl LoadedGenerator {
+    /// From a run folder, a checkpoint or a file; `ema` takes the running average.
+    pub(crate) fn open(path: &Path, ema: bool) -> anyhow::Result<Self> {
+        let found = checkpoint::locate(path, ema)?;
+        warn_all(&found.warnings);
+        let header = header_of(&found.file, Kind::Generator)?;
+        let section: GeneratorSection = header.config()?;
+        let generator = Generator::new(&GeneratorShape::from(&section))?;
+        let layout = generator.layout();
+        let weights = checkpoint::load_weights(&found.file, Kind::Generator, layout)?.flat;
+        Ok(Self { generator, section, weights, step: header.step, run: found.run })
+    }
+
+    /// Its weights on the backend.
+    pub(crate) fn params(&self, backend: &Cpu) -> anyhow::Result<Buffer<f32>> {
+        let mut params = backend.params(self.weights.len())?;
+        backend.upload_params(&self.weights, &mut params, 0)?;
+        Ok(params)
+    }
+
+    /// The configuration of its run, where it came from one.
+    pub(crate) fn run_config(&self) -> anyhow::Result<Option<Config>> {
+        let Some(run) = &self.run else { return Ok(None) };
+        let path = run.join("config.toml");
+        if !path.is_file() {
+            return Ok(None);
+        }
+        Ok(Some(Config::load(&path)?))
+    }
+
+    /// The tokenizer named, or the one its run keeps.
+    pub(crate) fn tokenizer(
+        &self,
+        backend: &Cpu,
+        named: Option<&Path>,
+    ) -> anyhow::Result<LoadedTokenizer> {
+        let path = match (named, &self.run) {
+            (Some(path), _) => path.to_owned(),
+            (None, Some(run)) => run.join(RUN_TOKENIZER),
+            (None, None) => anyhow::bail!(
+                "the generator is a file of its own, so its tokenizer is not known; name it with \
+                 --tokenizer"
+            ),
+        };
+        let tokenizer = LoadedTokenizer::open(backend, &path)?;
+        tokenizer.fits(&self.section)?;
+        Ok(tokenizer)
+    }
+}
+
+fn header_of(file: &Path, kind: Kind) -> anyhow::Result<checkpoint::Header> {
+    let header = checkpoint::read_header(file)?;
+    let header = header.with_context(|| {
+        format!(
+            "{}: holds weights but not the configuration of their {kind}; `sar convert` makes a \
+             file that does",
+            file.display()
+        )
+    })?;
+    if header.kind != kind {
+        return Err(CheckpointError::WrongKind {
+            path: file.to_owned(),
+            expected: kind,
+            found: header.kind,
+        }
+        .into());
+    }
+    Ok(header)
+}
+
+fn warn_all(warnings: &[String]) {
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+}

@@ -1,0 +1,345 @@
+//! `sar tokenizer train|eval|encode`.
+
+use super::models::{Cpu, LoadedTokenizer};
+use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
+use crate::cli::{
+    GlobalArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,
+    TokenizerTrainArgs,
+};
+use crate::config::Config;
+use crate::data::{self, Data, DataConfig, Dataset, grid};
+use crate::model::tokenizer::Tokenizer;
+use crate::run::{Interrupt, Interrupted, NonFinite, Progress, RunFolder};
+use crate::train::tokenizer::{
+    TokenizerLosses, TokenizerProgress, TokenizerQuality, TokenizerTrainer,
+};
+use serde::Serialize;
+use std::path::Path;
+
+/// Validation images that quality is measured on, at most.
+const EVALUATED: usize = 512;
+/// Images beside their reconstructions in a grid.
+const SHOWN: usize = 20;
+
+/// Dispatches the subcommands.
+///
+/// # Errors
+/// A configuration, data or checkpoint that cannot be used.
+pub fn run(args: &TokenizerArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    match &args.command {
+        TokenizerCommand::Train(args) => train(args, global),
+        TokenizerCommand::Eval(args) => eval(args, global),
+        TokenizerCommand::Encode(args) => encode(args, global),
+    }
+}
+
+fn train(args: &TokenizerTrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    let backend = Cpu::new();
+    let (folder, config) = if args.run.resume {
+        let (folder, config) = RunFolder::open_for_resume(&args.run.out)?;
+        (folder, config.set(&args.run.set)?)
+    } else {
+        let config = super::train::configuration(&args.run, Config::default())?;
+        (RunFolder::create(&args.run.out, &config)?, config)
+    };
+    let data = data::open(&config.data)?;
+    let interrupt = Interrupt::listen()?;
+    train_in(&backend, &folder, &config, &data, &interrupt, global.quiet)?;
+    Ok(())
+}
+
+/// A record of the log.
+#[derive(Serialize)]
+struct Record {
+    loss: f64,
+    quantization: f64,
+    grad_norm: f64,
+    lr: f64,
+    grid: String,
+    revived: usize,
+}
+
+impl Record {
+    fn of(losses: &TokenizerLosses) -> Self {
+        Self {
+            loss: losses.reconstruction,
+            quantization: losses.quantization,
+            grad_norm: losses.grad_norm,
+            lr: losses.lr,
+            grid: format!("{}x{}", losses.grid.0, losses.grid.1),
+            revived: losses.revived,
+        }
+    }
+}
+
+/// A tokenizer that has been trained in a run folder.
+pub(crate) struct Trained {
+    pub loaded: LoadedTokenizer,
+    pub quality: TokenizerQuality,
+    /// All validation images after encoding, quantising and decoding, `[n, 3, h, w]`.
+    pub reconstructions: Vec<f32>,
+}
+
+/// Trains (or goes on training) the tokenizer of a run folder to its last step.
+pub(crate) fn train_in(
+    backend: &Cpu,
+    folder: &RunFolder,
+    config: &Config,
+    data: &Data,
+    interrupt: &Interrupt,
+    quiet: bool,
+) -> anyhow::Result<Trained> {
+    let settings = &config.tokenizer_train;
+    let tokenizer = Tokenizer::new(&config.tokenizer)?;
+    let side = data.train.side();
+    let mut trainer = TokenizerTrainer::new(backend, &tokenizer, settings, (side, side))?;
+    let checkpoints = folder.checkpoints(config.train.keep)?;
+    resume(&mut trainer, &checkpoints, &tokenizer)?;
+    let mut loader = data.loader(settings.batch, settings.seed, trainer.steps())?;
+    let mut log = folder.log(trainer.steps())?;
+    let mut board = folder.tensorboard(trainer.steps())?;
+    let mut progress = Progress::new("tokenizer", settings.steps, trainer.steps(), quiet);
+    let mut non_finite = NonFinite::new(config.train.non_finite_limit);
+    while trainer.steps() < settings.steps {
+        let batch = loader.next_batch()?;
+        let losses = trainer.step(&batch.images_b3hw)?;
+        let step = trainer.steps();
+        if non_finite.note(step, !losses.skipped)? {
+            progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
+        }
+        if step % config.train.log_every == 0 || step == settings.steps {
+            log.record(step, "train", &Record::of(&losses))?;
+            board.scalar("tokenizer/reconstruction", step, losses.reconstruction)?;
+            board.scalar("tokenizer/quantization", step, losses.quantization)?;
+            progress.update(step, &format!("mse {:.4}", losses.reconstruction));
+        }
+        let asked = interrupt.is_asked() && step < settings.steps;
+        let due = config.train.save_every > 0 && step % config.train.save_every == 0;
+        if due || asked || step == settings.steps {
+            save(&trainer, &checkpoints, &tokenizer)?;
+        }
+        if asked {
+            return Err(Interrupted { step }.into());
+        }
+    }
+    let quality = measure(&mut trainer, &data.validation, config)?;
+    log.record(trainer.steps(), "eval", &quality_record(&quality))?;
+    write_pictures(&mut trainer, &tokenizer, folder, &data.validation)?;
+    let full = quality.scales.last().map_or(f64::NAN, |s| s.psnr);
+    progress.finish(&format!(
+        "PSNR {full:.2} dB, {:.0} % of the codebook used",
+        100.0 * quality.codebook_used
+    ));
+    let weights = trainer.weights()?;
+    let loaded = LoadedTokenizer::new(backend, &config.tokenizer, weights, trainer.steps())?;
+    let factor = tokenizer.downsample_factor();
+    let everything = pixels(&data.validation, data.validation.len())?;
+    let reconstructions = trainer.reconstruct(&everything, (side / factor, side / factor))?;
+    Ok(Trained { loaded, quality, reconstructions })
+}
+
+fn resume(
+    trainer: &mut TokenizerTrainer<'_, Cpu>,
+    checkpoints: &Checkpoints,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<()> {
+    let Some(found) = checkpoints.latest()? else { return Ok(()) };
+    for warning in &found.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let saved =
+        Checkpoints::load::<TokenizerProgress>(&found, Kind::Tokenizer, tokenizer.layout())?;
+    let moments = [&saved.first_moment[..], &saved.second_moment[..]];
+    trainer.restore(&saved.weights, moments, &saved.state)?;
+    Ok(())
+}
+
+fn save(
+    trainer: &TokenizerTrainer<'_, Cpu>,
+    checkpoints: &Checkpoints,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<()> {
+    let header = Header::new(Kind::Tokenizer, trainer.steps(), tokenizer.config())?;
+    let [first_moment, second_moment] = trainer.moments()?;
+    checkpoints.save(&Snapshot {
+        header: &header,
+        layout: tokenizer.layout(),
+        weights: &trainer.weights()?,
+        ema: None,
+        first_moment: &first_moment,
+        second_moment: &second_moment,
+        state: trainer.progress(),
+    })?;
+    Ok(())
+}
+
+/// Quality at every scale of the generator's schedule, on validation images.
+fn measure(
+    trainer: &mut TokenizerTrainer<'_, Cpu>,
+    images: &Dataset,
+    config: &Config,
+) -> anyhow::Result<TokenizerQuality> {
+    let factor = config.tokenizer.downsample_factor();
+    let full = images.side() / factor;
+    let mut grids: Vec<(usize, usize)> = config
+        .generator
+        .schedule
+        .scales()
+        .iter()
+        .map(|s| (s.height, s.width))
+        .filter(|&(h, w)| h.max(w) < full)
+        .collect();
+    grids.push((full, full));
+    let pixels = pixels(images, EVALUATED)?;
+    Ok(trainer.evaluate(&pixels, &grids)?)
+}
+
+/// At most `limit` images of a set, spread over it evenly.
+pub(crate) fn pixels(images: &Dataset, limit: usize) -> anyhow::Result<Vec<f32>> {
+    let count = images.len().min(limit);
+    let chosen: Vec<usize> = (0..count).map(|i| i * images.len() / count.max(1)).collect();
+    Ok(images.select(&chosen)?.images_b3hw)
+}
+
+#[derive(Serialize)]
+struct QualityRecord {
+    psnr: Vec<f64>,
+    grids: Vec<String>,
+    codebook_used: f64,
+    perplexity: f64,
+}
+
+fn quality_record(quality: &TokenizerQuality) -> QualityRecord {
+    QualityRecord {
+        psnr: quality.scales.iter().map(|s| s.psnr).collect(),
+        grids: quality.scales.iter().map(|s| format!("{}x{}", s.grid.0, s.grid.1)).collect(),
+        codebook_used: quality.codebook_used,
+        perplexity: quality.perplexity,
+    }
+}
+
+/// Validation images above their reconstructions.
+fn write_pictures(
+    trainer: &mut TokenizerTrainer<'_, Cpu>,
+    tokenizer: &Tokenizer,
+    folder: &RunFolder,
+    images: &Dataset,
+) -> anyhow::Result<()> {
+    let side = images.side();
+    let originals = pixels(images, SHOWN)?;
+    let grid_side = side / tokenizer.downsample_factor();
+    let decoded = trainer.reconstruct(&originals, (grid_side, grid_side))?;
+    let mut both = originals;
+    let count = both.len() / (3 * side * side);
+    both.extend(decoded);
+    let picture = grid::grid(grid::Images::square(&both, side), count.max(1))?;
+    folder.write_png("samples/reconstructions.png", &picture)?;
+    Ok(())
+}
+
+fn eval(args: &TokenizerEvalArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
+    let backend = Cpu::new();
+    let loaded = LoadedTokenizer::open(&backend, &args.tokenizer)?;
+    let mut config = run_config(&args.tokenizer)?;
+    config.tokenizer = loaded.tokenizer.config().clone();
+    let data = open_data(args.data.as_deref(), &config)?;
+    let side = data.validation.side();
+    let settings = &config.tokenizer_train;
+    let mut trainer = TokenizerTrainer::new(&backend, &loaded.tokenizer, settings, (side, side))?;
+    let zeros = vec![0.0; loaded.weights.len()];
+    let progress = trainer.progress().clone();
+    trainer.restore(&loaded.weights, [&zeros, &zeros], &progress)?;
+    let quality = measure(&mut trainer, &data.validation, &config)?;
+    println!("{:>8}  {:>9}", "grid", "PSNR (dB)");
+    for scale in &quality.scales {
+        println!("{:>8}  {:>9.2}", format!("{}x{}", scale.grid.0, scale.grid.1), scale.psnr);
+    }
+    println!("codebook used: {:.1} %", 100.0 * quality.codebook_used);
+    println!("perplexity of the codes: {:.1}", quality.perplexity);
+    if let Some(path) = &args.grid {
+        let originals = pixels(&data.validation, SHOWN)?;
+        let full = side / loaded.tokenizer.downsample_factor();
+        let decoded = trainer.reconstruct(&originals, (full, full))?;
+        let mut both = originals;
+        let count = both.len() / (3 * side * side);
+        both.extend(decoded);
+        grid::save_grid(path, grid::Images::square(&both, side), count.max(1))?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
+fn encode(args: &TokenizerEncodeArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    use sar_math::backend::{Buffers as _, LatentDims, RolloutOps as _};
+    let backend = Cpu::new();
+    let loaded = LoadedTokenizer::open(&backend, &args.tokenizer)?;
+    let config = run_config(&args.tokenizer)?;
+    let data = open_data(args.data.as_deref(), &config)?;
+    let schedule = args.schedule.unwrap_or(config.generator.schedule);
+    let (tokenizer, images) = (&loaded.tokenizer, &data.train);
+    let side = tokenizer.latent_side(images.side());
+    let (k, v, t) =
+        (tokenizer.config().latent_channels, tokenizer.config().vocab, schedule.tokens());
+    let held = crate::train::encode_all(&backend, tokenizer, &loaded.params, images, images.len())?;
+    let mut progress = Progress::new("encoding", images.len() as u64, 0, global.quiet);
+    let mut ids = Vec::with_capacity(images.len() * t);
+    let each = k * side * side;
+    const BATCH: usize = 64;
+    let mut latents = backend.activation(BATCH * each)?;
+    let mut tokens = backend.activation(BATCH * t * k)?;
+    let mut codes = backend.ids(BATCH * t)?;
+    for part in held.latents.chunks(BATCH * each) {
+        let batch = part.len() / each;
+        backend.upload(part, &mut latents, 0)?;
+        let dims = LatentDims { batch, channels: k, height: side, width: side };
+        backend.area_tokens(dims, &schedule, &latents, &mut tokens)?;
+        backend.nearest_code(batch * t, v, k, &tokens, &loaded.codebook, &mut codes)?;
+        ids.extend_from_slice(&codes.as_slice()[..batch * t]);
+        progress.update((ids.len() / t) as u64, "");
+    }
+    write_ids(&args.out, &ids, t, &held.labels, &schedule.to_string())?;
+    progress.finish(&format!("{} images of {t} tokens", held.labels.len()));
+    println!("{}", args.out.display());
+    Ok(())
+}
+
+/// `ids [images, T]` and `labels [images]` as safetensors, the schedule in the metadata.
+fn write_ids(
+    path: &Path,
+    ids: &[u32],
+    tokens: usize,
+    labels: &[u32],
+    schedule: &str,
+) -> anyhow::Result<()> {
+    use safetensors::tensor::{Dtype, TensorView};
+    let bytes = |v: &[u32]| v.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
+    let (ids, label_bytes) = (bytes(ids), bytes(labels));
+    let views = [
+        ("ids", TensorView::new(Dtype::U32, vec![labels.len(), tokens], &ids)?),
+        ("labels", TensorView::new(Dtype::U32, vec![labels.len()], &label_bytes)?),
+    ];
+    let metadata = [("schedule".to_owned(), schedule.to_owned())].into();
+    let file = safetensors::serialize(views, Some(metadata))?;
+    grid::write_atomically(path, &file)?;
+    Ok(())
+}
+
+/// The configuration of the run that a path lies in, or the defaults.
+fn run_config(path: &Path) -> anyhow::Result<Config> {
+    let file = crate::checkpoint::locate(path, false)?.run.map(|run| run.join("config.toml"));
+    match file.filter(|f| f.is_file()) {
+        Some(file) => Ok(Config::load(&file)?),
+        None => Ok(Config::default()),
+    }
+}
+
+fn open_data(named: Option<&Path>, config: &Config) -> anyhow::Result<Data> {
+    let data = match named {
+        Some(path) => DataConfig {
+            image_side: config.data.image_side,
+            ..DataConfig::from_argument(&path.to_string_lossy())
+        },
+        None => config.data.clone(),
+    };
+    Ok(data::open(&data)?)
+}

@@ -1,0 +1,309 @@
+//! `sar train` and `sar refine`: a generator on the images of a configuration.
+
+use super::models::{Cpu, LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER};
+use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
+use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
+use crate::config::{Config, Mode, SarConfig};
+use crate::data::{self, Data, grid};
+use crate::model::generator::{Generator, GeneratorShape};
+use crate::run::{Interrupt, RunFolder};
+use crate::sample::{Painter, SampleSettings};
+use crate::train::{EncodedBatches, Outcome, Session, TrainError, TrainState, Trainer, encode_all};
+use anyhow::Context as _;
+use sar_math::backend::Filter;
+use std::path::Path;
+
+/// Held-out images that the loss is measured on, at most.
+const HELD_OUT: usize = 1024;
+/// Images of a sample grid, at most; whole rounds of the classes.
+const GRID: usize = 40;
+
+/// Where a run's weights come from.
+pub(crate) enum Start {
+    /// Initial values from the seed.
+    New,
+    /// Weights of another run; moments start anew.
+    From(Vec<f32>),
+    /// The newest checkpoint of this run.
+    Resume,
+}
+
+/// `sar train`.
+///
+/// # Errors
+/// A configuration, data or checkpoint that cannot be used; see [`TrainError`].
+pub fn run(args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    let backend = Cpu::new();
+    if args.run.resume {
+        return resume(&backend, &args.run, global);
+    }
+    let mut config = configuration(&args.run, Config::default())?;
+    config.train.mode = args.mode.unwrap_or(config.train.mode);
+    let path = args.tokenizer.as_deref().context("no tokenizer given; name it with --tokenizer")?;
+    let tokenizer = LoadedTokenizer::open(&backend, path)?;
+    let start = match &args.run.init_from {
+        Some(path) => {
+            let from = LoadedGenerator::open(path, false)?;
+            adopt(&mut config, &from);
+            Start::From(from.weights)
+        }
+        None => Start::New,
+    };
+    begin(&backend, config, &args.run, global, &tokenizer, start, "training")
+}
+
+/// `sar refine`: SAR on a trained generator.
+///
+/// # Errors
+/// As [`run`].
+pub fn refine(args: &RefineArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    let backend = Cpu::new();
+    if args.run.resume {
+        return resume(&backend, &args.run, global);
+    }
+    let path = args
+        .run
+        .init_from
+        .as_deref()
+        .context("no generator given; name the trained one with --init-from")?;
+    let from = LoadedGenerator::open(path, false)?;
+    let tokenizer = from.tokenizer(&backend, args.tokenizer.as_deref())?;
+    let mut config = configuration(&args.run, from.run_config()?.unwrap_or_default())?;
+    adopt(&mut config, &from);
+    config.train.mode = Mode::Ssr;
+    switch(&mut config.sar, &args.sar);
+    let start = Start::From(from.weights);
+    begin(&backend, config, &args.run, global, &tokenizer, start, "refining")
+}
+
+/// The configuration of a new run: the file or `base`, then the flags.
+pub(crate) fn configuration(args: &RunArgs, base: Config) -> anyhow::Result<Config> {
+    let config = match &args.config {
+        Some(path) => Config::load(path)?,
+        None => base,
+    };
+    let mut config = config.set(&args.set)?;
+    config.train.seed = args.seed.unwrap_or(config.train.seed);
+    config.data.skip_bad_images |= args.skip_bad_images;
+    Ok(config)
+}
+
+/// A run that starts from weights has their shape.
+fn adopt(config: &mut Config, from: &LoadedGenerator) {
+    config.generator = from.section.clone();
+}
+
+/// Flags over the preset.
+fn switch(sar: &mut SarConfig, args: &SarArgs) {
+    if let Some(preset) = args.preset {
+        *sar = SarConfig::preset(preset);
+    }
+    sar.extent = args.extent.unwrap_or(sar.extent);
+    sar.target = args.target.unwrap_or(sar.target);
+    sar.decode = args.decode.unwrap_or(sar.decode);
+    sar.top_k = args.top_k.unwrap_or(sar.top_k);
+    sar.top_p = args.top_p.unwrap_or(sar.top_p);
+    sar.guidance = args.guidance.unwrap_or(sar.guidance);
+    sar.sigma = args.sigma.unwrap_or(sar.sigma);
+}
+
+fn begin(
+    backend: &Cpu,
+    mut config: Config,
+    args: &RunArgs,
+    global: &GlobalArgs,
+    tokenizer: &LoadedTokenizer,
+    start: Start,
+    what: &str,
+) -> anyhow::Result<()> {
+    let data = data::open(&config.data)?;
+    if matches!(start, Start::New) {
+        let t = tokenizer.tokenizer.config();
+        config.generator.vocab = t.vocab;
+        config.generator.channels = t.latent_channels;
+        config.generator.classes = data.classes.len();
+    }
+    config.validate()?;
+    let folder = RunFolder::create(&args.out, &config)?;
+    let interrupt = Interrupt::listen()?;
+    let work = Work { backend, config: &config, data: &data, tokenizer, folder: &folder };
+    work.train(start, what, &interrupt, global.quiet)?;
+    Ok(())
+}
+
+fn resume(backend: &Cpu, args: &RunArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    let (folder, config) = RunFolder::open_for_resume(&args.out)?;
+    let config = config.set(&args.set)?;
+    let data = data::open(&config.data)?;
+    let tokenizer = LoadedTokenizer::open(backend, &folder.path().join(RUN_TOKENIZER))?;
+    let interrupt = Interrupt::listen()?;
+    let work =
+        Work { backend, config: &config, data: &data, tokenizer: &tokenizer, folder: &folder };
+    work.train(Start::Resume, "resuming", &interrupt, global.quiet)?;
+    Ok(())
+}
+
+/// A generator's run with all that it needs.
+pub(crate) struct Work<'w> {
+    pub backend: &'w Cpu,
+    pub config: &'w Config,
+    pub data: &'w Data,
+    pub tokenizer: &'w LoadedTokenizer,
+    pub folder: &'w RunFolder,
+}
+
+impl Work<'_> {
+    /// Trains to the last step; returns the outcome and the weights.
+    pub(crate) fn train(
+        &self,
+        start: Start,
+        what: &str,
+        interrupt: &Interrupt,
+        quiet: bool,
+    ) -> anyhow::Result<(Outcome, Vec<f32>)> {
+        let (backend, config, tokenizer) = (self.backend, self.config, self.tokenizer);
+        tokenizer.fits(&config.generator)?;
+        self.check_sizes()?;
+        if !quiet {
+            eprintln!("{}", self.data.summary);
+        }
+        self.keep_tokenizer()?;
+        let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
+        let mut trainer = self.trainer(&generator, start)?;
+        let train = &config.train;
+        let first = trainer.step_number() * train.accumulate as u64;
+        let loader = self.data.loader(train.batch, train.seed, first)?;
+        let (model, params, side) =
+            (&tokenizer.tokenizer, &tokenizer.params, self.data.train.side());
+        let mut batches = EncodedBatches::new(backend, loader, model, params, train.batch, side)?;
+        let held_out = match self.data.validation.is_empty() {
+            true => None,
+            false => Some(encode_all(backend, model, params, &self.data.validation, HELD_OUT)?),
+        };
+        let settings = settings(config, train.seed);
+        let guided = settings.guidance != sar_math::guidance::Guidance::Off;
+        let labels = grid_labels(config.generator.classes);
+        let schedule = config.sample.schedule.unwrap_or(config.generator.schedule);
+        let mut painter = Painter::new(
+            backend,
+            &generator,
+            tokenizer.decoder(),
+            &schedule,
+            labels.len(),
+            guided,
+        )?;
+        let mut paint = |trainer: &Trainer<'_, Cpu>| {
+            let painted = painter
+                .paint(trainer.params(), &labels, 0, &settings, false)
+                .map_err(TrainError::backend)?;
+            let (height, width) = painter.size(schedule.len() - 1);
+            let images = grid::Images { images_b3hw: &painted.images, height, width };
+            Ok(grid::grid(images, columns(config.generator.classes))?)
+        };
+        let mut session = Session {
+            run: self.folder,
+            config,
+            held_out: held_out.as_ref(),
+            paint: Some(&mut paint),
+            interrupt,
+            what,
+            quiet,
+        };
+        let outcome = session.train(&mut trainer, &mut batches)?;
+        Ok((outcome, trainer.export()?.weights))
+    }
+
+    fn trainer(&self, generator: &Generator, start: Start) -> anyhow::Result<Trainer<'_, Cpu>> {
+        let config = self.config;
+        let size = {
+            let side = self.tokenizer.tokenizer.latent_side(self.data.train.side());
+            (side, side)
+        };
+        let codebook = self.tokenizer.codebook.as_slice();
+        let new = |weights: &[f32]| {
+            Trainer::new(self.backend, generator.clone(), config, weights, codebook, size)
+        };
+        Ok(match start {
+            Start::New => new(&generator.initial(config.train.seed))?,
+            Start::From(weights) => new(&weights)?,
+            Start::Resume => {
+                let checkpoints = self.folder.checkpoints(config.train.keep)?;
+                let Some(found) = checkpoints.latest()? else {
+                    anyhow::bail!(
+                        "{}: the run has no checkpoint yet, so there is nothing to resume; start \
+                         it anew in an empty folder",
+                        self.folder.path().display()
+                    );
+                };
+                for warning in &found.warnings {
+                    eprintln!("warning: {warning}");
+                }
+                let saved =
+                    Checkpoints::load::<TrainState>(&found, Kind::Generator, generator.layout())?;
+                let mut trainer = new(&saved.weights)?;
+                let (first, second) = (&saved.first_moment, &saved.second_moment);
+                trainer.restore(saved.state, first, second, saved.ema.as_deref())?;
+                trainer
+            }
+        })
+    }
+
+    /// The latent grid of the images is the last scale of the schedule.
+    fn check_sizes(&self) -> anyhow::Result<()> {
+        let side = self.data.train.side();
+        let factor = self.tokenizer.tokenizer.downsample_factor();
+        let last = self.config.generator.schedule.last();
+        anyhow::ensure!(
+            side.is_multiple_of(factor),
+            "images are {side} px, which the tokenizer's factor of {factor} does not divide; set \
+             data.image_side to a multiple"
+        );
+        let latent = side / factor;
+        anyhow::ensure!(
+            last.height.max(last.width) <= latent,
+            "the schedule {} ends in a grid of {last}, but images of {side} px have latents of \
+             {latent}×{latent}; end generator.schedule at {latent} or less",
+            self.config.generator.schedule
+        );
+        Ok(())
+    }
+
+    /// Keeps the tokenizer in the run, so that the run is whole on its own.
+    fn keep_tokenizer(&self) -> anyhow::Result<()> {
+        let path = self.folder.path().join(RUN_TOKENIZER);
+        if path.is_file() {
+            return Ok(());
+        }
+        let t = self.tokenizer;
+        let header = Header::new(Kind::Tokenizer, t.step, t.tokenizer.config())?;
+        save_weights(&Disk, &path, &header, t.tokenizer.layout(), &t.weights)?;
+        Ok(())
+    }
+}
+
+/// Sampling as the configuration says, with this seed.
+pub(crate) fn settings(config: &Config, seed: u64) -> SampleSettings {
+    let s = &config.sample;
+    SampleSettings {
+        guidance: s.ramp.guidance(s.guidance),
+        filter: Filter { top_k: s.top_k, top_p: s.top_p },
+        seed,
+    }
+}
+
+/// Labels of a grid: every class in each row.
+pub(crate) fn grid_labels(classes: usize) -> Vec<u32> {
+    let columns = columns(classes);
+    let rows = (GRID / columns).max(1);
+    (0..rows * columns).map(|i| (i % columns) as u32).collect()
+}
+
+/// Columns of a grid: the classes, as many as are readable.
+pub(crate) fn columns(classes: usize) -> usize {
+    classes.clamp(1, 10)
+}
+
+/// The folder of a run, said the way a user would type it.
+pub(crate) fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
