@@ -38,8 +38,31 @@ pub struct GlobalArgs {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Train, refine, sample and measure on embedded images: everything below, in one go.
+    #[command(after_help = "Example: sar demo --quick")]
+    Demo(DemoArgs),
     /// Look at data before it is used.
     Data(DataArgs),
+    /// Train, measure or use a tokenizer.
+    Tokenizer(TokenizerArgs),
+    /// Train a generator.
+    #[command(
+        after_help = "Example: sar train --data images/ --tokenizer runs/tokenizer --out runs/base"
+    )]
+    Train(TrainArgs),
+    /// Refine a trained generator by SAR.
+    #[command(
+        after_help = "Example: sar refine --init-from runs/base --preset release --out runs/sar"
+    )]
+    Refine(RefineArgs),
+    /// Sample images from a generator.
+    #[command(after_help = "Example: sar sample runs/sar --count 100 --guidance 0.5 --out samples")]
+    Sample(SampleArgs),
+    /// Time a step or a sampled batch; one JSON line.
+    #[command(
+        after_help = "Example: sar bench step --mode sar-all --depth 4 --width 256 --heads 4"
+    )]
+    Bench(BenchArgs),
     /// Say what a configuration costs: parameters, tokens, FLOPs, memory.
     #[command(after_help = "Example: sar plan --depth 16 --batch 32 --mode sar-all")]
     Plan(PlanArgs),
@@ -81,14 +104,14 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// The configuration of a new run: the file over the defaults, then the flags.
+    /// The configuration of a new run: the file, or `base` without one, then the flags.
     ///
     /// # Errors
     /// The file or a `--set` cannot be used.
-    pub fn config(&self) -> Result<Config, ConfigError> {
+    pub fn config(&self, base: Config) -> Result<Config, ConfigError> {
         let mut config = match &self.config {
             Some(path) => Config::load(path)?,
-            None => Config::default(),
+            None => base,
         };
         if let Some(source) = &self.data {
             config.data = DataConfig::from_argument(source);

@@ -24,6 +24,12 @@ fn set_threads(threads: usize) -> anyhow::Result<()> {
 fn dispatch(cli: &Cli) -> anyhow::Result<()> {
     let global = &cli.global;
     match &cli.command {
+        Command::Demo(args) => commands::demo::run(args, global),
+        Command::Tokenizer(args) => commands::tokenizer::run(args, global),
+        Command::Train(args) => commands::train::run(args, global),
+        Command::Refine(args) => commands::train::refine(args, global),
+        Command::Sample(args) => commands::sample::run(args, global),
+        Command::Bench(args) => commands::bench::run(args, global),
         Command::Data(args) => commands::data::run(args, global),
         Command::Plan(args) => commands::plan::run(args, global),
         Command::Doctor(args) => commands::doctor::run(args, global),

@@ -80,7 +80,6 @@ pub(crate) struct LoadedGenerator {
     pub generator: Generator,
     pub section: GeneratorSection,
     pub weights: Vec<f32>,
-    pub step: u64,
     /// The run folder it came from.
     pub run: Option<PathBuf>,
 }
@@ -95,7 +94,7 @@ impl LoadedGenerator {
         let generator = Generator::new(&GeneratorShape::from(&section))?;
         let layout = generator.layout();
         let weights = checkpoint::load_weights(&found.file, Kind::Generator, layout)?.flat;
-        Ok(Self { generator, section, weights, step: header.step, run: found.run })
+        Ok(Self { generator, section, weights, run: found.run })
     }
 
     /// Its weights on the backend.

@@ -39,7 +39,7 @@ fn train(args: &TokenizerTrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         let (folder, config) = RunFolder::open_for_resume(&args.run.out)?;
         (folder, config.set(&args.run.set)?)
     } else {
-        let config = super::train::configuration(&args.run, Config::default())?;
+        let config = args.run.config(Config::default())?;
         (RunFolder::create(&args.run.out, &config)?, config)
     };
     let data = data::open(&config.data)?;
@@ -333,12 +333,11 @@ fn run_config(path: &Path) -> anyhow::Result<Config> {
     }
 }
 
-fn open_data(named: Option<&Path>, config: &Config) -> anyhow::Result<Data> {
+fn open_data(named: Option<&str>, config: &Config) -> anyhow::Result<Data> {
     let data = match named {
-        Some(path) => DataConfig {
-            image_side: config.data.image_side,
-            ..DataConfig::from_argument(&path.to_string_lossy())
-        },
+        Some(path) => {
+            DataConfig { image_side: config.data.image_side, ..DataConfig::from_argument(path) }
+        }
         None => config.data.clone(),
     };
     Ok(data::open(&data)?)

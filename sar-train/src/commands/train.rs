@@ -11,7 +11,6 @@ use crate::sample::{Painter, SampleSettings};
 use crate::train::{EncodedBatches, Outcome, Session, TrainError, TrainState, Trainer, encode_all};
 use anyhow::Context as _;
 use sar_math::backend::Filter;
-use std::path::Path;
 
 /// Held-out images that the loss is measured on, at most.
 const HELD_OUT: usize = 1024;
@@ -37,7 +36,7 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     if args.run.resume {
         return resume(&backend, &args.run, global);
     }
-    let mut config = configuration(&args.run, Config::default())?;
+    let mut config = args.run.config(Config::default())?;
     config.train.mode = args.mode.unwrap_or(config.train.mode);
     let path = args.tokenizer.as_deref().context("no tokenizer given; name it with --tokenizer")?;
     let tokenizer = LoadedTokenizer::open(&backend, path)?;
@@ -68,24 +67,12 @@ pub fn refine(args: &RefineArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         .context("no generator given; name the trained one with --init-from")?;
     let from = LoadedGenerator::open(path, false)?;
     let tokenizer = from.tokenizer(&backend, args.tokenizer.as_deref())?;
-    let mut config = configuration(&args.run, from.run_config()?.unwrap_or_default())?;
+    let mut config = args.run.config(from.run_config()?.unwrap_or_default())?;
     adopt(&mut config, &from);
     config.train.mode = Mode::Ssr;
     switch(&mut config.sar, &args.sar);
     let start = Start::From(from.weights);
     begin(&backend, config, &args.run, global, &tokenizer, start, "refining")
-}
-
-/// The configuration of a new run: the file or `base`, then the flags.
-pub(crate) fn configuration(args: &RunArgs, base: Config) -> anyhow::Result<Config> {
-    let config = match &args.config {
-        Some(path) => Config::load(path)?,
-        None => base,
-    };
-    let mut config = config.set(&args.set)?;
-    config.train.seed = args.seed.unwrap_or(config.train.seed);
-    config.data.skip_bad_images |= args.skip_bad_images;
-    Ok(config)
 }
 
 /// A run that starts from weights has their shape.
@@ -301,9 +288,4 @@ pub(crate) fn grid_labels(classes: usize) -> Vec<u32> {
 /// Columns of a grid: the classes, as many as are readable.
 pub(crate) fn columns(classes: usize) -> usize {
     classes.clamp(1, 10)
-}
-
-/// The folder of a run, said the way a user would type it.
-pub(crate) fn shown(path: &Path) -> String {
-    path.display().to_string()
 }
