@@ -9,6 +9,7 @@ mod error;
 mod facts;
 mod folder;
 mod locate;
+mod pth;
 mod storage;
 mod weights;
 
@@ -16,6 +17,7 @@ pub use error::CheckpointError;
 pub use facts::Facts;
 pub use folder::{Checkpoints, Found, Resumed, Snapshot, latest_in};
 pub use locate::{Located, locate};
+pub use pth::{RawTensor, read_pth};
 pub(crate) use storage::write_whole;
 pub use storage::{Disk, Sink, Storage};
 pub use weights::{Weights, load_weights, read_header, read_shapes, save_weights};
