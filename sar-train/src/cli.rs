@@ -63,6 +63,9 @@ pub enum Command {
         after_help = "Example: sar bench step --mode sar-all --depth 4 --width 256 --heads 4"
     )]
     Bench(BenchArgs),
+    /// Turn published weights (.pth, .safetensors) into a file that this program uses.
+    #[command(after_help = "Example: sar convert FlexVARd16-epo179.pth d16.safetensors")]
+    Convert(ConvertArgs),
     /// Say what a configuration costs: parameters, tokens, FLOPs, memory.
     #[command(after_help = "Example: sar plan --depth 16 --batch 32 --mode sar-all")]
     Plan(PlanArgs),

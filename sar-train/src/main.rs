@@ -31,6 +31,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Sample(args) => commands::sample::run(args, global),
         Command::Bench(args) => commands::bench::run(args, global),
         Command::Data(args) => commands::data::run(args, global),
+        Command::Convert(args) => commands::convert::run(args, global),
         Command::Plan(args) => commands::plan::run(args, global),
         Command::Doctor(args) => commands::doctor::run(args, global),
         Command::Report(args) => commands::report::run(args, global),

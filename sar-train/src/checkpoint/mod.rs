@@ -20,7 +20,7 @@ pub use locate::{Located, locate};
 pub use pth::{RawTensor, read_pth};
 pub(crate) use storage::write_whole;
 pub use storage::{Disk, Sink, Storage};
-pub use weights::{Weights, load_weights, read_header, read_shapes, save_weights};
+pub use weights::{Weights, arrange, load_weights, read_header, read_shapes, save_weights};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

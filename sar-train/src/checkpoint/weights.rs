@@ -1,7 +1,7 @@
 //! One safetensors file of named tensors.
 
 use super::storage::{Sum, Summing, write_whole};
-use super::{CheckpointError, FORMAT, Facts, Header, Kind, Sink, Storage};
+use super::{CheckpointError, FORMAT, Facts, Header, Kind, RawTensor, Sink, Storage};
 use crate::params::Layout;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::BTreeMap;
@@ -225,7 +225,8 @@ impl<'a> File<'a> {
             .filter_map(|(name, view)| Some((name.strip_prefix(prefix)?, view)))
             .filter(|(name, _)| !is_buffer(name))
             .collect();
-        self.compare(layout, &views)?;
+        let shapes = views.iter().map(|(n, v)| (*n, v.shape())).collect();
+        compare(self.path, layout, &shapes)?;
         let mut flat = vec![0.0; layout.len()];
         for t in layout.tensors() {
             let (Some(view), Some(to)) =
@@ -236,55 +237,6 @@ impl<'a> File<'a> {
             self.decode(&t.name, view, to)?;
         }
         Ok(flat)
-    }
-
-    /// Fails unless names and shapes are the layout's.
-    fn compare(
-        &self,
-        layout: &Layout,
-        views: &BTreeMap<&str, TensorView<'_>>,
-    ) -> Result<(), CheckpointError> {
-        let path = || self.path.to_owned();
-        let missing: Vec<&str> = layout
-            .tensors()
-            .iter()
-            .map(|t| t.name.as_str())
-            .filter(|n| !views.contains_key(n))
-            .collect();
-        let extra: Vec<&str> = views.keys().filter(|n| layout.get(n).is_none()).copied().collect();
-        let reshaped = layout.tensors().iter().find_map(|t| {
-            let found = views.get(t.name.as_str())?.shape();
-            (found != t.shape).then(|| CheckpointError::Shape {
-                path: path(),
-                name: t.name.clone(),
-                found: found.to_vec(),
-                expected: t.shape.clone(),
-            })
-        });
-        let error = match (reshaped, missing.first(), extra.first()) {
-            (Some(shape), _, _) => shape,
-            (None, Some(first), _) => self.missing(first, missing.len()),
-            (None, None, Some(first)) => CheckpointError::Extra {
-                path: path(),
-                first: (*first).to_owned(),
-                count: extra.len(),
-            },
-            (None, None, None) => return Ok(()),
-        };
-        let file = Facts::of(views.iter().map(|(n, v)| (*n, v.shape())));
-        let model = layout.tensors().iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
-        let differences = file.differences(&Facts::of(model));
-        if differences.is_empty() {
-            return Err(error);
-        }
-        let prefix = self.path.display().to_string();
-        let detail = error.to_string();
-        let detail = detail.strip_prefix(&prefix).unwrap_or(&detail).trim_start_matches([':', ' ']);
-        Err(CheckpointError::OtherModel {
-            path: path(),
-            cause: differences.join("; "),
-            detail: detail.to_owned(),
-        })
     }
 
     fn missing(&self, first: &str, count: usize) -> CheckpointError {
@@ -313,13 +265,95 @@ impl<'a> File<'a> {
                 });
             }
         }
-        let count = to.iter().filter(|v| !v.is_finite()).count();
-        if count > 0 {
-            let path = self.path.to_owned();
-            return Err(CheckpointError::NonFinite { path, name: name.to_owned(), count });
-        }
-        Ok(())
+        check_finite(self.path, name, to)
     }
+}
+
+/// Fails unless names and shapes of a file are the layout's.
+fn compare(
+    path: &Path,
+    layout: &Layout,
+    shapes: &BTreeMap<&str, &[usize]>,
+) -> Result<(), CheckpointError> {
+    let missing: Vec<&str> = layout
+        .tensors()
+        .iter()
+        .map(|t| t.name.as_str())
+        .filter(|n| !shapes.contains_key(n))
+        .collect();
+    let extra: Vec<&str> = shapes.keys().filter(|n| layout.get(n).is_none()).copied().collect();
+    let reshaped = layout.tensors().iter().find_map(|t| {
+        let found = *shapes.get(t.name.as_str())?;
+        (found != t.shape).then(|| CheckpointError::Shape {
+            path: path.to_owned(),
+            name: t.name.clone(),
+            found: found.to_vec(),
+            expected: t.shape.clone(),
+        })
+    });
+    let error = match (reshaped, missing.first(), extra.first()) {
+        (Some(shape), _, _) => shape,
+        (None, Some(first), _) => CheckpointError::Missing {
+            path: path.to_owned(),
+            first: (*first).to_owned(),
+            count: missing.len(),
+        },
+        (None, None, Some(first)) => CheckpointError::Extra {
+            path: path.to_owned(),
+            first: (*first).to_owned(),
+            count: extra.len(),
+        },
+        (None, None, None) => return Ok(()),
+    };
+    let file = Facts::of(shapes.iter().map(|(n, s)| (*n, *s)));
+    let model = layout.tensors().iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
+    let differences = file.differences(&Facts::of(model));
+    if differences.is_empty() {
+        return Err(error);
+    }
+    let prefix = path.display().to_string();
+    let detail = error.to_string();
+    let detail = detail.strip_prefix(&prefix).unwrap_or(&detail).trim_start_matches([':', ' ']);
+    Err(CheckpointError::OtherModel {
+        path: path.to_owned(),
+        cause: differences.join("; "),
+        detail: detail.to_owned(),
+    })
+}
+
+/// Lays out tensors that were read from another format; published buffers are passed over.
+///
+/// # Errors
+/// As [`load_weights`], as far as names, shapes and values go.
+pub fn arrange(
+    path: &Path,
+    layout: &Layout,
+    tensors: &BTreeMap<String, RawTensor>,
+) -> Result<Vec<f32>, CheckpointError> {
+    let tensors: BTreeMap<&str, &RawTensor> =
+        tensors.iter().map(|(n, t)| (n.as_str(), t)).filter(|(n, _)| !is_buffer(n)).collect();
+    compare(path, layout, &tensors.iter().map(|(n, t)| (*n, t.shape.as_slice())).collect())?;
+    let mut flat = vec![0.0; layout.len()];
+    for t in layout.tensors() {
+        let (Some(from), Some(to)) =
+            (tensors.get(t.name.as_str()), flat.get_mut(t.slot.offset..t.slot.end()))
+        else {
+            continue; // compared above
+        };
+        for (to, from) in to.iter_mut().zip(&from.values) {
+            *to = *from;
+        }
+        check_finite(path, &t.name, to)?;
+    }
+    Ok(flat)
+}
+
+fn check_finite(path: &Path, name: &str, values: &[f32]) -> Result<(), CheckpointError> {
+    let count = values.iter().filter(|v| !v.is_finite()).count();
+    if count == 0 {
+        return Ok(());
+    }
+    Err(CheckpointError::NonFinite { path: path.to_owned(), name: name.to_owned(), count })
 }
 
 fn each<const N: usize>(data: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -> f32) {

@@ -71,7 +71,7 @@ fn read_zip(path: &Path) -> Result<BTreeMap<String, RawTensor>, String> {
 fn read_legacy(path: &Path) -> Result<BTreeMap<String, RawTensor>, String> {
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
     let mut at = 0;
-    let mut next = |at: &mut usize| -> Result<Pickle, String> {
+    let next = |at: &mut usize| -> Result<Pickle, String> {
         let (pickle, used) = Pickle::read(bytes.get(*at..).unwrap_or(&[]))?;
         *at += used;
         Ok(pickle)

@@ -1,0 +1,137 @@
+//! `sar convert`: published weights become files that this program uses directly.
+
+use crate::checkpoint::{
+    self, Disk, Facts, Header, Kind, arrange, load_weights, read_pth, save_weights,
+};
+use crate::cli::{ConvertArgs, GlobalArgs};
+use crate::config::GeneratorSection;
+use crate::model::generator::{Generator, GeneratorShape};
+use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
+use crate::params::Layout;
+use anyhow::Context as _;
+use sar_math::ScaleSchedule;
+use std::collections::BTreeMap;
+
+/// Groups of every published norm.
+const PUBLISHED_GROUPS: usize = 32;
+
+/// Shapes by name.
+type Shapes<'a> = BTreeMap<&'a str, &'a [usize]>;
+
+/// Reads `args.from`, tells the model's shape from its tensors, and writes `args.to`.
+///
+/// # Errors
+/// A file that cannot be read, is of no known model or lacks tensors of it; a target that exists.
+pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        args.force || !args.to.exists(),
+        "{} exists; choose another name, or replace it with --force",
+        args.to.display()
+    );
+    let unknown = || format!("{} is of no known model", args.from.display());
+    let native = args.from.extension().is_some_and(|e| e == "safetensors");
+    let (model, flat) = if native {
+        let shapes = checkpoint::read_shapes(&args.from)?;
+        let shapes: Shapes = shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
+        let model = Model::of(&shapes).with_context(unknown)?;
+        let flat = load_weights(&args.from, model.kind, &model.layout)?.flat;
+        (model, flat)
+    } else {
+        let tensors = read_pth(&args.from)?;
+        let shapes = tensors.iter().map(|(n, t)| (n.as_str(), t.shape.as_slice())).collect();
+        let model = Model::of(&shapes).with_context(unknown)?;
+        let flat = arrange(&args.from, &model.layout, &tensors)?;
+        (model, flat)
+    };
+    let step = 0; // the published files do not say how long they were trained
+    let header = Header::new(model.kind, step, &model.config)?;
+    save_weights(&Disk, &args.to, &header, &model.layout, &flat)?;
+    if !global.quiet {
+        println!("{}: {}, {} parameters", args.to.display(), model.about, flat.len());
+    }
+    Ok(())
+}
+
+/// A model told from its tensors.
+struct Model {
+    kind: Kind,
+    config: serde_json::Value,
+    layout: Layout,
+    about: String,
+}
+
+impl Model {
+    fn of(shapes: &Shapes<'_>) -> anyhow::Result<Self> {
+        if shapes.contains_key("pos_start") {
+            Self::generator(shapes)
+        } else if shapes.contains_key("quantize.embedding.weight") {
+            Self::tokenizer(shapes)
+        } else {
+            anyhow::bail!(
+                "expected a generator (with `pos_start`) or a tokenizer (with \
+                 `quantize.embedding.weight`), found {} tensors, the first is `{}`",
+                shapes.len(),
+                shapes.keys().next().unwrap_or(&"")
+            )
+        }
+    }
+
+    fn generator(shapes: &Shapes<'_>) -> anyhow::Result<Self> {
+        let facts = Facts::of(shapes.iter().map(|(n, s)| (*n, *s)));
+        let need = |what: &str, value: Option<usize>| {
+            value.with_context(|| format!("no tensor of the generator tells its {what}"))
+        };
+        let section = GeneratorSection {
+            depth: need("depth", facts.depth)?,
+            width: need("width", facts.width)?,
+            heads: need("heads", facts.heads)?,
+            vocab: need("vocabulary", facts.vocab)?,
+            channels: need("latent channels", facts.channels)?,
+            classes: need("classes", facts.classes)?,
+            pos_side: need("position table", facts.pos_side)?,
+            // Weights fit any schedule; this is the one the published models were trained with.
+            schedule: ScaleSchedule::published_256(),
+            ..GeneratorSection::default()
+        };
+        section.validate()?;
+        let layout = Generator::new(&GeneratorShape::from(&section))?.layout().clone();
+        let about = format!(
+            "generator of depth {}, width {}, vocabulary {}, {} classes",
+            section.depth, section.width, section.vocab, section.classes
+        );
+        let config = serde_json::to_value(&section)?;
+        Ok(Self { kind: Kind::Generator, config, layout, about })
+    }
+
+    fn tokenizer(shapes: &Shapes<'_>) -> anyhow::Result<Self> {
+        let rows = |name: &str| {
+            let dim = shapes.get(name).and_then(|s| s.first()).copied();
+            dim.with_context(|| format!("the tokenizer has no `{name}`"))
+        };
+        let facts = Facts::of(shapes.iter().map(|(n, s)| (*n, *s)));
+        let ch = rows("encoder.conv_in.weight")?;
+        let channels = (0..facts.levels.unwrap_or(0))
+            .map(|i| rows(&format!("encoder.conv_blocks.{i}.res.0.conv2.weight")))
+            .collect::<anyhow::Result<Vec<usize>>>()?;
+        let blocks = (0..).take_while(|i| {
+            shapes.contains_key(format!("encoder.conv_blocks.0.res.{i}.conv1.weight").as_str())
+        });
+        let config = TokenizerConfig {
+            ch,
+            ch_mult: channels.iter().map(|c| c / ch.max(1)).collect(),
+            num_res_blocks: blocks.count(),
+            z_channels: rows("encoder.conv_out.weight")?,
+            latent_channels: facts.channels.unwrap_or(0),
+            vocab: facts.vocab.unwrap_or(0),
+            groups: PUBLISHED_GROUPS,
+        };
+        let layout = Tokenizer::new(&config)?.layout().clone();
+        let about = format!(
+            "tokenizer of {} base channels, {} levels, vocabulary {}",
+            config.ch,
+            config.ch_mult.len(),
+            config.vocab
+        );
+        Ok(Self { kind: Kind::Tokenizer, config: serde_json::to_value(&config)?, layout, about })
+    }
+}
