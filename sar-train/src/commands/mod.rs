@@ -6,6 +6,7 @@ pub mod data;
 pub mod demo;
 pub mod doctor;
 mod models;
+pub mod eval;
 pub mod plan;
 pub mod report;
 pub mod sample;

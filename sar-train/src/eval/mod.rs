@@ -5,8 +5,10 @@
 //! validation images after the tokenizer, the training images, and as many training images as there
 //! are validation images (so few samples alone cost some distance).
 
+mod prepare;
 mod result;
 
+pub use prepare::prepare;
 pub use result::{EvalReport, EvalSettings, Floor, SamplerSettings, SweepPoint};
 
 use crate::metrics::{Features, Gaussian, Manifold, Measured, MetricsError, class_accuracy};
@@ -29,6 +31,12 @@ pub enum EvalError {
     /// A measure.
     #[error("evaluation: {0}")]
     Metrics(#[from] MetricsError),
+    /// Images of the data set.
+    #[error("evaluation: {0}")]
+    Data(#[from] crate::data::DataError),
+    /// The tokenizer.
+    #[error("evaluation: reconstructing the validation images: {0}")]
+    Reconstruction(#[source] AnyError),
     /// The generator.
     #[error(
         "evaluation: generating {count} images of seed {seed} at guidance {guidance}: {source}"
@@ -306,6 +314,11 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
             warnings.push("One sampling seed: the spread is unknown.".into());
         }
         warnings
+    }
+
+    /// Adds a sentence to [`Evaluator::warnings`].
+    pub fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
     }
 
     /// The classifier.

@@ -76,3 +76,34 @@ fn a_failing_or_short_generator_is_named() {
     let mut short = |_: &[u32], _: u64, _: f64| -> Result<Vec<f32>, AnyError> { Ok(vec![0.0; 5]) };
     assert!(matches!(evaluator.measure(&mut short, 0.0), Err(EvalError::Shape { found: 5, .. })));
 }
+
+#[test]
+fn a_data_set_is_all_that_an_evaluator_needs() {
+    let mut config = crate::data::DataConfig::glyphs10();
+    config.image_side = 8;
+    let mut data = crate::data::open(&config).unwrap();
+    let few: Vec<usize> = (0..data.train.len()).step_by(41).collect();
+    data.train = data.train.subset(&few).unwrap();
+    let few: Vec<usize> = (0..data.validation.len()).step_by(13).collect();
+    data.validation = data.validation.subset(&few).unwrap();
+    let training = crate::model::classifier::ClassifierTraining {
+        steps: 30,
+        batch: 8,
+        ..crate::model::classifier::ClassifierTraining::quick()
+    };
+    let options = EvalOptions { count: 20, seeds: vec![1], sampler: SamplerSettings::default() };
+    let backend = CpuBackend::<f32>::new();
+    let dim = |images: &[f32]| Ok(images.iter().map(|v| 0.5 * v).collect());
+    let mut steps = 0;
+    let count = |_| steps += 1;
+    let evaluator = prepare(&backend, &data, &training, &options, dim, count).unwrap();
+    assert_eq!(steps, 30);
+    let floors = evaluator.floors();
+    assert_eq!(floors.iter().map(|f| f.count).collect::<Vec<_>>(), [72, 91, 72]);
+    assert!(floors[0].frechet > 0.0);
+    assert_eq!(evaluator.settings().reference_count, 72);
+    assert!(evaluator.warnings().iter().any(|w| w.contains("One sampling seed")));
+    let fails = |_: &[f32]| Err("no codebook".into());
+    let error = prepare(&backend, &data, &training, &options, fails, |_| ()).err().unwrap();
+    assert!(error.to_string().contains("no codebook"), "{error}");
+}

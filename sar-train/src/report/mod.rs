@@ -11,6 +11,7 @@ mod plot;
 mod read;
 pub mod summary;
 mod tables;
+pub mod text;
 mod ticks;
 pub mod verdict;
 

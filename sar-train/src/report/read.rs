@@ -2,6 +2,7 @@
 
 use super::ReportError;
 use super::summary::{SUMMARY_FILE, Summary};
+use crate::commands::eval::EVAL_FILE;
 use crate::eval::EvalReport;
 use base64::Engine as _;
 use std::collections::BTreeMap;
@@ -10,8 +11,6 @@ use std::path::{Path, PathBuf};
 
 /// Larger images are left out: the page would no longer open everywhere.
 const LARGEST_IMAGE: u64 = 8 << 20;
-/// Name of an evaluation in a run folder.
-const EVAL_FILE: &str = "eval.json";
 
 /// Everything a page is made of.
 #[derive(Debug, Default)]

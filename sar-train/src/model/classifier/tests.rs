@@ -133,7 +133,7 @@ fn what_does_not_fit_is_an_error() {
     let one = ClassifierConfig { classes: 1, ..config() };
     assert!(matches!(train(one, &images, &[0; 8]), ClassifierError::Config { .. }));
     let odd = ClassifierConfig { groups: 5, ..config() };
-    assert!(matches!(train(odd, &images, &labels), ClassifierError::Config { found: 32, .. }));
+    assert!(matches!(train(odd, &images, &labels), ClassifierError::Config { found: 16, .. }));
     let nan = vec![f32::NAN; images.len()];
     assert!(matches!(train(config(), &nan, &labels), ClassifierError::Diverged { .. }));
 }
@@ -141,7 +141,7 @@ fn what_does_not_fit_is_an_error() {
 #[test]
 fn stages_follow_the_size() {
     let stages = |side| ClassifierConfig::for_images(3, side, side, 10).stages;
-    assert_eq!(stages(32), [32, 64]);
-    assert_eq!(stages(64), [32, 64, 64]);
-    assert_eq!(stages(8), [32, 64]);
+    assert_eq!(stages(32), [16, 64]);
+    assert_eq!(stages(64), [16, 64, 64]);
+    assert_eq!(stages(8), [16, 64]);
 }

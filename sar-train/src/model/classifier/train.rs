@@ -38,14 +38,21 @@ pub struct ClassifierTraining {
 impl Default for ClassifierTraining {
     fn default() -> Self {
         Self {
-            steps: 600,
+            steps: 500,
             batch: 64,
-            lr: 3e-3,
+            lr: 6e-3,
             weight_decay: 0.05,
             smoothing: 0.1,
             shift: 2,
             seed: 0,
         }
+    }
+}
+
+impl ClassifierTraining {
+    /// Half as long: about 95 % instead of 97 % on the ten glyph classes.
+    pub fn quick() -> Self {
+        Self { steps: 250, ..Self::default() }
     }
 }
 
