@@ -182,6 +182,7 @@ pub struct TokenizerArgs {
 
 /// Commands on tokenizers.
 #[derive(Clone, Debug, Subcommand)]
+#[allow(clippy::large_enum_variant)] // parsed once per process
 pub enum TokenizerCommand {
     /// Train a tokenizer.
     #[command(after_help = "Example: sar tokenizer train --out runs/tokenizer")]

@@ -109,3 +109,42 @@ fn data_is_refused_with_its_name() {
     says(&String::from_utf8(output.stderr).unwrap(), &["3 of 3 images cannot be used"]);
     says(&succeeds(&["data", "check", "builtin:glyphs10"], folder.path()), &["10"]);
 }
+
+#[test]
+fn runs_are_refused_before_anything_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::create_dir(folder.join("full")).unwrap();
+    fs::write(folder.join("full/notes.txt"), "mine").unwrap();
+    let said = fails(1, &["train", "--resume", "--out", "full"], folder);
+    says(&said, &["full is not a run folder", "--resume"]);
+    says(&fails(2, &["train", "--out", "new"], folder), &["--tokenizer"]);
+    let data = ["--data", "builtin:glyphs10"];
+    let train = ["train", "--out", "new", "--tokenizer", "absent"];
+    says(&fails(1, &[&train[..], &data].concat(), folder), &["absent does not exist"]);
+    let refine = ["refine", "--out", "new", "--data", "builtin:glyphs10"];
+    says(&fails(1, &refine, folder), &["--init-from"]);
+    says(&fails(1, &["sample", "absent", "--out", "new"], folder), &["absent does not exist"]);
+    assert!(!folder.join("new").exists(), "a refused run leaves no folder");
+
+    let tokenizer = ["tokenizer", "train", "--out", "full", "--data", "builtin:glyphs10"];
+    says(&fails(1, &tokenizer, folder), &["full is not empty (notes.txt", "--resume"]);
+    assert_eq!(fs::read_to_string(folder.join("full/notes.txt")).unwrap(), "mine");
+}
+
+#[test]
+fn generators_are_not_taken_for_tokenizers() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../golden/pth/flexvar_bare.pth");
+    succeeds(&["convert", golden, "generator.safetensors"], folder);
+    let train = ["train", "--out", "new", "--data", "builtin:glyphs10"];
+    let with = |tokenizer| [&train[..], &["--tokenizer", tokenizer]].concat();
+    let said = fails(1, &with("generator.safetensors"), folder);
+    says(&said, &["generator.safetensors holds a generator, expected a tokenizer"]);
+    let bytes = fs::read(folder.join("generator.safetensors")).unwrap();
+    fs::write(folder.join("cut.safetensors"), &bytes[..bytes.len() / 2]).unwrap();
+    says(&fails(1, &with("cut.safetensors"), folder), &["cut.safetensors is truncated"]);
+    let said = fails(1, &with(golden), folder);
+    says(&said, &["flexvar_bare.pth is not a safetensors file", "sar convert"]);
+}

@@ -15,6 +15,7 @@ pub mod tokenizer;
 pub mod train;
 
 use crate::run::Interrupted;
+use crate::train::TrainError;
 
 /// An error for the terminal: what failed, its causes, one per line.
 pub fn describe(error: &anyhow::Error) -> String {
@@ -33,5 +34,10 @@ pub fn describe(error: &anyhow::Error) -> String {
 
 /// The exit code of a failed command: 130 after an interruption, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.chain().any(|cause| cause.is::<Interrupted>()) { 130 } else { 1 }
+    let interrupted = error.chain().any(|cause| {
+        // A transparent variant stands in the chain in place of what it holds.
+        cause.is::<Interrupted>()
+            || matches!(cause.downcast_ref(), Some(TrainError::Interrupted(_)))
+    });
+    if interrupted { 130 } else { 1 }
 }

@@ -1,0 +1,111 @@
+//! A run that was interrupted or killed ends in the same bits as one that was not.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const STEPS: u64 = 160;
+
+/// Small enough for a few seconds; dropout, running average and random classes are on.
+const SMALL: [&str; 18] = [
+    "--set",
+    "generator.depth=2",
+    "--set",
+    "generator.width=16",
+    "--set",
+    "generator.heads=2",
+    "--set",
+    "train.batch=4",
+    "--set",
+    "train.steps=160",
+    "--set",
+    "train.save_every=8",
+    "--set",
+    "train.ema=0.99",
+    "--set",
+    "train.log_every=1",
+    "--set",
+    "train.sample_every=0",
+];
+
+fn sar(arguments: &[&str], folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sar"));
+    command.args(arguments).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+#[track_caller]
+fn succeeds(arguments: &[&str], folder: &Path) {
+    let output = sar(arguments, folder).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {text}");
+}
+
+fn train(out: &str) -> Vec<&str> {
+    let base = ["train", "--data", "builtin:glyphs10", "--tokenizer", "tokenizer", "--out", out];
+    [&base[..], &SMALL].concat()
+}
+
+/// Starts a run and returns once it has saved a checkpoint.
+fn started(out: &str, folder: &Path) -> Child {
+    let child = sar(&train(out), folder).spawn().unwrap();
+    let checkpoint = folder.join(out).join("checkpoints/step-8");
+    let start = Instant::now();
+    while !checkpoint.exists() {
+        assert!(start.elapsed() < Duration::from_secs(120), "no checkpoint was saved");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child
+}
+
+fn interrupt(child: Child) -> Output {
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    child.wait_with_output().unwrap()
+}
+
+/// The final weights, running average and moments, and the losses of every step.
+fn result(out: &str, folder: &Path) -> Vec<Vec<u8>> {
+    let last = folder.join(out).join(format!("checkpoints/step-{STEPS}"));
+    let files = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"];
+    let mut all: Vec<Vec<u8>> = files.iter().map(|f| fs::read(last.join(f)).unwrap()).collect();
+    let log = fs::read_to_string(folder.join(out).join("log.jsonl")).unwrap();
+    let losses: Vec<String> = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|record| record["kind"] == "train")
+        .map(|record| format!("{} {} {}", record["step"], record["loss"], record["grad_norm"]))
+        .collect();
+    assert_eq!(losses.len() as u64, STEPS, "{out}");
+    all.push(losses.join("\n").into_bytes());
+    all
+}
+
+#[test]
+fn interrupted_and_killed_runs_end_in_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let tokenizer = ["tokenizer", "train", "--data", "builtin:glyphs10", "--out", "tokenizer"];
+    let short = ["--set", "tokenizer_train.steps=2", "--set", "tokenizer.ch=8"];
+    succeeds(&[&tokenizer[..], &short].concat(), folder);
+    succeeds(&train("whole"), folder);
+    let whole = result("whole", folder);
+
+    let mut child = started("killed", folder);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let last = folder.join(format!("killed/checkpoints/step-{STEPS}"));
+    assert!(!last.exists(), "it was killed too late to show anything");
+    succeeds(&["train", "--resume", "--out", "killed"], folder);
+    assert!(result("killed", folder) == whole, "killed and resumed, it differs");
+
+    let output = interrupt(started("interrupted", folder));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(text.contains("its state is saved, continue with --resume"), "{text}");
+    succeeds(&["train", "--resume", "--out", "interrupted"], folder);
+    assert!(result("interrupted", folder) == whole, "interrupted and resumed, it differs");
+}
