@@ -79,4 +79,9 @@ impl<B: Backend> StepMemory<B> {
                 .transpose()?,
         })
     }
+
+    /// Parameter gradients, in the generator's layout; they accumulate.
+    pub fn gradients(&self) -> &B::Accum {
+        &self.grads.params
+    }
 }

@@ -126,8 +126,9 @@ impl<B: Backend> StepMemory<B> {
             |_, _| Ok(()),
         )?;
         let batch = input.labels.len();
-        let all = [true; MAX_SCALES];
-        backend.merge_ids(batch, &input.plan.first.schedule, &all, &sampler.ids, &mut self.own)
+        let schedule = &input.plan.first.schedule;
+        let all = &[true; MAX_SCALES][..schedule.len()];
+        backend.merge_ids(batch, schedule, all, &sampler.ids, &mut self.own)
     }
 
     /// The first pass with its rollout, loss and gradients.
@@ -225,9 +226,9 @@ impl<B: Backend> StepMemory<B> {
             _ => Codes::Mixed,
         };
         if codes == Codes::Mixed {
-            let all = [true; MAX_SCALES];
-            backend.merge_ids(batch, &whole, &all, &self.truth, &mut self.mixed)?;
-            backend.merge_ids(batch, &whole, &reads, &self.own, &mut self.mixed)?;
+            let (all, own) = (&[true; MAX_SCALES][..whole.len()], &reads[..whole.len()]);
+            backend.merge_ids(batch, &whole, all, &self.truth, &mut self.mixed)?;
+            backend.merge_ids(batch, &whole, own, &self.own, &mut self.mixed)?;
         }
         let ids = match codes {
             Codes::Truth => &self.truth,
