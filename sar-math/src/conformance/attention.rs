@@ -44,7 +44,7 @@ impl Operands {
         let v_bias = layout.draw(n, width);
         Self {
             dims,
-            qkv: away_from_zero(n, rows * 3 * width, dims.head_dim),
+            qkv: draw_qkv(n, rows, (dims.heads, dims.head_dim), &layout.get(q_bias)),
             layout,
             slots: AttentionSlots { q_bias, v_bias, scale_mul },
             dout: n.values(rows * width),
@@ -121,16 +121,22 @@ impl Operands {
     }
 }
 
-/// Vectors of `size` random values, each at least a quarter long where there is a length.
-fn away_from_zero(n: &mut Numbers, len: usize, size: usize) -> Vec<f64> {
-    let mut all = Vec::with_capacity(len);
-    while all.len() < len {
-        let vector = n.values(size);
-        if norm(&vector, 0.0) > 0.25 {
-            all.extend(vector);
+/// Random q, k and v of which q + q_bias and k are at least a quarter long.
+fn draw_qkv(n: &mut Numbers, rows: usize, (heads, d): (usize, usize), q_bias: &[f64]) -> Vec<f64> {
+    let mut qkv = Vec::with_capacity(rows * 3 * heads * d);
+    while qkv.len() < rows * 3 * heads * d {
+        let which = qkv.len() / (heads * d) % 3;
+        let bias = &q_bias[qkv.len() % (heads * d)..][..d];
+        let vector = n.values(d);
+        let normalised: Vec<f64> = match which {
+            0 => vector.iter().zip(bias).map(|(q, bias)| q + bias).collect(),
+            _ => vector.clone(),
+        };
+        if norm(&normalised, 0.0) > 0.25 {
+            qkv.extend(vector);
         }
     }
-    all
+    qkv
 }
 
 fn places(

@@ -93,7 +93,12 @@ impl<B: TokenizerOps> Subject<B> for Operands {
 
         let dy = rig.activation("dy", &self.dy)?;
         let x = rig.activation("x of backward", &self.x)?;
-        let params = rig.params("params of backward", &self.layout.values)?;
+        // The weight takes part in dx alone.
+        let params = if self.want_dx {
+            rig.params("params of backward", &self.layout.values)?
+        } else {
+            params
+        };
         let mut grads = rig.accum("grads", start)?;
         if self.want_dx {
             let mut dx = rig.blank("dx", self.x.len())?;

@@ -52,6 +52,13 @@ pub(super) fn unweighted(dims: &LossDims, dlogits: &[f64]) -> Vec<f64> {
     rows.filter(|(row, _)| weight(dims, *row) == 0.0).flat_map(|(_, l)| l).copied().collect()
 }
 
+/// A backward takes probabilities as exp(l − lse) with the lse that was stored, so its rounding is
+/// that of a number as large as the logits, times the weight.
+pub(super) fn stored_lse(dims: &LossDims, logits: &[f64]) -> f64 {
+    let largest = |all: &[f64]| all.iter().fold(0.0, |a: f64, v| a.max(v.abs()));
+    largest(&dims.weights) * largest(logits)
+}
+
 /// Room for the outputs, `teacher_lse` only where it is asked for.
 pub(super) fn token_loss<B: Buffers>(
     rig: &Rig<'_, B>,
@@ -161,6 +168,10 @@ impl<B: LossOps> Subject<B> for Operands {
     fn objective(&self, at: &[Vec<f64>]) -> f64 {
         let losses = self.losses(&at[0]);
         losses.iter().enumerate().map(|(row, loss)| weight(&self.dims, row) * loss).sum()
+    }
+
+    fn stored(&self) -> f64 {
+        stored_lse(&self.dims, &self.logits)
     }
 
     fn rows(&self) -> usize {

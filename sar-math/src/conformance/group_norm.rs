@@ -128,7 +128,7 @@ impl<B: TokenizerOps> Subject<B> for Operands {
 
     /// 1/σ multiplies.
     fn amplification(&self) -> f64 {
-        self.outputs().1.iter().skip(1).step_by(2).fold(1.0, |a: f64, &b| a.max(b.min(50.0)))
+        self.outputs().1.iter().skip(1).step_by(2).fold(1.0, |a: f64, &b| a.max(b))
     }
 
     fn rows(&self) -> usize {

@@ -22,8 +22,8 @@ struct Operands {
 impl Operands {
     fn draw(n: &mut Numbers, dims: LinearDims, bias: bool, want_dx: bool) -> Self {
         let mut layout = Layout::default();
-        let weight = layout.draw(n, dims.outputs * dims.inputs);
         let bias = bias.then(|| layout.draw(n, dims.outputs));
+        let weight = layout.draw(n, dims.outputs * dims.inputs);
         Self {
             dims,
             x: n.values(dims.rows * dims.inputs),
@@ -61,7 +61,12 @@ impl<B: TransformerOps> Subject<B> for Operands {
         rig.backend.linear(dims, &x, &params, layer, &mut y)?;
         out.push("y", rig.read("y", &y, dims.rows * dims.outputs)?);
 
-        let params = rig.params("params of backward", &self.layout.values)?;
+        // The weight takes part in dx alone.
+        let params = if self.want_dx {
+            rig.params("params of backward", &self.layout.values)?
+        } else {
+            params
+        };
         let x = rig.activation("x of backward", &self.x)?;
         let dy = rig.activation("dy", &self.dy)?;
         let mut grads = rig.accum("grads", start)?;

@@ -34,6 +34,12 @@ pub(super) fn draw_codebook(n: &mut Numbers, vocab: usize, channels: usize) -> V
     codebook
 }
 
+/// The unit vectors along the axes.
+pub(super) fn axes(channels: usize) -> Vec<f64> {
+    let one = |i: usize| f64::from(u8::from(i.is_multiple_of(channels + 1)));
+    (0..channels * channels).map(one).collect()
+}
+
 /// The nearest row of `codebook` to `z`, and whether it is clear which one that is.
 pub(super) fn nearest(z: &[f64], codebook: &[f64]) -> (usize, bool) {
     let z = normalised(z);
@@ -108,9 +114,10 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
         let rows = n.between(1, 6);
         verifier.verify(&Operands::draw(&mut n, rows, vocab, channels))?;
     }
-    // Every code is as far from zero as any other.
-    let mut zero = Operands::draw(&mut n, 2, 5, 4);
-    zero.z[..4].fill(0.0);
+    // Every code is as far from zero as any other, exactly where codes lie on the axes.
+    let mut zero = Operands::draw(&mut n, 2, 4, 4);
+    zero.codebook = axes(4);
+    zero.z = [[0.0; 4], [0.0, -1.0, 0.5, 0.25]].concat();
     verifier.verify(&zero)?;
     Ok(verifier.report())
 }

@@ -258,13 +258,11 @@ impl<B: TransformerOps> Subject<B> for Operands {
         dot(&self.dy, &values.y) + later
     }
 
-    /// 1/σ multiplies: rows of three values often have a σ of a tenth, and differences of such
-    /// rows need the smaller step.
+    /// 1/σ multiplies: rows of three values often have a σ of a tenth.
     fn amplification(&self) -> f64 {
         let branch = self.branch.as_ref().map(|(value, _)| value.as_slice());
         let stats = self.formula(&self.x, branch, &self.ada).stats;
-        // A row of one element, or of equal ones, normalises to zero exactly.
-        stats.iter().skip(1).step_by(2).fold(1.0, |a: f64, &b| a.max(b.min(50.0)))
+        stats.iter().skip(1).step_by(2).fold(1.0, |a: f64, &b| a.max(b))
     }
 
     fn rows(&self) -> usize {

@@ -2,7 +2,7 @@
 
 use super::case::{Case, Numbers, mid_schedule};
 use super::cross_entropy::{
-    draw_dims, extreme_logits, hand_over, target_rows, token_loss, unweighted, weight,
+    draw_dims, extreme_logits, hand_over, stored_lse, target_rows, token_loss, unweighted, weight,
 };
 use super::math::{argmax, log_sum_exp, softmax};
 use super::rig::Rig;
@@ -96,6 +96,10 @@ impl<B: LossOps> Subject<B> for Operands {
     fn objective(&self, at: &[Vec<f64>]) -> f64 {
         let losses = self.losses(&at[0]);
         losses.iter().enumerate().map(|(row, loss)| weight(&self.dims, row) * loss).sum()
+    }
+
+    fn stored(&self) -> f64 {
+        stored_lse(&self.dims, &self.logits) + stored_lse(&self.dims, &self.teacher)
     }
 
     fn rows(&self) -> usize {

@@ -10,8 +10,13 @@ use alloc::vec::Vec;
 use alloc::{format, vec};
 
 /// Step of the central differences, for an op that amplifies its operands by 1. Truncation is then
-/// about step⁴/30 = 3e-12 and rounding about 1e-16/step = 3e-14 of a term.
-pub(super) const STEP: f64 = 3e-3;
+/// step⁴/30 = 3e-14 of a fifth derivative, which may be some hundred, and rounding about
+/// 1e-16/step = 1e-13 of a term.
+const STEP: f64 = 1e-3;
+
+/// A difference quotient rounds by about this times the largest number in it, over the step: 16
+/// roundings of f64. It shows where operands are extreme.
+const DIFFERENCE_NOISE: f64 = 16.0 * f64::EPSILON;
 
 /// Operands are of order 1: where the largest element of a tensor is smaller than this, its terms
 /// have cancelled, and errors are compared with this instead.
@@ -112,6 +117,12 @@ pub(super) trait Subject<B: Buffers> {
         1.0
     }
 
+    /// The largest number that an output is a difference of, or that the backward takes back from an
+    /// accumulation buffer: its rounding is an error of the outputs that is not relative to them.
+    fn stored(&self) -> f64 {
+        0.0
+    }
+
     /// Number of rows (or samples) that must not depend on one another.
     fn rows(&self) -> usize {
         0
@@ -179,7 +190,7 @@ impl<'a, B: Buffers> Verifier<'a, B> {
                 || format!("value of {name}"),
                 &values,
                 found.get(name),
-                tolerance,
+                (tolerance, if exact { 0.0 } else { self.tolerance.rounding * subject.stored() }),
             )?;
             self.report.value_error = self.report.value_error.max(error / amplification);
         }
@@ -189,10 +200,19 @@ impl<'a, B: Buffers> Verifier<'a, B> {
     fn gradients<S: Subject<B>>(&mut self, subject: &S, found: &Outputs) -> Result<(), Mismatch> {
         let variables = subject.variables();
         let mut at: Vec<Vec<f64>> = variables.iter().map(|v| v.at.clone()).collect();
+        if variables.is_empty() {
+            return Ok(());
+        }
         let amplification = subject.amplification();
+        let operands = at.iter().flatten();
+        // Between operands and objective stand numbers amplified: scores, say.
+        let least = subject.objective(&at).abs().max(amplification);
+        let magnitude = operands.fold(least, |a: f64, operand| a.max(operand.abs()));
         for (which, Variable { name, slot, .. }) in variables.iter().enumerate() {
             let step = STEP / amplification;
             let expected = central_gradient(&mut at, which, step, |at| subject.objective(at));
+            let noise =
+                DIFFERENCE_NOISE * magnitude / step + self.tolerance.rounding * subject.stored();
             let found = slot.map_or(found.get(name), |s| &found.grads[s.range()]);
             let tolerance = self.tolerance.gradient * amplification;
             let error = compare(
@@ -200,7 +220,7 @@ impl<'a, B: Buffers> Verifier<'a, B> {
                 || format!("gradient of {name}"),
                 &expected,
                 found,
-                tolerance,
+                (tolerance, noise),
             )?;
             let worst = self.report.gradient_error.unwrap_or(0.0).max(error / amplification);
             self.report.gradient_error = Some(worst);
@@ -236,7 +256,8 @@ impl<'a, B: Buffers> Verifier<'a, B> {
         let sum: Vec<f64> = start.iter().zip(&first.grads).map(|(a, b)| a + b).collect();
         // One addition of two numbers, rounded once more than in the first run.
         let tolerance = self.tolerance.value.min(F32_ADDITION) * subject.amplification();
-        compare(op, || "gradients accumulate".into(), &sum, &second.grads, tolerance).map(drop)
+        compare(op, || "gradients accumulate".into(), &sum, &second.grads, (tolerance, 0.0))
+            .map(drop)
     }
 }
 
@@ -366,20 +387,22 @@ fn same_bits(
 }
 
 /// The largest error relative to the largest element, or the first element out of tolerance.
+/// `noise` is an absolute error, allowed beside the relative one where it matters at all.
 pub(super) fn compare(
     op: &'static str,
     property: impl Fn() -> String,
     expected: &[f64],
     found: &[f64],
-    tolerance: f64,
+    (tolerance, noise): (f64, f64),
 ) -> Result<f64, Mismatch> {
     same_length(op, &property(), expected.len(), found.len())?;
     let scale = expected.iter().fold(LEAST_SCALE, |a, b| a.max(b.abs()));
+    let noise = if noise < 0.01 * tolerance * scale { 0.0 } else { noise };
     let mut worst: f64 = 0.0;
     for (index, (&e, &f)) in expected.iter().zip(found).enumerate() {
-        let error = (e - f).abs();
-        if error.is_nan() || error > tolerance * scale {
-            let tolerance = tolerance * scale;
+        let error = ((e - f).abs() - noise).max(0.0);
+        if (e - f).is_nan() || error > tolerance * scale {
+            let tolerance = tolerance * scale + noise;
             let fault = Fault::Element { index, expected: e, found: f, tolerance };
             return Err(Mismatch { op, property: property(), fault });
         }

@@ -2,7 +2,7 @@
 
 use super::case::{Case, Numbers};
 use super::math::{dot, norm, normalised};
-use super::nearest_code::nearest;
+use super::nearest_code::{axes, nearest};
 use super::rig::{Layout, Rig};
 use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
 use super::verdict::{Mismatch, Report};
@@ -237,8 +237,10 @@ pub fn check<B: TokenizerOps>(backend: &B, case: Case) -> Result<Report, Mismatc
     }
     let dims = MapDims { batch: 1, channels: 3, height: 1, width: 2 };
     let weights = QuantizeWeights { codebook: 1.0, commitment: 0.25 };
-    let mut zero = Operands::draw(&mut n, dims, 4, weights);
-    (0..3).for_each(|c| zero.z[2 * c] = 0.0);
+    // Every code is as far from zero as any other, exactly where codes lie on the axes.
+    let mut zero = Operands::draw(&mut n, dims, 3, weights);
+    zero.layout.values[zero.codebook.range()].copy_from_slice(&axes(3));
+    zero.z = [0.0, -1.0, 0.0, 0.5, 0.0, 0.25].to_vec();
     zero.differentiable = false;
     verifier.verify(&zero)?;
     Ok(verifier.report())

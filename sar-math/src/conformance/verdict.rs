@@ -73,19 +73,22 @@ pub struct Tolerance {
     pub value: f64,
     /// Of gradients.
     pub gradient: f64,
+    /// Largest relative rounding of an accumulation buffer, where one rounding matters.
+    pub rounding: f64,
     /// Whether activations are stored narrower than the host's numbers.
     pub narrow: bool,
 }
 
 /// Rounding of f64 is 1e-16; a few hundred terms and one exponential leave 1e-14. Gradients are
 /// compared with fourth-order differences, which are good to about 1e-10.
-const F64: Tolerance = Tolerance { value: 1e-12, gradient: 1e-8, narrow: false };
+const F64: Tolerance =
+    Tolerance { value: 1e-12, gradient: 1e-8, rounding: f64::EPSILON / 2.0, narrow: false };
 /// Rounding of f32 is 6e-8; sums of a hundred terms, two exponentials in a row and a
 /// cancellation of one digit leave 1e-5, and a gradient passes through twice as many steps.
-const F32: Tolerance = Tolerance { value: 2e-5, gradient: 1e-4, narrow: false };
+const F32: Tolerance = Tolerance { value: 2e-5, gradient: 1e-4, rounding: 6e-8, narrow: false };
 /// Storage of eight significant bits rounds every tensor by 2e-3, and a gradient meets several
 /// rounded tensors on its way.
-const NARROW: Tolerance = Tolerance { value: 2e-2, gradient: 6e-2, narrow: true };
+const NARROW: Tolerance = Tolerance { value: 2e-2, gradient: 6e-2, rounding: 6e-8, narrow: true };
 
 impl Tolerance {
     /// The tolerance for a backend: by its host type, and by whether its activations hold a third

@@ -1,6 +1,7 @@
 //! What each command does: one file per command, `run(args, global)` in each.
 
 pub mod bench;
+pub mod check;
 pub mod convert;
 pub mod data;
 pub mod demo;

@@ -4,7 +4,6 @@
 //! names the nearest ones. What a run resolved to is written to its folder and reads back equal.
 
 mod error;
-mod eval;
 mod generator;
 mod overrides;
 mod sample;
@@ -13,7 +12,6 @@ mod text;
 mod train;
 
 pub use error::ConfigError;
-pub use eval::EvalConfig;
 pub use generator::GeneratorSection;
 pub use sample::{Ramp, SampleConfig};
 pub use sar::{Decode, Preset, SarConfig};
@@ -43,8 +41,6 @@ pub struct Config {
     pub sar: SarConfig,
     /// How images are sampled.
     pub sample: SampleConfig,
-    /// How a generator is measured.
-    pub eval: EvalConfig,
 }
 
 impl Config {
@@ -95,8 +91,7 @@ impl Config {
         self.generator.validate()?;
         self.train.validate()?;
         self.sar.validate()?;
-        self.sample.validate()?;
-        self.eval.validate()
+        self.sample.validate()
     }
 }
 

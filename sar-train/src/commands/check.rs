@@ -1,0 +1,153 @@
+//! `sar check`: every op of the CPU backend against the conformance kit, as a table.
+//!
+//! Values are those of f32, which trains; gradients are those of f64, where differences are sharp.
+//! Both number types are held to every property of the kit.
+
+use crate::cli::{CheckArgs, GlobalArgs};
+use anyhow::bail;
+use sar_backend_cpu::CpuBackend;
+use sar_math::backend::Backend;
+use sar_math::conformance::{Case, Mismatch, OpFn, Report, checks};
+use std::fmt::Write as _;
+
+/// What was found about one op over all cases.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpCheck {
+    /// The op, by its method name.
+    pub op: &'static str,
+    /// Largest error of a forward value in f32, and what it may be.
+    pub value: (f64, f64),
+    /// Largest error of a gradient in f64, and what it may be; `None` without a backward.
+    pub gradient: Option<(f64, f64)>,
+    /// What is wrong, first of all: number type, seed of the case, property.
+    pub fault: Option<(&'static str, u64, Mismatch)>,
+}
+
+/// Runs `cases` cases, from seed `seed` on, of every op whose name contains `only`.
+pub fn check_ops(only: &str, cases: u32, seed: u64) -> Vec<OpCheck> {
+    let (single, double) = (CpuBackend::<f32>::new(), CpuBackend::<f64>::new());
+    let pairs = checks::<CpuBackend<f32>>().into_iter().zip(checks::<CpuBackend<f64>>());
+    pairs
+        .filter(|((op, _), _)| op.contains(only))
+        .map(|((op, in_f32), (_, in_f64))| {
+            let mut found = OpCheck { op, value: (0.0, 0.0), gradient: None, fault: None };
+            for seed in (0..u64::from(cases)).map(|i| seed.wrapping_add(i)) {
+                if let Some(report) = one(&single, "f32", in_f32, seed, &mut found.fault) {
+                    let worst = found.value.0.max(report.value_error);
+                    found.value = (worst, report.tolerance.value);
+                }
+                if let Some(report) = one(&double, "f64", in_f64, seed, &mut found.fault) {
+                    if let Some(error) = report.gradient_error {
+                        let worst = found.gradient.map_or(error, |(worst, _)| error.max(worst));
+                        found.gradient = Some((worst, report.tolerance.gradient));
+                    }
+                }
+            }
+            found
+        })
+        .collect()
+}
+
+/// One case of one op; the first fault is kept.
+fn one<B: Backend>(
+    backend: &B,
+    number: &'static str,
+    check: OpFn<B, Report>,
+    seed: u64,
+    fault: &mut Option<(&'static str, u64, Mismatch)>,
+) -> Option<Report> {
+    match check(backend, Case::new(seed)) {
+        Ok(report) => Some(report),
+        Err(mismatch) => {
+            fault.get_or_insert((number, seed, mismatch));
+            None
+        }
+    }
+}
+
+/// The findings as a table of one line per op, faults below it.
+pub fn table(found: &[OpCheck]) -> String {
+    let width = found.iter().map(|f| f.op.len()).max().unwrap_or(0).max("op".len());
+    let mut text = format!(
+        "{:width$}  {:>9} {:>9}  {:>9} {:>9}  result\n",
+        "op", "value", "allowed", "gradient", "allowed"
+    );
+    let mut faults = String::new();
+    for OpCheck { op, value, gradient, fault } in found {
+        let number = |v: f64| format!("{v:.1e}");
+        let pair = |pair: Option<(f64, f64)>| {
+            pair.map_or(("-".into(), "-".into()), |(error, most)| (number(error), number(most)))
+        };
+        let ((v, v_most), (g, g_most)) = (pair(Some(*value)), pair(*gradient));
+        let result = if fault.is_none() { "ok" } else { "FAILED" };
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{op:width$}  {v:>9} {v_most:>9}  {g:>9} {g_most:>9}  {result}");
+        if let Some((number, seed, mismatch)) = fault {
+            let _ = writeln!(faults, "{number}, seed {seed}: {mismatch}");
+        }
+    }
+    text + &faults
+}
+
+/// Checks the ops and prints the table.
+///
+/// # Errors
+/// An op that fails, or a name that no op contains.
+pub fn run(args: &CheckArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
+    let only = args.only.as_deref().unwrap_or("");
+    let known: Vec<&str> = checks::<CpuBackend<f32>>().into_iter().map(|(op, _)| op).collect();
+    if !known.iter().any(|op| op.contains(only)) {
+        bail!("no op has `{only}` in its name; there are {}", known.join(", "));
+    }
+    if args.cases == 0 {
+        bail!("--cases is 0: nothing would be checked; give at least 1");
+    }
+    let found = check_ops(only, args.cases, args.seed);
+    print!("{}", table(&found));
+    let failed: Vec<&str> = found.iter().filter(|f| f.fault.is_some()).map(|f| f.op).collect();
+    if !failed.is_empty() {
+        bail!("{} of {} ops failed: {}", failed.len(), found.len(), failed.join(", "));
+    }
+    println!(
+        "{} ops, {} cases each: values (f32) against plain formulas in f64, gradients (f64) \
+         against central differences; errors are relative to a tensor's largest element",
+        found.len(),
+        args.cases
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_a_line_per_op_and_names_what_fails() {
+        let mut found = check_ops("silu", 2, 7);
+        assert_eq!(found.len(), 1);
+        assert!(found[0].fault.is_none() && found[0].value.0 > 0.0);
+        let (error, allowed) = found[0].gradient.unwrap();
+        assert!(error < allowed);
+        let text = table(&found);
+        assert!(text.lines().count() == 2 && text.contains("silu") && text.ends_with("ok\n"));
+
+        let fault = sar_math::conformance::Fault::Outcome {
+            expected: "success".into(),
+            found: "an error".into(),
+        };
+        let mismatch = Mismatch { op: "silu", property: "runs".into(), fault };
+        found[0].fault = Some(("f64", 8, mismatch));
+        let text = table(&found);
+        assert!(text.contains("FAILED"));
+        let last = "f64, seed 8: silu: runs: expected success, found an error";
+        assert_eq!(text.lines().last(), Some(last));
+    }
+
+    #[test]
+    fn a_name_that_no_op_has_is_an_error() {
+        let args = CheckArgs { only: Some("convolve".into()), cases: 1, seed: 0 };
+        let error = run(&args, &GlobalArgs::default()).unwrap_err().to_string();
+        assert!(error.contains("`convolve`") && error.contains("conv2d"), "{error}");
+    }
+}
