@@ -58,6 +58,12 @@ pub enum Command {
     /// Sample images from a generator.
     #[command(after_help = "Example: sar sample runs/sar --count 100 --guidance 0.5 --out samples")]
     Sample(SampleArgs),
+    /// Measure a generator: Fréchet distance, precision, recall, class accuracy, with floors.
+    #[command(after_help = "Example: sar eval runs/sar --guidance 0,0.5,1 --samples 930")]
+    Eval(EvalArgs),
+    /// Compare every op with a plain f64 formula, and every gradient with central differences.
+    #[command(after_help = "Example: sar check attention")]
+    Check(CheckArgs),
     /// Time a step or a sampled batch; one JSON line.
     #[command(
         after_help = "Example: sar bench step --mode sar-all --depth 4 --width 256 --heads 4"
@@ -92,7 +98,7 @@ pub struct RunArgs {
     /// Continue the run in --out from its last checkpoint, bit for bit.
     #[arg(long, conflicts_with_all = ["config", "set", "data", "seed", "init_from"])]
     pub resume: bool,
-    /// Images: class folders, a list file, a glyph sheet or `builtin:glyphs10`; overrides [data].
+    /// Images: class folders, a list file, a glyph sheet or `builtin:glyphs10`; overrides section `data`.
     #[arg(long, value_name = "SOURCE")]
     pub data: Option<String>,
     /// Start from these weights: a run folder, a checkpoint folder or a .safetensors file.

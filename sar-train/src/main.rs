@@ -29,6 +29,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Train(args) => commands::train::run(args, global),
         Command::Refine(args) => commands::train::refine(args, global),
         Command::Sample(args) => commands::sample::run(args, global),
+        Command::Eval(args) => commands::eval::run(args, global),
+        Command::Check(args) => commands::check::run(args, global),
         Command::Bench(args) => commands::bench::run(args, global),
         Command::Data(args) => commands::data::run(args, global),
         Command::Convert(args) => commands::convert::run(args, global),

@@ -1,13 +1,132 @@
 //! `sar eval`: measures a generator, prints the numbers, keeps them as JSON.
 
-use crate::eval::{EvalReport, Evaluator, Generate};
-use crate::model::classifier::ClassifierOps;
+use super::models::{Cpu, LoadedGenerator, LoadedTokenizer};
+use super::train::settings;
+use crate::cli::{EvalArgs, GlobalArgs};
+use crate::config::Config;
+use crate::data::{self, DataConfig};
+use crate::eval::{
+    AnyError, EvalOptions, EvalReport, Evaluator, Generate, SamplerSettings, prepare,
+};
+use crate::model::classifier::{ClassifierOps, ClassifierTraining};
 use crate::report::{summary, text};
+use crate::run::Progress;
+use crate::sample::Painter;
+use crate::train::tokenizer::TokenizerTrainer;
 use anyhow::Context as _;
+use sar_math::ScaleSchedule;
 use std::path::Path;
 
 /// Name of the numbers in the generator's run folder, where `sar report` looks for them.
 pub const EVAL_FILE: &str = "eval.json";
+
+/// Measures the generator of `args` at every guidance value.
+///
+/// # Errors
+/// Weights or data that cannot be used, or a file that cannot be written.
+pub fn run(args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    let backend = Cpu::new();
+    let generator = LoadedGenerator::open(&args.generator, args.ema)?;
+    let tokenizer = generator.tokenizer(&backend, args.tokenizer.as_deref())?;
+    let config = configuration(args, generator.run_config()?.unwrap_or_default())?;
+    let data = data::open(&config.data)?;
+    anyhow::ensure!(
+        data.classes.len() == generator.section.classes,
+        "the data has {} classes, the generator {}; measure it on the data it was trained on",
+        data.classes.len(),
+        generator.section.classes
+    );
+    let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
+    let training = ClassifierTraining {
+        steps: config.eval.classifier_steps,
+        seed: config.train.seed,
+        ..ClassifierTraining::default()
+    };
+    let mut progress = Progress::new("classifier", training.steps, 0, global.quiet);
+    let evaluator = prepare(
+        &backend,
+        &data,
+        &training,
+        &options(&config, &schedule),
+        |images| reconstruct(&backend, &tokenizer, &config, data.validation.side(), images),
+        |step| progress.update(step, ""),
+    )?;
+    progress.finish("trained, floors measured");
+
+    let params = generator.params(&backend)?;
+    let (model, decoder) = (&generator.generator, tokenizer.decoder());
+    let batch = config.sample.batch;
+    let mut painter = Painter::new(&backend, model, decoder, &schedule, batch, true)?;
+    let guidances = &config.eval.guidance;
+    let total = guidances.len() as u64 * config.eval.seeds;
+    let mut progress = Progress::new("sampling", total, 0, global.quiet);
+    let mut done = 0;
+    let mut generate = |labels: &[u32], seed: u64, guidance: f64| {
+        let mut config = config.clone();
+        config.sample.guidance = guidance;
+        let settings = settings(&config, seed);
+        let mut images = Vec::new();
+        for (n, part) in labels.chunks(batch).enumerate() {
+            let painted = painter.paint(&params, part, (n * batch) as u64, &settings, false)?;
+            images.extend(painted.images);
+        }
+        done += 1;
+        progress.update(done, &format!("guidance {guidance}"));
+        Ok(images)
+    };
+    let own = generator.run.as_ref().map(|run| run.join(EVAL_FILE));
+    let json = args.json.clone().or(own);
+    sweep(&evaluator, &mut generate, guidances, json.as_deref(), false)?;
+    if let Some(json) = json.filter(|_| !global.quiet) {
+        eprintln!("the numbers are in {}", json.display());
+    }
+    Ok(())
+}
+
+fn configuration(args: &EvalArgs, mut config: Config) -> anyhow::Result<Config> {
+    if let Some(source) = &args.data {
+        let image_side = config.data.image_side;
+        config.data = DataConfig { image_side, ..DataConfig::from_argument(source) };
+    }
+    if !args.guidance.is_empty() {
+        config.eval.guidance.clone_from(&args.guidance);
+    }
+    config.eval.samples = args.samples.unwrap_or(config.eval.samples);
+    config.eval.seeds = args.seeds.unwrap_or(config.eval.seeds);
+    config.validate()?;
+    Ok(config)
+}
+
+fn options(config: &Config, schedule: &ScaleSchedule) -> EvalOptions {
+    let s = &config.sample;
+    EvalOptions {
+        count: config.eval.samples,
+        seeds: (0..config.eval.seeds).map(|k| s.seed.wrapping_add(k)).collect(),
+        sampler: SamplerSettings {
+            ramp: s.ramp.formula().to_owned(),
+            top_k: s.top_k,
+            top_p: s.top_p,
+            schedule: schedule.to_string(),
+        },
+    }
+}
+
+/// Images through the tokenizer and back.
+fn reconstruct(
+    backend: &Cpu,
+    loaded: &LoadedTokenizer,
+    config: &Config,
+    side: usize,
+    images: &[f32],
+) -> Result<Vec<f32>, AnyError> {
+    let settings = &config.tokenizer_train;
+    let mut trainer = TokenizerTrainer::new(backend, &loaded.tokenizer, settings, (side, side))?;
+    let zeros = vec![0.0; loaded.weights.len()];
+    let progress = trainer.progress().clone();
+    trainer.restore(&loaded.weights, [&zeros, &zeros], &progress)?;
+    let grid = side / loaded.tokenizer.downsample_factor();
+    Ok(trainer.reconstruct(images, (grid, grid))?)
+}
 
 /// Sweeps guidance, prints the result and writes it to `json`.
 ///

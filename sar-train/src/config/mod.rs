@@ -4,6 +4,7 @@
 //! names the nearest ones. What a run resolved to is written to its folder and reads back equal.
 
 mod error;
+mod eval;
 mod generator;
 mod overrides;
 mod sample;
@@ -12,6 +13,7 @@ mod text;
 mod train;
 
 pub use error::ConfigError;
+pub use eval::EvalConfig;
 pub use generator::GeneratorSection;
 pub use sample::{Ramp, SampleConfig};
 pub use sar::{Decode, Preset, SarConfig};
@@ -41,6 +43,8 @@ pub struct Config {
     pub sar: SarConfig,
     /// How images are sampled.
     pub sample: SampleConfig,
+    /// How a generator is measured.
+    pub eval: EvalConfig,
 }
 
 impl Config {
@@ -91,7 +95,8 @@ impl Config {
         self.generator.validate()?;
         self.train.validate()?;
         self.sar.validate()?;
-        self.sample.validate()
+        self.sample.validate()?;
+        self.eval.validate()
     }
 }
 

@@ -62,6 +62,16 @@ impl Default for SampleConfig {
 }
 
 impl Ramp {
+    /// The ramp as a formula, to be written beside numbers.
+    pub fn formula(self) -> &'static str {
+        match self {
+            Self::Flexvar => "t = g·i/min(N−1, 9)",
+            Self::Var => "t = g·i/(N−1)",
+            Self::Rollout => "t = g·½·(1+i/(N−1))",
+            Self::Constant => "t = g",
+        }
+    }
+
     /// Guidance g on this ramp; off at 0.
     pub fn guidance(self, g: f64) -> Guidance {
         match self {

@@ -142,7 +142,13 @@ impl<B: Backend> Sampler<B> {
         self.begin(backend, generator, params, labels, rows)?;
         if let Some(g) = given {
             let schedule = self.schedule;
-            backend.merge_ids(batch, &schedule, &g.scales, g.ids, &mut self.ids)?;
+            backend.merge_ids(
+                batch,
+                &schedule,
+                &g.scales[..schedule.len()],
+                g.ids,
+                &mut self.ids,
+            )?;
         }
         for scale in 0..scales.min(self.schedule.len()) {
             if scale > 0 {

@@ -1,10 +1,11 @@
 //! Teacher-forcing loss on images that training does not see.
 
 use super::TrainError;
-use super::trainer::{Trainer, token_mean};
+use super::trainer::Trainer;
 use crate::model::generator::PassInput;
-use sar_math::backend::{Backend, LatentDims, LossDims, RolloutDims, TargetRows};
-use sar_math::{MAX_SCALES, Real};
+use sar_math::backend::{Backend, LatentDims, RolloutDims};
+use sar_math::loss::{LossBatch, ScaleReport};
+use sar_math::rollout::Pass;
 use serde::Serialize;
 
 /// Latents and labels of held-out images, encoded once.
@@ -33,34 +34,24 @@ impl<B: Backend> Trainer<'_, B> {
     /// # Errors
     /// A device fault.
     pub fn held_out(&mut self, images: &HeldOut<B::Host>) -> Result<HeldOutReport, TrainError> {
-        let mut sums = vec![0f64; 2 * MAX_SCALES];
+        let mut all = ScaleReport::default();
         let each = images.latents.len() / images.labels.len().max(1);
         let batch = self.config.batch;
         for (latents, labels) in
             images.latents.chunks(batch * each).zip(images.labels.chunks(batch))
         {
-            self.add_batch(latents, labels, &mut sums).map_err(TrainError::backend)?;
+            let report = self.measure(latents, labels).map_err(TrainError::backend)?;
+            all.merge(&report);
         }
-        let n = images.labels.len().max(1) as f64;
-        let mean = |block: usize| -> Vec<f64> {
-            (0..self.schedule.len())
-                .map(|i| sums[block * MAX_SCALES + i] / (n * self.schedule.range(i).len() as f64))
-                .collect()
-        };
-        let heldout_scale_loss = mean(0);
+        let scales = self.schedule.len();
         Ok(HeldOutReport {
-            heldout_loss: token_mean(&heldout_scale_loss, &self.schedule, 0),
-            heldout_scale_loss,
-            heldout_scale_acc: mean(1),
+            heldout_loss: all.mean_loss(),
+            heldout_scale_loss: all.loss[..scales].to_vec(),
+            heldout_scale_acc: all.accuracy[..scales].to_vec(),
         })
     }
 
-    fn add_batch(
-        &mut self,
-        latents: &[B::Host],
-        labels: &[u32],
-        sums: &mut [f64],
-    ) -> Result<(), B::Error> {
+    fn measure(&mut self, latents: &[B::Host], labels: &[u32]) -> Result<ScaleReport, B::Error> {
         let (b, m, schedule) = (self.backend, &mut self.memory, self.schedule);
         let (g, batch) = (self.generator.shape(), labels.len());
         let rows = batch * schedule.tokens();
@@ -90,22 +81,9 @@ impl<B: Backend> Trainer<'_, B> {
             keep: None,
         };
         self.generator.forward(b, &self.params, &input, &mut m.trace)?;
-        let dims = LossDims {
-            batch,
-            schedule,
-            vocab: g.vocab,
-            smoothing: 0.0,
-            weights: [0.0; MAX_SCALES],
-            targets: TargetRows::beside(&schedule),
-        };
-        b.cross_entropy(&dims, &m.trace.logits, &m.truth, &mut m.teacher_loss)?;
-        b.scale_sums(batch, &schedule, &m.teacher_loss.loss_bl, &mut m.sums, 0)?;
-        b.scale_sums(batch, &schedule, &m.teacher_loss.hits_bl, &mut m.sums, MAX_SCALES)?;
-        let mut host = vec![B::Host::default(); 2 * MAX_SCALES];
-        b.download_accum(&m.sums, 0, &mut host)?;
-        for (sum, value) in sums.iter_mut().zip(&host) {
-            *sum += value.wide();
-        }
-        Ok(())
+        let of = LossBatch { samples: batch, divisor: batch, vocab: g.vocab, smoothing: 0.0 };
+        let (pass, loss) = (Pass::teacher(&schedule), &mut m.teacher_loss);
+        let supervised = loss.forward(b, of, &pass, &m.trace.logits, &m.truth)?;
+        loss.report(b, &supervised)
     }
 }

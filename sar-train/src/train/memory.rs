@@ -2,8 +2,9 @@
 
 use crate::model::generator::{Generator, Gradients, Trace};
 use crate::sample::Sampler;
-use sar_math::backend::{Backend, Buffers, TokenLoss};
-use sar_math::{MAX_SCALES, ScaleSchedule};
+use sar_math::ScaleSchedule;
+use sar_math::backend::Backend;
+use sar_math::loss::{StudentForcing, Supervision, TeacherForcing};
 
 /// What a way of training needs beside teacher forcing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -17,7 +18,7 @@ pub struct Needs {
 }
 
 /// Buffers of a step: nothing is allocated after they are.
-pub struct StepMemory<B: Buffers> {
+pub struct StepMemory<B: Backend> {
     pub(crate) trace: Trace<B>,
     pub(crate) grads: Gradients<B>,
     /// The latent at every scale, `[b, T, k]`.
@@ -32,17 +33,14 @@ pub struct StepMemory<B: Buffers> {
     /// Labels of the samples and, where guided, of their unconditional half.
     pub(crate) labels: B::Ids,
     pub(crate) keep: B::Accum,
-    pub(crate) teacher_loss: TokenLoss<B>,
-    pub(crate) student_loss: TokenLoss<B>,
+    pub(crate) teacher_loss: TeacherForcing<B>,
+    pub(crate) student_loss: StudentForcing<B>,
+    /// What the losses of the last forward passes were asked for: teacher's, student's.
+    pub(crate) supervised: (Option<Supervision>, Option<Supervision>),
     pub(crate) teacher_logits: Option<B::Activation>,
-    /// Sums per scale: teacher's loss and hits, student's loss and hits.
-    pub(crate) sums: B::Accum,
     pub(crate) norm: B::Accum,
     pub(crate) sampler: Option<Sampler<B>>,
 }
-
-/// Places of the four blocks of [`StepMemory::sums`].
-pub(crate) const SUM_BLOCKS: usize = 4;
 
 impl<B: Backend> StepMemory<B> {
     /// Room for steps of `batch` images on schedules of at most `tokens` tokens.
@@ -70,15 +68,20 @@ impl<B: Backend> StepMemory<B> {
             inputs: backend.activation(batch * tokens * g.channels)?,
             labels: backend.ids(rows)?,
             keep: backend.accum(2 * g.depth * rows)?,
-            teacher_loss: TokenLoss::new(backend, batch * tokens)?,
-            student_loss: TokenLoss::new(backend, batch * tokens)?,
+            teacher_loss: TeacherForcing::new(backend, batch * tokens)?,
+            student_loss: StudentForcing::new(backend, batch * tokens)?,
+            supervised: (None, None),
             teacher_logits: needs.soft.then(|| backend.activation(logits)).transpose()?,
-            sums: backend.accum(SUM_BLOCKS * MAX_SCALES)?,
             norm: backend.accum(1)?,
             sampler: needs
                 .sampler
                 .then(|| Sampler::new(backend, generator, batch, schedule, false))
                 .transpose()?,
         })
+    }
+
+    /// Parameter gradients, in the generator's layout; they accumulate.
+    pub fn gradients(&self) -> &B::Accum {
+        &self.grads.params
     }
 }

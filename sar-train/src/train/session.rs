@@ -131,7 +131,7 @@ impl<B: Backend> Session<'_, B> {
         clock: &Clock,
     ) -> Result<(), TrainError> {
         let (step, skipped) = (trainer.step_number(), trainer.state().non_finite.skipped);
-        let Some(report) = trainer.report(self.config.train.batch)? else { return Ok(()) };
+        let Some(report) = trainer.report()? else { return Ok(()) };
         let images_per_s = clock.rate();
         log.record(step, "train", &TrainRecord { report: &report, images_per_s, skipped })?;
         board.scalar("AR_loss/total", step, report.loss)?;

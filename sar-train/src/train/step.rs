@@ -7,10 +7,9 @@ use super::memory::StepMemory;
 use super::settings::StepSettings;
 use crate::model::generator::{Generator, PassInput};
 use crate::sample::{Decoding, Given};
-use sar_math::backend::{
-    Backend, Buffers, Choice, ChooseDims, DrawKeys, LatentDims, LossDims, RolloutDims, TargetRows,
-};
+use sar_math::backend::{Backend, Buffers, Choice, ChooseDims, DrawKeys, LatentDims, RolloutDims};
 use sar_math::guidance::Guidance;
+use sar_math::loss::{LossBatch, StudentTargets};
 use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::{Decode, Pass, Plan, Rollout, Target};
 use sar_math::{MAX_SCALES, ScaleSchedule};
@@ -127,8 +126,9 @@ impl<B: Backend> StepMemory<B> {
             |_, _| Ok(()),
         )?;
         let batch = input.labels.len();
-        let all = [true; MAX_SCALES];
-        backend.merge_ids(batch, &input.plan.first.schedule, &all, &sampler.ids, &mut self.own)
+        let schedule = &input.plan.first.schedule;
+        let all = &[true; MAX_SCALES][..schedule.len()];
+        backend.merge_ids(batch, schedule, all, &sampler.ids, &mut self.own)
     }
 
     /// The first pass with its rollout, loss and gradients.
@@ -165,11 +165,11 @@ impl<B: Backend> StepMemory<B> {
             let len = batch * pass.schedule.tokens() * input.generator.shape().vocab;
             backend.copy(&self.trace.logits, kept, len)?;
         }
-        let factor = 1.0 / input.accumulate as f64;
-        let dims = loss_dims(input, pass, settings.smoothing, factor);
+        let of = loss_batch(input, settings.smoothing);
         let (logits, loss) = (&mut self.trace.logits, &mut self.teacher_loss);
-        backend.cross_entropy(&dims, logits, &self.truth, loss)?;
-        backend.cross_entropy_backward(&dims, logits, &self.truth, loss)?;
+        let supervised = loss.forward(backend, of, pass, logits, &self.truth)?;
+        loss.backward(backend, &supervised, logits, &self.truth)?;
+        self.supervised = (Some(supervised), None);
         let backward = PassInput { batch, ..forward };
         let (trace, grads) = (&mut self.trace, &mut self.grads);
         input.generator.backward(backend, input.params, &backward, rows, trace, grads)
@@ -196,20 +196,17 @@ impl<B: Backend> StepMemory<B> {
             keep: keep.then_some(&self.keep),
         };
         input.generator.forward(backend, input.params, &forward, &mut self.trace)?;
-        let dims = loss_dims(input, pass, 0.0, settings.sigma() / input.accumulate as f64);
-        let (logits, loss) = (&mut self.trace.logits, &mut self.student_loss);
-        match (target_of(pass), &self.teacher_logits) {
-            (Target::TeacherSoft { .. }, Some(teacher)) => {
-                backend.soft_cross_entropy(&dims, logits, teacher, loss)?;
-                backend.soft_cross_entropy_backward(&dims, logits, teacher, loss)?;
-            }
-            (target, _) => {
-                let own = matches!(target, Target::Rollout { .. });
-                let ids = if own { &self.own } else { &self.truth };
-                backend.cross_entropy(&dims, logits, ids, loss)?;
-                backend.cross_entropy_backward(&dims, logits, ids, loss)?;
-            }
-        }
+        let targets = match (target_of(pass), &self.teacher_logits) {
+            (Target::TeacherSoft { .. }, Some(teacher)) => StudentTargets::Soft(teacher),
+            (Target::Rollout { .. }, _) => StudentTargets::Hard(&self.own),
+            _ => StudentTargets::Hard(&self.truth),
+        };
+        let (of, whole) = (loss_batch(input, 0.0), &input.plan.first.schedule);
+        let (logits, loss, sigma) =
+            (&mut self.trace.logits, &mut self.student_loss, settings.sigma());
+        let supervised = loss.forward(backend, of, pass, whole, sigma, logits, targets)?;
+        loss.backward(backend, &supervised, logits, targets)?;
+        self.supervised.1 = Some(supervised);
         let (trace, grads) = (&mut self.trace, &mut self.grads);
         input.generator.backward(backend, input.params, &forward, batch, trace, grads)
     }
@@ -229,9 +226,9 @@ impl<B: Backend> StepMemory<B> {
             _ => Codes::Mixed,
         };
         if codes == Codes::Mixed {
-            let all = [true; MAX_SCALES];
-            backend.merge_ids(batch, &whole, &all, &self.truth, &mut self.mixed)?;
-            backend.merge_ids(batch, &whole, &reads, &self.own, &mut self.mixed)?;
+            let (all, own) = (&[true; MAX_SCALES][..whole.len()], &reads[..whole.len()]);
+            backend.merge_ids(batch, &whole, all, &self.truth, &mut self.mixed)?;
+            backend.merge_ids(batch, &whole, own, &self.own, &mut self.mixed)?;
         }
         let ids = match codes {
             Codes::Truth => &self.truth,
@@ -302,31 +299,11 @@ fn target_of(pass: &Pass) -> Target {
     pass.target.iter().copied().find(|t| *t != Target::None).unwrap_or_default()
 }
 
-/// Dimensions of a pass's loss: the mean over the tokens of its supervised scales, times `factor`.
-pub(crate) fn loss_dims<B: Buffers>(
-    input: &StepInput<'_, B>,
-    pass: &Pass,
-    smoothing: f64,
-    factor: f64,
-) -> LossDims {
-    let (whole, batch) = (&input.plan.first.schedule, input.labels.len());
-    let last = pass.schedule.len() - 1;
-    let each = factor / (batch * pass.supervised_tokens()).max(1) as f64;
-    let mut weights = [0.0; MAX_SCALES];
-    for (scale, weight) in weights.iter_mut().enumerate() {
-        if pass.supervised(scale) {
-            *weight = each;
-        }
-    }
-    let shift = whole.range(pass.origin[last]).start - pass.schedule.range(last).start;
-    LossDims {
-        batch,
-        schedule: pass.schedule,
-        vocab: input.generator.shape().vocab,
-        smoothing,
-        weights,
-        targets: TargetRows { tokens: whole.tokens(), shift },
-    }
+/// The batch of a loss; gradients of all forward passes of a step are divided by all its images.
+fn loss_batch<B: Buffers>(input: &StepInput<'_, B>, smoothing: f64) -> LossBatch {
+    let samples = input.labels.len();
+    let vocab = input.generator.shape().vocab;
+    LossBatch { samples, divisor: samples * input.accumulate, vocab, smoothing }
 }
 
 impl StepSettings {

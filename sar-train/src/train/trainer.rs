@@ -1,7 +1,7 @@
 //! Optimiser steps: gradients of the micro-batches, clipping, AdamW, running average.
 
 use super::TrainError;
-use super::memory::{Needs, SUM_BLOCKS, StepMemory};
+use super::memory::{Needs, StepMemory};
 use super::settings::StepSettings;
 use super::step::StepInput;
 use crate::config::{Config, TrainConfig};
@@ -9,8 +9,9 @@ use crate::model::generator::Generator;
 use crate::run::NonFinite;
 use sar_math::backend::{AdamW, Backend, Buffers, Filter, LatentDims, Slot};
 use sar_math::guidance::Guidance;
+use sar_math::loss::ScaleReport;
 use sar_math::rollout::{Method, Plan, StudentTarget};
-use sar_math::{MAX_SCALES, Real, ScaleSchedule};
+use sar_math::{Real, ScaleSchedule};
 use serde::{Deserialize, Serialize};
 
 /// Where a trainer's images come from, as latents.
@@ -49,7 +50,7 @@ pub struct StepReport {
     pub scale_loss: Vec<f64>,
     /// Accuracy of each scale of the first pass.
     pub scale_acc: Vec<f64>,
-    /// Loss of each scale of the student pass, its class token left out.
+    /// Loss of each scale of the student pass; 0 for scales that it does not supervise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub student_scale_loss: Vec<f64>,
     /// Global gradient norm before clipping.
@@ -78,7 +79,6 @@ pub struct Trainer<'a, B: Backend> {
     pub(crate) state: TrainState,
     decayed: Vec<Slot>,
     plain: Vec<Slot>,
-    last_plan: Option<Plan>,
 }
 
 impl StepSettings {
@@ -158,7 +158,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 },
                 decayed: generator.layout().slots(true),
                 plain: generator.layout().slots(false),
-                last_plan: None,
                 schedule,
                 config: config.train.clone(),
                 settings,
@@ -261,7 +260,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.memory
             .accumulate(self.backend, &self.settings, &input)
             .map_err(TrainError::backend)?;
-        self.last_plan = Some(plan);
         Ok(())
     }
 
@@ -307,45 +305,32 @@ impl<'a, B: Backend> Trainer<'a, B> {
     ///
     /// # Errors
     /// A device fault.
-    pub fn report(&mut self, images: usize) -> Result<Option<StepReport>, TrainError> {
-        let Some(plan) = self.last_plan else { return Ok(None) };
-        self.read_report(&plan, images).map(Some).map_err(TrainError::backend)
+    pub fn report(&mut self) -> Result<Option<StepReport>, TrainError> {
+        self.read_report().map_err(TrainError::backend)
     }
 
-    fn read_report(&mut self, plan: &Plan, batch: usize) -> Result<StepReport, B::Error> {
-        let (b, m, first) = (self.backend, &mut self.memory, &plan.first.schedule);
-        b.scale_sums(batch, first, &m.teacher_loss.loss_bl, &mut m.sums, 0)?;
-        b.scale_sums(batch, first, &m.teacher_loss.hits_bl, &mut m.sums, MAX_SCALES)?;
-        if let Some(second) = &plan.second {
-            let (schedule, at) = (&second.schedule, 2 * MAX_SCALES);
-            b.scale_sums(batch, schedule, &m.student_loss.loss_bl, &mut m.sums, at)?;
-        }
-        let mut host = vec![B::Host::default(); SUM_BLOCKS * MAX_SCALES];
-        b.download_accum(&m.sums, 0, &mut host)?;
-        let means = |schedule: &ScaleSchedule, block: usize, from: usize| -> Vec<f64> {
-            (from..schedule.len())
-                .map(|i| {
-                    let count = (batch * schedule.range(i).len()) as f64;
-                    host[block * MAX_SCALES + i].wide() / count
-                })
-                .collect()
+    fn read_report(&mut self) -> Result<Option<StepReport>, B::Error> {
+        let (backend, memory) = (self.backend, &mut self.memory);
+        let (Some(teacher), student) = &memory.supervised else { return Ok(None) };
+        let first = memory.teacher_loss.report(backend, teacher)?;
+        let second = match student {
+            Some(student) => Some(memory.student_loss.report(backend, student)?),
+            None => None,
         };
-        let scale_loss = means(first, 0, 0);
-        let loss_tf = token_mean(&scale_loss, first, 0);
-        let student = plan.second.map(|s| (means(&s.schedule, 2, 1), s.schedule));
-        let loss_csf = student.as_ref().map(|(losses, s)| token_mean(losses, s, 1));
-        let grad_norm = self.grad_norm()?;
-        Ok(StepReport {
+        let scales = teacher.dims.schedule.len();
+        let (loss_tf, loss_csf) = (first.mean_loss(), second.as_ref().map(ScaleReport::mean_loss));
+        let schedule = teacher.dims.schedule.to_string();
+        Ok(Some(StepReport {
             loss: loss_tf + self.settings.sigma() * loss_csf.unwrap_or(0.0),
             loss_tf,
             loss_csf,
-            scale_loss,
-            scale_acc: means(first, 1, 0),
-            student_scale_loss: student.map(|(losses, _)| losses).unwrap_or_default(),
-            grad_norm,
+            scale_loss: first.loss[..scales].to_vec(),
+            scale_acc: first.accuracy[..scales].to_vec(),
+            student_scale_loss: second.map_or_else(Vec::new, |r| r.loss[..scales].to_vec()),
+            grad_norm: self.grad_norm()?,
             lr: self.config.anneal().learning_rate(self.state.step.saturating_sub(1)),
-            schedule: first.to_string(),
-        })
+            schedule,
+        }))
     }
 
     /// Weights, moments and running average on the host, to be saved.
@@ -384,13 +369,6 @@ pub struct Export {
     pub second_moment: Vec<f32>,
     /// The running average, where one is kept.
     pub ema: Option<Vec<f32>>,
-}
-
-/// The mean over tokens of means over scales, from scale `from` on.
-pub(crate) fn token_mean(scale_means: &[f64], schedule: &ScaleSchedule, from: usize) -> f64 {
-    let count = |i: usize| schedule.range(i).len() as f64;
-    let tokens: f64 = (from..schedule.len()).map(count).sum();
-    scale_means.iter().enumerate().map(|(i, m)| m * count(from + i)).sum::<f64>() / tokens
 }
 
 /// Values of a file in the host's number type.

@@ -1,0 +1,46 @@
+//! How a generator is measured.
+
+use super::{ConfigError, require};
+use serde::{Deserialize, Serialize};
+
+/// Section `[eval]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// Guidance values to compare. Default 0, 0.25, 0.5, 0.75, 1, 1.5.
+    pub guidance: Vec<f64>,
+    /// Images per guidance value and sampling seed. Default 930.
+    pub samples: usize,
+    /// Sampling seeds; the spread over them is reported. Default 3.
+    pub seeds: u64,
+    /// Training steps of the classifier whose features are compared. Default 500.
+    pub classifier_steps: u64,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self {
+            guidance: vec![0.0, 0.25, 0.5, 0.75, 1.0, 1.5],
+            samples: 930,
+            seeds: 3,
+            classifier_steps: 500,
+        }
+    }
+}
+
+impl EvalConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let found = format!("{:?}", self.guidance);
+        let usable =
+            !self.guidance.is_empty() && self.guidance.iter().all(|g| g.is_finite() && *g >= -1.0);
+        require(usable, "eval.guidance", found, "a list of numbers of at least -1")?;
+        require(self.samples >= 2, "eval.samples", self.samples, "at least 2")?;
+        require(self.seeds >= 1, "eval.seeds", self.seeds, "at least 1")?;
+        let steps = self.classifier_steps;
+        require(steps >= 1, "eval.classifier_steps", steps, "at least 1")
+    }
+}

@@ -1,0 +1,125 @@
+use super::*;
+use crate::model::tokenizer::TokenizerConfig;
+use sar_backend_cpu::CpuBackend;
+
+fn tiny() -> Tokenizer {
+    Tokenizer::new(&TokenizerConfig {
+        ch: 4,
+        ch_mult: vec![1, 2],
+        num_res_blocks: 1,
+        z_channels: 6,
+        latent_channels: 4,
+        vocab: 12,
+        groups: 2,
+    })
+    .unwrap()
+}
+
+fn options() -> TokenizerTrainConfig {
+    TokenizerTrainConfig {
+        steps: 60,
+        batch: 3,
+        lr: 4e-3,
+        warmup: 5,
+        revive_after: 4,
+        ..TokenizerTrainConfig::default()
+    }
+}
+
+/// Discs of random size and place.
+fn images(count: usize, side: usize, step: u64) -> Vec<f32> {
+    let mut stream = Stream::new(1, Purpose::Test, step);
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let (y0, x0) = (stream.uniform() * side as f64, stream.uniform() * side as f64);
+        let radius = (1.0 + stream.uniform() * 3.0).powi(2);
+        for _ in 0..IMAGE_CHANNELS {
+            for p in 0..side * side {
+                let (y, x) = ((p / side) as f64 - y0, (p % side) as f64 - x0);
+                all.push(if y * y + x * x < radius { 1.0 } else { -1.0 });
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn training_lowers_the_error_and_counts_what_it_used() {
+    let (backend, tokenizer) = (CpuBackend::<f32>::new(), tiny());
+    let mut trainer = TokenizerTrainer::new(&backend, &tokenizer, &options(), (8, 8)).unwrap();
+    let held_out = images(7, 8, 1 << 40);
+    let grids = [(4, 4), (2, 2), (1, 3)];
+    let before = trainer.evaluate(&held_out, &grids).unwrap();
+    let first = trainer.step(&images(3, 8, 0)).unwrap();
+    assert!(first.revived > 0, "the first batch places the codes it does not use");
+    let mut coarse = 0;
+    for step in 1..60 {
+        let losses = trainer.step(&images(3, 8, step)).unwrap();
+        assert!(!losses.skipped && losses.grad_norm > 0.0);
+        coarse += u32::from(losses.grid != (4, 4));
+    }
+    // 59 draws with probability ½: outside 10..50 less than once in a million.
+    assert!((10..50).contains(&coarse), "{coarse}");
+    let after = trainer.evaluate(&held_out, &grids).unwrap();
+    for (before, after) in before.scales.iter().zip(&after.scales) {
+        assert!(after.mse < 0.8 * before.mse, "{before:?} {after:?}");
+        assert!((after.psnr - 10.0 * (4.0 / after.mse).log10()).abs() < 1e-9);
+    }
+    assert!(after.codebook_used > 0.0 && after.codebook_used <= 1.0);
+    assert!(after.perplexity >= 1.0 && after.perplexity <= 12.0);
+}
+
+#[test]
+fn a_resumed_run_is_the_same_to_the_bit_on_one_thread_and_two() {
+    let run = |threads: usize, stop: Option<u64>| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let (backend, tokenizer) = (CpuBackend::<f32>::new(), tiny());
+            let new = || TokenizerTrainer::new(&backend, &tokenizer, &options(), (8, 8)).unwrap();
+            let mut trainer = new();
+            let mut losses = Vec::new();
+            for step in 0..12 {
+                if stop == Some(step) {
+                    let [first, second] = trainer.moments().unwrap();
+                    let (weights, progress) =
+                        (trainer.weights().unwrap(), trainer.progress().clone());
+                    trainer = new();
+                    trainer.restore(&weights, [&first, &second], &progress).unwrap();
+                }
+                losses.push(trainer.step(&images(3, 8, step)).unwrap());
+            }
+            (losses, trainer.weights().unwrap(), trainer.progress().clone())
+        })
+    };
+    let whole = run(1, None);
+    assert_eq!(whole, run(2, None));
+    assert_eq!(whole, run(2, Some(5)));
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_changes_nothing_and_is_counted() {
+    let (backend, tokenizer) = (CpuBackend::<f32>::new(), tiny());
+    let mut trainer = TokenizerTrainer::new(&backend, &tokenizer, &options(), (8, 8)).unwrap();
+    trainer.step(&images(3, 8, 0)).unwrap();
+    let (weights, moments) = (trainer.weights().unwrap(), trainer.moments().unwrap());
+    let mut broken = images(3, 8, 1);
+    broken[5] = f32::NAN;
+    assert!(trainer.step(&broken).unwrap().skipped);
+    assert_eq!(trainer.weights().unwrap(), weights);
+    assert_eq!(trainer.moments().unwrap(), moments);
+    assert_eq!((trainer.progress().step, trainer.progress().skipped), (2, 1));
+    assert!(!trainer.step(&images(3, 8, 2)).unwrap().skipped);
+}
+
+#[test]
+fn wrong_sizes_are_errors() {
+    let (backend, tokenizer) = (CpuBackend::<f32>::new(), tiny());
+    let new = |size| TokenizerTrainer::new(&backend, &tokenizer, &options(), size).err();
+    assert!(new((7, 8)).is_some() && new((0, 8)).is_some());
+    let mut trainer = TokenizerTrainer::new(&backend, &tokenizer, &options(), (8, 8)).unwrap();
+    assert!(trainer.step(&[]).is_err());
+    assert!(trainer.step(&[0.0; 7]).is_err());
+    assert!(trainer.step(&images(4, 8, 0)).is_err(), "more than the configured batch");
+    assert!(trainer.evaluate(&images(1, 8, 0), &[(5, 4)]).is_err());
+    assert!(trainer.restore(&[], [&[], &[]], &TokenizerProgress::new(12)).is_err());
+}

@@ -1,0 +1,295 @@
+//! The training step in f64: what its gradient is the gradient of, and that every way of training
+//! and of splitting a batch does what it says.
+#![allow(clippy::unwrap_used)]
+
+use sar_backend_cpu::{Buffer, CpuBackend};
+use sar_math::ScaleSchedule;
+use sar_math::backend::{Buffers, Choice, ChooseDims, LatentDims, RolloutDims, RolloutOps};
+use sar_math::loss::{LossBatch, StudentForcing, StudentTargets, TeacherForcing};
+use sar_math::philox::{Purpose, Stream};
+use sar_math::rollout::{Decode, Extent, Method, Plan, SarSettings, StudentTarget};
+use sar_train::model::generator::{Generator, GeneratorShape, PassInput, Trace};
+use sar_train::train::{StepInput, StepMemory, StepSettings};
+
+type Cpu = CpuBackend<f64>;
+
+/// Central differences of step 1e-4 on a loss of order 1: truncation 1e-8, rounding 1e-12.
+const DIRECTIONAL: f64 = 2e-6;
+/// The same sums in another order.
+const REORDERED: f64 = 1e-12;
+
+const SIGMA: f64 = 0.7;
+
+struct World {
+    backend: Cpu,
+    generator: Generator,
+    weights: Vec<f64>,
+    codebook: Buffer<f64>,
+    latents: Vec<f64>,
+    labels: Vec<u32>,
+    schedule: ScaleSchedule,
+}
+
+impl World {
+    fn new() -> Self {
+        let backend = Cpu::new();
+        let schedule: ScaleSchedule = "1_2_3".parse().unwrap();
+        let shape = GeneratorShape {
+            width: 16,
+            heads: 2,
+            pos_side: 4,
+            ..GeneratorShape::of_depth(2, 11, 4, 3)
+        };
+        let generator = Generator::new(&shape).unwrap();
+        let mut stream = Stream::new(3, Purpose::Test, 0);
+        // Larger than published initialisation, so that every path carries a gradient that shows.
+        let weights = (0..generator.layout().len()).map(|_| 0.3 * stream.normal()).collect();
+        let mut codes: Vec<f64> = (0..shape.vocab * 4).map(|_| stream.normal()).collect();
+        for row in codes.chunks_mut(4) {
+            let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+            row.iter_mut().for_each(|v| *v /= norm);
+        }
+        let mut codebook = backend.accum(codes.len()).unwrap();
+        backend.upload_accum(&codes, &mut codebook, 0).unwrap();
+        let latents = (0..4 * 4 * 9).map(|_| stream.normal()).collect();
+        Self { backend, generator, weights, codebook, latents, labels: vec![0, 2, 1, 2], schedule }
+    }
+
+    fn params(&self, weights: &[f64]) -> Buffer<f64> {
+        let mut params = self.backend.params(weights.len()).unwrap();
+        self.backend.upload_params(weights, &mut params, 0).unwrap();
+        params
+    }
+
+    fn activation(&self, values: &[f64]) -> Buffer<f64> {
+        let mut a = self.backend.activation(values.len()).unwrap();
+        self.backend.upload(values, &mut a, 0).unwrap();
+        a
+    }
+
+    /// The gradient of samples `range`, with `accumulate` such parts to a step.
+    fn gradient(&self, settings: &StepSettings, parts: &[std::ops::Range<usize>]) -> Vec<f64> {
+        let (b, g) = (&self.backend, &self.generator);
+        let batch = parts.iter().map(|p| p.len()).max().unwrap();
+        let tokens = self.schedule.tokens();
+        let needs = settings.needs();
+        let mut memory = StepMemory::new(b, g, batch, &self.schedule, tokens, needs).unwrap();
+        let target = settings.sar.map_or(StudentTarget::TeacherHard, |s| s.target);
+        let plan = Plan::new(settings.method, target, &self.schedule, 0, 0).unwrap();
+        let params = self.params(&self.weights);
+        for (pass, part) in parts.iter().enumerate() {
+            let latents = self.activation(&self.latents[part.start * 36..part.end * 36]);
+            let input = StepInput {
+                generator: g,
+                params: &params,
+                codebook: &self.codebook,
+                latents: &latents,
+                latent_dims: LatentDims { batch: part.len(), channels: 4, height: 3, width: 3 },
+                labels: &self.labels[part.clone()],
+                plan: &plan,
+                pass: pass as u64,
+                accumulate: parts.len(),
+            };
+            memory.accumulate(b, settings, &input).unwrap();
+        }
+        memory.gradients().as_slice().to_vec()
+    }
+}
+
+fn plain(method: Method, sar: Option<SarSettings>) -> StepSettings {
+    StepSettings {
+        method,
+        sar,
+        own_samples: sar_math::backend::Filter { top_k: 0, top_p: 0.0 },
+        class_dropout: 0.0,
+        drop_path: 0.0,
+        smoothing: 0.0,
+        seed: 5,
+    }
+}
+
+fn sar(extent: Extent, target: StudentTarget) -> StepSettings {
+    let settings = SarSettings { extent, target, decode: Decode::Argmax, sigma: SIGMA };
+    plain(Method::Sar(extent), Some(settings))
+}
+
+/// What a step froze: the student's inputs and targets.
+struct Frozen {
+    truth: Buffer<u32>,
+    own: Buffer<u32>,
+    soft: Buffer<f64>,
+}
+
+/// The loss L_TF + σ·L_CSF at `weights`, written out once more, with the student's inputs and
+/// targets as `frozen` has them, or made anew from these weights.
+fn total(
+    world: &World,
+    settings: &StepSettings,
+    weights: &[f64],
+    frozen: Option<&Frozen>,
+) -> (f64, Frozen) {
+    let (b, g, schedule) = (&world.backend, &world.generator, world.schedule);
+    let (batch, tokens, shape) = (4, schedule.tokens(), g.shape());
+    let params = world.params(weights);
+    let mut z = b.activation(batch * tokens * 4).unwrap();
+    let dims = LatentDims { batch, channels: 4, height: 3, width: 3 };
+    b.area_tokens(dims, &schedule, &world.activation(&world.latents), &mut z).unwrap();
+    let mut truth = b.ids(batch * tokens).unwrap();
+    b.nearest_code(batch * tokens, shape.vocab, 4, &z, &world.codebook, &mut truth).unwrap();
+    let mut labels = b.ids(batch).unwrap();
+    b.upload_ids(&world.labels, &mut labels, 0).unwrap();
+    let feed = |ids: &Buffer<u32>, scales: std::ops::Range<usize>| {
+        let dims = RolloutDims { batch, schedule, scales, channels: 4, vocab: shape.vocab };
+        let mut inputs = b.activation(batch * tokens * 4).unwrap();
+        b.rollout_inputs(&dims, ids, &world.codebook, &mut inputs).unwrap();
+        inputs
+    };
+    let plan_target = settings.sar.unwrap().target;
+    let plan = Plan::new(settings.method, plan_target, &schedule, 0, 0).unwrap();
+    let mut trace = Trace::new(b, g, batch, tokens).unwrap();
+    let forward = |trace: &mut Trace<Cpu>, schedule, inputs: &Buffer<f64>, with_start| {
+        let input = PassInput {
+            batch,
+            schedule,
+            labels: &labels,
+            inputs,
+            input_batch: batch,
+            with_start,
+            keep: None,
+        };
+        g.forward(b, &params, &input, trace).unwrap();
+    };
+    let of = LossBatch { samples: batch, divisor: batch, vocab: shape.vocab, smoothing: 0.0 };
+    forward(&mut trace, schedule, &feed(&truth, 1..schedule.len()), true);
+    let mut teacher = TeacherForcing::new(b, batch * tokens).unwrap();
+    let done = teacher.forward(b, of, &plan.first, &trace.logits, &truth).unwrap();
+    let loss_tf = teacher.report(b, &done).unwrap().mean_loss();
+    let mut own = b.ids(batch * tokens).unwrap();
+    let choose = ChooseDims {
+        batch,
+        schedule,
+        scales: 0..schedule.len(),
+        vocab: shape.vocab,
+        guidance: None,
+        choice: Choice::Argmax,
+    };
+    b.choose_codes(&choose, &trace.logits, &mut own).unwrap();
+    let soft = world.activation(&trace.logits.as_slice()[..batch * tokens * shape.vocab]);
+    let made = Frozen { truth, own, soft };
+    let used = frozen.unwrap_or(&made);
+    let second = plan.second.unwrap();
+    let last = second.schedule.len() - 1;
+    let scales = second.origin[1]..second.origin[last] + 1;
+    forward(&mut trace, second.schedule, &feed(&used.own, scales), false);
+    let targets = match plan_target {
+        StudentTarget::TeacherHard => StudentTargets::Hard(&used.own),
+        StudentTarget::TeacherSoft => StudentTargets::Soft(&used.soft),
+        StudentTarget::GroundTruth => StudentTargets::Hard(&used.truth),
+    };
+    let mut student = StudentForcing::new(b, batch * tokens).unwrap();
+    let logits = &trace.logits;
+    let done = student.forward(b, of, &second, &schedule, SIGMA, logits, targets).unwrap();
+    let loss_csf = student.report(b, &done).unwrap().mean_loss();
+    (loss_tf + SIGMA * loss_csf, made)
+}
+
+/// The derivative of the total along `direction`, with or without the student's inputs and targets
+/// held as they are.
+fn directional(world: &World, settings: &StepSettings, direction: &[f64], hold: bool) -> f64 {
+    const STEP: f64 = 1e-4;
+    let (_, frozen) = total(world, settings, &world.weights, None);
+    let at = |h: f64| {
+        let moved: Vec<f64> = world.weights.iter().zip(direction).map(|(w, d)| w + h * d).collect();
+        total(world, settings, &moved, hold.then_some(&frozen)).0
+    };
+    // Fourth order, so that truncation does not hide behind the tolerance.
+    (8.0 * (at(STEP) - at(-STEP)) - (at(2.0 * STEP) - at(-2.0 * STEP))) / (12.0 * STEP)
+}
+
+#[test]
+fn the_gradient_of_a_sar_step_is_that_of_its_loss_with_rollout_and_targets_held() {
+    let world = World::new();
+    let everything = [0..4usize];
+    for extent in [Extent::All, Extent::Last] {
+        for target in
+            [StudentTarget::TeacherHard, StudentTarget::TeacherSoft, StudentTarget::GroundTruth]
+        {
+            let settings = sar(extent, target);
+            let gradient = world.gradient(&settings, &everything);
+            for seed in 0..4 {
+                let mut stream = Stream::new(seed, Purpose::Test, 1);
+                let direction: Vec<f64> = gradient.iter().map(|_| stream.normal()).collect();
+                let along: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
+                let held = directional(&world, &settings, &direction, true);
+                let scale = held.abs().max(1.0);
+                assert!(
+                    (along - held).abs() < DIRECTIONAL * scale,
+                    "{extent} {target}: {along} along the gradient, {held} by differences"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn the_check_would_notice_a_gradient_through_soft_targets() {
+    let world = World::new();
+    let settings = sar(Extent::All, StudentTarget::TeacherSoft);
+    let mut stream = Stream::new(9, Purpose::Test, 1);
+    let direction: Vec<f64> = world.weights.iter().map(|_| stream.normal()).collect();
+    let held = directional(&world, &settings, &direction, true);
+    let free = directional(&world, &settings, &direction, false);
+    assert!((held - free).abs() > 100.0 * DIRECTIONAL, "{held} held, {free} free");
+}
+
+#[test]
+fn parts_of_a_batch_add_up_to_the_whole() {
+    let world = World::new();
+    for settings in [plain(Method::Teacher, None), sar(Extent::All, StudentTarget::TeacherHard)] {
+        let whole = world.gradient(&settings, &[0..4]);
+        let parts = world.gradient(&settings, &[0..2, 2..4]);
+        let largest = whole.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        for (a, b) in whole.iter().zip(&parts) {
+            assert!((a - b).abs() <= REORDERED * largest, "{a} whole, {b} in parts");
+        }
+    }
+}
+
+#[test]
+fn every_way_of_training_reaches_every_parameter() {
+    let world = World::new();
+    let release = SarSettings::RELEASE;
+    let ways = [
+        plain(Method::Teacher, None),
+        plain(Method::Sar(Extent::Last), Some(release)),
+        plain(Method::Sar(Extent::Random), Some(SarSettings { extent: Extent::Random, ..release })),
+        plain(Method::Student, None),
+        plain(Method::Hybrid { teacher_scales: 2 }, None),
+        plain(Method::Interleaved, None),
+    ];
+    for settings in ways {
+        let gradient = world.gradient(&settings, &[0..4]);
+        for tensor in world.generator.layout().tensors() {
+            let part = &gradient[tensor.slot.range()];
+            assert!(part.iter().all(|v| v.is_finite()), "{:?} {}", settings.method, tensor.name);
+            assert!(
+                part.iter().any(|v| *v != 0.0),
+                "{:?}: {} gets no gradient",
+                settings.method,
+                tensor.name
+            );
+        }
+        assert_eq!(gradient, world.gradient(&settings, &[0..4]), "{:?}", settings.method);
+    }
+}
+
+#[test]
+fn student_forcing_reads_its_own_samples() {
+    let world = World::new();
+    let teacher = world.gradient(&plain(Method::Teacher, None), &[0..4]);
+    let student = world.gradient(&plain(Method::Student, None), &[0..4]);
+    let hybrid = world.gradient(&plain(Method::Hybrid { teacher_scales: 3 }, None), &[0..4]);
+    assert_ne!(teacher, student);
+    // With every scale from the teacher, hybrid forcing is teacher forcing.
+    assert_eq!(teacher, hybrid);
+}
