@@ -35,7 +35,7 @@ const FULL: Budget = Budget {
     base_steps: 1600,
     arm_steps: 400,
     samples: 930,
-    guidances: &[0.0, 0.25, 0.5, 0.75, 1.0, 1.5],
+    guidances: &[-0.25, 0.0, 0.25, 0.5, 0.75, 1.0],
 };
 
 /// Under three minutes on two cores.
@@ -45,7 +45,7 @@ const QUICK: Budget = Budget {
     base_steps: 300,
     arm_steps: 80,
     samples: 310,
-    guidances: &[0.0, 0.5, 1.0],
+    guidances: &[-0.25, 0.0, 0.25, 0.5],
 };
 
 /// Sampling seeds; the spread over them stands beside each number.
