@@ -9,10 +9,13 @@ use serde::Serialize;
 /// Bytes of an f32.
 const F32: u64 = 4;
 
-/// Floats that one block keeps per token for its backward pass, in units of the width: two
-/// normalised inputs and the two residual sums (4), q, k, v (3), attention output and its
-/// projection (2), the FFN's two hidden layers of width 4 (8) and its output (1).
-const KEPT_PER_BLOCK: u64 = 18;
+/// Floats that one block keeps per token for its backward pass, in units of the width: two residual
+/// sums (2), q, k, v (3), attention's output (1), the FFN's hidden layer (4), both branches (2). Norm
+/// outputs and GELU are computed again.
+const KEPT_PER_BLOCK: u64 = 12;
+/// The same for what all blocks share: the last sum (1), a norm's output (1), GELU's (4), and in the
+/// backward three gradients (3) and the hidden layer's (4).
+const SHARED: u64 = 13;
 
 /// What a step of a generator costs. FLOPs count a multiply-add as two.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -42,7 +45,7 @@ pub struct MemoryPlan {
     pub moments: u64,
     /// What the passes of one batch keep for their backward.
     pub activations: u64,
-    /// Logits and their gradient.
+    /// Logits, which become their own gradient.
     pub logits: u64,
 }
 
@@ -152,7 +155,8 @@ pub fn plan(config: &Config, mode: StepMode) -> Plan {
     let images = (train.batch * train.accumulate) as u64;
 
     let parameters = parameters(g);
-    let batch = train.batch as u64;
+    // A guided rollout runs the teacher pass on a doubled batch.
+    let rows = train.batch as u64 * if guided { 2 } else { 1 };
     let [c, d, v] = [g.width, g.depth, g.vocab].map(|n| n as u64);
     // The passes run one after another, each forward then backward: the longest one counts.
     let live = tokens.max(student_tokens);
@@ -166,8 +170,8 @@ pub fn plan(config: &Config, mode: StepMode) -> Plan {
             weights: F32 * parameters * if train.ema > 0.0 { 2 } else { 1 },
             gradients: F32 * parameters,
             moments: 2 * F32 * parameters,
-            activations: F32 * batch * live * c * d * KEPT_PER_BLOCK,
-            logits: F32 * batch * tokens * v * if guided { 3 } else { 2 },
+            activations: F32 * rows * live * c * (d * KEPT_PER_BLOCK + SHARED),
+            logits: F32 * rows * tokens * v,
         },
     }
 }
