@@ -108,7 +108,8 @@ pub(super) fn others(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
 /// Held-out loss and accuracy of each scale at the end, arm against arm.
 pub(super) fn final_scales(arms: &[Arm], first_style: usize, figures: &mut Figures) -> Vec<String> {
     let mut out = Vec::new();
-    let what: [(&str, fn(&Arm) -> &[f64]); 2] =
+    type Pick = fn(&Arm) -> &[f64];
+    let what: [(&str, Pick); 2] =
         [("loss", |a| &a.scale_loss), ("accuracy", |a| &a.scale_accuracy)];
     for (name, values) in what {
         let mut chart = Chart {
@@ -141,7 +142,8 @@ pub(super) fn sweep(
     floors: &[Floor],
     figures: &mut Figures,
 ) -> Vec<String> {
-    let measures: [(&str, &str, fn(&SweepPoint) -> &Measured); 4] = [
+    type Pick = fn(&SweepPoint) -> &Measured;
+    let measures: [(&str, &str, Pick); 4] = [
         ("Fréchet distance over guidance", "Fréchet distance (lower is better)", |p| &p.frechet),
         ("Precision over guidance", "precision", |p| &p.precision),
         ("Recall over guidance", "recall", |p| &p.recall),

@@ -96,10 +96,10 @@ impl<B: Backend> Session<'_, B> {
             if skipped {
                 progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
             }
-            if step % train.log_every == 0 || step == train.steps {
+            if step.is_multiple_of(train.log_every) || step == train.steps {
                 self.log_step(trainer, &mut log, &mut board, &mut progress, &clock)?;
             }
-            let due = |every: u64| (every > 0 && step % every == 0) || step == train.steps;
+            let due = |every: u64| (every > 0 && step.is_multiple_of(every)) || step == train.steps;
             if due(train.eval_every) {
                 self.evaluate(trainer, &mut log, &mut board, &mut outcome)?;
             }
