@@ -64,6 +64,9 @@ pub enum Command {
     /// Compare every op with a plain f64 formula, and every gradient with central differences.
     #[command(after_help = "Example: sar check attention")]
     Check(CheckArgs),
+    /// Measure a generator: Fréchet distance, precision, recall, class accuracy, beside their floors.
+    #[command(after_help = "Example: sar eval runs/sar --guidance 0,0.5,1")]
+    Eval(EvalArgs),
     /// Time a step or a sampled batch; one JSON line.
     #[command(
         after_help = "Example: sar bench step --mode sar-all --depth 4 --width 256 --heads 4"

@@ -165,7 +165,7 @@ impl Chart {
             let _ = writeln!(
                 out,
                 "<li><svg viewBox=\"0 0 28 12\" aria-hidden=\"true\">\
-                 <path class=\"level\" d=\"M1 6H27\"/></svg>{} {:.1}</li>",
+                 <path class=\"level\" d=\"M1 6H27\"/></svg>{} {:.2}</li>",
                 escape(&level.name),
                 level.y
             );
@@ -260,7 +260,7 @@ mod tests {
         let figure = chart.figure("c1");
         assert!(figure.contains("<title id=\"c1-t\">Loss &lt;of&gt;</title>"));
         assert!(figure.contains("a&amp;b") && figure.contains("class=\"s1 dashed\""));
-        assert!(figure.contains("floor 2.0"));
+        assert!(figure.contains("floor 2.00"));
         assert!(!figure.contains("NaN") && !figure.contains("inf"), "{figure}");
         // The gap at the missing value starts a new stroke.
         let line = figure.split("class=\"line\" d=\"").nth(1).and_then(|s| s.split('"').next());

@@ -5,7 +5,7 @@ use super::summary::{SUMMARY_FILE, Summary};
 use crate::commands::eval::EVAL_FILE;
 use crate::eval::EvalReport;
 use base64::Engine as _;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,8 @@ pub(super) struct Material {
     pub comparisons: Vec<Comparison>,
     pub runs: Vec<Run>,
     next_style: usize,
+    /// Folders read so far.
+    seen: BTreeSet<PathBuf>,
 }
 
 /// A summary and where it lies.
@@ -145,6 +147,10 @@ pub(super) fn read(folders: &[PathBuf]) -> Result<Material, ReportError> {
         if let Some(problem) = problem {
             return Err(ReportError::Folder { path: folder.clone(), problem });
         }
+        // A comparison shows its arms; naming their folders as well does not show them twice.
+        if material.seen.contains(&canonical(folder)) {
+            continue;
+        }
         let before = (material.runs.len(), material.comparisons.len());
         read_folder(folder, &mut material);
         if (material.runs.len(), material.comparisons.len()) == before {
@@ -179,6 +185,7 @@ fn read_folder(folder: &Path, material: &mut Material) {
             next_style += 1;
         }
     }
+    material.seen.insert(canonical(folder));
     let own = read_run(&folder_name(folder), folder, compares);
     let mut own = Run { style: next_style, ..own };
     own.notes.splice(0..0, notes);
@@ -187,6 +194,10 @@ fn read_folder(folder: &Path, material: &mut Material) {
         next_style += 1;
     }
     for (name, folder, style) in children {
+        // Named on its own before the comparison.
+        if !material.seen.insert(canonical(&folder)) {
+            continue;
+        }
         material.runs.push(Run { style, ..read_run(&name, &folder, false) });
     }
     material.next_style = next_style;
@@ -212,8 +223,12 @@ fn other_children(folder: &Path, known: &[(String, PathBuf, usize)]) -> Vec<(Str
     found
 }
 
+fn canonical(folder: &Path) -> PathBuf {
+    folder.canonicalize().unwrap_or_else(|_| folder.into())
+}
+
 fn folder_name(folder: &Path) -> String {
-    let name = folder.canonicalize().unwrap_or_else(|_| folder.into());
+    let name = canonical(folder);
     name.file_name().map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into())
 }
 

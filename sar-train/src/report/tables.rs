@@ -34,7 +34,7 @@ pub(super) fn arms(summary: &Summary) -> String {
             Cell::of(arm.heldout_loss, |v| format!("{v:.3}"))
                 .best(heldout(arm) == Some(lowest_loss)),
             Cell::of(best, |p| p.guidance.to_string()),
-            Cell::of(best, |p| p.frechet.text(1)).best(frechet(arm) == Some(lowest_frechet)),
+            Cell::of(best, |p| p.frechet.text(2)).best(frechet(arm) == Some(lowest_frechet)),
             Cell::of(best, |p| p.precision.text(3)),
             Cell::of(best, |p| p.recall.text(3)),
             Cell::of(best, |p| p.class_accuracy.text(3)),
@@ -96,7 +96,7 @@ pub(super) fn sweep(arms: &[Arm]) -> String {
         let mut row = vec![Cell::new(guidance.to_string())];
         row.extend(points().map(|p| {
             let text = Cell::of(p, |p| {
-                format!("{} / {:.3} / {:.3}", p.frechet.text(1), p.precision.mean, p.recall.mean)
+                format!("{} / {:.3} / {:.3}", p.frechet.text(2), p.precision.mean, p.recall.mean)
             });
             text.best(p.is_some_and(|p| p.frechet.mean == lowest))
         }));
@@ -120,7 +120,7 @@ pub(super) fn floors(floors: &[Floor]) -> String {
         vec![
             Cell::new(&f.name),
             Cell::new(f.count.to_string()),
-            Cell::new(format!("{:.1}", f.frechet)),
+            Cell::new(format!("{:.2}", f.frechet)),
             Cell::new(format!("{:.3}", f.precision)),
             Cell::new(format!("{:.3}", f.recall)),
             Cell::of(f.class_accuracy, |v| format!("{v:.3}")),

@@ -1,40 +1,9 @@
 //! The same numbers as plain text, for a terminal and a log.
 
-use super::summary::{Arm, Summary};
 use crate::eval::{EvalReport, EvalSettings, Floor, SweepPoint};
 
 /// Widest line that prose is broken at.
 const WIDTH: usize = 100;
-
-/// A comparison: arms at their best guidance, losses per scale, the sweep, floors and the verdict.
-pub fn comparison(summary: &Summary) -> String {
-    let mut out = String::new();
-    let arms = &summary.arms;
-    out.push_str(&table(&arm_rows(arms)));
-    let scales = arms.iter().map(|a| a.scale_loss.len()).max().unwrap_or(0);
-    if scales > 0 {
-        let mut rows = vec![row("held-out loss", (1..=scales).map(|i| format!("scale {i}")))];
-        rows.extend(arms.iter().map(|a| {
-            let losses = a.scale_loss.iter().map(|l| format!("{l:.3}"));
-            row(&a.name, losses.chain(std::iter::repeat(dash())).take(scales))
-        }));
-        out.push('\n');
-        out.push_str(&table(&rows));
-    }
-    for arm in arms.iter().filter(|a| !a.sweep.is_empty()) {
-        out.push('\n');
-        out.push_str(&table(&sweep_rows(&arm.name, &arm.sweep)));
-    }
-    out.push_str(&floors(&summary.floors));
-    out.push('\n');
-    out.push_str(&settings(&summary.settings));
-    out.push('\n');
-    out.push_str(&wrapped(&summary.verdict.headline, ""));
-    for detail in &summary.verdict.details {
-        out.push_str(&wrapped(detail, "- "));
-    }
-    out
-}
 
 /// The result of `sar eval`.
 pub fn evaluation(report: &EvalReport) -> String {
@@ -60,46 +29,12 @@ fn row(name: &str, cells: impl Iterator<Item = String>) -> Vec<String> {
     std::iter::once(name.to_owned()).chain(cells).collect()
 }
 
-fn arm_rows(arms: &[Arm]) -> Vec<Vec<String>> {
-    let head = [
-        "steps",
-        "held-out",
-        "best g",
-        "FD",
-        "precision",
-        "recall",
-        "accuracy",
-        "train/s",
-        "sample/s",
-        "MiB",
-    ];
-    let mut rows = vec![row("at best guidance", head.into_iter().map(String::from))];
-    for arm in arms {
-        let best = arm.best();
-        let speed = |s: f64| format!("{s:.0}");
-        let cells = [
-            arm.steps.to_string(),
-            or_dash(arm.heldout_loss, |l| format!("{l:.3}")),
-            or_dash(best, |p| p.guidance.to_string()),
-            or_dash(best, |p| p.frechet.text(1)),
-            or_dash(best, |p| format!("{:.3}", p.precision.mean)),
-            or_dash(best, |p| format!("{:.3}", p.recall.mean)),
-            or_dash(best, |p| format!("{:.3}", p.class_accuracy.mean)),
-            or_dash(arm.train_images_per_second, speed),
-            or_dash(arm.sample_images_per_second, speed),
-            or_dash(arm.peak_memory, |m| (m >> 20).to_string()),
-        ];
-        rows.push(row(&arm.name, cells.into_iter()));
-    }
-    rows
-}
-
 fn sweep_rows(name: &str, points: &[SweepPoint]) -> Vec<Vec<String>> {
     let head = ["FD", "precision", "recall", "accuracy"];
     let mut rows = vec![row(name, head.into_iter().map(String::from))];
     for p in points {
         let cells =
-            [p.frechet.text(1), p.precision.text(3), p.recall.text(3), p.class_accuracy.text(3)];
+            [p.frechet.text(2), p.precision.text(3), p.recall.text(3), p.class_accuracy.text(3)];
         rows.push(row(&format!("guidance {}", p.guidance), cells.into_iter()));
     }
     rows
@@ -114,7 +49,7 @@ fn floors(floors: &[Floor]) -> String {
     for f in floors {
         let cells = [
             f.count.to_string(),
-            format!("{:.1}", f.frechet),
+            format!("{:.2}", f.frechet),
             format!("{:.3}", f.precision),
             format!("{:.3}", f.recall),
             or_dash(f.class_accuracy, |v| format!("{v:.3}")),
@@ -212,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn an_arm_without_numbers_still_has_its_row() {
+    fn an_evaluation_names_its_settings() {
         let measured = |v: f64| Measured::of(vec![v, v + 1.0]).unwrap();
         let point = SweepPoint {
             guidance: 0.5,
@@ -221,12 +156,26 @@ mod tests {
             recall: measured(0.0),
             class_accuracy: measured(0.0),
         };
-        let full = Arm { name: "full".into(), sweep: vec![point], ..Arm::default() };
-        let bare = Arm { name: "bare".into(), scale_loss: vec![1.0, 2.0], ..Arm::default() };
-        let summary = Summary { arms: vec![full, bare], ..Summary::default() };
-        let text = comparison(&summary);
-        assert!(text.contains("40.5 ± 0.7") && text.contains("scale 2"), "{text}");
-        let line = text.lines().find(|l| l.starts_with("bare")).unwrap();
-        assert!(line.matches(" -").count() >= 9, "{line}");
+        let floor = Floor {
+            name: "all training images".into(),
+            count: 9,
+            frechet: 21.0,
+            precision: 0.5,
+            recall: 0.5,
+            class_accuracy: None,
+        };
+        let settings = EvalSettings { extractor: "features of x".into(), ..Default::default() };
+        let report = EvalReport {
+            settings,
+            floors: vec![floor],
+            points: vec![point],
+            warnings: vec!["few images".into()],
+        };
+        let text = evaluation(&report);
+        for part in ["40.50 ± 0.71", "features of x", "note: few images"] {
+            assert!(text.contains(part), "no '{part}' in\n{text}");
+        }
+        let floor = text.lines().find(|l| l.starts_with("all training")).unwrap();
+        assert!(floor.ends_with(" -"), "{floor}");
     }
 }

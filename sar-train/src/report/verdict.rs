@@ -73,8 +73,8 @@ fn headline(control: &Arm, c: &SweepPoint, refined: &Arm, r: &SweepPoint) -> Str
     let (difference, spread, standing) = compare(&r.frechet, &c.frechet);
     let percent = relative(difference, c.frechet.mean);
     let by = match spread {
-        Some(spread) => format!("{:.1}, {percent}, spread {spread:.1}", difference.abs()),
-        None => format!("{:.1}, {percent}", difference.abs()),
+        Some(spread) => format!("{:.2}, {percent}, spread {spread:.2}", difference.abs()),
+        None => format!("{:.2}, {percent}", difference.abs()),
     };
     let (name, other) = (&refined.name, &control.name);
     match standing {
@@ -101,7 +101,7 @@ fn at_best(control: &Arm, c: &SweepPoint, refined: &Arm, r: &SweepPoint) -> Stri
             "{} reaches Fréchet distance {} at guidance {} (precision {}, recall {}, class \
              accuracy {})",
             arm.name,
-            p.frechet.text(1),
+            p.frechet.text(2),
             p.guidance,
             p.precision.text(3),
             p.recall.text(3),
@@ -118,9 +118,9 @@ fn at_equal_guidance(control: &Arm, refined: &Arm) -> String {
         let Some(c) = control.at(r.guidance) else { continue };
         let (difference, spread, standing) = compare(&r.frechet, &c.frechet);
         let percent = relative(difference, c.frechet.mean);
-        let signed = format!("{difference:+.1}").replace('-', "−");
+        let signed = format!("{difference:+.2}").replace('-', "−");
         let entry = match spread {
-            Some(s) => format!("{} ({signed} ± {s:.1}, {percent})", r.guidance),
+            Some(s) => format!("{} ({signed} ± {s:.2}, {percent})", r.guidance),
             None => format!("{} ({signed}, {percent})", r.guidance),
         };
         match standing {
@@ -224,7 +224,7 @@ mod tests {
         assert!(better.headline.starts_with("SAR is better"), "{}", better.headline);
         let worse = judged(low, high);
         assert!(worse.headline.starts_with("SAR is worse"), "{}", worse.headline);
-        assert!(worse.details[1].contains("worse at 0 (+10.0 ± 1.0"), "{}", worse.details[1]);
+        assert!(worse.details[1].contains("worse at 0 (+10.00 ± 1.00"), "{}", worse.details[1]);
         assert!(worse.details[1].contains("not clearly different at 1 ("), "{}", worse.details[1]);
     }
 

@@ -5,7 +5,8 @@
 //! data set* with each other, and with nothing published.
 //!
 //! Per stage: convolution 3×3 of stride 2 and one of stride 1, each followed by group norm and SiLU;
-//! then the mean over all positions ([`FEATURES`] features) and one linear layer.
+//! then the mean over all positions and one linear layer. The features are the [`FEATURES`] sums over
+//! the n positions, divided by √n.
 
 mod network;
 mod train;

@@ -165,6 +165,9 @@ impl Network {
     }
 
     /// Uploads a batch, runs it and appends its features and logits.
+    ///
+    /// Features are sums over n positions divided by √n, not by n: means would have variances far
+    /// below 1, and distances that are all noughts.
     pub(super) fn extract<B: ClassifierOps>(
         &self,
         backend: &B,
@@ -179,7 +182,8 @@ impl Network {
         self.forward(backend, batch, params, space)?;
         let mut host = vec![B::Host::default(); batch * self.feature_dims()];
         backend.download(&space.features, 0, &mut host)?;
-        features.extend(host.iter().map(|v| v.wide()));
+        let scale = ((self.last.height * self.last.width) as f64).sqrt();
+        features.extend(host.iter().map(|v| scale * v.wide()));
         let mut host = vec![B::Host::default(); batch * self.config.classes];
         backend.download(&space.logits, 0, &mut host)?;
         logits.extend(host.iter().map(|v| v.wide()));
