@@ -58,9 +58,6 @@ pub enum Command {
     /// Sample images from a generator.
     #[command(after_help = "Example: sar sample runs/sar --count 100 --guidance 0.5 --out samples")]
     Sample(SampleArgs),
-    /// Measure a generator: Fréchet distance, precision, recall, class accuracy, with floors.
-    #[command(after_help = "Example: sar eval runs/sar --guidance 0,0.5,1 --samples 930")]
-    Eval(EvalArgs),
     /// Compare every op with a plain f64 formula, and every gradient with central differences.
     #[command(after_help = "Example: sar check attention")]
     Check(CheckArgs),
