@@ -30,10 +30,10 @@ struct Budget {
 
 /// Under ten minutes on two cores.
 const FULL: Budget = Budget {
-    tokenizer_steps: 1500,
+    tokenizer_steps: 1000,
     classifier_steps: 400,
-    base_steps: 1600,
-    arm_steps: 400,
+    base_steps: 900,
+    arm_steps: 250,
     samples: 930,
     guidances: &[-0.25, 0.0, 0.25, 0.5, 0.75, 1.0],
 };
@@ -42,8 +42,8 @@ const FULL: Budget = Budget {
 const QUICK: Budget = Budget {
     tokenizer_steps: 400,
     classifier_steps: 150,
-    base_steps: 300,
-    arm_steps: 80,
+    base_steps: 240,
+    arm_steps: 60,
     samples: 310,
     guidances: &[-0.25, 0.0, 0.25, 0.5],
 };
