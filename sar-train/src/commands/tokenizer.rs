@@ -334,7 +334,7 @@ fn run_config(path: &Path) -> anyhow::Result<Config> {
 }
 
 /// The data named, at the image side of the configuration, or the configuration's own.
-pub(crate) fn open_data(named: Option<&str>, config: &Config) -> anyhow::Result<Data> {
+fn open_data(named: Option<&str>, config: &Config) -> anyhow::Result<Data> {
     let data = match named {
         Some(path) => {
             DataConfig { image_side: config.data.image_side, ..DataConfig::from_argument(path) }
