@@ -185,7 +185,11 @@ mod tests {
             let d = MapDims { batch, channels, height, width };
             let (len, area) = (d.len(), height * width);
             let mut random = Random(seed);
-            let (z, codes) = (random.values(len), random.values(vocab * channels));
+            // Away from zero: differences are no measure of how fast a short vector turns.
+            let mut long = |n: usize| -> Vec<f64> {
+                random.values(n).into_iter().map(|v| v + 0.3f64.copysign(v)).collect()
+            };
+            let (z, codes) = (long(len), long(vocab * channels));
             let dq = random.values(len);
             let unit = |rows: &[f64]| {
                 let mut rows = rows.to_vec();
