@@ -35,14 +35,17 @@ pub fn run(args: &TokenizerArgs, global: &GlobalArgs) -> anyhow::Result<()> {
 
 fn train(args: &TokenizerTrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let backend = Cpu::new();
-    let (folder, config) = if args.run.resume {
+    let (folder, config, data) = if args.run.resume {
         let (folder, config) = RunFolder::open_for_resume(&args.run.out)?;
-        (folder, config.set(&args.run.set)?)
+        let config = config.set(&args.run.set)?;
+        let data = data::open(&config.data)?;
+        (folder, config, data)
     } else {
         let config = args.run.config(Config::default())?;
-        (RunFolder::create(&args.run.out, &config)?, config)
+        // Before the folder: data that cannot be read leave no run behind.
+        let data = data::open(&config.data)?;
+        (RunFolder::create(&args.run.out, &config)?, config, data)
     };
-    let data = data::open(&config.data)?;
     let interrupt = Interrupt::listen()?;
     train_in(&backend, &folder, &config, &data, &interrupt, global.quiet)?;
     Ok(())
