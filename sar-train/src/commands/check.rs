@@ -36,11 +36,10 @@ pub fn check_ops(only: &str, cases: u32, seed: u64) -> Vec<OpCheck> {
                     let worst = found.value.0.max(report.value_error);
                     found.value = (worst, report.tolerance.value);
                 }
-                if let Some(report) = one(&double, "f64", in_f64, seed, &mut found.fault) {
-                    if let Some(error) = report.gradient_error {
-                        let worst = found.gradient.map_or(error, |(worst, _)| error.max(worst));
-                        found.gradient = Some((worst, report.tolerance.gradient));
-                    }
+                let report = one(&double, "f64", in_f64, seed, &mut found.fault);
+                if let Some((report, error)) = report.and_then(|r| Some((r, r.gradient_error?))) {
+                    let worst = found.gradient.map_or(error, |(worst, _)| error.max(worst));
+                    found.gradient = Some((worst, report.tolerance.gradient));
                 }
             }
             found
