@@ -1,4 +1,4 @@
-//! `class_embedding`: cond_b = table[label_b].
+//! `class_embedding`: `cond_b = table[label_b]`.
 
 use super::case::{Case, Numbers};
 use super::math::dot;
