@@ -40,11 +40,11 @@ const FULL: Budget = Budget {
 
 /// Under three minutes on two cores.
 const QUICK: Budget = Budget {
-    tokenizer_steps: 400,
+    tokenizer_steps: 300,
     classifier_steps: 150,
-    base_steps: 240,
-    arm_steps: 60,
-    samples: 310,
+    base_steps: 200,
+    arm_steps: 50,
+    samples: 200,
     guidances: &[-0.25, 0.0, 0.25, 0.5],
 };
 
