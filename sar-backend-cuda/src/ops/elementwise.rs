@@ -1,0 +1,28 @@
+//! What all ops on single elements share, and the addition that `Buffers` asks for.
+
+use crate::backend::CudaBackend;
+use crate::device::{Device, Kernel};
+use crate::error::CudaError;
+use crate::memory::Address;
+use crate::storage::Storage;
+
+const ADD: Kernel = Kernel { file: "elementwise", name: "add" };
+
+/// Threads of a block of an elementwise kernel.
+pub(crate) const THREADS: usize = 256;
+
+/// Blocks for `len` elements at one a thread.
+pub(crate) fn blocks(len: usize) -> [usize; 3] {
+    [len.div_ceil(THREADS), 1, 1]
+}
+
+/// `to += from`.
+pub(crate) fn add<S: Storage, D: Device>(
+    gpu: &CudaBackend<S, D>,
+    len: usize,
+    from: Address<S>,
+    to: Address<S>,
+) -> Result<(), CudaError> {
+    // SAFETY: the parameters of `add`; both hold `len` elements, which were checked at the door.
+    unsafe { gpu.launch(ADD, blocks(len), THREADS, 0, &[&to, &from, &(len as u64)]) }
+}
