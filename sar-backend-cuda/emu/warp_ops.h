@@ -67,6 +67,7 @@ inline void complete_without(Warp& warp, u32 lane) {
 inline void complete_shuffle(Warp& warp, u32 lanes) {
     u64 taken[WARP];
     for (u32 lane = 0; lane < WARP; lane++) {
+        if (!(lanes & lane_bit(lane))) continue;
         const u32 source = warp.post[lane].argument;
         // The value of a lane that takes no part is undefined: a NaN, so that it does not pass.
         taken[lane] = lanes & lane_bit(source) ? warp.post[source].value : ~0ull;

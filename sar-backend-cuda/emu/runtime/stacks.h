@@ -16,7 +16,8 @@ const size_t STACK_GUARD = 64;
 
 static void allocate_stacks(std::vector<char*>& free_stacks) {
     char* chunk = static_cast<char*>(std::aligned_alloc(64, STACKS_AT_ONCE * STACK_STRIDE));
-    for (size_t i = STACKS_AT_ONCE; i-- > 0;) {
+    // The highest is used first, so that an overrun is likelier to meet a stack that is free.
+    for (size_t i = 0; i < STACKS_AT_ONCE; i++) {
         std::memset(chunk + i * STACK_STRIDE, 0xff, STACK_GUARD);
         free_stacks.push_back(chunk + i * STACK_STRIDE);
     }
