@@ -1,5 +1,5 @@
-// Proves that the emulator computes what CUDA does, and that it sees each kind of planted bug. Prints a
-// line a check and fails if one fails.
+// Proves that the emulator computes what CUDA does, and that it sees each kind of planted bug.
+// Prints a line a check and fails if one fails.
 //
 //   g++ -std=c++17 -O2 -DEMU -fno-strict-aliasing -ffp-contract=off -Wno-unknown-pragmas
 //       -fsanitize=alignment,null,bounds,shift-exponent selftest.cpp -o /tmp/selftest -pthread
@@ -90,8 +90,8 @@ void check_poison() {
     check("uninitialised shared memory reads NaN", error.empty() && count_nan(out) == 64, error);
     out.assign(32, 0.0f);
     error = launch("shuffle_from_outside", {}, out.data());
-    check("shuffle from a lane outside of the mask gives NaN", error.empty() && count_nan(out) == 16,
-          error);
+    check("shuffle from a lane outside of the mask gives NaN",
+          error.empty() && count_nan(out) == 16, error);
 }
 
 void check_red_zones() {
@@ -164,7 +164,8 @@ void check_indices() {
         std::vector<u32> out(3 * 2 * 2 * 60, ~0u);
         u32* pointer = out.data();
         void* arguments[] = {&pointer};
-        right = right && sar_emu_launch("/indices", grid, block, 0, arguments, 2, seed, nullptr, 0) == 0;
+        right = right &&
+                sar_emu_launch("/indices", grid, block, 0, arguments, 2, seed, nullptr, 0) == 0;
         for (u32 i = 0; i < out.size(); i++) right = right && out[i] == i;
     }
     check("indices in three dimensions, partial warps", right);
@@ -207,8 +208,11 @@ void check_returns() {
     bool right = true;
     for (u64 seed = 0; seed < 4; seed++) {
         std::vector<u32> votes(40, 0);
-        right = right && launch("votes_after_return", {1, 40, 0, 1, seed}, votes.data(), 36).empty();
-        for (u32 i = 0; i < 40; i++) right = right && votes[i] == (i < 32 ? ~0u : i < 36 ? 15u : 0u);
+        const Shape shape = {1, 40, 0, 1, seed};
+        right = right && launch("votes_after_return", shape, votes.data(), 36).empty();
+        for (u32 i = 0; i < 40; i++) {
+            right = right && votes[i] == (i < 32 ? ~0u : i < 36 ? 15u : 0u);
+        }
         std::vector<int> out(64, 0);
         right = right && launch("barrier_after_return", {1, 64, 0, 1, seed}, out.data()).empty();
         for (int i = 0; i < 64; i += 2) right = right && out[i] == (i + 32) % 64 * 2;
@@ -351,25 +355,26 @@ void check_round_trip() {
     check("bf16 rounds to nearest even", error.empty() && wrong == 0,
           emu::print("%d of %d wrong", wrong, n));
     // A payload in the low half alone must not round to infinity.
-    check("a NaN stays a NaN", std::isnan(to_float(from_float<bf16>(__uint_as_float(0x7f800001u)))));
+    check("a NaN stays a NaN",
+          std::isnan(to_float(from_float<bf16>(__uint_as_float(0x7f800001u)))));
 }
 
 void check_bit_functions() {
     std::vector<u32> out(12);
     const std::string error = launch("bit_functions", {1, 1}, out.data());
-    const std::vector<u32> expected = {3, 8, 3231, 4, 0x40400000u, 0x40080000u, ~0u, 21,
-                                       0x41000000u, 0, 0x40000000u, 0xff800000u};
+    const std::vector<u32> expected = {3,   8,  3231,        4, 0x40400000u, 0x40080000u,
+                                       ~0u, 21, 0x41000000u, 0, 0x40000000u, 0xff800000u};
     check("integer functions and bit casts", error.empty() && out == expected, error);
 }
 
 void check_guarded_memory() {
-    char* buffer = static_cast<char*>(sar_emu_alloc(100));
+    u8* buffer = static_cast<u8*>(sar_emu_alloc(100));
     const bool aligned = reinterpret_cast<size_t>(buffer) % 256 == 0;
     check("buffers are aligned, NaN and whole",
-          aligned && buffer[0] == -1 && buffer[99] == -1 && sar_emu_check(buffer) == 0);
+          aligned && buffer[0] == 0xff && buffer[99] == 0xff && sar_emu_check(buffer) == 0);
     buffer[100] = 0;
     check("a write past a buffer is seen", sar_emu_check(buffer) == 2);
-    buffer[100] = -1;
+    buffer[100] = 0xff;
     buffer[-1] = 0;
     check("a write before a buffer is seen", sar_emu_check(buffer) == 1);
     sar_emu_free(buffer);

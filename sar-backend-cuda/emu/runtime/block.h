@@ -101,7 +101,7 @@ static void leave_block(Fiber& self) {
     if (block.alive > 0 && block.barrier_arrived == block.alive) release_barrier(block);
 }
 
-// Makes `next`, which has not run yet, the running thread on the stack of `self`, which has returned.
+// `self` has returned: `next`, which has not run yet, becomes the running thread on its stack.
 static void hand_stack_on(Fiber& self, Fiber& next) {
     next.stack = std::exchange(self.stack, nullptr);
     next.warp->ready &= ~lane_bit(next.lane);
@@ -147,7 +147,8 @@ static void report_deadlock(Block& block) {
         const Post& post = warp.post[lane];
         const u32 missing = live_lanes(warp, post.mask) & ~warp.at_operation;
         record_fault(block, indices("thread", warp.first[lane].index), post.site,
-                     print("deadlock: %s waits for lanes %08x; ", post.op->name, missing) + at_barrier);
+                     print("deadlock: %s waits for lanes %08x; ", post.op->name, missing) +
+                         at_barrier);
     }
     record_fault(block, "all threads", block.barrier, "deadlock: " + at_barrier);
 }

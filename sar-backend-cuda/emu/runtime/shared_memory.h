@@ -32,7 +32,8 @@ void* place_array(const char* name, size_t bytes, Site site) {
     Block& block = *current->block;
     block.static_bytes += bytes;
     if (block.static_bytes > MAX_STATIC) {
-        fault(site, "%zu bytes of declared shared memory; at most %zu", block.static_bytes, MAX_STATIC);
+        fault(site, "%zu bytes of declared shared memory; at most %zu", block.static_bytes,
+              MAX_STATIC);
     }
     if (block.static_bytes + block.launch->dynamic_bytes > MAX_SHARED) {
         fault(site, "%zu bytes of shared memory; at most %zu",
@@ -61,8 +62,9 @@ static void check_red_zones(Block& block, const Warp& warp) {
         if (!below && is_poison(array.start + array.bytes)) continue;
         const Fiber& first = *warp.first;
         record_fault(block, indices("warp of thread", first.index), Site{},
-                     print("write %s %s (%zu bytes)", below ? "before the start of" : "past the end of",
-                           array.name, array.bytes));
+                     print("write %s %s (%zu bytes)",
+                           below ? "before the start of" : "past the end of", array.name,
+                           array.bytes));
     }
 }
 

@@ -33,7 +33,7 @@ void give_stack(Fiber& fiber) {
     fiber.sp = prepare_stack(fiber.stack + STACK_STRIDE, fiber_main);
 }
 
-// A thread overran its stack into the guard. Whatever lay below is spoilt, but the launch is failed.
+// False where a thread overran its stack. Whatever lay below is spoilt, but the launch fails.
 static bool guard_is_whole(const char* stack) {
     for (size_t i = 0; i < STACK_GUARD; i++) {
         if (static_cast<unsigned char>(stack[i]) != 0xff) return false;

@@ -106,9 +106,7 @@ KERNEL void barrier_against_shuffle(float* out) {
 }
 REGISTER_KERNEL(barrier_against_shuffle)
 
-KERNEL void lane_not_in_mask(float* out) {
-    out[threadIdx.x] = __shfl_xor_sync(0xffffu, 1.0f, 1);
-}
+KERNEL void lane_not_in_mask(float* out) { out[threadIdx.x] = __shfl_xor_sync(0xffffu, 1.0f, 1); }
 REGISTER_KERNEL(lane_not_in_mask)
 
 KERNEL void masks_disagree(u32* out) {

@@ -68,8 +68,8 @@ KERNEL void barrier_after_return(int* out) {
 REGISTER_KERNEL(barrier_after_return)
 
 // d[16,8] = a[16,16] b[16,8], a row-major, b row-major in `b_kn` and column-major in `b_nk`; four
-// results, through the ldmatrix variants x4 + x2.trans, x4 + x2, x4.trans + x2.trans and x4.trans for
-// a transposed in shared memory.
+// results, through the ldmatrix variants x4 + x2.trans, x4 + x2, x4.trans + x2.trans and x4.trans
+// for a transposed in shared memory.
 KERNEL void tile_products(float* out, const u16* a_mk, const u16* a_km, const u16* b_kn,
                           const u16* b_nk) {
     SMEM(u16, sa, 16 * 24);
@@ -111,7 +111,8 @@ REGISTER_KERNEL(tile_products)
 
 // Sums of rows of 256 floats through three stages of cp.async, shuffles, shared memory; a count of
 // positive ones by atomics. Blocks of 64 threads.
-KERNEL void __launch_bounds__(64) row_sums(float* sums, u32* positive, const float* in, int stages) {
+KERNEL void __launch_bounds__(64) row_sums(float* sums, u32* positive, const float* in,
+                                           int stages) {
     DYN_SMEM(float, tiles);
     SMEM(float, partial, 2);
     const float* row = in + (u64)blockIdx.x * 256 * stages;
