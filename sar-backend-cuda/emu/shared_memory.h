@@ -21,7 +21,7 @@ const size_t SHARED_BUFFER = MAX_SHARED + MAX_ARRAYS * (2 * RED_ZONE + SHARED_AL
 // Places an array in the running block; in emulator.cpp.
 void* place_array(const char* name, size_t bytes, Site site);
 
-// Where a declaration's array lies in the block that this OS thread runs, if that block has come
+// Where a declaration's array lies in the block that this OS thread runs, if a thread of it came
 // by.
 struct SharedSlot {
     u64 epoch;

@@ -57,9 +57,7 @@ struct Fiber {
     Warp* warp;
     Block* block;
     uint3 index;
-    u32 linear;
     u32 lane;
-    Site barrier;
     std::vector<AsyncCopy> copies;
     u32 committed_groups;
 };
@@ -86,8 +84,7 @@ struct Post {
     Site site;
 };
 
-// Sets of lanes are bit masks. A live lane is ready, running, at a warp operation or at the
-// barrier.
+// Sets of lanes are bit masks. A live lane is ready, runs, or is at a warp operation or a barrier.
 struct Warp {
     Fiber* first;
     u32 ready;
@@ -110,6 +107,7 @@ struct SharedArray {
 struct Block {
     const Launch* launch = nullptr;
     uint3 index{};
+    dim3 shape{0, 0, 0};
     u32 threads = 0;
     u32 alive = 0;
     u32 barrier_arrived = 0;

@@ -41,6 +41,7 @@ static bool guard_is_whole(const char* stack) {
     return true;
 }
 
+// From a thread that has returned or is abandoned.
 static void take_stack_back(Fiber& fiber) {
     if (fiber.stack == nullptr) return;
     if (!guard_is_whole(fiber.stack)) {
