@@ -38,21 +38,17 @@ impl Functions {
     pub(super) fn prepare(&self, variant: &'static str) -> Result<(), CudaError> {
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         let share = SOURCES.len().div_ceil(workers);
-        let compiled: Vec<Result<Vec<(Source, Vec<u8>)>, CudaError>> =
-            std::thread::scope(|scope| {
-                let compile = |sources: &'static [Source]| {
-                    let cubin = |source: &Source| {
-                        Ok((*source, self.cache.get(*source, variant, &self.arch)?))
-                    };
-                    sources.iter().map(cubin).collect()
-                };
-                let tasks: Vec<_> =
-                    SOURCES.chunks(share).map(|part| scope.spawn(move || compile(part))).collect();
-                let joined = tasks.into_iter().map(|task| {
-                    task.join().unwrap_or_else(|_| Err(CudaError::device("compiling", "a panic")))
-                });
-                joined.collect()
-            });
+        let (cache, arch) = (&self.cache, self.arch.as_str());
+        let compile = |sources: &'static [Source]| -> Result<Vec<(Source, Vec<u8>)>, CudaError> {
+            sources.iter().map(|source| Ok((*source, cache.get(*source, variant, arch)?))).collect()
+        };
+        let compiled: Vec<_> = std::thread::scope(|scope| {
+            let compile = &compile;
+            let tasks: Vec<_> =
+                SOURCES.chunks(share).map(|part| scope.spawn(move || compile(part))).collect();
+            let panicked = |_| Err(CudaError::device("compiling kernels", "a panic"));
+            tasks.into_iter().map(|task| task.join().unwrap_or_else(panicked)).collect()
+        });
         for part in compiled {
             for (source, cubin) in part? {
                 self.module(variant, source, &cubin)?;
