@@ -22,6 +22,7 @@ mod nvrtc;
 mod ops;
 mod optimizer;
 pub mod probe;
+pub mod resources;
 mod rollout;
 mod storage;
 mod tokenizer;
