@@ -4,21 +4,33 @@
 //! name into a backend; another backend is another arm there.
 
 use crate::cli::{BackendName, Dtype, GlobalArgs};
+use crate::run::memory;
 use sar_backend_cpu::CpuBackend;
+use sar_backend_cuda::{CudaBackend, CudaError, Device, Driver, Storage};
 use sar_math::backend::{Backend, BackendError as _, Buffers, ErrorKind};
 
-/// What a command needs of a backend: all ops, and f32 on the host.
-pub trait Compute: Backend<Host = f32> {}
+/// What a command needs of a backend: all ops, f32 on the host, and an account of its memory.
+pub trait Compute: Backend<Host = f32> {
+    /// The most bytes in use at once so far: of the device, or of the process where it is the device.
+    fn peak_bytes(&self) -> Option<u64>;
+}
 
-impl<B: Backend<Host = f32>> Compute for B {}
+impl Compute for CpuBackend<f32> {
+    fn peak_bytes(&self) -> Option<u64> {
+        memory::peak()
+    }
+}
+
+impl<S: Storage, D: Device> Compute for CudaBackend<S, D> {
+    fn peak_bytes(&self) -> Option<u64> {
+        Some(self.device().peak_bytes() as u64)
+    }
+}
 
 /// A backend that cannot be had as asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChoiceError {
-    /// No code for it in this program.
-    #[error("this program was built without the CUDA backend; --backend cpu runs everywhere")]
-    NotBuilt,
     /// Activations that the backend does not store.
     #[error("--dtype {dtype} needs --backend cuda: the {backend} backend computes in f32")]
     Dtype {
@@ -48,8 +60,8 @@ impl ChoiceError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no room left on the backend; lower the images at a time: train.batch (a larger \
-     train.accumulate makes up for it), tokenizer_train.batch or sample.batch; `sar plan` says \
-     what a configuration needs"
+     train.accumulate makes up for it), tokenizer_train.batch or sample.batch; or keep less of each \
+     block with train.recompute = \"blocks\"; `sar plan` says what a configuration needs"
 )]
 pub struct NoRoom;
 
@@ -64,6 +76,14 @@ pub fn cpu(global: &GlobalArgs) -> Result<CpuBackend<f32>, ChoiceError> {
         (Dtype::F32, device) => Err(ChoiceError::Device { device, backend }),
         (dtype, _) => Err(ChoiceError::Dtype { dtype, backend }),
     }
+}
+
+/// The GPU that the flags ask for, with activations stored as `S`.
+///
+/// # Errors
+/// No GPU, driver or library that serves; kernels that cannot be compiled.
+pub fn cuda<S: Storage>(global: &GlobalArgs) -> Result<CudaBackend<S, Driver>, CudaError> {
+    CudaBackend::new(Driver::new(global.device)?)
 }
 
 /// The result of a command on a backend, with [`NoRoom`] above a failure for want of memory.
@@ -91,7 +111,16 @@ macro_rules! with_backend {
                 let $backend = &$crate::backend::cpu($global)?;
                 $crate::backend::advised($backend, $body)
             }
-            $crate::cli::BackendName::Cuda => Err($crate::backend::ChoiceError::NotBuilt.into()),
+            $crate::cli::BackendName::Cuda => match $global.dtype() {
+                $crate::cli::Dtype::F32 => {
+                    let $backend = &$crate::backend::cuda::<f32>($global)?;
+                    $crate::backend::advised($backend, $body)
+                }
+                $crate::cli::Dtype::Bf16 => {
+                    let $backend = &$crate::backend::cuda::<sar_backend_cuda::bf16>($global)?;
+                    $crate::backend::advised($backend, $body)
+                }
+            },
         }
     };
 }
@@ -115,9 +144,15 @@ mod tests {
         assert_eq!(cpu(&other).unwrap_err(), ChoiceError::Device { device: 1, backend });
         let cuda = GlobalArgs { backend: BackendName::Cuda, ..global };
         assert_eq!(cuda.dtype(), Dtype::Bf16);
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_an_error_that_says_what_is_missing() {
+        let cuda = GlobalArgs { backend: BackendName::Cuda, device: 99, ..GlobalArgs::default() };
         let run = || -> anyhow::Result<()> { with_backend!(&cuda, |_backend| Ok(())) };
         let error = run().unwrap_err();
-        assert_eq!(error.downcast_ref::<ChoiceError>(), Some(&ChoiceError::NotBuilt));
+        let found = error.downcast_ref::<CudaError>().unwrap().to_string();
+        assert!(found.contains("driver") || found.contains("number 99"), "{found}");
     }
 
     #[test]

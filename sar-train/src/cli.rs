@@ -135,6 +135,8 @@ pub enum Command {
     /// Say what this machine offers: cores, CPU features, memory, disk, backends.
     #[command(after_help = "Example: sar doctor")]
     Doctor(DoctorArgs),
+    /// Compile the CUDA backend's kernels ahead; needs no GPU.
+    Kernels(KernelsArgs),
     /// Write one self-contained HTML page about one or more runs.
     #[command(after_help = "Example: sar report runs/base runs/refined --out report.html")]
     Report(ReportArgs),
@@ -552,6 +554,34 @@ pub struct BenchArgs {
     /// Steps before them.
     #[arg(long, default_value_t = 2)]
     pub warmup: usize,
+}
+
+/// `sar kernels`.
+#[derive(Clone, Debug, Args)]
+pub struct KernelsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: KernelsCommand,
+}
+
+/// Commands on kernels.
+#[derive(Clone, Debug, Subcommand)]
+pub enum KernelsCommand {
+    /// Compile every kernel and print what each needs.
+    #[command(after_help = "Example: sar kernels build --arch sm_80,sm_90")]
+    Build(KernelsBuildArgs),
+}
+
+/// `sar kernels build`.
+#[derive(Clone, Debug, Args)]
+pub struct KernelsBuildArgs {
+    /// Architectures: sm_80 is an A100, sm_90 an H100 or H200.
+    #[arg(long, required = true, value_delimiter = ',', value_name = "NAME")]
+    pub arch: Vec<String>,
+    /// Folder of the compiled kernels; default: where training looks for them (`SAR_CUBIN_DIR`, or
+    /// the user's cache).
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 /// `sar report`.

@@ -5,7 +5,6 @@ use crate::backend::Compute;
 use crate::cli::{BenchArgs, BenchWhat, GlobalArgs, StepMode};
 use crate::config::{Config, Decode, Mode};
 use crate::model::generator::{Generator, GeneratorShape};
-use crate::run::memory;
 use crate::sample::{Decoding, Sampler};
 use crate::train::{Batches, TrainError, Trainer};
 use sar_math::backend::{Choice, DrawKeys, Filter};
@@ -91,7 +90,7 @@ pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> an
         median_s: rounded(median, 4),
         min_s: rounded(times.first().copied().unwrap_or(f64::NAN), 4),
         images_per_s: rounded(args.batch as f64 / median, 3),
-        peak_bytes: memory::peak().unwrap_or(0),
+        peak_bytes: backend.peak_bytes().unwrap_or(0),
     };
     println!("{}", serde_json::to_string(&line)?);
     Ok(())

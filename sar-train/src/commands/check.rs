@@ -2,12 +2,13 @@
 //!
 //! A backend is checked in two number types, and both are held to every property of the kit. The
 //! table shows values of the one that trains and gradients of the one where differences are sharp: on
-//! the CPU f32 and f64.
+//! the CPU f32 and f64, on a GPU bf16 and f32.
 
-use crate::backend::{self, ChoiceError};
+use crate::backend;
 use crate::cli::{BackendName, CheckArgs, GlobalArgs};
 use anyhow::bail;
 use sar_backend_cpu::CpuBackend;
+use sar_backend_cuda::bf16;
 use sar_math::backend::Backend;
 use sar_math::conformance::{Case, Mismatch, OpFn, Report, checks};
 use std::fmt::Write as _;
@@ -115,7 +116,12 @@ pub fn run(args: &CheckArgs, global: &GlobalArgs) -> anyhow::Result<()> {
             let trains = Numbers { name: "f32", backend: &single };
             print_checks(args, &trains, &Numbers { name: "f64", backend: &double })
         }
-        BackendName::Cuda => Err(ChoiceError::NotBuilt.into()),
+        BackendName::Cuda => {
+            let single = backend::cuda::<f32>(global)?;
+            let narrow = backend::cuda::<bf16>(global)?;
+            let trains = Numbers { name: "bf16", backend: &narrow };
+            print_checks(args, &trains, &Numbers { name: "f32", backend: &single })
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::model::classifier::{Classifier, ClassifierConfig, ClassifierTraining}
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::report::summary::{Arm, ArmRole, Summary, TokenizerSummary};
 use crate::report::{self, REPORT_FILE, verdict::verdict};
-use crate::run::{Interrupt, Progress, RunFolder, memory};
+use crate::run::{Interrupt, Progress, RunFolder};
 use crate::sample::{Painter, SampleSettings};
 use crate::train::Outcome;
 use sar_math::backend::Filter;
@@ -248,7 +248,7 @@ impl<B: Compute> Demo<'_, B> {
             scale_loss: held_out.heldout_scale_loss,
             scale_accuracy: held_out.heldout_scale_acc,
             train_images_per_second: Some(outcome.images_per_second),
-            peak_memory: memory::peak(),
+            peak_memory: self.backend.peak_bytes(),
             run: Some(run.into()),
             ..Arm::default()
         };
@@ -300,7 +300,7 @@ impl<B: Compute> Demo<'_, B> {
             "best Fréchet distance {frechet:.2} at guidance {best}, class accuracy {accuracy:.3}"
         ));
         self.pictures(&arm, &mut painter, &params, &settings(best, SAMPLING_SEEDS[0]))?;
-        arm.peak_memory = memory::peak();
+        arm.peak_memory = self.backend.peak_bytes();
         Ok(arm)
     }
 
@@ -368,7 +368,7 @@ impl<B: Compute> Demo<'_, B> {
             }),
             seed: self.config.train.seed,
             seconds: Some(start.elapsed().as_secs_f64()),
-            peak_memory: memory::peak(),
+            peak_memory: self.backend.peak_bytes(),
             notes,
             ..Summary::default()
         };

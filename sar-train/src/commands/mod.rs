@@ -8,6 +8,7 @@ pub mod data;
 pub mod demo;
 pub mod doctor;
 pub mod eval;
+pub mod kernels;
 mod models;
 pub mod plan;
 pub mod report;
@@ -17,7 +18,7 @@ pub mod tokenizer;
 pub mod train;
 
 use crate::backend::with_backend;
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, KernelsCommand};
 use crate::run::Interrupted;
 use crate::train::TrainError;
 
@@ -40,6 +41,9 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Convert(args) => convert::run(args, global),
         Command::Plan(args) => plan::run(args, global),
         Command::Doctor(args) => doctor::run(args, global),
+        Command::Kernels(args) => match &args.command {
+            KernelsCommand::Build(args) => kernels::run(args, global),
+        },
         Command::Report(args) => report::run(args, global),
     }
 }

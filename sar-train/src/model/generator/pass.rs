@@ -275,14 +275,14 @@ impl Generator {
         norm: usize,
         t: &mut Trace<B>,
     ) -> Result<(), B::Error> {
+        let (normed, value) = (t.normed_of(norm), t.branch_of(norm.saturating_sub(1)));
+        // Without a branch nothing is written to the sum: any other buffer serves.
+        let places = [t.sum_of(norm.saturating_sub(1)), t.sum_of(norm.max(1))];
         let branch = norm.checked_sub(1).map(|n| Branch::<B> {
-            value_blc: &t.branches[t.branch_of(n)],
+            value_blc: &t.branches[value],
             gate: self.gate(n),
             keep: input.keep.map(|k| (k, n * keep_batch)),
         });
-        let normed = t.normed_of(norm);
-        // Without a branch nothing is written to the sum: any other buffer serves.
-        let places = [t.sum_of(norm.saturating_sub(1)), t.sum_of(norm.max(1))];
         let Ok([before, after]) = t.sums.get_disjoint_mut(places) else {
             let (expected, found) = (places[0].max(places[1]) + 1, t.sums.len());
             let operand = "sums of the trace (two that differ)";
@@ -412,10 +412,9 @@ impl Generator {
         let (c, slots) = (dims.tokens.width, &self.blocks[i]);
         let wide = MLP_RATIO * c;
         let (normed, at, out) = (t.normed_of(2 * i + 1), t.block(i), t.branch_of(2 * i + 1));
-        let hidden = &mut t.hidden[at];
-        backend.linear(dims.linear(c, wide), &t.normed[normed], params, slots.fc1, hidden)?;
         let activated = t.activated_of(i);
-        let activated = &mut t.activated[activated];
+        let (hidden, activated) = (&mut t.hidden[at], &mut t.activated[activated]);
+        backend.linear(dims.linear(c, wide), &t.normed[normed], params, slots.fc1, hidden)?;
         backend.gelu(dims.tokens.rows() * wide, hidden, activated)?;
         let out = &mut t.branches[out];
         backend.linear(dims.linear(wide, c), activated, params, slots.fc2, out)
