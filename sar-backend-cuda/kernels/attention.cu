@@ -41,7 +41,7 @@ DEV void forward(act* __restrict__ out, float* __restrict__ lse, const act* __re
             [&](int token) { return visible(table, token); });
 }
 
-#define ATTENTION(D)                                                                                              \
+#define ATTENTION(D, BLOCKS)                                                                                              \
   KERNEL void __launch_bounds__(THREADS)                                                                          \
       attention_prepare_##D(act* __restrict__ qkv, float* __restrict__ inverse_norms,                             \
                             const float* __restrict__ q_bias, const float* __restrict__ v_bias,                   \
@@ -49,13 +49,13 @@ DEV void forward(act* __restrict__ out, float* __restrict__ lse, const act* __re
     prepare<D>(qkv, inverse_norms, HeadParams{q_bias, v_bias, scale_mul}, heads, d);                              \
   }                                                                                                               \
   REGISTER_KERNEL(attention_prepare_##D)                                                                          \
-  KERNEL void __launch_bounds__(THREADS)                                                                          \
+  KERNEL void __launch_bounds__(THREADS, BLOCKS)                                                                  \
       attention_forward_##D(act* __restrict__ out, float* __restrict__ lse, const act* __restrict__ qkv,          \
                             const ScaleTable table, int heads, int d) {                                           \
     forward<D>(out, lse, qkv, table, heads, d);                                                                   \
   }                                                                                                               \
   REGISTER_KERNEL(attention_forward_##D)
 
-ATTENTION(32)
-ATTENTION(64)
-ATTENTION(128)
+ATTENTION(32, 3)
+ATTENTION(64, 3)
+ATTENTION(128, 2)
