@@ -21,9 +21,13 @@ DEV void append(act* __restrict__ qkv, act* __restrict__ cache, const HeadParams
   load_chunk(x, at, c, d);
   normalize<D>(x, part, head, c, d, params);
   if (!exists) return;
-  const int sample = row / tokens, token = past + row % tokens;
-  const u64 kept = (u64)(part - 1) * batch * heads + (u64)sample * heads + head;
-  store_chunk(part == 0 ? at : cache + (kept * capacity + token) * d, x, c, d);
+  act* to = at;
+  if (part > 0) {
+    const int sample = row / tokens, token = past + row % tokens;
+    const u64 kept = ((u64)(part - 1) * batch + sample) * heads + head;
+    to = cache + (kept * capacity + token) * d;
+  }
+  store_chunk(to, x, c, d);
 }
 
 // out[batch, tokens, heads, d]; a block a tile of the new tokens, each of which sees all `past + tokens`.

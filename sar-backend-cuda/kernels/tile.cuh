@@ -35,19 +35,20 @@ DEV float2 load_pair(const bf16* from) {
 template <int D, int COUNT>
 DEV void load_tile(act* tile, const act* from, int stride, int first, int end, int d) {
   if (d % CHUNK == 0) {
-    constexpr int CHUNKS = D / CHUNK;
+    constexpr int CHUNKS = D / CHUNK, STEP = THREADS / CHUNKS;
+    const int row = first + threadIdx.x / CHUNKS, c = threadIdx.x % CHUNKS * CHUNK;
+    const act* at = from + (long long)row * stride + c;
+    act* to = tile + threadIdx.x / CHUNKS * Tile<D>::STRIDE + c;
 #pragma unroll
-    for (int i = threadIdx.x; i < COUNT * CHUNKS; i += THREADS) {
-      int r = i / CHUNKS, c = i % CHUNKS * CHUNK, row = first + r;
-      act* to = tile + r * Tile<D>::STRIDE + c;
-      if (row >= 0 && row < end && c < d) {
-        cp_async16(to, from + (u64)row * stride + c);
+    for (int r = 0; r < COUNT; r += STEP) {
+      if (row + r >= 0 && row + r < end && c < d) {
+        cp_async16(to + r * Tile<D>::STRIDE, at + r * stride);
       } else {
-        *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+        *reinterpret_cast<uint4*>(to + r * Tile<D>::STRIDE) = make_uint4(0, 0, 0, 0);
       }
     }
   } else {  // rows that do not start at multiples of 16 bytes
-#pragma unroll 4
+#pragma unroll 1
     for (int i = threadIdx.x; i < COUNT * D; i += THREADS) {
       int r = i / D, c = i % D, row = first + r;
       bool inside = row >= 0 && row < end && c < d;
