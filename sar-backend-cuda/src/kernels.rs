@@ -21,7 +21,7 @@ macro_rules! sources {
     };
 }
 
-sources!("elementwise" "linear");
+sources!("attention" "attention_backward" "cached_attention" "elementwise" "linear");
 
 macro_rules! headers {
     ($($name:literal)*) => {
@@ -31,7 +31,7 @@ macro_rules! headers {
     };
 }
 
-headers!("prelude.cuh" "reduce.cuh" "schedule.cuh");
+headers!("attend.cuh" "heads.cuh" "prelude.cuh" "reduce.cuh" "schedule.cuh" "tile.cuh");
 
 /// Files whose arithmetic is part of the contract: no product may be fused with a sum.
 const UNFUSED: &[&str] = &["choose_codes"];
