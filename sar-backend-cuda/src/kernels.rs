@@ -21,7 +21,16 @@ macro_rules! sources {
     };
 }
 
-sources!("elementwise" "linear");
+sources!(
+    "class_embedding"
+    "elementwise"
+    "gelu"
+    "linear"
+    "positions"
+    "residual_norm"
+    "silu"
+    "token_embedding"
+);
 
 macro_rules! headers {
     ($($name:literal)*) => {
@@ -31,7 +40,7 @@ macro_rules! headers {
     };
 }
 
-headers!("prelude.cuh" "reduce.cuh" "schedule.cuh");
+headers!("prelude.cuh" "reduce.cuh" "schedule.cuh" "sigmoid.cuh" "vector.cuh");
 
 /// Files whose arithmetic is part of the contract: no product may be fused with a sum.
 const UNFUSED: &[&str] = &["choose_codes"];
