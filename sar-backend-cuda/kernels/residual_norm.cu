@@ -113,18 +113,19 @@ template <int ELEMENTS> DEV void norm_in_registers(FORWARD_PARAMETERS) {
     }
 }
 
-#define FORWARD(elements)                                                                          \
-    KERNEL void __launch_bounds__(128) residual_norm_##elements(FORWARD_PARAMETERS) {              \
+// Without a number of blocks a multiprocessor, the compiler keeps to 64 registers and spills.
+#define FORWARD(elements, blocks)                                                                  \
+    KERNEL void __launch_bounds__(128, blocks) residual_norm_##elements(FORWARD_PARAMETERS) {      \
         norm_in_registers<elements>(FORWARD_ARGUMENTS);                                            \
     }                                                                                              \
     REGISTER_KERNEL(residual_norm_##elements)
 
 // Widths up to 256, 512, 1024, 1536 and 2048 that are whole vectors.
-FORWARD(8)
-FORWARD(16)
-FORWARD(32)
-FORWARD(48)
-FORWARD(64)
+FORWARD(8, 8)
+FORWARD(16, 8)
+FORWARD(32, 6)
+FORWARD(48, 5)
+FORWARD(64, 3)
 
 // Any width: a warp a row, element by element, which reads its own row again for each moment.
 KERNEL void __launch_bounds__(128) residual_norm_any(FORWARD_PARAMETERS) {

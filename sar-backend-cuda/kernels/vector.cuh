@@ -3,7 +3,7 @@
 #pragma once
 
 // Elements of a vector: 8 of bf16, 4 of f32.
-const int VECTOR = 16 / (int)sizeof(act);
+#define VECTOR (16 / (int)sizeof(act))
 
 DEV void unpack(float (&v)[VECTOR], const uint4& word) {
     const u32 words[4] = {word.x, word.y, word.z, word.w};
