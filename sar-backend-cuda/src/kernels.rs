@@ -21,7 +21,10 @@ macro_rules! sources {
     };
 }
 
-sources!("elementwise" "linear");
+sources!(
+    "adamw" "area_tokens" "choose_codes" "code_map" "cross_entropy" "elementwise" "ema" "grad_norm"
+    "linear" "merge_ids" "nearest_code" "rollout_inputs" "scale_sums" "soft_cross_entropy"
+);
 
 macro_rules! headers {
     ($($name:literal)*) => {
@@ -31,7 +34,9 @@ macro_rules! headers {
     };
 }
 
-headers!("prelude.cuh" "reduce.cuh" "schedule.cuh");
+headers!(
+    "block.cuh" "prelude.cuh" "reduce.cuh" "sampling.cuh" "schedule.cuh" "softmax.cuh"
+);
 
 /// Files whose arithmetic is part of the contract: no product may be fused with a sum.
 const UNFUSED: &[&str] = &["choose_codes"];

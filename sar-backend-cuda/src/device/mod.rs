@@ -4,7 +4,7 @@ mod args;
 #[cfg(feature = "emulator")]
 mod emulator;
 
-pub use args::{GuidanceRamp, KernelArg, ScaleTable};
+pub use args::{GuidanceRamp, KernelArg, ScaleTable, ScaleWeights};
 #[cfg(feature = "emulator")]
 pub use emulator::Emulator;
 
