@@ -5,8 +5,12 @@ mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
 
+<<<<<<< HEAD
 pub use args::{GuidanceRamp, KernelArg, ScaleTable};
 pub use driver::Driver;
+=======
+pub use args::{GuidanceRamp, KernelArg, ScaleTable, ScaleWeights};
+>>>>>>> k-loss
 #[cfg(feature = "emulator")]
 pub use emulator::Emulator;
 
