@@ -21,7 +21,11 @@ macro_rules! sources {
     };
 }
 
-sources!("elementwise" "linear");
+sources!(
+    "elementwise" "linear"
+    "area_resize" "conv2d" "group_norm" "spatial_attention" "squared_error" "upsample_nearest"
+    "vector_quantize"
+);
 
 macro_rules! headers {
     ($($name:literal)*) => {
@@ -31,10 +35,10 @@ macro_rules! headers {
     };
 }
 
-headers!("prelude.cuh" "reduce.cuh" "schedule.cuh");
+headers!("pack.cuh" "prelude.cuh" "reduce.cuh" "schedule.cuh");
 
 /// Files whose arithmetic is part of the contract: no product may be fused with a sum.
-const UNFUSED: &[&str] = &["choose_codes"];
+const UNFUSED: &[&str] = &["choose_codes", "vector_quantize"];
 
 /// The file of a kernel.
 ///
