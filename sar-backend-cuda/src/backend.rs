@@ -24,8 +24,9 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
     /// A backend on a device.
     ///
     /// # Errors
-    /// Out of memory.
+    /// Kernels that cannot be compiled or loaded; out of memory.
     pub fn new(device: D) -> Result<Self, CudaError> {
+        device.prepare(S::NAME)?;
         let device = Arc::new(device);
         let scratch = Mutex::new(Buffer::zeroed(&device, INITIAL_SCRATCH / 4)?);
         Ok(Self { device, scratch, storage: PhantomData })
