@@ -168,13 +168,13 @@ KERNEL void __launch_bounds__(256) conv_channel_sums(float* __restrict__ partial
 }
 REGISTER_KERNEL(conv_channel_sums)
 
-// to[channels] += the partial sums, slice by slice.
-KERNEL void __launch_bounds__(256) conv_add_sums(float* __restrict__ to, const float* __restrict__ partials,
-                                                 u32 slices, u32 channels) {
-  u32 channel = blockIdx.x * blockDim.x + threadIdx.x;
-  if (channel >= channels) return;
+// to[len] += sums[count, len], in the order of the count.
+KERNEL void __launch_bounds__(256) conv_add_sums(float* __restrict__ to, const float* __restrict__ sums,
+                                                 u32 count, u32 len) {
+  u32 i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= len) return;
   float sum = 0.f;
-  for (u32 slice = 0; slice < slices; slice++) sum += partials[(u64)slice * channels + channel];
-  to[channel] += sum;
+  for (u32 j = 0; j < count; j++) sum += sums[(u64)j * len + i];
+  to[i] += sum;
 }
 REGISTER_KERNEL(conv_add_sums)

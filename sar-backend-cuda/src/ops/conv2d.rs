@@ -8,6 +8,8 @@
 //! Where several images have a part together, the weight gradient has their columns side by side, so
 //! that the batch is among the terms of one product.
 
+mod gradients;
+
 use super::maps::{THREADS, blocks, narrow, step};
 use crate::KernelArg;
 use crate::backend::CudaBackend;
@@ -21,21 +23,9 @@ use sar_math::backend::ConvDims;
 const BIAS: Kernel = Kernel { file: "conv2d", name: "conv_bias" };
 const IM2COL: Kernel = Kernel { file: "conv2d", name: "im2col" };
 const IM2COL_3X3: Kernel = Kernel { file: "conv2d", name: "im2col_3x3" };
-const COL2IM: Kernel = Kernel { file: "conv2d", name: "col2im" };
-const CHANNELS_FIRST: Kernel = Kernel { file: "conv2d", name: "conv_channels_first" };
-const CHANNEL_SUMS: Kernel = Kernel { file: "conv2d", name: "conv_channel_sums" };
-const ADD_SUMS: Kernel = Kernel { file: "conv2d", name: "conv_add_sums" };
 
 /// Scratch for columns.
 const COLUMN_BYTES: usize = 256 << 20;
-/// Elements of a channel that a block sums; a multiple of what sixteen bytes hold.
-const SLICE: usize = 8192;
-/// Positions from which on the weight gradient of a 1×1 convolution is a product an image: terms
-/// enough to fill the GPU, and nothing to copy.
-const LONG_SUM: usize = 4096;
-/// Bytes that pieces of scratch are aligned to.
-const ALIGN: usize = 256;
-
 /// A convolution and how much of it is done at once.
 #[derive(Clone, Copy)]
 struct Plan {
@@ -278,285 +268,6 @@ impl Plan {
             gpu.launch(IM2COL, grid, THREADS, 0, &args)
         }
     }
-
-    fn backward<S: Storage, D: Device>(
-        self,
-        gpu: &CudaBackend<S, D>,
-        dy: Address<S>,
-        (x, weight): (Address<S>, Address<S>),
-        dx: Option<Address<S>>,
-        (dweight, dbias): (Address<f32>, Address<f32>),
-    ) -> Result<(), CudaError> {
-        if self.d.batch * self.y_image() == 0 {
-            // SAFETY: dx has as many elements, or there is none.
-            return dx.map_or(Ok(()), |dx| unsafe { gpu.zero(dx, self.d.batch * self.x_image()) });
-        }
-        let slices = (self.d.batch * self.area).div_ceil(SLICE);
-        let sums = slices * self.d.outputs * 4;
-        let scratch =
-            gpu.scratch(sums.max(self.weight_bytes::<S>()).max(self.input_bytes::<S>()))?;
-        self.add_bias_gradient(gpu, slices, dy, scratch.cast(), dbias)?;
-        self.add_weight_gradient(gpu, dy, x, scratch, dweight)?;
-        match dx {
-            Some(dx) if self.pointwise() => self.pointwise_input(gpu, dy, weight, dx),
-            Some(dx) => self.input_gradient(gpu, dy, weight, scratch.cast(), dx),
-            None => Ok(()),
-        }
-    }
-
-    fn add_bias_gradient<S: Storage, D: Device>(
-        self,
-        gpu: &CudaBackend<S, D>,
-        slices: usize,
-        dy: Address<S>,
-        partials: Address<f32>,
-        dbias: Address<f32>,
-    ) -> Result<(), CudaError> {
-        const OP: &str = "conv2d_backward";
-        let outputs = narrow(OP, "outputs", self.d.outputs)?;
-        let area = narrow(OP, "elements of a plane of y", self.area)?;
-        let count = narrow(OP, "slices of a channel", slices)?;
-        let step = step::<S>(self.area) as i32;
-        let len = (self.d.batch * self.area) as u64;
-        // SAFETY: parameters as declared; a sum for every slice of every channel.
-        unsafe {
-            let args: [&dyn KernelArg; 7] =
-                [&partials, &dy, &len, &outputs, &area, &(SLICE as i32), &step];
-            gpu.launch(CHANNEL_SUMS, [slices * self.d.outputs, 1, 1], THREADS, 0, &args)?;
-            let args: [&dyn KernelArg; 4] = [&dbias, &partials, &count, &outputs];
-            gpu.launch(ADD_SUMS, blocks(self.d.outputs), THREADS, 0, &args)
-        }
-    }
-
-    /// Parts of the weight gradient: room for the columns and, beside them, dy rearranged.
-    fn weight_parts<S: Storage>(self) -> (usize, usize) {
-        if self.pointwise() && self.area >= LONG_SUM {
-            return (1, self.out_height);
-        }
-        self.fitting::<S>(self.taps + self.d.outputs)
-    }
-
-    fn weight_bytes<S: Storage>(self) -> usize {
-        let (images, rows) = self.weight_parts::<S>();
-        if self.pointwise() && images == 1 {
-            return 0;
-        }
-        let positions = images * rows * self.out_width * size_of::<S>();
-        (self.taps * positions).next_multiple_of(ALIGN) + self.d.outputs * positions
-    }
-
-    fn add_weight_gradient<S: Storage, D: Device>(
-        self,
-        gpu: &CudaBackend<S, D>,
-        dy: Address<S>,
-        x: Address<S>,
-        scratch: Address<u32>,
-        dweight: Address<f32>,
-    ) -> Result<(), CudaError> {
-        for part in self.parts(self.weight_parts::<S>()) {
-            let positions = part.images * part.rows * self.out_width;
-            let (columns, given) = if part.images > 1 {
-                self.side_by_side(gpu, part, dy, x, scratch)?
-            } else if self.pointwise() {
-                (self.columns(x.at(part.image * self.x_image()), part), self.outputs(dy, part))
-            } else {
-                let columns = self.columns(scratch.cast::<S>(), part);
-                self.im2col(gpu, part, x, columns)?;
-                (columns, self.outputs(dy, part))
-            };
-            let gemm = Gemm {
-                m: self.d.outputs,
-                n: self.taps,
-                k: positions,
-                a: given,
-                b: transposed(columns.matrix()),
-                out: matrix(dweight, DataType::F32, self.taps, 0),
-                accumulate: true,
-                bias: None,
-                batch: 1,
-            };
-            // SAFETY: columns and dy of the part, and a weight gradient checked at the door.
-            unsafe { gpu.gemm(&gemm)? };
-        }
-        Ok(())
-    }
-
-    /// Columns `[taps, images·positions]` and dy `[outputs, images·positions]` of several images.
-    fn side_by_side<S: Storage, D: Device>(
-        self,
-        gpu: &CudaBackend<S, D>,
-        part: Part,
-        dy: Address<S>,
-        x: Address<S>,
-        scratch: Address<u32>,
-    ) -> Result<(Columns<S>, Matrix), CudaError> {
-        let row_stride = part.images * self.area;
-        let columns = Columns { at: scratch.cast::<S>(), row_stride, image_stride: self.area };
-        if self.pointwise() {
-            let x = x.at(part.image * self.x_image());
-            self.channels_first(gpu, part.images, self.d.inputs, x, columns.at)?;
-        } else {
-            self.im2col(gpu, part, x, columns)?;
-        }
-        let bytes = (self.taps * row_stride * size_of::<S>()).next_multiple_of(ALIGN);
-        let given = scratch.at(bytes / size_of::<u32>()).cast::<S>();
-        let dy = dy.at(part.image * self.y_image());
-        self.channels_first(gpu, part.images, self.d.outputs, dy, given)?;
-        Ok((columns, matrix(given, S::DATA_TYPE, row_stride, 0)))
-    }
-
-    /// Maps of the size of y's, `[images, channels, area]`, as `[channels, images, area]`.
-    fn channels_first<S: Storage, D: Device>(
-        self,
-        gpu: &CudaBackend<S, D>,
-        images: usize,
-        channels: usize,
-        from: Address<S>,
-        to: Address<S>,
-    ) -> Result<(), CudaError> {
-        let step = step::<S>(self.area);
-        let steps = images * channels * self.area / step;
-        let (images, channels) = (images as u32, channels as u32);
-        // SAFETY: parameters as declared; both have as many elements, and `to` is scratch.
-        unsafe {
-            let args: [&dyn KernelArg; 7] = [
-                &to,
-                &from,
-                &(steps as u64),
-                &images,
-                &channels,
-                &(self.area as u32),
-                &(step as i32),
-            ];
-            gpu.launch(CHANNELS_FIRST, blocks(steps), THREADS, 0, &args)
-        }
-    }
-
-    /// `dx = Wᵀ·dy`, a 1×1 convolution.
-    fn pointwise_input<S: Storage, D: Device>(
-        self,
-        gpu: &CudaBackend<S, D>,
-        dy: Address<S>,
-        weight: Address<S>,
-        dx: Address<S>,
-    ) -> Result<(), CudaError> {
-        let whole = Part { image: 0, images: self.d.batch, row: 0, rows: self.out_height };
-        self.column_gradient(gpu, whole, dy, weight, self.columns(dx, whole))
-    }
-
-    /// `columns = Wᵀ·dy` for a part.
-    fn column_gradient<S: Storage, D: Device>(
-        self,
-        gpu: &CudaBackend<S, D>,
-        part: Part,
-        dy: Address<S>,
-        weight: Address<S>,
-        columns: Columns<S>,
-    ) -> Result<(), CudaError> {
-        let gemm = Gemm {
-            m: self.taps,
-            n: part.rows * self.out_width,
-            k: self.d.outputs,
-            a: transposed(self.weights(weight)),
-            b: self.outputs(dy, part),
-            out: columns.matrix(),
-            accumulate: false,
-            bias: None,
-            batch: part.images,
-        };
-        // SAFETY: as in `add_product`.
-        unsafe { gpu.gemm(&gemm) }
-    }
-
-    /// Images and rows of x whose gradient is done at once, and the most rows of y that these need.
-    fn input_parts<S: Storage>(self) -> (usize, usize, usize) {
-        let (images, rows) = self.fitting::<S>(self.taps);
-        if rows == self.out_height {
-            return (images, self.d.height, rows);
-        }
-        // So many rows of x have taps in no more than `rows` rows of y.
-        let ConvDims { kernel, stride, height, .. } = self.d;
-        let own = (rows * stride).saturating_sub(kernel - 1).clamp(1, height.max(1));
-        let seen = (own + kernel - 2) / stride + 1;
-        (images, own, seen.min(self.out_height))
-    }
-
-    fn input_bytes<S: Storage>(self) -> usize {
-        if self.pointwise() {
-            return 0;
-        }
-        let (images, _, rows) = self.input_parts::<S>();
-        images * self.taps * rows * self.out_width * size_of::<S>()
-    }
-
-    /// The rows of y that see rows `first..end` of x: their first, and their number.
-    fn seeing(self, first: usize, end: usize) -> (usize, usize) {
-        let ConvDims { kernel, stride, pad_before, .. } = self.d;
-        let from = (first + pad_before + 1).saturating_sub(kernel).div_ceil(stride);
-        let to = ((end - 1 + pad_before) / stride + 1).min(self.out_height);
-        (from, to.saturating_sub(from))
-    }
-
-    fn input_gradient<S: Storage, D: Device>(
-        self,
-        gpu: &CudaBackend<S, D>,
-        dy: Address<S>,
-        weight: Address<S>,
-        scratch: Address<S>,
-        dx: Address<S>,
-    ) -> Result<(), CudaError> {
-        let ConvDims { batch, height, .. } = self.d;
-        let (images, own, _) = self.input_parts::<S>();
-        for image in (0..batch).step_by(images) {
-            for first in (0..height).step_by(own) {
-                let end = height.min(first + own);
-                let (row, rows) = self.seeing(first, end);
-                let part = Part { image, images: images.min(batch - image), row, rows };
-                let columns = self.columns(scratch, part);
-                self.column_gradient(gpu, part, dy, weight, columns)?;
-                self.col2im(gpu, part, first..end, columns, dx)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Rows `own` of dx from the gradients of the columns of a part.
-    fn col2im<S: Storage, D: Device>(
-        self,
-        gpu: &CudaBackend<S, D>,
-        part: Part,
-        own: core::ops::Range<usize>,
-        columns: Columns<S>,
-        dx: Address<S>,
-    ) -> Result<(), CudaError> {
-        const OP: &str = "conv2d_backward";
-        let ConvDims { inputs, height, width, kernel, stride, pad_before, .. } = self.d;
-        narrow(OP, "elements of a plane of x", height * width)?;
-        let threads = part.images * inputs * own.len() * width;
-        let count = narrow(OP, "elements of a part of dx", threads)?;
-        let dx = dx.at(part.image * self.x_image());
-        let args: [&dyn KernelArg; 16] = [
-            &dx,
-            &columns.at,
-            &count,
-            &(inputs as u32),
-            &(height as i32),
-            &(width as u32),
-            &(kernel as i32),
-            &(stride as i32),
-            &(pad_before as i32),
-            &(self.out_width as i32),
-            &(own.start as i32),
-            &(own.len() as u32),
-            &(part.row as i32),
-            &(part.rows as i32),
-            &(columns.row_stride as u64),
-            &(columns.image_stride as u64),
-        ];
-        // SAFETY: parameters as declared; a thread an element of these rows, which reads columns of
-        // the part alone.
-        unsafe { gpu.launch(COL2IM, blocks(threads), THREADS, 0, &args) }
-    }
 }
 
 impl<S: Storage> Columns<S> {
@@ -572,4 +283,90 @@ fn matrix<T>(address: Address<T>, data: DataType, leading: usize, stride: usize)
 
 fn transposed(matrix: Matrix) -> Matrix {
     Matrix { transposed: true, ..matrix }
+}
+
+#[cfg(all(test, feature = "emulator"))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::{Emulator, bf16};
+    use sar_math::backend::Buffers;
+
+    /// Sums of some hundred products of order 1 in f32, in another order.
+    const SUM_ERROR: f32 = 2e-5;
+
+    fn numbers(len: usize, seed: usize) -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
+    }
+
+    /// y, dx, dweight, dbias.
+    fn run<S: Storage>(d: ConvDims, bytes: usize) -> [Vec<f32>; 4] {
+        let gpu = CudaBackend::<S, Emulator>::new(Emulator::new()).unwrap();
+        let plan = Plan::new(d, bytes);
+        let (x_len, y_len) = (d.batch * plan.x_image(), d.batch * plan.y_image());
+        let weights = d.outputs * plan.taps;
+        let activation = |len, seed| {
+            let mut held = gpu.activation(len).unwrap();
+            gpu.upload(&numbers(len, seed), &mut held, 0).unwrap();
+            held
+        };
+        let [x, w, dy] = [(x_len, 1), (weights, 2), (y_len, 3)].map(|(n, s)| activation(n, s));
+        let [mut y, mut dx] = [y_len, x_len].map(|n| activation(n, 9));
+        let mut grads = gpu.accum(weights + d.outputs).unwrap();
+        let head = |buffer: &crate::Buffer<S, Emulator>| buffer.head("", "", 0).unwrap();
+        let dweight = grads.head_mut("", "", 0).unwrap();
+        let mut bias = gpu.accum(d.outputs).unwrap();
+        gpu.upload_accum(&numbers(d.outputs, 4), &mut bias, 0).unwrap();
+        let bias = bias.head("", "", 0).unwrap();
+        plan.forward(&gpu, head(&x), head(&w), bias, head(&y)).unwrap();
+        let given = (dweight, dweight.at(weights));
+        plan.backward(&gpu, head(&dy), (head(&x), head(&w)), Some(head(&dx)), given).unwrap();
+        let read = |from: &mut crate::Buffer<S, Emulator>, len| {
+            let mut held = vec![0.0; len];
+            gpu.download(from, 0, &mut held).unwrap();
+            held
+        };
+        let (y, dx) = (read(&mut y, y_len), read(&mut dx, x_len));
+        let mut all = vec![0.0; weights + d.outputs];
+        gpu.download_accum(&grads, 0, &mut all).unwrap();
+        let dbias = all.split_off(weights);
+        [y, dx, all, dbias]
+    }
+
+    fn parts_change_nothing<S: Storage>(d: ConvDims) {
+        let [y, dx, dweight, dbias] = run::<S>(d, COLUMN_BYTES);
+        // A row of one image, some rows, an image or two.
+        for bytes in [1, 6000, 20_000, 70_000] {
+            let part = run::<S>(d, bytes);
+            assert_eq!((&part[0], &part[1], &part[3]), (&y, &dx, &dbias), "{bytes} bytes");
+            let scale = dweight.iter().fold(1.0f32, |a, v| a.max(v.abs()));
+            for (a, b) in part[2].iter().zip(&dweight) {
+                assert!((a - b).abs() <= SUM_ERROR * scale, "{bytes} bytes: {a} and {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn whole_images_and_bands_give_the_same() {
+        let (inputs, outputs, pad_after) = (3, 5, 1);
+        let d = |kernel, stride, pad_before, height, width| ConvDims {
+            batch: 5,
+            inputs,
+            outputs,
+            height,
+            width,
+            kernel,
+            stride,
+            pad_before,
+            pad_after,
+        };
+        for d in [d(3, 1, 1, 16, 24), d(3, 2, 0, 17, 16), d(4, 3, 2, 13, 9), d(2, 3, 0, 11, 7)] {
+            parts_change_nothing::<f32>(d);
+            parts_change_nothing::<bf16>(d);
+        }
+        let point = ConvDims { pad_after: 0, ..d(1, 1, 0, 12, 9) };
+        parts_change_nothing::<f32>(point);
+        let long = ConvDims { inputs: 2, outputs: 3, ..d(3, 1, 1, 70, 68) };
+        parts_change_nothing::<f32>(long);
+    }
 }
