@@ -153,7 +153,7 @@ impl Plan {
     ) -> Result<(), CudaError> {
         let len = self.d.outputs * self.taps;
         let splits = self.splits(positions);
-        let terms = if splits == 0 { 0 } else { positions / splits / TERMS * TERMS };
+        let terms = positions.checked_div(splits).unwrap_or(0) / TERMS * TERMS;
         let whole = |terms| Gemm {
             m: self.d.outputs,
             n: self.taps,
