@@ -5,12 +5,8 @@ mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
 
-<<<<<<< HEAD
-pub use args::{GuidanceRamp, KernelArg, ScaleTable};
-pub use driver::Driver;
-=======
 pub use args::{GuidanceRamp, KernelArg, ScaleTable, ScaleWeights};
->>>>>>> k-loss
+pub use driver::Driver;
 #[cfg(feature = "emulator")]
 pub use emulator::Emulator;
 
