@@ -22,8 +22,36 @@ macro_rules! sources {
 }
 
 sources!(
-    "adamw" "area_tokens" "choose_codes" "code_map" "cross_entropy" "elementwise" "ema" "grad_norm"
-    "linear" "merge_ids" "nearest_code" "rollout_inputs" "scale_sums" "soft_cross_entropy"
+    "adamw"
+    "area_resize"
+    "area_tokens"
+    "attention"
+    "attention_backward"
+    "cached_attention"
+    "choose_codes"
+    "class_embedding"
+    "code_map"
+    "conv2d"
+    "cross_entropy"
+    "elementwise"
+    "ema"
+    "gelu"
+    "grad_norm"
+    "group_norm"
+    "linear"
+    "merge_ids"
+    "nearest_code"
+    "positions"
+    "residual_norm"
+    "rollout_inputs"
+    "scale_sums"
+    "silu"
+    "soft_cross_entropy"
+    "spatial_attention"
+    "squared_error"
+    "token_embedding"
+    "upsample_nearest"
+    "vector_quantize"
 );
 
 macro_rules! headers {
@@ -35,7 +63,18 @@ macro_rules! headers {
 }
 
 headers!(
-    "block.cuh" "prelude.cuh" "reduce.cuh" "sampling.cuh" "schedule.cuh" "softmax.cuh"
+    "attend.cuh"
+    "block.cuh"
+    "heads.cuh"
+    "pack.cuh"
+    "prelude.cuh"
+    "reduce.cuh"
+    "sampling.cuh"
+    "schedule.cuh"
+    "sigmoid.cuh"
+    "softmax.cuh"
+    "tile.cuh"
+    "vector.cuh"
 );
 
 /// Files in which no product may be fused with a sum: the draws, whose arithmetic is part of the

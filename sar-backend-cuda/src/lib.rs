@@ -21,6 +21,8 @@ mod memory;
 mod nvrtc;
 mod ops;
 mod optimizer;
+pub mod probe;
+pub mod resources;
 mod rollout;
 mod storage;
 mod tokenizer;
@@ -30,7 +32,9 @@ pub use backend::CudaBackend;
 pub use cache::Cache;
 #[cfg(feature = "emulator")]
 pub use device::Emulator;
-pub use device::{Device, GuidanceRamp, Kernel, KernelArg, Launch, ScaleTable, ScaleWeights};
+pub use device::{
+    Device, Driver, GuidanceRamp, Kernel, KernelArg, Launch, ScaleTable, ScaleWeights,
+};
 pub use error::CudaError;
 pub use gemm::{DataType, Gemm, Matrix};
 pub use half::bf16;
