@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{CudaBackend, Emulator, Storage, bf16};
-use sar_math::backend::{Buffers, Choice, ChooseDims, DrawKeys, Filter, RolloutOps};
+use sar_math::backend::{Choice, ChooseDims, DrawKeys, Filter, RolloutOps};
 use sar_math::guidance::guide;
 use sar_math::philox::{Purpose, Stream, token_uniform};
 use sar_math::sampling::{argmax, choose, scratch_len};

@@ -5,7 +5,7 @@
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{CudaBackend, Emulator, Storage, bf16};
 use sar_math::ScaleSchedule;
-use sar_math::backend::{Buffers, LatentDims, RolloutDims, RolloutOps};
+use sar_math::backend::{LatentDims, RolloutDims, RolloutOps};
 use sar_math::philox::{Purpose, Stream};
 
 fn numbers<S: Storage>(len: usize, index: u64) -> Vec<f32> {
