@@ -68,7 +68,8 @@ mod emulator {
             .flag("-fno-strict-aliasing")
             .flag("-fno-exceptions")
             .flag_if_supported("-Wno-unknown-pragmas")
-            .flag_if_supported("-Wno-unused-function")
+            // Faults that become errors of the launch: emu/runtime/sanitizer.h.
+            .flag_if_supported("-fsanitize=alignment,null,bounds,shift-exponent")
             .flag_if_supported("-Wno-unused-variable");
         build
     }

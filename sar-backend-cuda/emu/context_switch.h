@@ -1,9 +1,9 @@
 // Switching from one stack to another on the same OS thread.
 //
-// sar_emu_switch(save, load) pushes the registers that a call must preserve, stores the stack pointer
-// in *save, takes `load` as the stack pointer and pops the same registers there: some nanoseconds,
-// where swapcontext makes a system call for the signal mask. Rounding modes are not switched: kernels
-// do not change them.
+// sar_emu_switch(save, load) pushes the registers that a call must preserve, stores the stack
+// pointer in *save, takes `load` as the stack pointer and pops the same registers there: some
+// nanoseconds, where swapcontext makes a system call for the signal mask. Rounding modes are not
+// switched: kernels do not change them.
 #pragma once
 #include <cstring>
 

@@ -20,14 +20,15 @@
 //   - a missing __syncthreads or __syncwarp
 //
 // Not modelled
-//   - memory order between blocks, and races within a block that no order of whole stretches between
-//     meeting points shows; a kernel that spins for another thread never ends
+//   - memory order between blocks, and races within a block that no order of whole stretches
+//     between meeting points shows; a kernel that spins for another thread never ends
 //   - bounds of global memory: the caller puts guards around its buffers (sar_emu_alloc does)
 //   - lanes running in step without a warp operation: code must not rely on that
-//   - the order in which a tensor core sums, ex2.approx, rsqrt.approx to the bit, -ftz, -use_fast_math
+//   - the last bits of tensor-core sums, ex2.approx and rsqrt.approx; -ftz, -use_fast_math
 //   - __launch_bounds__, registers, bank conflicts, occupancy, speed
 //   - wgmma, TMA, mbarrier, clusters, dynamic parallelism, textures, atomics on floats
-//   - AddressSanitizer and ThreadSanitizer do not know these fibers; UndefinedBehaviorSanitizer works
+//   - AddressSanitizer and ThreadSanitizer, which do not know these fibers; -fsanitize=undefined
+//     works
 //
 // Kernels read one type through a pointer to another (uint4 from bf16), so that compilers need
 // -fno-strict-aliasing; -ffp-contract=off keeps results the same on all CPUs.
@@ -48,8 +49,7 @@
 #define KERNEL static
 #define DEV static inline
 #define REGISTER_KERNEL(name)                                                                      \
-    [[maybe_unused]] static const bool name##_entered_ =                                           \
-        ::emu::enter<name>(EMU_VARIANT "/" #name);
+    [[maybe_unused]] static const bool name##_entered_ = ::emu::enter<name>(EMU_VARIANT "/" #name);
 
 #define __launch_bounds__(...)
 

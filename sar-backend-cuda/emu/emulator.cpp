@@ -1,4 +1,4 @@
-// The part of the emulator that a program has once. One file to compile, one concern an included file.
+// The part of the emulator that a program has once: one file to compile, of one file a concern.
 #include "runtime/faults.h"
 #include "runtime/shared_memory.h"
 #include "runtime/stacks.h"

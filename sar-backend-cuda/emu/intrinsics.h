@@ -57,15 +57,15 @@ inline int atomicAdd(int* address, int value) {
 }
 inline u32 atomicMax(u32* address, u32 value) {
     u32 old = __atomic_load_n(address, __ATOMIC_RELAXED);
-    while (old < value && !__atomic_compare_exchange_n(address, &old, value, true,
-                                                       __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    while (old < value && !__atomic_compare_exchange_n(address, &old, value, true, __ATOMIC_RELAXED,
+                                                       __ATOMIC_RELAXED)) {
     }
     return old;
 }
 inline u32 atomicMin(u32* address, u32 value) {
     u32 old = __atomic_load_n(address, __ATOMIC_RELAXED);
-    while (value < old && !__atomic_compare_exchange_n(address, &old, value, true,
-                                                       __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+    while (value < old && !__atomic_compare_exchange_n(address, &old, value, true, __ATOMIC_RELAXED,
+                                                       __ATOMIC_RELAXED)) {
     }
     return old;
 }

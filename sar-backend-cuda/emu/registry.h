@@ -18,7 +18,8 @@ template <class... Parameters, void (*KERNEL)(Parameters...)> struct Caller<KERN
     static constexpr int parameter_bytes[] = {static_cast<int>(sizeof(Parameters))..., -1};
 
   private:
-    template <size_t... I> static void call([[maybe_unused]] void** args, std::index_sequence<I...>) {
+    template <size_t... I>
+    static void call([[maybe_unused]] void** args, std::index_sequence<I...>) {
         KERNEL(*static_cast<std::remove_cv_t<Parameters>*>(args[I])...);
     }
 };

@@ -16,12 +16,13 @@ const size_t MAX_STATIC = 48 << 10;
 const size_t MAX_SHARED = 227 << 10;
 // The buffer also holds the red zones of as many arrays as a kernel is expected to have.
 const size_t MAX_ARRAYS = 64;
-const size_t SHARED_BUFFER = MAX_SHARED + (MAX_ARRAYS + 1) * (RED_ZONE + SHARED_ALIGN);
+const size_t SHARED_BUFFER = MAX_SHARED + MAX_ARRAYS * (2 * RED_ZONE + SHARED_ALIGN);
 
 // Places an array in the running block; in emulator.cpp.
 void* place_array(const char* name, size_t bytes, Site site);
 
-// Where a declaration's array lies in the block that this OS thread runs, if that block has come by.
+// Where a declaration's array lies in the block that this OS thread runs, if a thread of it came
+// by.
 struct SharedSlot {
     u64 epoch;
     void* start;

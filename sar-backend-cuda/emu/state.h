@@ -57,9 +57,7 @@ struct Fiber {
     Warp* warp;
     Block* block;
     uint3 index;
-    u32 linear;
     u32 lane;
-    Site barrier;
     std::vector<AsyncCopy> copies;
     u32 committed_groups;
 };
@@ -73,8 +71,8 @@ struct WarpOp {
     void (*complete)(Warp& warp, u32 lanes);
 };
 
-// What a lane leaves for a warp operation. A lane that waits keeps its stack, so that `in` and `out`
-// may point into it.
+// What a lane leaves for a warp operation. A lane that waits keeps its stack, so that `in` and
+// `out` may point into it.
 struct Post {
     const WarpOp* op;
     u32 mask;
@@ -86,7 +84,7 @@ struct Post {
     Site site;
 };
 
-// Sets of lanes are bit masks. A live lane is ready, running, at a warp operation or at the barrier.
+// Sets of lanes are bit masks. A live lane is ready, runs, or is at a warp operation or a barrier.
 struct Warp {
     Fiber* first;
     u32 ready;
@@ -109,6 +107,7 @@ struct SharedArray {
 struct Block {
     const Launch* launch = nullptr;
     uint3 index{};
+    dim3 shape{0, 0, 0};
     u32 threads = 0;
     u32 alive = 0;
     u32 barrier_arrived = 0;
@@ -139,8 +138,8 @@ inline thread_local Fiber* current = nullptr;
 // Distinguishes the blocks that this OS thread has run.
 inline thread_local u64 block_epoch = 0;
 
-// Ends the launch with a message that names the kernel, the block and the running thread. The block's
-// threads are abandoned where they stand.
+// Ends the launch with a message that names the kernel, the block and the running thread. The
+// block's threads are abandoned where they stand.
 [[noreturn]] void fault(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 } // namespace emu

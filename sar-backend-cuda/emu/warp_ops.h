@@ -19,7 +19,8 @@ inline void check_agreement(const Warp& warp, u32 lanes, const Post& expected) {
               expected.op->name, expected.mask, post.op->name, post.mask, lane, post.site.line);
     }
     if (expected.op->whole_warp && lanes != ALL_LANES) {
-        fault(expected.site, "%s needs all 32 lanes; only %08x take part", expected.op->name, lanes);
+        fault(expected.site, "%s needs all 32 lanes; only %08x take part", expected.op->name,
+              lanes);
     }
 }
 
@@ -67,6 +68,7 @@ inline void complete_without(Warp& warp, u32 lane) {
 inline void complete_shuffle(Warp& warp, u32 lanes) {
     u64 taken[WARP];
     for (u32 lane = 0; lane < WARP; lane++) {
+        if (!(lanes & lane_bit(lane))) continue;
         const u32 source = warp.post[lane].argument;
         // The value of a lane that takes no part is undefined: a NaN, so that it does not pass.
         taken[lane] = lanes & lane_bit(source) ? warp.post[source].value : ~0ull;
@@ -112,34 +114,30 @@ inline constexpr WarpOp SYNC = {"__syncwarp", false, complete_sync};
 
 } // namespace emu
 
-template <class T>
-inline T __shfl_sync(u32 mask, T value, int source, int width = 32,
-                     emu::Site site = emu::Site::here()) {
+template <class T> inline T __shfl_sync(u32 mask, T value, int source, int width = 32,
+                                        emu::Site site = emu::Site::here()) {
     const u32 within = static_cast<u32>(source) & (static_cast<u32>(width) - 1);
     return emu::shuffle(mask, value, emu::segment_start(width) + within, site);
 }
 
 // A lane whose source lies in a later segment keeps its own value.
-template <class T>
-inline T __shfl_xor_sync(u32 mask, T value, int lanes, int width = 32,
-                         emu::Site site = emu::Site::here()) {
+template <class T> inline T __shfl_xor_sync(u32 mask, T value, int lanes, int width = 32,
+                                            emu::Site site = emu::Site::here()) {
     const u32 lane = emu::current->lane, source = lane ^ (static_cast<u32>(lanes) & 31);
     const u32 end = emu::segment_start(width) + static_cast<u32>(width);
     return emu::shuffle(mask, value, source < end ? source : lane, site);
 }
 
 // The first `delta` lanes of a segment keep their own values.
-template <class T>
-inline T __shfl_up_sync(u32 mask, T value, u32 delta, int width = 32,
-                        emu::Site site = emu::Site::here()) {
+template <class T> inline T __shfl_up_sync(u32 mask, T value, u32 delta, int width = 32,
+                                           emu::Site site = emu::Site::here()) {
     const u32 lane = emu::current->lane, from_start = lane - emu::segment_start(width);
     return emu::shuffle(mask, value, from_start >= delta ? lane - delta : lane, site);
 }
 
 // The last `delta` lanes of a segment keep their own values.
-template <class T>
-inline T __shfl_down_sync(u32 mask, T value, u32 delta, int width = 32,
-                          emu::Site site = emu::Site::here()) {
+template <class T> inline T __shfl_down_sync(u32 mask, T value, u32 delta, int width = 32,
+                                             emu::Site site = emu::Site::here()) {
     const u32 lane = emu::current->lane;
     const u32 from_start = lane - emu::segment_start(width);
     const bool inside = delta < static_cast<u32>(width) - from_start;

@@ -1,6 +1,7 @@
-// What every kernel file includes, and the only thing it includes: names of types, and wrappers of the
-// PTX instructions that CUDA C++ has no function for. On the device nothing else is included; under
-// -DEMU the CPU emulator supplies the same names. -DACT_BF16 stores activations in bf16, else f32.
+// What every kernel file includes, and the only thing it includes: names of types, and wrappers of
+// the PTX instructions that CUDA C++ has no function for. On the device nothing else is included;
+// under -DEMU the CPU emulator supplies the same names. -DACT_BF16 stores activations in bf16, else
+// f32.
 #pragma once
 
 typedef unsigned char u8;
@@ -68,9 +69,9 @@ DEV float fast_exp2(float x) {
     return y;
 }
 
-// ---- ldmatrix: 8x8 matrices of 16-bit elements from shared memory. Lane 8m + i gives the address of
-// row i of matrix m, 16-byte aligned. Register m of lane l holds elements 2(l%4) and 2(l%4)+1 of row
-// l/4, or of column l/4 with _trans.
+// ---- ldmatrix: 8x8 matrices of 16-bit elements from shared memory. Lane 8m + i gives the address
+// of row i of matrix m, 16-byte aligned. Register m of lane l holds elements 2(l%4) and 2(l%4)+1 of
+// row l/4, or of column l/4 with _trans.
 
 DEV void ldmatrix_x4(u32 (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"

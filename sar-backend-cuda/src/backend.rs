@@ -24,8 +24,9 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
     /// A backend on a device.
     ///
     /// # Errors
-    /// Out of memory.
+    /// Kernels that cannot be compiled or loaded; out of memory.
     pub fn new(device: D) -> Result<Self, CudaError> {
+        device.prepare(S::NAME)?;
         let device = Arc::new(device);
         let scratch = Mutex::new(Buffer::zeroed(&device, INITIAL_SCRATCH / 4)?);
         Ok(Self { device, scratch, storage: PhantomData })
@@ -230,6 +231,19 @@ impl<S: Storage, D: Device> Buffers for CudaBackend<S, D> {
     fn add(&self, from: &Buffer<S, D>, to: &mut Buffer<S, D>, len: usize) -> Result<(), CudaError> {
         let from = from.head("add", "from", len)?;
         elementwise::add(self, len, from, to.head_mut("add", "to", len)?)
+    }
+
+    fn replay(
+        &self,
+        key: u64,
+        work: &mut dyn FnMut() -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        // What was recorded works in the scratch memory of that time.
+        let scratch = {
+            let held = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            held.head("scratch", "bytes", 0)?.raw()
+        };
+        self.device.replay((key, scratch), work)
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {

@@ -93,10 +93,8 @@ impl Cache {
         (major, minor): (i32, i32),
     ) -> PathBuf {
         let key = key(source, variant, arch);
-        self.folder.join(format!(
-            "{}-{variant}-{arch}-{key}-nvrtc{major}.{minor}.cubin",
-            source.stem
-        ))
+        self.folder
+            .join(format!("{}-{variant}-{arch}-{key}-nvrtc{major}.{minor}.cubin", source.stem))
     }
 
     /// A file of the same sources and options, by whichever compiler.

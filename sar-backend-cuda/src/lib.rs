@@ -10,24 +10,35 @@
 //! `optimizer`.
 
 mod backend;
+mod cache;
 mod device;
 mod error;
 mod gemm;
+pub mod kernels;
+mod libraries;
 mod loss;
 mod memory;
+mod nvrtc;
 mod ops;
 mod optimizer;
+pub mod probe;
+pub mod resources;
 mod rollout;
 mod storage;
 mod tokenizer;
 mod transformer;
 
 pub use backend::CudaBackend;
+pub use cache::Cache;
 #[cfg(feature = "emulator")]
 pub use device::Emulator;
-pub use device::{Device, GuidanceRamp, Kernel, KernelArg, Launch, ScaleTable};
+pub use device::{
+    Device, Driver, GuidanceRamp, Kernel, KernelArg, Launch, ScaleTable, ScaleWeights,
+};
 pub use error::CudaError;
 pub use gemm::{DataType, Gemm, Matrix};
 pub use half::bf16;
+pub use libraries::Library;
 pub use memory::{Address, Buffer, Params};
+pub use nvrtc::{Compiled, Nvrtc};
 pub use storage::{Storage, Stored};

@@ -141,7 +141,8 @@ fn children(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     let starts = |path: &PathBuf| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
     };
-    let mut found: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(starts).collect();
+    let mut found: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(starts).collect();
     found.sort();
     found.reverse();
     found

@@ -57,7 +57,8 @@ impl Nvrtc {
             log,
         };
         let text = CString::new(source.text).map_err(|e| failed(e.to_string()))?;
-        let name = CString::new(format!("{}.cu", source.stem)).map_err(|e| failed(e.to_string()))?;
+        let name =
+            CString::new(format!("{}.cu", source.stem)).map_err(|e| failed(e.to_string()))?;
         let program = Program::new(&text, &name).map_err(|e| failed(e.to_string()))?;
         // SAFETY: the program is one that was created and not yet destroyed; likewise below.
         let outcome =
@@ -76,7 +77,9 @@ impl Program {
     fn new(text: &CStr, name: &CStr) -> Result<Self, String> {
         let owned: Result<Vec<(CString, CString)>, _> = HEADERS
             .iter()
-            .map(|(name, text)| Ok::<_, std::ffi::NulError>((CString::new(*name)?, CString::new(*text)?)))
+            .map(|(name, text)| {
+                Ok::<_, std::ffi::NulError>((CString::new(*name)?, CString::new(*text)?))
+            })
             .collect();
         let owned = owned.map_err(|e| e.to_string())?;
         let names: Vec<*const c_char> = owned.iter().map(|(name, _)| name.as_ptr()).collect();

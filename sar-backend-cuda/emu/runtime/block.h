@@ -41,16 +41,27 @@ static void set_orders(Block& block) {
 
 // ---- setting up
 
-static void set_up_fiber(Block& block, u32 linear, uint3 index) {
-    Fiber& fiber = block.fibers[linear];
-    take_stack_back(fiber);
-    fiber.warp = &block.warps[linear / WARP];
-    fiber.block = &block;
-    fiber.index = index;
-    fiber.linear = linear;
-    fiber.lane = linear % WARP;
-    fiber.copies.clear();
-    fiber.committed_groups = 0;
+static bool same_shape(dim3 a, dim3 b) { return a.x == b.x && a.y == b.y && a.z == b.z; }
+
+// Threads and warps of a block of this shape: what does not change from one such block to the next.
+static void shape_block(Block& block, dim3 shape) {
+    block.shape = shape;
+    block.threads = shape.x * shape.y * shape.z;
+    block.fibers.resize(block.threads);
+    block.warps.resize((block.threads + WARP - 1) / WARP);
+    block.warp_order.resize(block.warps.size());
+    u32 linear = 0;
+    for (u32 z = 0; z < shape.z; z++) {
+        for (u32 y = 0; y < shape.y; y++) {
+            for (u32 x = 0; x < shape.x; x++, linear++) {
+                Fiber& fiber = block.fibers[linear];
+                fiber.warp = &block.warps[linear / WARP];
+                fiber.block = &block;
+                fiber.index = {x, y, z};
+                fiber.lane = linear % WARP;
+            }
+        }
+    }
 }
 
 static void set_up_warp(Block& block, u32 number) {
@@ -63,29 +74,16 @@ static void set_up_warp(Block& block, u32 number) {
     warp.at_barrier = 0;
 }
 
-// `block.index` and `block.launch` are set; the rest is what the last block left.
+// `block.index` and `block.launch` are set; the rest is what the last block left. No thread of it
+// holds a stack.
 static void set_up_block(Block& block) {
-    const dim3 size = block.launch->block;
-    block.failed = false;
-    for (Fiber& fiber : block.fibers) take_stack_back(fiber);
-    block.threads = block.alive = size.x * size.y * size.z;
-    if (block.fibers.size() != block.threads) {
-        block.fibers.resize(block.threads);
-        block.warps.resize((block.threads + WARP - 1) / WARP);
-        block.warp_order.resize(block.warps.size());
-    }
-    u32 linear = 0;
-    for (u32 z = 0; z < size.z; z++) {
-        for (u32 y = 0; y < size.y; y++) {
-            for (u32 x = 0; x < size.x; x++) set_up_fiber(block, linear++, {x, y, z});
-        }
-    }
+    if (!same_shape(block.shape, block.launch->block)) shape_block(block, block.launch->block);
     for (u32 number = 0; number < block.warps.size(); number++) set_up_warp(block, number);
+    block.alive = block.threads;
     block.barrier_arrived = 0;
+    block.failed = false;
     set_orders(block);
     reset_shared_memory(block);
-    // What an abandoned thread did to its stack is no fault of this block.
-    block.failed = false;
     block_epoch++;
 }
 
@@ -101,7 +99,7 @@ static void leave_block(Fiber& self) {
     if (block.alive > 0 && block.barrier_arrived == block.alive) release_barrier(block);
 }
 
-// Makes `next`, which has not run yet, the running thread on the stack of `self`, which has returned.
+// `self` has returned: `next`, which has not run yet, becomes the running thread on its stack.
 static void hand_stack_on(Fiber& self, Fiber& next) {
     next.stack = std::exchange(self.stack, nullptr);
     next.warp->ready &= ~lane_bit(next.lane);
@@ -113,6 +111,8 @@ static void hand_stack_on(Fiber& self, Fiber& next) {
     for (;;) {
         Fiber& self = *current;
         Block& block = *self.block;
+        self.copies.clear();
+        self.committed_groups = 0;
         block.launch->kernel->invoke(block.launch->args);
         leave_block(self);
         if (self.warp->ready == 0) {
@@ -147,26 +147,35 @@ static void report_deadlock(Block& block) {
         const Post& post = warp.post[lane];
         const u32 missing = live_lanes(warp, post.mask) & ~warp.at_operation;
         record_fault(block, indices("thread", warp.first[lane].index), post.site,
-                     print("deadlock: %s waits for lanes %08x; ", post.op->name, missing) + at_barrier);
+                     print("deadlock: %s waits for lanes %08x; ", post.op->name, missing) +
+                         at_barrier);
     }
     record_fault(block, "all threads", block.barrier, "deadlock: " + at_barrier);
+}
+
+// Gives every warp that can run a turn. False where none can.
+static bool run_warps(Block& block) {
+    bool any_ran = false;
+    for (u32 number : block.warp_order) {
+        Warp& warp = block.warps[number];
+        if (warp.ready == 0) continue;
+        any_ran = true;
+        run_warp(block, warp);
+        check_red_zones(block, warp);
+        if (block.failed) break;
+    }
+    return any_ran;
 }
 
 // Runs the block to its end or its first fault.
 static void run_block(Block& block) {
     set_up_block(block);
     while (block.alive > 0 && !block.failed) {
-        bool any_ran = false;
-        for (u32 number : block.warp_order) {
-            Warp& warp = block.warps[number];
-            if (warp.ready == 0) continue;
-            any_ran = true;
-            run_warp(block, warp);
-            check_red_zones(block, warp);
-            if (block.failed) return;
-        }
-        if (!any_ran) report_deadlock(block);
+        if (!run_warps(block)) report_deadlock(block);
     }
+    // Threads that returned have given their stacks back; those of a failed block are abandoned.
+    if (!block.failed) return;
+    for (Fiber& fiber : block.fibers) take_stack_back(fiber);
 }
 
 } // namespace emu

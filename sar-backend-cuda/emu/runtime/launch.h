@@ -52,7 +52,8 @@ class FirstFault {
     std::string what_;
 };
 
-// A permutation of 0 .. count-1, as a function: natural, reversed or a stride that shares no factor.
+// A permutation of 0 .. count-1, as a function: natural, reversed, or strides that share no factor
+// with count.
 class BlockOrder {
   public:
     BlockOrder(u64 count, u64 seed) : count_(count) {
@@ -120,14 +121,16 @@ static std::string refusal(const Kernel* kernel, const u32 grid[3], const u32 bl
     if (empty || grid[0] > 0x7fffffffu || grid[1] > 65535 || grid[2] > 65535) {
         return print("grid of %u x %u x %u blocks", grid[0], grid[1], grid[2]);
     }
-    if (bytes > MAX_SHARED) return print("%u bytes of shared memory; at most %zu", bytes, MAX_SHARED);
+    if (bytes > MAX_SHARED) {
+        return print("%u bytes of shared memory; at most %zu", bytes, MAX_SHARED);
+    }
     return "";
 }
 
 } // namespace emu
 
-extern "C" int sar_emu_launch(const char* key, const u32 grid[3], const u32 block[3], u32 smem_bytes,
-                              void** args, u32 os_threads, u64 seed, char* error,
+extern "C" int sar_emu_launch(const char* key, const u32 grid[3], const u32 block[3],
+                              u32 smem_bytes, void** args, u32 os_threads, u64 seed, char* error,
                               size_t error_len) {
     const emu::Kernel* kernel = emu::find_kernel(key);
     emu::FirstFault first_fault;

@@ -1,5 +1,5 @@
-// Handlers for code that compilers insert under -fsanitize=alignment,null,bounds,shift-exponent: in a
-// kernel they are faults. Defined here, they need no runtime library; where one is linked all the
+// Handlers for code that compilers insert under -fsanitize=alignment,null,bounds,shift-exponent: in
+// a kernel they are faults. Defined here, they need no runtime library; where one is linked all the
 // same (-fsanitize=undefined) these take its place. The data structures are those of GCC and Clang.
 #pragma once
 #include "faults.h"
@@ -81,7 +81,8 @@ SAR_EMU_HANDLER __ubsan_handle_out_of_bounds_abort(emu::OutOfBounds* data, void*
 SAR_EMU_HANDLER __ubsan_handle_shift_out_of_bounds(emu::ShiftOutOfBounds* data, void*, void* by) {
     emu::shift_out_of_bounds(data, by);
 }
-SAR_EMU_HANDLER __ubsan_handle_shift_out_of_bounds_abort(emu::ShiftOutOfBounds* data, void*, void* by) {
+SAR_EMU_HANDLER __ubsan_handle_shift_out_of_bounds_abort(emu::ShiftOutOfBounds* data, void*,
+                                                         void* by) {
     emu::shift_out_of_bounds(data, by);
 }
 

@@ -8,14 +8,12 @@ namespace emu {
 
 // An array at the next free place of the buffer, poisoned, red zones before and after it.
 static char* place_between_red_zones(Block& block, const char* name, size_t bytes) {
+    const size_t whole = RED_ZONE + bytes + RED_ZONE;
     char* before = block.shared + block.shared_used;
-    char* start = before + RED_ZONE;
-    std::memset(before, POISON, RED_ZONE + bytes + RED_ZONE);
-    const size_t end = block.shared_used + RED_ZONE + bytes;
-    // The red zone after this array is the one before the next, at the next aligned place.
-    block.shared_used = (end + SHARED_ALIGN - 1) / SHARED_ALIGN * SHARED_ALIGN;
-    block.arrays.push_back({name, start, bytes});
-    return start;
+    std::memset(before, POISON, whole);
+    block.shared_used += (whole + SHARED_ALIGN - 1) / SHARED_ALIGN * SHARED_ALIGN;
+    block.arrays.push_back({name, before + RED_ZONE, bytes});
+    return before + RED_ZONE;
 }
 
 // Forgets the arrays of the last block. The launch has checked dynamic_bytes.
@@ -34,7 +32,8 @@ void* place_array(const char* name, size_t bytes, Site site) {
     Block& block = *current->block;
     block.static_bytes += bytes;
     if (block.static_bytes > MAX_STATIC) {
-        fault(site, "%zu bytes of declared shared memory; at most %zu", block.static_bytes, MAX_STATIC);
+        fault(site, "%zu bytes of declared shared memory; at most %zu", block.static_bytes,
+              MAX_STATIC);
     }
     if (block.static_bytes + block.launch->dynamic_bytes > MAX_SHARED) {
         fault(site, "%zu bytes of shared memory; at most %zu",
@@ -63,8 +62,9 @@ static void check_red_zones(Block& block, const Warp& warp) {
         if (!below && is_poison(array.start + array.bytes)) continue;
         const Fiber& first = *warp.first;
         record_fault(block, indices("warp of thread", first.index), Site{},
-                     print("write %s %s (%zu bytes)", below ? "before the start of" : "past the end of",
-                           array.name, array.bytes));
+                     print("write %s %s (%zu bytes)",
+                           below ? "before the start of" : "past the end of", array.name,
+                           array.bytes));
     }
 }
 

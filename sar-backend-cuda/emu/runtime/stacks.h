@@ -16,7 +16,8 @@ const size_t STACK_GUARD = 64;
 
 static void allocate_stacks(std::vector<char*>& free_stacks) {
     char* chunk = static_cast<char*>(std::aligned_alloc(64, STACKS_AT_ONCE * STACK_STRIDE));
-    for (size_t i = STACKS_AT_ONCE; i-- > 0;) {
+    // The highest is used first, so that an overrun is likelier to meet a stack that is free.
+    for (size_t i = 0; i < STACKS_AT_ONCE; i++) {
         std::memset(chunk + i * STACK_STRIDE, 0xff, STACK_GUARD);
         free_stacks.push_back(chunk + i * STACK_STRIDE);
     }
@@ -32,7 +33,7 @@ void give_stack(Fiber& fiber) {
     fiber.sp = prepare_stack(fiber.stack + STACK_STRIDE, fiber_main);
 }
 
-// A thread overran its stack into the guard. Whatever lay below is spoilt, but the launch is failed.
+// False where a thread overran its stack. Whatever lay below is spoilt, but the launch fails.
 static bool guard_is_whole(const char* stack) {
     for (size_t i = 0; i < STACK_GUARD; i++) {
         if (static_cast<unsigned char>(stack[i]) != 0xff) return false;
@@ -40,6 +41,7 @@ static bool guard_is_whole(const char* stack) {
     return true;
 }
 
+// From a thread that has returned or is abandoned.
 static void take_stack_back(Fiber& fiber) {
     if (fiber.stack == nullptr) return;
     if (!guard_is_whole(fiber.stack)) {

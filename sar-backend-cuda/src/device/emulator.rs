@@ -13,6 +13,7 @@ use half::bf16;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 unsafe extern "C" {
@@ -45,6 +46,7 @@ pub struct Emulator {
     order: u64,
     held: Mutex<BTreeMap<u64, usize>>,
     fault: Mutex<Option<String>>,
+    peak: AtomicUsize,
 }
 
 impl Emulator {
@@ -56,7 +58,7 @@ impl Emulator {
     /// A choice of operating-system threads and of the order in which CUDA threads run.
     pub fn with_order(threads: u32, order: u64) -> Self {
         let (held, fault) = (Mutex::default(), Mutex::default());
-        Self { threads, order, held, fault }
+        Self { threads, order, held, fault, peak: AtomicUsize::new(0) }
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
@@ -121,6 +123,10 @@ impl Device for Emulator {
         "kernels executed on the CPU".to_owned()
     }
 
+    fn prepare(&self, _variant: &'static str) -> Result<(), CudaError> {
+        Ok(())
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         let in_use = self.held().values().sum();
         let out_of_memory = CudaError::OutOfMemory { bytes, in_use };
@@ -136,7 +142,9 @@ impl Device for Emulator {
             base.add(GUARD).write_bytes(0, bytes);
             base.add(GUARD) as u64
         };
-        self.held().insert(start, bytes);
+        let mut held = self.held();
+        held.insert(start, bytes);
+        self.peak.fetch_max(held.values().sum(), Ordering::Relaxed);
         Ok(start)
     }
 
@@ -230,6 +238,18 @@ impl Device for Emulator {
         // SAFETY: the range is held.
         unsafe { (at as *mut u8).write_bytes(POISON, bytes) };
         Ok(())
+    }
+
+    fn replay(
+        &self,
+        _key: (u64, u64),
+        work: &mut dyn FnMut() -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        work()
+    }
+
+    fn peak_bytes(&self) -> usize {
+        self.peak.load(Ordering::Relaxed)
     }
 }
 

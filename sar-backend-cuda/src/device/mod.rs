@@ -1,10 +1,12 @@
 //! The two devices behind one trait: a GPU, and the CPU that executes the same kernels in tests.
 
 mod args;
+mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
 
-pub use args::{GuidanceRamp, KernelArg, ScaleTable};
+pub use args::{GuidanceRamp, KernelArg, ScaleTable, ScaleWeights};
+pub use driver::Driver;
 #[cfg(feature = "emulator")]
 pub use emulator::Emulator;
 
@@ -43,6 +45,12 @@ pub struct Launch<'a> {
 pub trait Device: Send + Sync + Sized + 'static {
     /// What it is, for people.
     fn describe(&self) -> String;
+
+    /// Makes every kernel of a variant ready, so that no later launch stops to compile one.
+    ///
+    /// # Errors
+    /// A kernel that cannot be compiled or loaded.
+    fn prepare(&self, variant: &'static str) -> Result<(), CudaError>;
 
     /// Zeroed memory, aligned to 256 bytes.
     ///
@@ -103,4 +111,20 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// # Safety
     /// The range lies in held memory.
     unsafe fn forget(&self, at: u64, bytes: usize) -> Result<(), CudaError>;
+
+    /// Runs `work`, or replays what it gave to the device when `key` was seen before.
+    ///
+    /// The caller sees to it that `work` gives the same launches whenever the key is the same, and
+    /// that it neither allocates nor moves anything between host and device.
+    ///
+    /// # Errors
+    /// The work's; a fault of the device.
+    fn replay(
+        &self,
+        key: (u64, u64),
+        work: &mut dyn FnMut() -> Result<(), CudaError>,
+    ) -> Result<(), CudaError>;
+
+    /// The most bytes that were held at once.
+    fn peak_bytes(&self) -> usize;
 }
