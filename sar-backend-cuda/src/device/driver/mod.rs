@@ -1,5 +1,6 @@
 //! A GPU: memory, kernels and products on one stream of the CUDA driver.
 
+mod descriptors;
 mod functions;
 mod plans;
 mod recordings;
@@ -86,6 +87,14 @@ impl Driver {
 /// Names the call in a driver's error.
 fn failed(call: &str) -> impl Fn(DriverError) -> CudaError + '_ {
     move |error| CudaError::device(call, error)
+}
+
+/// As [`failed`], of an allocation of so many bytes.
+fn out_of_memory(bytes: usize, in_use: usize) -> impl Fn(DriverError) -> CudaError {
+    move |error| match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => CudaError::OutOfMemory { bytes, in_use },
+        _ => failed("cuMemAllocAsync")(error),
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
