@@ -16,9 +16,7 @@ const INITIAL_SCRATCH: usize = 1 << 20;
 /// Activations stored as `S` on the device `D`; one stream of work.
 pub struct CudaBackend<S, D: Device> {
     device: Arc<D>,
-    /// The last is in use. Smaller ones that it replaced are kept, since recordings know their
-    /// addresses; together they are smaller than it, as each is at least twice the one before.
-    scratch: Mutex<Vec<Buffer<u32, D>>>,
+    scratch: Mutex<Buffer<u32, D>>,
     storage: PhantomData<S>,
 }
 
@@ -30,7 +28,7 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
     pub fn new(device: D) -> Result<Self, CudaError> {
         device.prepare(S::NAME)?;
         let device = Arc::new(device);
-        let scratch = Mutex::new(vec![Buffer::zeroed(&device, INITIAL_SCRATCH / 4)?]);
+        let scratch = Mutex::new(Buffer::zeroed(&device, INITIAL_SCRATCH / 4)?);
         Ok(Self { device, scratch, storage: PhantomData })
     }
 
@@ -45,12 +43,11 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
     /// may not yet have run when the next op takes the same memory: it will have run before.
     pub(crate) fn scratch(&self, bytes: usize) -> Result<Address<u32>, CudaError> {
         let mut held = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.last().is_none_or(|last| last.len() * 4 < bytes) {
-            // Up to twice what is asked for, so that growing schedules do not allocate step after step.
-            held.push(Buffer::zeroed(&self.device, bytes.next_power_of_two() / 4)?);
+        if held.len() * 4 < bytes {
+            // Twice what is asked for, so that growing schedules do not allocate step after step.
+            *held = Buffer::zeroed(&self.device, bytes.next_power_of_two() / 4)?;
         }
-        let Some(last) = held.last() else { return Ok(Address::NULL) };
-        let address = last.head("scratch", "bytes", bytes.div_ceil(4))?;
+        let address = held.head("scratch", "bytes", bytes.div_ceil(4))?;
         // SAFETY: the scratch buffer holds as many bytes.
         unsafe { self.device.forget(address.raw(), bytes)? };
         Ok(address)
@@ -234,6 +231,19 @@ impl<S: Storage, D: Device> Buffers for CudaBackend<S, D> {
     fn add(&self, from: &Buffer<S, D>, to: &mut Buffer<S, D>, len: usize) -> Result<(), CudaError> {
         let from = from.head("add", "from", len)?;
         elementwise::add(self, len, from, to.head_mut("add", "to", len)?)
+    }
+
+    fn replay(
+        &self,
+        key: u64,
+        work: &mut dyn FnMut() -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        // What was recorded works in the scratch memory of that time.
+        let scratch = {
+            let held = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            held.head("scratch", "bytes", 0)?.raw()
+        };
+        self.device.replay((key, scratch), work)
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {

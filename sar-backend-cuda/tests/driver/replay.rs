@@ -183,7 +183,7 @@ scenario! {
                 let mut work =
                     || backend.linear_backward(dims, &dy, &x, &params, layer, None, &mut grads);
                 match replayed {
-                    true => backend.device().replay((9, 9), &mut work).unwrap(),
+                    true => backend.replay(9, &mut work).unwrap(),
                     false => work().unwrap(),
                 }
                 let mut sums = vec![0.0; outputs];
@@ -200,7 +200,7 @@ scenario! {
         let layer = Linear { weight: Slot { offset: 0, len: 3 }, bias: Some(Slot { offset: 3, len: 3 }) };
         let dims = LinearDims { rows: 200, inputs: 1, outputs: 3 };
         let mut work = || backend.linear_backward(dims, &dy, &x, &params, layer, None, &mut grads);
-        backend.device().replay((9, 9), &mut work).unwrap();
+        backend.replay(9, &mut work).unwrap();
         let mut sums = [0.0; 3];
         backend.download_accum(&grads, 3, &mut sums).unwrap();
         assert_eq!(sums, [800.0; 3]);

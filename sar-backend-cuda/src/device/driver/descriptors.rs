@@ -70,17 +70,16 @@ impl Shape {
     /// Of a layer's outputs and input gradients (`a` as it is stored), rows and batch are free. Of a
     /// weight gradient (`a` transposed) the rows are its terms k, and one image more changes its sums
     /// anyway: k goes by powers of two, so that random schedules do not plan anew each step. Where
-    /// `b` is transposed too, k is bounded by its leading dimension and stays.
+    /// `b` is transposed too, its leading dimension bounds k, which stays.
     pub(super) fn reference(self) -> Self {
-        if self.a.transposed && self.b.transposed {
-            return self;
-        }
-        if self.a.transposed {
-            return Self { k: self.k.next_power_of_two(), ..self };
-        }
         let alone = |operand: Operand| Operand { stride: 0, ..operand };
         let (a, b, out) = (alone(self.a), alone(self.b), alone(self.out));
-        Self { m: REFERENCE_ROWS, a, b, out, batch: 1, ..self }
+        let one = Self { a, b, out, batch: 1, ..self };
+        match (self.a.transposed, self.b.transposed) {
+            (false, _) => Self { m: REFERENCE_ROWS, ..one },
+            (true, false) => Self { k: self.k.next_power_of_two(), ..one },
+            (true, true) => one,
+        }
     }
 }
 
