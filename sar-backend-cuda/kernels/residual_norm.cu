@@ -125,7 +125,7 @@ FORWARD(8, 8)
 FORWARD(16, 8)
 FORWARD(32, 6)
 FORWARD(48, 5)
-FORWARD(64, 3)
+FORWARD(64, 2)
 
 // Any width: a warp a row, element by element, which reads its own row again for each moment.
 KERNEL void __launch_bounds__(128) residual_norm_any(FORWARD_PARAMETERS) {

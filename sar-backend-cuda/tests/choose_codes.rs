@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{CudaBackend, Emulator, Storage, bf16};
-use sar_math::backend::{Buffers, Choice, ChooseDims, DrawKeys, Filter, RolloutOps};
+use sar_math::backend::{Choice, ChooseDims, DrawKeys, Filter, RolloutOps};
 use sar_math::guidance::guide;
 use sar_math::philox::{Purpose, Stream, token_uniform};
 use sar_math::sampling::{argmax, choose, scratch_len};
@@ -41,7 +41,7 @@ fn ids<B: RolloutOps<Host = f32>>(backend: &B, dims: &ChooseDims, logits: &[f32]
 fn mixed(dims: &ChooseDims, logits: &[f32], row: usize) -> Vec<f32> {
     let row_of = |row: usize| &logits[row * dims.vocab..][..dims.vocab];
     let Some(ramp) = dims.guidance else { return row_of(row).to_vec() };
-    let t = ramp[usize::from(row % 5 > 0)] as f32;
+    let t = ramp[usize::from(!row.is_multiple_of(5))] as f32;
     row_of(row).iter().zip(row_of(ROWS + row)).map(|(&c, &u)| guide(t, c, u)).collect()
 }
 

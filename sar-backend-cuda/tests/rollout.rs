@@ -5,7 +5,7 @@
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{CudaBackend, Emulator, Storage, bf16};
 use sar_math::ScaleSchedule;
-use sar_math::backend::{Buffers, LatentDims, RolloutDims, RolloutOps};
+use sar_math::backend::{LatentDims, RolloutDims, RolloutOps};
 use sar_math::philox::{Purpose, Stream};
 
 fn numbers<S: Storage>(len: usize, index: u64) -> Vec<f32> {
@@ -13,7 +13,8 @@ fn numbers<S: Storage>(len: usize, index: u64) -> Vec<f32> {
     (0..len).map(|_| S::store(random.normal() as f32).load()).collect()
 }
 
-/// Rows of length 1, each of them twice: the lower index wins.
+/// Rows of length 1, each of them twice, the lower index wins; of half of them the second differs from the
+/// first by so little that products in f32 do not tell which is nearer.
 fn codebook(vocab: usize, channels: usize) -> Vec<f32> {
     let mut codes = numbers::<f32>(vocab * channels, 1);
     for code in codes.chunks_mut(channels) {
@@ -22,6 +23,11 @@ fn codebook(vocab: usize, channels: usize) -> Vec<f32> {
     }
     let half = vocab / 2 * channels;
     codes.copy_within(..half, half);
+    for code in codes.chunks_mut(channels).skip(vocab / 2).step_by(2) {
+        for (k, value) in code.iter_mut().enumerate().filter(|(k, _)| k % 3 > 0) {
+            *value = f32::from_bits(value.to_bits() ^ (k as u32 % 2));
+        }
+    }
     codes
 }
 

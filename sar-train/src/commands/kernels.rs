@@ -27,7 +27,7 @@ pub fn run(args: &KernelsBuildArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         None => Cache::of_user()?,
     };
     let mut kernels = 0;
-    let mut line = |words: [&str; 6]| {
+    let line = |words: [&str; 6]| {
         let [name, rest @ ..] = words;
         if !global.quiet {
             println!("{name:<34}{}", rest.map(|word| format!("{word:>11}")).concat());

@@ -183,6 +183,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
         &self.params
     }
 
+    /// Parameter gradients of the last step, on the device.
+    pub fn gradients(&self) -> &B::Accum {
+        self.memory.gradients()
+    }
+
     /// The codebook on the device.
     pub fn codebook(&self) -> &B::Accum {
         &self.codebook
