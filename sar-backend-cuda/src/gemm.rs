@@ -54,7 +54,7 @@ pub struct Gemm {
     pub out: Matrix,
     /// Whether the product is added to what `out` holds.
     pub accumulate: bool,
-    /// Address of `[n]` elements, stored as `a` is.
+    /// Address of `[n]` elements, stored as `out` is; any address that elements may have.
     pub bias: Option<u64>,
     /// Number of products.
     pub batch: usize,

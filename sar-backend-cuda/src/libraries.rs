@@ -6,6 +6,7 @@
 
 use crate::error::CudaError;
 use libloading::Library as Handle;
+use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::{env, fs};
@@ -23,8 +24,8 @@ pub enum Library {
     Nccl,
 }
 
-/// Names by falling version, as cudarc with CUDA 13 tries them.
-const DRIVER: &[&str] = &["libcuda.so.1", "libcuda.so"];
+/// Names in the order in which cudarc with CUDA 13 tries them.
+const DRIVER: &[&str] = &["libcuda.so", "libcuda.so.1"];
 const NVRTC: &[&str] = &["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"];
 const CUBLASLT: &[&str] = &["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"];
 const NCCL: &[&str] = &["libnccl.so", "libnccl.so.2"];
@@ -49,6 +50,16 @@ impl Library {
         }
     }
 
+    /// A function of every version.
+    const fn function(self) -> &'static str {
+        match self {
+            Self::Driver => "cuInit",
+            Self::Nvrtc => "nvrtcVersion",
+            Self::CublasLt => "cublasLtCreate",
+            Self::Nccl => "ncclGetVersion",
+        }
+    }
+
     /// How to get it.
     const fn hint(self) -> &'static str {
         match self {
@@ -66,25 +77,55 @@ impl Library {
     ///
     /// # Errors
     /// [`CudaError::Library`] where it is nowhere, with the reason of the last file that would not
-    /// load.
+    /// load, or where the loader would give another one than `SAR_CUDA_LIB` to cudarc.
     pub fn open(self) -> Result<PathBuf, CudaError> {
         let mut reason = "not found".to_owned();
         let first = env::var_os("SAR_CUDA_LIB").map(PathBuf::from);
-        let by_name = self.files().iter().rev().map(PathBuf::from);
+        let by_name = self.files().iter().map(PathBuf::from);
         let in_first = first.iter().flat_map(|folder| self.inside(folder));
         let elsewhere = folders().into_iter().flat_map(|folder| self.inside(&folder));
         for path in in_first.chain(by_name).chain(elsewhere) {
             // SAFETY: NVIDIA's libraries run nothing at load time but their own set-up.
             match unsafe { Handle::new(&path) } {
                 Ok(handle) => {
+                    let outcome = self.is_what_names_lead_to(&handle, &path);
                     keep(handle);
-                    return Ok(path);
+                    return outcome.map(|()| path);
                 }
-                Err(error) if path.is_file() => reason = format!("{}: {error}", path.display()),
+                Err(error) if path.is_file() => {
+                    // The loader's own words, which name the file, are the source.
+                    reason = error.source().map_or_else(|| error.to_string(), <_>::to_string);
+                }
                 Err(_) => {}
             }
         }
         Err(CudaError::Library { library: self.name(), reason, hint: self.hint() })
+    }
+
+    /// cudarc will open the library by name, and the first name that leads anywhere counts: a file
+    /// called `libnvrtc.so` on the loader's path comes before a `libnvrtc.so.12` that is open.
+    fn is_what_names_lead_to(self, handle: &Handle, path: &Path) -> Result<(), CudaError> {
+        let address = |handle: &Handle| {
+            // SAFETY: the function is not called.
+            unsafe { handle.get::<*const ()>(self.function()).ok().map(|f| *f) }
+        };
+        for name in self.files() {
+            // SAFETY: as in `open`.
+            let Ok(other) = (unsafe { Handle::new(*name) }) else { continue };
+            if address(&other) == address(handle) {
+                return Ok(());
+            }
+            return Err(CudaError::Library {
+                library: self.name(),
+                reason: format!(
+                    "{} is hidden by another {name} on the loader's path (put its folder first in \
+                     LD_LIBRARY_PATH)",
+                    path.display()
+                ),
+                hint: self.hint(),
+            });
+        }
+        Ok(())
     }
 
     /// Its files in a folder, newest version first.

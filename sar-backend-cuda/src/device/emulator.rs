@@ -276,8 +276,8 @@ unsafe fn multiply(gemm: &Gemm, product: usize) {
     let (a_mk, b_kn) = unsafe { (gathered(a, product, m, k), gathered(b, product, k, n)) };
     let bias: Vec<f32> = match gemm.bias {
         None => vec![0.0; n],
-        // SAFETY: n elements, stored as a is.
-        Some(bias) => (0..n).map(|j| unsafe { load(a.data, bias, j) }).collect(),
+        // SAFETY: n elements, stored as out is.
+        Some(bias) => (0..n).map(|j| unsafe { load(out.data, bias, j) }).collect(),
     };
     let mut row_n = vec![0.0f32; n];
     for i in 0..m {

@@ -10,17 +10,15 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::Mutex;
 
-/// Shared memory that a kernel may have without being asked for.
-const DEFAULT_SHARED: u32 = 48 << 10;
-
-/// A kernel, and the dynamic shared memory it was last allowed.
+/// A kernel, and the dynamic shared memory it was last allowed. How much it may have without being
+/// asked for depends on its static shared memory, so it is asked for whenever a launch has any.
 #[derive(Clone, Copy)]
 struct Function {
     handle: sys::CUfunction,
     allowed: u32,
 }
 
-/// Modules and their kernels; a module stays loaded as long as the context lives.
+/// Modules and their kernels.
 pub(super) struct Functions {
     cache: Cache,
     arch: String,
@@ -65,7 +63,7 @@ impl Functions {
             Some(function) => function,
             None => {
                 let handle = self.find(launch.variant, launch.kernel)?;
-                loaded.entry(key).or_insert(Function { handle, allowed: DEFAULT_SHARED })
+                loaded.entry(key).or_insert(Function { handle, allowed: 0 })
             }
         };
         if launch.shared > function.allowed {
@@ -111,8 +109,9 @@ impl Functions {
         // SAFETY: machine code as NVRTC made it; the driver checks its header.
         let module = match unsafe { result::module::load_data(cubin.as_ptr().cast()) } {
             Ok(module) => module,
-            Err(_) => {
-                let nvrtc = crate::Nvrtc::load()?;
+            Err(refused) => {
+                let refused = failed("cuModuleLoadData")(refused);
+                let nvrtc = crate::Nvrtc::load().map_err(|_| refused)?;
                 let compiled = self.cache.build(&nvrtc, source, variant, &self.arch)?;
                 // SAFETY: as above.
                 unsafe {
@@ -123,5 +122,15 @@ impl Functions {
         };
         locked(&self.modules).insert(key, module as usize);
         Ok(module)
+    }
+}
+
+impl Drop for Functions {
+    fn drop(&mut self) {
+        for (_, module) in locked(&self.modules).drain() {
+            // SAFETY: loaded by `module`; the device has run all launches. A failure to unload is
+            // nobody's to mend here.
+            let _ = unsafe { result::module::unload(module as sys::CUmodule) };
+        }
     }
 }
