@@ -31,7 +31,7 @@ macro_rules! headers {
     };
 }
 
-headers!("attend.cuh" "heads.cuh" "prelude.cuh" "reduce.cuh" "schedule.cuh" "tile.cuh");
+headers!("attend.cuh" "heads.cuh" "limits.cuh" "prelude.cuh" "reduce.cuh" "schedule.cuh" "tile.cuh");
 
 /// Files whose arithmetic is part of the contract: no product may be fused with a sum.
 const UNFUSED: &[&str] = &["choose_codes"];

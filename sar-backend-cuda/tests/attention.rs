@@ -50,7 +50,8 @@ impl Case {
         };
         let rows = batch * schedule.tokens();
         let width = heads * head_dim;
-        let (qkv, d_out, mut params) = (draw(rows * 3 * width), draw(rows * width), draw(2 * width));
+        let (qkv, d_out, mut params) =
+            (draw(rows * 3 * width), draw(rows * width), draw(2 * width));
         params.extend(std::iter::repeat_n(scale_mul, heads));
         Self { dims: AttentionDims { batch, heads, head_dim, schedule }, qkv, d_out, params }
     }
@@ -87,7 +88,8 @@ struct Outputs(Vec<(&'static str, Vec<f64>)>);
 const FORWARD: usize = 3;
 
 fn run<B: TransformerOps>(backend: &B, case: &Case) -> Result<Outputs, B::Error> {
-    let host = |values: &[f64]| -> Vec<B::Host> { values.iter().map(|&v| B::Host::of(v)).collect() };
+    let host =
+        |values: &[f64]| -> Vec<B::Host> { values.iter().map(|&v| B::Host::of(v)).collect() };
     let dims = case.dims;
     let (rows, width) = (dims.batch * dims.schedule.tokens(), dims.heads * dims.head_dim);
     let mut params = backend.params(case.params.len())?;
@@ -260,7 +262,8 @@ fn run_cached<B: RolloutOps>(backend: &B, case: &Case, capacity: usize) -> Vec<f
     let AttentionDims { batch, heads, head_dim, schedule } = case.dims;
     assert_eq!(batch, 1);
     let width = heads * head_dim;
-    let host = |values: &[f64]| -> Vec<B::Host> { values.iter().map(|&v| B::Host::of(v)).collect() };
+    let host =
+        |values: &[f64]| -> Vec<B::Host> { values.iter().map(|&v| B::Host::of(v)).collect() };
     let mut params = backend.params(case.params.len()).unwrap();
     backend.upload_params(&host(&case.params), &mut params, 0).unwrap();
     // What lies beyond the filled part must not matter, whatever it is.

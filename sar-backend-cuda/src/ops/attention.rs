@@ -57,7 +57,9 @@ impl HeadSize {
             65..=128 => Ok(Self::D128),
             _ => Err(CudaError::Unsupported {
                 op,
-                what: format!("heads of {head_dim} elements; this backend has kernels for up to 128"),
+                what: format!(
+                    "heads of {head_dim} elements; this backend has kernels for up to 128"
+                ),
             }),
         }
     }
