@@ -14,8 +14,13 @@ struct GuidanceRamp {
   double of_scale[MAX_SCALES];  // one number a scale
 };
 
+struct ScaleWeights {
+  float of_scale[MAX_SCALES];  // how much a token of each scale counts
+};
+
 static_assert(sizeof(ScaleTable) == 4 * (2 + 3 * MAX_SCALES), "as in device/args.rs");
 static_assert(sizeof(GuidanceRamp) == 8 * MAX_SCALES, "as in device/args.rs");
+static_assert(sizeof(ScaleWeights) == 4 * MAX_SCALES, "as in device/args.rs");
 
 // The scale that a token belongs to; the last one for tokens beyond the end.
 DEV int scale_of(const ScaleTable& table, int token) {

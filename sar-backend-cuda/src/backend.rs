@@ -233,6 +233,19 @@ impl<S: Storage, D: Device> Buffers for CudaBackend<S, D> {
         elementwise::add(self, len, from, to.head_mut("add", "to", len)?)
     }
 
+    fn replay(
+        &self,
+        key: u64,
+        work: &mut dyn FnMut() -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        // What was recorded works in the scratch memory of that time.
+        let scratch = {
+            let held = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+            held.head("scratch", "bytes", 0)?.raw()
+        };
+        self.device.replay((key, scratch), work)
+    }
+
     fn synchronize(&self) -> Result<(), CudaError> {
         self.device.synchronize()
     }

@@ -32,7 +32,9 @@ pub use backend::CudaBackend;
 pub use cache::Cache;
 #[cfg(feature = "emulator")]
 pub use device::Emulator;
-pub use device::{Device, Driver, GuidanceRamp, Kernel, KernelArg, Launch, ScaleTable};
+pub use device::{
+    Device, Driver, GuidanceRamp, Kernel, KernelArg, Launch, ScaleTable, ScaleWeights,
+};
 pub use error::CudaError;
 pub use gemm::{DataType, Gemm, Matrix};
 pub use half::bf16;

@@ -8,6 +8,7 @@ use crate::data::DataConfig;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sar_math::ScaleSchedule;
 use sar_math::rollout::{Extent, StudentTarget};
+use std::fmt;
 use std::path::PathBuf;
 
 /// Train, refine, sample and measure next-scale image generators.
@@ -33,6 +34,62 @@ pub struct GlobalArgs {
     /// No progress, only results and errors.
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Where models run.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "NAME")]
+    pub backend: BackendName,
+    /// Which GPU, counted from 0.
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    pub device: usize,
+    /// Storage of activations; default: f32 on cpu, bf16 on cuda.
+    #[arg(long, global = true, value_enum, value_name = "TYPE")]
+    pub dtype: Option<Dtype>,
+}
+
+impl GlobalArgs {
+    /// The storage of activations asked for, or the backend's own.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype.unwrap_or(match self.backend {
+            BackendName::Cpu => Dtype::F32,
+            BackendName::Cuda => Dtype::Bf16,
+        })
+    }
+}
+
+/// Backends of the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+impl fmt::Display for BackendName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        })
+    }
+}
+
+/// How activations are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats with the exponent of 32-bit ones.
+    Bf16,
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
 }
 
 /// The commands.
@@ -78,6 +135,8 @@ pub enum Command {
     /// Say what this machine offers: cores, CPU features, memory, disk, backends.
     #[command(after_help = "Example: sar doctor")]
     Doctor(DoctorArgs),
+    /// Compile the CUDA backend's kernels ahead; needs no GPU.
+    Kernels(KernelsArgs),
     /// Write one self-contained HTML page about one or more runs.
     #[command(after_help = "Example: sar report runs/base runs/refined --out report.html")]
     Report(ReportArgs),
@@ -457,22 +516,6 @@ pub enum BenchWhat {
     Sample,
 }
 
-/// Backends of the program.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum BackendName {
-    /// The processor.
-    #[default]
-    Cpu,
-}
-
-/// How activations are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    /// 32-bit floats.
-    #[default]
-    F32,
-}
-
 /// `sar bench`: the flags of the comparison script, and one JSON line with the same keys.
 #[derive(Clone, Debug, Args)]
 pub struct BenchArgs {
@@ -505,18 +548,40 @@ pub struct BenchArgs {
     /// Images of a step.
     #[arg(long, default_value_t = 4)]
     pub batch: usize,
-    /// Storage of activations.
-    #[arg(long, value_enum, default_value_t)]
-    pub dtype: Dtype,
     /// Steps that are timed.
     #[arg(long, default_value_t = 5)]
     pub steps: usize,
     /// Steps before them.
     #[arg(long, default_value_t = 2)]
     pub warmup: usize,
-    /// Where to run.
-    #[arg(long, value_enum, default_value_t)]
-    pub backend: BackendName,
+}
+
+/// `sar kernels`.
+#[derive(Clone, Debug, Args)]
+pub struct KernelsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: KernelsCommand,
+}
+
+/// Commands on kernels.
+#[derive(Clone, Debug, Subcommand)]
+pub enum KernelsCommand {
+    /// Compile every kernel and print what each needs.
+    #[command(after_help = "Example: sar kernels build --arch sm_80,sm_90")]
+    Build(KernelsBuildArgs),
+}
+
+/// `sar kernels build`.
+#[derive(Clone, Debug, Args)]
+pub struct KernelsBuildArgs {
+    /// Architectures: sm_80 is an A100, sm_90 an H100 or H200.
+    #[arg(long, required = true, value_delimiter = ',', value_name = "NAME")]
+    pub arch: Vec<String>,
+    /// Folder of the compiled kernels; default: where training looks for them (`SAR_CUBIN_DIR`, or
+    /// the user's cache).
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 /// `sar report`.

@@ -36,6 +36,8 @@ unsafe impl<T> KernelArg for Address<T> {}
 unsafe impl KernelArg for ScaleTable {}
 // SAFETY: `repr(C)` of doubles; `kernels/prelude.cuh` asserts the same size.
 unsafe impl KernelArg for GuidanceRamp {}
+// SAFETY: `repr(C)` of floats; `kernels/schedule.cuh` asserts the same size.
+unsafe impl KernelArg for ScaleWeights {}
 
 /// A schedule as kernels take it, by value: `struct ScaleTable` of `kernels/prelude.cuh`.
 #[repr(C)]
@@ -78,4 +80,13 @@ impl ScaleTable {
 pub struct GuidanceRamp {
     /// By scale; not used beyond the last.
     pub of_scale: [f64; MAX_SCALES],
+}
+
+/// How much a token of each scale counts in a gradient, by value: `struct ScaleWeights` of
+/// `kernels/schedule.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct ScaleWeights {
+    /// By scale; not used beyond the last.
+    pub of_scale: [f32; MAX_SCALES],
 }

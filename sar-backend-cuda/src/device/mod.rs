@@ -5,7 +5,7 @@ mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
 
-pub use args::{GuidanceRamp, KernelArg, ScaleTable};
+pub use args::{GuidanceRamp, KernelArg, ScaleTable, ScaleWeights};
 pub use driver::Driver;
 #[cfg(feature = "emulator")]
 pub use emulator::Emulator;

@@ -11,6 +11,16 @@ const ADD: Kernel = Kernel { file: "elementwise", name: "add" };
 /// Threads of a block of an elementwise kernel.
 pub(crate) const THREADS: usize = 256;
 
+/// Elements of 16 bytes, the most that a thread reads at once: `VECTOR` of `kernels/vector.cuh`.
+pub(crate) const fn vector<S>() -> usize {
+    16 / size_of::<S>()
+}
+
+/// Blocks for `len` elements at one vector a thread.
+pub(crate) fn vector_blocks<S>(len: usize) -> [usize; 3] {
+    blocks(len.div_ceil(vector::<S>()))
+}
+
 /// Blocks for `len` elements at one a thread.
 pub(crate) fn blocks(len: usize) -> [usize; 3] {
     [len.div_ceil(THREADS), 1, 1]

@@ -1,7 +1,8 @@
 //! `sar eval`: measures a generator, prints the numbers, keeps them as JSON.
 
-use super::models::{Cpu, LoadedGenerator, LoadedTokenizer};
+use super::models::{LoadedGenerator, LoadedTokenizer};
 use super::train::settings;
+use crate::backend::Compute;
 use crate::cli::{EvalArgs, GlobalArgs};
 use crate::config::Config;
 use crate::data::{self, DataConfig};
@@ -24,10 +25,9 @@ pub const EVAL_FILE: &str = "eval.json";
 ///
 /// # Errors
 /// Weights or data that cannot be used, or a file that cannot be written.
-pub fn run(args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let backend = Cpu::new();
+pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
-    let tokenizer = generator.tokenizer(&backend, args.tokenizer.as_deref())?;
+    let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let config = configuration(args, generator.run_config()?.unwrap_or_default())?;
     let data = data::open(&config.data)?;
     anyhow::ensure!(
@@ -44,19 +44,19 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     };
     let mut progress = Progress::new("classifier", training.steps, 0, global.quiet);
     let evaluator = prepare(
-        &backend,
+        backend,
         &data,
         &training,
         &options(&config, &schedule),
-        |images| reconstruct(&backend, &tokenizer, &config, data.validation.side(), images),
+        |images| reconstruct(backend, &tokenizer, &config, data.validation.side(), images),
         |step| progress.update(step, ""),
     )?;
     progress.finish("trained, floors measured");
 
-    let params = generator.params(&backend)?;
+    let params = generator.params(backend)?;
     let (model, decoder) = (&generator.generator, tokenizer.decoder());
     let batch = config.sample.batch;
-    let mut painter = Painter::new(&backend, model, decoder, &schedule, batch, true)?;
+    let mut painter = Painter::new(backend, model, decoder, &schedule, batch, true)?;
     let guidances = &config.eval.guidance;
     let total = guidances.len() as u64 * config.eval.seeds;
     let mut progress = Progress::new("sampling", total, 0, global.quiet);
@@ -112,9 +112,9 @@ fn options(config: &Config, schedule: &ScaleSchedule) -> EvalOptions {
 }
 
 /// Images through the tokenizer and back.
-fn reconstruct(
-    backend: &Cpu,
-    loaded: &LoadedTokenizer,
+fn reconstruct<B: Compute>(
+    backend: &B,
+    loaded: &LoadedTokenizer<B>,
     config: &Config,
     side: usize,
     images: &[f32],

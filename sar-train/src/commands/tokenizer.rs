@@ -1,6 +1,7 @@
 //! `sar tokenizer train|eval|encode`.
 
-use super::models::{Cpu, LoadedTokenizer};
+use super::models::LoadedTokenizer;
+use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
 use crate::cli::{
     GlobalArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,
@@ -13,6 +14,7 @@ use crate::run::{Interrupt, Interrupted, NonFinite, Progress, RunFolder};
 use crate::train::tokenizer::{
     TokenizerLosses, TokenizerProgress, TokenizerQuality, TokenizerTrainer,
 };
+use sar_math::backend::LatentDims;
 use serde::Serialize;
 use std::path::Path;
 
@@ -25,16 +27,23 @@ const SHOWN: usize = 20;
 ///
 /// # Errors
 /// A configuration, data or checkpoint that cannot be used.
-pub fn run(args: &TokenizerArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+pub fn run<B: Compute>(
+    backend: &B,
+    args: &TokenizerArgs,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
     match &args.command {
-        TokenizerCommand::Train(args) => train(args, global),
-        TokenizerCommand::Eval(args) => eval(args, global),
-        TokenizerCommand::Encode(args) => encode(args, global),
+        TokenizerCommand::Train(args) => train(backend, args, global),
+        TokenizerCommand::Eval(args) => eval(backend, args),
+        TokenizerCommand::Encode(args) => encode(backend, args, global),
     }
 }
 
-fn train(args: &TokenizerTrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let backend = Cpu::new();
+fn train<B: Compute>(
+    backend: &B,
+    args: &TokenizerTrainArgs,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
     let (folder, config, data) = if args.run.resume {
         let (folder, config) = RunFolder::open_for_resume(&args.run.out)?;
         let config = config.set(&args.run.set)?;
@@ -47,7 +56,7 @@ fn train(args: &TokenizerTrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         (RunFolder::create(&args.run.out, &config)?, config, data)
     };
     let interrupt = Interrupt::listen()?;
-    train_in(&backend, &folder, &config, &data, &interrupt, global.quiet)?;
+    train_in(backend, &folder, &config, &data, &interrupt, global.quiet)?;
     Ok(())
 }
 
@@ -76,22 +85,22 @@ impl Record {
 }
 
 /// A tokenizer that has been trained in a run folder.
-pub(crate) struct Trained {
-    pub loaded: LoadedTokenizer,
+pub(crate) struct Trained<B: Compute> {
+    pub loaded: LoadedTokenizer<B>,
     pub quality: TokenizerQuality,
     /// All validation images after encoding, quantising and decoding, `[n, 3, h, w]`.
     pub reconstructions: Vec<f32>,
 }
 
 /// Trains (or goes on training) the tokenizer of a run folder to its last step.
-pub(crate) fn train_in(
-    backend: &Cpu,
+pub(crate) fn train_in<B: Compute>(
+    backend: &B,
     folder: &RunFolder,
     config: &Config,
     data: &Data,
     interrupt: &Interrupt,
     quiet: bool,
-) -> anyhow::Result<Trained> {
+) -> anyhow::Result<Trained<B>> {
     let settings = &config.tokenizer_train;
     let tokenizer = Tokenizer::new(&config.tokenizer)?;
     let side = data.train.side();
@@ -141,8 +150,8 @@ pub(crate) fn train_in(
     Ok(Trained { loaded, quality, reconstructions })
 }
 
-fn resume(
-    trainer: &mut TokenizerTrainer<'_, Cpu>,
+fn resume<B: Compute>(
+    trainer: &mut TokenizerTrainer<'_, B>,
     checkpoints: &Checkpoints,
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<()> {
@@ -157,8 +166,8 @@ fn resume(
     Ok(())
 }
 
-fn save(
-    trainer: &TokenizerTrainer<'_, Cpu>,
+fn save<B: Compute>(
+    trainer: &TokenizerTrainer<'_, B>,
     checkpoints: &Checkpoints,
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<()> {
@@ -177,8 +186,8 @@ fn save(
 }
 
 /// Quality at every scale of the generator's schedule, on validation images.
-fn measure(
-    trainer: &mut TokenizerTrainer<'_, Cpu>,
+fn measure<B: Compute>(
+    trainer: &mut TokenizerTrainer<'_, B>,
     images: &Dataset,
     config: &Config,
 ) -> anyhow::Result<TokenizerQuality> {
@@ -222,8 +231,8 @@ fn quality_record(quality: &TokenizerQuality) -> QualityRecord {
 }
 
 /// Validation images above their reconstructions.
-fn write_pictures(
-    trainer: &mut TokenizerTrainer<'_, Cpu>,
+fn write_pictures<B: Compute>(
+    trainer: &mut TokenizerTrainer<'_, B>,
     tokenizer: &Tokenizer,
     folder: &RunFolder,
     images: &Dataset,
@@ -240,15 +249,14 @@ fn write_pictures(
     Ok(())
 }
 
-fn eval(args: &TokenizerEvalArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
-    let backend = Cpu::new();
-    let loaded = LoadedTokenizer::open(&backend, &args.tokenizer)?;
+fn eval<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()> {
+    let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     let mut config = run_config(&args.tokenizer)?;
     config.tokenizer = loaded.tokenizer.config().clone();
     let data = open_data(args.data.as_deref(), &config)?;
     let side = data.validation.side();
     let settings = &config.tokenizer_train;
-    let mut trainer = TokenizerTrainer::new(&backend, &loaded.tokenizer, settings, (side, side))?;
+    let mut trainer = TokenizerTrainer::new(backend, &loaded.tokenizer, settings, (side, side))?;
     let zeros = vec![0.0; loaded.weights.len()];
     let progress = trainer.progress().clone();
     trainer.restore(&loaded.weights, [&zeros, &zeros], &progress)?;
@@ -272,10 +280,12 @@ fn eval(args: &TokenizerEvalArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn encode(args: &TokenizerEncodeArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    use sar_math::backend::{Buffers as _, LatentDims, RolloutOps as _};
-    let backend = Cpu::new();
-    let loaded = LoadedTokenizer::open(&backend, &args.tokenizer)?;
+fn encode<B: Compute>(
+    backend: &B,
+    args: &TokenizerEncodeArgs,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
+    let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     let config = run_config(&args.tokenizer)?;
     let data = open_data(args.data.as_deref(), &config)?;
     let schedule = args.schedule.unwrap_or(config.generator.schedule);
@@ -283,7 +293,7 @@ fn encode(args: &TokenizerEncodeArgs, global: &GlobalArgs) -> anyhow::Result<()>
     let side = tokenizer.latent_side(images.side());
     let (k, v, t) =
         (tokenizer.config().latent_channels, tokenizer.config().vocab, schedule.tokens());
-    let held = crate::train::encode_all(&backend, tokenizer, &loaded.params, images, images.len())?;
+    let held = crate::train::encode_all(backend, tokenizer, &loaded.params, images, images.len())?;
     let mut progress = Progress::new("encoding", images.len() as u64, 0, global.quiet);
     let mut ids = Vec::with_capacity(images.len() * t);
     let each = k * side * side;
@@ -297,7 +307,9 @@ fn encode(args: &TokenizerEncodeArgs, global: &GlobalArgs) -> anyhow::Result<()>
         let dims = LatentDims { batch, channels: k, height: side, width: side };
         backend.area_tokens(dims, &schedule, &latents, &mut tokens)?;
         backend.nearest_code(batch * t, v, k, &tokens, &loaded.codebook, &mut codes)?;
-        ids.extend_from_slice(&codes.as_slice()[..batch * t]);
+        let done = ids.len();
+        ids.resize(done + batch * t, 0);
+        backend.download_ids(&codes, 0, &mut ids[done..])?;
         progress.update((ids.len() / t) as u64, "");
     }
     write_ids(&args.out, &ids, t, &held.labels, &schedule.to_string())?;

@@ -1,6 +1,7 @@
 //! `sar train` and `sar refine`: a generator on the images of a configuration.
 
-use super::models::{Cpu, LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER};
+use super::models::{LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER};
+use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
 use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
 use crate::config::{Config, Mode, SarConfig};
@@ -31,15 +32,14 @@ pub(crate) enum Start {
 ///
 /// # Errors
 /// A configuration, data or checkpoint that cannot be used; see [`TrainError`].
-pub fn run(args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let backend = Cpu::new();
+pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     if args.run.resume {
-        return resume(&backend, &args.run, global);
+        return resume(backend, &args.run, global);
     }
     let mut config = args.run.config(Config::default())?;
     config.train.mode = args.mode.unwrap_or(config.train.mode);
     let path = args.tokenizer.as_deref().context("no tokenizer given; name it with --tokenizer")?;
-    let tokenizer = LoadedTokenizer::open(&backend, path)?;
+    let tokenizer = LoadedTokenizer::open(backend, path)?;
     let start = match &args.run.init_from {
         Some(path) => {
             let from = LoadedGenerator::open(path, false)?;
@@ -48,17 +48,20 @@ pub fn run(args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         }
         None => Start::New,
     };
-    begin(&backend, config, &args.run, global, &tokenizer, start, "training")
+    begin(backend, config, &args.run, global, &tokenizer, start, "training")
 }
 
 /// `sar refine`: SAR on a trained generator.
 ///
 /// # Errors
 /// As [`run`].
-pub fn refine(args: &RefineArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let backend = Cpu::new();
+pub fn refine<B: Compute>(
+    backend: &B,
+    args: &RefineArgs,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
     if args.run.resume {
-        return resume(&backend, &args.run, global);
+        return resume(backend, &args.run, global);
     }
     let path = args
         .run
@@ -66,13 +69,13 @@ pub fn refine(args: &RefineArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         .as_deref()
         .context("no generator given; name the trained one with --init-from")?;
     let from = LoadedGenerator::open(path, false)?;
-    let tokenizer = from.tokenizer(&backend, args.tokenizer.as_deref())?;
+    let tokenizer = from.tokenizer(backend, args.tokenizer.as_deref())?;
     let mut config = args.run.config(from.run_config()?.unwrap_or_default())?;
     adopt(&mut config, &from);
     config.train.mode = Mode::Ssr;
     switch(&mut config.sar, &args.sar);
     let start = Start::From(from.weights);
-    begin(&backend, config, &args.run, global, &tokenizer, start, "refining")
+    begin(backend, config, &args.run, global, &tokenizer, start, "refining")
 }
 
 /// A run that starts from weights has their shape.
@@ -94,12 +97,12 @@ fn switch(sar: &mut SarConfig, args: &SarArgs) {
     sar.sigma = args.sigma.unwrap_or(sar.sigma);
 }
 
-fn begin(
-    backend: &Cpu,
+fn begin<B: Compute>(
+    backend: &B,
     mut config: Config,
     args: &RunArgs,
     global: &GlobalArgs,
-    tokenizer: &LoadedTokenizer,
+    tokenizer: &LoadedTokenizer<B>,
     start: Start,
     what: &str,
 ) -> anyhow::Result<()> {
@@ -118,7 +121,7 @@ fn begin(
     Ok(())
 }
 
-fn resume(backend: &Cpu, args: &RunArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+fn resume<B: Compute>(backend: &B, args: &RunArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let (folder, config) = RunFolder::open_for_resume(&args.out)?;
     let config = config.set(&args.set)?;
     let data = data::open(&config.data)?;
@@ -131,15 +134,15 @@ fn resume(backend: &Cpu, args: &RunArgs, global: &GlobalArgs) -> anyhow::Result<
 }
 
 /// A generator's run with all that it needs.
-pub(crate) struct Work<'w> {
-    pub backend: &'w Cpu,
+pub(crate) struct Work<'w, B: Compute> {
+    pub backend: &'w B,
     pub config: &'w Config,
     pub data: &'w Data,
-    pub tokenizer: &'w LoadedTokenizer,
+    pub tokenizer: &'w LoadedTokenizer<B>,
     pub folder: &'w RunFolder,
 }
 
-impl Work<'_> {
+impl<B: Compute> Work<'_, B> {
     /// Trains to the last step; returns the outcome and the weights.
     pub(crate) fn train(
         &self,
@@ -179,7 +182,7 @@ impl Work<'_> {
             labels.len(),
             guided,
         )?;
-        let mut paint = |trainer: &Trainer<'_, Cpu>| {
+        let mut paint = |trainer: &Trainer<'_, B>| {
             let painted = painter
                 .paint(trainer.params(), &labels, 0, &settings, false)
                 .map_err(TrainError::backend)?;
@@ -200,15 +203,15 @@ impl Work<'_> {
         Ok((outcome, trainer.export()?.weights))
     }
 
-    fn trainer(&self, generator: &Generator, start: Start) -> anyhow::Result<Trainer<'_, Cpu>> {
+    fn trainer(&self, generator: &Generator, start: Start) -> anyhow::Result<Trainer<'_, B>> {
         let config = self.config;
         let size = {
             let side = self.tokenizer.tokenizer.latent_side(self.data.train.side());
             (side, side)
         };
-        let codebook = self.tokenizer.codebook.as_slice();
+        let codebook = self.tokenizer.codebook_on_host(self.backend)?;
         let new = |weights: &[f32]| {
-            Trainer::new(self.backend, generator.clone(), config, weights, codebook, size)
+            Trainer::new(self.backend, generator.clone(), config, weights, &codebook, size)
         };
         Ok(match start {
             Start::New => new(&generator.initial(config.train.seed))?,

@@ -7,7 +7,9 @@ use sar_math::backend::{
 };
 use sar_math::guidance::{Guidance, guide};
 use sar_math::{MAX_SCALES, Scale, ScaleSchedule};
-use sar_train::model::generator::{Generator, GeneratorShape, Gradients, PassInput, Trace};
+use sar_train::model::generator::{
+    Generator, GeneratorShape, Gradients, PassInput, Recompute, Trace,
+};
 use sar_train::sample::{Decoding, Sampler};
 
 /// Logits and losses: f64 with sums in another order.
@@ -151,7 +153,9 @@ impl Setup {
 
     fn memory(&self) -> (Trace<Cpu>, Gradients<Cpu>) {
         let tokens = self.schedule.tokens();
-        let trace = Trace::new(&self.backend, &self.generator, self.batch, tokens).unwrap();
+        let trace =
+            Trace::new(&self.backend, &self.generator, self.batch, tokens, Recompute::default())
+                .unwrap();
         let grads = Gradients::new(&self.backend, &self.generator, self.batch, tokens).unwrap();
         (trace, grads)
     }

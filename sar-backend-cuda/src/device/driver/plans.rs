@@ -84,12 +84,12 @@ impl Shape {
     /// weight gradient (`a` transposed) the rows are its terms k, and one image more changes its sums
     /// anyway: k goes by powers of two, so that random schedules do not plan anew each step.
     fn reference(self) -> Self {
-        if self.a.transposed {
-            return Self { k: self.k.next_power_of_two(), ..self };
-        }
         let alone = |operand: Operand| Operand { stride: 0, ..operand };
-        let (a, b, out) = (alone(self.a), alone(self.b), alone(self.out));
-        Self { m: REFERENCE_ROWS, a, b, out, batch: 1, ..self }
+        let one = Self { a: alone(self.a), b: alone(self.b), out: alone(self.out), ..self };
+        match self.a.transposed {
+            true => Self { k: self.k.next_power_of_two(), batch: 1, ..one },
+            false => Self { m: REFERENCE_ROWS, batch: 1, ..one },
+        }
     }
 }
 

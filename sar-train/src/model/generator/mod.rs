@@ -11,4 +11,4 @@ mod trace;
 pub use layout::{Generator, MLP_RATIO, NORM_EPS};
 pub use pass::PassInput;
 pub use shape::{GeneratorError, GeneratorShape};
-pub use trace::{Gradients, Trace};
+pub use trace::{Gradients, Recompute, Trace};
