@@ -1,14 +1,16 @@
 // Backward of L2-normalised, block-causal attention. Probabilities are computed again from the
-// log-sum-exps, once by a block that owns a tile of queries and once by one that owns a tile of keys:
-// seven products a pair of tiles instead of five, and no sum that depends on the order of blocks.
+// log-sum-exps, once by a block that owns a tile of queries and once by one that owns a tile of
+// keys: seven products a pair of tiles instead of five, and no sum that depends on the order of
+// blocks.
 #include "prelude.cuh"
 #include "schedule.cuh"
+#include "limits.cuh"
 #include "tile.cuh"
 #include "heads.cuh"
 
 // What the forward left, and the gradient of its output: d_out[batch, tokens, heads, d],
-// qkv[batch, tokens, 3, heads, d] prepared, inverse_norms[batch, tokens, 2, heads], and of each row the
-// log-sum-exp and the sum of d_out * out, both [batch, heads, tokens].
+// qkv[batch, tokens, 3, heads, d] prepared, inverse_norms[batch, tokens, 2, heads], and of each row
+// the log-sum-exp and the sum of d_out * out, both [batch, heads, tokens].
 struct Saved {
   const act* d_out;
   const act* qkv;
@@ -41,9 +43,9 @@ DEV u64 partials_at(const Place& at, int tile, int tiles) {
 }
 
 // inner[batch, heads, tokens]: the sum of d_out * out over each head's vector.
-template <int D>
-DEV void inner_products(float* __restrict__ inner, const act* __restrict__ d_out, const act* __restrict__ out,
-                        int tokens, int heads, int d) {
+template <int D> DEV void inner_products(float* __restrict__ inner, const act* __restrict__ d_out,
+                                         const act* __restrict__ out, int tokens, int heads,
+                                         int d) {
   constexpr int LANES = D / CHUNK;
   const int row = blockIdx.x, head = (blockIdx.y * THREADS + threadIdx.x) / LANES;
   const int c = threadIdx.x % LANES * CHUNK;
@@ -59,12 +61,11 @@ DEV void inner_products(float* __restrict__ inner, const act* __restrict__ d_out
   if (exists && c == 0) inner[((u64)sample * heads + head) * tokens + token] = sum;
 }
 
-// From the gradient c of y = factor x / |x| to that of x, for a warp's 16 rows of y in shared memory;
-// `inverse` is 1 / |x| of the lane's two rows, whose sums of c * y are returned in `along`. Where the norm
-// was clamped it is a constant, and nothing is projected out.
-template <int D>
-DEV void through_norm(float (&c)[D / 8][4], const act* rows, const float (&inverse)[2], float factor,
-                      float (&along)[2]) {
+// From the gradient c of y = factor x / |x| to that of x, for a warp's 16 rows of y in shared
+// memory; `inverse` is 1 / |x| of the lane's two rows, whose sums of c * y are returned in `along`.
+// Where the norm was clamped it is a constant, and nothing is projected out.
+template <int D> DEV void through_norm(float (&c)[D / 8][4], const act* rows,
+                                       const float (&inverse)[2], float factor, float (&along)[2]) {
   const int lane = threadIdx.x & 31;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -77,7 +78,8 @@ DEV void through_norm(float (&c)[D / 8][4], const act* rows, const float (&inver
     }
     along[half] = quad_sum(sum);
     const bool clamped = inverse[half] >= 1.f / NORMALIZE_EPS;
-    const float project = clamped ? 0.f : along[half] / factor / factor, by = factor * inverse[half];
+    const float project = clamped ? 0.f : along[half] / factor / factor,
+                by = factor * inverse[half];
 #pragma unroll
     for (int j = 0; j < D / 8; j++) {
       const float2 pair = load_pair(y + j * 8);
@@ -107,11 +109,11 @@ template <int D> DEV void column_sums(const float (&c)[D / 8][4], float* sums) {
 }
 
 // The gradient of q: a block a tile of queries, aligned to the last token as in the forward. Row by
-// row dS = P (dP - inner), dq = dS k, then through bias and normalisation. Shared memory: 2 ROWS + 4
-// INNER rows.
-template <int D>
-DEV void query_gradients(act* __restrict__ dqkv, float* __restrict__ partials, const Saved& saved,
-                         const float* __restrict__ scale_mul, const ScaleTable& table, int heads, int d) {
+// row dS = P (dP - inner), dq = dS k, then through bias and normalisation. Shared memory: 2 ROWS +
+// 4 INNER rows.
+template <int D> DEV void query_gradients(act* __restrict__ dqkv, float* __restrict__ partials,
+                                          const Saved& saved, const float* __restrict__ scale_mul,
+                                          const ScaleTable& table, int heads, int d) {
   constexpr int STRIDE = Tile<D>::STRIDE, KEYS = Tile<D>::INNER;
   DYN_SMEM(act, shared);
   act* const q_tile = shared;
@@ -124,15 +126,16 @@ DEV void query_gradients(act* __restrict__ dqkv, float* __restrict__ partials, c
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int warp_first = first + warp * 16, warp_last = warp_first + 15;
   const int row[2] = {warp_first + (lane >> 2), warp_first + (lane >> 2) + 8};
-  const int limits[2] = {row[0] < 0 ? 0 : visible(table, row[0]), row[1] < 0 ? 0 : visible(table, row[1])};
-  const int some = warp_last < 0 ? 0 : visible(table, warp_last);
-  const int all = warp_first < 0 ? 0 : visible(table, warp_first);
-  const int end = visible(table, first + ROWS - 1);
   const act* const k = saved.qkv + qkv_at(place, 1);
   const act* const v = saved.qkv + qkv_at(place, 2);
 
   load_tile<D, ROWS>(q_tile, saved.qkv + qkv_at(place, 0), 3 * width, first, tokens, d);
   load_tile<D, ROWS>(d_out_tile, saved.d_out + out_at(place), width, first, tokens, d);
+  // Of the lane's rows; then keys that all, and that some, rows of this warp see, and that some of
+  // the block do.
+  int limits[5];
+  visible_to(limits, {row[0], row[1], warp_first, warp_last, first + ROWS - 1}, table);
+  const int all = limits[2], some = warp_last < 0 ? 0 : limits[3], end = limits[4];
   load_tile<D, KEYS>(stages, k, 3 * width, 0, end, d);
   load_tile<D, KEYS>(stages + KEYS * STRIDE, v, 3 * width, 0, end, d);
   cp_commit();
@@ -145,7 +148,8 @@ DEV void query_gradients(act* __restrict__ dqkv, float* __restrict__ partials, c
     inner[half] = exists ? saved.inner[row_at(place) + row[half]] : 0.f;
     inverse[half] = exists ? saved.inverse_norms[norm_at(place, row[half], 0)] : 0.f;
   }
-  const SharedRows<D> queries = {q_tile + warp * 16 * STRIDE}, d_outs = {d_out_tile + warp * 16 * STRIDE};
+  const SharedRows<D> queries = {q_tile + warp * 16 * STRIDE},
+                      d_outs = {d_out_tile + warp * 16 * STRIDE};
 
   float dq[D / 8][4] = {};
   act* stage = stages;
@@ -172,7 +176,8 @@ DEV void query_gradients(act* __restrict__ dqkv, float* __restrict__ partials, c
 #pragma unroll
       for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
-        for (int e = 0; e < 4; e++) s[j][e] = exp_minus(s[j][e], offset[e >> 1]) * (dp[j][e] - inner[e >> 1]);
+        for (int e = 0; e < 4; e++)
+          s[j][e] = exp_minus(s[j][e], offset[e >> 1]) * (dp[j][e] - inner[e >> 1]);
       multiply<D, KEYS>(dq, s, stage);
     }
     act* used = stage;
@@ -186,7 +191,8 @@ DEV void query_gradients(act* __restrict__ dqkv, float* __restrict__ partials, c
   column_sums<D>(dq, sums + warp * (D + 1));
   const float along_rows = column_sum(along[0] + along[1]);
   if (lane == 0) sums[warp * (D + 1) + D] = along_rows;
-  store_rows<D>(q_tile + warp * 16 * STRIDE, dq, dqkv + qkv_at(place, 0), 3 * width, warp_first, tokens, d);
+  store_rows<D>(q_tile + warp * 16 * STRIDE, dq, dqkv + qkv_at(place, 0), 3 * width, warp_first,
+                tokens, d);
   __syncthreads();
   float* const to = partials + partials_at(place, tile, tiles);
   for (int i = threadIdx.x; i <= D; i += THREADS) {
@@ -198,17 +204,18 @@ DEV void query_gradients(act* __restrict__ dqkv, float* __restrict__ partials, c
 }
 
 // The gradients of k and v: a block a tile of keys, which goes through the queries that see them,
-// transposed: S^T = k q^T, dv = P^T d_out, dP^T = v d_out^T, dk = dS^T q. Shared memory: 2 ROWS + 4 INNER
-// rows, and 4 INNER floats.
-template <int D>
-DEV void key_gradients(act* __restrict__ dqkv, float* __restrict__ partials, const Saved& saved,
-                       const ScaleTable& table, int heads, int d) {
+// transposed: S^T = k q^T, dv = P^T d_out, dP^T = v d_out^T, dk = dS^T q. Shared memory: 2 ROWS + 4
+// INNER rows, and 4 INNER floats.
+template <int D> DEV void key_gradients(act* __restrict__ dqkv, float* __restrict__ partials,
+                                        const Saved& saved, const ScaleTable& table, int heads,
+                                        int d) {
   constexpr int STRIDE = Tile<D>::STRIDE, QUERIES = Tile<D>::INNER;
   DYN_SMEM(act, shared);
   act* const k_tile = shared;
   act* const v_tile = shared + ROWS * STRIDE;
   act* const stages = shared + 2 * ROWS * STRIDE;  // twice: queries, gradients of their outputs
-  float* const statistics = reinterpret_cast<float*>(stages + 4 * QUERIES * STRIDE);  // twice: lse, inner
+  float* const statistics =
+      reinterpret_cast<float*>(stages + 4 * QUERIES * STRIDE);  // twice: lse, inner
   const int tokens = table.first[table.scales], tiles = (tokens + ROWS - 1) / ROWS;
   const int tile = blockIdx.x % tiles, task = blockIdx.x / tiles;
   const Place place = {(u64)(task / heads), task % heads, heads, tokens, d};
@@ -216,24 +223,27 @@ DEV void key_gradients(act* __restrict__ dqkv, float* __restrict__ partials, con
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, thread = threadIdx.x;
   const int warp_first = first + warp * 16;
   const int key[2] = {warp_first + (lane >> 2), warp_first + (lane >> 2) + 8};
-  // The first query that sees a key is the first token of its scale; nobody sees keys that do not exist.
-  const auto seen_from = [&](int token) { return token < tokens ? table.first[scale_of(table, token)] : tokens; };
-  const int seen[2] = {seen_from(key[0]), seen_from(key[1])};
-  const int some = seen_from(warp_first), all = seen_from(warp_first + 15);
   const act* const q = saved.qkv + qkv_at(place, 0);
   const act* const d_out = saved.d_out + out_at(place);
-  // Tiles of queries are aligned to the last token; those before token 0 are zero, and count nothing.
-  int query = tokens - ((tokens - 1 - seen_from(first)) / QUERIES + 1) * QUERIES;
 
   // A thread brings one number of a query: the forward's log-sum-exp, or the sum of d_out * out.
   const auto statistic = [&](int from) {
     const int at = from + thread % QUERIES;
     if (at < 0 || thread >= 2 * QUERIES) return 0.f;
-    return thread < QUERIES ? offset_of(saved.lse[row_at(place) + at]) : saved.inner[row_at(place) + at];
+    return thread < QUERIES ? offset_of(saved.lse[row_at(place) + at])
+                            : saved.inner[row_at(place) + at];
   };
 
   load_tile<D, ROWS>(k_tile, saved.qkv + qkv_at(place, 1), 3 * width, first, tokens, d);
   load_tile<D, ROWS>(v_tile, saved.qkv + qkv_at(place, 2), 3 * width, first, tokens, d);
+  // From which query on the lane's keys are seen; some, and all, keys of this warp; some of the
+  // block.
+  int seen[5];
+  seen_from(seen, {key[0], key[1], warp_first, warp_first + 15, first}, table);
+  const int some = seen[2], all = seen[3];
+  // Tiles of queries are aligned to the last token; those before token 0 are zero, and count
+  // nothing.
+  int query = tokens - ((tokens - 1 - seen[4]) / QUERIES + 1) * QUERIES;
   load_tile<D, QUERIES>(stages, q, 3 * width, query, tokens, d);
   load_tile<D, QUERIES>(stages + QUERIES * STRIDE, d_out, width, query, tokens, d);
   cp_commit();
@@ -294,8 +304,10 @@ DEV void key_gradients(act* __restrict__ dqkv, float* __restrict__ partials, con
   __syncthreads();  // before the stages are used for other things
   float* const sums = reinterpret_cast<float*>(stages);
   column_sums<D>(dv, sums + warp * D);
-  store_rows<D>(k_tile + warp * 16 * STRIDE, dk, dqkv + qkv_at(place, 1), 3 * width, warp_first, tokens, d);
-  store_rows<D>(v_tile + warp * 16 * STRIDE, dv, dqkv + qkv_at(place, 2), 3 * width, warp_first, tokens, d);
+  store_rows<D>(k_tile + warp * 16 * STRIDE, dk, dqkv + qkv_at(place, 1), 3 * width, warp_first,
+                tokens, d);
+  store_rows<D>(v_tile + warp * 16 * STRIDE, dv, dqkv + qkv_at(place, 2), 3 * width, warp_first,
+                tokens, d);
   __syncthreads();
   for (int i = thread; i < d; i += THREADS) {
     float sum = 0.f;
@@ -304,47 +316,51 @@ DEV void key_gradients(act* __restrict__ dqkv, float* __restrict__ partials, con
   }
 }
 
-#define ATTENTION_BACKWARD(D, BLOCKS)                                                                               \
-  KERNEL void __launch_bounds__(THREADS)                                                                            \
-      attention_inner_##D(float* __restrict__ inner, const act* __restrict__ d_out, const act* __restrict__ out,    \
-                          int tokens, int heads, int d) {                                                           \
-    inner_products<D>(inner, d_out, out, tokens, heads, d);                                                         \
-  }                                                                                                                 \
-  REGISTER_KERNEL(attention_inner_##D)                                                                              \
-  KERNEL void __launch_bounds__(THREADS, BLOCKS)                                                                    \
-      attention_queries_##D(act* __restrict__ dqkv, float* __restrict__ partials, const act* __restrict__ d_out,    \
-                            const act* __restrict__ qkv, const float* __restrict__ inverse_norms,                   \
-                            const float* __restrict__ lse, const float* __restrict__ inner,                         \
-                            const float* __restrict__ scale_mul, const ScaleTable table, int heads, int d) {        \
-    query_gradients<D>(dqkv, partials, Saved{d_out, qkv, inverse_norms, lse, inner}, scale_mul, table, heads, d);   \
-  }                                                                                                                 \
-  REGISTER_KERNEL(attention_queries_##D)                                                                            \
-  KERNEL void __launch_bounds__(THREADS, BLOCKS)                                                                    \
-      attention_keys_##D(act* __restrict__ dqkv, float* __restrict__ partials, const act* __restrict__ d_out,       \
-                         const act* __restrict__ qkv, const float* __restrict__ inverse_norms,                      \
-                         const float* __restrict__ lse, const float* __restrict__ inner, const ScaleTable table,    \
-                         int heads, int d) {                                                                        \
-    key_gradients<D>(dqkv, partials, Saved{d_out, qkv, inverse_norms, lse, inner}, table, heads, d);                \
-  }                                                                                                                 \
+#define ATTENTION_BACKWARD(D, BLOCKS)                                                            \
+  KERNEL void __launch_bounds__(THREADS)                                                         \
+      attention_inner_##D(float* __restrict__ inner, const act* __restrict__ d_out,              \
+                          const act* __restrict__ out, int tokens, int heads, int d) {           \
+    inner_products<D>(inner, d_out, out, tokens, heads, d);                                      \
+  }                                                                                              \
+  REGISTER_KERNEL(attention_inner_##D)                                                           \
+  KERNEL void __launch_bounds__(THREADS, BLOCKS) attention_queries_##D(                          \
+      act* __restrict__ dqkv, float* __restrict__ partials, const act* __restrict__ d_out,       \
+      const act* __restrict__ qkv, const float* __restrict__ inverse_norms,                      \
+      const float* __restrict__ lse, const float* __restrict__ inner,                            \
+      const float* __restrict__ scale_mul, const ScaleTable table, int heads, int d) {           \
+    query_gradients<D>(dqkv, partials, Saved{d_out, qkv, inverse_norms, lse, inner}, scale_mul,  \
+                       table, heads, d);                                                         \
+  }                                                                                              \
+  REGISTER_KERNEL(attention_queries_##D)                                                         \
+  KERNEL void __launch_bounds__(THREADS, BLOCKS) attention_keys_##D(                             \
+      act* __restrict__ dqkv, float* __restrict__ partials, const act* __restrict__ d_out,       \
+      const act* __restrict__ qkv, const float* __restrict__ inverse_norms,                      \
+      const float* __restrict__ lse, const float* __restrict__ inner, const ScaleTable table,    \
+      int heads, int d) {                                                                        \
+    key_gradients<D>(dqkv, partials, Saved{d_out, qkv, inverse_norms, lse, inner}, table, heads, \
+                     d);                                                                         \
+  }                                                                                              \
   REGISTER_KERNEL(attention_keys_##D)
 
 ATTENTION_BACKWARD(32, 2)
 ATTENTION_BACKWARD(64, 2)
 ATTENTION_BACKWARD(128, 1)
 
-// Adds partials[rows, heads, 2 d + 1] to the gradients of q bias [heads * d], v bias [heads * d] and
-// log-scale [heads]. A block a head and 32 columns; its 16 groups of 32 lanes take rows in turn.
-// Above its ceiling a log-scale has no gradient.
+// Adds partials[rows, heads, 2 d + 1] to the gradients of q bias [heads * d], v bias [heads * d]
+// and log-scale [heads]. A block a head and 32 columns; its 16 groups of 32 lanes take rows in
+// turn. Above its ceiling a log-scale has no gradient.
 KERNEL void __launch_bounds__(512)
-    attention_add_partials(float* __restrict__ q_bias, float* __restrict__ v_bias, float* __restrict__ log_scale,
-                           const float* __restrict__ scale_mul, const float* __restrict__ partials, u64 rows,
-                           int heads, int d) {
+    attention_add_partials(float* __restrict__ q_bias, float* __restrict__ v_bias,
+                           float* __restrict__ log_scale, const float* __restrict__ scale_mul,
+                           const float* __restrict__ partials, u64 rows, int heads, int d) {
   SMEM(float, sums, 512);
-  const int head = blockIdx.x, group = threadIdx.x >> 5, column = blockIdx.y * 32 + (threadIdx.x & 31);
+  const int head = blockIdx.x, group = threadIdx.x >> 5,
+            column = blockIdx.y * 32 + (threadIdx.x & 31);
   const int width = 2 * d + 1;
   float sum = 0.f;
   if (column < width)
-    for (u64 row = group; row < rows; row += 16) sum += partials[(row * heads + head) * width + column];
+    for (u64 row = group; row < rows; row += 16)
+      sum += partials[(row * heads + head) * width + column];
   sums[threadIdx.x] = sum;
   __syncthreads();
   if (group > 0 || column >= width) return;

@@ -1,8 +1,8 @@
-// Vectors of heads: q, k and v of a token, each of d <= D elements, 16 bytes a lane, so that D / CHUNK
-// neighbouring lanes hold a vector. After tile.cuh, for CHUNK.
+// Vectors of heads: q, k and v of a token, each of d <= D elements, 16 bytes a lane, so that D /
+// CHUNK neighbouring lanes hold a vector. After tile.cuh, for CHUNK.
 #pragma once
 
-#define NORMALIZE_EPS 1e-12f         // the least that a norm counts as
+#define NORMALIZE_EPS 1e-12f              // the least that a norm counts as
 #define SCALE_MUL_MAX 4.605170249938965f  // ln 100 in f32: the ceiling of scale_mul
 
 // Elements c .. c + CHUNK of a vector, zero from d on.
@@ -36,12 +36,15 @@ DEV void store_chunk(act* vector, const float (&x)[CHUNK], int c, int d) {
 // The sum over the lanes of a vector. All lanes of the warp take part.
 template <int D> DEV float sum_of_head(float v) {
 #pragma unroll
-  for (int offset = D / CHUNK / 2; offset > 0; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);
+  for (int offset = D / CHUNK / 2; offset > 0; offset >>= 1)
+    v += __shfl_xor_sync(0xffffffffu, v, offset);
   return v;
 }
 
 // exp(min(scale_mul, ln 100)), and NaN for NaN.
-DEV float head_scale(float scale_mul) { return expf(scale_mul > SCALE_MUL_MAX ? SCALE_MUL_MAX : scale_mul); }
+DEV float head_scale(float scale_mul) {
+  return expf(scale_mul > SCALE_MUL_MAX ? SCALE_MUL_MAX : scale_mul);
+}
 
 // Parameters of attention: biases [heads * d] and log-scales [heads], in f32.
 struct HeadParams {
@@ -50,8 +53,8 @@ struct HeadParams {
   const float* scale_mul;
 };
 
-// What attention makes of q (part 0: scale (q + bias) / |q + bias|), k (1: k / |k|) and v (2: v + bias)
-// of a head, in place. Returns 1 / |.|. All lanes of the warp take part.
+// What attention makes of q (part 0: scale (q + bias) / |q + bias|), k (1: k / |k|) and v (2: v +
+// bias) of a head, in place. Returns 1 / |.|. All lanes of the warp take part.
 template <int D>
 DEV float normalize(float (&x)[CHUNK], int part, int head, int c, int d, const HeadParams& params) {
   if (part != 1) {

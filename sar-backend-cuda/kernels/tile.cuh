@@ -4,8 +4,8 @@
 //
 //   c[j][e] of lane l is row l/4 + 8(e/2), column 8j + 2(l%4) + e%2   of the 16 x 8j.. tile.
 //
-// A tile's rows are padded by 16 bytes, which keeps the rows that a warp reads at a time in different
-// banks. Heads of fewer than D elements are padded with zeros, which no product notices.
+// A tile's rows are padded by 16 bytes, which keeps the rows that a warp reads at a time in
+// different banks. Heads of fewer than D elements are padded with zeros, which no product notices.
 #pragma once
 
 constexpr int CHUNK = 16 / (int)sizeof(act);  // elements of a 16-byte access
@@ -13,13 +13,15 @@ constexpr int THREADS = 128;                  // four warps
 constexpr int ROWS = 64;                      // of the tile that a block owns: 16 a warp
 
 template <int D> struct Tile {
-  static constexpr int STRIDE = D + CHUNK;         // elements from row to row
-  static constexpr int INNER = D > 64 ? 32 : 64;   // rows of the tiles that a block goes through
+  static constexpr int STRIDE = D + CHUNK;        // elements from row to row
+  static constexpr int INNER = D > 64 ? 32 : 64;  // rows of the tiles that a block goes through
 };
 
 // ---- two neighbouring elements
 
-DEV void store_pair(float* to, float x, float y) { *reinterpret_cast<float2*>(to) = make_float2(x, y); }
+DEV void store_pair(float* to, float x, float y) {
+  *reinterpret_cast<float2*>(to) = make_float2(x, y);
+}
 DEV void store_pair(bf16* to, float x, float y) { *reinterpret_cast<u32*>(to) = pack_bf16x2(x, y); }
 
 DEV float2 load_pair(const float* from) { return *reinterpret_cast<const float2*>(from); }
@@ -30,8 +32,9 @@ DEV float2 load_pair(const bf16* from) {
 
 // ---- between global and shared memory
 
-// Starts to copy rows first .. first + COUNT of from[rows, stride] into a tile; rows before 0 and from
-// `end` on, and columns from d on, become zero. The caller commits, waits and meets the other threads.
+// Starts to copy rows first .. first + COUNT of from[rows, stride] into a tile; rows before 0 and
+// from `end` on, and columns from d on, become zero. The caller commits, waits and meets the other
+// threads.
 template <int D, int COUNT>
 DEV void load_tile(act* tile, const act* from, int stride, int first, int end, int d) {
   if (d % CHUNK == 0) {
@@ -59,9 +62,10 @@ DEV void load_tile(act* tile, const act* from, int stride, int first, int end, i
 
 // Writes this warp's 16 rows of a product to rows first .. first + 16 of to[rows, stride], those in
 // 0 .. end. They go by way of the warp's own rows of a tile, so that writes are 16 bytes wide.
-template <int D>
-DEV void store_rows(act* rows, const float (&c)[D / 8][4], act* to, int stride, int first, int end, int d) {
+template <int D> DEV void store_rows(act* rows, const float (&c)[D / 8][4], act* to, int stride,
+                                     int first, int end, int d) {
   int lane = threadIdx.x & 31;
+  __syncwarp();  // the other lanes have read what the rows held
   act* at = rows + (lane >> 2) * Tile<D>::STRIDE + (lane & 3) * 2;
 #pragma unroll
   for (int j = 0; j < D / 8; j++) {
@@ -90,12 +94,16 @@ DEV void store_rows(act* rows, const float (&c)[D / 8][4], act* to, int stride, 
 // ---- products
 
 // The 16 rows of a left operand, read from shared memory whenever they are needed.
-template <int D> struct SharedRows { const act* rows; };
+template <int D> struct SharedRows {
+  const act* rows;
+};
 
 #ifdef ACT_BF16
 
 // The 16 rows of a left operand, in registers.
-template <int D> struct HeldRows { u32 fragments[D / 16][4]; };
+template <int D> struct HeldRows {
+  u32 fragments[D / 16][4];
+};
 
 template <int D> DEV void fragment(u32 (&f)[4], const SharedRows<D>& a, int k) {
   int lane = threadIdx.x & 31;
@@ -114,7 +122,8 @@ template <int D> DEV void hold(HeldRows<D>& held, const act* rows) {
 }
 
 // c[16, N] += a[16, D] b[N, D]^T
-template <int D, int N, class Rows> DEV void multiply_transposed(float (&c)[N / 8][4], const Rows& a, const act* b) {
+template <int D, int N, class Rows>
+DEV void multiply_transposed(float (&c)[N / 8][4], const Rows& a, const act* b) {
   int lane = threadIdx.x & 31;
   const act* at = b + ((lane >> 4) * 8 + (lane & 7)) * Tile<D>::STRIDE + (lane & 8);
 #pragma unroll
@@ -133,14 +142,15 @@ template <int D, int N, class Rows> DEV void multiply_transposed(float (&c)[N / 
 }
 
 // c[16, D] += p[16, N] b[N, D], where p is a product, rounded to bf16 here.
-template <int D, int N> DEV void multiply(float (&c)[D / 8][4], const float (&p)[N / 8][4], const act* b) {
+template <int D, int N>
+DEV void multiply(float (&c)[D / 8][4], const float (&p)[N / 8][4], const act* b) {
   int lane = threadIdx.x & 31;
   const act* at = b + (lane & 15) * Tile<D>::STRIDE + (lane >> 4) * 8;
 #pragma unroll
   for (int k = 0; k < N / 16; k++) {
-    const float(&low)[4] = p[2 * k], (&high)[4] = p[2 * k + 1];
-    u32 left[4] = {pack_bf16x2(low[0], low[1]), pack_bf16x2(low[2], low[3]), pack_bf16x2(high[0], high[1]),
-                   pack_bf16x2(high[2], high[3])};
+    const float (&low)[4] = p[2 * k], (&high)[4] = p[2 * k + 1];
+    u32 left[4] = {pack_bf16x2(low[0], low[1]), pack_bf16x2(low[2], low[3]),
+                   pack_bf16x2(high[0], high[1]), pack_bf16x2(high[2], high[3])};
 #pragma unroll
     for (int j = 0; j < D / 8; j += 2) {
       u32 f[4];
@@ -154,11 +164,14 @@ template <int D, int N> DEV void multiply(float (&c)[D / 8][4], const float (&p)
 
 #else  // f32: registers would not hold the rows, and the memory is read 16 bytes at a time
 
-template <int D> struct HeldRows { const act* rows; };
+template <int D> struct HeldRows {
+  const act* rows;
+};
 
 template <int D> DEV void hold(HeldRows<D>& held, const act* rows) { held.rows = rows; }
 
-template <int D, int N, class Rows> DEV void multiply_transposed(float (&c)[N / 8][4], const Rows& a, const act* b) {
+template <int D, int N, class Rows>
+DEV void multiply_transposed(float (&c)[N / 8][4], const Rows& a, const act* b) {
   int lane = threadIdx.x & 31;
   const act* top = a.rows + (lane >> 2) * Tile<D>::STRIDE;
   const act* at = b + (lane & 3) * 2 * Tile<D>::STRIDE;
@@ -183,7 +196,8 @@ template <int D, int N, class Rows> DEV void multiply_transposed(float (&c)[N / 
 }
 
 // An element of p is needed by the four lanes of its row: they take it from the one that has it.
-template <int D, int N> DEV void multiply(float (&c)[D / 8][4], const float (&p)[N / 8][4], const act* b) {
+template <int D, int N>
+DEV void multiply(float (&c)[D / 8][4], const float (&p)[N / 8][4], const act* b) {
   int lane = threadIdx.x & 31;
   const act* at = b + (lane & 3) * 2;
 #pragma unroll

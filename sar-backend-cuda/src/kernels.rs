@@ -66,6 +66,7 @@ headers!(
     "attend.cuh"
     "block.cuh"
     "heads.cuh"
+    "limits.cuh"
     "pack.cuh"
     "prelude.cuh"
     "reduce.cuh"

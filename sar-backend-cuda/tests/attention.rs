@@ -242,6 +242,19 @@ fn scores_at_the_ceiling() {
     check_f32(&case);
 }
 
+/// Vectors shorter than the least norm: it is a constant there, and their gradient is not projected.
+#[test]
+fn tiny_vectors() {
+    let d = 64;
+    let mut case = Case::new(schedule("1_2"), [1, 1, d], INITIAL_SCALE);
+    let tiny = |x: &mut f64| *x = f64::from(bf16::from_f64(*x * 1e-14));
+    // q and k of token 1, with no bias to hide the q.
+    case.qkv[3 * d..5 * d].iter_mut().for_each(tiny);
+    case.params[..d].fill(0.0);
+    check_f32(&case);
+    check_bf16(&case);
+}
+
 #[test]
 fn the_default_schedule() {
     let schedule = schedule("1_2_3_4_5_6_8_10_13_16");
