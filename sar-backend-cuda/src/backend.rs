@@ -8,15 +8,17 @@ use crate::ops::elementwise;
 use crate::storage::Storage;
 use core::marker::PhantomData;
 use sar_math::backend::{Buffers, ShapeError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::cell::RefCell;
+use std::sync::Arc;
 
 /// Scratch that a backend starts with: what the ops of a mid-size training step need.
 const INITIAL_SCRATCH: usize = 1 << 20;
 
-/// Activations stored as `S` on the device `D`; one stream of work.
+/// Activations stored as `S` on the device `D`; one stream of work, given by one thread at a time:
+/// ops share scratch memory, so that the type is `Send` and not `Sync`.
 pub struct CudaBackend<S, D: Device> {
     device: Arc<D>,
-    scratch: Mutex<Buffer<u32, D>>,
+    scratch: RefCell<Buffer<u32, D>>,
     storage: PhantomData<S>,
 }
 
@@ -28,7 +30,7 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
     pub fn new(device: D) -> Result<Self, CudaError> {
         device.prepare(S::NAME)?;
         let device = Arc::new(device);
-        let scratch = Mutex::new(Buffer::zeroed(&device, INITIAL_SCRATCH / 4)?);
+        let scratch = RefCell::new(Buffer::zeroed(&device, INITIAL_SCRATCH / 4)?);
         Ok(Self { device, scratch, storage: PhantomData })
     }
 
@@ -42,7 +44,7 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
     /// It is the op's until the next call. Work is in one stream, so an op whose kernels are given
     /// may not yet have run when the next op takes the same memory: it will have run before.
     pub(crate) fn scratch(&self, bytes: usize) -> Result<Address<u32>, CudaError> {
-        let mut held = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.scratch.borrow_mut();
         if held.len() * 4 < bytes {
             // Twice what is asked for, so that growing schedules do not allocate step after step.
             *held = Buffer::zeroed(&self.device, bytes.next_power_of_two() / 4)?;
@@ -239,10 +241,7 @@ impl<S: Storage, D: Device> Buffers for CudaBackend<S, D> {
         work: &mut dyn FnMut() -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
         // What was recorded works in the scratch memory of that time.
-        let scratch = {
-            let held = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-            held.head("scratch", "bytes", 0)?.raw()
-        };
+        let scratch = self.scratch.borrow().head("scratch", "bytes", 0)?.raw();
         self.device.replay((key, scratch), work)
     }
 

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, Emulator, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, Device as _, Emulator, Storage, bf16};
 use sar_math::backend::{Backend, Choice, DrawKeys, Filter};
 use sar_math::guidance::Guidance;
 use sar_math::philox::{Purpose, Stream};
@@ -12,7 +12,7 @@ use sar_math::{Real, ScaleSchedule};
 use sar_train::config::{Config, Decode, Mode};
 use sar_train::model::generator::{Generator, GeneratorShape, Recompute};
 use sar_train::sample::{Decoding, Sampler};
-use sar_train::train::{Batches, TrainError, Trainer};
+use sar_train::train::{Batches, MemoryPlan, TrainError, Trainer};
 
 /// Rounding that the CPU's own f32 may happen to be free of: a few units in the last place, relative
 /// to the largest element.
@@ -27,6 +27,9 @@ const BF16_LOSS: f64 = 1e-2;
 /// Of f32 against f32 after a few optimiser steps, relative to the learning rate that moved them: a
 /// moment near zero may turn its sign for want of digits.
 const STEPS_DIFFER: f64 = 0.1;
+
+/// How far a plan may be from what is held, as `sar plan` promises.
+const PLAN_ERROR: f64 = 0.1;
 
 const SCHEDULE: &str = "1_2_3_4";
 const BATCH: usize = 2;
@@ -198,6 +201,39 @@ fn steps_have_the_same_bits_whatever_the_order_of_threads_and_whatever_is_recomp
         let differing =
             first.iter().zip(&other).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
         assert_eq!(differing, 0, "{threads} threads, order {order}, {recompute} computed again");
+    }
+}
+
+/// `sar plan` says what the buffers of a run take, for every policy, storage and way of training.
+#[test]
+fn the_plan_is_what_the_trainer_holds() {
+    fn held<S: Storage>(config: &Config) -> (f64, f64) {
+        let backend = emulated::<S>();
+        let before = backend.device().peak_bytes();
+        let generator = Generator::new(&GeneratorShape::from(&config.generator)).unwrap();
+        let weights = vec![0.0; generator.layout().len()];
+        let g = &config.generator;
+        let codebook = vec![0.0; g.vocab * g.channels];
+        let trainer =
+            Trainer::new(&backend, generator, config, &weights, &codebook, (4, 4)).unwrap();
+        let held = backend.device().peak_bytes() - before;
+        drop(trainer);
+        (held as f64, MemoryPlan::of(config, size_of::<S>() as u64).total() as f64)
+    }
+    for mode in [Mode::Teacher, Mode::Ssr, Mode::Student] {
+        for recompute in [Recompute::Nothing, Recompute::Norms, Recompute::Blocks] {
+            let mut config = config(mode);
+            config.generator.schedule = "1_2_3_4_6_8".parse().unwrap();
+            config.train.batch = 8;
+            config.train.recompute = recompute;
+            config.train.ema = 0.9;
+            config.sar.decode = Decode::Sample;
+            config.sar.guidance = 1.2;
+            for (held, planned) in [held::<f32>(&config), held::<bf16>(&config)] {
+                let off = (planned - held) / held;
+                assert!(off.abs() < PLAN_ERROR, "{mode}, {recompute}: {planned} for {held}");
+            }
+        }
     }
 }
 
