@@ -361,6 +361,9 @@ pub struct EvalArgs {
     /// Where to write the numbers as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Greedy on grids outside the published sampler's fixed list, as that is.
+    #[arg(long)]
+    pub published_greedy: bool,
     /// Evaluate the running average of the weights, where the checkpoint has one.
     #[arg(long)]
     pub ema: bool,

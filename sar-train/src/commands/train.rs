@@ -289,3 +289,4 @@ pub(crate) fn grid_labels(classes: usize) -> Vec<u32> {
 pub(crate) fn columns(classes: usize) -> usize {
     classes.clamp(1, 10)
 }
+        published_greedy: s.published_greedy,
