@@ -4,7 +4,6 @@
 //! [`crate::commands`].
 
 use crate::config::{Config, ConfigError, Decode, Mode, Preset, Ramp};
-use crate::data::DataConfig;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sar_math::ScaleSchedule;
 use sar_math::rollout::{Extent, StudentTarget};
@@ -98,7 +97,7 @@ pub struct RunArgs {
     /// Continue the run in --out from its last checkpoint, bit for bit.
     #[arg(long, conflicts_with_all = ["config", "set", "data", "seed", "init_from"])]
     pub resume: bool,
-    /// Images: class folders, a list file, a glyph sheet or `builtin:glyphs10`; overrides section `data`.
+    /// Images: class folders, a list file, a glyph sheet or `builtin:glyphs10`.
     #[arg(long, value_name = "SOURCE")]
     pub data: Option<String>,
     /// Start from these weights: a run folder, a checkpoint folder or a .safetensors file.
@@ -123,7 +122,7 @@ impl RunArgs {
             None => base,
         };
         if let Some(source) = &self.data {
-            config.data = DataConfig::from_argument(source);
+            config.data = config.data.with_source(source);
         }
         config = config.set(&self.set)?;
         config.data.skip_bad_images |= self.skip_bad_images;
