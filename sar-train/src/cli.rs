@@ -27,11 +27,21 @@ pub struct Cli {
 #[derive(Clone, Debug, Default, Args)]
 pub struct GlobalArgs {
     /// Worker threads; 0 is one per core. Changes speed, never a result.
-    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    #[arg(long, global = true, default_value_t = 0, value_name = "N", value_parser = threads)]
     pub threads: usize,
     /// No progress, only results and errors.
     #[arg(long, short, global = true)]
     pub quiet: bool,
+}
+
+/// A number of threads that a machine can have.
+fn threads(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1024;
+    let number: usize = text.parse().map_err(|_| "expected a whole number".to_owned())?;
+    if number > MOST {
+        return Err(format!("expected at most {MOST}"));
+    }
+    Ok(number)
 }
 
 /// The commands.

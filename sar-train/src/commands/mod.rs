@@ -1,5 +1,18 @@
 //! What each command does: one file per command, `run(args, global)` in each.
 
+/// As of the standard library, for a reader that may be gone or a disk that may be full: `sar … | head`
+/// ends quietly.
+macro_rules! print {
+    ($($part:tt)*) => { $crate::commands::output::result(format_args!($($part)*)) };
+}
+macro_rules! println {
+    ($($part:tt)*) => { print!("{}\n", format_args!($($part)*)) };
+}
+/// Notes are no results: without a reader they are dropped.
+macro_rules! eprintln {
+    ($($part:tt)*) => { $crate::commands::output::note(format_args!($($part)*)) };
+}
+
 pub mod bench;
 pub mod check;
 pub mod convert;
@@ -8,6 +21,7 @@ pub mod demo;
 pub mod doctor;
 pub mod eval;
 mod models;
+mod output;
 pub mod plan;
 pub mod report;
 pub mod sample;

@@ -1,5 +1,6 @@
 //! Stopping on Ctrl-C without losing work.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -32,7 +33,8 @@ impl Interrupt {
             if asked.fetch_add(1, Ordering::SeqCst) > 0 {
                 std::process::exit(130);
             }
-            eprintln!("\nstopping after this step and saving; press Ctrl-C again to stop at once");
+            let text = "\nstopping after this step and saving; press Ctrl-C again to stop at once";
+            let _ = writeln!(std::io::stderr(), "{text}");
         })?;
         Ok(interrupt)
     }
