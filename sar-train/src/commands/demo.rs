@@ -11,10 +11,11 @@ use crate::model::classifier::{Classifier, ClassifierConfig, ClassifierTraining}
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::report::summary::{Arm, ArmRole, Summary, TokenizerSummary};
 use crate::report::{self, REPORT_FILE, verdict::verdict};
-use crate::run::{Interrupt, Progress, RunFolder, memory};
+use crate::run::{Interrupt, Progress, RunError, RunFolder, memory};
 use crate::sample::{Painter, SampleSettings};
 use crate::train::Outcome;
 use sar_math::backend::{Buffers as _, Filter};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// What the demonstration spends on each part.
@@ -63,7 +64,13 @@ pub fn run(args: &DemoArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let budget = if args.quick { &QUICK } else { &FULL };
     let config = configuration(budget, args.seed)?;
-    let root = RunFolder::create(&args.out, &config)?;
+    let root = RunFolder::create(&args.out, &config).map_err(|error| match error {
+        RunError::NotEmpty { path, found } => anyhow::anyhow!(
+            "{} is not empty ({found} is in it); remove it, or choose another --out",
+            path.display()
+        ),
+        other => other.into(),
+    })?;
     let demo = Demo {
         backend: Cpu::new(),
         budget,
@@ -73,7 +80,10 @@ pub fn run(args: &DemoArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         interrupt: Interrupt::listen()?,
         quiet: global.quiet,
     };
-    let summary = demo.run(start)?;
+    let summary = demo.run(start).map_err(|error| match demo.interrupt.is_asked() {
+        true => DemoInterrupted { path: args.out.clone() }.into(),
+        false => error,
+    })?;
     summary.write(root.path())?;
     let page = root.path().join(REPORT_FILE);
     let mut runs = vec![root.path().to_owned()];
@@ -86,6 +96,16 @@ pub fn run(args: &DemoArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     println!("\nreport:  {}", page.display());
     println!("numbers: {}", root.path().join("summary.json").display());
     Ok(())
+}
+
+/// A demonstration that the user stopped; the exit code is 130.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "interrupted; the runs in {} are saved, but a demonstration is not continued: start it anew with \
+     another --out, or remove the folder", path.display()
+)]
+pub(super) struct DemoInterrupted {
+    path: PathBuf,
 }
 
 /// The demonstration's configuration: what `sar train` and `sar refine` would be given.

@@ -52,6 +52,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let interrupted = error.chain().any(|cause| {
         // A transparent variant stands in the chain in place of what it holds.
         cause.is::<Interrupted>()
+            || cause.is::<demo::DemoInterrupted>()
             || matches!(cause.downcast_ref(), Some(TrainError::Interrupted(_)))
     });
     if interrupted { 130 } else { 1 }
