@@ -200,12 +200,12 @@ pub struct TokenizerArgs {
 #[allow(clippy::large_enum_variant)] // parsed once per process
 pub enum TokenizerCommand {
     /// Train a tokenizer.
-    #[command(after_help = "Example: sar tokenizer train --out runs/tokenizer")]
+    #[command(after_help = "Example: sar tokenizer train --data images/ --out runs/tokenizer")]
     Train(TokenizerTrainArgs),
     /// Measure its reconstructions and codebook use on held-out images.
     #[command(after_help = "Example: sar tokenizer eval runs/tokenizer")]
     Eval(TokenizerEvalArgs),
-    /// Write the tokens of a data set, or show what images look like after coding.
+    /// Write the tokens of a data set.
     #[command(after_help = "Example: sar tokenizer encode runs/tokenizer --out tokens.safetensors")]
     Encode(TokenizerEncodeArgs),
 }
@@ -239,7 +239,7 @@ pub struct TokenizerEncodeArgs {
     /// Images; default: the data of the tokenizer's run.
     #[arg(long, value_name = "SOURCE")]
     pub data: Option<String>,
-    /// The file to write: `ids [images, T]` and `labels [images]`.
+    /// The file to write: `ids [images, T]`, `labels [images]`, `validation [images]`.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// Grids, coarse to fine; default: those of the tokenizer's run.

@@ -160,6 +160,7 @@ impl Demo<'_> {
             &folder,
             &self.config,
             &self.data,
+            None,
             &self.interrupt,
             self.quiet,
         )?;
@@ -300,6 +301,7 @@ impl Demo<'_> {
             guidance: self.config.sample.ramp.guidance(guidance),
             filter: Filter { top_k: self.config.sample.top_k, top_p: self.config.sample.top_p },
             seed,
+            published_greedy: self.config.sample.published_greedy,
         };
         let (mut images, mut seconds) = (0usize, 0.0);
         let total = (self.budget.guidances.len() * SAMPLING_SEEDS.len()) as u64;
@@ -321,7 +323,6 @@ impl Demo<'_> {
         arm.sample_images_per_second = Some(images as f64 / f64::max(seconds, 1e-9));
         let best = arm.best().map_or(0.5, |p| p.guidance);
         let shown = arm.best().map(|p| (p.frechet.mean, p.class_accuracy.mean));
-            published_greedy: self.config.sample.published_greedy,
         let (frechet, accuracy) = shown.unwrap_or((f64::NAN, f64::NAN));
         progress.finish(&format!(
             "best Fréchet distance {frechet:.2} at guidance {best}, class accuracy {accuracy:.3}"
