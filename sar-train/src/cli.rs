@@ -117,7 +117,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Leave out images that cannot be read, and count them, instead of stopping.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub skip_bad_images: bool,
 }
 
@@ -136,8 +136,22 @@ impl RunArgs {
         }
         config = config.set(&self.set)?;
         config.data.skip_bad_images |= self.skip_bad_images;
-        config.train.seed = self.seed.unwrap_or(config.train.seed);
+        if let Some(seed) = self.seed {
+            (config.train.seed, config.tokenizer_train.seed) = (seed, seed);
+        }
         Ok(config)
+    }
+
+    /// Whether the user asked for a value of `section.key`, in the file or by `--set`.
+    pub(crate) fn names(&self, section: &str, key: &str) -> bool {
+        let of = |table: &toml::Table| table.get(section).is_some_and(|s| s.get(key).is_some());
+        let file = self.config.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        let setting = |set: &String| {
+            let name = set.split('=').next().unwrap_or_default();
+            name.split('.').map(str::trim).eq([section, key])
+        };
+        file.and_then(|text| text.parse().ok()).is_some_and(|table| of(&table))
+            || self.set.iter().any(setting)
     }
 }
 
@@ -254,10 +268,15 @@ pub struct TrainArgs {
     #[command(flatten)]
     pub run: RunArgs,
     /// The trained tokenizer: a run folder, a checkpoint folder or a .safetensors file.
-    #[arg(long, value_name = "PATH", required_unless_present = "resume")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        required_unless_present = "resume",
+        conflicts_with = "resume"
+    )]
     pub tokenizer: Option<PathBuf>,
     /// Way of training: teacher, ssr, student, hybrid:N, interleaved; overrides train.mode.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub mode: Option<Mode>,
 }
 
@@ -268,7 +287,7 @@ pub struct RefineArgs {
     #[command(flatten)]
     pub run: RunArgs,
     /// The tokenizer; default: the one of the generator's run.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     pub tokenizer: Option<PathBuf>,
     /// The switches of SAR.
     #[command(flatten)]
@@ -279,28 +298,28 @@ pub struct RefineArgs {
 #[derive(Clone, Debug, Default, Args)]
 pub struct SarArgs {
     /// All switches at once; default: release.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub preset: Option<Preset>,
     /// Which transitions the rollout staggers: all, last or random.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub extent: Option<Extent>,
     /// What the student is pulled towards: teacher-hard, teacher-soft or ground-truth.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub target: Option<StudentTarget>,
     /// How tokens are chosen from the teacher pass.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub decode: Option<Decode>,
     /// Rollout filter: keep the k most likely; 0 is off.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", conflicts_with = "resume")]
     pub top_k: Option<usize>,
     /// Rollout filter: keep this cumulative probability; 0 is off.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", conflicts_with = "resume")]
     pub top_p: Option<f64>,
     /// Rollout guidance; 0 is off.
-    #[arg(long, value_name = "G")]
+    #[arg(long, value_name = "G", conflicts_with = "resume")]
     pub guidance: Option<f64>,
     /// Weight of the contrastive loss.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub sigma: Option<f64>,
 }
 
@@ -342,6 +361,9 @@ pub struct SampleArgs {
     /// Seed: image k of a seed is always the same.
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Greedy on grids outside the published sampler's fixed list, as that is.
+    #[arg(long)]
+    pub published_greedy: bool,
     /// Sample from the running average of the weights, where the checkpoint has one.
     #[arg(long)]
     pub ema: bool,
@@ -370,9 +392,6 @@ pub struct EvalArgs {
     /// Where to write the numbers as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Greedy on grids outside the published sampler's fixed list, as that is.
-    #[arg(long)]
-    pub published_greedy: bool,
     /// Evaluate the running average of the weights, where the checkpoint has one.
     #[arg(long)]
     pub ema: bool,

@@ -70,6 +70,7 @@ pub fn run(args: &BenchArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
 }
 
 fn bench<B: Backend>(backend: &B, args: &BenchArgs) -> anyhow::Result<()> {
+    anyhow::ensure!(args.steps >= 1, "--steps is 0: nothing would be timed; give at least 1");
     let config = configuration(args)?;
     let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
     let weights = generator.initial(0);

@@ -4,7 +4,7 @@ use super::models::{Cpu, LoadedGenerator, LoadedTokenizer};
 use super::train::settings;
 use crate::cli::{EvalArgs, GlobalArgs};
 use crate::config::Config;
-use crate::data::{self, DataConfig};
+use crate::data;
 use crate::eval::{
     AnyError, EvalOptions, EvalReport, Evaluator, Generate, SamplerSettings, prepare,
 };
@@ -37,6 +37,15 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         generator.section.classes
     );
     let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
+    let (last, factor) = (schedule.last(), tokenizer.tokenizer.downsample_factor());
+    let side = data.validation.side();
+    anyhow::ensure!(
+        (last.height * factor, last.width * factor) == (side, side),
+        "samples are {}×{} px, the images to compare with {side}×{side}; choose data.image_side and \
+         generator.schedule so that they agree",
+        last.height * factor,
+        last.width * factor
+    );
     let training = ClassifierTraining {
         steps: config.eval.classifier_steps,
         seed: config.train.seed,
@@ -85,8 +94,7 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
 
 fn configuration(args: &EvalArgs, mut config: Config) -> anyhow::Result<Config> {
     if let Some(source) = &args.data {
-        let image_side = config.data.image_side;
-        config.data = DataConfig { image_side, ..DataConfig::from_argument(source) };
+        config.data = config.data.with_source(source);
     }
     if !args.guidance.is_empty() {
         config.eval.guidance.clone_from(&args.guidance);

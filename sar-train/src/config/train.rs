@@ -111,7 +111,7 @@ pub struct TrainConfig {
     /// Drop path of the last block, linear from 0 at the first; default: 0.1·depth/24.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drop_path: Option<f64>,
-    /// Draw a schedule per step as FlexVAR does; needs a last grid of 16×16. Default false.
+    /// Draw a schedule per step as FlexVAR does, in proportion to the last grid. Default false.
     pub random_schedules: bool,
     /// Steps between log lines. Default 10.
     pub log_every: u64,
