@@ -6,7 +6,7 @@ use crate::cli::{EvalArgs, GlobalArgs};
 use crate::config::Config;
 use crate::data;
 use crate::eval::{
-    AnyError, EvalOptions, EvalReport, Evaluator, Generate, SamplerSettings, prepare,
+    AnyError, EvalOptions, EvalReport, Evaluator, Generate, NEIGHBOURS, SamplerSettings, prepare,
 };
 use crate::model::classifier::{ClassifierOps, ClassifierTraining};
 use crate::report::{summary, text};
@@ -45,6 +45,12 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
          generator.schedule so that they agree",
         last.height * factor,
         last.width * factor
+    );
+    let held_out = data.validation.len();
+    anyhow::ensure!(
+        held_out > NEIGHBOURS,
+        "{held_out} images are held out for validation, too few to measure with; raise \
+         data.val_fraction"
     );
     let training = ClassifierTraining {
         steps: config.eval.classifier_steps,
