@@ -3,6 +3,7 @@
 use clap::Parser;
 use sar_train::cli::Cli;
 use sar_train::commands;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -10,7 +11,7 @@ fn main() -> ExitCode {
     match set_threads(cli.global.threads).and_then(|()| commands::dispatch(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprint!("{}", commands::describe(&error));
+            let _ = write!(std::io::stderr(), "{}", commands::describe(&error));
             ExitCode::from(commands::exit_code(&error))
         }
     }

@@ -61,6 +61,7 @@ impl<B: Compute> Batches<B> for RandomBatches {
 /// # Errors
 /// A shape that no generator has; out of memory.
 pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    anyhow::ensure!(args.steps >= 1, "--steps is 0: nothing would be timed; give at least 1");
     let config = configuration(args)?;
     let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
     let weights = generator.initial(0);

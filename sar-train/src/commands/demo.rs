@@ -11,10 +11,11 @@ use crate::model::classifier::{Classifier, ClassifierConfig, ClassifierTraining}
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::report::summary::{Arm, ArmRole, Summary, TokenizerSummary};
 use crate::report::{self, REPORT_FILE, verdict::verdict};
-use crate::run::{Interrupt, Progress, RunFolder};
+use crate::run::{Interrupt, Progress, RunError, RunFolder};
 use crate::sample::{Painter, SampleSettings};
 use crate::train::Outcome;
 use sar_math::backend::Filter;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// What the demonstration spends on each part.
@@ -63,7 +64,13 @@ pub fn run<B: Compute>(backend: &B, args: &DemoArgs, global: &GlobalArgs) -> any
     let start = Instant::now();
     let budget = if args.quick { &QUICK } else { &FULL };
     let config = configuration(budget, args.seed)?;
-    let root = RunFolder::create(&args.out, &config)?;
+    let root = RunFolder::create(&args.out, &config).map_err(|error| match error {
+        RunError::NotEmpty { path, found } => anyhow::anyhow!(
+            "{} is not empty ({found} is in it); remove it, or choose another --out",
+            path.display()
+        ),
+        other => other.into(),
+    })?;
     let demo = Demo {
         backend,
         budget,
@@ -73,7 +80,10 @@ pub fn run<B: Compute>(backend: &B, args: &DemoArgs, global: &GlobalArgs) -> any
         interrupt: Interrupt::listen()?,
         quiet: global.quiet,
     };
-    let summary = demo.run(start)?;
+    let summary = demo.run(start).map_err(|error| match demo.interrupt.is_asked() {
+        true => DemoInterrupted { path: args.out.clone() }.into(),
+        false => error,
+    })?;
     summary.write(root.path())?;
     let page = root.path().join(REPORT_FILE);
     let mut runs = vec![root.path().to_owned()];
@@ -86,6 +96,16 @@ pub fn run<B: Compute>(backend: &B, args: &DemoArgs, global: &GlobalArgs) -> any
     println!("\nreport:  {}", page.display());
     println!("numbers: {}", root.path().join("summary.json").display());
     Ok(())
+}
+
+/// A demonstration that the user stopped; the exit code is 130.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "interrupted; the runs in {} are saved, but a demonstration is not continued: start it anew with \
+     another --out, or remove the folder", path.display()
+)]
+pub(super) struct DemoInterrupted {
+    path: PathBuf,
 }
 
 /// The demonstration's configuration: what `sar train` and `sar refine` would be given.
@@ -135,8 +155,15 @@ impl<B: Compute> Demo<'_, B> {
     fn run(&self, start: Instant) -> anyhow::Result<Summary> {
         self.say("1/6  tokenizer: images to codes and back");
         let folder = self.folder("tokenizer", &self.config)?;
-        let trained =
-            train_in(self.backend, &folder, &self.config, &self.data, &self.interrupt, self.quiet)?;
+        let trained = train_in(
+            self.backend,
+            &folder,
+            &self.config,
+            &self.data,
+            None,
+            &self.interrupt,
+            self.quiet,
+        )?;
         self.say("2/6  classifier: its features measure images");
         let mut evaluator = self.evaluator(&trained)?;
         self.say("3/6  base: a generator by teacher forcing");
@@ -274,6 +301,7 @@ impl<B: Compute> Demo<'_, B> {
             guidance: self.config.sample.ramp.guidance(guidance),
             filter: Filter { top_k: self.config.sample.top_k, top_p: self.config.sample.top_p },
             seed,
+            published_greedy: self.config.sample.published_greedy,
         };
         let (mut images, mut seconds) = (0usize, 0.0);
         let total = (self.budget.guidances.len() * SAMPLING_SEEDS.len()) as u64;

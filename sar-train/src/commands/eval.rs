@@ -5,9 +5,9 @@ use super::train::settings;
 use crate::backend::Compute;
 use crate::cli::{EvalArgs, GlobalArgs};
 use crate::config::Config;
-use crate::data::{self, DataConfig};
+use crate::data;
 use crate::eval::{
-    AnyError, EvalOptions, EvalReport, Evaluator, Generate, SamplerSettings, prepare,
+    AnyError, EvalOptions, EvalReport, Evaluator, Generate, NEIGHBOURS, SamplerSettings, prepare,
 };
 use crate::model::classifier::{ClassifierOps, ClassifierTraining};
 use crate::report::{summary, text};
@@ -37,6 +37,21 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         generator.section.classes
     );
     let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
+    let (last, factor) = (schedule.last(), tokenizer.tokenizer.downsample_factor());
+    let side = data.validation.side();
+    anyhow::ensure!(
+        (last.height * factor, last.width * factor) == (side, side),
+        "samples are {}×{} px, the images to compare with {side}×{side}; choose data.image_side and \
+         generator.schedule so that they agree",
+        last.height * factor,
+        last.width * factor
+    );
+    let held_out = data.validation.len();
+    anyhow::ensure!(
+        held_out > NEIGHBOURS,
+        "{held_out} images are held out for validation, too few to measure with; raise \
+         data.val_fraction"
+    );
     let training = ClassifierTraining {
         steps: config.eval.classifier_steps,
         seed: config.train.seed,
@@ -85,8 +100,7 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
 
 fn configuration(args: &EvalArgs, mut config: Config) -> anyhow::Result<Config> {
     if let Some(source) = &args.data {
-        let image_side = config.data.image_side;
-        config.data = DataConfig { image_side, ..DataConfig::from_argument(source) };
+        config.data = config.data.with_source(source);
     }
     if !args.guidance.is_empty() {
         config.eval.guidance.clone_from(&args.guidance);

@@ -1,6 +1,19 @@
 //! What each command does: one file per command, with a `run` in each; those that compute are generic
 //! over the backend.
 
+/// As of the standard library, for a reader that may be gone or a disk that may be full: `sar … | head`
+/// ends quietly.
+macro_rules! print {
+    ($($part:tt)*) => { $crate::commands::output::result(format_args!($($part)*)) };
+}
+macro_rules! println {
+    ($($part:tt)*) => { print!("{}\n", format_args!($($part)*)) };
+}
+/// Notes are no results: without a reader they are dropped.
+macro_rules! eprintln {
+    ($($part:tt)*) => { $crate::commands::output::note(format_args!($($part)*)) };
+}
+
 pub mod bench;
 pub mod check;
 pub mod convert;
@@ -10,6 +23,7 @@ pub mod doctor;
 pub mod eval;
 pub mod kernels;
 mod models;
+mod output;
 pub mod plan;
 pub mod report;
 pub mod sample;
@@ -68,6 +82,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let interrupted = error.chain().any(|cause| {
         // A transparent variant stands in the chain in place of what it holds.
         cause.is::<Interrupted>()
+            || cause.is::<demo::DemoInterrupted>()
             || matches!(cause.downcast_ref(), Some(TrainError::Interrupted(_)))
     });
     if interrupted { 130 } else { 1 }

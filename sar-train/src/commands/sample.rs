@@ -88,6 +88,7 @@ fn configuration(args: &SampleArgs, mut config: Config) -> anyhow::Result<Config
     s.top_p = args.top_p.unwrap_or(s.top_p);
     s.schedule = args.schedule.or(s.schedule);
     s.seed = args.seed.unwrap_or(s.seed);
+    s.published_greedy |= args.published_greedy;
     s.validate()?;
     Ok(config)
 }

@@ -4,14 +4,16 @@ use super::models::{LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER};
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
 use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
-use crate::config::{Config, Mode, SarConfig};
+use crate::config::{Config, GeneratorSection, Mode, SarConfig};
 use crate::data::{self, Data, grid};
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::run::{Interrupt, RunFolder};
 use crate::sample::{Painter, SampleSettings};
 use crate::train::{EncodedBatches, Outcome, Session, TrainError, TrainState, Trainer, encode_all};
 use anyhow::Context as _;
+use clap::ValueEnum as _;
 use sar_math::backend::Filter;
+use sar_math::rollout::Plan;
 
 /// Held-out images that the loss is measured on, at most.
 const HELD_OUT: usize = 1024;
@@ -43,7 +45,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     let start = match &args.run.init_from {
         Some(path) => {
             let from = LoadedGenerator::open(path, false)?;
-            adopt(&mut config, &from);
+            adopt(&mut config, &from, &args.run)?;
             Start::From(from.weights)
         }
         None => Start::New,
@@ -70,24 +72,49 @@ pub fn refine<B: Compute>(
         .context("no generator given; name the trained one with --init-from")?;
     let from = LoadedGenerator::open(path, false)?;
     let tokenizer = from.tokenizer(backend, args.tokenizer.as_deref())?;
-    let mut config = args.run.config(from.run_config()?.unwrap_or_default())?;
-    adopt(&mut config, &from);
+    let mut run = args.run.clone();
+    if let Some(preset) = args.sar.preset.and_then(|p| p.to_possible_value()) {
+        // First, so that it replaces the file's switches and not those of --set.
+        run.set.insert(0, format!("sar.preset={}", preset.get_name()));
+    }
+    let mut config = run.config(from.run_config()?.unwrap_or_default())?;
+    adopt(&mut config, &from, &run)?;
     config.train.mode = Mode::Ssr;
     switch(&mut config.sar, &args.sar);
     let start = Start::From(from.weights);
     begin(backend, config, &args.run, global, &tokenizer, start, "refining")
 }
 
-/// A run that starts from weights has their shape.
-fn adopt(config: &mut Config, from: &LoadedGenerator) {
-    config.generator = from.section.clone();
+/// A run that starts from weights has their shape; a schedule of its own it may have.
+fn adopt(config: &mut Config, from: &LoadedGenerator, args: &RunArgs) -> anyhow::Result<()> {
+    let (asked, weights) = (&config.generator, &from.section);
+    for (key, asked, found) in [
+        ("depth", asked.depth, weights.depth),
+        ("width", asked.width, weights.width),
+        ("heads", asked.heads, weights.heads),
+        ("vocab", asked.vocab, weights.vocab),
+        ("channels", asked.channels, weights.channels),
+        ("classes", asked.classes, weights.classes),
+        ("pos_side", asked.pos_side, weights.pos_side),
+    ] {
+        fixed(args, key, asked, found, "the weights of --init-from have")?;
+    }
+    let schedule = if args.names("generator", "schedule") { asked } else { weights }.schedule;
+    config.generator = GeneratorSection { schedule, ..weights.clone() };
+    Ok(())
 }
 
-/// Flags over the preset.
+/// Fails where the user asked for a value of a key that something else has decided.
+fn fixed(args: &RunArgs, key: &str, asked: usize, found: usize, who: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        asked == found || !args.names("generator", key),
+        "generator.{key} is {asked}, but {who} {found}; leave the key out, or train another"
+    );
+    Ok(())
+}
+
+/// Flags over what the preset, the file and --set say.
 fn switch(sar: &mut SarConfig, args: &SarArgs) {
-    if let Some(preset) = args.preset {
-        *sar = SarConfig::preset(preset);
-    }
     sar.extent = args.extent.unwrap_or(sar.extent);
     sar.target = args.target.unwrap_or(sar.target);
     sar.decode = args.decode.unwrap_or(sar.decode);
@@ -108,12 +135,16 @@ fn begin<B: Compute>(
 ) -> anyhow::Result<()> {
     let data = data::open(&config.data)?;
     if matches!(start, Start::New) {
-        let t = tokenizer.tokenizer.config();
-        config.generator.vocab = t.vocab;
-        config.generator.channels = t.latent_channels;
-        config.generator.classes = data.classes.len();
+        let (t, g) = (tokenizer.tokenizer.config(), &mut config.generator);
+        let classes = data.classes.len();
+        fixed(args, "vocab", g.vocab, t.vocab, "the tokenizer has")?;
+        fixed(args, "channels", g.channels, t.latent_channels, "the tokenizer has")?;
+        fixed(args, "classes", g.classes, classes, "the data have")?;
+        (g.vocab, g.channels, g.classes) = (t.vocab, t.latent_channels, classes);
     }
     config.validate()?;
+    // Before the folder: a run that cannot start leaves none behind.
+    check(&config, &data, tokenizer)?;
     let folder = RunFolder::create(&args.out, &config)?;
     let interrupt = Interrupt::listen()?;
     let work = Work { backend, config: &config, data: &data, tokenizer, folder: &folder };
@@ -152,10 +183,12 @@ impl<B: Compute> Work<'_, B> {
         quiet: bool,
     ) -> anyhow::Result<(Outcome, Vec<f32>)> {
         let (backend, config, tokenizer) = (self.backend, self.config, self.tokenizer);
-        tokenizer.fits(&config.generator)?;
-        self.check_sizes()?;
+        check(config, self.data, tokenizer)?;
         if !quiet {
             eprintln!("{}", self.data.summary);
+            if let Some(note) = self.small() {
+                eprintln!("note: {note}");
+            }
         }
         self.keep_tokenizer()?;
         let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
@@ -238,24 +271,20 @@ impl<B: Compute> Work<'_, B> {
         })
     }
 
-    /// The latent grid of the images is the last scale of the schedule.
-    fn check_sizes(&self) -> anyhow::Result<()> {
+    /// What to know where the last grid is smaller than the images' latents.
+    fn small(&self) -> Option<String> {
         let side = self.data.train.side();
         let factor = self.tokenizer.tokenizer.downsample_factor();
         let last = self.config.generator.schedule.last();
-        anyhow::ensure!(
-            side.is_multiple_of(factor),
-            "images are {side} px, which the tokenizer's factor of {factor} does not divide; set \
-             data.image_side to a multiple"
-        );
-        let latent = side / factor;
-        anyhow::ensure!(
-            last.height.max(last.width) <= latent,
-            "the schedule {} ends in a grid of {last}, but images of {side} px have latents of \
-             {latent}×{latent}; end generator.schedule at {latent} or less",
-            self.config.generator.schedule
-        );
-        Ok(())
+        (last.height.max(last.width) < side / factor).then(|| {
+            format!(
+                "images of {side} px have latents of {latent}×{latent}, but generator.schedule ends \
+                 in a grid of {last}: samples will be {}×{} px",
+                last.height * factor,
+                last.width * factor,
+                latent = side / factor,
+            )
+        })
     }
 
     /// Keeps the tokenizer in the run, so that the run is whole on its own.
@@ -271,6 +300,41 @@ impl<B: Compute> Work<'_, B> {
     }
 }
 
+/// Whether generator, tokenizer, schedule and data fit each other.
+fn check<B: Compute>(
+    config: &Config,
+    data: &Data,
+    tokenizer: &LoadedTokenizer<B>,
+) -> anyhow::Result<()> {
+    let generator = &config.generator;
+    tokenizer.fits(generator)?;
+    anyhow::ensure!(
+        data.classes.len() == generator.classes,
+        "the data have {} classes, the generator {}; train it on data of its classes",
+        data.classes.len(),
+        generator.classes
+    );
+    let (side, last) = (data.train.side(), generator.schedule.last());
+    let factor = tokenizer.tokenizer.downsample_factor();
+    anyhow::ensure!(
+        side.is_multiple_of(factor),
+        "images are {side} px, which the tokenizer's factor of {factor} does not divide; set \
+         data.image_side to a multiple"
+    );
+    let latent = side / factor;
+    anyhow::ensure!(
+        last.height.max(last.width) <= latent,
+        "the schedule {} ends in a grid of {last}, but images of {side} px have latents of \
+         {latent}×{latent}; end generator.schedule at {latent} or less",
+        generator.schedule
+    );
+    // The way of training may ask for more scales than there are.
+    let method = config.train.method(&config.sar);
+    Plan::new(method, config.sar.target, &generator.schedule, config.train.seed, 0)
+        .with_context(|| format!("train.mode {} on {}", config.train.mode, generator.schedule))?;
+    Ok(())
+}
+
 /// Sampling as the configuration says, with this seed.
 pub(crate) fn settings(config: &Config, seed: u64) -> SampleSettings {
     let s = &config.sample;
@@ -278,6 +342,7 @@ pub(crate) fn settings(config: &Config, seed: u64) -> SampleSettings {
         guidance: s.ramp.guidance(s.guidance),
         filter: Filter { top_k: s.top_k, top_p: s.top_p },
         seed,
+        published_greedy: s.published_greedy,
     }
 }
 

@@ -116,7 +116,7 @@ pub struct TrainConfig {
     /// `blocks`, from most memory to least.
     #[serde(with = "text")]
     pub recompute: Recompute,
-    /// Draw a schedule per step as FlexVAR does; needs a last grid of 16×16. Default false.
+    /// Draw a schedule per step as FlexVAR does, in proportion to the last grid. Default false.
     pub random_schedules: bool,
     /// Steps between log lines. Default 10.
     pub log_every: u64,

@@ -8,6 +8,9 @@ use sar_math::backend::{
 };
 use sar_math::{MAX_SCALES, ScaleSchedule};
 
+/// Sides of the grids that the published sampler draws from a distribution; on others it is greedy.
+const PUBLISHED_SIDES: [usize; 13] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 23, 24, 32];
+
 /// How codes are chosen while sampling.
 #[derive(Clone, Copy, Debug)]
 pub struct Decoding {
@@ -34,6 +37,8 @@ pub struct Sampler<B: Buffers> {
     /// The schedule that there was room asked for.
     room: ScaleSchedule,
     recordings: Recordings,
+    /// Scales whose codes are the most likely ones, whatever the decoding says of the others.
+    greedy: [bool; MAX_SCALES],
     /// Rows of a batch with its unconditional half.
     rows: usize,
     labels: B::Ids,
@@ -79,6 +84,7 @@ impl<B: Backend> Sampler<B> {
             schedule: *schedule,
             room: *schedule,
             recordings: Recordings::default(),
+            greedy: [false; MAX_SCALES],
             rows,
             labels: backend.ids(rows)?,
             cond: backend.activation(rows * c)?,
@@ -126,6 +132,15 @@ impl<B: Backend> Sampler<B> {
         self.run_scales(
             backend, generator, params, codebook, labels, decoding, given, scales, observe,
         )
+    }
+
+    /// Greedy on grids outside the published sampler's fixed list, as that is; or nowhere.
+    pub(crate) fn set_published_greedy(&mut self, on: bool) {
+        self.greedy = [false; MAX_SCALES];
+        for (greedy, scale) in self.greedy.iter_mut().zip(self.schedule.scales()) {
+            let listed = scale.height == scale.width && PUBLISHED_SIDES.contains(&scale.height);
+            *greedy = on && !listed;
+        }
     }
 
     /// Takes another schedule, of no more tokens in all and in its largest scale.
@@ -192,7 +207,7 @@ impl<B: Backend> Sampler<B> {
                 scales: scale..scale + 1,
                 vocab: generator.shape().vocab,
                 guidance: decoding.guidance,
-                choice: decoding.choice,
+                choice: if self.greedy[scale] { Choice::Argmax } else { decoding.choice },
             };
             backend.choose_codes(&dims, &self.logits, &mut self.ids)?;
             observe(scale, self)?;
