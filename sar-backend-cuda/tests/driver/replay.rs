@@ -212,37 +212,46 @@ scenario! {
 scenario! {
     /// Other threads' work is neither recorded nor lost.
     fn threads_do_not_meet_in_a_recording(fake) on []; {
+        const BYTES: usize = 4 * LEN;
         let mut counter = Counter::new(fake);
-        let mut other = Vec::new();
-        let (one, two) = (counter.backend.activation(LEN).unwrap(), counter.backend.activation(LEN).unwrap());
-        other.push((one, two));
-        counter.backend.upload(&[1.0; LEN], &mut other[0].0, 0).unwrap();
+        let device = counter.backend.device();
+        let (from, to) = (device.allocate(BYTES).unwrap(), device.allocate(BYTES).unwrap());
+        // SAFETY: all of what was just allocated.
+        unsafe { device.write(&[7; BYTES], from).unwrap() };
         counter.count((1, 0), nothing).unwrap();
         // The first time the other thread begins while this one records.
         let (begin, begun) = std::sync::mpsc::channel();
         let Counter { backend, one, sum } = &mut counter;
-        let backend = &*backend;
+        let device = backend.device();
         std::thread::scope(|scope| {
-            let (from, to) = &mut other[0];
-            let adder = scope.spawn(move || {
+            let copier = scope.spawn(move || {
                 begun.recv().unwrap();
-                backend.add(from, to, LEN)
+                // SAFETY: two allocations of this size.
+                unsafe { device.copy(from, to, BYTES) }
             });
-            backend.device().replay((1, 0), &mut || {
+            device.replay((1, 0), &mut || {
                 begin.send(()).unwrap();
                 std::thread::sleep(std::time::Duration::from_millis(100));
                 backend.add(one, sum, LEN)
             }).unwrap();
-            adder.join().unwrap().unwrap();
+            copier.join().unwrap().unwrap();
         });
+        // SAFETY: as above.
+        unsafe { device.zero(from, BYTES).unwrap() };
         for times in 3..6 {
             counter.count((1, 0), nothing).unwrap();
             assert_eq!(counter.read(), times as f32);
         }
-        let mut host = [0.0; LEN];
-        counter.backend.download(&other[0].1, 0, &mut host).unwrap();
-        assert_eq!(host, [1.0; LEN], "added once");
-        drop((other, counter));
+        let device = counter.backend.device();
+        let mut host = [0; BYTES];
+        // SAFETY: as above; given back last of all.
+        unsafe {
+            device.read(to, &mut host).unwrap();
+            device.release(from, BYTES);
+            device.release(to, BYTES);
+        }
+        assert_eq!(host, [7; BYTES], "copied once, before its source changed");
+        drop(counter);
         fake.expect_clean();
     }
 }
