@@ -1,9 +1,10 @@
-//! Whole training steps and sampling runs on the CUDA backend, its kernels executed on the CPU,
-//! beside the CPU backend on the same work.
+//! Whole training steps and sampling runs on the CUDA backend beside the CPU backend on the same work:
+//! its kernels executed on the CPU, and on the GPU where there is one (`SAR_REQUIRE_GPU=1` makes a
+//! missing one a failure).
 #![allow(clippy::unwrap_used)]
 
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, Device as _, Emulator, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, Device as _, Driver, Emulator, Storage, bf16};
 use sar_math::backend::{Backend, Choice, DrawKeys, Filter};
 use sar_math::guidance::Guidance;
 use sar_math::philox::{Purpose, Stream};
@@ -122,6 +123,36 @@ fn emulated<S: Storage>() -> CudaBackend<S, Emulator> {
     CudaBackend::new(Emulator::new()).unwrap()
 }
 
+fn gpu<S: Storage>() -> Option<CudaBackend<S, Driver>> {
+    match Driver::new(0) {
+        Ok(driver) => Some(CudaBackend::new(driver).unwrap()),
+        Err(error) => {
+            assert!(std::env::var_os("SAR_REQUIRE_GPU").is_none(), "{error}");
+            eprintln!("on the CPU alone: {error}");
+            None
+        }
+    }
+}
+
+/// What steps leave on every device there is.
+fn train_on_each<S: Storage>(config: &Config, steps: usize) -> Vec<Trained> {
+    let mut found = vec![train(&emulated::<S>(), config, steps)];
+    found.extend(gpu::<S>().map(|backend| train(&backend, config, steps)));
+    found
+}
+
+/// Codes on every device there is.
+fn sample_on_each<S: Storage>(choice: Choice, labels: &[u32]) -> Vec<Vec<u32>> {
+    let mut found = vec![sample(&emulated::<S>(), choice, labels)];
+    found.extend(gpu::<S>().map(|backend| {
+        // Thrice: run, recorded, replayed.
+        let [first, second, third] = [(); 3].map(|()| sample(&backend, choice, labels));
+        assert!(first == second && second == third, "a replay chooses other codes");
+        third
+    }));
+    found
+}
+
 /// The largest difference, relative to the largest element.
 fn error(found: &[f64], expected: &[f64]) -> f64 {
     let largest = expected.iter().fold(0.0f64, |a, b| a.max(b.abs()));
@@ -133,7 +164,7 @@ fn compare_gradients<S: Storage>(mode: Mode, bound: impl Fn(f64) -> f64) {
     let config = config(mode);
     let exact = train(&CpuBackend::<f64>::new(), &config, 1);
     let plain = train(&CpuBackend::<f32>::new(), &config, 1);
-    let found = train(&emulated::<S>(), &config, 1);
+    let devices = train_on_each::<S>(&config, 1);
     let world = World::new(&config);
     let layout = world.generator.layout();
     let slots = layout.slots(true).into_iter().chain(layout.slots(false));
@@ -143,8 +174,10 @@ fn compare_gradients<S: Storage>(mode: Mode, bound: impl Fn(f64) -> f64) {
             continue;
         }
         let error = |of: &Trained| error(&of.gradient[slot.range()], exact);
-        let (cpu, cuda) = (error(&plain), error(&found));
-        assert!(cuda <= bound(cpu), "{slot:?}: CUDA {cuda:e}, CPU in f32 {cpu:e}");
+        let cpu = error(&plain);
+        for cuda in devices.iter().map(error) {
+            assert!(cuda <= bound(cpu), "{slot:?}: CUDA {cuda:e}, CPU in f32 {cpu:e}");
+        }
     }
 }
 
@@ -171,15 +204,17 @@ fn a_teacher_forced_step_in_bf16_has_it_within_its_storage() {
 fn a_few_sar_steps_follow_the_cpu() {
     let config = config(Mode::Ssr);
     let plain = train(&CpuBackend::<f32>::new(), &config, 4);
-    let found = train(&emulated::<f32>(), &config, 4);
     let lr = config.train.lr.unwrap() as f32;
-    let differ = plain.weights.iter().zip(&found.weights).map(|(a, b)| (a - b).abs());
-    let worst = differ.fold(0.0f32, f32::max) / lr;
-    assert!(f64::from(worst) < STEPS_DIFFER, "weights differ by {worst} learning rates");
-    let narrow = train(&emulated::<bf16>(), &config, 4);
+    for found in train_on_each::<f32>(&config, 4) {
+        let differ = plain.weights.iter().zip(&found.weights).map(|(a, b)| (a - b).abs());
+        let worst = differ.fold(0.0f32, f32::max) / lr;
+        assert!(f64::from(worst) < STEPS_DIFFER, "weights differ by {worst} learning rates");
+    }
     assert!(plain.losses[3] < plain.losses[0], "the CPU learns: {:?}", plain.losses);
-    for (cpu, cuda) in plain.losses.iter().zip(&narrow.losses) {
-        assert!((cpu - cuda).abs() < BF16_LOSS * cpu, "{:?} {:?}", plain.losses, narrow.losses);
+    for narrow in train_on_each::<bf16>(&config, 4) {
+        for (cpu, cuda) in plain.losses.iter().zip(&narrow.losses) {
+            assert!((cpu - cuda).abs() < BF16_LOSS * cpu, "{:?} {:?}", plain.losses, narrow.losses);
+        }
     }
 }
 
@@ -264,7 +299,9 @@ fn sampling_chooses_the_cpus_codes() {
     for choice in [Choice::Argmax, draw] {
         let expected = sample(&CpuBackend::<f32>::new(), choice, &[1, 0]);
         assert!(expected.iter().any(|&id| id != expected[0]), "the codes say something");
-        assert_eq!(sample(&emulated::<f32>(), choice, &[1, 0]), expected);
+        for found in sample_on_each::<f32>(choice, &[1, 0]) {
+            assert_eq!(found, expected);
+        }
     }
 }
 
@@ -272,11 +309,12 @@ fn sampling_chooses_the_cpus_codes() {
 fn an_image_is_the_same_in_any_batch() {
     let filter = Filter { top_k: 0, top_p: 0.9 };
     let draw = |first_image| Choice::Draw(filter, DrawKeys { seed: 2, first_image });
-    let backend = emulated::<bf16>();
-    let three = sample(&backend, draw(0), &[0, 1, 2]);
-    let tokens = three.len() / 3;
+    let devices = sample_on_each::<bf16>(draw(0), &[0, 1, 2]);
     for image in 0..3 {
-        let alone = sample(&backend, draw(image as u64), &[image as u32]);
-        assert_eq!(alone, three[image * tokens..][..tokens], "image {image}");
+        let alone = sample_on_each::<bf16>(draw(image as u64), &[image as u32]);
+        for (alone, three) in alone.iter().zip(&devices) {
+            let tokens = three.len() / 3;
+            assert_eq!(alone[..], three[image * tokens..][..tokens], "image {image}");
+        }
     }
 }
