@@ -10,7 +10,7 @@ pub enum CpuError {
     #[error(transparent)]
     Shape(#[from] ShapeError),
     /// A buffer that the host has no room for.
-    #[error("out of memory: {bytes} bytes asked for; a smaller batch or model needs less")]
+    #[error("out of memory: {bytes} bytes asked for")]
     OutOfMemory {
         /// Size of the buffer.
         bytes: usize,

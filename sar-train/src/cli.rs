@@ -4,10 +4,10 @@
 //! [`crate::commands`].
 
 use crate::config::{Config, ConfigError, Decode, Mode, Preset, Ramp};
-use crate::data::DataConfig;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sar_math::ScaleSchedule;
 use sar_math::rollout::{Extent, StudentTarget};
+use std::fmt;
 use std::path::PathBuf;
 
 /// Train, refine, sample and measure next-scale image generators.
@@ -28,11 +28,77 @@ pub struct Cli {
 #[derive(Clone, Debug, Default, Args)]
 pub struct GlobalArgs {
     /// Worker threads; 0 is one per core. Changes speed, never a result.
-    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    #[arg(long, global = true, default_value_t = 0, value_name = "N", value_parser = threads)]
     pub threads: usize,
     /// No progress, only results and errors.
     #[arg(long, short, global = true)]
     pub quiet: bool,
+    /// Where models run.
+    #[arg(long, global = true, value_enum, default_value_t, value_name = "NAME")]
+    pub backend: BackendName,
+    /// Which GPU, counted from 0.
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    pub device: usize,
+    /// Storage of activations; default: f32 on cpu, bf16 on cuda.
+    #[arg(long, global = true, value_enum, value_name = "TYPE")]
+    pub dtype: Option<Dtype>,
+}
+
+impl GlobalArgs {
+    /// The storage of activations asked for, or the backend's own.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype.unwrap_or(match self.backend {
+            BackendName::Cpu => Dtype::F32,
+            BackendName::Cuda => Dtype::Bf16,
+        })
+    }
+}
+
+/// Backends of the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+}
+
+impl fmt::Display for BackendName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        })
+    }
+}
+
+/// How activations are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats with the exponent of 32-bit ones.
+    Bf16,
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+/// A number of threads that a machine can have.
+fn threads(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1024;
+    let number: usize = text.parse().map_err(|_| "expected a whole number".to_owned())?;
+    if number > MOST {
+        return Err(format!("expected at most {MOST}"));
+    }
+    Ok(number)
 }
 
 /// The commands.
@@ -78,6 +144,8 @@ pub enum Command {
     /// Say what this machine offers: cores, CPU features, memory, disk, backends.
     #[command(after_help = "Example: sar doctor")]
     Doctor(DoctorArgs),
+    /// Compile the CUDA backend's kernels ahead; needs no GPU.
+    Kernels(KernelsArgs),
     /// Write one self-contained HTML page about one or more runs.
     #[command(after_help = "Example: sar report runs/base runs/refined --out report.html")]
     Report(ReportArgs),
@@ -98,7 +166,7 @@ pub struct RunArgs {
     /// Continue the run in --out from its last checkpoint, bit for bit.
     #[arg(long, conflicts_with_all = ["config", "set", "data", "seed", "init_from"])]
     pub resume: bool,
-    /// Images: class folders, a list file, a glyph sheet or `builtin:glyphs10`; overrides section `data`.
+    /// Images: class folders, a list file, a glyph sheet or `builtin:glyphs10`.
     #[arg(long, value_name = "SOURCE")]
     pub data: Option<String>,
     /// Start from these weights: a run folder, a checkpoint folder or a .safetensors file.
@@ -108,7 +176,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Leave out images that cannot be read, and count them, instead of stopping.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub skip_bad_images: bool,
 }
 
@@ -123,12 +191,26 @@ impl RunArgs {
             None => base,
         };
         if let Some(source) = &self.data {
-            config.data = DataConfig::from_argument(source);
+            config.data = config.data.with_source(source);
         }
         config = config.set(&self.set)?;
         config.data.skip_bad_images |= self.skip_bad_images;
-        config.train.seed = self.seed.unwrap_or(config.train.seed);
+        if let Some(seed) = self.seed {
+            (config.train.seed, config.tokenizer_train.seed) = (seed, seed);
+        }
         Ok(config)
+    }
+
+    /// Whether the user asked for a value of `section.key`, in the file or by `--set`.
+    pub(crate) fn names(&self, section: &str, key: &str) -> bool {
+        let of = |table: &toml::Table| table.get(section).is_some_and(|s| s.get(key).is_some());
+        let file = self.config.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        let setting = |set: &String| {
+            let name = set.split('=').next().unwrap_or_default();
+            name.split('.').map(str::trim).eq([section, key])
+        };
+        file.and_then(|text| text.parse().ok()).is_some_and(|table| of(&table))
+            || self.set.iter().any(setting)
     }
 }
 
@@ -191,12 +273,12 @@ pub struct TokenizerArgs {
 #[allow(clippy::large_enum_variant)] // parsed once per process
 pub enum TokenizerCommand {
     /// Train a tokenizer.
-    #[command(after_help = "Example: sar tokenizer train --out runs/tokenizer")]
+    #[command(after_help = "Example: sar tokenizer train --data images/ --out runs/tokenizer")]
     Train(TokenizerTrainArgs),
     /// Measure its reconstructions and codebook use on held-out images.
     #[command(after_help = "Example: sar tokenizer eval runs/tokenizer")]
     Eval(TokenizerEvalArgs),
-    /// Write the tokens of a data set, or show what images look like after coding.
+    /// Write the tokens of a data set.
     #[command(after_help = "Example: sar tokenizer encode runs/tokenizer --out tokens.safetensors")]
     Encode(TokenizerEncodeArgs),
 }
@@ -230,7 +312,7 @@ pub struct TokenizerEncodeArgs {
     /// Images; default: the data of the tokenizer's run.
     #[arg(long, value_name = "SOURCE")]
     pub data: Option<String>,
-    /// The file to write: `ids [images, T]` and `labels [images]`.
+    /// The file to write: `ids [images, T]`, `labels [images]`, `validation [images]`.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
     /// Grids, coarse to fine; default: those of the tokenizer's run.
@@ -245,10 +327,15 @@ pub struct TrainArgs {
     #[command(flatten)]
     pub run: RunArgs,
     /// The trained tokenizer: a run folder, a checkpoint folder or a .safetensors file.
-    #[arg(long, value_name = "PATH", required_unless_present = "resume")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        required_unless_present = "resume",
+        conflicts_with = "resume"
+    )]
     pub tokenizer: Option<PathBuf>,
     /// Way of training: teacher, ssr, student, hybrid:N, interleaved; overrides train.mode.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub mode: Option<Mode>,
 }
 
@@ -259,7 +346,7 @@ pub struct RefineArgs {
     #[command(flatten)]
     pub run: RunArgs,
     /// The tokenizer; default: the one of the generator's run.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     pub tokenizer: Option<PathBuf>,
     /// The switches of SAR.
     #[command(flatten)]
@@ -270,28 +357,28 @@ pub struct RefineArgs {
 #[derive(Clone, Debug, Default, Args)]
 pub struct SarArgs {
     /// All switches at once; default: release.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub preset: Option<Preset>,
     /// Which transitions the rollout staggers: all, last or random.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub extent: Option<Extent>,
     /// What the student is pulled towards: teacher-hard, teacher-soft or ground-truth.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub target: Option<StudentTarget>,
     /// How tokens are chosen from the teacher pass.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub decode: Option<Decode>,
     /// Rollout filter: keep the k most likely; 0 is off.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", conflicts_with = "resume")]
     pub top_k: Option<usize>,
     /// Rollout filter: keep this cumulative probability; 0 is off.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", conflicts_with = "resume")]
     pub top_p: Option<f64>,
     /// Rollout guidance; 0 is off.
-    #[arg(long, value_name = "G")]
+    #[arg(long, value_name = "G", conflicts_with = "resume")]
     pub guidance: Option<f64>,
     /// Weight of the contrastive loss.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     pub sigma: Option<f64>,
 }
 
@@ -333,6 +420,9 @@ pub struct SampleArgs {
     /// Seed: image k of a seed is always the same.
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Greedy on grids outside the published sampler's fixed list, as that is.
+    #[arg(long)]
+    pub published_greedy: bool,
     /// Sample from the running average of the weights, where the checkpoint has one.
     #[arg(long)]
     pub ema: bool,
@@ -457,22 +547,6 @@ pub enum BenchWhat {
     Sample,
 }
 
-/// Backends of the program.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum BackendName {
-    /// The processor.
-    #[default]
-    Cpu,
-}
-
-/// How activations are stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    /// 32-bit floats.
-    #[default]
-    F32,
-}
-
 /// `sar bench`: the flags of the comparison script, and one JSON line with the same keys.
 #[derive(Clone, Debug, Args)]
 pub struct BenchArgs {
@@ -505,18 +579,40 @@ pub struct BenchArgs {
     /// Images of a step.
     #[arg(long, default_value_t = 4)]
     pub batch: usize,
-    /// Storage of activations.
-    #[arg(long, value_enum, default_value_t)]
-    pub dtype: Dtype,
     /// Steps that are timed.
     #[arg(long, default_value_t = 5)]
     pub steps: usize,
     /// Steps before them.
     #[arg(long, default_value_t = 2)]
     pub warmup: usize,
-    /// Where to run.
-    #[arg(long, value_enum, default_value_t)]
-    pub backend: BackendName,
+}
+
+/// `sar kernels`.
+#[derive(Clone, Debug, Args)]
+pub struct KernelsArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: KernelsCommand,
+}
+
+/// Commands on kernels.
+#[derive(Clone, Debug, Subcommand)]
+pub enum KernelsCommand {
+    /// Compile every kernel and print what each needs.
+    #[command(after_help = "Example: sar kernels build --arch sm_80,sm_90")]
+    Build(KernelsBuildArgs),
+}
+
+/// `sar kernels build`.
+#[derive(Clone, Debug, Args)]
+pub struct KernelsBuildArgs {
+    /// Architectures: sm_80 is an A100, sm_90 an H100 or H200.
+    #[arg(long, required = true, value_delimiter = ',', value_name = "NAME")]
+    pub arch: Vec<String>,
+    /// Folder of the compiled kernels; default: where training looks for them (`SAR_CUBIN_DIR`, or
+    /// the user's cache).
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 /// `sar report`.

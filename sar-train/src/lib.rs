@@ -1,5 +1,6 @@
 //! Train, refine, sample and measure next-scale image generators.
 
+pub mod backend;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;

@@ -87,6 +87,33 @@ fn plan_and_doctor_answer() {
 }
 
 #[test]
+fn a_backend_that_is_not_to_be_had_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let small = ["bench", "step", "--depth", "1", "--width", "16", "--heads", "1", "--vocab", "8"];
+    let small = [&small[..], &["--schedule", "1_2", "--steps", "1", "--warmup", "0"]].concat();
+    let line = succeeds(&[&small[..], &["--backend", "cpu", "--dtype", "f32"]].concat(), folder);
+    says(&line, &["\"dtype\":\"f32\"", "\"device\":\"cpu\""]);
+    let said = fails(1, &[&small[..], &["--dtype", "bf16"]].concat(), folder);
+    says(&said, &["--dtype bf16 needs --backend cuda", "cpu backend computes in f32"]);
+    says(&fails(1, &["--device", "1", "demo"], folder), &["--device 1 needs --backend cuda"]);
+    says(&fails(2, &["sample", "x", "--out", "y", "--backend", "tpu"], folder), &["cpu", "cuda"]);
+    for command in [&small[..], &["demo"], &["check"], &["tokenizer", "eval", "absent"]] {
+        let said = fails(1, &[command, &["--backend", "cuda"]].concat(), folder);
+        says(&said, &["built without the CUDA backend"]);
+    }
+    assert!(!folder.join("sar-demo").exists());
+}
+
+#[test]
+fn a_want_of_memory_says_what_to_lower() {
+    let folder = tempfile::tempdir().unwrap();
+    // More than any address space.
+    let said = fails(1, &["bench", "step", "--batch", "100000000000"], folder.path());
+    says(&said, &["train.batch", "train.accumulate", "because: training: out of memory", "bytes"]);
+}
+
+#[test]
 fn data_is_refused_with_its_name() {
     let folder = tempfile::tempdir().unwrap();
     let check = |source: &str| fails(1, &["data", "check", source], folder.path());

@@ -9,12 +9,19 @@ use std::process::{Command, Output};
 /// Rounding of a weight to binary16, relative.
 const HALF_ROUNDING: f32 = 1.0 / 2048.0;
 
+/// The file in the directory of the vectors; other vectors may come without files of this format,
+/// which are then the repository's.
 fn golden(name: &str) -> PathBuf {
-    let folder = std::env::var_os("SAR_GOLDEN").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../golden")),
-        PathBuf::from,
-    );
-    folder.join("pth").join(name)
+    let own = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../golden/pth"));
+    let given = std::env::var_os("SAR_GOLDEN").map(|folder| Path::new(&folder).join("pth"));
+    match given {
+        Some(folder) if folder.is_dir() => folder.join(name),
+        Some(folder) => {
+            eprintln!("no {}: reading the repository's files", folder.display());
+            own.join(name)
+        }
+        None => own.join(name),
+    }
 }
 
 fn read(name: &str) -> BTreeMap<String, RawTensor> {

@@ -109,3 +109,37 @@ fn interrupted_and_killed_runs_end_in_the_same_bits() {
     succeeds(&["train", "--resume", "--out", "interrupted"], folder);
     assert!(result("interrupted", folder) == whole, "interrupted and resumed, it differs");
 }
+
+/// `nohup` promises that a run outlives the terminal it was started from.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_run_under_nohup_outlives_its_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let tokenizer = ["tokenizer", "train", "--data", "builtin:glyphs10", "--out", "run", "--quiet"];
+    let long = ["--set", "tokenizer_train.steps=100000", "--set", "tokenizer.ch=8"];
+    let often = ["--set", "train.log_every=1"];
+    let mut child = Command::new("nohup")
+        .arg(env!("CARGO_BIN_EXE_sar"))
+        .args([&tokenizer[..], &long, &often].concat())
+        .current_dir(folder)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let log = folder.join("run/log.jsonl");
+    let lines = || fs::read_to_string(&log).unwrap_or_default().lines().count();
+    let wait_for = |more: usize| {
+        let start = Instant::now();
+        while lines() < more {
+            assert!(start.elapsed() < Duration::from_secs(120), "the run stands still");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    wait_for(1);
+    let sent = Command::new("kill").args(["-HUP", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    wait_for(lines() + 3);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

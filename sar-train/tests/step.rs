@@ -8,7 +8,7 @@ use sar_math::backend::{Buffers, Choice, ChooseDims, LatentDims, RolloutDims, Ro
 use sar_math::loss::{LossBatch, StudentForcing, StudentTargets, TeacherForcing};
 use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::{Decode, Extent, Method, Plan, SarSettings, StudentTarget};
-use sar_train::model::generator::{Generator, GeneratorShape, PassInput, Trace};
+use sar_train::model::generator::{Generator, GeneratorShape, PassInput, Recompute, Trace};
 use sar_train::train::{StepInput, StepMemory, StepSettings};
 
 type Cpu = CpuBackend<f64>;
@@ -104,6 +104,7 @@ fn plain(method: Method, sar: Option<SarSettings>) -> StepSettings {
         class_dropout: 0.0,
         drop_path: 0.0,
         smoothing: 0.0,
+        recompute: Recompute::default(),
         seed: 5,
     }
 }
@@ -146,7 +147,7 @@ fn total(
     };
     let plan_target = settings.sar.unwrap().target;
     let plan = Plan::new(settings.method, plan_target, &schedule, 0, 0).unwrap();
-    let mut trace = Trace::new(b, g, batch, tokens).unwrap();
+    let mut trace = Trace::new(b, g, batch, tokens, Recompute::default()).unwrap();
     let forward = |trace: &mut Trace<Cpu>, schedule, inputs: &Buffer<f64>, with_start| {
         let input = PassInput {
             batch,
@@ -292,4 +293,28 @@ fn student_forcing_reads_its_own_samples() {
     assert_ne!(teacher, student);
     // With every scale from the teacher, hybrid forcing is teacher forcing.
     assert_eq!(teacher, hybrid);
+}
+
+/// What the backward computes again changes its memory, never its result: also with a guided rollout
+/// (whose unconditional half has no backward) and branches dropped.
+#[test]
+fn recomputation_changes_no_bit() {
+    let world = World::new();
+    let guidance = sar_math::guidance::Guidance::Rollout(1.2);
+    let filter = sar_math::backend::Filter { top_k: 5, top_p: 0.9 };
+    let settings = SarSettings {
+        extent: Extent::Last,
+        target: StudentTarget::TeacherHard,
+        decode: Decode::Sample { filter, guidance },
+        sigma: SIGMA,
+    };
+    let with = |recompute| {
+        let plain = plain(Method::Sar(Extent::Last), Some(settings));
+        let settings = StepSettings { drop_path: 0.4, recompute, ..plain };
+        world.gradient(&settings, &[(0, 4)])
+    };
+    let kept = with(Recompute::Nothing);
+    assert!(kept.iter().any(|g| *g != 0.0));
+    assert!(kept == with(Recompute::Norms), "norms computed again");
+    assert!(kept == with(Recompute::Blocks), "blocks computed again");
 }

@@ -107,6 +107,9 @@ impl Buffers for Toy {
         to.iter_mut().zip(&from[..len]).for_each(|(to, from)| *to += from);
         Ok(())
     }
+    fn replay(&self, _key: u64, work: &mut dyn FnMut() -> Done) -> Done {
+        work()
+    }
     fn synchronize(&self) -> Done {
         Ok(())
     }

@@ -27,6 +27,17 @@ impl Slot {
     }
 }
 
+/// A key for [`Buffers::replay`] that this process has not drawn before.
+///
+/// Of targets that have atomic counters; a caller on another one counts for itself.
+#[cfg(target_has_atomic = "ptr")]
+pub fn next_replay_key() -> u64 {
+    use core::sync::atomic::{AtomicUsize, Ordering};
+    static DRAWN: AtomicUsize = AtomicUsize::new(0);
+    // Nothing but the number is shared, so its order with other memory is of no account.
+    DRAWN.fetch_add(1, Ordering::Relaxed) as u64
+}
+
 /// Allocation, transfer and synchronisation.
 ///
 /// Allocation happens here and nowhere else: no op allocates device memory that outlives it, and a
@@ -147,6 +158,27 @@ pub trait Buffers {
         from: &Self::Activation,
         to: &mut Self::Activation,
         len: usize,
+    ) -> Result<(), Self::Error>;
+
+    /// Runs `work`, a sequence of ops that is given again and again.
+    ///
+    /// A backend whose launches cost time may record them under `key`, the first time or a later one,
+    /// and from then on launch the recording instead of calling `work`; it may drop a recording
+    /// whenever it likes and call `work` again. The plain implementation is `work()`. So:
+    ///
+    /// - `work` issues ops alone: no allocation, upload, download, [`Buffers::synchronize`] or
+    ///   `replay` inside it. Values that an op takes from the host belong to its constants.
+    /// - Under one key `work` issues the same ops with the same dimensions and constants on the same
+    ///   buffers, which live as long as the key is used. What the buffers hold may change.
+    /// - A key belongs to these buffers for the life of the process: callers draw it from
+    ///   [`next_replay_key`] and draw another one for other buffers.
+    ///
+    /// # Errors
+    /// Those of `work`, after which nothing is recorded; a device fault.
+    fn replay(
+        &self,
+        key: u64,
+        work: &mut dyn FnMut() -> Result<(), Self::Error>,
     ) -> Result<(), Self::Error>;
 
     /// Waits until all work given so far is done.

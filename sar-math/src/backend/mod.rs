@@ -22,6 +22,8 @@ mod rollout;
 mod tokenizer;
 mod transformer;
 
+#[cfg(target_has_atomic = "ptr")]
+pub use buffers::next_replay_key;
 pub use buffers::{Buffers, Slot};
 pub use error::{BackendError, ErrorKind, ShapeError};
 pub use loss::{LossDims, LossOps, TargetRows, TokenLoss};

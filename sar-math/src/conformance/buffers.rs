@@ -1,11 +1,11 @@
-//! `buffers`: allocation, transfer, and the three ops that every backend has.
+//! `buffers`: allocation, transfer, replay, and the three ops that every backend has.
 
 use super::case::{Case, Numbers};
 use super::rig::Rig;
 use super::subject::{Expected, Outputs, Subject, Verifier, refused, repeatable, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::Real;
-use crate::backend::Buffers;
+use crate::backend::{Buffers, next_replay_key};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -127,11 +127,65 @@ transfers!(accums, "accum", accum, upload_accum, download_accum, B::Host, B::Hos
 transfers!(params, "params", params, upload_params, download_params, B::Host, B::Host::of);
 transfers!(ids, "ids", ids, upload_ids, download_ids, u32, |v| (v * v * 1024.0) as u32);
 
+/// Two sequences of ops over the same buffers, given in turn with new values each time, each `give`n
+/// its key; what the buffers hold after every one of them.
+fn two_sequences<B: Buffers>(
+    backend: &B,
+    rounds: &[Vec<f64>],
+    keys: [u64; 2],
+    give: impl Fn(u64, &mut dyn FnMut() -> Result<(), B::Error>) -> Result<(), B::Error>,
+) -> Result<Vec<f64>, B::Error> {
+    let len = rounds.first().map_or(0, Vec::len);
+    let (mut x, mut sum) = (backend.activation(len)?, backend.activation(len)?);
+    let mut held = Vec::new();
+    let mut host = vec![B::Host::of(0.0); len];
+    for round in rounds {
+        backend.upload(&hosts::<B>(round), &mut x, 0)?;
+        give(keys[0], &mut || {
+            backend.add(&x, &mut sum, len)?;
+            backend.add(&x, &mut sum, len - 1)
+        })?;
+        backend.download(&sum, 0, &mut host)?;
+        held.extend(wide::<B>(&host));
+        give(keys[1], &mut || {
+            backend.add(&sum, &mut x, len)?;
+            backend.copy(&x, &mut sum, len - 1)
+        })?;
+        for buffer in [&x, &sum] {
+            backend.download(buffer, 0, &mut host)?;
+            held.extend(wide::<B>(&host));
+        }
+    }
+    Ok(held)
+}
+
+/// Recorded or not, given once or again: the same bits as the ops on their own; an error of the work
+/// is the caller's.
+fn replays<B: Buffers>(backend: &B, n: &mut Numbers) -> Result<(), Mismatch> {
+    let len = n.between(2, 20);
+    let rounds: Vec<Vec<f64>> = (0..4).map(|_| n.values(len)).collect();
+    let keys = [next_replay_key(), next_replay_key()];
+    let plain = two_sequences(backend, &rounds, keys, |_, work| work());
+    let plain = plain.map_err(|e| refused("replay", &e))?;
+    let replayed = two_sequences(backend, &rounds, keys, |key, work| backend.replay(key, work));
+    let replayed = replayed.map_err(|e| refused("replay", &e))?;
+    if plain.iter().zip(&replayed).any(|(a, b)| a.to_bits() != b.to_bits()) {
+        let what = "the same ops on their own";
+        return Err(Mismatch::outcome("replay", what, "the same bits", "other bits"));
+    }
+    let fails = || -> Result<(), B::Error> {
+        let (from, mut to) = (backend.activation(len)?, backend.activation(len)?);
+        backend.replay(next_replay_key(), &mut || backend.copy(&from, &mut to, len + 1))
+    };
+    // The error is that of the op inside.
+    shape_error(&["replay", "copy"], "work that fails", fails())
+}
+
 fn draw(n: &mut Numbers, used: usize, len: usize) -> Operands {
     Operands { used, from: n.values(len), to: n.values(len) }
 }
 
-/// Checks allocation, transfers and their bounds, `zero_accum`, `copy` and `add`.
+/// Checks allocation, transfers and their bounds, `replay`, `zero_accum`, `copy` and `add`.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -142,6 +196,7 @@ pub fn check<B: Buffers>(backend: &B, case: Case) -> Result<Report, Mismatch> {
     accums(backend, &mut n)?;
     params(backend, &mut n)?;
     ids(backend, &mut n)?;
+    replays(backend, &mut n)?;
     let len = n.between(2, 30);
     let used = n.between(1, len - 1);
     verifier.verify(&draw(&mut n, used, len))?;

@@ -26,6 +26,9 @@ enum Fault {
     UnnamedError,
     NotFinite,
     StepDespiteNan,
+    ReplayedNothing,
+    ReplayedTwice,
+    ReplayErrorDropped,
 }
 
 #[derive(Debug)]
@@ -128,6 +131,24 @@ impl Buffers for Toy {
         range("add", to, 0, len)?;
         to.iter_mut().zip(&from[..len]).for_each(|(to, from)| *to += from);
         Ok(())
+    }
+    fn replay(
+        &self,
+        key: u64,
+        work: &mut dyn FnMut() -> Result<(), ToyError>,
+    ) -> Result<(), ToyError> {
+        // Keys count up from 0, so those up to the largest seen have been seen.
+        let again = self.calls.get() > key;
+        self.calls.set(self.calls.get().max(key + 1));
+        match self.fault {
+            Fault::ReplayedNothing if again => Ok(()),
+            Fault::ReplayedTwice if again => work().and_then(|()| work()),
+            Fault::ReplayErrorDropped => {
+                let _ = work();
+                Ok(())
+            }
+            _ => work(),
+        }
     }
     fn synchronize(&self) -> Result<(), ToyError> {
         Ok(())
@@ -393,6 +414,10 @@ fn the_checks_of_whole_traits_pass_and_fail() {
         }
     }
     let case = Case::new(0);
+    for fault in [Fault::ReplayedNothing, Fault::ReplayedTwice, Fault::ReplayErrorDropped] {
+        let outcome = super::buffers::check(&Toy::with(fault), case);
+        assert_eq!(outcome.err().map(|m| m.op), Some("replay"), "{fault:?}");
+    }
     assert!(super::ema::check(&Toy::with(Fault::Value), case).is_err());
     assert!(super::grad_norm::check(&Toy::with(Fault::NotFinite), case).is_err());
     assert!(super::adamw::check(&Toy::with(Fault::StepDespiteNan), case).is_err());

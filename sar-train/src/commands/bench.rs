@@ -1,15 +1,13 @@
 //! `sar bench`: an optimiser step or a sampled batch, timed; one JSON line with the keys of the
 //! PyTorch comparison script, so that both can be run in turn on the same work.
 
-use crate::cli::{BackendName, BenchArgs, BenchWhat, GlobalArgs, StepMode};
+use crate::backend::Compute;
+use crate::cli::{BenchArgs, BenchWhat, GlobalArgs, StepMode};
 use crate::config::{Config, Decode, Mode};
 use crate::model::generator::{Generator, GeneratorShape};
-use crate::run::memory;
 use crate::sample::{Decoding, Sampler};
 use crate::train::{Batches, TrainError, Trainer};
-use sar_backend_cpu::CpuBackend;
-use sar_math::Real as _;
-use sar_math::backend::{Backend, Choice, DrawKeys, Filter};
+use sar_math::backend::{Choice, DrawKeys, Filter};
 use sar_math::guidance::Guidance;
 use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::Extent;
@@ -25,8 +23,8 @@ struct Line {
     depth: usize,
     width: usize,
     batch: usize,
-    dtype: &'static str,
-    device: &'static str,
+    dtype: String,
+    device: String,
     compile: bool,
     parameters: usize,
     median_s: f64,
@@ -51,10 +49,9 @@ impl RandomBatches {
     }
 }
 
-impl<B: Backend> Batches<B> for RandomBatches {
+impl<B: Compute> Batches<B> for RandomBatches {
     fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
-        let host: Vec<B::Host> = self.latents.iter().map(|&v| B::Host::of(f64::from(v))).collect();
-        backend.upload(&host, latents, 0).map_err(TrainError::backend)?;
+        backend.upload(&self.latents, latents, 0).map_err(TrainError::backend)?;
         Ok(self.labels.clone())
     }
 }
@@ -63,13 +60,8 @@ impl<B: Backend> Batches<B> for RandomBatches {
 ///
 /// # Errors
 /// A shape that no generator has; out of memory.
-pub fn run(args: &BenchArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
-    match args.backend {
-        BackendName::Cpu => bench(&CpuBackend::<f32>::new(), args),
-    }
-}
-
-fn bench<B: Backend>(backend: &B, args: &BenchArgs) -> anyhow::Result<()> {
+pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    anyhow::ensure!(args.steps >= 1, "--steps is 0: nothing would be timed; give at least 1");
     let config = configuration(args)?;
     let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
     let weights = generator.initial(0);
@@ -92,14 +84,14 @@ fn bench<B: Backend>(backend: &B, args: &BenchArgs) -> anyhow::Result<()> {
         depth: args.depth,
         width: config.generator.width,
         batch: args.batch,
-        dtype: "f32",
-        device: "cpu",
+        dtype: global.dtype().to_string(),
+        device: global.backend.to_string(),
         compile: false,
         parameters,
         median_s: rounded(median, 4),
         min_s: rounded(times.first().copied().unwrap_or(f64::NAN), 4),
         images_per_s: rounded(args.batch as f64 / median, 3),
-        peak_bytes: memory::peak().unwrap_or(0),
+        peak_bytes: backend.peak_bytes().unwrap_or(0),
     };
     println!("{}", serde_json::to_string(&line)?);
     Ok(())
@@ -126,7 +118,7 @@ fn configuration(args: &BenchArgs) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-fn time_steps<B: Backend>(
+fn time_steps<B: Compute>(
     backend: &B,
     args: &BenchArgs,
     config: &Config,
@@ -151,18 +143,17 @@ fn time_steps<B: Backend>(
     Ok(times)
 }
 
-fn time_samples<B: Backend>(
+fn time_samples<B: Compute>(
     backend: &B,
     args: &BenchArgs,
     generator: &Generator,
     weights: &[f32],
     codebook: &[f32],
 ) -> anyhow::Result<Vec<f64>> {
-    let host = |v: &[f32]| v.iter().map(|&v| B::Host::of(f64::from(v))).collect::<Vec<_>>();
     let mut params = backend.params(weights.len())?;
-    backend.upload_params(&host(weights), &mut params, 0)?;
+    backend.upload_params(weights, &mut params, 0)?;
     let mut codes = backend.accum(codebook.len())?;
-    backend.upload_accum(&host(codebook), &mut codes, 0)?;
+    backend.upload_accum(codebook, &mut codes, 0)?;
     let mut sampler = Sampler::new(backend, generator, args.batch, &args.schedule, true)?;
     let mut batches = RandomBatches { latents: Vec::new(), labels: Vec::new() };
     let filter = Filter { top_k: args.vocab.min(900), top_p: 0.0 };

@@ -1,11 +1,14 @@
-//! `sar check`: every op of the CPU backend against the conformance kit, as a table.
+//! `sar check`: every op of a backend against the conformance kit, as a table.
 //!
-//! Values are those of f32, which trains; gradients are those of f64, where differences are sharp.
-//! Both number types are held to every property of the kit.
+//! A backend is checked in two number types, and both are held to every property of the kit. The
+//! table shows values of the one that trains and gradients of the one where differences are sharp: on
+//! the CPU f32 and f64, on a GPU bf16 and f32.
 
-use crate::cli::{CheckArgs, GlobalArgs};
+use crate::backend;
+use crate::cli::{BackendName, CheckArgs, GlobalArgs};
 use anyhow::bail;
 use sar_backend_cpu::CpuBackend;
+use sar_backend_cuda::bf16;
 use sar_math::backend::Backend;
 use sar_math::conformance::{Case, Mismatch, OpFn, Report, checks};
 use std::fmt::Write as _;
@@ -15,28 +18,43 @@ use std::fmt::Write as _;
 pub struct OpCheck {
     /// The op, by its method name.
     pub op: &'static str,
-    /// Largest error of a forward value in f32, and what it may be.
+    /// Largest error of a forward value in the first number type, and what it may be.
     pub value: (f64, f64),
-    /// Largest error of a gradient in f64, and what it may be; `None` without a backward.
+    /// Largest error of a gradient in the second, and what it may be; `None` without a backward.
     pub gradient: Option<(f64, f64)>,
     /// What is wrong, first of all: number type, seed of the case, property.
     pub fault: Option<(&'static str, u64, Mismatch)>,
 }
 
-/// Runs `cases` cases, from seed `seed` on, of every op whose name contains `only`.
-pub fn check_ops(only: &str, cases: u32, seed: u64) -> Vec<OpCheck> {
-    let (single, double) = (CpuBackend::<f32>::new(), CpuBackend::<f64>::new());
-    let pairs = checks::<CpuBackend<f32>>().into_iter().zip(checks::<CpuBackend<f64>>());
-    pairs
+/// A backend in one of its number types.
+pub struct Numbers<'b, B: Backend> {
+    /// The type's name.
+    pub name: &'static str,
+    /// The backend.
+    pub backend: &'b B,
+}
+
+/// Runs `cases` cases, from seed `seed` on, of every op whose name contains `only`: values are taken
+/// from `trains`, gradients from `sharp`.
+pub fn check_ops<T: Backend, S: Backend>(
+    trains: &Numbers<'_, T>,
+    sharp: &Numbers<'_, S>,
+    only: &str,
+    cases: u32,
+    seed: u64,
+) -> Vec<OpCheck> {
+    checks::<T>()
+        .into_iter()
+        .zip(checks::<S>())
         .filter(|((op, _), _)| op.contains(only))
-        .map(|((op, in_f32), (_, in_f64))| {
+        .map(|((op, values), (_, gradients))| {
             let mut found = OpCheck { op, value: (0.0, 0.0), gradient: None, fault: None };
             for seed in (0..u64::from(cases)).map(|i| seed.wrapping_add(i)) {
-                if let Some(report) = one(&single, "f32", in_f32, seed, &mut found.fault) {
+                if let Some(report) = one(trains, values, seed, &mut found.fault) {
                     let worst = found.value.0.max(report.value_error);
                     found.value = (worst, report.tolerance.value);
                 }
-                let report = one(&double, "f64", in_f64, seed, &mut found.fault);
+                let report = one(sharp, gradients, seed, &mut found.fault);
                 if let Some((report, error)) = report.and_then(|r| Some((r, r.gradient_error?))) {
                     let worst = found.gradient.map_or(error, |(worst, _)| error.max(worst));
                     found.gradient = Some((worst, report.tolerance.gradient));
@@ -49,16 +67,15 @@ pub fn check_ops(only: &str, cases: u32, seed: u64) -> Vec<OpCheck> {
 
 /// One case of one op; the first fault is kept.
 fn one<B: Backend>(
-    backend: &B,
-    number: &'static str,
+    numbers: &Numbers<'_, B>,
     check: OpFn<B, Report>,
     seed: u64,
     fault: &mut Option<(&'static str, u64, Mismatch)>,
 ) -> Option<Report> {
-    match check(backend, Case::new(seed)) {
+    match check(numbers.backend, Case::new(seed)) {
         Ok(report) => Some(report),
         Err(mismatch) => {
-            fault.get_or_insert((number, seed, mismatch));
+            fault.get_or_insert((numbers.name, seed, mismatch));
             None
         }
     }
@@ -92,26 +109,48 @@ pub fn table(found: &[OpCheck]) -> String {
 ///
 /// # Errors
 /// An op that fails, or a name that no op contains.
-pub fn run(args: &CheckArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
+pub fn run(args: &CheckArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    match global.backend {
+        BackendName::Cpu => {
+            let (single, double) = (backend::cpu(global)?, CpuBackend::<f64>::new());
+            let trains = Numbers { name: "f32", backend: &single };
+            print_checks(args, &trains, &Numbers { name: "f64", backend: &double })
+        }
+        BackendName::Cuda => {
+            let single = backend::cuda::<f32>(global)?;
+            let narrow = backend::cuda::<bf16>(global)?;
+            let trains = Numbers { name: "bf16", backend: &narrow };
+            print_checks(args, &trains, &Numbers { name: "f32", backend: &single })
+        }
+    }
+}
+
+fn print_checks<T: Backend, S: Backend>(
+    args: &CheckArgs,
+    trains: &Numbers<'_, T>,
+    sharp: &Numbers<'_, S>,
+) -> anyhow::Result<()> {
     let only = args.only.as_deref().unwrap_or("");
-    let known: Vec<&str> = checks::<CpuBackend<f32>>().into_iter().map(|(op, _)| op).collect();
+    let known: Vec<&str> = checks::<T>().into_iter().map(|(op, _)| op).collect();
     if !known.iter().any(|op| op.contains(only)) {
         bail!("no op has `{only}` in its name; there are {}", known.join(", "));
     }
     if args.cases == 0 {
         bail!("--cases is 0: nothing would be checked; give at least 1");
     }
-    let found = check_ops(only, args.cases, args.seed);
+    let found = check_ops(trains, sharp, only, args.cases, args.seed);
     print!("{}", table(&found));
     let failed: Vec<&str> = found.iter().filter(|f| f.fault.is_some()).map(|f| f.op).collect();
     if !failed.is_empty() {
         bail!("{} of {} ops failed: {}", failed.len(), found.len(), failed.join(", "));
     }
     println!(
-        "{} ops, {} cases each: values (f32) against plain formulas in f64, gradients (f64) \
-         against central differences; errors are relative to a tensor's largest element",
+        "{} ops, {} cases each: values ({}) against plain formulas in f64, gradients ({}) against \
+         central differences; errors are relative to a tensor's largest element",
         found.len(),
-        args.cases
+        args.cases,
+        trains.name,
+        sharp.name
     );
     Ok(())
 }
@@ -123,7 +162,10 @@ mod tests {
 
     #[test]
     fn the_table_has_a_line_per_op_and_names_what_fails() {
-        let mut found = check_ops("silu", 2, 7);
+        let (single, double) = (CpuBackend::<f32>::new(), CpuBackend::<f64>::new());
+        let trains = Numbers { name: "f32", backend: &single };
+        let sharp = Numbers { name: "f64", backend: &double };
+        let mut found = check_ops(&trains, &sharp, "silu", 2, 7);
         assert_eq!(found.len(), 1);
         assert!(found[0].fault.is_none() && found[0].value.0 > 0.0);
         let (error, allowed) = found[0].gradient.unwrap();

@@ -1,8 +1,8 @@
 //! `sar demo`: tokenizer, generator, two arms of equal steps from the same checkpoint, comparison.
 
-use super::models::Cpu;
 use super::tokenizer::{Trained, train_in};
 use super::train::{Start, Work};
+use crate::backend::Compute;
 use crate::cli::{DemoArgs, GlobalArgs};
 use crate::config::{Config, Mode, Preset, SarConfig};
 use crate::data::{self, Data, DataConfig, Dataset, grid};
@@ -11,10 +11,11 @@ use crate::model::classifier::{Classifier, ClassifierConfig, ClassifierTraining}
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::report::summary::{Arm, ArmRole, Summary, TokenizerSummary};
 use crate::report::{self, REPORT_FILE, verdict::verdict};
-use crate::run::{Interrupt, Progress, RunFolder, memory};
+use crate::run::{Interrupt, Progress, RunError, RunFolder};
 use crate::sample::{Painter, SampleSettings};
 use crate::train::Outcome;
-use sar_math::backend::{Buffers as _, Filter};
+use sar_math::backend::Filter;
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// What the demonstration spends on each part.
@@ -59,13 +60,19 @@ const STRIP: usize = 10;
 ///
 /// # Errors
 /// A folder that is in use or not empty; a disk that is full; Ctrl-C.
-pub fn run(args: &DemoArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+pub fn run<B: Compute>(backend: &B, args: &DemoArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     let budget = if args.quick { &QUICK } else { &FULL };
     let config = configuration(budget, args.seed)?;
-    let root = RunFolder::create(&args.out, &config)?;
+    let root = RunFolder::create(&args.out, &config).map_err(|error| match error {
+        RunError::NotEmpty { path, found } => anyhow::anyhow!(
+            "{} is not empty ({found} is in it); remove it, or choose another --out",
+            path.display()
+        ),
+        other => other.into(),
+    })?;
     let demo = Demo {
-        backend: Cpu::new(),
+        backend,
         budget,
         data: data::open(&config.data)?,
         config,
@@ -73,7 +80,10 @@ pub fn run(args: &DemoArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         interrupt: Interrupt::listen()?,
         quiet: global.quiet,
     };
-    let summary = demo.run(start)?;
+    let summary = demo.run(start).map_err(|error| match demo.interrupt.is_asked() {
+        true => DemoInterrupted { path: args.out.clone() }.into(),
+        false => error,
+    })?;
     summary.write(root.path())?;
     let page = root.path().join(REPORT_FILE);
     let mut runs = vec![root.path().to_owned()];
@@ -86,6 +96,16 @@ pub fn run(args: &DemoArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     println!("\nreport:  {}", page.display());
     println!("numbers: {}", root.path().join("summary.json").display());
     Ok(())
+}
+
+/// A demonstration that the user stopped; the exit code is 130.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "interrupted; the runs in {} are saved, but a demonstration is not continued: start it anew with \
+     another --out, or remove the folder", path.display()
+)]
+pub(super) struct DemoInterrupted {
+    path: PathBuf,
 }
 
 /// The demonstration's configuration: what `sar train` and `sar refine` would be given.
@@ -113,8 +133,8 @@ fn configuration(budget: &Budget, seed: u64) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-struct Demo<'d> {
-    backend: Cpu,
+struct Demo<'d, B: Compute> {
+    backend: &'d B,
     budget: &'d Budget,
     config: Config,
     data: Data,
@@ -131,15 +151,16 @@ struct TrainedArm {
     generator: Generator,
 }
 
-impl Demo<'_> {
+impl<B: Compute> Demo<'_, B> {
     fn run(&self, start: Instant) -> anyhow::Result<Summary> {
         self.say("1/6  tokenizer: images to codes and back");
         let folder = self.folder("tokenizer", &self.config)?;
         let trained = train_in(
-            &self.backend,
+            self.backend,
             &folder,
             &self.config,
             &self.data,
+            None,
             &self.interrupt,
             self.quiet,
         )?;
@@ -173,7 +194,7 @@ impl Demo<'_> {
     }
 
     /// The classifier, the validation features and the floors.
-    fn evaluator(&self, trained: &Trained) -> anyhow::Result<Evaluator<'_, Cpu>> {
+    fn evaluator(&self, trained: &Trained<B>) -> anyhow::Result<Evaluator<'_, B>> {
         let (images, labels) = all(&self.data.train)?;
         let side = self.data.train.side();
         let config = ClassifierConfig::for_images(3, side, side, self.data.classes.len());
@@ -184,7 +205,7 @@ impl Demo<'_> {
         };
         let mut progress = Progress::new("classifier", training.steps, 0, self.quiet);
         let classifier =
-            Classifier::train(&self.backend, config, &training, &images, &labels, |step| {
+            Classifier::train(self.backend, config, &training, &images, &labels, |step| {
                 progress.update(step, "")
             })?
             .classifier;
@@ -200,7 +221,7 @@ impl Demo<'_> {
             },
         };
         let reference = Labelled { images: &validation, labels: &validation_labels };
-        let mut evaluator = Evaluator::new(&self.backend, classifier, reference, &options)?;
+        let mut evaluator = Evaluator::new(self.backend, classifier, reference, &options)?;
         let reconstructed =
             Labelled { images: &trained.reconstructions, labels: &validation_labels };
         evaluator.measure_floors(reconstructed, Labelled { images: &images, labels: &labels })?;
@@ -214,7 +235,7 @@ impl Demo<'_> {
     /// Trains an arm in its folder.
     fn arm(
         &self,
-        trained: &Trained,
+        trained: &Trained<B>,
         role: ArmRole,
         from: Option<&Vec<f32>>,
     ) -> anyhow::Result<TrainedArm> {
@@ -236,7 +257,7 @@ impl Demo<'_> {
         let (run, name, what, description) = words(role);
         let folder = self.folder(run, &config)?;
         let work = Work {
-            backend: &self.backend,
+            backend: self.backend,
             config: &config,
             data: &self.data,
             tokenizer: &trained.loaded,
@@ -254,7 +275,7 @@ impl Demo<'_> {
             scale_loss: held_out.heldout_scale_loss,
             scale_accuracy: held_out.heldout_scale_acc,
             train_images_per_second: Some(outcome.images_per_second),
-            peak_memory: memory::peak(),
+            peak_memory: self.backend.peak_bytes(),
             run: Some(run.into()),
             ..Arm::default()
         };
@@ -265,8 +286,8 @@ impl Demo<'_> {
     /// Samples an arm at every guidance value, measures it, and keeps pictures.
     fn measure(
         &self,
-        trained: &Trained,
-        evaluator: &mut Evaluator<'_, Cpu>,
+        trained: &Trained<B>,
+        evaluator: &mut Evaluator<'_, B>,
         trained_arm: TrainedArm,
     ) -> anyhow::Result<Arm> {
         let TrainedArm { mut arm, weights, generator, .. } = trained_arm;
@@ -275,11 +296,12 @@ impl Demo<'_> {
         let schedule = self.config.generator.schedule;
         let decoder = trained.loaded.decoder();
         let mut painter =
-            Painter::new(&self.backend, &generator, decoder, &schedule, SAMPLE_BATCH, true)?;
+            Painter::new(self.backend, &generator, decoder, &schedule, SAMPLE_BATCH, true)?;
         let settings = |guidance: f64, seed: u64| SampleSettings {
             guidance: self.config.sample.ramp.guidance(guidance),
             filter: Filter { top_k: self.config.sample.top_k, top_p: self.config.sample.top_p },
             seed,
+            published_greedy: self.config.sample.published_greedy,
         };
         let (mut images, mut seconds) = (0usize, 0.0);
         let total = (self.budget.guidances.len() * SAMPLING_SEEDS.len()) as u64;
@@ -306,7 +328,7 @@ impl Demo<'_> {
             "best Fréchet distance {frechet:.2} at guidance {best}, class accuracy {accuracy:.3}"
         ));
         self.pictures(&arm, &mut painter, &params, &settings(best, SAMPLING_SEEDS[0]))?;
-        arm.peak_memory = memory::peak();
+        arm.peak_memory = self.backend.peak_bytes();
         Ok(arm)
     }
 
@@ -314,8 +336,8 @@ impl Demo<'_> {
     fn pictures(
         &self,
         arm: &Arm,
-        painter: &mut Painter<'_, Cpu>,
-        params: &sar_backend_cpu::Buffer<f32>,
+        painter: &mut Painter<'_, B>,
+        params: &B::Params,
         settings: &SampleSettings,
     ) -> anyhow::Result<()> {
         let classes = self.data.classes.len();
@@ -344,8 +366,8 @@ impl Demo<'_> {
     fn summary(
         &self,
         start: Instant,
-        trained: &Trained,
-        evaluator: &Evaluator<'_, Cpu>,
+        trained: &Trained<B>,
+        evaluator: &Evaluator<'_, B>,
         arms: Vec<Arm>,
         notes: Vec<String>,
     ) -> Summary {
@@ -374,7 +396,7 @@ impl Demo<'_> {
             }),
             seed: self.config.train.seed,
             seconds: Some(start.elapsed().as_secs_f64()),
-            peak_memory: memory::peak(),
+            peak_memory: self.backend.peak_bytes(),
             notes,
             ..Summary::default()
         };

@@ -3,6 +3,8 @@
 use crate::cli::{DoctorArgs, GlobalArgs};
 use crate::run::memory;
 use anyhow::Context as _;
+use sar_backend_cuda::CudaError;
+use sar_backend_cuda::probe::{Probe, probe, usable};
 use std::path::Path;
 
 /// Prints the findings.
@@ -18,7 +20,9 @@ pub fn run(_args: &DoctorArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
     line("threads", rayon::current_num_threads().to_string());
     line("features", cpu_features());
     line("memory", memory_text());
-    line("backends", "cpu: yes; cuda: not built into this program".to_owned());
+    for (what, found) in cuda_lines(&probe()) {
+        line(what, found);
+    }
     let here = std::env::current_dir().context("the current folder cannot be read")?;
     line("disk here", disk_text(&here));
     let temporary = std::env::temp_dir();
@@ -30,6 +34,37 @@ pub fn run(_args: &DoctorArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
     })?;
     line("temporary", format!("{}: writable, {}", temporary.display(), disk_text(&temporary)));
     Ok(())
+}
+
+/// Driver, GPUs and libraries: what there is, or what is missing and where to get it.
+fn cuda_lines(found: &Probe) -> Vec<(&'static str, String)> {
+    let version = |(major, minor): (i32, i32)| format!("{major}.{minor}");
+    let or_missing = |found: Result<String, &CudaError>| match found {
+        Ok(text) => text,
+        Err(error) => error.to_string(),
+    };
+    let mut lines = Vec::new();
+    match &found.driver {
+        Err(error) => lines.push(("cuda driver", error.to_string())),
+        Ok(driver) => {
+            lines.push(("cuda driver", format!("CUDA {}", version(driver.version))));
+            for gpu in &driver.gpus {
+                let verdict = match usable(gpu.ordinal) {
+                    Ok(_) => "usable".to_owned(),
+                    Err(error) => format!("not usable: {error}"),
+                };
+                lines.push(("cuda gpu", format!("{}: {gpu}; {verdict}", gpu.ordinal)));
+            }
+            if driver.gpus.is_empty() {
+                lines.push(("cuda gpu", "none that the driver sees".to_owned()));
+            }
+        }
+    }
+    lines.push(("nvrtc", or_missing(found.nvrtc.as_ref().map(|&v| version(v)))));
+    let path = |path: &std::path::PathBuf| path.display().to_string();
+    lines.push(("cublasLt", or_missing(found.cublaslt.as_ref().map(path))));
+    lines.push(("nccl", or_missing(found.nccl.as_ref().map(path))));
+    lines
 }
 
 fn memory_text() -> String {

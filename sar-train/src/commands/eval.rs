@@ -1,12 +1,13 @@
 //! `sar eval`: measures a generator, prints the numbers, keeps them as JSON.
 
-use super::models::{Cpu, LoadedGenerator, LoadedTokenizer};
+use super::models::{LoadedGenerator, LoadedTokenizer};
 use super::train::settings;
+use crate::backend::Compute;
 use crate::cli::{EvalArgs, GlobalArgs};
 use crate::config::Config;
-use crate::data::{self, DataConfig};
+use crate::data;
 use crate::eval::{
-    AnyError, EvalOptions, EvalReport, Evaluator, Generate, SamplerSettings, prepare,
+    AnyError, EvalOptions, EvalReport, Evaluator, Generate, NEIGHBOURS, SamplerSettings, prepare,
 };
 use crate::model::classifier::{ClassifierOps, ClassifierTraining};
 use crate::report::{summary, text};
@@ -24,10 +25,9 @@ pub const EVAL_FILE: &str = "eval.json";
 ///
 /// # Errors
 /// Weights or data that cannot be used, or a file that cannot be written.
-pub fn run(args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let backend = Cpu::new();
+pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
-    let tokenizer = generator.tokenizer(&backend, args.tokenizer.as_deref())?;
+    let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let config = configuration(args, generator.run_config()?.unwrap_or_default())?;
     let data = data::open(&config.data)?;
     anyhow::ensure!(
@@ -37,6 +37,21 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         generator.section.classes
     );
     let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
+    let (last, factor) = (schedule.last(), tokenizer.tokenizer.downsample_factor());
+    let side = data.validation.side();
+    anyhow::ensure!(
+        (last.height * factor, last.width * factor) == (side, side),
+        "samples are {}×{} px, the images to compare with {side}×{side}; choose data.image_side and \
+         generator.schedule so that they agree",
+        last.height * factor,
+        last.width * factor
+    );
+    let held_out = data.validation.len();
+    anyhow::ensure!(
+        held_out > NEIGHBOURS,
+        "{held_out} images are held out for validation, too few to measure with; raise \
+         data.val_fraction"
+    );
     let training = ClassifierTraining {
         steps: config.eval.classifier_steps,
         seed: config.train.seed,
@@ -44,19 +59,19 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     };
     let mut progress = Progress::new("classifier", training.steps, 0, global.quiet);
     let evaluator = prepare(
-        &backend,
+        backend,
         &data,
         &training,
         &options(&config, &schedule),
-        |images| reconstruct(&backend, &tokenizer, &config, data.validation.side(), images),
+        |images| reconstruct(backend, &tokenizer, &config, data.validation.side(), images),
         |step| progress.update(step, ""),
     )?;
     progress.finish("trained, floors measured");
 
-    let params = generator.params(&backend)?;
+    let params = generator.params(backend)?;
     let (model, decoder) = (&generator.generator, tokenizer.decoder());
     let batch = config.sample.batch;
-    let mut painter = Painter::new(&backend, model, decoder, &schedule, batch, true)?;
+    let mut painter = Painter::new(backend, model, decoder, &schedule, batch, true)?;
     let guidances = &config.eval.guidance;
     let total = guidances.len() as u64 * config.eval.seeds;
     let mut progress = Progress::new("sampling", total, 0, global.quiet);
@@ -85,8 +100,7 @@ pub fn run(args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
 
 fn configuration(args: &EvalArgs, mut config: Config) -> anyhow::Result<Config> {
     if let Some(source) = &args.data {
-        let image_side = config.data.image_side;
-        config.data = DataConfig { image_side, ..DataConfig::from_argument(source) };
+        config.data = config.data.with_source(source);
     }
     if !args.guidance.is_empty() {
         config.eval.guidance.clone_from(&args.guidance);
@@ -112,9 +126,9 @@ fn options(config: &Config, schedule: &ScaleSchedule) -> EvalOptions {
 }
 
 /// Images through the tokenizer and back.
-fn reconstruct(
-    backend: &Cpu,
-    loaded: &LoadedTokenizer,
+fn reconstruct<B: Compute>(
+    backend: &B,
+    loaded: &LoadedTokenizer<B>,
     config: &Config,
     side: usize,
     images: &[f32],

@@ -1,4 +1,18 @@
-//! What each command does: one file per command, `run(args, global)` in each.
+//! What each command does: one file per command, with a `run` in each; those that compute are generic
+//! over the backend.
+
+/// As of the standard library, for a reader that may be gone or a disk that may be full: `sar … | head`
+/// ends quietly.
+macro_rules! print {
+    ($($part:tt)*) => { $crate::commands::output::result(format_args!($($part)*)) };
+}
+macro_rules! println {
+    ($($part:tt)*) => { print!("{}\n", format_args!($($part)*)) };
+}
+/// Notes are no results: without a reader they are dropped.
+macro_rules! eprintln {
+    ($($part:tt)*) => { $crate::commands::output::note(format_args!($($part)*)) };
+}
 
 pub mod bench;
 pub mod check;
@@ -7,7 +21,9 @@ pub mod data;
 pub mod demo;
 pub mod doctor;
 pub mod eval;
+pub mod kernels;
 mod models;
+mod output;
 pub mod plan;
 pub mod report;
 pub mod sample;
@@ -15,8 +31,36 @@ mod table;
 pub mod tokenizer;
 pub mod train;
 
+use crate::backend::with_backend;
+use crate::cli::{Cli, Command, KernelsCommand};
 use crate::run::Interrupted;
 use crate::train::TrainError;
+
+/// Runs the command that was typed, on the backend that was asked for.
+///
+/// # Errors
+/// The command's; a backend that cannot be had.
+pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
+    let global = &cli.global;
+    match &cli.command {
+        Command::Demo(args) => with_backend!(global, |b| demo::run(b, args, global)),
+        Command::Tokenizer(args) => with_backend!(global, |b| tokenizer::run(b, args, global)),
+        Command::Train(args) => with_backend!(global, |b| train::run(b, args, global)),
+        Command::Refine(args) => with_backend!(global, |b| train::refine(b, args, global)),
+        Command::Sample(args) => with_backend!(global, |b| sample::run(b, args, global)),
+        Command::Eval(args) => with_backend!(global, |b| eval::run(b, args, global)),
+        Command::Bench(args) => with_backend!(global, |b| bench::run(b, args, global)),
+        Command::Check(args) => check::run(args, global),
+        Command::Data(args) => data::run(args, global),
+        Command::Convert(args) => convert::run(args, global),
+        Command::Plan(args) => plan::run(args, global),
+        Command::Doctor(args) => doctor::run(args, global),
+        Command::Kernels(args) => match &args.command {
+            KernelsCommand::Build(args) => kernels::run(args, global),
+        },
+        Command::Report(args) => report::run(args, global),
+    }
+}
 
 /// An error for the terminal: what failed, its causes, one per line.
 pub fn describe(error: &anyhow::Error) -> String {
@@ -38,6 +82,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     let interrupted = error.chain().any(|cause| {
         // A transparent variant stands in the chain in place of what it holds.
         cause.is::<Interrupted>()
+            || cause.is::<demo::DemoInterrupted>()
             || matches!(cause.downcast_ref(), Some(TrainError::Interrupted(_)))
     });
     if interrupted { 130 } else { 1 }

@@ -1,36 +1,32 @@
-//! Models from files, as the commands need them: on the CPU, in f32.
+//! Models from files, as the commands need them: weights on the host and on the backend.
 
+use crate::backend::Compute;
 use crate::checkpoint::{self, CheckpointError, Kind};
 use crate::config::{Config, GeneratorSection};
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::sample::Decoder;
 use anyhow::Context as _;
-use sar_backend_cpu::{Buffer, CpuBackend};
-use sar_math::backend::Buffers as _;
 use std::path::{Path, PathBuf};
-
-/// The backend of the program.
-pub(crate) type Cpu = CpuBackend<f32>;
 
 /// Name of the tokenizer that a generator's run keeps beside its checkpoints.
 pub(crate) const RUN_TOKENIZER: &str = "tokenizer.safetensors";
 
 /// A tokenizer ready to encode and decode.
-pub(crate) struct LoadedTokenizer {
+pub(crate) struct LoadedTokenizer<B: Compute> {
     pub tokenizer: Tokenizer,
     pub weights: Vec<f32>,
-    pub params: Buffer<f32>,
+    pub params: B::Params,
     /// L2-normalised, `[v, k]`.
-    pub codebook: Buffer<f32>,
+    pub codebook: B::Accum,
     /// Optimiser steps it was trained for.
     pub step: u64,
 }
 
-impl LoadedTokenizer {
+impl<B: Compute> LoadedTokenizer<B> {
     /// From weights on the host.
     pub(crate) fn new(
-        backend: &Cpu,
+        backend: &B,
         config: &TokenizerConfig,
         weights: Vec<f32>,
         step: u64,
@@ -43,7 +39,7 @@ impl LoadedTokenizer {
     }
 
     /// From a run folder, a checkpoint or a file.
-    pub(crate) fn open(backend: &Cpu, path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(backend: &B, path: &Path) -> anyhow::Result<Self> {
         let found = checkpoint::locate(path, false)?;
         warn_all(&found.warnings);
         let header = header_of(&found.file, Kind::Tokenizer)?;
@@ -54,8 +50,16 @@ impl LoadedTokenizer {
             .with_context(|| format!("tokenizer {}", found.file.display()))
     }
 
+    /// The codebook on the host.
+    pub(crate) fn codebook_on_host(&self, backend: &B) -> Result<Vec<f32>, B::Error> {
+        let config = self.tokenizer.config();
+        let mut host = vec![0.0; config.vocab * config.latent_channels];
+        backend.download_accum(&self.codebook, 0, &mut host)?;
+        Ok(host)
+    }
+
     /// As the painter takes it.
-    pub(crate) fn decoder(&self) -> Decoder<'_, Cpu> {
+    pub(crate) fn decoder(&self) -> Decoder<'_, B> {
         Decoder { tokenizer: &self.tokenizer, params: &self.params, codebook: &self.codebook }
     }
 
@@ -98,7 +102,7 @@ impl LoadedGenerator {
     }
 
     /// Its weights on the backend.
-    pub(crate) fn params(&self, backend: &Cpu) -> anyhow::Result<Buffer<f32>> {
+    pub(crate) fn params<B: Compute>(&self, backend: &B) -> Result<B::Params, B::Error> {
         let mut params = backend.params(self.weights.len())?;
         backend.upload_params(&self.weights, &mut params, 0)?;
         Ok(params)
@@ -115,11 +119,11 @@ impl LoadedGenerator {
     }
 
     /// The tokenizer named, or the one its run keeps.
-    pub(crate) fn tokenizer(
+    pub(crate) fn tokenizer<B: Compute>(
         &self,
-        backend: &Cpu,
+        backend: &B,
         named: Option<&Path>,
-    ) -> anyhow::Result<LoadedTokenizer> {
+    ) -> anyhow::Result<LoadedTokenizer<B>> {
         let path = match (named, &self.run) {
             (Some(path), _) => path.to_owned(),
             (None, Some(run)) => run.join(RUN_TOKENIZER),

@@ -1,21 +1,12 @@
 //! `sar plan`: what a configuration costs, before it runs.
 
-use crate::cli::{GlobalArgs, PlanArgs, StepMode};
+use crate::cli::{Dtype, GlobalArgs, PlanArgs, StepMode};
 use crate::config::{Config, GeneratorSection, Mode};
+use crate::model::generator::{GeneratorShape, parameters};
 use crate::run::memory;
+use crate::train::MemoryPlan;
 use sar_math::rollout::Extent;
 use serde::Serialize;
-
-/// Bytes of an f32.
-const F32: u64 = 4;
-
-/// Floats that one block keeps per token for its backward pass, in units of the width: two residual
-/// sums (2), q, k, v (3), attention's output (1), the FFN's hidden layer (4), both branches (2). Norm
-/// outputs and GELU are computed again.
-const KEPT_PER_BLOCK: u64 = 12;
-/// The same for what all blocks share: the last sum (1), a norm's output (1), GELU's (4), and in the
-/// backward three gradients (3) and the hidden layer's (4).
-const SHARED: u64 = 13;
 
 /// What a step of a generator costs. FLOPs count a multiply-add as two.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,35 +25,17 @@ pub struct Plan {
     pub memory: MemoryPlan,
 }
 
-/// Estimated bytes of a training process, in f32.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct MemoryPlan {
-    /// Weights, and their running average where one is kept.
-    pub weights: u64,
-    /// Gradients.
-    pub gradients: u64,
-    /// AdamW's two moments.
-    pub moments: u64,
-    /// What the passes of one batch keep for their backward.
-    pub activations: u64,
-    /// Logits, which become their own gradient.
-    pub logits: u64,
-}
-
-impl MemoryPlan {
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.moments + self.activations + self.logits
-    }
-}
-
 /// Prints the plan.
 ///
 /// # Errors
 /// The configuration cannot be read or is not valid.
-pub fn run(args: &PlanArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
+pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let (config, mode) = configuration(args)?;
-    let plan = plan(&config, mode);
+    let storage = match global.dtype() {
+        Dtype::F32 => 4,
+        Dtype::Bf16 => 2,
+    };
+    let plan = plan(&config, mode, storage);
     if args.json {
         println!("{}", serde_json::to_string(&plan)?);
     } else {
@@ -107,18 +80,6 @@ fn configuration(args: &PlanArgs) -> anyhow::Result<(Config, StepMode)> {
     Ok((config, mode))
 }
 
-/// Parameters of a generator; each tensor as published.
-pub fn parameters(g: &GeneratorSection) -> u64 {
-    let [c, k, v, h] = [g.width, g.channels, g.vocab, g.heads].map(|n| n as u64);
-    let positions = c + c * (g.pos_side as u64).pow(2);
-    let embeddings = c * k + c + (g.classes as u64 + 1) * c;
-    let attention = h + 2 * c + 3 * c * c + c * c + c;
-    let feed_forward = 4 * c * c + 4 * c + 4 * c * c + c;
-    let modulation = 6 * c * c + 6 * c;
-    let head = 2 * c * c + 2 * c + v * c + v;
-    positions + embeddings + g.depth as u64 * (attention + feed_forward + modulation) + head
-}
-
 /// FLOPs of one forward pass of one image over grids of these many tokens.
 fn forward_flops(g: &GeneratorSection, grids: &[u64]) -> u64 {
     let [c, k, v, d] = [g.width, g.channels, g.vocab, g.depth].map(|n| n as u64);
@@ -133,8 +94,9 @@ fn forward_flops(g: &GeneratorSection, grids: &[u64]) -> u64 {
     d * block + 2 * tokens * c * (k + v) + 2 * 2 * c * c
 }
 
-/// What one optimiser step of `config` costs when it trains `mode`.
-pub fn plan(config: &Config, mode: StepMode) -> Plan {
+/// What one optimiser step of `config` costs when it trains `mode`, with activations of `storage`
+/// bytes each.
+pub fn plan(config: &Config, mode: StepMode, storage: u64) -> Plan {
     let g = &config.generator;
     let train = &config.train;
     let grids: Vec<u64> = g.schedule.scales().iter().map(|s| s.tokens() as u64).collect();
@@ -154,25 +116,19 @@ pub fn plan(config: &Config, mode: StepMode) -> Plan {
         + if guided { teacher } else { 0 };
     let images = (train.batch * train.accumulate) as u64;
 
-    let parameters = parameters(g);
-    // A guided rollout runs the teacher pass on a doubled batch.
-    let rows = train.batch as u64 * if guided { 2 } else { 1 };
-    let [c, d, v] = [g.width, g.depth, g.vocab].map(|n| n as u64);
-    // The passes run one after another, each forward then backward: the longest one counts.
-    let live = tokens.max(student_tokens);
+    let mut trained = config.clone();
+    match (mode, train.mode) {
+        (StepMode::Tf, Mode::Ssr) => trained.train.mode = Mode::Teacher,
+        (StepMode::Tf, _) => {}
+        _ => trained.train.mode = Mode::Ssr,
+    }
     Plan {
-        parameters,
+        parameters: parameters(&GeneratorShape::from(g)),
         tokens,
         tokens_trained: tokens + student_tokens,
         flops_forward: teacher,
         flops_step: per_image * images,
-        memory: MemoryPlan {
-            weights: F32 * parameters * if train.ema > 0.0 { 2 } else { 1 },
-            gradients: F32 * parameters,
-            moments: 2 * F32 * parameters,
-            activations: F32 * rows * live * c * (d * KEPT_PER_BLOCK + SHARED),
-            logits: F32 * rows * tokens * v,
-        },
+        memory: MemoryPlan::of(&trained, storage),
     }
 }
 
@@ -191,7 +147,15 @@ fn table(config: &Config, plan: &Plan) -> String {
         ("  weights", memory::text(m.weights)),
         ("  gradients", memory::text(m.gradients)),
         ("  moments", memory::text(m.moments)),
-        ("  activations", format!("{}, batch {}", memory::text(m.activations), config.train.batch)),
+        (
+            "  activations",
+            format!(
+                "{}, batch {}, {} computed again",
+                memory::text(m.activations),
+                config.train.batch,
+                config.train.recompute
+            ),
+        ),
         ("  logits", memory::text(m.logits)),
     ];
     rows.iter().map(|(what, value)| format!("{what:<14} {value}\n")).collect()
@@ -246,23 +210,27 @@ mod tests {
             serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         for depth in [16, 20, 24] {
             let released = shapes[format!("FlexVAR-d{depth}:parameters")].as_u64().unwrap();
-            assert_eq!(parameters(&published(depth).generator), released, "d{depth}");
+            assert_eq!(
+                parameters(&GeneratorShape::from(&published(depth).generator)),
+                released,
+                "d{depth}"
+            );
         }
     }
 
     #[test]
     fn passes_add_up() {
         let config = published(16);
-        let tf = plan(&config, StepMode::Tf);
+        let tf = plan(&config, StepMode::Tf, 4);
         assert_eq!((tf.tokens, tf.tokens_trained), (680, 680));
         let forward = tf.flops_forward;
         assert_eq!(tf.flops_step, 3 * forward * config.train.batch as u64);
         // 2 FLOPs per weight that every token meets, and attention on top.
         let matrices = 2 * 680 * (16 * 12 * 1024 * 1024 + 1024 * (8912 + 32));
         assert!(forward > matrices && forward < matrices * 11 / 10, "{forward} {matrices}");
-        let release = plan(&config, StepMode::SarLast);
+        let release = plan(&config, StepMode::SarLast, 4);
         assert_eq!(release.tokens_trained, 680 + 257);
-        let all = plan(&config, StepMode::SarAll);
+        let all = plan(&config, StepMode::SarAll, 4);
         assert_eq!(all.tokens_trained, 2 * 680);
         assert!(release.flops_step < all.flops_step && tf.flops_step < release.flops_step);
     }

@@ -1,7 +1,8 @@
 //! `sar sample`: a grid, one file per image, and a strip that shows every scale.
 
-use super::models::{Cpu, LoadedGenerator};
+use super::models::LoadedGenerator;
 use super::train::{columns, settings};
+use crate::backend::Compute;
 use crate::cli::{GlobalArgs, SampleArgs};
 use crate::config::Config;
 use crate::data::grid::{self, Images};
@@ -18,22 +19,21 @@ const STRIP: usize = 8;
 ///
 /// # Errors
 /// A checkpoint that cannot be used, a class out of range, a folder that cannot be written.
-pub fn run(args: &SampleArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let backend = Cpu::new();
+pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
-    let tokenizer = generator.tokenizer(&backend, args.tokenizer.as_deref())?;
+    let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let config = configuration(args, generator.run_config()?.unwrap_or_default())?;
     let classes = generator.section.classes;
     let count = config.sample.count;
     let labels = labels(&args.classes, classes, count)?;
     let settings = settings(&config, config.sample.seed);
     let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
-    let params = generator.params(&backend)?;
+    let params = generator.params(backend)?;
     let batch = config.sample.batch.min(count);
     let guided = settings.guidance != Guidance::Off;
     let model = &generator.generator;
     let decoder = tokenizer.decoder();
-    let mut painter = Painter::new(&backend, model, decoder, &schedule, batch, guided)?;
+    let mut painter = Painter::new(backend, model, decoder, &schedule, batch, guided)?;
     if schedule != generator.section.schedule {
         eprintln!(
             "note: the generator was trained on {}, not on {schedule}; unseen grids may look worse",
@@ -88,6 +88,7 @@ fn configuration(args: &SampleArgs, mut config: Config) -> anyhow::Result<Config
     s.top_p = args.top_p.unwrap_or(s.top_p);
     s.schedule = args.schedule.or(s.schedule);
     s.seed = args.seed.unwrap_or(s.seed);
+    s.published_greedy |= args.published_greedy;
     s.validate()?;
     Ok(config)
 }

@@ -1,18 +1,20 @@
 //! `sar tokenizer train|eval|encode`.
 
-use super::models::{Cpu, LoadedTokenizer};
+use super::models::LoadedTokenizer;
+use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
 use crate::cli::{
     GlobalArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,
     TokenizerTrainArgs,
 };
 use crate::config::Config;
-use crate::data::{self, Data, DataConfig, Dataset, grid};
+use crate::data::{self, Data, Dataset, grid};
 use crate::model::tokenizer::Tokenizer;
 use crate::run::{Interrupt, Interrupted, NonFinite, Progress, RunFolder};
 use crate::train::tokenizer::{
     TokenizerLosses, TokenizerProgress, TokenizerQuality, TokenizerTrainer,
 };
+use sar_math::backend::LatentDims;
 use serde::Serialize;
 use std::path::Path;
 
@@ -25,29 +27,58 @@ const SHOWN: usize = 20;
 ///
 /// # Errors
 /// A configuration, data or checkpoint that cannot be used.
-pub fn run(args: &TokenizerArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+pub fn run<B: Compute>(
+    backend: &B,
+    args: &TokenizerArgs,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
     match &args.command {
-        TokenizerCommand::Train(args) => train(args, global),
-        TokenizerCommand::Eval(args) => eval(args, global),
-        TokenizerCommand::Encode(args) => encode(args, global),
+        TokenizerCommand::Train(args) => train(backend, args, global),
+        TokenizerCommand::Eval(args) => eval(backend, args),
+        TokenizerCommand::Encode(args) => encode(backend, args, global),
     }
 }
 
-fn train(args: &TokenizerTrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let backend = Cpu::new();
-    let (folder, config, data) = if args.run.resume {
+fn train<B: Compute>(
+    backend: &B,
+    args: &TokenizerTrainArgs,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
+    let (folder, config, data, start) = if args.run.resume {
         let (folder, config) = RunFolder::open_for_resume(&args.run.out)?;
-        let config = config.set(&args.run.set)?;
         let data = data::open(&config.data)?;
-        (folder, config, data)
+        (folder, config, data, None)
     } else {
-        let config = args.run.config(Config::default())?;
-        // Before the folder: data that cannot be read leave no run behind.
+        let mut config = args.run.config(Config::default())?;
+        let start = match &args.run.init_from {
+            Some(path) => {
+                let from = LoadedTokenizer::open(backend, path)?;
+                config.tokenizer = from.tokenizer.config().clone();
+                Some(from.weights)
+            }
+            None => None,
+        };
+        // Before the folder: a run that cannot start leaves none behind.
         let data = data::open(&config.data)?;
-        (RunFolder::create(&args.run.out, &config)?, config, data)
+        check_side(&Tokenizer::new(&config.tokenizer)?, &data)?;
+        (RunFolder::create(&args.run.out, &config)?, config, data, start)
     };
+    if !global.quiet {
+        eprintln!("{}", data.summary);
+    }
     let interrupt = Interrupt::listen()?;
-    train_in(&backend, &folder, &config, &data, &interrupt, global.quiet)?;
+    train_in(backend, &folder, &config, &data, start.as_deref(), &interrupt, global.quiet)?;
+    Ok(())
+}
+
+/// Images must be whole latents.
+fn check_side(tokenizer: &Tokenizer, data: &Data) -> anyhow::Result<()> {
+    let (side, factor) = (data.train.side(), tokenizer.downsample_factor());
+    anyhow::ensure!(
+        side.is_multiple_of(factor),
+        "images are {side} px, which the tokenizer's factor of {factor} does not divide; set \
+         data.image_side to a multiple"
+    );
     Ok(())
 }
 
@@ -76,28 +107,38 @@ impl Record {
 }
 
 /// A tokenizer that has been trained in a run folder.
-pub(crate) struct Trained {
-    pub loaded: LoadedTokenizer,
+pub(crate) struct Trained<B: Compute> {
+    pub loaded: LoadedTokenizer<B>,
     pub quality: TokenizerQuality,
     /// All validation images after encoding, quantising and decoding, `[n, 3, h, w]`.
     pub reconstructions: Vec<f32>,
 }
 
-/// Trains (or goes on training) the tokenizer of a run folder to its last step.
-pub(crate) fn train_in(
-    backend: &Cpu,
+/// Trains (or goes on training) the tokenizer of a run folder to its last step, from `start` where it
+/// has weights to start from.
+pub(crate) fn train_in<B: Compute>(
+    backend: &B,
     folder: &RunFolder,
     config: &Config,
     data: &Data,
+    start: Option<&[f32]>,
     interrupt: &Interrupt,
     quiet: bool,
-) -> anyhow::Result<Trained> {
+) -> anyhow::Result<Trained<B>> {
     let settings = &config.tokenizer_train;
     let tokenizer = Tokenizer::new(&config.tokenizer)?;
     let side = data.train.side();
     let mut trainer = TokenizerTrainer::new(backend, &tokenizer, settings, (side, side))?;
     let checkpoints = folder.checkpoints(config.train.keep)?;
-    resume(&mut trainer, &checkpoints, &tokenizer)?;
+    if !resume(&mut trainer, &checkpoints, &tokenizer)? {
+        if let Some(weights) = start {
+            let zeros = vec![0.0; weights.len()];
+            let progress = trainer.progress().clone();
+            trainer.restore(weights, [&zeros, &zeros], &progress)?;
+        }
+        // From here on there is something to resume, and a disk without room is found out early.
+        save(&trainer, &checkpoints, &tokenizer)?;
+    }
     let mut loader = data.loader(settings.batch, settings.seed, trainer.steps())?;
     let mut log = folder.log(trainer.steps())?;
     let mut board = folder.tensorboard(trainer.steps())?;
@@ -107,7 +148,8 @@ pub(crate) fn train_in(
         let batch = loader.next_batch()?;
         let losses = trainer.step(&batch.images_b3hw)?;
         let step = trainer.steps();
-        if non_finite.note(step, !losses.skipped)? {
+        let skipped = non_finite.note(step, !losses.skipped)?;
+        if skipped {
             progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
         }
         if step % config.train.log_every == 0 || step == settings.steps {
@@ -118,16 +160,23 @@ pub(crate) fn train_in(
         }
         let asked = interrupt.is_asked() && step < settings.steps;
         let due = config.train.save_every > 0 && step % config.train.save_every == 0;
-        if due || asked || step == settings.steps {
+        // Not while steps are skipped: the checkpoints before are the ones to go back to.
+        if (due && !skipped) || asked || step == settings.steps {
             save(&trainer, &checkpoints, &tokenizer)?;
         }
         if asked {
             return Err(Interrupted { step }.into());
         }
     }
-    let quality = measure(&mut trainer, &data.validation, config)?;
+    let mut held = &data.validation;
+    if held.is_empty() {
+        progress
+            .warn("no image is held out (data.val_fraction); quality is that of training images");
+        held = &data.train;
+    }
+    let quality = measure(&mut trainer, held, config)?;
     log.record(trainer.steps(), "eval", &quality_record(&quality))?;
-    write_pictures(&mut trainer, &tokenizer, folder, &data.validation)?;
+    write_pictures(&mut trainer, &tokenizer, folder, held)?;
     let full = quality.scales.last().map_or(f64::NAN, |s| s.psnr);
     progress.finish(&format!(
         "PSNR {full:.2} dB, {:.0} % of the codebook used",
@@ -141,12 +190,13 @@ pub(crate) fn train_in(
     Ok(Trained { loaded, quality, reconstructions })
 }
 
-fn resume(
-    trainer: &mut TokenizerTrainer<'_, Cpu>,
+/// Whether there was a checkpoint to go on from.
+fn resume<B: Compute>(
+    trainer: &mut TokenizerTrainer<'_, B>,
     checkpoints: &Checkpoints,
     tokenizer: &Tokenizer,
-) -> anyhow::Result<()> {
-    let Some(found) = checkpoints.latest()? else { return Ok(()) };
+) -> anyhow::Result<bool> {
+    let Some(found) = checkpoints.latest()? else { return Ok(false) };
     for warning in &found.warnings {
         eprintln!("warning: {warning}");
     }
@@ -154,11 +204,11 @@ fn resume(
         Checkpoints::load::<TokenizerProgress>(&found, Kind::Tokenizer, tokenizer.layout())?;
     let moments = [&saved.first_moment[..], &saved.second_moment[..]];
     trainer.restore(&saved.weights, moments, &saved.state)?;
-    Ok(())
+    Ok(true)
 }
 
-fn save(
-    trainer: &TokenizerTrainer<'_, Cpu>,
+fn save<B: Compute>(
+    trainer: &TokenizerTrainer<'_, B>,
     checkpoints: &Checkpoints,
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<()> {
@@ -177,8 +227,8 @@ fn save(
 }
 
 /// Quality at every scale of the generator's schedule, on validation images.
-fn measure(
-    trainer: &mut TokenizerTrainer<'_, Cpu>,
+fn measure<B: Compute>(
+    trainer: &mut TokenizerTrainer<'_, B>,
     images: &Dataset,
     config: &Config,
 ) -> anyhow::Result<TokenizerQuality> {
@@ -222,8 +272,8 @@ fn quality_record(quality: &TokenizerQuality) -> QualityRecord {
 }
 
 /// Validation images above their reconstructions.
-fn write_pictures(
-    trainer: &mut TokenizerTrainer<'_, Cpu>,
+fn write_pictures<B: Compute>(
+    trainer: &mut TokenizerTrainer<'_, B>,
     tokenizer: &Tokenizer,
     folder: &RunFolder,
     images: &Dataset,
@@ -240,15 +290,19 @@ fn write_pictures(
     Ok(())
 }
 
-fn eval(args: &TokenizerEvalArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
-    let backend = Cpu::new();
-    let loaded = LoadedTokenizer::open(&backend, &args.tokenizer)?;
+fn eval<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()> {
+    let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     let mut config = run_config(&args.tokenizer)?;
     config.tokenizer = loaded.tokenizer.config().clone();
     let data = open_data(args.data.as_deref(), &config)?;
+    anyhow::ensure!(
+        !data.validation.is_empty(),
+        "no image is held out for validation; raise data.val_fraction"
+    );
+    check_side(&loaded.tokenizer, &data)?;
     let side = data.validation.side();
     let settings = &config.tokenizer_train;
-    let mut trainer = TokenizerTrainer::new(&backend, &loaded.tokenizer, settings, (side, side))?;
+    let mut trainer = TokenizerTrainer::new(backend, &loaded.tokenizer, settings, (side, side))?;
     let zeros = vec![0.0; loaded.weights.len()];
     let progress = trainer.progress().clone();
     trainer.restore(&loaded.weights, [&zeros, &zeros], &progress)?;
@@ -272,59 +326,78 @@ fn eval(args: &TokenizerEvalArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn encode(args: &TokenizerEncodeArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    use sar_math::backend::{Buffers as _, LatentDims, RolloutOps as _};
-    let backend = Cpu::new();
-    let loaded = LoadedTokenizer::open(&backend, &args.tokenizer)?;
+fn encode<B: Compute>(
+    backend: &B,
+    args: &TokenizerEncodeArgs,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
+    let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     let config = run_config(&args.tokenizer)?;
     let data = open_data(args.data.as_deref(), &config)?;
     let schedule = args.schedule.unwrap_or(config.generator.schedule);
-    let (tokenizer, images) = (&loaded.tokenizer, &data.train);
-    let side = tokenizer.latent_side(images.side());
+    let tokenizer = &loaded.tokenizer;
+    check_side(tokenizer, &data)?;
+    let (side, sets) = (tokenizer.latent_side(data.train.side()), [&data.train, &data.validation]);
     let (k, v, t) =
         (tokenizer.config().latent_channels, tokenizer.config().vocab, schedule.tokens());
-    let held = crate::train::encode_all(&backend, tokenizer, &loaded.params, images, images.len())?;
-    let mut progress = Progress::new("encoding", images.len() as u64, 0, global.quiet);
-    let mut ids = Vec::with_capacity(images.len() * t);
+    let total: usize = sets.iter().map(|set| set.len()).sum();
+    let mut progress = Progress::new("encoding", total as u64, 0, global.quiet);
+    let mut coded = Coded::default();
     let each = k * side * side;
     const BATCH: usize = 64;
     let mut latents = backend.activation(BATCH * each)?;
     let mut tokens = backend.activation(BATCH * t * k)?;
     let mut codes = backend.ids(BATCH * t)?;
-    for part in held.latents.chunks(BATCH * each) {
-        let batch = part.len() / each;
-        backend.upload(part, &mut latents, 0)?;
-        let dims = LatentDims { batch, channels: k, height: side, width: side };
-        backend.area_tokens(dims, &schedule, &latents, &mut tokens)?;
-        backend.nearest_code(batch * t, v, k, &tokens, &loaded.codebook, &mut codes)?;
-        ids.extend_from_slice(&codes.as_slice()[..batch * t]);
-        progress.update((ids.len() / t) as u64, "");
+    for (set, validation) in sets.into_iter().zip([0, 1]) {
+        let held = crate::train::encode_all(backend, tokenizer, &loaded.params, set, set.len())?;
+        for part in held.latents.chunks(BATCH * each) {
+            let batch = part.len() / each;
+            backend.upload(part, &mut latents, 0)?;
+            let dims = LatentDims { batch, channels: k, height: side, width: side };
+            backend.area_tokens(dims, &schedule, &latents, &mut tokens)?;
+            backend.nearest_code(batch * t, v, k, &tokens, &loaded.codebook, &mut codes)?;
+            let done = coded.ids.len();
+            coded.ids.resize(done + batch * t, 0);
+            backend.download_ids(&codes, 0, &mut coded.ids[done..])?;
+            progress.update((coded.ids.len() / t) as u64, "");
+        }
+        coded.validation.extend(std::iter::repeat_n(validation, held.labels.len()));
+        coded.labels.extend(held.labels);
     }
-    write_ids(&args.out, &ids, t, &held.labels, &schedule.to_string())?;
-    progress.finish(&format!("{} images of {t} tokens", held.labels.len()));
+    coded.write(&args.out, t, &schedule.to_string())?;
+    progress.finish(&format!("{} images of {t} tokens", coded.labels.len()));
     println!("{}", args.out.display());
     Ok(())
 }
 
-/// `ids [images, T]` and `labels [images]` as safetensors, the schedule in the metadata.
-fn write_ids(
-    path: &Path,
-    ids: &[u32],
-    tokens: usize,
-    labels: &[u32],
-    schedule: &str,
-) -> anyhow::Result<()> {
-    use safetensors::tensor::{Dtype, TensorView};
-    let bytes = |v: &[u32]| v.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
-    let (ids, label_bytes) = (bytes(ids), bytes(labels));
-    let views = [
-        ("ids", TensorView::new(Dtype::U32, vec![labels.len(), tokens], &ids)?),
-        ("labels", TensorView::new(Dtype::U32, vec![labels.len()], &label_bytes)?),
-    ];
-    let metadata = [("schedule".to_owned(), schedule.to_owned())].into();
-    let file = safetensors::serialize(views, Some(metadata))?;
-    grid::write_atomically(path, &file)?;
-    Ok(())
+/// The tokens of a data set, training images first.
+#[derive(Default)]
+struct Coded {
+    /// `[images, T]`.
+    ids: Vec<u32>,
+    labels: Vec<u32>,
+    /// 1 for images held out for validation.
+    validation: Vec<u32>,
+}
+
+impl Coded {
+    /// Writes all of it as safetensors, the schedule in the metadata.
+    fn write(&self, path: &Path, tokens: usize, schedule: &str) -> anyhow::Result<()> {
+        use safetensors::tensor::{Dtype, TensorView};
+        let bytes = |v: &[u32]| v.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
+        let images = self.labels.len();
+        let (ids, labels, validation) =
+            (bytes(&self.ids), bytes(&self.labels), bytes(&self.validation));
+        let views = [
+            ("ids", TensorView::new(Dtype::U32, vec![images, tokens], &ids)?),
+            ("labels", TensorView::new(Dtype::U32, vec![images], &labels)?),
+            ("validation", TensorView::new(Dtype::U32, vec![images], &validation)?),
+        ];
+        let metadata = [("schedule".to_owned(), schedule.to_owned())].into();
+        let file = safetensors::serialize(views, Some(metadata))?;
+        grid::write_atomically(path, &file)?;
+        Ok(())
+    }
 }
 
 /// The configuration of the run that a path lies in, or the defaults.
@@ -339,9 +412,7 @@ fn run_config(path: &Path) -> anyhow::Result<Config> {
 /// The data named, at the image side of the configuration, or the configuration's own.
 fn open_data(named: Option<&str>, config: &Config) -> anyhow::Result<Data> {
     let data = match named {
-        Some(path) => {
-            DataConfig { image_side: config.data.image_side, ..DataConfig::from_argument(path) }
-        }
+        Some(source) => config.data.with_source(source),
         None => config.data.clone(),
     };
     Ok(data::open(&data)?)

@@ -1,16 +1,19 @@
 //! `sar train` and `sar refine`: a generator on the images of a configuration.
 
-use super::models::{Cpu, LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER};
+use super::models::{LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER};
+use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
 use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
-use crate::config::{Config, Mode, SarConfig};
+use crate::config::{Config, GeneratorSection, Mode, SarConfig};
 use crate::data::{self, Data, grid};
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::run::{Interrupt, RunFolder};
 use crate::sample::{Painter, SampleSettings};
 use crate::train::{EncodedBatches, Outcome, Session, TrainError, TrainState, Trainer, encode_all};
 use anyhow::Context as _;
+use clap::ValueEnum as _;
 use sar_math::backend::Filter;
+use sar_math::rollout::Plan;
 
 /// Held-out images that the loss is measured on, at most.
 const HELD_OUT: usize = 1024;
@@ -31,34 +34,36 @@ pub(crate) enum Start {
 ///
 /// # Errors
 /// A configuration, data or checkpoint that cannot be used; see [`TrainError`].
-pub fn run(args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let backend = Cpu::new();
+pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     if args.run.resume {
-        return resume(&backend, &args.run, global);
+        return resume(backend, &args.run, global);
     }
     let mut config = args.run.config(Config::default())?;
     config.train.mode = args.mode.unwrap_or(config.train.mode);
     let path = args.tokenizer.as_deref().context("no tokenizer given; name it with --tokenizer")?;
-    let tokenizer = LoadedTokenizer::open(&backend, path)?;
+    let tokenizer = LoadedTokenizer::open(backend, path)?;
     let start = match &args.run.init_from {
         Some(path) => {
             let from = LoadedGenerator::open(path, false)?;
-            adopt(&mut config, &from);
+            adopt(&mut config, &from, &args.run)?;
             Start::From(from.weights)
         }
         None => Start::New,
     };
-    begin(&backend, config, &args.run, global, &tokenizer, start, "training")
+    begin(backend, config, &args.run, global, &tokenizer, start, "training")
 }
 
 /// `sar refine`: SAR on a trained generator.
 ///
 /// # Errors
 /// As [`run`].
-pub fn refine(args: &RefineArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let backend = Cpu::new();
+pub fn refine<B: Compute>(
+    backend: &B,
+    args: &RefineArgs,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
     if args.run.resume {
-        return resume(&backend, &args.run, global);
+        return resume(backend, &args.run, global);
     }
     let path = args
         .run
@@ -66,25 +71,50 @@ pub fn refine(args: &RefineArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         .as_deref()
         .context("no generator given; name the trained one with --init-from")?;
     let from = LoadedGenerator::open(path, false)?;
-    let tokenizer = from.tokenizer(&backend, args.tokenizer.as_deref())?;
-    let mut config = args.run.config(from.run_config()?.unwrap_or_default())?;
-    adopt(&mut config, &from);
+    let tokenizer = from.tokenizer(backend, args.tokenizer.as_deref())?;
+    let mut run = args.run.clone();
+    if let Some(preset) = args.sar.preset.and_then(|p| p.to_possible_value()) {
+        // First, so that it replaces the file's switches and not those of --set.
+        run.set.insert(0, format!("sar.preset={}", preset.get_name()));
+    }
+    let mut config = run.config(from.run_config()?.unwrap_or_default())?;
+    adopt(&mut config, &from, &run)?;
     config.train.mode = Mode::Ssr;
     switch(&mut config.sar, &args.sar);
     let start = Start::From(from.weights);
-    begin(&backend, config, &args.run, global, &tokenizer, start, "refining")
+    begin(backend, config, &args.run, global, &tokenizer, start, "refining")
 }
 
-/// A run that starts from weights has their shape.
-fn adopt(config: &mut Config, from: &LoadedGenerator) {
-    config.generator = from.section.clone();
-}
-
-/// Flags over the preset.
-fn switch(sar: &mut SarConfig, args: &SarArgs) {
-    if let Some(preset) = args.preset {
-        *sar = SarConfig::preset(preset);
+/// A run that starts from weights has their shape; a schedule of its own it may have.
+fn adopt(config: &mut Config, from: &LoadedGenerator, args: &RunArgs) -> anyhow::Result<()> {
+    let (asked, weights) = (&config.generator, &from.section);
+    for (key, asked, found) in [
+        ("depth", asked.depth, weights.depth),
+        ("width", asked.width, weights.width),
+        ("heads", asked.heads, weights.heads),
+        ("vocab", asked.vocab, weights.vocab),
+        ("channels", asked.channels, weights.channels),
+        ("classes", asked.classes, weights.classes),
+        ("pos_side", asked.pos_side, weights.pos_side),
+    ] {
+        fixed(args, key, asked, found, "the weights of --init-from have")?;
     }
+    let schedule = if args.names("generator", "schedule") { asked } else { weights }.schedule;
+    config.generator = GeneratorSection { schedule, ..weights.clone() };
+    Ok(())
+}
+
+/// Fails where the user asked for a value of a key that something else has decided.
+fn fixed(args: &RunArgs, key: &str, asked: usize, found: usize, who: &str) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        asked == found || !args.names("generator", key),
+        "generator.{key} is {asked}, but {who} {found}; leave the key out, or train another"
+    );
+    Ok(())
+}
+
+/// Flags over what the preset, the file and --set say.
+fn switch(sar: &mut SarConfig, args: &SarArgs) {
     sar.extent = args.extent.unwrap_or(sar.extent);
     sar.target = args.target.unwrap_or(sar.target);
     sar.decode = args.decode.unwrap_or(sar.decode);
@@ -94,23 +124,27 @@ fn switch(sar: &mut SarConfig, args: &SarArgs) {
     sar.sigma = args.sigma.unwrap_or(sar.sigma);
 }
 
-fn begin(
-    backend: &Cpu,
+fn begin<B: Compute>(
+    backend: &B,
     mut config: Config,
     args: &RunArgs,
     global: &GlobalArgs,
-    tokenizer: &LoadedTokenizer,
+    tokenizer: &LoadedTokenizer<B>,
     start: Start,
     what: &str,
 ) -> anyhow::Result<()> {
     let data = data::open(&config.data)?;
     if matches!(start, Start::New) {
-        let t = tokenizer.tokenizer.config();
-        config.generator.vocab = t.vocab;
-        config.generator.channels = t.latent_channels;
-        config.generator.classes = data.classes.len();
+        let (t, g) = (tokenizer.tokenizer.config(), &mut config.generator);
+        let classes = data.classes.len();
+        fixed(args, "vocab", g.vocab, t.vocab, "the tokenizer has")?;
+        fixed(args, "channels", g.channels, t.latent_channels, "the tokenizer has")?;
+        fixed(args, "classes", g.classes, classes, "the data have")?;
+        (g.vocab, g.channels, g.classes) = (t.vocab, t.latent_channels, classes);
     }
     config.validate()?;
+    // Before the folder: a run that cannot start leaves none behind.
+    check(&config, &data, tokenizer)?;
     let folder = RunFolder::create(&args.out, &config)?;
     let interrupt = Interrupt::listen()?;
     let work = Work { backend, config: &config, data: &data, tokenizer, folder: &folder };
@@ -118,7 +152,7 @@ fn begin(
     Ok(())
 }
 
-fn resume(backend: &Cpu, args: &RunArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+fn resume<B: Compute>(backend: &B, args: &RunArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let (folder, config) = RunFolder::open_for_resume(&args.out)?;
     let config = config.set(&args.set)?;
     let data = data::open(&config.data)?;
@@ -131,15 +165,15 @@ fn resume(backend: &Cpu, args: &RunArgs, global: &GlobalArgs) -> anyhow::Result<
 }
 
 /// A generator's run with all that it needs.
-pub(crate) struct Work<'w> {
-    pub backend: &'w Cpu,
+pub(crate) struct Work<'w, B: Compute> {
+    pub backend: &'w B,
     pub config: &'w Config,
     pub data: &'w Data,
-    pub tokenizer: &'w LoadedTokenizer,
+    pub tokenizer: &'w LoadedTokenizer<B>,
     pub folder: &'w RunFolder,
 }
 
-impl Work<'_> {
+impl<B: Compute> Work<'_, B> {
     /// Trains to the last step; returns the outcome and the weights.
     pub(crate) fn train(
         &self,
@@ -149,10 +183,12 @@ impl Work<'_> {
         quiet: bool,
     ) -> anyhow::Result<(Outcome, Vec<f32>)> {
         let (backend, config, tokenizer) = (self.backend, self.config, self.tokenizer);
-        tokenizer.fits(&config.generator)?;
-        self.check_sizes()?;
+        check(config, self.data, tokenizer)?;
         if !quiet {
             eprintln!("{}", self.data.summary);
+            if let Some(note) = self.small() {
+                eprintln!("note: {note}");
+            }
         }
         self.keep_tokenizer()?;
         let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
@@ -179,7 +215,7 @@ impl Work<'_> {
             labels.len(),
             guided,
         )?;
-        let mut paint = |trainer: &Trainer<'_, Cpu>| {
+        let mut paint = |trainer: &Trainer<'_, B>| {
             let painted = painter
                 .paint(trainer.params(), &labels, 0, &settings, false)
                 .map_err(TrainError::backend)?;
@@ -200,15 +236,15 @@ impl Work<'_> {
         Ok((outcome, trainer.export()?.weights))
     }
 
-    fn trainer(&self, generator: &Generator, start: Start) -> anyhow::Result<Trainer<'_, Cpu>> {
+    fn trainer(&self, generator: &Generator, start: Start) -> anyhow::Result<Trainer<'_, B>> {
         let config = self.config;
         let size = {
             let side = self.tokenizer.tokenizer.latent_side(self.data.train.side());
             (side, side)
         };
-        let codebook = self.tokenizer.codebook.as_slice();
+        let codebook = self.tokenizer.codebook_on_host(self.backend)?;
         let new = |weights: &[f32]| {
-            Trainer::new(self.backend, generator.clone(), config, weights, codebook, size)
+            Trainer::new(self.backend, generator.clone(), config, weights, &codebook, size)
         };
         Ok(match start {
             Start::New => new(&generator.initial(config.train.seed))?,
@@ -235,24 +271,20 @@ impl Work<'_> {
         })
     }
 
-    /// The latent grid of the images is the last scale of the schedule.
-    fn check_sizes(&self) -> anyhow::Result<()> {
+    /// What to know where the last grid is smaller than the images' latents.
+    fn small(&self) -> Option<String> {
         let side = self.data.train.side();
         let factor = self.tokenizer.tokenizer.downsample_factor();
         let last = self.config.generator.schedule.last();
-        anyhow::ensure!(
-            side.is_multiple_of(factor),
-            "images are {side} px, which the tokenizer's factor of {factor} does not divide; set \
-             data.image_side to a multiple"
-        );
-        let latent = side / factor;
-        anyhow::ensure!(
-            last.height.max(last.width) <= latent,
-            "the schedule {} ends in a grid of {last}, but images of {side} px have latents of \
-             {latent}×{latent}; end generator.schedule at {latent} or less",
-            self.config.generator.schedule
-        );
-        Ok(())
+        (last.height.max(last.width) < side / factor).then(|| {
+            format!(
+                "images of {side} px have latents of {latent}×{latent}, but generator.schedule ends \
+                 in a grid of {last}: samples will be {}×{} px",
+                last.height * factor,
+                last.width * factor,
+                latent = side / factor,
+            )
+        })
     }
 
     /// Keeps the tokenizer in the run, so that the run is whole on its own.
@@ -268,6 +300,41 @@ impl Work<'_> {
     }
 }
 
+/// Whether generator, tokenizer, schedule and data fit each other.
+fn check<B: Compute>(
+    config: &Config,
+    data: &Data,
+    tokenizer: &LoadedTokenizer<B>,
+) -> anyhow::Result<()> {
+    let generator = &config.generator;
+    tokenizer.fits(generator)?;
+    anyhow::ensure!(
+        data.classes.len() == generator.classes,
+        "the data have {} classes, the generator {}; train it on data of its classes",
+        data.classes.len(),
+        generator.classes
+    );
+    let (side, last) = (data.train.side(), generator.schedule.last());
+    let factor = tokenizer.tokenizer.downsample_factor();
+    anyhow::ensure!(
+        side.is_multiple_of(factor),
+        "images are {side} px, which the tokenizer's factor of {factor} does not divide; set \
+         data.image_side to a multiple"
+    );
+    let latent = side / factor;
+    anyhow::ensure!(
+        last.height.max(last.width) <= latent,
+        "the schedule {} ends in a grid of {last}, but images of {side} px have latents of \
+         {latent}×{latent}; end generator.schedule at {latent} or less",
+        generator.schedule
+    );
+    // The way of training may ask for more scales than there are.
+    let method = config.train.method(&config.sar);
+    Plan::new(method, config.sar.target, &generator.schedule, config.train.seed, 0)
+        .with_context(|| format!("train.mode {} on {}", config.train.mode, generator.schedule))?;
+    Ok(())
+}
+
 /// Sampling as the configuration says, with this seed.
 pub(crate) fn settings(config: &Config, seed: u64) -> SampleSettings {
     let s = &config.sample;
@@ -275,6 +342,7 @@ pub(crate) fn settings(config: &Config, seed: u64) -> SampleSettings {
         guidance: s.ramp.guidance(s.guidance),
         filter: Filter { top_k: s.top_k, top_p: s.top_p },
         seed,
+        published_greedy: s.published_greedy,
     }
 }
 

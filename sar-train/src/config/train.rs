@@ -1,6 +1,7 @@
 //! How a generator is trained.
 
 use super::{ConfigError, SarConfig, require, text};
+use crate::model::generator::Recompute;
 use sar_math::anneal::{Anneal, Shape};
 use sar_math::rollout::Method;
 use serde::{Deserialize, Serialize};
@@ -111,7 +112,11 @@ pub struct TrainConfig {
     /// Drop path of the last block, linear from 0 at the first; default: 0.1·depth/24.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drop_path: Option<f64>,
-    /// Draw a schedule per step as FlexVAR does; needs a last grid of 16×16. Default false.
+    /// What the backward computes again instead of keeping it: `nothing`, `norms` (default) or
+    /// `blocks`, from most memory to least.
+    #[serde(with = "text")]
+    pub recompute: Recompute,
+    /// Draw a schedule per step as FlexVAR does, in proportion to the last grid. Default false.
     pub random_schedules: bool,
     /// Steps between log lines. Default 10.
     pub log_every: u64,
@@ -159,6 +164,7 @@ impl Default for TrainConfig {
             eval_every: 500,
             keep: 3,
             non_finite_limit: 5,
+            recompute: Recompute::Norms,
             seed: 0,
         }
     }

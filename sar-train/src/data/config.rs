@@ -12,7 +12,8 @@ pub struct DataConfig {
     pub path: Option<PathBuf>,
     /// A set inside the program: `glyphs10`.
     pub builtin: Option<String>,
-    /// Side of the square images, in pixels.
+    /// Side of the square images, in pixels. Default 32, which the default tokenizer (a factor of 4)
+    /// and schedule (up to 8×8) draw on a CPU; published: 256.
     pub image_side: usize,
     /// Share of each class held out for validation where the source names none.
     pub val_fraction: f64,
@@ -44,7 +45,7 @@ impl Default for DataConfig {
         Self {
             path: None,
             builtin: None,
-            image_side: 256,
+            image_side: glyphs::CELL,
             val_fraction: 0.05,
             split_seed: 0,
             num_classes: None,
@@ -83,6 +84,16 @@ impl DataConfig {
         Self { path: Some(path), ..recipe }
     }
 
+    /// This section with other images. A section that says nothing takes the recipe of what `argument`
+    /// names; one that says something keeps it.
+    pub fn with_source(&self, argument: &str) -> Self {
+        let named = Self::from_argument(argument);
+        if *self == Self::default() {
+            return named;
+        }
+        Self { path: named.path, builtin: named.builtin, ..self.clone() }
+    }
+
     fn glyph_recipe() -> Self {
         Self {
             image_side: glyphs::CELL,
@@ -108,8 +119,8 @@ impl DataConfig {
             (None, None) => {
                 return fail(
                     "path",
-                    "no data given; set `path` to a folder, list file or glyph sheet, \
-                     or `builtin = \"glyphs10\"`"
+                    "no data given; name a folder, list file or glyph sheet with --data, or set \
+                     `path` to it, or `builtin = \"glyphs10\"`"
                         .into(),
                 );
             }

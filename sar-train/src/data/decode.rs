@@ -31,7 +31,7 @@ pub enum BadImage {
         height: u32,
     },
     /// More pixels than allowed.
-    #[error("{width}×{height} pixels; expected at most {limit} in all (`max_pixels`)")]
+    #[error("{width}×{height} pixels; expected at most {limit} in all (data.max_pixels)")]
     TooLarge {
         /// Pixels.
         width: u32,

@@ -42,7 +42,7 @@ pub enum DataError {
     /// Images lie loose, without class folders.
     #[error(
         "{}: images, but no class folders; move them into one folder per class, \
-         or pass `unlabelled` to train without classes", path.display()
+         or set data.unlabelled=true to train without classes", path.display()
     )]
     NoClasses {
         /// The folder.
@@ -51,7 +51,7 @@ pub enum DataError {
     /// Only one class where a class-conditional model needs two.
     #[error(
         "{}: only one class ({class:?}); expected at least two; \
-         set `allow_one_class` if that is meant", path.display()
+         set data.allow_one_class=true if that is meant", path.display()
     )]
     OneClass {
         /// The source.

@@ -17,7 +17,7 @@ use sar_math::philox::{Purpose, Stream};
 use thiserror::Error;
 
 /// Neighbours of the manifolds, as published.
-const NEIGHBOURS: usize = 3;
+pub(crate) const NEIGHBOURS: usize = 3;
 
 /// Any error, boxed: what a generator may fail with.
 pub type AnyError = Box<dyn std::error::Error + Send + Sync>;

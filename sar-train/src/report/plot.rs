@@ -11,7 +11,8 @@ use std::fmt::Write as _;
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 270.0;
 const LEFT: f64 = 60.0;
-const RIGHT: f64 = 10.0;
+/// Half of the label of the last tick stands out on the right.
+const RIGHT: f64 = 18.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 42.0;
 

@@ -17,8 +17,9 @@ pub struct NonFinite {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "step {step}: loss or gradient was not finite {in_a_row} steps in a row; the weights are those \
-     of the last finite step. Lower train.base_lr, lengthen train.warmup or tighten train.clip, and \
-     continue from an earlier checkpoint with --init-from"
+     of the last finite step. Lower lr, lengthen warmup or tighten clip (section train, or \
+     tokenizer_train for a tokenizer) and start anew in another folder, from an earlier checkpoint \
+     with --init-from"
 )]
 pub struct NonFiniteError {
     /// The step at which the run gave up.

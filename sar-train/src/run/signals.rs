@@ -1,5 +1,6 @@
 //! Stopping on Ctrl-C without losing work.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -13,7 +14,7 @@ pub struct Interrupted {
 
 /// Whether the user has asked to stop.
 ///
-/// The first Ctrl-C (or SIGTERM) sets a flag, which the training loop turns into a saved checkpoint
+/// The first Ctrl-C (or SIGTERM, or the end of the terminal unless `nohup` says to outlive it) sets a flag, which the training loop turns into a saved checkpoint
 /// and [`Interrupted`]; the second ends the process at once, with exit code 130.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt {
@@ -24,15 +25,16 @@ impl Interrupt {
     /// Starts to listen for the signals. Call once per process.
     ///
     /// # Errors
-    /// The handler cannot be installed, or one already is.
-    pub fn listen() -> Result<Self, ctrlc::Error> {
+    /// The handlers cannot be installed.
+    pub fn listen() -> std::io::Result<Self> {
         let interrupt = Self::default();
         let asked = Arc::clone(&interrupt.asked);
-        ctrlc::set_handler(move || {
+        on_signal(move || {
             if asked.fetch_add(1, Ordering::SeqCst) > 0 {
                 std::process::exit(130);
             }
-            eprintln!("\nstopping after this step and saving; press Ctrl-C again to stop at once");
+            let text = "\nstopping after this step and saving; press Ctrl-C again to stop at once";
+            let _ = writeln!(std::io::stderr(), "{text}");
         })?;
         Ok(interrupt)
     }
@@ -51,4 +53,32 @@ impl Interrupt {
     pub fn is_asked(&self) -> bool {
         self.asked.load(Ordering::SeqCst) > 0
     }
+}
+
+/// Calls `act` at every signal that asks to stop.
+#[cfg(unix)]
+fn on_signal(act: impl Fn() + Send + 'static) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let hang_up = (!outlives_the_terminal()).then_some(SIGHUP);
+    let wanted = [SIGINT, SIGTERM].into_iter().chain(hang_up);
+    let mut signals = signal_hook::iterator::Signals::new(wanted)?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || signals.forever().for_each(|_| act()))?;
+    Ok(())
+}
+
+/// Whether the process was started with SIGHUP ignored, as `nohup` does; Linux tells it.
+#[cfg(unix)]
+fn outlives_the_terminal() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    // Bit n−1 is signal n; SIGHUP is 1.
+    mask.is_some_and(|mask| mask & 1 == 1)
+}
+
+#[cfg(not(unix))]
+fn on_signal(act: impl Fn() + Send + 'static) -> std::io::Result<()> {
+    ctrlc::set_handler(act).map_err(std::io::Error::other)
 }

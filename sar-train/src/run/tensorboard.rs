@@ -31,7 +31,7 @@ impl TensorBoard {
         let file = File::create_new(&path).map_err(RunError::write(&path))?;
         let mut board = Self { path, writer: RecordWriter::new(file) };
         board.event(0, |event| event.bytes(3, b"brain.Event:2"))?;
-        if step > 0 {
+        if step > 0 || earlier > 0 {
             // SessionLog { status: START }
             board.event(step + 1, |event| event.message(7, |log| log.varint(1, 1)))?;
         }

@@ -16,6 +16,8 @@ pub struct SampleSettings {
     pub filter: Filter,
     /// Image k of a seed is always the same.
     pub seed: u64,
+    /// Greedy on grids outside the published sampler's list.
+    pub published_greedy: bool,
 }
 
 /// A tokenizer with its weights on a backend.
@@ -102,6 +104,7 @@ impl<'a, B: Backend> Painter<'a, B> {
         every_scale: bool,
     ) -> Result<Painted, B::Error> {
         let scales = self.schedule.len();
+        self.sampler.set_published_greedy(settings.published_greedy);
         let mut painted = Painted::default();
         if every_scale {
             painted.scales = vec![Vec::new(); scales];

@@ -1,11 +1,15 @@
 //! Generation scale by scale with a cache of keys and values.
 
+use super::recordings::{Call, Recordings};
 use crate::model::generator::{Generator, MLP_RATIO, NORM_EPS};
 use sar_math::backend::{
     Backend, Branch, Buffers, CachedAttentionDims, Choice, ChooseDims, EmbeddingDims, LinearDims,
     RolloutDims, ShapeError, TokenDims,
 };
 use sar_math::{MAX_SCALES, ScaleSchedule};
+
+/// Sides of the grids that the published sampler draws from a distribution; on others it is greedy.
+const PUBLISHED_SIDES: [usize; 13] = [1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 23, 24, 32];
 
 /// How codes are chosen while sampling.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +29,16 @@ pub struct Given<'a, B: Buffers> {
 }
 
 /// Memory of a sampling run: cache and scratch, for one schedule and a largest batch.
+///
+/// The blocks of a scale are the same ops on the same buffers in every run, so they go through
+/// [`Buffers::replay`]: a backend may record them once.
 pub struct Sampler<B: Buffers> {
     schedule: ScaleSchedule,
+    /// The schedule that there was room asked for.
+    room: ScaleSchedule,
+    recordings: Recordings,
+    /// Scales whose codes are the most likely ones, whatever the decoding says of the others.
+    greedy: [bool; MAX_SCALES],
     /// Rows of a batch with its unconditional half.
     rows: usize,
     labels: B::Ids,
@@ -70,6 +82,9 @@ impl<B: Backend> Sampler<B> {
             (0..g.depth).map(|_| backend.activation(2 * rows * tokens * c)).collect();
         Ok(Self {
             schedule: *schedule,
+            room: *schedule,
+            recordings: Recordings::default(),
+            greedy: [false; MAX_SCALES],
             rows,
             labels: backend.ids(rows)?,
             cond: backend.activation(rows * c)?,
@@ -96,6 +111,10 @@ impl<B: Backend> Sampler<B> {
     /// they are and feed the next scale; they are not generated. `observe` sees each generated scale
     /// after its codes are chosen, with its logits still in place.
     ///
+    /// A run with the weights of an earlier one has them in the same buffer, or is preceded by
+    /// [`Sampler::forget_recordings`]: so is one with another `params` that has come to lie where an
+    /// earlier one lay. (`params` at another address are seen to be others.)
+    ///
     /// # Errors
     /// Shape, where there are more labels than room; a device fault.
     pub fn run(
@@ -115,9 +134,24 @@ impl<B: Backend> Sampler<B> {
         )
     }
 
+    /// Greedy on grids outside the published sampler's fixed list, as that is; or nowhere.
+    pub(crate) fn set_published_greedy(&mut self, on: bool) {
+        self.greedy = [false; MAX_SCALES];
+        for (greedy, scale) in self.greedy.iter_mut().zip(self.schedule.scales()) {
+            let listed = scale.height == scale.width && PUBLISHED_SIDES.contains(&scale.height);
+            *greedy = on && !listed;
+        }
+    }
+
     /// Takes another schedule, of no more tokens in all and in its largest scale.
     pub(crate) fn set_schedule(&mut self, schedule: &ScaleSchedule) {
         self.schedule = *schedule;
+    }
+
+    /// Lets no later run replay what an earlier one recorded: for weights in another buffer. New
+    /// values in the same buffer need no such call.
+    pub fn forget_recordings(&mut self) {
+        self.recordings = Recordings::default();
     }
 
     /// As [`Sampler::run`], for the first `scales` scales alone.
@@ -154,7 +188,16 @@ impl<B: Backend> Sampler<B> {
             if scale > 0 {
                 self.feed(backend, generator, codebook, batch, scale)?;
             }
-            self.trunk(backend, generator, params, batch, rows, scale)?;
+            // Random schedules of training are too many to be worth recording.
+            if self.schedule == self.room {
+                let call = Call { scale, batch, rows };
+                let key = self.recordings.key(params, generator, call);
+                backend.replay(key, &mut || {
+                    self.trunk(backend, generator, params, batch, rows, scale)
+                })?;
+            } else {
+                self.trunk(backend, generator, params, batch, rows, scale)?;
+            }
             if given.is_some_and(|g| g.scales[scale]) {
                 continue;
             }
@@ -164,7 +207,7 @@ impl<B: Backend> Sampler<B> {
                 scales: scale..scale + 1,
                 vocab: generator.shape().vocab,
                 guidance: decoding.guidance,
-                choice: decoding.choice,
+                choice: if self.greedy[scale] { Choice::Argmax } else { decoding.choice },
             };
             backend.choose_codes(&dims, &self.logits, &mut self.ids)?;
             observe(scale, self)?;
@@ -220,7 +263,10 @@ impl<B: Backend> Sampler<B> {
         backend.rollout_inputs(&dims, &self.ids, codebook, &mut self.inputs)
     }
 
-    /// Runs all blocks on the tokens of one scale; leaves its logits.
+    /// Runs all blocks on the tokens of one scale; leaves its logits. Ops alone, to be replayed.
+    ///
+    /// `x` and `sum` change places twice per block, an even number of times: they end where they
+    /// began, so the next call issues its ops on the same buffers.
     fn trunk(
         &mut self,
         backend: &B,

@@ -3,6 +3,7 @@
 use crate::checkpoint::CheckpointError;
 use crate::data::DataError;
 use crate::run::{Interrupted, NonFiniteError, RunError};
+use sar_math::backend::BackendError;
 use sar_math::rollout::PlanError;
 
 /// Why training stops.
@@ -11,7 +12,7 @@ use sar_math::rollout::PlanError;
 pub enum TrainError {
     /// An op of the backend.
     #[error("training: {0}")]
-    Backend(Box<dyn std::error::Error + Send + Sync>),
+    Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The way of training does not fit the schedule.
     #[error("training: {0}")]
     Plan(#[from] PlanError),
@@ -46,8 +47,9 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    /// Wraps an error of a backend.
-    pub fn backend(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+    /// Wraps an error of a backend. It stays this error's source, so that its
+    /// [`kind`](BackendError::kind) can be asked for.
+    pub fn backend(error: impl BackendError) -> Self {
         Self::Backend(Box::new(error))
     }
 }

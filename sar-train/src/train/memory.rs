@@ -1,6 +1,6 @@
 //! Memory of a training step, allocated once for the longest schedule.
 
-use crate::model::generator::{Generator, Gradients, Trace};
+use crate::model::generator::{Generator, Gradients, Recompute, Trace};
 use crate::sample::Sampler;
 use sar_math::ScaleSchedule;
 use sar_math::backend::Backend;
@@ -15,6 +15,8 @@ pub struct Needs {
     pub soft: bool,
     /// Generation scale by scale (student, hybrid, interleaved forcing).
     pub sampler: bool,
+    /// What the backward computes again.
+    pub recompute: Recompute,
 }
 
 /// Buffers of a step: nothing is allocated after they are.
@@ -59,7 +61,7 @@ impl<B: Backend> StepMemory<B> {
         let rows = if needs.guided { 2 * batch } else { batch };
         let logits = batch * tokens * g.vocab;
         Ok(Self {
-            trace: Trace::new(backend, generator, rows, tokens)?,
+            trace: Trace::new(backend, generator, rows, tokens, needs.recompute)?,
             grads: Gradients::new(backend, generator, batch, tokens)?,
             tokens: backend.activation(batch * tokens * g.channels)?,
             truth: backend.ids(batch * tokens)?,

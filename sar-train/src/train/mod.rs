@@ -2,6 +2,7 @@
 
 mod batches;
 mod error;
+mod footprint;
 mod heldout;
 mod memory;
 mod session;
@@ -12,6 +13,7 @@ mod trainer;
 
 pub use batches::{EncodedBatches, encode_all};
 pub use error::TrainError;
+pub use footprint::MemoryPlan;
 pub use heldout::{HeldOut, HeldOutReport};
 pub use memory::{Needs, StepMemory};
 pub use session::{Outcome, PaintHook, Session};

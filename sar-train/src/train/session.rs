@@ -84,8 +84,14 @@ impl<B: Backend> Session<'_, B> {
         let mut outcome = Outcome::default();
         let mut clock = Clock::default();
         let images = train.batch * train.accumulate;
-        if trainer.step_number() == 0 {
+        if trainer.step_number() == 0 && checkpoints.latest()?.is_none() {
             self.evaluate(trainer, &mut log, &mut board, &mut outcome)?;
+            // From here on there is something to resume, and a disk without room is found out early.
+            self.save(trainer, &checkpoints)?;
+        }
+        if trainer.step_number() >= train.steps {
+            progress.finish("nothing left to do, the last step is done");
+            return Ok(outcome);
         }
         while trainer.step_number() < train.steps {
             let start = Instant::now();
@@ -107,7 +113,9 @@ impl<B: Backend> Session<'_, B> {
                 self.paint_samples(trainer, &mut board)?;
             }
             let asked = self.interrupt.is_asked() && step < train.steps;
-            if due(train.save_every) || asked {
+            // Not while steps are skipped: the checkpoints before are the ones to go back to.
+            let worth = !skipped || step == train.steps;
+            if (due(train.save_every) && worth) || asked {
                 self.save(trainer, &checkpoints)?;
             }
             if asked {

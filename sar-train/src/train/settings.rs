@@ -1,5 +1,6 @@
 //! What every step of a run has in common.
 
+use crate::model::generator::Recompute;
 use sar_math::backend::Filter;
 use sar_math::rollout::{Method, SarSettings};
 
@@ -18,6 +19,8 @@ pub struct StepSettings {
     pub drop_path: f64,
     /// Label smoothing of the teacher-forcing loss.
     pub smoothing: f64,
+    /// What the backward computes again.
+    pub recompute: Recompute,
     /// Seed of all random numbers.
     pub seed: u64,
 }

@@ -92,6 +92,7 @@ impl StepSettings {
             class_dropout: config.train.class_dropout,
             drop_path: config.train.last_drop_path(config.generator.depth),
             smoothing: config.train.label_smoothing,
+            recompute: config.train.recompute,
             seed: config.train.seed,
         }
     }
@@ -101,7 +102,7 @@ impl StepSettings {
         let soft = self.sar.is_some_and(|s| s.target == StudentTarget::TeacherSoft);
         let guided = self.guidance() != Guidance::Off;
         let sampler = !matches!(self.method, Method::Teacher | Method::Sar(_));
-        Needs { guided, soft, sampler }
+        Needs { guided, soft, sampler, recompute: self.recompute }
     }
 }
 
@@ -180,6 +181,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// The weights on the device.
     pub fn params(&self) -> &B::Params {
         &self.params
+    }
+
+    /// Parameter gradients of the last step, on the device.
+    pub fn gradients(&self) -> &B::Accum {
+        self.memory.gradients()
     }
 
     /// The codebook on the device.

@@ -183,6 +183,18 @@ fn block(layout: &mut Layout, i: usize, c: usize, heads: usize) -> BlockSlots {
     BlockSlots { qkv, attention, proj, fc1, fc2 }
 }
 
+/// Parameters of a generator; each tensor as published.
+pub fn parameters(g: &GeneratorShape) -> u64 {
+    let [c, k, v, h] = [g.width, g.channels, g.vocab, g.heads].map(|n| n as u64);
+    let positions = c + c * (g.pos_side as u64).pow(2);
+    let embeddings = c * k + c + (g.classes as u64 + 1) * c;
+    let attention = h + 2 * c + 3 * c * c + c * c + c;
+    let feed_forward = 4 * c * c + 4 * c + 4 * c * c + c;
+    let modulation = 6 * c * c + 6 * c;
+    let head = 2 * c * c + 2 * c + v * c + v;
+    positions + embeddings + g.depth as u64 * (attention + feed_forward + modulation) + head
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -8,7 +8,7 @@ mod pass;
 mod shape;
 mod trace;
 
-pub use layout::{Generator, MLP_RATIO, NORM_EPS};
+pub use layout::{Generator, MLP_RATIO, NORM_EPS, parameters};
 pub use pass::PassInput;
 pub use shape::{GeneratorError, GeneratorShape};
-pub use trace::{Gradients, Trace};
+pub use trace::{Gradients, Recompute, Trace};

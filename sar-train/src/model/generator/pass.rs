@@ -1,7 +1,7 @@
 //! Forward and backward of one pass over a schedule.
 
 use super::layout::{MLP_RATIO, NORM_EPS};
-use super::{Generator, Gradients, Trace};
+use super::{Generator, Gradients, Recompute, Trace};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{
     AttentionDims, Backend, Branch, Buffers, EmbeddingDims, LinearDims, ShapeError, TokenDims,
@@ -62,10 +62,11 @@ impl Generator {
         let dims = self.dims(input, trace)?;
         self.embed(backend, params, input, trace)?;
         for norm in 0..=2 * self.shape().depth {
-            self.norm(backend, input, dims, norm, trace)?;
+            self.norm(backend, input, input.batch, dims, norm, trace)?;
             if norm == 2 * self.shape().depth {
                 let head = dims.linear(dims.tokens.width, self.shape().vocab);
-                backend.linear(head, &trace.normed, params, self.head, &mut trace.logits)?;
+                let normed = &trace.normed[trace.normed_of(norm)];
+                backend.linear(head, normed, params, self.head, &mut trace.logits)?;
             } else if norm % 2 == 0 {
                 self.attention(backend, params, dims, norm / 2, trace)?;
             } else {
@@ -94,20 +95,13 @@ impl Generator {
         let dims = self.dims(input, trace)?;
         let depth = self.shape().depth;
         for norm in (0..=2 * depth).rev() {
-            backend.renorm(
-                dims.tokens,
-                &trace.sums[norm],
-                &trace.stats[norm],
-                &trace.ada,
-                self.modulation(norm),
-                &mut trace.normed,
-            )?;
+            self.renorm(backend, dims, norm, trace)?;
             if norm == 2 * depth {
                 let head = dims.linear(dims.tokens.width, self.shape().vocab);
                 backend.linear_backward(
                     head,
                     &trace.logits,
-                    &trace.normed,
+                    &trace.normed[trace.normed_of(norm)],
                     params,
                     self.head,
                     Some(&mut grads.dy),
@@ -117,6 +111,10 @@ impl Generator {
                 self.attention_backward(backend, params, dims, norm / 2, trace, grads)?;
             } else {
                 self.ffn_backward(backend, params, dims, norm / 2, trace, grads)?;
+            }
+            if trace.recompute == Recompute::Blocks && norm % 2 == 0 && norm > 0 {
+                // The block before this norm, whose last branch the norm's backward needs first.
+                self.block_again(backend, params, input, forward_batch, dims, norm / 2 - 1, trace)?;
             }
             self.norm_backward(backend, input, forward_batch, dims, norm, trace, grads)?;
         }
@@ -227,31 +225,78 @@ impl Generator {
         backend.class_embedding_backward(batch, c, input.labels, &g.dcond, table, &mut g.params)
     }
 
-    /// Norm n, with the branch before it added to the residual stream.
-    fn norm<B: Backend>(
+    /// The output of norm n once more, unless it was kept.
+    fn renorm<B: Backend>(
         &self,
         backend: &B,
-        input: &PassInput<'_, B>,
         dims: Dims,
         norm: usize,
         t: &mut Trace<B>,
     ) -> Result<(), B::Error> {
-        let branch = norm.checked_sub(1).map(|n| Branch::<B> {
-            value_blc: &t.branches[n],
-            gate: self.gate(n),
-            keep: input.keep.map(|k| (k, n * input.batch)),
-        });
+        if t.recompute == Recompute::Nothing {
+            return Ok(());
+        }
+        let (sum, normed) = (t.sum_of(norm), t.normed_of(norm));
+        backend.renorm(
+            dims.tokens,
+            &t.sums[sum],
+            &t.stats[norm],
+            &t.ada,
+            self.modulation(norm),
+            &mut t.normed[normed],
+        )
+    }
+
+    /// Block i forward once more, from its input: all that its backward needs, to the same bits.
+    fn block_again<B: Backend>(
+        &self,
+        backend: &B,
+        params: &B::Params,
+        input: &PassInput<'_, B>,
+        forward_batch: usize,
+        dims: Dims,
+        i: usize,
+        t: &mut Trace<B>,
+    ) -> Result<(), B::Error> {
+        self.renorm(backend, dims, 2 * i, t)?;
+        self.attention(backend, params, dims, i, t)?;
+        self.norm(backend, input, forward_batch, dims, 2 * i + 1, t)?;
+        self.ffn(backend, params, dims, i, t)
+    }
+
+    /// Norm n, with the branch before it added to the residual stream. `keep` is laid out for
+    /// `keep_batch` samples.
+    fn norm<B: Backend>(
+        &self,
+        backend: &B,
+        input: &PassInput<'_, B>,
+        keep_batch: usize,
+        dims: Dims,
+        norm: usize,
+        t: &mut Trace<B>,
+    ) -> Result<(), B::Error> {
+        let (normed, value) = (t.normed_of(norm), t.branch_of(norm.saturating_sub(1)));
         // Without a branch nothing is written to the sum: any other buffer serves.
-        let (before, after) = t.sums.split_at_mut(norm.max(1));
+        let places = [t.sum_of(norm.saturating_sub(1)), t.sum_of(norm.max(1))];
+        let branch = norm.checked_sub(1).map(|n| Branch::<B> {
+            value_blc: &t.branches[value],
+            gate: self.gate(n),
+            keep: input.keep.map(|k| (k, n * keep_batch)),
+        });
+        let Ok([before, after]) = t.sums.get_disjoint_mut(places) else {
+            let (expected, found) = (places[0].max(places[1]) + 1, t.sums.len());
+            let operand = "sums of the trace (two that differ)";
+            return Err(ShapeError { op: "generator", operand, expected, found }.into());
+        };
         backend.residual_norm(
             dims.tokens,
             NORM_EPS,
-            &before[norm.saturating_sub(1)],
+            before,
             branch,
             &t.ada,
             self.modulation(norm),
-            &mut after[0],
-            &mut t.normed,
+            after,
+            &mut t.normed[normed],
             &mut t.stats[norm],
         )
     }
@@ -267,7 +312,7 @@ impl Generator {
         g: &mut Gradients<B>,
     ) -> Result<(), B::Error> {
         let branch = norm.checked_sub(1).map(|n| Branch::<B> {
-            value_blc: &t.branches[n],
+            value_blc: &t.branches[t.branch_of(n)],
             gate: self.gate(n),
             keep: input.keep.map(|k| (k, n * forward_batch)),
         });
@@ -276,7 +321,7 @@ impl Generator {
         backend.residual_norm_backward(
             dims.tokens,
             &g.dy,
-            &t.sums[norm],
+            &t.sums[t.sum_of(norm)],
             &t.stats[norm],
             branch,
             &t.ada,
@@ -297,18 +342,20 @@ impl Generator {
         t: &mut Trace<B>,
     ) -> Result<(), B::Error> {
         let (c, slots) = (dims.tokens.width, &self.blocks[i]);
-        backend.linear(dims.linear(c, 3 * c), &t.normed, params, slots.qkv, &mut t.qkv[i])?;
+        let (normed, at, out) = (t.normed_of(2 * i), t.block(i), t.branch_of(2 * i));
+        let qkv = &mut t.qkv[at];
+        backend.linear(dims.linear(c, 3 * c), &t.normed[normed], params, slots.qkv, qkv)?;
         backend.attention(
             dims.attention,
-            &mut t.qkv[i],
+            qkv,
             params,
             slots.attention,
-            &mut t.inverse_norms[i],
-            &mut t.lse[i],
-            &mut t.attended[i],
+            &mut t.inverse_norms[at],
+            &mut t.lse[at],
+            &mut t.attended[at],
         )?;
-        let out = &mut t.branches[2 * i];
-        backend.linear(dims.linear(c, c), &t.attended[i], params, slots.proj, out)
+        let out = &mut t.branches[out];
+        backend.linear(dims.linear(c, c), &t.attended[at], params, slots.proj, out)
     }
 
     fn attention_backward<B: Backend>(
@@ -321,10 +368,11 @@ impl Generator {
         g: &mut Gradients<B>,
     ) -> Result<(), B::Error> {
         let (c, slots) = (dims.tokens.width, &self.blocks[i]);
+        let at = t.block(i);
         backend.linear_backward(
             dims.linear(c, c),
             &g.dbranch,
-            &t.attended[i],
+            &t.attended[at],
             params,
             slots.proj,
             Some(&mut g.dy),
@@ -333,10 +381,10 @@ impl Generator {
         backend.attention_backward(
             dims.attention,
             &g.dy,
-            &t.attended[i],
-            &t.qkv[i],
-            &t.inverse_norms[i],
-            &t.lse[i],
+            &t.attended[at],
+            &t.qkv[at],
+            &t.inverse_norms[at],
+            &t.lse[at],
             params,
             slots.attention,
             &mut g.wide,
@@ -345,7 +393,7 @@ impl Generator {
         backend.linear_backward(
             dims.linear(c, 3 * c),
             &g.wide,
-            &t.normed,
+            &t.normed[t.normed_of(2 * i)],
             params,
             slots.qkv,
             Some(&mut g.dy),
@@ -363,10 +411,13 @@ impl Generator {
     ) -> Result<(), B::Error> {
         let (c, slots) = (dims.tokens.width, &self.blocks[i]);
         let wide = MLP_RATIO * c;
-        backend.linear(dims.linear(c, wide), &t.normed, params, slots.fc1, &mut t.hidden[i])?;
-        backend.gelu(dims.tokens.rows() * wide, &t.hidden[i], &mut t.activated)?;
-        let out = &mut t.branches[2 * i + 1];
-        backend.linear(dims.linear(wide, c), &t.activated, params, slots.fc2, out)
+        let (normed, at, out) = (t.normed_of(2 * i + 1), t.block(i), t.branch_of(2 * i + 1));
+        let activated = t.activated_of(i);
+        let (hidden, activated) = (&mut t.hidden[at], &mut t.activated[activated]);
+        backend.linear(dims.linear(c, wide), &t.normed[normed], params, slots.fc1, hidden)?;
+        backend.gelu(dims.tokens.rows() * wide, hidden, activated)?;
+        let out = &mut t.branches[out];
+        backend.linear(dims.linear(wide, c), activated, params, slots.fc2, out)
     }
 
     fn ffn_backward<B: Backend>(
@@ -381,21 +432,24 @@ impl Generator {
         let (c, slots) = (dims.tokens.width, &self.blocks[i]);
         let wide = MLP_RATIO * c;
         let len = dims.tokens.rows() * wide;
-        backend.gelu(len, &t.hidden[i], &mut t.activated)?;
+        let (at, activated) = (t.block(i), t.activated_of(i));
+        if t.recompute != Recompute::Nothing {
+            backend.gelu(len, &t.hidden[at], &mut t.activated[activated])?;
+        }
         backend.linear_backward(
             dims.linear(wide, c),
             &g.dbranch,
-            &t.activated,
+            &t.activated[activated],
             params,
             slots.fc2,
             Some(&mut g.wide),
             &mut g.params,
         )?;
-        backend.gelu_backward(len, &t.hidden[i], &mut g.wide)?;
+        backend.gelu_backward(len, &t.hidden[at], &mut g.wide)?;
         backend.linear_backward(
             dims.linear(c, wide),
             &g.wide,
-            &t.normed,
+            &t.normed[t.normed_of(2 * i + 1)],
             params,
             slots.fc1,
             Some(&mut g.dy),

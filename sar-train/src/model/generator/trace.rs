@@ -2,12 +2,56 @@
 
 use super::{Generator, layout::MLP_RATIO};
 use sar_math::backend::{Backend, Buffers};
+use std::fmt;
+use std::str::FromStr;
+
+/// What a backward pass computes again instead of keeping it: memory against time.
+///
+/// Gradients have the same bits whichever is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recompute {
+    /// Everything is kept: 18 tensors of the width a block.
+    Nothing,
+    /// Norm outputs and GELU, which cost next to nothing: 12 tensors a block.
+    #[default]
+    Norms,
+    /// Whole blocks from their input, a third more work: 1 tensor a block.
+    Blocks,
+}
+
+impl fmt::Display for Recompute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "nothing",
+            Self::Norms => "norms",
+            Self::Blocks => "blocks",
+        })
+    }
+}
+
+impl FromStr for Recompute {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "nothing" => Ok(Self::Nothing),
+            "norms" => Ok(Self::Norms),
+            "blocks" => Ok(Self::Blocks),
+            _ => Err(format!(
+                "unknown choice `{text}` of what to compute again, expected `nothing`, `norms` or \
+                 `blocks`"
+            )),
+        }
+    }
+}
 
 /// Everything a pass writes, allocated once for the longest schedule and the largest batch.
 ///
 /// Kept per block are the residual sums, the normalised q, k, v, the attention output, the branch
-/// outputs and the hidden layer before GELU; norm outputs and GELU are computed again in the backward.
+/// outputs and the hidden layer before GELU; more or less of it as [`Recompute`] says. What is not
+/// kept shares one buffer among the blocks.
 pub struct Trace<B: Buffers> {
+    pub(crate) recompute: Recompute,
     pub(crate) max_batch: usize,
     pub(crate) max_tokens: usize,
     /// Class vectors `[b, c]` and SiLU of them.
@@ -16,19 +60,20 @@ pub struct Trace<B: Buffers> {
     /// All modulation vectors `[b, (6d+2)c]`.
     pub(crate) ada: B::Activation,
     pub(crate) pos_lc: B::Activation,
-    /// What norm n saw, `[b, l, c]`; 2·depth + 1 of them.
+    /// What norm n saw, `[b, l, c]`, at [`Trace::sum_of`].
     pub(crate) sums: Vec<B::Activation>,
     pub(crate) stats: Vec<B::Accum>,
-    /// What branch n added, `[b, l, c]`; 2·depth of them.
+    /// What branch n added, `[b, l, c]`, at [`Trace::branch_of`].
     pub(crate) branches: Vec<B::Activation>,
+    /// Of block i at [`Trace::block`]; likewise the four below.
     pub(crate) qkv: Vec<B::Activation>,
     pub(crate) inverse_norms: Vec<B::Accum>,
     pub(crate) lse: Vec<B::Accum>,
     pub(crate) attended: Vec<B::Activation>,
     pub(crate) hidden: Vec<B::Activation>,
-    /// Scratch: a norm's output, GELU's output.
-    pub(crate) normed: B::Activation,
-    pub(crate) activated: B::Activation,
+    /// Output of norm n at [`Trace::normed_of`], and GELU's of block i at [`Trace::activated_of`].
+    pub(crate) normed: Vec<B::Activation>,
+    pub(crate) activated: Vec<B::Activation>,
     /// Logits `[b, l, v]`; the loss turns them into their gradient.
     pub logits: B::Activation,
 }
@@ -43,8 +88,10 @@ impl<B: Backend> Trace<B> {
         generator: &Generator,
         batch: usize,
         tokens: usize,
+        recompute: Recompute,
     ) -> Result<Self, B::Error> {
         let g = generator.shape();
+        let Counts { blocks, sums, branches, normed, activated } = recompute.counts(g.depth);
         let (d, c, rows) = (g.depth, g.width, batch * tokens);
         let many = |n: usize, len: usize| -> Result<Vec<B::Activation>, B::Error> {
             (0..n).map(|_| backend.activation(len)).collect()
@@ -53,24 +100,86 @@ impl<B: Backend> Trace<B> {
             (0..n).map(|_| backend.accum(len)).collect()
         };
         Ok(Self {
+            recompute,
             max_batch: batch,
             max_tokens: tokens,
             cond: backend.activation(batch * c)?,
             silu_cond: backend.activation(batch * c)?,
             ada: backend.activation(batch * generator.ada_stride())?,
             pos_lc: backend.activation(tokens * c)?,
-            sums: many(2 * d + 1, rows * c)?,
+            sums: many(sums, rows * c)?,
             stats: accums(2 * d + 1, rows * 2)?,
-            branches: many(2 * d, rows * c)?,
-            qkv: many(d, rows * 3 * c)?,
-            inverse_norms: accums(d, rows * 2 * g.heads)?,
-            lse: accums(d, rows * g.heads)?,
-            attended: many(d, rows * c)?,
-            hidden: many(d, rows * MLP_RATIO * c)?,
-            normed: backend.activation(rows * c)?,
-            activated: backend.activation(rows * MLP_RATIO * c)?,
+            branches: many(branches, rows * c)?,
+            qkv: many(blocks, rows * 3 * c)?,
+            inverse_norms: accums(blocks, rows * 2 * g.heads)?,
+            lse: accums(blocks, rows * g.heads)?,
+            attended: many(blocks, rows * c)?,
+            hidden: many(blocks, rows * MLP_RATIO * c)?,
+            normed: many(normed, rows * c)?,
+            activated: many(activated, rows * MLP_RATIO * c)?,
             logits: backend.activation(rows * g.vocab)?,
         })
+    }
+
+    /// Where block i keeps what is its own.
+    pub(crate) fn block(&self, i: usize) -> usize {
+        if self.recompute == Recompute::Blocks { 0 } else { i }
+    }
+
+    /// Where the sum that norm n saw is; of a block computed again, the sum in its middle is shared
+    /// and stands last.
+    pub(crate) fn sum_of(&self, norm: usize) -> usize {
+        match self.recompute {
+            Recompute::Blocks if norm % 2 == 1 => self.sums.len() - 1,
+            Recompute::Blocks => norm / 2,
+            _ => norm,
+        }
+    }
+
+    /// Where the output of branch n is.
+    pub(crate) fn branch_of(&self, branch: usize) -> usize {
+        if self.recompute == Recompute::Blocks { branch % 2 } else { branch }
+    }
+
+    /// Where the output of norm n is.
+    pub(crate) fn normed_of(&self, norm: usize) -> usize {
+        if self.recompute == Recompute::Nothing { norm } else { 0 }
+    }
+
+    /// Where GELU's output in block i is.
+    pub(crate) fn activated_of(&self, i: usize) -> usize {
+        if self.recompute == Recompute::Nothing { i } else { 0 }
+    }
+}
+
+/// How many tensors of each kind a trace holds.
+pub(crate) struct Counts {
+    /// Of q, k, v, of attention's output and of the hidden layer.
+    pub(crate) blocks: usize,
+    pub(crate) sums: usize,
+    pub(crate) branches: usize,
+    pub(crate) normed: usize,
+    pub(crate) activated: usize,
+}
+
+impl Recompute {
+    /// The counts of a generator of `depth` blocks.
+    pub(crate) const fn counts(self, depth: usize) -> Counts {
+        let all = Counts {
+            blocks: depth,
+            sums: 2 * depth + 1,
+            branches: 2 * depth,
+            normed: 2 * depth + 1,
+            activated: depth,
+        };
+        match self {
+            Self::Nothing => all,
+            Self::Norms => Counts { normed: 1, activated: 1, ..all },
+            // Every block's input and the last sum; one sum in the middle of a block.
+            Self::Blocks => {
+                Counts { blocks: 1, sums: depth + 2, branches: 2, normed: 1, activated: 1 }
+            }
+        }
     }
 }
 

@@ -1,0 +1,204 @@
+//! Compiled kernels on disk, keyed by all that they depend on.
+
+use crate::error::CudaError;
+use crate::kernels::{HEADERS, Source, options};
+use crate::nvrtc::{Compiled, Nvrtc};
+use sha2::{Digest, Sha256};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::{env, fs};
+
+/// A folder of compiled kernels.
+///
+/// A file is written under a temporary name and renamed, so that there is never half a kernel under
+/// a final name; it ends in its own checksum, so that a damaged one is noticed and compiled anew.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    folder: PathBuf,
+}
+
+/// Bytes of the checksum at the end of a file.
+const CHECKSUM: usize = 32;
+
+impl Cache {
+    /// The user's: `SAR_CUBIN_DIR`, or `sar/cubin` in the folder for caches.
+    ///
+    /// # Errors
+    /// [`CudaError::Unsupported`] where neither is known.
+    pub fn of_user() -> Result<Self, CudaError> {
+        if let Some(folder) = env::var_os("SAR_CUBIN_DIR") {
+            return Ok(Self::at(folder));
+        }
+        let base = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        let base = base.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
+        let base = base.ok_or_else(|| CudaError::Unsupported {
+            op: "kernel cache",
+            what: "neither SAR_CUBIN_DIR, XDG_CACHE_HOME nor HOME is set; set one".to_owned(),
+        })?;
+        Ok(Self::at(base.join("sar").join("cubin")))
+    }
+
+    /// A folder by name; made when first written to.
+    pub fn at(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// Where the files are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A kernel file as machine code: from the folder, or compiled and put there.
+    ///
+    /// Without a compiler only what is in the folder can be had.
+    ///
+    /// # Errors
+    /// The compiler's; [`CudaError::Cache`] where the folder cannot be written.
+    pub fn get(&self, source: Source, variant: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
+        let nvrtc = Nvrtc::load();
+        if let Ok(nvrtc) = &nvrtc {
+            let path = self.path(source, variant, arch, nvrtc.version);
+            if let Some(cubin) = read(&path) {
+                return Ok(cubin);
+            }
+        } else if let Some(cubin) = self.of_any_compiler(source, variant, arch) {
+            return Ok(cubin);
+        }
+        Ok(self.build(&nvrtc?, source, variant, arch)?.cubin)
+    }
+
+    /// Compiles a kernel file and puts it in the folder, whatever is there.
+    ///
+    /// # Errors
+    /// As [`Cache::get`].
+    pub fn build(
+        &self,
+        nvrtc: &Nvrtc,
+        source: Source,
+        variant: &str,
+        arch: &str,
+    ) -> Result<Compiled, CudaError> {
+        let compiled = nvrtc.compile(source, variant, arch)?;
+        let path = self.path(source, variant, arch, nvrtc.version);
+        write(&path, &compiled.cubin).map_err(|source| CudaError::Cache { path, source })?;
+        Ok(compiled)
+    }
+
+    /// Name of a file: readable parts, then a hash of everything that goes into it.
+    fn path(
+        &self,
+        source: Source,
+        variant: &str,
+        arch: &str,
+        (major, minor): (i32, i32),
+    ) -> PathBuf {
+        let key = key(source, variant, arch);
+        self.folder
+            .join(format!("{}-{variant}-{arch}-{key}-nvrtc{major}.{minor}.cubin", source.stem))
+    }
+
+    /// A file of the same sources and options, by whichever compiler.
+    fn of_any_compiler(&self, source: Source, variant: &str, arch: &str) -> Option<Vec<u8>> {
+        let prefix = format!("{}-{variant}-{arch}-{}-", source.stem, key(source, variant, arch));
+        let entries = fs::read_dir(&self.folder).ok()?;
+        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.sort();
+        paths
+            .iter()
+            .rev()
+            .filter(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.starts_with(&prefix) && name.ends_with(".cubin")
+            })
+            .find_map(|path| read(path))
+    }
+}
+
+/// Hash of the sources and options.
+fn key(source: Source, variant: &str, arch: &str) -> String {
+    let mut hash = Sha256::new();
+    let mut add = |part: &str| {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    };
+    add(source.text);
+    for (name, text) in HEADERS {
+        add(name);
+        add(text);
+    }
+    options(source.stem, variant, arch).iter().for_each(|option| add(option));
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The contents of a file whose checksum holds.
+fn read(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = fs::read(path).ok()?;
+    let body = bytes.len().checked_sub(CHECKSUM)?;
+    let whole = Sha256::digest(&bytes[..body])[..] == bytes[body..];
+    bytes.truncate(body);
+    whole.then_some(bytes)
+}
+
+fn write(path: &Path, cubin: &[u8]) -> std::io::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(cubin)?;
+    file.write_all(&Sha256::digest(cubin))?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::kernels::SOURCES;
+
+    #[test]
+    fn a_damaged_file_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a").join("kernel.cubin");
+        assert_eq!(read(&path), None);
+        write(&path, b"machine code").unwrap();
+        assert_eq!(read(&path).unwrap(), b"machine code");
+        let whole = fs::read(&path).unwrap();
+        for damaged in [&whole[..whole.len() - 1], &whole[..10], b"" as &[u8]] {
+            fs::write(&path, damaged).unwrap();
+            assert_eq!(read(&path), None);
+        }
+        let mut flipped = whole;
+        flipped[3] ^= 1;
+        fs::write(&path, flipped).unwrap();
+        assert_eq!(read(&path), None);
+    }
+
+    #[test]
+    fn what_a_kernel_depends_on_is_in_its_name() {
+        let cache = Cache::at("/cache");
+        let (a, b) = (SOURCES[0], SOURCES[1]);
+        let name = |source, variant, arch, version| cache.path(source, variant, arch, version);
+        let first = name(a, "f32", "sm_80", (12, 9));
+        assert_eq!(first, name(a, "f32", "sm_80", (12, 9)));
+        for other in [
+            name(b, "f32", "sm_80", (12, 9)),
+            name(a, "bf16", "sm_80", (12, 9)),
+            name(a, "f32", "sm_90", (12, 9)),
+            name(a, "f32", "sm_80", (13, 0)),
+        ] {
+            assert_ne!(first, other);
+        }
+        let changed = Source { text: "other", ..a };
+        assert_ne!(first, name(changed, "f32", "sm_80", (12, 9)));
+    }
+
+    #[test]
+    fn without_a_compiler_a_prebuilt_kernel_serves() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path());
+        assert_eq!(cache.of_any_compiler(SOURCES[0], "bf16", "sm_90"), None);
+        write(&cache.path(SOURCES[0], "bf16", "sm_90", (12, 9)), b"code").unwrap();
+        assert_eq!(cache.of_any_compiler(SOURCES[0], "bf16", "sm_90").unwrap(), b"code");
+        assert_eq!(cache.of_any_compiler(SOURCES[1], "bf16", "sm_90"), None);
+    }
+}

@@ -1,0 +1,246 @@
+//! What cuBLASLt is told about a product: shapes without addresses, and descriptors of them.
+//!
+//! cuBLASLt is column-major, so `out[m, n] = a·b` is asked of it as `outᵀ = bᵀ·aᵀ`: its left operand
+//! is our `b`, its right one our `a`, its m our n.
+
+use crate::error::CudaError;
+use crate::gemm::{DataType, Gemm, Matrix};
+use core::ffi::c_void;
+use cudarc::cublaslt::result::{self as lt, CublasError};
+use cudarc::cublaslt::sys;
+
+/// Rows for which the algorithm of a layer is chosen: a training step's, of the order of 64 images.
+const REFERENCE_ROWS: usize = 1 << 15;
+/// Alignments beyond this one change nothing; a bias needs it.
+pub(super) const BEST_ALIGNMENT: u64 = 16;
+
+pub(super) fn failed_lt(call: &'static str) -> impl Fn(CublasError) -> CudaError {
+    move |error| CudaError::device(call, error)
+}
+
+/// All that a plan depends on: a product without its addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Shape {
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Operand,
+    b: Operand,
+    out: Operand,
+    accumulate: bool,
+    bias: bool,
+    batch: usize,
+}
+
+/// A matrix without its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Operand {
+    data: DataType,
+    leading: usize,
+    transposed: bool,
+    stride: usize,
+    alignment: u64,
+}
+
+impl Operand {
+    fn of(matrix: &Matrix) -> Self {
+        let Matrix { address, data, leading, transposed, stride } = *matrix;
+        let alignment = 1 << address.trailing_zeros().min(BEST_ALIGNMENT.trailing_zeros());
+        Self { data, leading, transposed, stride, alignment }
+    }
+}
+
+impl Shape {
+    pub(super) fn of(gemm: &Gemm) -> Self {
+        Self {
+            m: gemm.m,
+            n: gemm.n,
+            k: gemm.k,
+            a: Operand::of(&gemm.a),
+            b: Operand::of(&gemm.b),
+            out: Operand::of(&gemm.out),
+            accumulate: gemm.accumulate,
+            bias: gemm.bias.is_some(),
+            batch: gemm.batch,
+        }
+    }
+
+    /// The shape that stands for all that must share an algorithm.
+    ///
+    /// Of a layer's outputs and input gradients (`a` as it is stored), rows and batch are free. Of a
+    /// weight gradient (`a` transposed) the rows are its terms k, and one image more changes its sums
+    /// anyway: k goes by powers of two, so that random schedules do not plan anew each step. Where
+    /// `b` is transposed too, its leading dimension bounds k, which stays.
+    pub(super) fn reference(self) -> Self {
+        let alone = |operand: Operand| Operand { stride: 0, ..operand };
+        let (a, b, out) = (alone(self.a), alone(self.b), alone(self.out));
+        let one = Self { a, b, out, batch: 1, ..self };
+        match (self.a.transposed, self.b.transposed) {
+            (false, _) => Self { m: REFERENCE_ROWS, ..one },
+            (true, false) => Self { k: self.k.next_power_of_two(), ..one },
+            (true, true) => one,
+        }
+    }
+}
+
+/// Descriptors of a product, destroyed when dropped.
+pub(super) struct Descriptors {
+    pub(super) product: sys::cublasLtMatmulDesc_t,
+    pub(super) left: sys::cublasLtMatrixLayout_t,
+    pub(super) right: sys::cublasLtMatrixLayout_t,
+    pub(super) out: sys::cublasLtMatrixLayout_t,
+}
+
+impl Descriptors {
+    pub(super) fn new(shape: &Shape, bias: Option<u64>) -> Result<Self, CudaError> {
+        let Shape { m, n, k, a, b, out, batch, .. } = *shape;
+        // Stored rows and columns of a row-major matrix are the columns and rows of cuBLASLt's.
+        let stored = |of: Operand, rows: usize, columns: usize| match of.transposed {
+            false => layout(of, columns, rows, batch),
+            true => layout(of, rows, columns, batch),
+        };
+        let mut made = Self {
+            product: std::ptr::null_mut(),
+            left: std::ptr::null_mut(),
+            right: std::ptr::null_mut(),
+            out: std::ptr::null_mut(),
+        };
+        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let scale = sys::cudaDataType_t::CUDA_R_32F;
+        made.product = lt::create_matmul_desc(compute, scale)
+            .map_err(failed_lt("cublasLtMatmulDescCreate"))?;
+        made.left = stored(b, k, n)?;
+        made.right = stored(a, m, k)?;
+        made.out = layout(out, n, m, batch)?;
+        use sys::cublasLtMatmulDescAttributes_t as Attribute;
+        made.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &operation(b))?;
+        made.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &operation(a))?;
+        if let Some(address) = bias {
+            let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+            made.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+            made.set_bias(address)?;
+        }
+        Ok(made)
+    }
+
+    /// Sets the address of the bias, which must be known before an algorithm is looked for.
+    pub(super) fn set_bias(&self, address: u64) -> Result<(), CudaError> {
+        let pointer = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+        self.set(pointer, &address)
+    }
+
+    fn set<T>(
+        &self,
+        attribute: sys::cublasLtMatmulDescAttributes_t,
+        value: &T,
+    ) -> Result<(), CudaError> {
+        // SAFETY: the descriptor is alive, and the value of the attribute's type.
+        unsafe {
+            let value = core::ptr::from_ref(value).cast::<c_void>();
+            lt::set_matmul_desc_attribute(self.product, attribute, value, size_of::<T>())
+                .map_err(failed_lt("cublasLtMatmulDescSetAttribute"))
+        }
+    }
+}
+
+impl Drop for Descriptors {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, in part where it failed; a failure to free is nobody's to mend here.
+        unsafe {
+            for layout in [self.left, self.right, self.out] {
+                if !layout.is_null() {
+                    let _ = lt::destroy_matrix_layout(layout);
+                }
+            }
+            if !self.product.is_null() {
+                let _ = lt::destroy_matmul_desc(self.product);
+            }
+        }
+    }
+}
+
+/// `CUBLAS_OP_N` and `CUBLAS_OP_T` of cublas_api.h, which cudarc gives with cuBLAS alone.
+const AS_STORED: i32 = 0;
+const TRANSPOSED: i32 = 1;
+
+fn operation(operand: Operand) -> i32 {
+    if operand.transposed { TRANSPOSED } else { AS_STORED }
+}
+
+/// A column-major layout of so many rows and columns.
+fn layout(
+    of: Operand,
+    rows: usize,
+    columns: usize,
+    batch: usize,
+) -> Result<sys::cublasLtMatrixLayout_t, CudaError> {
+    let data = match of.data {
+        DataType::F32 => sys::cudaDataType_t::CUDA_R_32F,
+        DataType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+    };
+    let made = lt::create_matrix_layout(data, rows as u64, columns as u64, of.leading as i64)
+        .map_err(failed_lt("cublasLtMatrixLayoutCreate"))?;
+    if batch > 1 {
+        use sys::cublasLtMatrixLayoutAttribute_t as Attribute;
+        let (count, stride) = (batch as i32, of.stride as i64);
+        // SAFETY: the layout was just made; a count is 32 bits, an offset 64.
+        let outcome = unsafe {
+            let count = (&raw const count).cast::<c_void>();
+            let stride = (&raw const stride).cast::<c_void>();
+            let batches = Attribute::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT;
+            let offset = Attribute::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET;
+            lt::set_matrix_layout_attribute(made, batches, count, 4)
+                .and_then(|()| lt::set_matrix_layout_attribute(made, offset, stride, 8))
+        };
+        if let Err(error) = outcome {
+            // SAFETY: made above and given to nobody.
+            let _ = unsafe { lt::destroy_matrix_layout(made) };
+            return Err(CudaError::device("cublasLtMatrixLayoutSetAttribute", error));
+        }
+    }
+    Ok(made)
+}
+
+/// What a search is told, destroyed when dropped.
+pub(super) struct Preference(pub(super) sys::cublasLtMatmulPreference_t);
+
+impl Preference {
+    pub(super) fn new(shape: &Shape, workspace: usize) -> Result<Self, CudaError> {
+        use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
+        let made =
+            Self(lt::create_matmul_pref().map_err(failed_lt("cublasLtMatmulPreferenceCreate"))?);
+        made.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace as u64)?;
+        // Reduction scheme NONE is 0, whose mask has no bit: k is not split.
+        made.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, 0u32)?;
+        let alignments = [
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, shape.b),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, shape.a),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, shape.out),
+            (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, shape.out),
+        ];
+        for (attribute, operand) in alignments {
+            made.set(attribute, operand.alignment as u32)?;
+        }
+        Ok(made)
+    }
+
+    fn set<T>(
+        &self,
+        attribute: sys::cublasLtMatmulPreferenceAttributes_t,
+        value: T,
+    ) -> Result<(), CudaError> {
+        // SAFETY: the preference is alive, and the value of the attribute's type.
+        unsafe {
+            let value = (&raw const value).cast::<c_void>();
+            lt::set_matmul_pref_attribute(self.0, attribute, value, size_of::<T>())
+                .map_err(failed_lt("cublasLtMatmulPreferenceSetAttribute"))
+        }
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`.
+        let _ = unsafe { lt::destroy_matmul_pref(self.0) };
+    }
+}

@@ -1,0 +1,321 @@
+//! A GPU: memory, kernels and products on one stream of the CUDA driver.
+
+mod descriptors;
+mod functions;
+mod plans;
+mod recordings;
+mod staging;
+
+use super::{Device, Launch};
+use crate::cache::Cache;
+use crate::error::CudaError;
+use crate::gemm::Gemm;
+use crate::probe::{self, Gpu};
+use core::ffi::c_void;
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use functions::Functions;
+use plans::Plans;
+use recordings::{Gate, Next, Recordings};
+use staging::Staging;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
+
+/// A GPU of this machine.
+pub struct Driver {
+    gpu: Gpu,
+    held: AtomicUsize,
+    peak: AtomicUsize,
+    gate: Gate,
+    /// Memory released while the stream was recorded.
+    released: Mutex<Vec<u64>>,
+    // Fields are dropped in this order: what is of the context goes before it.
+    recordings: Mutex<Recordings>,
+    staging: Mutex<Staging>,
+    plans: Mutex<Plans>,
+    functions: Functions,
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+}
+
+/// The stream, which nobody else records while this is held.
+struct Turn<'a> {
+    stream: sys::CUstream,
+    _pass: Option<RwLockReadGuard<'a, ()>>,
+}
+
+// SAFETY: handles of the driver and of cuBLASLt may be used from any thread; those that must not be
+// used from two at once are behind mutexes, and the context is bound on each entry.
+unsafe impl Send for Driver {}
+// SAFETY: as above.
+unsafe impl Sync for Driver {}
+
+impl Driver {
+    /// GPU number `ordinal`, with kernels from the user's cache.
+    ///
+    /// # Errors
+    /// What [`probe::usable`] finds wrong; [`CudaError::Device`] where the driver fails.
+    pub fn new(ordinal: usize) -> Result<Self, CudaError> {
+        Self::with_cache(ordinal, Cache::of_user()?)
+    }
+
+    /// As [`Driver::new`], with kernels kept in a folder of the caller's.
+    ///
+    /// # Errors
+    /// As [`Driver::new`].
+    pub fn with_cache(ordinal: usize, cache: Cache) -> Result<Self, CudaError> {
+        let gpu = probe::usable(ordinal)?;
+        let context = CudaContext::new(ordinal).map_err(failed("cuDevicePrimaryCtxRetain"))?;
+        // SAFETY: there is one stream, whose order is the order of work: nothing is tracked by events.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
+        keep_freed_memory(&context)?;
+        let plans = Plans::new(&stream)?;
+        Ok(Self {
+            functions: Functions::new(cache, gpu.arch()),
+            staging: Mutex::new(Staging::new()?),
+            recordings: Mutex::default(),
+            plans: Mutex::new(plans),
+            held: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            gate: Gate::default(),
+            released: Mutex::default(),
+            gpu,
+            context,
+            stream,
+        })
+    }
+
+    /// What is known about the GPU.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// The stream, for work that may be recorded.
+    fn enter(&self) -> Result<Turn<'_>, CudaError> {
+        let turn = Turn { _pass: self.gate.pass(), stream: self.stream.cu_stream() };
+        self.context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
+        Ok(turn)
+    }
+
+    /// As [`Driver::enter`], for what a recording would do only once, or not at all.
+    fn enter_unrecorded(&self, what: &'static str) -> Result<Turn<'_>, CudaError> {
+        if self.gate.is_recorder() {
+            return Err(CudaError::device(what, "not while work is recorded to be replayed"));
+        }
+        self.enter()
+    }
+
+    /// A product of no terms: zero, or the bias.
+    ///
+    /// # Safety
+    /// As [`Device::gemm`].
+    unsafe fn without_terms(&self, gemm: &Gemm) -> Result<(), CudaError> {
+        let bytes = gemm.out.data.bytes();
+        if gemm.accumulate {
+            return match gemm.bias {
+                None => Ok(()),
+                Some(_) => Err(CudaError::Unsupported {
+                    op: "matrix product",
+                    what: "a bias alone cannot be added to what is there".to_owned(),
+                }),
+            };
+        }
+        for (product, row) in (0..gemm.batch).flat_map(|p| (0..gemm.m).map(move |row| (p, row))) {
+            let at = (product * gemm.out.stride + row * gemm.out.leading) * bytes;
+            let row = gemm.out.address + at as u64;
+            // SAFETY: a row of out; the bias has as many elements of the same type.
+            unsafe {
+                match gemm.bias {
+                    None => self.zero(row, gemm.n * bytes)?,
+                    Some(bias) => self.copy(bias, row, gemm.n * bytes)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back what was released while the stream was recorded.
+    fn release_deferred(&self) {
+        let released = std::mem::take(&mut *locked(&self.released));
+        for address in released {
+            // SAFETY: the caller of `release` saw to it that nothing uses it any more.
+            let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // The fields need the context, which this thread may never have used, and the end of all
+        // work. A fault of that work has nobody left to be told to.
+        let _ = self.context.bind_to_thread();
+        let _ = self.synchronize();
+    }
+}
+
+/// Names the call in a driver's error.
+fn failed(call: &str) -> impl Fn(DriverError) -> CudaError + '_ {
+    move |error| CudaError::device(call, error)
+}
+
+/// As [`failed`], of an allocation of so many bytes.
+fn out_of_memory(bytes: usize, in_use: usize) -> impl Fn(DriverError) -> CudaError {
+    move |error| match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => CudaError::OutOfMemory { bytes, in_use },
+        _ => failed("cuMemAllocAsync")(error),
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The driver's pool gives memory back to the system at every synchronisation unless told to keep it.
+fn keep_freed_memory(context: &CudaContext) -> Result<(), CudaError> {
+    let most = u64::MAX;
+    // SAFETY: the device is a valid one, and the attribute a 64-bit number.
+    unsafe {
+        let pool = result::device::get_mem_pool(context.cu_device())
+            .map_err(failed("cuDeviceGetMemPool"))?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        sys::cuMemPoolSetAttribute(pool, attribute, (&raw const most).cast_mut().cast())
+            .result()
+            .map_err(failed("cuMemPoolSetAttribute"))
+    }
+}
+
+impl Device for Driver {
+    fn describe(&self) -> String {
+        self.gpu.to_string()
+    }
+
+    fn prepare(&self, variant: &'static str) -> Result<(), CudaError> {
+        let _turn = self.enter_unrecorded("loading kernels")?;
+        self.functions.prepare(variant)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
+        let turn = self.enter_unrecorded("allocation")?;
+        let in_use = self.held.load(Ordering::Relaxed);
+        // SAFETY: memory of the stream, zeroed in its order before anyone is given the address.
+        let address = unsafe {
+            let address =
+                result::malloc_async(turn.stream, bytes).map_err(out_of_memory(bytes, in_use))?;
+            if let Err(error) = result::memset_d8_async(address, 0, bytes, turn.stream) {
+                let _ = result::free_async(address, turn.stream);
+                return Err(failed("cuMemsetD8Async")(error));
+            }
+            address
+        };
+        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(held, Ordering::Relaxed);
+        Ok(address)
+    }
+
+    unsafe fn release(&self, address: u64, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+        if self.gate.is_recorder() {
+            // A recording can give back only what it allocated itself.
+            locked(&self.released).push(address);
+        } else if let Ok(turn) = self.enter() {
+            // SAFETY: the caller's. A failure is one of earlier work, which the next call reports.
+            let _ = unsafe { result::free_async(address, turn.stream) };
+        }
+    }
+
+    unsafe fn write(&self, host: &[u8], to: u64) -> Result<(), CudaError> {
+        let turn = self.enter_unrecorded("upload")?;
+        // SAFETY: the range lies in held memory, says the caller.
+        unsafe { locked(&self.staging).write(turn.stream, host, to) }
+    }
+
+    unsafe fn read(&self, from: u64, host: &mut [u8]) -> Result<(), CudaError> {
+        let turn = self.enter_unrecorded("download")?;
+        // SAFETY: the range lies in held memory, says the caller; the host's outlives the wait.
+        unsafe {
+            result::memcpy_dtoh_async(host, from, turn.stream)
+                .map_err(failed("cuMemcpyDtoHAsync"))?;
+            result::stream::synchronize(turn.stream).map_err(failed("cuStreamSynchronize"))
+        }
+    }
+
+    unsafe fn zero(&self, at: u64, bytes: usize) -> Result<(), CudaError> {
+        let turn = self.enter()?;
+        // SAFETY: the range lies in held memory, says the caller.
+        unsafe {
+            result::memset_d8_async(at, 0, bytes, turn.stream).map_err(failed("cuMemsetD8Async"))
+        }
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
+        let turn = self.enter()?;
+        // SAFETY: both ranges lie in held memory, says the caller.
+        unsafe {
+            result::memcpy_dtod_async(to, from, bytes, turn.stream)
+                .map_err(failed("cuMemcpyDtoDAsync"))
+        }
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
+        let turn = self.enter()?;
+        let function = self.functions.get(launch)?;
+        let mut args: Vec<*mut c_void> = launch.args.iter().map(|arg| arg.place()).collect();
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        // SAFETY: the function is of a module that stays loaded; arguments are the caller's.
+        unsafe {
+            let (grid, block) = ((gx, gy, gz), (bx, by, bz));
+            result::launch_kernel(function, grid, block, launch.shared, turn.stream, &mut args)
+                .map_err(failed(launch.kernel.name))
+        }
+    }
+
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<(), CudaError> {
+        if gemm.k == 0 {
+            // SAFETY: the matrices lie in held memory, says the caller.
+            return unsafe { self.without_terms(gemm) };
+        }
+        let turn = self.enter()?;
+        // SAFETY: as above.
+        unsafe { locked(&self.plans).run(turn.stream, gemm) }
+    }
+
+    fn synchronize(&self) -> Result<(), CudaError> {
+        let turn = self.enter_unrecorded("waiting for the device")?;
+        // SAFETY: the stream is alive.
+        unsafe { result::stream::synchronize(turn.stream).map_err(failed("cuStreamSynchronize")) }
+    }
+
+    unsafe fn forget(&self, _at: u64, _bytes: usize) -> Result<(), CudaError> {
+        Ok(())
+    }
+
+    fn replay(
+        &self,
+        key: (u64, u64),
+        work: &mut dyn FnMut() -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        let next = {
+            let turn = self.enter_unrecorded("a recording")?;
+            Recordings::next(&self.recordings, turn.stream, key)?
+        };
+        match next {
+            Next::Launched => Ok(()),
+            Next::Run => {
+                work()?;
+                locked(&self.recordings).warm(key);
+                Ok(())
+            }
+            Next::Record => {
+                let recorded = self.gate.record(self.stream.cu_stream(), work);
+                self.release_deferred();
+                locked(&self.recordings).keep(key, recorded?);
+                let turn = self.enter()?;
+                Recordings::next(&self.recordings, turn.stream, key).map(|_| ())
+            }
+        }
+    }
+
+    fn peak_bytes(&self) -> usize {
+        self.peak.load(Ordering::Relaxed)
+    }
+}

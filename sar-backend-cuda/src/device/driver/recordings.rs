@@ -1,0 +1,176 @@
+//! Sequences of launches that are recorded as CUDA graphs and replayed in one call.
+
+use super::{failed, locked};
+use crate::error::CudaError;
+use cudarc::driver::{result, sys};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::thread::{self, ThreadId};
+
+/// Graphs kept at once: the scales of several samplers.
+const MOST: usize = 256;
+
+enum State {
+    /// Ran once, as it is: kernels are loaded, plans made, scratch grown.
+    Warm,
+    Recorded(sys::CUgraphExec),
+}
+
+/// What was seen under each key.
+#[derive(Default)]
+pub(super) struct Recordings {
+    by_key: HashMap<(u64, u64), State>,
+}
+
+/// What is to be done under a key.
+pub(super) enum Next {
+    /// Run the work as it is.
+    Run,
+    /// Record it.
+    Record,
+    /// Nothing: its recording was launched.
+    Launched,
+}
+
+impl Recordings {
+    /// Launches the recording of a key where there is one.
+    pub(super) fn next(
+        recordings: &Mutex<Self>,
+        stream: sys::CUstream,
+        key: (u64, u64),
+    ) -> Result<Next, CudaError> {
+        // Held until the launch is made: another thread may clear the table.
+        match locked(recordings).by_key.get(&key) {
+            None => Ok(Next::Run),
+            Some(State::Warm) => Ok(Next::Record),
+            Some(State::Recorded(graph)) => {
+                // SAFETY: the graph is in the table, and the stream is alive.
+                unsafe { result::graph::launch(*graph, stream).map_err(failed("cuGraphLaunch"))? };
+                Ok(Next::Launched)
+            }
+        }
+    }
+
+    /// Notes that the work of a key ran, so that its kernels, plans and scratch are there.
+    pub(super) fn warm(&mut self, key: (u64, u64)) {
+        self.remember(key, State::Warm);
+    }
+
+    /// Keeps the recording of a key.
+    pub(super) fn keep(&mut self, key: (u64, u64), graph: sys::CUgraphExec) {
+        self.remember(key, State::Recorded(graph));
+    }
+
+    fn remember(&mut self, key: (u64, u64), state: State) {
+        if self.by_key.len() >= MOST && !self.by_key.contains_key(&key) {
+            // Whoever replays most will record again.
+            self.clear();
+        }
+        if let Some(State::Recorded(old)) = self.by_key.insert(key, state) {
+            destroy(old);
+        }
+    }
+
+    fn clear(&mut self) {
+        for (_, state) in self.by_key.drain() {
+            if let State::Recorded(graph) = state {
+                destroy(graph);
+            }
+        }
+    }
+}
+
+impl Drop for Recordings {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn destroy(graph: sys::CUgraphExec) {
+    // SAFETY: taken out of the table, so nobody launches it again; the driver frees it once its last
+    // launch is done. A failure is one of earlier work.
+    let _ = unsafe { result::graph::exec_destroy(graph) };
+}
+
+/// Who may give work to the stream: anyone, or, while it is recorded, the thread that records.
+///
+/// What another thread gives to a stream that is being recorded would be recorded too, and not run.
+#[derive(Default)]
+pub(super) struct Gate {
+    open: RwLock<()>,
+    recorder: Mutex<Option<ThreadId>>,
+}
+
+impl Gate {
+    /// Whether the calling thread is recording.
+    pub(super) fn is_recorder(&self) -> bool {
+        *locked(&self.recorder) == Some(thread::current().id())
+    }
+
+    /// Waits while another thread records; nobody begins to while the answer is held.
+    pub(super) fn pass(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        let pass = || self.open.read().unwrap_or_else(PoisonError::into_inner);
+        (!self.is_recorder()).then(pass)
+    }
+
+    /// Records what `work` gives to the stream. However `work` ends, the recording is over then.
+    pub(super) fn record(
+        &self,
+        stream: sys::CUstream,
+        work: &mut dyn FnMut() -> Result<(), CudaError>,
+    ) -> Result<sys::CUgraphExec, CudaError> {
+        let _alone = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let recording = Recording::begin(stream, &self.recorder)?;
+        work()?;
+        let graph = recording.end()?;
+        // SAFETY: the graph was just recorded; the executable one does not need it.
+        unsafe {
+            let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            let _ = result::graph::destroy(graph);
+            executable.map_err(failed("cuGraphInstantiate"))
+        }
+    }
+}
+
+/// A recording that goes on until it is ended or dropped.
+struct Recording<'a> {
+    stream: sys::CUstream,
+    recorder: &'a Mutex<Option<ThreadId>>,
+    going_on: bool,
+}
+
+impl<'a> Recording<'a> {
+    fn begin(
+        stream: sys::CUstream,
+        recorder: &'a Mutex<Option<ThreadId>>,
+    ) -> Result<Self, CudaError> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is alive, and whoever recorded it before has ended.
+        unsafe {
+            result::stream::begin_capture(stream, mode).map_err(failed("cuStreamBeginCapture"))?;
+        }
+        *locked(recorder) = Some(thread::current().id());
+        Ok(Self { stream, recorder, going_on: true })
+    }
+
+    fn end(mut self) -> Result<sys::CUgraph, CudaError> {
+        self.going_on = false;
+        // SAFETY: the stream is being recorded, by this thread.
+        unsafe { result::stream::end_capture(self.stream).map_err(failed("cuStreamEndCapture")) }
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        *locked(self.recorder) = None;
+        if self.going_on {
+            // SAFETY: the stream is being recorded, by this thread. What was recorded before the work
+            // failed is of no use, and its error is the one to tell.
+            unsafe {
+                if let Ok(graph) = result::stream::end_capture(self.stream) {
+                    let _ = result::graph::destroy(graph);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! A matrix product, described once for both devices.
+
+/// How the elements of a matrix are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DataType {
+    /// 32 bits.
+    F32,
+    /// 16 bits, eight of them significant.
+    Bf16,
+}
+
+impl DataType {
+    /// Bytes of an element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
+/// A row-major matrix in device memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Matrix {
+    /// First element.
+    pub address: u64,
+    /// How elements are stored.
+    pub data: DataType,
+    /// Elements from one row to the next.
+    pub leading: usize,
+    /// Whether the product takes its transpose.
+    pub transposed: bool,
+    /// Elements from the matrix of one product of a batch to that of the next.
+    pub stride: usize,
+}
+
+/// `out[m, n] = a[m, k]·b[k, n]` (plus `bias[n]` in every row, plus what `out` held), `batch` times.
+///
+/// Sums are taken in f32, and an f32 product is one of f32 numbers: no narrower format in between.
+/// A row of `out` depends, to the bit, on the same row of `a` alone and not on `m`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gemm {
+    /// Rows of out.
+    pub m: usize,
+    /// Columns of out.
+    pub n: usize,
+    /// Terms of a sum.
+    pub k: usize,
+    /// `[m, k]` once transposed as it says.
+    pub a: Matrix,
+    /// `[k, n]` once transposed as it says; stored as `a` is.
+    pub b: Matrix,
+    /// `[m, n]`, never transposed.
+    pub out: Matrix,
+    /// Whether the product is added to what `out` holds.
+    pub accumulate: bool,
+    /// Address of `[n]` elements, stored as `out` is; any address that elements may have.
+    pub bias: Option<u64>,
+    /// Number of products.
+    pub batch: usize,
+}
+
+impl Gemm {
+    /// Whether there is nothing to do.
+    pub const fn is_empty(&self) -> bool {
+        self.m == 0 || self.n == 0 || self.batch == 0
+    }
+}

@@ -1,0 +1,44 @@
+//! The CUDA backend: activations in bf16 or f32, master weights and sums in f32.
+//!
+//! Kernels are the `.cu` files of `kernels/`, one a file of `ops`, compiled at run time for the GPU
+//! that is there; matrix products go through cuBLASLt. Everything NVIDIA's is loaded at run time, so
+//! building needs no CUDA. With the feature `emulator` (tests) the same kernels run on the CPU.
+//!
+//! From the bottom up: [`Device`] (memory, launches, products; a GPU or the emulator), the buffers
+//! on it, `ops` (one file an op: grids, arguments and scratch of its kernels), and the trait
+//! implementations that check shapes at the door: `transformer`, `loss`, `rollout`, `tokenizer`,
+//! `optimizer`.
+
+mod backend;
+mod cache;
+mod device;
+mod error;
+mod gemm;
+pub mod kernels;
+mod libraries;
+mod loss;
+mod memory;
+mod nvrtc;
+mod ops;
+mod optimizer;
+pub mod probe;
+pub mod resources;
+mod rollout;
+mod storage;
+mod tokenizer;
+mod transformer;
+
+pub use backend::CudaBackend;
+pub use cache::Cache;
+#[cfg(feature = "emulator")]
+pub use device::Emulator;
+pub use device::{
+    Device, Driver, GuidanceRamp, Kernel, KernelArg, Launch, ScaleTable, ScaleWeights,
+};
+pub use error::CudaError;
+pub use gemm::{DataType, Gemm, Matrix};
+pub use half::bf16;
+pub use libraries::Library;
+pub use memory::{Address, Buffer, Params};
+pub use nvrtc::{Compiled, Nvrtc};
+pub use storage::{Storage, Stored};

@@ -1,0 +1,218 @@
+//! Where NVIDIA's libraries are: found without `LD_LIBRARY_PATH`, and opened before anyone else does.
+//!
+//! cudarc opens libraries by name and panics where there is none. So each is opened here first, by
+//! its full path where it is not on the loader's, and kept open: a later opening by name then finds
+//! the one that is loaded.
+
+use crate::error::CudaError;
+use libloading::Library as Handle;
+use std::error::Error as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::{env, fs};
+
+/// A library that the backend loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Library {
+    /// The driver's interface; comes with the driver.
+    Driver,
+    /// The compiler of kernels.
+    Nvrtc,
+    /// Matrix products.
+    CublasLt,
+    /// Communication between GPUs; looked for, not yet used.
+    Nccl,
+}
+
+/// Names in the order in which cudarc with CUDA 13 tries them.
+const DRIVER: &[&str] = &["libcuda.so", "libcuda.so.1"];
+const NVRTC: &[&str] = &["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"];
+const CUBLASLT: &[&str] = &["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"];
+const NCCL: &[&str] = &["libnccl.so", "libnccl.so.2"];
+
+impl Library {
+    /// Its name, as in `libnvrtc`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Driver => "libcuda",
+            Self::Nvrtc => "libnvrtc",
+            Self::CublasLt => "libcublasLt",
+            Self::Nccl => "libnccl",
+        }
+    }
+
+    const fn files(self) -> &'static [&'static str] {
+        match self {
+            Self::Driver => DRIVER,
+            Self::Nvrtc => NVRTC,
+            Self::CublasLt => CUBLASLT,
+            Self::Nccl => NCCL,
+        }
+    }
+
+    /// A function of every version.
+    const fn function(self) -> &'static str {
+        match self {
+            Self::Driver => "cuInit",
+            Self::Nvrtc => "nvrtcVersion",
+            Self::CublasLt => "cublasLtCreate",
+            Self::Nccl => "ncclGetVersion",
+        }
+    }
+
+    /// How to get it.
+    const fn hint(self) -> &'static str {
+        match self {
+            Self::Driver => "it comes with NVIDIA's driver, 525 or newer",
+            Self::Nvrtc => "pip install nvidia-cuda-nvrtc-cu12, or the CUDA toolkit",
+            Self::CublasLt => "pip install nvidia-cublas-cu12, or the CUDA toolkit",
+            Self::Nccl => "pip install nvidia-nccl-cu12",
+        }
+    }
+
+    /// Opens it and keeps it open; says from where.
+    ///
+    /// `SAR_CUDA_LIB` comes first, then the loader's own path, then the folders where toolkits and
+    /// Python wheels put libraries.
+    ///
+    /// # Errors
+    /// [`CudaError::Library`] where it is nowhere, with the reason of the last file that would not
+    /// load, or where the loader would give another one than `SAR_CUDA_LIB` to cudarc.
+    pub fn open(self) -> Result<PathBuf, CudaError> {
+        let mut reason = "not found".to_owned();
+        let first = env::var_os("SAR_CUDA_LIB").map(PathBuf::from);
+        let by_name = self.files().iter().map(PathBuf::from);
+        let in_first = first.iter().flat_map(|folder| self.inside(folder));
+        let elsewhere = folders().into_iter().flat_map(|folder| self.inside(&folder));
+        for path in in_first.chain(by_name).chain(elsewhere) {
+            // SAFETY: NVIDIA's libraries run nothing at load time but their own set-up.
+            match unsafe { Handle::new(&path) } {
+                Ok(handle) => {
+                    let outcome = self.is_what_names_lead_to(&handle, &path);
+                    keep(handle);
+                    return outcome.map(|()| path);
+                }
+                Err(error) if path.is_file() => {
+                    // The loader's own words, which name the file, are the source.
+                    reason = error.source().map_or_else(|| error.to_string(), <_>::to_string);
+                }
+                Err(_) => {}
+            }
+        }
+        Err(CudaError::Library { library: self.name(), reason, hint: self.hint() })
+    }
+
+    /// cudarc will open the library by name, and the first name that leads anywhere counts: a file
+    /// called `libnvrtc.so` on the loader's path comes before a `libnvrtc.so.12` that is open.
+    fn is_what_names_lead_to(self, handle: &Handle, path: &Path) -> Result<(), CudaError> {
+        let address = |handle: &Handle| {
+            // SAFETY: the function is not called.
+            unsafe { handle.get::<*const ()>(self.function()).ok().map(|f| *f) }
+        };
+        for name in self.files() {
+            // SAFETY: as in `open`.
+            let Ok(other) = (unsafe { Handle::new(*name) }) else { continue };
+            if address(&other) == address(handle) {
+                return Ok(());
+            }
+            return Err(CudaError::Library {
+                library: self.name(),
+                reason: format!(
+                    "{} is hidden by another {name} on the loader's path (put its folder first in \
+                     LD_LIBRARY_PATH)",
+                    path.display()
+                ),
+                hint: self.hint(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Its files in a folder, newest version first.
+    fn inside(self, folder: &Path) -> Vec<PathBuf> {
+        let found = self.files().iter().map(|file| folder.join(file));
+        found.filter(|path| path.is_file()).collect()
+    }
+}
+
+/// Keeps a library open for the life of the process: code of it may be in use anywhere.
+fn keep(handle: Handle) {
+    static OPEN: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
+    if let Ok(mut open) = OPEN.lock() {
+        open.push(handle);
+    }
+}
+
+/// Folders that toolkits and Python wheels put libraries in.
+fn folders() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for variable in ["CUDA_HOME", "CUDA_PATH"] {
+        if let Some(root) = env::var_os(variable) {
+            found.push(Path::new(&root).join("lib64"));
+        }
+    }
+    for toolkit in children(Path::new("/usr/local"), "cuda") {
+        found.push(toolkit.join("lib64"));
+    }
+    for site in site_packages() {
+        let nvidia = site.join("nvidia");
+        found.extend(children(&nvidia, "").into_iter().map(|package| package.join("lib")));
+    }
+    found
+}
+
+/// Python's package folders: of the active environment, of Conda, of the user, of the system.
+fn site_packages() -> Vec<PathBuf> {
+    let roots = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(Into::into);
+    let home = env::var_os("HOME").map(|home| Path::new(&home).join(".local"));
+    let system = [PathBuf::from("/usr/local"), PathBuf::from("/usr")];
+    let mut found = Vec::new();
+    for root in roots.chain(home).chain(system) {
+        for python in children(&root.join("lib"), "python") {
+            found.push(python.join("site-packages"));
+            found.push(python.join("dist-packages"));
+        }
+    }
+    found
+}
+
+/// Entries of a folder whose names start so, by falling name: newer versions first.
+fn children(folder: &Path, prefix: &str) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let starts = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+    };
+    let mut found: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(starts).collect();
+    found.sort();
+    found.reverse();
+    found
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_looked_at_newest_first() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["cuda-12.4", "cuda-13.0", "cuda", "other"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let names: Vec<String> = children(folder.path(), "cuda")
+            .iter()
+            .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+            .collect();
+        assert_eq!(names, ["cuda-13.0", "cuda-12.4", "cuda"]);
+    }
+
+    #[test]
+    fn files_of_a_folder_are_found_by_their_versioned_names() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("libnvrtc.so.12"), "").unwrap();
+        let found = Library::Nvrtc.inside(folder.path());
+        assert_eq!(found, [folder.path().join("libnvrtc.so.12")]);
+        assert!(Library::CublasLt.inside(folder.path()).is_empty());
+    }
+}

@@ -1,0 +1,36 @@
+//! The latent at every scale, token-major: one thread an output, all scales in one launch.
+//! Floor: the latent once and the tokens once, some MB a batch; no step waits for it.
+
+use crate::backend::CudaBackend;
+use crate::device::{Device, Kernel, ScaleTable};
+use crate::error::CudaError;
+use crate::memory::Address;
+use crate::storage::Storage;
+use sar_math::ScaleSchedule;
+use sar_math::backend::LatentDims;
+
+const AREA_TOKENS: Kernel = Kernel { file: "area_tokens", name: "area_tokens" };
+
+/// Threads of a block; each has one output.
+const THREADS: usize = 256;
+
+pub(crate) fn forward<S: Storage, D: Device>(
+    gpu: &CudaBackend<S, D>,
+    dims: LatentDims,
+    schedule: &ScaleSchedule,
+    latent: Address<S>,
+    tokens: Address<S>,
+) -> Result<(), CudaError> {
+    let outputs = dims.batch * schedule.tokens() * dims.channels;
+    let args: [&dyn crate::KernelArg; 7] = [
+        &tokens,
+        &latent,
+        &ScaleTable::new(schedule),
+        &(outputs as u64),
+        &(dims.channels as i32),
+        &(dims.height as i32),
+        &(dims.width as i32),
+    ];
+    // SAFETY: parameters as declared; every output and the latent were checked at the door.
+    unsafe { gpu.launch(AREA_TOKENS, [outputs.div_ceil(THREADS), 1, 1], THREADS, 0, &args) }
+}

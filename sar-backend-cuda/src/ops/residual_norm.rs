@@ -1,0 +1,249 @@
+//! Residual, gate, layer norm and modulation in one pass over each row.
+//!
+//! A forward moves x, branch, sum and y once, a backward dy, sum, branch, dx (both ways) and dbranch:
+//! 4 and 6 activations. Gradients of the modulation are partial sums over [`CHUNK`] tokens, then a sum
+//! of those in their order. Widths that are no whole vectors take kernels that go element by element.
+
+use crate::backend::CudaBackend;
+use crate::device::{Device, Kernel};
+use crate::error::CudaError;
+use crate::memory::Address;
+use crate::ops::elementwise::{THREADS, vector};
+use crate::storage::Storage;
+use sar_math::backend::{Modulation, TokenDims, Write};
+
+/// The matrix of ada-linear outputs, and the columns of this norm.
+#[derive(Clone, Copy)]
+pub(crate) struct Ada<S> {
+    pub(crate) values: Address<S>,
+    pub(crate) at: Modulation,
+}
+
+/// The branch that joins the residual stream.
+#[derive(Clone, Copy)]
+pub(crate) struct BranchAt<S> {
+    pub(crate) value: Address<S>,
+    /// Column offset of the gate.
+    pub(crate) gate: usize,
+    /// Drop path, `[b]`.
+    pub(crate) keep: Option<Address<f32>>,
+}
+
+/// What the backward is given of the forward.
+pub(crate) struct Saved<S> {
+    pub(crate) dy: Address<S>,
+    pub(crate) sum: Address<S>,
+    pub(crate) stats: Address<f32>,
+    pub(crate) branch: Option<BranchAt<S>>,
+    pub(crate) ada: Ada<S>,
+}
+
+/// Threads of a block of the forward kernels, which give a warp to a row.
+const FORWARD_THREADS: usize = 128;
+/// Rows of such a block.
+const FORWARD_ROWS: usize = FORWARD_THREADS / 32;
+/// Tokens whose modulation gradients one block sums, whatever the batch: a sample's sums do not
+/// depend on its company. Partial sums are then a thirtieth of the traffic, and 64 samples of 680
+/// tokens ten blocks a multiprocessor.
+const CHUNK: usize = 32;
+/// Most threads of a block of the backward, one a vector of columns; as compiled.
+const BACKWARD_THREADS: usize = 512;
+/// Threads of a block of the kernels that take any width.
+const ANY_THREADS: usize = 256;
+
+/// The forward kernels that hold a row in registers, and the elements of a lane.
+const IN_REGISTERS: [(usize, Kernel); 5] = [
+    (8, kernel("residual_norm_8")),
+    (16, kernel("residual_norm_16")),
+    (32, kernel("residual_norm_32")),
+    (48, kernel("residual_norm_48")),
+    (64, kernel("residual_norm_64")),
+];
+const FORWARD_ANY: Kernel = kernel("residual_norm_any");
+const RENORM: Kernel = kernel("renorm_vectors");
+const RENORM_ANY: Kernel = kernel("renorm_any");
+const BACKWARD: Kernel = kernel("residual_norm_backward");
+const BACKWARD_ANY: Kernel = kernel("residual_norm_backward_any");
+const ADA: Kernel = kernel("residual_norm_ada");
+
+const fn kernel(name: &'static str) -> Kernel {
+    Kernel { file: "residual_norm", name }
+}
+
+/// Whether every row, and every vector of the modulation, is whole vectors.
+fn whole_vectors<S: Storage>(width: usize, at: Modulation, gate: usize) -> bool {
+    [width, at.stride, at.scale, at.shift, gate].iter().all(|n| n % vector::<S>() == 0)
+}
+
+/// The forward kernel for a width.
+fn forward_kernel(width: usize, whole: bool) -> Kernel {
+    let fitting = IN_REGISTERS.iter().find(|(elements, _)| whole && width <= 32 * elements);
+    fitting.map_or(FORWARD_ANY, |&(_, kernel)| kernel)
+}
+
+/// Blocks of the forward kernels: those of whole samples, a warp a token.
+fn forward_grid(dims: TokenDims) -> [usize; 3] {
+    [dims.batch * dims.tokens.div_ceil(FORWARD_ROWS), 1, 1]
+}
+
+/// The branch as kernels take it: value and keep, null where there is none, and the gate's column.
+fn branch_args<S>(branch: Option<BranchAt<S>>) -> (Address<S>, Address<f32>, usize) {
+    branch.map_or((Address::NULL, Address::NULL, 0), |branch| {
+        (branch.value, branch.keep.unwrap_or(Address::NULL), branch.gate)
+    })
+}
+
+pub(crate) fn forward<S: Storage, D: Device>(
+    gpu: &CudaBackend<S, D>,
+    dims: TokenDims,
+    eps: f64,
+    x: Address<S>,
+    branch: Option<BranchAt<S>>,
+    ada: Ada<S>,
+    sum: Address<S>,
+    y: Address<S>,
+    stats: Address<f32>,
+) -> Result<(), CudaError> {
+    let TokenDims { tokens, width, .. } = dims;
+    if dims.is_empty() {
+        return Ok(());
+    }
+    let Modulation { stride, scale, shift } = ada.at;
+    let (value, keep, gate) = branch_args(branch);
+    let kernel = forward_kernel(width, whole_vectors::<S>(width, ada.at, gate));
+    // SAFETY: parameters as declared; lengths were checked at the door, and where there is no branch
+    // the kernel leaves sum alone.
+    unsafe {
+        gpu.launch(
+            kernel,
+            forward_grid(dims),
+            FORWARD_THREADS,
+            0,
+            &[
+                &y,
+                &sum,
+                &stats,
+                &x,
+                &value,
+                &keep,
+                &ada.values,
+                &(tokens as i32),
+                &(width as i32),
+                &(stride as i32),
+                &(scale as i32),
+                &(shift as i32),
+                &(gate as i32),
+                &(eps as f32),
+            ],
+        )
+    }
+}
+
+pub(crate) fn renorm<S: Storage, D: Device>(
+    gpu: &CudaBackend<S, D>,
+    dims: TokenDims,
+    sum: Address<S>,
+    stats: Address<f32>,
+    ada: Ada<S>,
+    y: Address<S>,
+) -> Result<(), CudaError> {
+    let TokenDims { tokens, width, .. } = dims;
+    if dims.is_empty() {
+        return Ok(());
+    }
+    let Modulation { stride, scale, shift } = ada.at;
+    let kernel = if whole_vectors::<S>(width, ada.at, 0) { RENORM } else { RENORM_ANY };
+    // SAFETY: parameters as declared; lengths were checked at the door.
+    unsafe {
+        gpu.launch(
+            kernel,
+            forward_grid(dims),
+            FORWARD_THREADS,
+            0,
+            &[
+                &y,
+                &sum,
+                &stats,
+                &ada.values,
+                &(tokens as i32),
+                &(width as i32),
+                &(stride as i32),
+                &(scale as i32),
+                &(shift as i32),
+            ],
+        )
+    }
+}
+
+pub(crate) fn backward<S: Storage, D: Device>(
+    gpu: &CudaBackend<S, D>,
+    dims: TokenDims,
+    saved: &Saved<S>,
+    write: Write,
+    dx: Address<S>,
+    dbranch: Address<S>,
+    d_ada: Address<S>,
+) -> Result<(), CudaError> {
+    let TokenDims { batch, tokens, width } = dims;
+    let Modulation { stride, scale, shift } = saved.ada.at;
+    let (value, keep, gate) = branch_args(saved.branch);
+    let kinds = if saved.branch.is_some() { 3 } else { 2 };
+    let chunks = tokens.div_ceil(CHUNK);
+    let partials = gpu.scratch(batch * chunks * kinds * width * 4)?.cast::<f32>();
+    let vectors = width.div_ceil(vector::<S>());
+    let fits = whole_vectors::<S>(width, saved.ada.at, gate) && vectors <= BACKWARD_THREADS;
+    let (kernel, threads) = if fits {
+        (BACKWARD, vectors.next_multiple_of(32))
+    } else {
+        (BACKWARD_ANY, width.next_multiple_of(32).min(ANY_THREADS))
+    };
+    let (width_arg, stride, scale) = (width as i32, stride as i32, scale as i32);
+    let (shift, gate) = (shift as i32, gate as i32);
+    // SAFETY: parameters as declared; lengths were checked at the door, and `partials` holds `kinds`
+    // rows of sums for every chunk of every sample.
+    unsafe {
+        if !dims.is_empty() {
+            gpu.launch(
+                kernel,
+                [batch * chunks, 1, 1],
+                threads,
+                0,
+                &[
+                    &dx,
+                    &dbranch,
+                    &partials,
+                    &saved.dy,
+                    &saved.sum,
+                    &saved.stats,
+                    &value,
+                    &keep,
+                    &saved.ada.values,
+                    &(tokens as i32),
+                    &width_arg,
+                    &(CHUNK as i32),
+                    &stride,
+                    &scale,
+                    &gate,
+                    &i32::from(write == Write::Accumulate),
+                ],
+            )?;
+        }
+        gpu.launch(
+            ADA,
+            [batch * (kinds * width).div_ceil(THREADS), 1, 1],
+            THREADS,
+            0,
+            &[
+                &d_ada,
+                &partials,
+                &(chunks as i32),
+                &(kinds as i32),
+                &width_arg,
+                &stride,
+                &scale,
+                &shift,
+                &gate,
+            ],
+        )
+    }
+}

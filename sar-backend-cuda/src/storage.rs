@@ -1,0 +1,50 @@
+//! What numbers are stored as on the device.
+
+use crate::gemm::DataType;
+use half::bf16;
+
+/// A type of elements in device memory.
+pub trait Stored: Copy + Default + Send + Sync + 'static {}
+impl Stored for f32 {}
+impl Stored for bf16 {}
+impl Stored for u32 {}
+
+/// How activations are stored: `f32`, or `bf16` beside f32 master weights.
+///
+/// Statistics, losses, gradients and moments are f32 either way.
+pub trait Storage: Stored {
+    /// Name of the variant of the kernels, and of the number type in reports.
+    const NAME: &'static str;
+    /// As matrix products know it.
+    const DATA_TYPE: DataType;
+    /// Whether matrix products read a narrow copy of the weights instead of the weights.
+    const NARROW: bool;
+    /// Rounds to nearest.
+    fn store(value: f32) -> Self;
+    /// Exact.
+    fn load(self) -> f32;
+}
+
+impl Storage for f32 {
+    const NAME: &'static str = "f32";
+    const DATA_TYPE: DataType = DataType::F32;
+    const NARROW: bool = false;
+    fn store(value: f32) -> Self {
+        value
+    }
+    fn load(self) -> f32 {
+        self
+    }
+}
+
+impl Storage for bf16 {
+    const NAME: &'static str = "bf16";
+    const DATA_TYPE: DataType = DataType::Bf16;
+    const NARROW: bool = true;
+    fn store(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+    fn load(self) -> f32 {
+        self.to_f32()
+    }
+}

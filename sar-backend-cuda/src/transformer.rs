@@ -1,0 +1,474 @@
+//! Transformer ops at the door: shapes checked, then `ops`.
+
+use crate::device::Device;
+use crate::memory::Address;
+use crate::ops::attention::{self, HeadParams};
+use crate::ops::residual_norm::{self, Ada, BranchAt};
+use crate::ops::{class_embedding, gelu, linear, positions, silu, token_embedding};
+use crate::storage::Storage;
+use crate::{Buffer, CudaBackend, CudaError, Params};
+use sar_math::ScaleSchedule;
+use sar_math::backend::{
+    AttentionDims, AttentionSlots, Branch, EmbeddingDims, EmbeddingSlots, Linear, LinearDims,
+    Modulation, ShapeError, Slot, TokenDims, TransformerOps, Write,
+};
+
+/// The product of some dimensions; too large a one becomes a length that no buffer has.
+pub(crate) fn size<const N: usize>(dims: [usize; N]) -> usize {
+    dims.into_iter().fold(1, usize::saturating_mul)
+}
+
+/// Biases and log-scales of attention, checked.
+pub(crate) fn head_params<S: Storage, D: Device>(
+    op: &'static str,
+    heads: usize,
+    width: usize,
+    params: &Params<S, D>,
+    slots: AttentionSlots,
+) -> Result<HeadParams, ShapeError> {
+    Ok(HeadParams {
+        q_bias: params.slot(op, "q_bias (heads*head_dim)", slots.q_bias, width)?,
+        v_bias: params.slot(op, "v_bias (heads*head_dim)", slots.v_bias, width)?,
+        scale_mul: params.slot(op, "scale_mul (heads)", slots.scale_mul, heads)?,
+    })
+}
+
+/// The modulation matrix, checked for the columns in `offsets`.
+fn check_columns(
+    op: &'static str,
+    width: usize,
+    stride: usize,
+    offsets: &[usize],
+) -> Result<(), ShapeError> {
+    offsets.iter().try_for_each(|offset| {
+        ShapeError::at_least(op, "ada (columns)", offset.saturating_add(width), stride)
+    })
+}
+
+fn branch_at<S: Storage, D: Device>(
+    op: &'static str,
+    dims: TokenDims,
+    branch: Option<&Branch<'_, CudaBackend<S, D>>>,
+) -> Result<Option<BranchAt<S>>, ShapeError> {
+    let Some(branch) = branch else { return Ok(None) };
+    let keep = match branch.keep {
+        None => None,
+        Some((keep, offset)) => {
+            let end = offset.saturating_add(dims.batch);
+            Some(keep.head(op, "keep (offset+batch)", end)?.at(offset))
+        }
+    };
+    let value = branch.value_blc.head(op, "branch (batch*tokens*width)", token_len(dims))?;
+    Ok(Some(BranchAt { value, gate: branch.gate, keep }))
+}
+
+fn token_len(dims: TokenDims) -> usize {
+    size([dims.batch, dims.tokens, dims.width])
+}
+
+/// Side of the square table `[1, C, side, side]` that fills a slot.
+fn table_side(op: &'static str, width: usize, table: Slot) -> Result<usize, ShapeError> {
+    let side = table.len.checked_div(width).unwrap_or(0).isqrt().max(1);
+    ShapeError::equal(op, "table (width*side*side)", size([width, side, side]), table.len)?;
+    Ok(side)
+}
+
+/// Rows of a class table.
+fn table_rows(op: &'static str, width: usize, table: Slot) -> Result<usize, ShapeError> {
+    let rows = table.len.checked_div(width).unwrap_or(0);
+    ShapeError::equal(op, "table (rows*width)", size([rows, width]), table.len)?;
+    Ok(rows)
+}
+
+/// Checks what both directions of the token embedding share; returns the number of words of a sample.
+fn check_embedding(op: &'static str, dims: &EmbeddingDims) -> Result<usize, ShapeError> {
+    ShapeError::at_least(op, "span (end)", dims.span.start, dims.span.end)?;
+    ShapeError::at_least(op, "input_batch", 1, dims.input_batch)?;
+    let multiple = dims.batch / dims.input_batch * dims.input_batch;
+    ShapeError::equal(op, "batch (a multiple of input_batch)", multiple, dims.batch)?;
+    Ok(dims.span.len() - usize::from(dims.span.start == 0 && dims.span.end > 0))
+}
+
+impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
+    fn linear(
+        &self,
+        dims: LinearDims,
+        x: &Buffer<S, D>,
+        params: &Params<S, D>,
+        layer: Linear,
+        y: &mut Buffer<S, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "linear";
+        let LinearDims { rows, inputs, outputs } = dims;
+        let x = x.head(OP, "x (rows*inputs)", size([rows, inputs]))?;
+        let weight =
+            params.weights(OP, "weight (outputs*inputs)", layer.weight, size([outputs, inputs]))?;
+        let bias = match layer.bias {
+            None => None,
+            Some(slot) => Some(params.weights(OP, "bias (outputs)", slot, outputs)?),
+        };
+        let y = y.head_mut(OP, "y (rows*outputs)", size([rows, outputs]))?;
+        linear::forward(self, dims, x, weight, bias, y)
+    }
+
+    fn linear_backward(
+        &self,
+        dims: LinearDims,
+        dy: &Buffer<S, D>,
+        x: &Buffer<S, D>,
+        params: &Params<S, D>,
+        layer: Linear,
+        dx: Option<&mut Buffer<S, D>>,
+        grads: &mut Buffer<f32, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "linear_backward";
+        let LinearDims { rows, inputs, outputs } = dims;
+        let dy = dy.head(OP, "dy (rows*outputs)", size([rows, outputs]))?;
+        let x = x.head(OP, "x (rows*inputs)", size([rows, inputs]))?;
+        let weight =
+            params.weights(OP, "weight (outputs*inputs)", layer.weight, size([outputs, inputs]))?;
+        grads.slot(
+            OP,
+            "weight gradient (outputs*inputs)",
+            layer.weight,
+            size([outputs, inputs]),
+        )?;
+        if let Some(bias) = layer.bias {
+            params.slot(OP, "bias (outputs)", bias, outputs)?;
+            let dbias = grads.slot_mut(OP, "bias gradient (outputs)", bias, outputs)?;
+            linear::backward_bias(self, dims, dy, dbias)?;
+        }
+        if let Some(dx) = dx {
+            let dx = dx.head_mut(OP, "dx (rows*inputs)", size([rows, inputs]))?;
+            linear::backward_input(self, dims, dy, weight, dx)?;
+        }
+        let dweight = grads.slot_mut(
+            OP,
+            "weight gradient (outputs*inputs)",
+            layer.weight,
+            size([outputs, inputs]),
+        )?;
+        linear::backward_weight(self, dims, dy, x, dweight)
+    }
+
+    fn residual_norm(
+        &self,
+        dims: TokenDims,
+        eps: f64,
+        x_blc: &Buffer<S, D>,
+        branch: Option<Branch<'_, Self>>,
+        ada: &Buffer<S, D>,
+        modulation: Modulation,
+        sum_blc: &mut Buffer<S, D>,
+        y_blc: &mut Buffer<S, D>,
+        stats: &mut Buffer<f32, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "residual_norm";
+        let len = token_len(dims);
+        let x = x_blc.head(OP, "x (batch*tokens*width)", len)?;
+        let branch = branch_at(OP, dims, branch.as_ref())?;
+        let gate = branch.map_or(0, |branch| branch.gate);
+        let Modulation { stride, scale, shift } = modulation;
+        check_columns(OP, dims.width, stride, &[scale, shift, gate])?;
+        let values = ada.head(OP, "ada (batch*stride)", size([dims.batch, stride]))?;
+        let sum_len = if branch.is_some() { len } else { 0 };
+        let sum = sum_blc.head_mut(OP, "sum (batch*tokens*width)", sum_len)?;
+        let y = y_blc.head_mut(OP, "y (batch*tokens*width)", len)?;
+        let stats_len = size([dims.batch, dims.tokens, 2]);
+        let stats = stats.head_mut(OP, "stats (batch*tokens*2)", stats_len)?;
+        residual_norm::forward(
+            self,
+            dims,
+            eps,
+            x,
+            branch,
+            Ada { values, at: modulation },
+            sum,
+            y,
+            stats,
+        )
+    }
+
+    fn renorm(
+        &self,
+        dims: TokenDims,
+        sum_blc: &Buffer<S, D>,
+        stats: &Buffer<f32, D>,
+        ada: &Buffer<S, D>,
+        modulation: Modulation,
+        y_blc: &mut Buffer<S, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "renorm";
+        let len = token_len(dims);
+        let sum = sum_blc.head(OP, "sum (batch*tokens*width)", len)?;
+        let stats_len = size([dims.batch, dims.tokens, 2]);
+        let stats = stats.head(OP, "stats (batch*tokens*2)", stats_len)?;
+        let Modulation { stride, scale, shift } = modulation;
+        check_columns(OP, dims.width, stride, &[scale, shift])?;
+        let values = ada.head(OP, "ada (batch*stride)", size([dims.batch, stride]))?;
+        let y = y_blc.head_mut(OP, "y (batch*tokens*width)", len)?;
+        residual_norm::renorm(self, dims, sum, stats, Ada { values, at: modulation }, y)
+    }
+
+    fn residual_norm_backward(
+        &self,
+        dims: TokenDims,
+        dy_blc: &Buffer<S, D>,
+        sum_blc: &Buffer<S, D>,
+        stats: &Buffer<f32, D>,
+        branch: Option<Branch<'_, Self>>,
+        ada: &Buffer<S, D>,
+        modulation: Modulation,
+        write: Write,
+        dx_blc: &mut Buffer<S, D>,
+        dbranch_blc: Option<&mut Buffer<S, D>>,
+        d_ada: &mut Buffer<S, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "residual_norm_backward";
+        let len = token_len(dims);
+        let dy = dy_blc.head(OP, "dy (batch*tokens*width)", len)?;
+        let sum = sum_blc.head(OP, "sum (batch*tokens*width)", len)?;
+        let stats_len = size([dims.batch, dims.tokens, 2]);
+        let stats = stats.head(OP, "stats (batch*tokens*2)", stats_len)?;
+        let branch = branch_at(OP, dims, branch.as_ref())?;
+        let gate = branch.map_or(0, |branch| branch.gate);
+        let Modulation { stride, scale, shift } = modulation;
+        check_columns(OP, dims.width, stride, &[scale, shift, gate])?;
+        let ada_len = size([dims.batch, stride]);
+        let values = ada.head(OP, "ada (batch*stride)", ada_len)?;
+        let dx = dx_blc.head_mut(OP, "dx (batch*tokens*width)", len)?;
+        let dbranch = match (branch.is_some(), dbranch_blc) {
+            (true, Some(dbranch)) => dbranch.head_mut(OP, "dbranch (batch*tokens*width)", len)?,
+            (false, None) => Address::NULL,
+            (branch, dbranch) => {
+                let (expected, found) = (usize::from(branch), usize::from(dbranch.is_some()));
+                let operand = "dbranch (given where there is a branch, and only there)";
+                return Err(ShapeError { op: OP, operand, expected, found }.into());
+            }
+        };
+        let d_ada = d_ada.head_mut(OP, "d_ada (batch*stride)", ada_len)?;
+        let ada = Ada { values, at: modulation };
+        let saved = residual_norm::Saved { dy, sum, stats, branch, ada };
+        residual_norm::backward(self, dims, &saved, write, dx, dbranch, d_ada)
+    }
+
+    fn attention(
+        &self,
+        dims: AttentionDims,
+        qkv: &mut Buffer<S, D>,
+        params: &Params<S, D>,
+        slots: AttentionSlots,
+        inverse_norms: &mut Buffer<f32, D>,
+        lse: &mut Buffer<f32, D>,
+        out: &mut Buffer<S, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "attention";
+        let AttentionDims { batch, heads, head_dim, .. } = dims;
+        let rows = size([batch, dims.schedule.tokens(), heads]);
+        let len = size([rows, head_dim]);
+        let params = head_params(OP, heads, size([heads, head_dim]), params, slots)?;
+        let qkv = qkv.head_mut(OP, "qkv (batch*tokens*3*heads*head_dim)", size([3, len]))?;
+        let norms =
+            inverse_norms.head_mut(OP, "inverse_norms (batch*tokens*2*heads)", size([2, rows]))?;
+        let lse = lse.head_mut(OP, "lse (batch*heads*tokens)", rows)?;
+        let out = out.head_mut(OP, "out (batch*tokens*heads*head_dim)", len)?;
+        attention::forward(self, dims, qkv, params, norms, lse, out)
+    }
+
+    fn attention_backward(
+        &self,
+        dims: AttentionDims,
+        d_out: &Buffer<S, D>,
+        out: &Buffer<S, D>,
+        qkv: &Buffer<S, D>,
+        inverse_norms: &Buffer<f32, D>,
+        lse: &Buffer<f32, D>,
+        params: &Params<S, D>,
+        slots: AttentionSlots,
+        dqkv: &mut Buffer<S, D>,
+        grads: &mut Buffer<f32, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "attention_backward";
+        let AttentionDims { batch, heads, head_dim, .. } = dims;
+        let rows = size([batch, dims.schedule.tokens(), heads]);
+        let (len, width) = (size([rows, head_dim]), size([heads, head_dim]));
+        let saved = attention::Saved {
+            d_out: d_out.head(OP, "d_out (batch*tokens*heads*head_dim)", len)?,
+            out: out.head(OP, "out (batch*tokens*heads*head_dim)", len)?,
+            qkv: qkv.head(OP, "qkv (batch*tokens*3*heads*head_dim)", size([3, len]))?,
+            inverse_norms: inverse_norms.head(
+                OP,
+                "inverse_norms (batch*tokens*2*heads)",
+                size([2, rows]),
+            )?,
+            lse: lse.head(OP, "lse (batch*heads*tokens)", rows)?,
+            params: head_params(OP, heads, width, params, slots)?,
+        };
+        let dqkv = dqkv.head_mut(OP, "dqkv (batch*tokens*3*heads*head_dim)", size([3, len]))?;
+        let gradients = HeadParams {
+            q_bias: grads.slot_mut(OP, "gradient of q_bias", slots.q_bias, width)?,
+            v_bias: grads.slot_mut(OP, "gradient of v_bias", slots.v_bias, width)?,
+            scale_mul: grads.slot_mut(OP, "gradient of scale_mul", slots.scale_mul, heads)?,
+        };
+        attention::backward(self, dims, &saved, dqkv, &gradients)
+    }
+
+    fn gelu(&self, len: usize, x: &Buffer<S, D>, y: &mut Buffer<S, D>) -> Result<(), CudaError> {
+        gelu::forward(self, len, x.head("gelu", "x", len)?, y.head_mut("gelu", "y", len)?)
+    }
+
+    fn gelu_backward(
+        &self,
+        len: usize,
+        x: &Buffer<S, D>,
+        dy_to_dx: &mut Buffer<S, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "gelu_backward";
+        gelu::backward(self, len, x.head(OP, "x", len)?, dy_to_dx.head_mut(OP, "dy", len)?)
+    }
+
+    fn silu(&self, len: usize, x: &Buffer<S, D>, y: &mut Buffer<S, D>) -> Result<(), CudaError> {
+        silu::forward(self, len, x.head("silu", "x", len)?, y.head_mut("silu", "y", len)?)
+    }
+
+    fn silu_backward(
+        &self,
+        len: usize,
+        x: &Buffer<S, D>,
+        dy_to_dx: &mut Buffer<S, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "silu_backward";
+        silu::backward(self, len, x.head(OP, "x", len)?, dy_to_dx.head_mut(OP, "dy", len)?)
+    }
+
+    fn class_embedding(
+        &self,
+        batch: usize,
+        width: usize,
+        labels: &Buffer<u32, D>,
+        params: &Params<S, D>,
+        table: Slot,
+        cond_bc: &mut Buffer<S, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "class_embedding";
+        let labels = labels.head(OP, "labels (batch)", batch)?;
+        let rows = table_rows(OP, width, table)?;
+        let table = params.slot(OP, "table (rows*width)", table, table.len)?;
+        let cond = cond_bc.head_mut(OP, "cond (batch*width)", size([batch, width]))?;
+        class_embedding::forward(self, [batch, width, rows], labels, table, cond)
+    }
+
+    fn class_embedding_backward(
+        &self,
+        batch: usize,
+        width: usize,
+        labels: &Buffer<u32, D>,
+        dcond_bc: &Buffer<S, D>,
+        table: Slot,
+        grads: &mut Buffer<f32, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "class_embedding_backward";
+        let labels = labels.head(OP, "labels (batch)", batch)?;
+        let rows = table_rows(OP, width, table)?;
+        let dcond = dcond_bc.head(OP, "dcond (batch*width)", size([batch, width]))?;
+        let dtable = grads.slot_mut(OP, "table gradient (rows*width)", table, table.len)?;
+        class_embedding::backward(self, [batch, width, rows], labels, dcond, dtable)
+    }
+
+    fn positions(
+        &self,
+        schedule: &ScaleSchedule,
+        width: usize,
+        params: &Params<S, D>,
+        table: Slot,
+        pos_lc: &mut Buffer<S, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "positions";
+        let side = table_side(OP, width, table)?;
+        let table = params.slot(OP, "table (width*side*side)", table, table.len)?;
+        let len = size([schedule.tokens(), width]);
+        let pos = pos_lc.head_mut(OP, "pos (tokens*width)", len)?;
+        positions::forward(self, schedule, width, side, table, pos)
+    }
+
+    fn positions_backward(
+        &self,
+        schedule: &ScaleSchedule,
+        width: usize,
+        dpos_lc: &Buffer<S, D>,
+        table: Slot,
+        grads: &mut Buffer<f32, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "positions_backward";
+        let side = table_side(OP, width, table)?;
+        let dpos = dpos_lc.head(OP, "dpos (tokens*width)", size([schedule.tokens(), width]))?;
+        let dtable = grads.slot_mut(OP, "table gradient", table, table.len)?;
+        positions::backward(self, schedule, width, side, dpos, dtable)
+    }
+
+    fn token_embedding(
+        &self,
+        dims: &EmbeddingDims,
+        cond_bc: &Buffer<S, D>,
+        inputs: &Buffer<S, D>,
+        params: &Params<S, D>,
+        slots: EmbeddingSlots,
+        pos_lc: &Buffer<S, D>,
+        x: &mut Buffer<S, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "token_embedding";
+        let words = check_embedding(OP, dims)?;
+        let (width, channels) = (dims.width, dims.channels);
+        let cond = cond_bc.head(OP, "cond (batch*width)", size([dims.batch, width]))?;
+        let inputs_len = size([dims.input_batch, words, channels]);
+        let inputs = inputs.head(OP, "inputs (input_batch*words*channels)", inputs_len)?;
+        let slot = |operand, slot: Option<Slot>| {
+            slot.map(|slot| params.slot(OP, operand, slot, width)).transpose()
+        };
+        let word_len = size([width, channels]);
+        let weights = token_embedding::Weights {
+            word: params.slot(OP, "word (width*channels)", slots.word.weight, word_len)?,
+            bias: slot("word bias (width)", slots.word.bias)?,
+            pos_start: slot("pos_start (width)", slots.pos_start)?,
+        };
+        let pos = pos_lc.head(OP, "pos (tokens*width)", size([dims.span.end, width]))?;
+        let x_len = size([dims.batch, dims.span.len(), width]);
+        let x = x.head_mut(OP, "x (batch*span*width)", x_len)?;
+        token_embedding::forward(self, dims, cond, inputs, &weights, pos, x)
+    }
+
+    fn token_embedding_backward(
+        &self,
+        dims: &EmbeddingDims,
+        dx: &Buffer<S, D>,
+        inputs: &Buffer<S, D>,
+        slots: EmbeddingSlots,
+        dcond_bc: &mut Buffer<S, D>,
+        dpos_lc: &mut Buffer<S, D>,
+        grads: &mut Buffer<f32, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "token_embedding_backward";
+        let words = check_embedding(OP, dims)?;
+        let (width, channels) = (dims.width, dims.channels);
+        ShapeError::equal(OP, "span (start)", 0, dims.span.start)?;
+        ShapeError::equal(OP, "input_batch", dims.batch, dims.input_batch)?;
+        let dx =
+            dx.head(OP, "dx (batch*tokens*width)", size([dims.batch, dims.span.len(), width]))?;
+        let inputs_len = size([dims.batch, words, channels]);
+        let inputs = inputs.head(OP, "inputs (batch*words*channels)", inputs_len)?;
+        let dcond = dcond_bc.head_mut(OP, "dcond (batch*width)", size([dims.batch, width]))?;
+        let dpos_len = size([dims.span.len(), width]);
+        let dpos = dpos_lc.head_mut(OP, "dpos (tokens*width)", dpos_len)?;
+        let optional = |slot: Option<Slot>| {
+            slot.map(|s| grads.slot(OP, "gradient of word bias or pos_start (width)", s, width))
+                .transpose()
+        };
+        let word_len = size([width, channels]);
+        let gradients = token_embedding::Gradients {
+            bias: optional(slots.word.bias)?,
+            pos_start: optional(slots.pos_start)?,
+            word: grads.slot(OP, "word gradient (width*channels)", slots.word.weight, word_len)?,
+        };
+        token_embedding::backward(self, dims, dx, inputs, dcond, dpos, &gradients)
+    }
+}

@@ -1,0 +1,369 @@
+//! Attention at lengths, head sizes and scales that the conformance kit does not reach, compared with
+//! the CPU backend in f64; and the same bits whatever the order in which threads run.
+
+#![allow(clippy::unwrap_used)]
+
+use sar_backend_cpu::CpuBackend;
+use sar_backend_cuda::{CudaBackend, CudaError, Emulator, Storage, bf16};
+use sar_math::backend::{
+    AttentionDims, AttentionSlots, CachedAttentionDims, RolloutOps, SCALE_MUL_MAX, Slot,
+    TransformerOps,
+};
+use sar_math::{Real, Scale, ScaleSchedule};
+
+/// Values of f32 may be wrong by as many times the error of the CPU backend in f32, which sums in
+/// another order.
+const VALUES: f64 = 2.0;
+/// Gradients pass through twice as many sums.
+const GRADIENTS: f64 = 3.0;
+/// Where the CPU backend is exact by luck: eight roundings of f32.
+const F32_FLOOR: f64 = 5e-7;
+/// bf16 rounds q and k, probabilities, values and results to 2⁻⁹ each; scores of up to four move a
+/// probability by four times that.
+const BF16_VALUES: f64 = 1e-2;
+/// And once more the output, its gradient, and the gradient of scores.
+const BF16_GRADIENTS: f64 = 2e-2;
+
+/// ln 4, which `scale_mul` starts from.
+const INITIAL_SCALE: f64 = 1.386;
+
+/// Operands: `qkv[b, l, 3, h, d]`, `d_out[b, l, h, d]`, parameters q bias, v bias, log-scale.
+#[derive(Clone)]
+struct Case {
+    dims: AttentionDims,
+    qkv: Vec<f64>,
+    d_out: Vec<f64>,
+    params: Vec<f64>,
+}
+
+impl Case {
+    fn new(schedule: ScaleSchedule, [batch, heads, head_dim]: [usize; 3], scale_mul: f64) -> Self {
+        let mut state = 7u64;
+        // Numbers that every storage type holds, of variance 1.
+        let mut draw = |n: usize| -> Vec<f64> {
+            let next = || {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                let unit = (state >> 40) as f64 / (1u64 << 24) as f64;
+                f64::from(bf16::from_f64((unit - 0.5) * 12f64.sqrt()))
+            };
+            std::iter::repeat_with(next).take(n).collect()
+        };
+        let rows = batch * schedule.tokens();
+        let width = heads * head_dim;
+        let (qkv, d_out, mut params) =
+            (draw(rows * 3 * width), draw(rows * width), draw(2 * width));
+        params.extend(std::iter::repeat_n(scale_mul, heads));
+        Self { dims: AttentionDims { batch, heads, head_dim, schedule }, qkv, d_out, params }
+    }
+
+    fn slots(&self) -> AttentionSlots {
+        let width = self.dims.heads * self.dims.head_dim;
+        let slot = |offset, len| Slot { offset, len };
+        AttentionSlots {
+            q_bias: slot(0, width),
+            v_bias: slot(width, width),
+            scale_mul: slot(2 * width, self.dims.heads),
+        }
+    }
+
+    fn sample(&self, b: usize) -> Self {
+        let part = |all: &[f64]| {
+            let len = all.len() / self.dims.batch;
+            all[b * len..][..len].to_vec()
+        };
+        let (qkv, d_out) = (part(&self.qkv), part(&self.d_out));
+        Self { dims: AttentionDims { batch: 1, ..self.dims }, qkv, d_out, ..self.clone() }
+    }
+}
+
+fn schedule(sides: &str) -> ScaleSchedule {
+    let sides: Vec<usize> = sides.split('_').map(|side| side.parse().unwrap()).collect();
+    ScaleSchedule::from_sides(&sides).unwrap()
+}
+
+/// What a run left, by name; gradients come last.
+struct Outputs(Vec<(&'static str, Vec<f64>)>);
+
+/// How many of the outputs are values of the forward.
+const FORWARD: usize = 3;
+
+fn run<B: TransformerOps>(backend: &B, case: &Case) -> Result<Outputs, B::Error> {
+    let host =
+        |values: &[f64]| -> Vec<B::Host> { values.iter().map(|&v| B::Host::of(v)).collect() };
+    let dims = case.dims;
+    let (rows, width) = (dims.batch * dims.schedule.tokens(), dims.heads * dims.head_dim);
+    let mut params = backend.params(case.params.len())?;
+    backend.upload_params(&host(&case.params), &mut params, 0)?;
+    let mut qkv = backend.activation(rows * 3 * width)?;
+    backend.upload(&host(&case.qkv), &mut qkv, 0)?;
+    let mut norms = backend.accum(rows * 2 * dims.heads)?;
+    let mut lse = backend.accum(rows * dims.heads)?;
+    let mut out = backend.activation(rows * width)?;
+    let slots = case.slots();
+    backend.attention(dims, &mut qkv, &params, slots, &mut norms, &mut lse, &mut out)?;
+    let mut d_out = backend.activation(rows * width)?;
+    backend.upload(&host(&case.d_out), &mut d_out, 0)?;
+    let mut dqkv = backend.activation(rows * 3 * width)?;
+    let mut grads = backend.accum(case.params.len())?;
+    backend.attention_backward(
+        dims, &d_out, &out, &qkv, &norms, &lse, &params, slots, &mut dqkv, &mut grads,
+    )?;
+    let activation = |from: &B::Activation, len: usize| -> Result<Vec<f64>, B::Error> {
+        let mut to = vec![B::Host::of(0.0); len];
+        backend.download(from, 0, &mut to)?;
+        Ok(to.into_iter().map(B::Host::wide).collect())
+    };
+    let accum = |from: &B::Accum, slot: Slot| -> Result<Vec<f64>, B::Error> {
+        let mut to = vec![B::Host::of(0.0); slot.len];
+        backend.download_accum(from, slot.offset, &mut to)?;
+        Ok(to.into_iter().map(B::Host::wide).collect())
+    };
+    Ok(Outputs(vec![
+        ("qkv in place", activation(&qkv, rows * 3 * width)?),
+        ("lse", accum(&lse, Slot { offset: 0, len: rows * dims.heads })?),
+        ("out", activation(&out, rows * width)?),
+        ("gradient of qkv", activation(&dqkv, rows * 3 * width)?),
+        ("gradient of q_bias", accum(&grads, slots.q_bias)?),
+        ("gradient of v_bias", accum(&grads, slots.v_bias)?),
+        ("gradient of scale_mul", accum(&grads, slots.scale_mul)?),
+    ]))
+}
+
+/// The gradient of a log-scale is a sum over pairs of tokens of terms of either sign, which cancel:
+/// the root of the sum over queries of squares of their size, of the head where it is largest.
+fn scale_terms(case: &Case, exact: &Outputs) -> f64 {
+    let AttentionDims { batch, heads, head_dim: d, schedule } = case.dims;
+    let (tokens, width) = (schedule.tokens(), heads * d);
+    assert_eq!(batch, 1);
+    let [qkv, lse, out] = [0, 1, 2].map(|i| &exact.0[i].1);
+    let part = |l: usize, which: usize, h: usize| &qkv[(l * 3 + which) * width + h * d..][..d];
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let squares = (0..heads).map(|h| {
+        let term = |l: usize| {
+            let d_out = &case.d_out[l * width + h * d..][..d];
+            let inner = dot(d_out, &out[l * width + h * d..][..d]);
+            let of_key = |past: usize| {
+                let score = dot(part(l, 0, h), part(past, 1, h));
+                let p = (score - lse[h * tokens + l]).exp();
+                (p * (dot(d_out, part(past, 2, h)) - inner) * score).abs()
+            };
+            (0..schedule.visible(l)).map(of_key).sum::<f64>()
+        };
+        (0..tokens).map(|l| term(l).powi(2)).sum::<f64>()
+    });
+    squares.fold(0.0, f64::max).sqrt()
+}
+
+/// The size of an output: its largest element, or that of the terms that cancel in it; 1 at least.
+fn magnitude(name: &str, case: &Case, exact: &Outputs, values: &[f64]) -> f64 {
+    let largest = values.iter().fold(1.0, |a: f64, b| a.max(b.abs()));
+    match name {
+        "gradient of scale_mul" => largest.max(scale_terms(case, exact)),
+        _ => largest,
+    }
+}
+
+/// The largest difference, relative to a magnitude.
+fn error(found: &[f64], exact: &[f64], magnitude: f64) -> f64 {
+    assert_eq!(found.len(), exact.len());
+    let differences = found.iter().zip(exact).map(|(a, b)| (a - b).abs());
+    // Not `max`, which would hide a NaN.
+    differences.fold(0.0, |a, b| if b <= a { a } else { b }) / magnitude
+}
+
+fn gpu<S: Storage>() -> CudaBackend<S, Emulator> {
+    CudaBackend::new(Emulator::with_order(2, 0)).unwrap()
+}
+
+/// f32 against the CPU backend in f32, both measured by f64.
+fn check_f32(case: &Case) {
+    let exact = run(&CpuBackend::<f64>::new(), case).unwrap();
+    let cpu = run(&CpuBackend::<f32>::new(), case).unwrap();
+    let found = run(&gpu::<f32>(), case).unwrap();
+    for (i, (name, values)) in exact.0.iter().enumerate() {
+        let times = if i < FORWARD { VALUES } else { GRADIENTS };
+        let magnitude = magnitude(name, case, &exact, values);
+        let [error, reference] = [&found, &cpu].map(|of| error(&of.0[i].1, values, magnitude));
+        println!("f32 {name}: {error:.1e}, CPU {reference:.1e}");
+        assert!(error <= times * reference + F32_FLOOR, "{name}: {error:e}, CPU {reference:e}");
+    }
+}
+
+/// bf16 against f64 from the same numbers.
+fn check_bf16(case: &Case) {
+    let exact = run(&CpuBackend::<f64>::new(), case).unwrap();
+    let found = run(&gpu::<bf16>(), case).unwrap();
+    for (i, (name, values)) in exact.0.iter().enumerate() {
+        let error = error(&found.0[i].1, values, magnitude(name, case, &exact, values));
+        println!("bf16 {name}: {error:.1e}");
+        let tolerance = if i < FORWARD { BF16_VALUES } else { BF16_GRADIENTS };
+        assert!(error <= tolerance, "{name}: {error:e}");
+    }
+}
+
+#[test]
+fn short_schedules() {
+    for (sides, heads, head_dim) in [("1", 3, 64), ("1_2", 2, 128), ("1_2", 5, 1)] {
+        let case = Case::new(schedule(sides), [1, heads, head_dim], INITIAL_SCALE);
+        check_f32(&case);
+        check_bf16(&case);
+    }
+}
+
+/// Head sizes that are padded: by whole 16-byte pieces, and so that rows are not aligned to them.
+#[test]
+fn padded_heads() {
+    let sides: [usize; 7] = [1, 2, 3, 4, 5, 6, 8];
+    let mut scales: Vec<Scale> = sides.map(Scale::square).to_vec();
+    scales.push(Scale { height: 12, width: 13 });
+    let schedule = ScaleSchedule::new(&scales).unwrap();
+    assert_eq!(schedule.tokens(), 311);
+    for head_dim in [20, 33, 48] {
+        let case = Case::new(schedule, [1, 1, head_dim], INITIAL_SCALE);
+        check_f32(&case);
+        check_bf16(&case);
+    }
+}
+
+#[test]
+fn heads_of_32_and_128() {
+    for (heads, head_dim) in [(3, 32), (1, 128)] {
+        let case = Case::new(schedule("1_2_3_4_5_6_8"), [1, heads, head_dim], INITIAL_SCALE);
+        check_f32(&case);
+        check_bf16(&case);
+    }
+}
+
+/// Scores of up to a hundred; bf16 would leave nothing to compare.
+#[test]
+fn scores_at_the_ceiling() {
+    let case = Case::new(schedule("1_2_3_4_6_10_13_16"), [1, 1, 64], SCALE_MUL_MAX);
+    assert_eq!(case.dims.schedule.tokens(), 591);
+    check_f32(&case);
+}
+
+/// Vectors shorter than the least norm: it is a constant there, and their gradient is not projected.
+#[test]
+fn tiny_vectors() {
+    let d = 64;
+    let mut case = Case::new(schedule("1_2"), [1, 1, d], INITIAL_SCALE);
+    let tiny = |x: &mut f64| *x = f64::from(bf16::from_f64(*x * 1e-14));
+    // q and k of token 1, with no bias to hide the q.
+    case.qkv[3 * d..5 * d].iter_mut().for_each(tiny);
+    case.params[..d].fill(0.0);
+    check_f32(&case);
+    check_bf16(&case);
+}
+
+#[test]
+fn the_default_schedule() {
+    let schedule = schedule("1_2_3_4_5_6_8_10_13_16");
+    assert_eq!(schedule.tokens(), 680);
+    check_f32(&Case::new(schedule, [1, 1, 64], INITIAL_SCALE));
+    check_bf16(&Case::new(schedule, [1, 2, 64], INITIAL_SCALE));
+}
+
+#[test]
+fn a_schedule_beyond_the_default() {
+    let schedule = schedule("1_2_3_4_5_6_8_10_13_16_28");
+    assert_eq!(schedule.tokens(), 1464);
+    check_bf16(&Case::new(schedule, [1, 1, 64], INITIAL_SCALE));
+}
+
+/// Attention scale by scale with a cache, which gives the outputs of the whole.
+fn run_cached<B: RolloutOps>(backend: &B, case: &Case, capacity: usize) -> Vec<f64> {
+    let AttentionDims { batch, heads, head_dim, schedule } = case.dims;
+    assert_eq!(batch, 1);
+    let width = heads * head_dim;
+    let host =
+        |values: &[f64]| -> Vec<B::Host> { values.iter().map(|&v| B::Host::of(v)).collect() };
+    let mut params = backend.params(case.params.len()).unwrap();
+    backend.upload_params(&host(&case.params), &mut params, 0).unwrap();
+    // What lies beyond the filled part must not matter, whatever it is.
+    let mut cache = backend.activation(2 * capacity * width).unwrap();
+    backend.upload(&host(&vec![f64::NAN; 2 * capacity * width]), &mut cache, 0).unwrap();
+    let mut outputs = Vec::new();
+    for scale in 0..schedule.len() {
+        let range = schedule.range(scale);
+        let (past, tokens) = (range.start, range.len());
+        let dims = CachedAttentionDims { batch, heads, head_dim, past, tokens, capacity };
+        let mut qkv = backend.activation(tokens * 3 * width).unwrap();
+        let part = &case.qkv[past * 3 * width..range.end * 3 * width];
+        backend.upload(&host(part), &mut qkv, 0).unwrap();
+        let mut out = backend.activation(tokens * width).unwrap();
+        let slots = case.slots();
+        backend.cached_attention(dims, &mut qkv, &params, slots, &mut cache, &mut out).unwrap();
+        let mut to = vec![B::Host::of(0.0); tokens * width];
+        backend.download(&out, 0, &mut to).unwrap();
+        outputs.extend(to.into_iter().map(B::Host::wide));
+    }
+    outputs
+}
+
+#[test]
+fn cached_scale_by_scale() {
+    for (sides, shape, spare) in [
+        ("1_2_3_4_5_6_8_10_13", [1, 1, 64], 0),
+        ("1_2_3_6_9", [1, 1, 128], 7),
+        ("1_2_3_6_9", [1, 3, 21], 5),
+    ] {
+        let case = Case::new(schedule(sides), shape, INITIAL_SCALE);
+        let capacity = case.dims.schedule.tokens() + spare;
+        let exact = run_cached(&CpuBackend::<f64>::new(), &case, capacity);
+        let largest = exact.iter().fold(0.0, |a: f64, b| a.max(b.abs()));
+        let error = |found: Vec<f64>| error(&found, &exact, largest);
+        let reference = error(run_cached(&CpuBackend::<f32>::new(), &case, capacity));
+        let f32 = error(run_cached(&gpu::<f32>(), &case, capacity));
+        let bf16 = error(run_cached(&gpu::<bf16>(), &case, capacity));
+        println!("{shape:?}: f32 {f32:.1e}, CPU {reference:.1e}; bf16 {bf16:.1e}");
+        assert!(f32 <= VALUES * reference + F32_FLOOR, "{shape:?}: {f32:e}, CPU {reference:e}");
+        assert!(bf16 <= BF16_VALUES, "{shape:?}: {bf16:e}");
+    }
+}
+
+fn bits(outputs: &Outputs) -> Vec<u64> {
+    outputs.0.iter().flat_map(|(_, values)| values.iter().map(|v| v.to_bits())).collect()
+}
+
+fn same_in_every_order<S: Storage>(case: &Case) {
+    let backend =
+        |threads, order| CudaBackend::<S, _>::new(Emulator::with_order(threads, order)).unwrap();
+    let first = bits(&run(&backend(1, 0), case).unwrap());
+    assert!(first.iter().all(|&bits| f64::from_bits(bits).is_finite()));
+    let first_cached = run_cached(&backend(1, 0), case, case.dims.schedule.tokens());
+    for (threads, order) in [(1, 1), (1, 2), (2, 3)] {
+        let backend = backend(threads, order);
+        assert_eq!(first, bits(&run(&backend, case).unwrap()), "{threads} threads, order {order}");
+        let cached = run_cached(&backend, case, case.dims.schedule.tokens());
+        assert_eq!(first_cached, cached, "{threads} threads, order {order}");
+    }
+}
+
+/// A missing barrier or wait would show as a result that depends on the order.
+#[test]
+fn same_bits_in_every_order() {
+    for (sides, head_dim) in [("1_2_3_4_6_8", 64), ("1_2_3_4_6", 20), ("1_2_3_4_6", 128)] {
+        let case = Case::new(schedule(sides), [1, 1, head_dim], INITIAL_SCALE);
+        same_in_every_order::<f32>(&case);
+        same_in_every_order::<bf16>(&case);
+    }
+}
+
+/// At the head size of the published models, a sample gives the same bits alone as among others.
+#[test]
+fn samples_do_not_depend_on_the_batch() {
+    let case = Case::new(schedule("1_2_3_4_6"), [3, 2, 64], INITIAL_SCALE);
+    let all = run(&gpu::<bf16>(), &case).unwrap();
+    let alone = run(&gpu::<bf16>(), &case.sample(1)).unwrap();
+    for ((name, all), (_, alone)) in all.0.iter().zip(&alone.0).take(FORWARD + 1) {
+        assert_eq!(&all[alone.len()..2 * alone.len()], &alone[..], "{name}");
+    }
+}
+
+#[test]
+fn wide_heads_are_refused_by_name() {
+    let case = Case::new(schedule("1"), [1, 1, 129], INITIAL_SCALE);
+    let Err(refusal) = run(&gpu::<f32>(), &case) else { panic!("129 elements are too many") };
+    assert!(matches!(refusal, CudaError::Unsupported { op: "attention", .. }));
+    assert!(refusal.to_string().contains("128"), "{refusal}");
+}

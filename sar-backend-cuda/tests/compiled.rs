@@ -1,0 +1,133 @@
+//! Every kernel compiles for A100 and H100, spills nothing, and stays within its recorded budget.
+//!
+//! Needs NVRTC, not a GPU: skipped aloud where it is missing, unless `SAR_REQUIRE_NVRTC=1`.
+//! `SAR_RECORD_BUDGET=1` writes what is found as the new budget; a reviewer then sees the change.
+
+#![allow(clippy::unwrap_used)]
+
+use sar_backend_cuda::kernels::{SOURCES, Source};
+use sar_backend_cuda::resources::{Resources, of_log};
+use sar_backend_cuda::{CudaError, Nvrtc};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];
+const VARIANTS: [&str; 2] = ["f32", "bf16"];
+
+/// Compilers differ by a few registers from version to version; growth beyond this is a change of the
+/// kernel's. Occupancy changes in steps of eight registers and more.
+const REGISTER_SLACK: u32 = 8;
+
+fn nvrtc() -> Option<Nvrtc> {
+    match Nvrtc::load() {
+        Ok(nvrtc) => Some(nvrtc),
+        Err(error @ CudaError::Library { .. }) => {
+            assert!(std::env::var_os("SAR_REQUIRE_NVRTC").is_none(), "{error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Resources by `kernel variant arch`; files are compiled side by side.
+fn compile_all(nvrtc: &Nvrtc) -> BTreeMap<String, Resources> {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let compile = |sources: &[Source]| -> Vec<(String, Resources)> {
+        sources.iter().flat_map(|&source| resources(nvrtc, source)).collect()
+    };
+    std::thread::scope(|scope| {
+        let compile = &compile;
+        let parts = SOURCES.chunks(SOURCES.len().div_ceil(2 * workers));
+        let tasks: Vec<_> = parts.map(|part| scope.spawn(move || compile(part))).collect();
+        tasks.into_iter().flat_map(|task| task.join().unwrap()).collect()
+    })
+}
+
+fn resources(nvrtc: &Nvrtc, source: Source) -> Vec<(String, Resources)> {
+    let mut found = Vec::new();
+    for variant in VARIANTS {
+        for arch in ARCHITECTURES {
+            let compiled =
+                nvrtc.compile(source, variant, arch).unwrap_or_else(|error| panic!("{error}"));
+            let kernels = of_log(&compiled.log);
+            assert!(!kernels.is_empty(), "{}: no kernel in {}", source.stem, compiled.log);
+            let name = |kernel: &Resources| format!("{} {variant} {arch}", kernel.name);
+            found.extend(kernels.into_iter().map(|kernel| (name(&kernel), kernel)));
+        }
+    }
+    found
+}
+
+fn budget_path() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("kernels").join("budget.txt")
+}
+
+/// Registers and static shared memory by `kernel variant arch`.
+fn budget() -> BTreeMap<String, (u32, u32)> {
+    let text = std::fs::read_to_string(budget_path()).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+    lines
+        .map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let [kernel, variant, arch, registers, shared] = words[..] else {
+                panic!("budget.txt: five words a line, found \"{line}\"");
+            };
+            let numbers = (registers.parse().unwrap(), shared.parse().unwrap());
+            (format!("{kernel} {variant} {arch}"), numbers)
+        })
+        .collect()
+}
+
+fn record(found: &BTreeMap<String, Resources>, version: (i32, i32)) {
+    let mut text = format!(
+        "# kernel variant architecture registers static-shared-bytes, by NVRTC {}.{}\n",
+        version.0, version.1
+    );
+    for (key, kernel) in found {
+        writeln!(text, "{key} {} {}", kernel.registers, kernel.shared).unwrap();
+    }
+    std::fs::write(budget_path(), text).unwrap();
+}
+
+#[test]
+fn every_kernel_compiles_within_its_budget() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let found = compile_all(&nvrtc);
+    if std::env::var_os("SAR_RECORD_BUDGET").is_some() {
+        record(&found, nvrtc.version);
+    }
+    let budget = budget();
+    let mut faults = Vec::new();
+    for (key, kernel) in &found {
+        let spilled = kernel.spill_stores + kernel.spill_loads;
+        if spilled > 0 {
+            faults.push(format!("{key}: spills {spilled} bytes"));
+        }
+        match budget.get(key) {
+            None => faults.push(format!("{key}: not in kernels/budget.txt")),
+            Some(&(registers, shared)) => {
+                if kernel.registers > registers + REGISTER_SLACK || kernel.shared > shared {
+                    faults.push(format!(
+                        "{key}: {} registers and {} bytes shared, budget {registers} and {shared}",
+                        kernel.registers, kernel.shared
+                    ));
+                }
+            }
+        }
+    }
+    for key in budget.keys().filter(|key| !found.contains_key(*key)) {
+        faults.push(format!("{key}: in kernels/budget.txt, but no such kernel"));
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn a_kernel_that_does_not_compile_says_where() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let broken = sar_backend_cuda::kernels::Source { stem: "broken", text: "int x = ;" };
+    let error = nvrtc.compile(broken, "f32", "sm_80").unwrap_err().to_string();
+    assert!(error.contains("broken") && error.contains("sm_80"), "{error}");
+    assert!(error.contains("expected an expression"), "{error}");
+}

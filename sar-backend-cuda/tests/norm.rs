@@ -1,0 +1,179 @@
+//! `residual_norm`, `gelu`, `silu` and the bias gradient of `linear` at widths of real models, which
+//! take the vectorised kernels, and at odd ones, which do not.
+
+#![allow(clippy::unwrap_used)]
+
+mod compare;
+
+use compare::{Case, Kind, Output, accum, activation, compare, noise, params, read, read_accum};
+use sar_math::backend::{
+    Branch, Linear, LinearDims, Modulation, Slot, TokenDims, TransformerOps, Write,
+};
+
+/// As published.
+const EPS: f64 = 1e-6;
+
+struct Norm {
+    dims: TokenDims,
+    /// Columns of the modulation matrix beyond four vectors.
+    extra: usize,
+    branch: bool,
+    write: Write,
+}
+
+impl Norm {
+    fn new([batch, tokens, width]: [usize; 3]) -> Self {
+        let dims = TokenDims { batch, tokens, width };
+        Self { dims, extra: 0, branch: true, write: Write::Accumulate }
+    }
+}
+
+impl Case for Norm {
+    fn run<B: TransformerOps>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
+        let (dims, len, c) = (self.dims, self.dims.len(), self.dims.width);
+        let stride = 4 * c + self.extra;
+        let m = Modulation { stride, scale: c, shift: 3 * c };
+        let ada_len = dims.batch * stride;
+        let x = activation(backend, &noise(1, len))?;
+        let value = activation(backend, &noise(2, len))?;
+        let ada = activation(backend, &noise(3, ada_len))?;
+        let keep = accum(backend, &[9.0, 1.25, 0.0, 1.25])?;
+        let branch = || {
+            let keep = Some((&keep, 1));
+            self.branch.then_some(Branch { value_blc: &value, gate: 0, keep })
+        };
+        let mut sum = activation(backend, &vec![9.0; len])?;
+        let mut y = activation(backend, &vec![9.0; len])?;
+        let mut stats = accum(backend, &vec![9.0; 2 * dims.rows()])?;
+        backend.residual_norm(dims, EPS, &x, branch(), &ada, m, &mut sum, &mut y, &mut stats)?;
+        let seen = if self.branch { &sum } else { &x };
+        let mut again = activation(backend, &vec![9.0; len])?;
+        backend.renorm(dims, seen, &stats, &ada, m, &mut again)?;
+        let dy = activation(backend, &noise(4, len))?;
+        let mut dx = activation(backend, &noise(5, len))?;
+        let mut dbranch = activation(backend, &vec![9.0; len])?;
+        let mut d_ada = activation(backend, &vec![0.5; ada_len])?;
+        let wanted = self.branch.then_some(&mut dbranch);
+        backend.residual_norm_backward(
+            dims,
+            &dy,
+            seen,
+            &stats,
+            branch(),
+            &ada,
+            m,
+            self.write,
+            &mut dx,
+            wanted,
+            &mut d_ada,
+        )?;
+        let (y, again) = (read(backend, &y, len)?, read(backend, &again, len)?);
+        let same = y.iter().zip(&again).all(|(a, b)| (a - b).abs() <= RENORM * a.abs());
+        assert!(same, "renorm differs from residual_norm");
+        Ok(vec![
+            ("sum", Kind::Value, read(backend, &sum, len)?),
+            ("y", Kind::Value, y),
+            ("y of renorm", Kind::Value, again),
+            ("stats", Kind::Value, read_accum(backend, &stats, 2 * dims.rows())?),
+            ("dx", Kind::Gradient, read(backend, &dx, len)?),
+            ("dbranch", Kind::Gradient, read(backend, &dbranch, len)?),
+            ("d_ada", Kind::Gradient, read(backend, &d_ada, ada_len)?),
+        ])
+    }
+}
+
+/// A trainer that norms once more for the backward must see what the forward saw: to the bit.
+const RENORM: f64 = 0.0;
+
+#[test]
+fn norm_of_a_published_generator() {
+    compare(&Norm::new([2, 680, 1024]));
+}
+
+#[test]
+fn norm_of_every_kernel() {
+    // Up to 256, 512, 1536 and 2048 in registers, then past them; whole vectors of both types.
+    for width in [64, 264, 1280, 2048, 2304] {
+        compare(&Norm::new([2, 35, width]));
+    }
+    // More vectors than the backward has threads: in f32, then in bf16 as well.
+    for width in [2056, 4104] {
+        compare(&Norm::new([1, 3, width]));
+    }
+}
+
+#[test]
+fn norm_of_odd_widths_and_of_modulation_out_of_line() {
+    compare(&Norm::new([2, 67, 97]));
+    compare(&Norm { extra: 1, ..Norm::new([3, 33, 64]) });
+}
+
+#[test]
+fn norm_without_a_branch() {
+    for width in [97, 128, 1024] {
+        compare(&Norm { branch: false, write: Write::Overwrite, ..Norm::new([2, 33, width]) });
+    }
+}
+
+/// `gelu` or `silu` of a ramp of as many elements.
+struct Activation {
+    len: usize,
+    gelu: bool,
+}
+
+impl Case for Activation {
+    fn run<B: TransformerOps>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
+        let len = self.len;
+        let ramp: Vec<f64> = noise(6, len).into_iter().map(|value| 8.0 * value).collect();
+        let x = activation(backend, &ramp)?;
+        let mut y = backend.activation(len)?;
+        let mut d = activation(backend, &noise(7, len))?;
+        if self.gelu {
+            backend.gelu(len, &x, &mut y)?;
+            backend.gelu_backward(len, &x, &mut d)?;
+        } else {
+            backend.silu(len, &x, &mut y)?;
+            backend.silu_backward(len, &x, &mut d)?;
+        }
+        let (y, d) = (read(backend, &y, len)?, read(backend, &d, len)?);
+        Ok(vec![("y", Kind::Value, y), ("dx", Kind::Gradient, d)])
+    }
+}
+
+#[test]
+fn activations_of_all_lengths() {
+    for gelu in [true, false] {
+        for len in [1, 3, 4, 7, 8, 9, 2047, 2048, 2049, 100_003] {
+            compare(&Activation { len, gelu });
+        }
+    }
+}
+
+/// The bias gradient of a layer with a single input.
+struct Bias {
+    rows: usize,
+    columns: usize,
+}
+
+impl Case for Bias {
+    fn run<B: TransformerOps>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
+        let dims = LinearDims { rows: self.rows, inputs: 1, outputs: self.columns };
+        let weight = Slot { offset: self.columns + 1, len: self.columns };
+        let layer = Linear { weight, bias: Some(Slot { offset: 1, len: self.columns }) };
+        let len = 2 * self.columns + 1;
+        let params = params(backend, &noise(8, len))?;
+        let dy = activation(backend, &noise(9, self.rows * self.columns))?;
+        let x = activation(backend, &noise(10, self.rows))?;
+        let mut grads = accum(backend, &noise(11, len))?;
+        backend.linear_backward(dims, &dy, &x, &params, layer, None, &mut grads)?;
+        let grads = read_accum(backend, &grads, len)?;
+        Ok(vec![("gradients", Kind::Wide, grads)])
+    }
+}
+
+#[test]
+fn bias_gradients_of_odd_shapes() {
+    for (rows, columns) in [(1360, 1024), (1, 8), (129, 257), (127, 264), (7, 97), (300, 8912)] {
+        compare(&Bias { rows, columns });
+    }
+}

@@ -1,0 +1,173 @@
+//! Which backend the program runs on: chosen here, once, from the flags of every command.
+//!
+//! Commands are generic over [`Compute`]. The macro in this file holds the one `match` that turns a
+//! name into a backend; another backend is another arm there.
+
+use crate::cli::{BackendName, Dtype, GlobalArgs};
+use crate::run::memory;
+use sar_backend_cpu::CpuBackend;
+use sar_backend_cuda::{CudaBackend, CudaError, Device, Driver, Storage};
+use sar_math::backend::{Backend, BackendError as _, Buffers, ErrorKind};
+
+/// What a command needs of a backend: all ops, f32 on the host, and an account of its memory.
+pub trait Compute: Backend<Host = f32> {
+    /// The most bytes in use at once so far: of the device, or of the process where it is the device.
+    fn peak_bytes(&self) -> Option<u64>;
+}
+
+impl Compute for CpuBackend<f32> {
+    fn peak_bytes(&self) -> Option<u64> {
+        memory::peak()
+    }
+}
+
+impl<S: Storage, D: Device> Compute for CudaBackend<S, D> {
+    fn peak_bytes(&self) -> Option<u64> {
+        Some(self.device().peak_bytes() as u64)
+    }
+}
+
+/// A backend that cannot be had as asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChoiceError {
+    /// Activations that the backend does not store.
+    #[error("--dtype {dtype} needs --backend cuda: the {backend} backend computes in f32")]
+    Dtype {
+        /// As asked for.
+        dtype: Dtype,
+        /// As asked for.
+        backend: BackendName,
+    },
+    /// A device that the backend does not have.
+    #[error("--device {device} needs --backend cuda: the {backend} backend has device 0 alone")]
+    Device {
+        /// As asked for.
+        device: usize,
+        /// As asked for.
+        backend: BackendName,
+    },
+}
+
+impl ChoiceError {
+    /// What sort of failure it is: something that is not to be had.
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Unsupported
+    }
+}
+
+/// What to do where a backend has no room; stands above the backend's own words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no room left on the backend; lower the images at a time: train.batch (a larger \
+     train.accumulate makes up for it), tokenizer_train.batch or sample.batch; or keep less of each \
+     block with train.recompute = \"blocks\"; `sar plan` says what a configuration needs"
+)]
+pub struct NoRoom;
+
+/// The CPU, as the flags ask for it.
+///
+/// # Errors
+/// A number type or device that the CPU backend does not have.
+pub fn cpu(global: &GlobalArgs) -> Result<CpuBackend<f32>, ChoiceError> {
+    let backend = BackendName::Cpu;
+    match (global.dtype(), global.device) {
+        (Dtype::F32, 0) => Ok(CpuBackend::new()),
+        (Dtype::F32, device) => Err(ChoiceError::Device { device, backend }),
+        (dtype, _) => Err(ChoiceError::Dtype { dtype, backend }),
+    }
+}
+
+/// The GPU that the flags ask for, with activations stored as `S`.
+///
+/// # Errors
+/// No GPU, driver or library that serves; kernels that cannot be compiled.
+pub fn cuda<S: Storage>(global: &GlobalArgs) -> Result<CudaBackend<S, Driver>, CudaError> {
+    CudaBackend::new(Driver::new(global.device)?)
+}
+
+/// The result of a command on a backend, with [`NoRoom`] above a failure for want of memory.
+///
+/// # Errors
+/// Those of `result`.
+pub fn advised<B: Buffers, T>(_backend: &B, result: anyhow::Result<T>) -> anyhow::Result<T> {
+    result.map_err(|error| match kind::<B>(&error) {
+        Some(ErrorKind::OutOfMemory) => error.context(NoRoom),
+        _ => error,
+    })
+}
+
+/// What sort of failure of the backend an error comes from, if it comes from one.
+fn kind<B: Buffers>(error: &anyhow::Error) -> Option<ErrorKind> {
+    error.chain().find_map(|cause| Some(cause.downcast_ref::<B::Error>()?.kind()))
+}
+
+/// Runs `$body`, which gives an `anyhow::Result`, with `$backend` a reference to the backend that
+/// `$global` names.
+macro_rules! with_backend {
+    ($global:expr, |$backend:ident| $body:expr) => {
+        match $global.backend {
+            $crate::cli::BackendName::Cpu => {
+                let $backend = &$crate::backend::cpu($global)?;
+                $crate::backend::advised($backend, $body)
+            }
+            $crate::cli::BackendName::Cuda => match $global.dtype() {
+                $crate::cli::Dtype::F32 => {
+                    let $backend = &$crate::backend::cuda::<f32>($global)?;
+                    $crate::backend::advised($backend, $body)
+                }
+                $crate::cli::Dtype::Bf16 => {
+                    let $backend = &$crate::backend::cuda::<sar_backend_cuda::bf16>($global)?;
+                    $crate::backend::advised($backend, $body)
+                }
+            },
+        }
+    };
+}
+pub(crate) use with_backend;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::train::TrainError;
+    use sar_backend_cpu::CpuError;
+
+    #[test]
+    fn a_backend_is_what_the_flags_say_or_an_error() {
+        let global = GlobalArgs::default();
+        assert!(cpu(&global).is_ok());
+        let narrow = GlobalArgs { dtype: Some(Dtype::Bf16), ..global.clone() };
+        let backend = BackendName::Cpu;
+        assert_eq!(cpu(&narrow).unwrap_err(), ChoiceError::Dtype { dtype: Dtype::Bf16, backend });
+        let other = GlobalArgs { device: 1, ..global.clone() };
+        assert_eq!(cpu(&other).unwrap_err(), ChoiceError::Device { device: 1, backend });
+        let cuda = GlobalArgs { backend: BackendName::Cuda, ..global };
+        assert_eq!(cuda.dtype(), Dtype::Bf16);
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_an_error_that_says_what_is_missing() {
+        let cuda = GlobalArgs { backend: BackendName::Cuda, device: 99, ..GlobalArgs::default() };
+        let run = || -> anyhow::Result<()> { with_backend!(&cuda, |_backend| Ok(())) };
+        let error = run().unwrap_err();
+        let found = error.downcast_ref::<CudaError>().unwrap().to_string();
+        assert!(found.contains("driver") || found.contains("number 99"), "{found}");
+    }
+
+    #[test]
+    fn advice_stands_above_a_want_of_memory_alone() {
+        let backend = CpuBackend::<f32>::new();
+        let advice = |error: anyhow::Error| {
+            let error = advised::<_, ()>(&backend, Err(error)).unwrap_err();
+            error.downcast_ref::<NoRoom>().is_some()
+        };
+        let full = || CpuError::OutOfMemory { bytes: 1 };
+        assert!(advice(full().into()));
+        assert!(advice(TrainError::backend(full()).into()));
+        assert!(advice(anyhow::Error::from(TrainError::backend(full())).context("above")));
+        let shape = sar_math::backend::ShapeError { op: "a", operand: "b", expected: 1, found: 2 };
+        assert!(!advice(TrainError::backend(CpuError::from(shape)).into()));
+        assert!(!advice(anyhow::anyhow!("something else")));
+    }
+}

@@ -1,0 +1,87 @@
+//! Bytes of a generator's training, before anything is allocated: the buffers of `Trainer` and
+//! `StepMemory`, counted.
+
+use super::memory::Needs;
+use super::settings::StepSettings;
+use crate::config::Config;
+use crate::model::generator::{GeneratorShape, MLP_RATIO, parameters};
+use serde::Serialize;
+
+/// Bytes of statistics, gradients, moments, losses and master weights, and of ids.
+const WIDE: u64 = 4;
+
+/// Estimated bytes of a training run, by what they hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MemoryPlan {
+    /// Weights, their narrow copy where activations are narrow, and their running average.
+    pub weights: u64,
+    /// Gradients.
+    pub gradients: u64,
+    /// AdamW's two moments.
+    pub moments: u64,
+    /// What the passes of one batch keep for their backward, and its scratch.
+    pub activations: u64,
+    /// Logits, which become their own gradient, and the teacher's where they are a target.
+    pub logits: u64,
+}
+
+impl MemoryPlan {
+    /// Of a configuration, with activations of `storage` bytes each: 4 in f32, 2 in bf16.
+    pub fn of(config: &Config, storage: u64) -> Self {
+        let needs = StepSettings::of(config).needs();
+        let parameters = parameters(&GeneratorShape::from(&config.generator));
+        let narrow = if storage < WIDE { storage } else { 0 };
+        let average = if config.train.ema > 0.0 { WIDE } else { 0 };
+        let (activations, wide) = elements(config, needs);
+        let samples = config.train.batch as u64;
+        let tokens = config.generator.schedule.tokens() as u64;
+        let vocab = config.generator.vocab as u64;
+        let kept = samples * u64::from(needs.soft);
+        Self {
+            weights: (WIDE + narrow + average) * parameters,
+            gradients: WIDE * parameters,
+            moments: 2 * WIDE * parameters,
+            activations: storage * activations + WIDE * wide,
+            logits: storage * (rows(config, needs) + kept) * tokens * vocab,
+        }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.gradients + self.moments + self.activations + self.logits
+    }
+}
+
+/// Samples of the teacher pass: twice the batch with a guided rollout.
+fn rows(config: &Config, needs: Needs) -> u64 {
+    config.train.batch as u64 * if needs.guided { 2 } else { 1 }
+}
+
+/// Elements stored as activations and as wide numbers, logits and parameters left out.
+fn elements(config: &Config, needs: Needs) -> (u64, u64) {
+    let g = &config.generator;
+    let [c, k, d, h, v] = [g.width, g.channels, g.depth, g.heads, g.vocab].map(|n| n as u64);
+    let (batch, rows) = (config.train.batch as u64, rows(config, needs));
+    let (tokens, mlp) = (g.schedule.tokens() as u64, MLP_RATIO as u64);
+    let count = needs.recompute.counts(g.depth);
+    let [blocks, sums, branches, normed, activated] =
+        [count.blocks, count.sums, count.branches, count.normed, count.activated].map(|n| n as u64);
+    // Tensors of a token's width that a pass keeps: q, k, v, attention's output, the hidden layer.
+    let kept = blocks * (3 + 1 + mlp) + sums + branches + normed + mlp * activated;
+    let forward = rows * tokens * c * kept;
+    // Three gradients of the width and one of the hidden layer's.
+    let backward = batch * tokens * c * (3 + mlp);
+    // Class vectors and all modulation vectors, and their gradients.
+    let modulation = (rows + batch) * (6 * d + 2) * c + (2 * rows + batch) * c;
+    let positions = 2 * tokens * c;
+    let images = batch * (2 * tokens + g.schedule.last().tokens() as u64) * k;
+    let sampler = match needs.sampler {
+        true => batch * tokens * c * (2 * d + 1),
+        false => 0,
+    };
+    let norms = rows * tokens * (2 * (2 * d + 1) + blocks * 3 * h);
+    let losses = 2 * 4 * batch * tokens;
+    let ids = 3 * batch * tokens;
+    let narrow = forward + backward + modulation + positions + images + sampler;
+    (narrow, norms + losses + ids + v * k)
+}

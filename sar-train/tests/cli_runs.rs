@@ -1,0 +1,232 @@
+//! What the program makes of its flags: what is asked for is done, or refused before anything is made.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn sar(arguments: &[&str], folder: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sar")).args(arguments).current_dir(folder).output().unwrap()
+}
+
+#[track_caller]
+fn fails(code: i32, arguments: &[&str], folder: &Path) -> String {
+    let output = sar(arguments, folder);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
+    assert!(!text.contains("panicked"), "{arguments:?}: {text}");
+    text
+}
+
+#[track_caller]
+fn succeeds(arguments: &[&str], folder: &Path) -> String {
+    let output = sar(arguments, folder);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {text}");
+    text
+}
+
+#[track_caller]
+fn says(text: &str, expected: &[&str]) {
+    for part in expected {
+        assert!(text.contains(part), "no `{part}` in: {text}");
+    }
+}
+
+/// The steps of the checkpoints of a run.
+fn steps(run: &Path) -> Vec<String> {
+    let entries = fs::read_dir(run.join("checkpoints")).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+const SMALL: &str = "[data]\nbuiltin = \"glyphs10\"\nimage_side = 32\nflip = false\n\
+    crop = \"center\"\n\
+    [tokenizer]\nch = 8\nch_mult = [1, 1, 2]\nz_channels = 8\nlatent_channels = 4\nvocab = 16\n\
+    groups = 4\n[tokenizer_train]\nsteps = 1\nbatch = 2\n\
+    [generator]\ndepth = 1\nwidth = 16\nheads = 1\n\
+    [train]\nsteps = 2\nbatch = 2\nsample_every = 0\n";
+
+/// A folder with `small.toml`, a tokenizer `tok` and a generator `base`.
+fn trained() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("small.toml"), SMALL).unwrap();
+    let said =
+        succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder.path());
+    says(&said, &["10 classes, 3700 training"]);
+    succeeds(&[&TRAIN[..], &["--out", "base"]].concat(), folder.path());
+    folder
+}
+
+const TRAIN: [&str; 5] = ["train", "--config", "small.toml", "--tokenizer", "tok"];
+
+#[test]
+fn a_run_that_cannot_start_leaves_no_folder() {
+    let folder = trained();
+    let folder = folder.path();
+    for (asked, expected) in [
+        (&["--mode", "hybrid:9"][..], &["train.mode hybrid:9 on 1_2_4_8", "1 to 4"][..]),
+        (&["--set", "generator.schedule=1_2_16"], &["1_2_16 ends in a grid of 16", "8×8"]),
+        (&["--set", "data.image_side=30"], &["30 px", "factor of 4"]),
+        (&["--set", "generator.vocab=99"], &["generator.vocab is 99, but the tokenizer has 16"]),
+        (&["--set", "generator.classes=3"], &["generator.classes is 3, but the data have 10"]),
+    ] {
+        let said = fails(1, &[&TRAIN[..], &["--out", "new"], asked].concat(), folder);
+        says(&said, expected);
+        assert!(!folder.join("new").exists(), "{asked:?} left a folder");
+    }
+    let tokenizer = ["tokenizer", "train", "--config", "small.toml", "--out", "new"];
+    let said = fails(1, &[&tokenizer[..], &["--set", "data.image_side=33"]].concat(), folder);
+    says(&said, &["33 px", "factor of 4", "data.image_side"]);
+    assert!(!folder.join("new").exists());
+    says(&fails(1, &["tokenizer", "train", "--out", "new"], folder), &["no data given", "--data"]);
+    says(&fails(1, &["bench", "step", "--steps", "0"], folder), &["--steps is 0"]);
+    fs::create_dir(folder.join("sar-demo")).unwrap();
+    fs::write(folder.join("sar-demo/notes.txt"), "mine").unwrap();
+    let said = fails(1, &["demo"], folder);
+    says(
+        &said,
+        &["sar-demo is not empty (notes.txt is in it); remove it, or choose another --out"],
+    );
+}
+
+#[test]
+fn weights_fix_the_shape_of_a_run_and_nothing_else() {
+    let folder = trained();
+    let folder = folder.path();
+    let refine = ["refine", "--init-from", "base", "--out", "new"];
+    let with = |more: &[&str]| fails(1, &[&refine[..], more].concat(), folder);
+    let said = with(&["--set", "generator.depth=5"]);
+    says(&said, &["generator.depth is 5, but the weights of --init-from have 1"]);
+    two_classes(folder, 3);
+    // Labels at the end of a table that is too small would become the unconditional class.
+    says(&with(&["--data", "images"]), &["the data have 2 classes, the generator 10"]);
+    assert!(!folder.join("new").exists());
+
+    let switches = ["--preset", "paper", "--set", "sar.sigma=0.25", "--top-k", "3", "--seed", "7"];
+    let schedule = ["--set", "generator.schedule=1_2_3_8", "--set", "train.steps=1"];
+    succeeds(&[&refine[..], &switches, &schedule].concat(), folder);
+    let written = fs::read_to_string(folder.join("new/config.toml")).unwrap();
+    let expected = ["extent = \"all\"", "sigma = 0.25", "top_k = 3", "schedule = \"1_2_3_8\""];
+    says(&written, &expected);
+    assert_eq!(written.matches("seed = 7").count(), 2, "train and tokenizer_train: {written}");
+
+    let said = fails(2, &["refine", "--resume", "--out", "new", "--sigma", "2"], folder);
+    says(&said, &["--sigma", "cannot be used with"]);
+}
+
+#[test]
+fn named_data_keep_the_section_that_the_file_gives() {
+    let folder = trained();
+    let folder = folder.path();
+    let tokenizer = ["tokenizer", "train", "--config", "small.toml", "--out", "new", "-q"];
+    let from = ["--data", "glyphs10", "--init-from", "tok", "--set", "data.image_side=16"];
+    succeeds(&[&tokenizer[..], &from, &["--set", "tokenizer_train.lr=1e-9"]].concat(), folder);
+    says(&fs::read_to_string(folder.join("new/config.toml")).unwrap(), &["crop = \"center\""]);
+    // A step of next to nothing from the weights of `tok` ends next to them.
+    let weights = |run: &str| {
+        let file = folder.join(run).join("checkpoints/step-1/model.safetensors");
+        let bytes = fs::read(file).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let data = tensors.tensor("encoder.conv_in.weight").unwrap().data().to_vec();
+        data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect::<Vec<_>>()
+    };
+    let (old, new) = (weights("tok"), weights("new"));
+    assert!(old.iter().zip(&new).all(|(a, b)| (a - b).abs() < 1e-6), "not from these weights");
+}
+
+#[test]
+fn images_without_any_held_out_are_measured_on_themselves() {
+    let folder = trained();
+    let none = ["--config", "small.toml", "--out", "new", "--set", "data.path=images"];
+    let folder = folder.path();
+    fs::write(folder.join("small.toml"), SMALL.replace("builtin = \"glyphs10\"\n", "")).unwrap();
+    two_classes(folder, 1);
+    let said = succeeds(&[&["tokenizer", "train"], &none[..]].concat(), folder);
+    says(&said, &["warning: no image is held out (data.val_fraction)", "PSNR"]);
+    says(&fails(1, &["tokenizer", "eval", "new"], folder), &["no image is held out"]);
+}
+
+/// `images/a` and `images/b`.
+fn two_classes(folder: &Path, each: usize) {
+    for class in ["a", "b"] {
+        fs::create_dir_all(folder.join("images").join(class)).unwrap();
+        for n in 0..each {
+            let picture = image::RgbImage::new(20, 20);
+            picture.save(folder.join(format!("images/{class}/{n}.png"))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["plan"][..], &["doctor"], &["data", "check", "glyphs10"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sar"));
+        let mut child = command
+            .args(arguments)
+            .current_dir(folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!text.contains("panicked"), "{arguments:?}: {text}");
+    }
+    says(&fails(2, &["plan", "--threads", "100000"], folder.path()), &["at most 1024"]);
+}
+
+#[test]
+fn a_run_can_be_resumed_from_its_start() {
+    let folder = trained();
+    let folder = folder.path();
+    let last = folder.join("base/checkpoints/step-2/model.safetensors");
+    let whole = fs::read(&last).unwrap();
+    assert_eq!(steps(&folder.join("base")), ["step-0", "step-2"]);
+    // As if it had been killed in its first steps.
+    fs::remove_dir_all(folder.join("base/checkpoints/step-2")).unwrap();
+    succeeds(&["train", "--resume", "--out", "base"], folder);
+    assert!(fs::read(&last).unwrap() == whole, "resumed from the start, it differs");
+    let said = succeeds(&["train", "--resume", "--out", "base"], folder);
+    says(&said, &["nothing left to do"]);
+}
+
+#[test]
+fn skipped_steps_do_not_push_out_good_checkpoints() {
+    let folder = trained();
+    let folder = folder.path();
+    let wild = ["--set", "train.lr=1e30", "--set", "train.clip=0", "--set", "train.lr_start=1"];
+    let often = ["--set", "train.steps=20", "--set", "train.save_every=1", "--set", "train.keep=1"];
+    let said = fails(1, &[&TRAIN[..], &["--out", "new"], &wild, &often].concat(), folder);
+    says(&said, &["not finite 5 steps in a row", "tighten clip", "--init-from"]);
+    // The first step is finite, and throws the weights where no further one is.
+    assert_eq!(steps(&folder.join("new")), ["step-1"]);
+}
+
+#[test]
+fn published_sampling_is_greedy_off_its_list() {
+    let folder = trained();
+    let folder = folder.path();
+    let sample = |out: &str, more: &[&str]| {
+        let flags = ["sample", "base", "--out", out, "--count", "4", "-q", "--schedule"];
+        succeeds(&[&flags[..], more].concat(), folder);
+        fs::read(folder.join(out).join("grid.png")).unwrap()
+    };
+    let (greedy, draws) = ("--published-greedy", "--seed=0");
+    assert!(sample("a", &["1_2_4_8", greedy]) == sample("b", &["1_2_4_8", draws]));
+    assert!(sample("c", &["1_2_4_7", greedy]) != sample("d", &["1_2_4_7", draws]));
+}
+
+#[test]
+fn samples_of_another_size_than_the_data_are_not_measured() {
+    let folder = trained();
+    let folder = folder.path();
+    let run = ["--out", "new", "--set", "generator.schedule=1_2_4"];
+    let said = succeeds(&[&TRAIN[..], &run].concat(), folder);
+    says(&said, &["note: images of 32 px have latents of 8×8", "samples will be 16×16 px"]);
+    says(&fails(1, &["eval", "new"], folder), &["samples are 16×16 px", "32×32"]);
+}

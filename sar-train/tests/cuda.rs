@@ -1,0 +1,320 @@
+//! Whole training steps and sampling runs on the CUDA backend beside the CPU backend on the same work:
+//! its kernels executed on the CPU, and on the GPU where there is one (`SAR_REQUIRE_GPU=1` makes a
+//! missing one a failure).
+#![allow(clippy::unwrap_used)]
+
+use sar_backend_cpu::CpuBackend;
+use sar_backend_cuda::{CudaBackend, Device as _, Driver, Emulator, Storage, bf16};
+use sar_math::backend::{Backend, Choice, DrawKeys, Filter};
+use sar_math::guidance::Guidance;
+use sar_math::philox::{Purpose, Stream};
+use sar_math::rollout::Extent;
+use sar_math::{Real, ScaleSchedule};
+use sar_train::config::{Config, Decode, Mode};
+use sar_train::model::generator::{Generator, GeneratorShape, Recompute};
+use sar_train::sample::{Decoding, Sampler};
+use sar_train::train::{Batches, MemoryPlan, TrainError, Trainer};
+
+/// Rounding that the CPU's own f32 may happen to be free of: a few units in the last place, relative
+/// to the largest element.
+const FLOOR: f64 = 2e-6;
+/// Gradients may be so many times as far from f64 as those of the CPU backend in f32.
+const GRADIENT_FACTOR: f64 = 3.0;
+/// Storage of eight significant bits, 2⁻⁹ each time a tensor is stored, some twenty times on the way
+/// through two blocks and back; measured 1e-2 at most.
+const BF16_GRADIENT: f64 = 3e-2;
+/// The same on a loss of about ln 37, where rounding averages out over the tokens.
+const BF16_LOSS: f64 = 1e-2;
+/// Of f32 against f32 after a few optimiser steps, relative to the learning rate that moved them: a
+/// moment near zero may turn its sign for want of digits.
+const STEPS_DIFFER: f64 = 0.1;
+
+/// How far a plan may be from what is held, as `sar plan` promises.
+const PLAN_ERROR: f64 = 0.1;
+
+const SCHEDULE: &str = "1_2_3_4";
+const BATCH: usize = 2;
+const VOCAB: usize = 37;
+const CHANNELS: usize = 8;
+const CLASSES: usize = 3;
+
+fn config(mode: Mode) -> Config {
+    let mut config = Config::default();
+    let g = &mut config.generator;
+    (g.depth, g.width, g.heads) = (2, 128, 2);
+    (g.vocab, g.channels, g.classes) = (VOCAB, CHANNELS, CLASSES);
+    g.schedule = SCHEDULE.parse().unwrap();
+    g.resolve();
+    let t = &mut config.train;
+    (t.batch, t.lr, t.mode) = (BATCH, Some(1e-3), mode);
+    (t.class_dropout, t.drop_path) = (0.1, Some(0.2));
+    config.sar.extent = Extent::All;
+    config.sar.decode = Decode::Argmax;
+    config.sar.sigma = 0.5;
+    config.validate().unwrap();
+    config
+}
+
+/// Weights, codebook and images of a small world, in f32 so that every backend has the same.
+struct World {
+    generator: Generator,
+    weights: Vec<f32>,
+    codebook: Vec<f32>,
+    latents: Vec<f32>,
+}
+
+impl World {
+    fn new(config: &Config) -> Self {
+        let generator = Generator::new(&GeneratorShape::from(&config.generator)).unwrap();
+        let mut stream = Stream::new(3, Purpose::Test, 0);
+        // Larger than published initialisation, so that every path carries a gradient that shows.
+        let initial = generator.initial(1).into_iter();
+        let weights = initial.map(|w| w + 0.05 * stream.normal() as f32).collect();
+        let mut codebook: Vec<f32> =
+            (0..VOCAB * CHANNELS).map(|_| stream.normal() as f32).collect();
+        for row in codebook.chunks_mut(CHANNELS) {
+            let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+            row.iter_mut().for_each(|v| *v /= norm);
+        }
+        let latents = (0..BATCH * CHANNELS * 16).map(|_| stream.normal() as f32).collect();
+        Self { generator, weights, codebook, latents }
+    }
+
+    fn trainer<'b, B: Backend>(&self, backend: &'b B, config: &Config) -> Trainer<'b, B> {
+        let (weights, codebook) = (&self.weights, &self.codebook);
+        Trainer::new(backend, self.generator.clone(), config, weights, codebook, (4, 4)).unwrap()
+    }
+}
+
+struct Images<'w>(&'w World);
+
+impl<B: Backend> Batches<B> for Images<'_> {
+    fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
+        let host: Vec<B::Host> =
+            self.0.latents.iter().map(|&v| B::Host::of(f64::from(v))).collect();
+        backend.upload(&host, latents, 0).map_err(TrainError::backend)?;
+        Ok(vec![0, 2])
+    }
+}
+
+/// What steps leave: losses, the last gradient, the weights.
+struct Trained {
+    losses: Vec<f64>,
+    gradient: Vec<f64>,
+    weights: Vec<f32>,
+}
+
+fn train<B: Backend>(backend: &B, config: &Config, steps: usize) -> Trained {
+    let world = World::new(config);
+    let mut trainer = world.trainer(backend, config);
+    let mut losses = Vec::new();
+    for _ in 0..steps {
+        assert!(!trainer.step(&mut Images(&world)).unwrap(), "a step was skipped");
+        losses.push(trainer.report().unwrap().unwrap().loss);
+    }
+    let len = world.weights.len();
+    let mut gradient = vec![B::Host::of(0.0); len];
+    backend.download_accum(trainer.gradients(), 0, &mut gradient).unwrap();
+    let gradient = gradient.iter().map(|v| v.wide()).collect();
+    Trained { losses, gradient, weights: trainer.export().unwrap().weights }
+}
+
+fn emulated<S: Storage>() -> CudaBackend<S, Emulator> {
+    CudaBackend::new(Emulator::new()).unwrap()
+}
+
+fn gpu<S: Storage>() -> Option<CudaBackend<S, Driver>> {
+    match Driver::new(0) {
+        Ok(driver) => Some(CudaBackend::new(driver).unwrap()),
+        Err(error) => {
+            assert!(std::env::var_os("SAR_REQUIRE_GPU").is_none(), "{error}");
+            eprintln!("on the CPU alone: {error}");
+            None
+        }
+    }
+}
+
+/// What steps leave on every device there is.
+fn train_on_each<S: Storage>(config: &Config, steps: usize) -> Vec<Trained> {
+    let mut found = vec![train(&emulated::<S>(), config, steps)];
+    found.extend(gpu::<S>().map(|backend| train(&backend, config, steps)));
+    found
+}
+
+/// Codes on every device there is.
+fn sample_on_each<S: Storage>(choice: Choice, labels: &[u32]) -> Vec<Vec<u32>> {
+    let mut found = vec![sample(&emulated::<S>(), choice, labels)];
+    found.extend(gpu::<S>().map(|backend| {
+        // Thrice: run, recorded, replayed.
+        let [first, second, third] = [(); 3].map(|()| sample(&backend, choice, labels));
+        assert!(first == second && second == third, "a replay chooses other codes");
+        third
+    }));
+    found
+}
+
+/// The largest difference, relative to the largest element.
+fn error(found: &[f64], expected: &[f64]) -> f64 {
+    let largest = expected.iter().fold(0.0f64, |a, b| a.max(b.abs()));
+    found.iter().zip(expected).fold(0.0f64, |a, (f, e)| a.max((f - e).abs())) / largest
+}
+
+/// The gradient of one step against f64, tensor by tensor: worst error in f32 on the CPU and on CUDA.
+fn compare_gradients<S: Storage>(mode: Mode, bound: impl Fn(f64) -> f64) {
+    let config = config(mode);
+    let exact = train(&CpuBackend::<f64>::new(), &config, 1);
+    let plain = train(&CpuBackend::<f32>::new(), &config, 1);
+    let devices = train_on_each::<S>(&config, 1);
+    let world = World::new(&config);
+    let layout = world.generator.layout();
+    let slots = layout.slots(true).into_iter().chain(layout.slots(false));
+    for slot in slots {
+        let exact = &exact.gradient[slot.range()];
+        if exact.iter().all(|&g| g.abs() < 1e-9) {
+            continue;
+        }
+        let error = |of: &Trained| error(&of.gradient[slot.range()], exact);
+        let cpu = error(&plain);
+        for cuda in devices.iter().map(error) {
+            assert!(cuda <= bound(cpu), "{slot:?}: CUDA {cuda:e}, CPU in f32 {cpu:e}");
+        }
+    }
+}
+
+fn in_f32(cpu: f64) -> f64 {
+    GRADIENT_FACTOR * cpu + FLOOR
+}
+
+#[test]
+fn a_teacher_forced_step_has_the_cpus_gradient() {
+    compare_gradients::<f32>(Mode::Teacher, in_f32);
+}
+
+#[test]
+fn a_sar_step_has_the_cpus_gradient() {
+    compare_gradients::<f32>(Mode::Ssr, in_f32);
+}
+
+#[test]
+fn a_teacher_forced_step_in_bf16_has_it_within_its_storage() {
+    compare_gradients::<bf16>(Mode::Teacher, |_| BF16_GRADIENT);
+}
+
+#[test]
+fn a_few_sar_steps_follow_the_cpu() {
+    let config = config(Mode::Ssr);
+    let plain = train(&CpuBackend::<f32>::new(), &config, 4);
+    let lr = config.train.lr.unwrap() as f32;
+    for found in train_on_each::<f32>(&config, 4) {
+        let differ = plain.weights.iter().zip(&found.weights).map(|(a, b)| (a - b).abs());
+        let worst = differ.fold(0.0f32, f32::max) / lr;
+        assert!(f64::from(worst) < STEPS_DIFFER, "weights differ by {worst} learning rates");
+    }
+    assert!(plain.losses[3] < plain.losses[0], "the CPU learns: {:?}", plain.losses);
+    for narrow in train_on_each::<bf16>(&config, 4) {
+        for (cpu, cuda) in plain.losses.iter().zip(&narrow.losses) {
+            assert!((cpu - cuda).abs() < BF16_LOSS * cpu, "{:?} {:?}", plain.losses, narrow.losses);
+        }
+    }
+}
+
+#[test]
+fn steps_have_the_same_bits_whatever_the_order_of_threads_and_whatever_is_recomputed() {
+    let run = |device: Emulator, recompute: Recompute| {
+        let mut config = config(Mode::Ssr);
+        config.sar.decode = Decode::Sample;
+        config.sar.guidance = 1.2;
+        config.train.recompute = recompute;
+        let backend = CudaBackend::<bf16, _>::new(device).unwrap();
+        train(&backend, &config, 2).weights
+    };
+    let first = run(Emulator::new(), Recompute::Norms);
+    for (threads, order, recompute) in
+        [(1, 1, Recompute::Nothing), (2, 2, Recompute::Blocks), (4, 3, Recompute::Norms)]
+    {
+        let other = run(Emulator::with_order(threads, order), recompute);
+        let differing =
+            first.iter().zip(&other).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+        assert_eq!(differing, 0, "{threads} threads, order {order}, {recompute} computed again");
+    }
+}
+
+/// `sar plan` says what the buffers of a run take, for every policy, storage and way of training.
+#[test]
+fn the_plan_is_what_the_trainer_holds() {
+    fn held<S: Storage>(config: &Config) -> (f64, f64) {
+        let backend = emulated::<S>();
+        let before = backend.device().peak_bytes();
+        let generator = Generator::new(&GeneratorShape::from(&config.generator)).unwrap();
+        let weights = vec![0.0; generator.layout().len()];
+        let g = &config.generator;
+        let codebook = vec![0.0; g.vocab * g.channels];
+        let trainer =
+            Trainer::new(&backend, generator, config, &weights, &codebook, (4, 4)).unwrap();
+        let held = backend.device().peak_bytes() - before;
+        drop(trainer);
+        (held as f64, MemoryPlan::of(config, size_of::<S>() as u64).total() as f64)
+    }
+    for mode in [Mode::Teacher, Mode::Ssr, Mode::Student] {
+        for recompute in [Recompute::Nothing, Recompute::Norms, Recompute::Blocks] {
+            let mut config = config(mode);
+            config.generator.schedule = "1_2_3_4_6_8".parse().unwrap();
+            config.train.batch = 8;
+            config.train.recompute = recompute;
+            config.train.ema = 0.9;
+            config.sar.decode = Decode::Sample;
+            config.sar.guidance = 1.2;
+            for (held, planned) in [held::<f32>(&config), held::<bf16>(&config)] {
+                let off = (planned - held) / held;
+                assert!(off.abs() < PLAN_ERROR, "{mode}, {recompute}: {planned} for {held}");
+            }
+        }
+    }
+}
+
+fn sample<B: Backend<Host = f32>>(backend: &B, choice: Choice, labels: &[u32]) -> Vec<u32> {
+    let config = config(Mode::Teacher);
+    let world = World::new(&config);
+    let schedule: ScaleSchedule = config.generator.schedule;
+    let mut params = backend.params(world.weights.len()).unwrap();
+    backend.upload_params(&world.weights, &mut params, 0).unwrap();
+    let mut codes = backend.accum(world.codebook.len()).unwrap();
+    backend.upload_accum(&world.codebook, &mut codes, 0).unwrap();
+    let mut sampler =
+        Sampler::new(backend, &world.generator, labels.len(), &schedule, true).unwrap();
+    let guidance = Guidance::Sampling(1.5).ramp(schedule.len());
+    let decoding = Decoding { guidance, choice };
+    sampler
+        .run(backend, &world.generator, &params, &codes, labels, &decoding, None, |_, _| Ok(()))
+        .unwrap();
+    let mut ids = vec![0; labels.len() * schedule.tokens()];
+    backend.download_ids(&sampler.ids, 0, &mut ids).unwrap();
+    ids
+}
+
+#[test]
+fn sampling_chooses_the_cpus_codes() {
+    let filter = Filter { top_k: 20, top_p: 0.95 };
+    let draw = Choice::Draw(filter, DrawKeys { seed: 9, first_image: 4 });
+    for choice in [Choice::Argmax, draw] {
+        let expected = sample(&CpuBackend::<f32>::new(), choice, &[1, 0]);
+        assert!(expected.iter().any(|&id| id != expected[0]), "the codes say something");
+        for found in sample_on_each::<f32>(choice, &[1, 0]) {
+            assert_eq!(found, expected);
+        }
+    }
+}
+
+#[test]
+fn an_image_is_the_same_in_any_batch() {
+    let filter = Filter { top_k: 0, top_p: 0.9 };
+    let draw = |first_image| Choice::Draw(filter, DrawKeys { seed: 2, first_image });
+    let devices = sample_on_each::<bf16>(draw(0), &[0, 1, 2]);
+    for image in 0..3 {
+        let alone = sample_on_each::<bf16>(draw(image as u64), &[image as u32]);
+        for (alone, three) in alone.iter().zip(&devices) {
+            let tokens = three.len() / 3;
+            assert_eq!(alone[..], three[image * tokens..][..tokens], "image {image}");
+        }
+    }
+}
