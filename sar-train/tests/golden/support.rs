@@ -35,8 +35,12 @@ impl Golden {
         SafeTensors::deserialize(&self.bytes).unwrap()
     }
 
+    /// Names of all tensors, in the order of the alphabet.
     pub fn names(&self) -> Vec<String> {
-        self.tensors().names().into_iter().map(str::to_owned).collect()
+        let mut names: Vec<String> =
+            self.tensors().names().into_iter().map(str::to_owned).collect();
+        names.sort_unstable();
+        names
     }
 
     pub fn shape(&self, name: &str) -> Vec<usize> {
@@ -105,11 +109,16 @@ pub fn assert_close(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
 /// As [`assert_close`], relative to the largest element of `want`.
 #[track_caller]
 pub fn assert_close_to_largest(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
-    let largest = want.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-    assert_close(what, got, want, tolerance * largest.max(f64::MIN_POSITIVE));
+    assert_close(what, got, want, tolerance * largest(want));
 }
 
-fn worst(got: &[f64], want: &[f64]) -> (f64, usize) {
+/// The largest element by magnitude; the smallest normal number where all are zero.
+pub fn largest(values: &[f64]) -> f64 {
+    values.iter().fold(f64::MIN_POSITIVE, |m, v| m.max(v.abs()))
+}
+
+/// The largest difference and where it is; infinite where one is not a number.
+pub fn worst(got: &[f64], want: &[f64]) -> (f64, usize) {
     let mut found = (0.0, 0);
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         let d = (g - w).abs();

@@ -1,9 +1,11 @@
 //! The tokenizer: latent, ids, reconstruction, and every gradient of the straight-through
 //! reconstruction error.
 
-use crate::support::{Golden, assert_close};
-use sar_backend_cpu::CpuBackend;
-use sar_math::backend::{Buffers, QuantizeWeights, TokenizerOps};
+use crate::backends::{Transfers, on_backends};
+use crate::compare::{Findings, code_margin};
+use crate::support::{Golden, largest};
+use sar_math::Real;
+use sar_math::backend::{Backend, QuantizeWeights};
 use sar_train::model::tokenizer::{Tokenizer, TokenizerConfig};
 
 /// Two f64 computations of the same sums in different orders, through some thirty layers.
@@ -36,58 +38,94 @@ fn parameters(golden: &Golden, tokenizer: &Tokenizer) -> Vec<f64> {
     values
 }
 
-#[test]
-fn golden_tokenizer() {
+/// Rows of the codebook, L2-normalised, in f64.
+fn codes(golden: &Golden, tokenizer: &Tokenizer) -> Vec<f64> {
+    let mut rows = parameters(golden, tokenizer)[tokenizer.codebook().range()].to_vec();
+    for row in rows.chunks_mut(tokenizer.config().latent_channels) {
+        let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+        row.iter_mut().for_each(|v| *v /= norm);
+    }
+    rows
+}
+
+/// The recorded ids as maps of codes `[b, k, positions]`.
+fn code_maps(ids: &[u32], codes: &[f64], channels: usize, positions: usize) -> Vec<f64> {
+    let mut maps = vec![f64::NAN; ids.len() * channels];
+    for (at, &id) in ids.iter().enumerate() {
+        for c in 0..channels {
+            maps[(at / positions * channels + c) * positions + at % positions] =
+                codes[id as usize * channels + c];
+        }
+    }
+    maps
+}
+
+on_backends!(golden_tokenizer, forward_and_gradients);
+
+fn forward_and_gradients<B: Backend>(backend: &B) -> Findings {
     let golden = Golden::open("tokenizer");
+    let mut found = Findings::default();
     let tokenizer = Tokenizer::new(&config(&golden)).unwrap();
-    let backend = CpuBackend::<f64>::new();
-    let mut params = backend.params(tokenizer.layout().len()).unwrap();
-    backend.upload_params(&parameters(&golden, &tokenizer), &mut params, 0).unwrap();
+    let params = backend.put_params(&parameters(&golden, &tokenizer));
     let [b, _, h, w] = golden.shape("image")[..] else { panic!("image: rank") };
     let f = tokenizer.downsample_factor();
 
-    let mut encoder = tokenizer.encoder().trace(&backend, b, h, w, true).unwrap();
-    let mut decoder = tokenizer.decoder().trace(&backend, b, h / f, w / f, true).unwrap();
-    let mut space = tokenizer.gradients(&backend, b, h, w).unwrap();
-    backend.upload(&golden.f64("image"), encoder.input_mut(), 0).unwrap();
-    let z = tokenizer.encoder().forward(&backend, &params, b, h, w, &mut encoder).unwrap();
-    assert_close(
-        "latent",
-        &encoder.output().as_slice()[..z.len()],
-        &golden.f64("latent"),
-        TOLERANCE,
-    );
+    let mut encoder = tokenizer.encoder().trace(backend, b, h, w, true).unwrap();
+    let mut decoder = tokenizer.decoder().trace(backend, b, h / f, w / f, true).unwrap();
+    let mut space = tokenizer.gradients(backend, b, h, w).unwrap();
+    *encoder.input_mut() = backend.put(&golden.f64("image"));
+    let z = tokenizer.encoder().forward(backend, &params, b, h, w, &mut encoder).unwrap();
+    let latent = golden.f64("latent");
+    found.value("latent", backend.get(encoder.output(), z.len()), latent.clone(), TOLERANCE);
 
-    let mut ids = backend.ids(b * z.height * z.width).unwrap();
+    let (area, k) = (z.height * z.width, z.channels);
+    let mut ids = backend.ids(b * area).unwrap();
     let (mut loss, vocab) = (backend.accum(1).unwrap(), tokenizer.config().vocab);
-    let (codebook, latent) = (tokenizer.codebook(), encoder.output());
-    let codes = decoder.input_mut();
+    let codebook = tokenizer.codebook();
+    let quantized = decoder.input_mut();
     backend
-        .vector_quantize(z, vocab, latent, &params, codebook, &mut ids, codes, &mut loss)
-        .unwrap();
-    assert_eq!(ids.as_slice(), golden.ids("indices"));
-
-    let image =
-        tokenizer.decoder().forward(&backend, &params, b, z.height, z.width, &mut decoder).unwrap();
-    let reconstruction = &decoder.output().as_slice()[..image.len()];
-    assert_close("reconstruction", reconstruction, &golden.f64("reconstruction"), TOLERANCE);
-    backend
-        .squared_error(
-            image.len(),
-            decoder.output(),
-            encoder.input(),
-            1.0,
+        .vector_quantize(
+            z,
+            vocab,
+            encoder.output(),
+            &params,
+            codebook,
+            &mut ids,
+            quantized,
             &mut loss,
-            &mut space.current,
         )
         .unwrap();
-    assert_close("mse", loss.as_slice(), &golden.f64("mse"), TOLERANCE);
+    let (got, want) = (backend.get_ids(&ids, b * area), golden.ids("indices"));
+    let codes = codes(&golden, &tokenizer);
+    found.ids("indices", &got, &want, "latent", |at, got, want| {
+        let here = |c: usize| latent[(at / area * k + c) * area + at % area];
+        code_margin(&(0..k).map(here).collect::<Vec<_>>(), &codes, got, want)
+    });
+    let maps = code_maps(&want, &codes, k, area);
+    // Where rounding turned an id, what follows is of the recorded one, or it could not be compared.
+    let mut quantized_values = backend.get(quantized, z.len());
+    for (i, value) in quantized_values.iter_mut().enumerate() {
+        let at = i / (k * area) * area + i % area;
+        if got[at] != want[at] {
+            *value = maps[i];
+        }
+    }
+    if got != want {
+        ids = backend.put_ids(&want);
+        *quantized = backend.put(&quantized_values);
+    }
+    found.value("codes", quantized_values, maps, TOLERANCE);
+
+    let image =
+        tokenizer.decoder().forward(backend, &params, b, z.height, z.width, &mut decoder).unwrap();
+    let reconstruction = backend.get(decoder.output(), image.len());
+    found.value("reconstruction", reconstruction, golden.f64("reconstruction"), TOLERANCE);
+    let (output, input) = (decoder.output(), encoder.input());
+    backend.squared_error(image.len(), output, input, 1.0, &mut loss, &mut space.current).unwrap();
+    found.value("mse", backend.get_accum(&loss, 1), golden.f64("mse"), TOLERANCE);
 
     let mut grads = backend.accum(tokenizer.layout().len()).unwrap();
-    tokenizer
-        .decoder()
-        .backward(&backend, &params, &decoder, true, &mut space, &mut grads)
-        .unwrap();
+    tokenizer.decoder().backward(backend, &params, &decoder, true, &mut space, &mut grads).unwrap();
     let none = QuantizeWeights { codebook: 0.0, commitment: 0.0 };
     backend
         .vector_quantize_backward(
@@ -106,55 +144,56 @@ fn golden_tokenizer() {
     std::mem::swap(&mut space.current, &mut space.other);
     tokenizer
         .encoder()
-        .backward(&backend, &params, &encoder, false, &mut space, &mut grads)
+        .backward(backend, &params, &encoder, false, &mut space, &mut grads)
         .unwrap();
+    let grads = backend.get_accum(&grads, tokenizer.layout().len());
+    add_gradients(&mut found, &golden, &tokenizer, &grads);
+    found
+}
+
+fn add_gradients(found: &mut Findings, golden: &Golden, tokenizer: &Tokenizer, grads: &[f64]) {
     let recorded: Vec<String> =
         golden.names().into_iter().filter(|n| n.starts_with("grad.")).collect();
-    let largest = |values: &[f64]| values.iter().fold(0.0f64, |m, v| m.max(v.abs()));
     let largest_of_all = recorded.iter().map(|n| largest(&golden.f64(n))).fold(0.0, f64::max);
     let mut compared = 0;
     for tensor in tokenizer.layout().tensors() {
-        let got = &grads.as_slice()[tensor.slot.range()];
-        if tensor.slot == codebook {
+        let got = &grads[tensor.slot.range()];
+        if tensor.slot == tokenizer.codebook() {
             assert!(got.iter().all(|&g| g == 0.0), "straight through: none for the codebook");
             continue;
         }
         let name = format!("grad.{}", tensor.name);
         let want = golden.f64(&name);
         let allowed = (TOLERANCE * largest(&want)).max(ROUNDING * largest_of_all);
-        assert_close(&name, got, &want, allowed);
+        found.gradient(name, got.to_vec(), want, allowed);
         compared += 1;
     }
     assert_eq!(compared, recorded.len(), "every recorded gradient");
 }
 
-#[test]
-fn golden_tokenizer_codec() {
+on_backends!(golden_tokenizer_codec, codec);
+
+fn codec<B: Backend>(backend: &B) -> Findings {
     let golden = Golden::open("tokenizer");
+    let mut found = Findings::default();
     let tokenizer = Tokenizer::new(&config(&golden)).unwrap();
-    let backend = CpuBackend::<f64>::new();
-    let mut params = backend.params(tokenizer.layout().len()).unwrap();
-    backend.upload_params(&parameters(&golden, &tokenizer), &mut params, 0).unwrap();
+    let params = backend.put_params(&parameters(&golden, &tokenizer));
     let [_, _, h, w] = golden.shape("image")[..] else { panic!("image: rank") };
+    let host = |name: &str| golden.f64(name).into_iter().map(B::Host::of).collect::<Vec<_>>();
+    let wide = |values: &[B::Host]| values.iter().map(|v| v.wide()).collect::<Vec<_>>();
     // One image at a time, in memory that keeps nothing for a backward.
-    let mut codec = tokenizer.codec(&backend, 1, h, w).unwrap();
-    let latents = tokenizer
-        .encode_latents(&backend, &params, &mut codec, &golden.f64("image"), (h, w))
-        .unwrap();
-    assert_close("latent", &latents, &golden.f64("latent"), TOLERANCE);
-    let codebook = tokenizer.codebook_normalised(&backend, &params).unwrap();
+    let mut codec = tokenizer.codec(backend, 1, h, w).unwrap();
+    let latents =
+        tokenizer.encode_latents(backend, &params, &mut codec, &host("image"), (h, w)).unwrap();
+    found.value("latent", wide(&latents), golden.f64("latent"), TOLERANCE);
+    let codebook = tokenizer.codebook_normalised(backend, &params).unwrap();
     let (k, f) = (tokenizer.config().latent_channels, tokenizer.downsample_factor());
-    let area = h / f * (w / f);
-    let mut codes = vec![0.0; latents.len()];
-    for (position, &id) in golden.ids("indices").iter().enumerate() {
-        for c in 0..k {
-            codes[(position / area * k + c) * area + position % area] =
-                codebook.as_slice()[id as usize * k + c];
-        }
-    }
+    let rows = backend.get_accum(&codebook, tokenizer.codebook().len);
+    let maps = code_maps(&golden.ids("indices"), &rows, k, h / f * (w / f));
+    let maps: Vec<B::Host> = maps.into_iter().map(B::Host::of).collect();
     let images =
-        tokenizer.decode_codes(&backend, &params, &mut codec, &codes, (h / f, w / f)).unwrap();
-    let clamped: Vec<f64> =
-        golden.f64("reconstruction").iter().map(|v| v.clamp(-1.0, 1.0)).collect();
-    assert_close("reconstruction", &images, &clamped, TOLERANCE);
+        tokenizer.decode_codes(backend, &params, &mut codec, &maps, (h / f, w / f)).unwrap();
+    let clamped = golden.f64("reconstruction").iter().map(|v| v.clamp(-1.0, 1.0)).collect();
+    found.value("reconstruction", wide(&images), clamped, TOLERANCE);
+    found
 }

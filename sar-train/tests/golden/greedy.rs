@@ -1,0 +1,120 @@
+//! Greedy sampling with guidance: logits of every scale, and the ids they lead to.
+
+use crate::backends::{Transfers, on_backends};
+use crate::compare::Findings;
+use crate::generator::{Setup, VALUE};
+use crate::rollout::argmax;
+use crate::support::Golden;
+use sar_math::backend::{Backend, Choice};
+use sar_math::guidance::{Guidance, guide};
+use sar_math::{MAX_SCALES, ScaleSchedule};
+use sar_train::sample::{Decoding, Given, Sampler};
+
+on_backends!(golden_greedy_sampling, greedy_sampling);
+
+fn greedy_sampling<B: Backend>(backend: &B) -> Findings {
+    let (setup, _) = Setup::open(backend);
+    let file = Golden::open("greedy_sampling");
+    let mut found = Findings::default();
+    let mut tried = 0;
+    for name in file.names() {
+        let Some(text) =
+            name.strip_prefix("guidance_").and_then(|s| s.strip_suffix(".final_indices"))
+        else {
+            continue;
+        };
+        let recorded = Recorded::read(&file, text, &setup.schedule, setup.generator.shape().vocab);
+        sample(&setup, &recorded, &mut found);
+        tried += 1;
+    }
+    assert!(tried > 0, "no guidance values in the file");
+    found
+}
+
+/// The recorded run of one guidance strength.
+struct Recorded {
+    strength: f64,
+    labels: Vec<u32>,
+    /// Of each scale, `[b, n, v]`; `raw` with the unconditional samples behind the others.
+    raw: Vec<Vec<f64>>,
+    guided: Vec<Vec<f64>>,
+    /// Of each scale, `[b, n]`: the largest of the guided logits.
+    ids: Vec<Vec<u32>>,
+}
+
+impl Recorded {
+    fn read(file: &Golden, text: &str, schedule: &ScaleSchedule, vocab: usize) -> Self {
+        let of = |kind: &str| -> Vec<Vec<f64>> {
+            let name = |scale| format!("guidance_{text}.{kind}_logits_{scale}");
+            (0..schedule.len()).map(|scale| file.f64(&name(scale))).collect()
+        };
+        let (raw, guided) = (of("raw"), of("guided"));
+        let ids: Vec<Vec<u32>> =
+            guided.iter().map(|logits| logits.chunks(vocab).map(argmax).collect()).collect();
+        let last = file.ids(&format!("guidance_{text}.final_indices"));
+        assert_eq!(ids.last(), Some(&last), "the file's own ids and logits");
+        Self { strength: text.parse().unwrap(), labels: file.ids("labels"), raw, guided, ids }
+    }
+
+    /// Ids of all scales, `[b, T]`.
+    fn all_ids(&self, schedule: &ScaleSchedule) -> Vec<u32> {
+        let mut all = vec![0; self.labels.len() * schedule.tokens()];
+        for (sample, all) in all.chunks_mut(schedule.tokens()).enumerate() {
+            for (scale, ids) in self.ids.iter().enumerate() {
+                let range = schedule.range(scale);
+                let n = range.len();
+                all[range].copy_from_slice(&ids[sample * n..][..n]);
+            }
+        }
+        all
+    }
+}
+
+/// Samples all scales on their own. Where rounding turns an id, the scales after it would be fed
+/// another code and could not be compared: they are sampled once more, with those before given.
+fn sample<B: Backend>(setup: &Setup<'_, B>, recorded: &Recorded, found: &mut Findings) {
+    let (b, g, schedule) = (setup.backend, &setup.generator, &setup.schedule);
+    let (labels, n, vocab) = (&recorded.labels, schedule.len(), g.shape().vocab);
+    let t = Guidance::Sampling(recorded.strength).ramp(n).unwrap();
+    let decoding = Decoding { guidance: Some(t), choice: Choice::Argmax };
+    let all_ids = b.put_ids(&recorded.all_ids(schedule));
+    let mut sampler = Sampler::new(b, g, labels.len(), schedule, true).unwrap();
+    let mut next = 0;
+    while next < n {
+        let mut scales = [false; MAX_SCALES];
+        scales[..next].fill(true);
+        let given = Given { ids: &all_ids, scales };
+        let given = (next > 0).then_some(&given);
+        let mut comparable = true;
+        let (params, codebook) = (&setup.params, &setup.codebook);
+        sampler
+            .run(b, g, params, codebook, labels, &decoding, given, |scale, s| {
+                if !comparable {
+                    return Ok(());
+                }
+                next = scale + 1;
+                let tokens = labels.len() * schedule.range(scale).len();
+                let raw = b.get(&s.logits, 2 * tokens * vocab);
+                let (conditional, unconditional) = raw.split_at(tokens * vocab);
+                let pairs = conditional.iter().zip(unconditional);
+                let guided = pairs.map(|(c, u)| guide(t[scale], *c, *u)).collect();
+                let name = |what: &str| format!("guidance_{}.{what}_{scale}", recorded.strength);
+                let (wanted, ids) = (&recorded.guided[scale], &recorded.ids[scale]);
+                found.value(name("raw_logits"), raw, recorded.raw[scale].clone(), VALUE);
+                found.value(name("guided_logits"), guided, wanted.clone(), VALUE);
+                let got: Vec<u32> = b
+                    .get_ids(&s.ids, labels.len() * schedule.tokens())
+                    .chunks(schedule.tokens())
+                    .flat_map(|sample| &sample[schedule.range(scale)])
+                    .copied()
+                    .collect();
+                let margin = |row: usize, got: usize, want: usize| {
+                    wanted[row * vocab + want] - wanted[row * vocab + got]
+                };
+                found.ids(name("ids"), &got, ids, &name("guided_logits"), margin);
+                comparable = got == *ids;
+                Ok(())
+            })
+            .unwrap();
+    }
+}

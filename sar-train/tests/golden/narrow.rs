@@ -1,0 +1,131 @@
+//! The CPU backend with activations stored in bf16: what the CUDA backend is measured against in
+//! bf16.
+//!
+//! Ops compute in f32 and their activations are rounded when they are done, as a kernel does on
+//! storing; matrix products take rounded weights. Weights, statistics, losses, gradients of
+//! parameters and moments stay f32. So its error is that of the precision, and none of a kernel's.
+
+mod layers;
+mod steps;
+
+use sar_backend_cpu::{Buffer, CpuBackend, CpuError};
+use sar_backend_cuda::{Storage, bf16};
+use sar_math::backend::{Branch, Buffers, Slot, TokenLoss};
+
+pub struct NarrowCpu(CpuBackend<f32>);
+
+type Buf = Buffer<f32>;
+type Ids = Buffer<u32>;
+type Done = Result<(), CpuError>;
+
+impl NarrowCpu {
+    pub fn new() -> Self {
+        Self(CpuBackend::new())
+    }
+}
+
+/// Ops that run in f32 and round the activations named after the arrow.
+macro_rules! rounding {
+    ($($op:ident($($arg:ident: $type:ty),* $(,)?) -> [$($out:ident),*];)*) => {$(
+        fn $op(&self, $($arg: $type),*) -> Done {
+            self.0.$op($($arg),*)?;
+            $(store($out);)*
+            Ok(())
+        }
+    )*};
+}
+use rounding;
+
+/// Rounds what an activation holds; that which is rounded already stays.
+fn store(activation: &mut Buf) {
+    activation.as_mut_slice().iter_mut().for_each(|v| *v = bf16::store(*v).load());
+}
+
+fn store_some(activation: Option<&mut Buf>) {
+    activation.into_iter().for_each(store);
+}
+
+/// Parameters whose tensors at `slots` are rounded.
+fn narrowed(params: &Buf, slots: &[Slot]) -> Buf {
+    let mut params = params.clone();
+    for slot in slots {
+        let tensor = &mut params.as_mut_slice()[slot.range()];
+        tensor.iter_mut().for_each(|v| *v = bf16::store(*v).load());
+    }
+    params
+}
+
+fn branch(branch: Option<Branch<'_, NarrowCpu>>) -> Option<Branch<'_, CpuBackend<f32>>> {
+    branch.map(|Branch { value_blc, gate, keep }| Branch { value_blc, gate, keep })
+}
+
+/// Runs a loss on what a [`TokenLoss`] of this backend holds.
+fn with_loss(
+    out: &mut TokenLoss<NarrowCpu>,
+    run: impl FnOnce(&mut TokenLoss<CpuBackend<f32>>) -> Done,
+) -> Done {
+    use std::mem::take;
+    let mut held = TokenLoss {
+        loss_bl: take(&mut out.loss_bl),
+        hits_bl: take(&mut out.hits_bl),
+        lse_bl: take(&mut out.lse_bl),
+        teacher_lse_bl: take(&mut out.teacher_lse_bl),
+    };
+    let done = run(&mut held);
+    let TokenLoss { loss_bl, hits_bl, lse_bl, teacher_lse_bl } = held;
+    *out = TokenLoss { loss_bl, hits_bl, lse_bl, teacher_lse_bl };
+    done
+}
+
+fn held(loss: &TokenLoss<NarrowCpu>) -> TokenLoss<CpuBackend<f32>> {
+    TokenLoss {
+        loss_bl: loss.loss_bl.clone(),
+        hits_bl: loss.hits_bl.clone(),
+        lse_bl: loss.lse_bl.clone(),
+        teacher_lse_bl: loss.teacher_lse_bl.clone(),
+    }
+}
+
+impl Buffers for NarrowCpu {
+    type Host = f32;
+    type Activation = Buf;
+    type Accum = Buf;
+    type Params = Buf;
+    type Ids = Ids;
+    type Error = CpuError;
+
+    fn activation(&self, len: usize) -> Result<Buf, CpuError> {
+        self.0.activation(len)
+    }
+
+    fn accum(&self, len: usize) -> Result<Buf, CpuError> {
+        self.0.accum(len)
+    }
+
+    fn params(&self, len: usize) -> Result<Buf, CpuError> {
+        self.0.params(len)
+    }
+
+    fn ids(&self, len: usize) -> Result<Ids, CpuError> {
+        self.0.ids(len)
+    }
+
+    rounding! {
+        upload(host: &[f32], to: &mut Buf, offset: usize) -> [to];
+        upload_accum(host: &[f32], to: &mut Buf, offset: usize) -> [];
+        upload_params(host: &[f32], to: &mut Buf, offset: usize) -> [];
+        upload_ids(host: &[u32], to: &mut Ids, offset: usize) -> [];
+        download(from: &Buf, offset: usize, host: &mut [f32]) -> [];
+        download_accum(from: &Buf, offset: usize, host: &mut [f32]) -> [];
+        download_params(from: &Buf, offset: usize, host: &mut [f32]) -> [];
+        download_ids(from: &Ids, offset: usize, host: &mut [u32]) -> [];
+        zero_accum(accum: &mut Buf, len: usize) -> [];
+        copy(from: &Buf, to: &mut Buf, len: usize) -> [to];
+        add(from: &Buf, to: &mut Buf, len: usize) -> [to];
+        synchronize() -> [];
+    }
+
+    fn replay(&self, _key: u64, work: &mut dyn FnMut() -> Done) -> Done {
+        work()
+    }
+}

@@ -1,0 +1,184 @@
+//! Layers with gradients: transformer and tokenizer.
+
+use super::{Buf, Done, Ids, NarrowCpu, branch, narrowed, rounding, store, store_some};
+use sar_math::ScaleSchedule;
+use sar_math::backend::{
+    AttentionDims, AttentionSlots, Branch, Conv, ConvDims, EmbeddingDims, EmbeddingSlots,
+    GroupNorm, Linear, LinearDims, MapDims, Modulation, QuantizeWeights, Slot, TokenDims,
+    TokenizerOps, TransformerOps, Write,
+};
+
+fn slots(layer: Linear) -> Vec<Slot> {
+    [layer.weight].into_iter().chain(layer.bias).collect()
+}
+
+impl TransformerOps for NarrowCpu {
+    fn linear(&self, dims: LinearDims, x: &Buf, params: &Buf, layer: Linear, y: &mut Buf) -> Done {
+        self.0.linear(dims, x, &narrowed(params, &slots(layer)), layer, y)?;
+        store(y);
+        Ok(())
+    }
+
+    fn linear_backward(
+        &self,
+        dims: LinearDims,
+        dy: &Buf,
+        x: &Buf,
+        params: &Buf,
+        layer: Linear,
+        mut dx: Option<&mut Buf>,
+        grads: &mut Buf,
+    ) -> Done {
+        let params = narrowed(params, &slots(layer));
+        self.0.linear_backward(dims, dy, x, &params, layer, dx.as_deref_mut(), grads)?;
+        store_some(dx);
+        Ok(())
+    }
+
+    fn residual_norm(
+        &self,
+        dims: TokenDims,
+        eps: f64,
+        x: &Buf,
+        added: Option<Branch<'_, Self>>,
+        ada: &Buf,
+        modulation: Modulation,
+        sum: &mut Buf,
+        y: &mut Buf,
+        stats: &mut Buf,
+    ) -> Done {
+        self.0.residual_norm(dims, eps, x, branch(added), ada, modulation, sum, y, stats)?;
+        store(sum);
+        store(y);
+        Ok(())
+    }
+
+    fn residual_norm_backward(
+        &self,
+        dims: TokenDims,
+        dy: &Buf,
+        sum: &Buf,
+        stats: &Buf,
+        added: Option<Branch<'_, Self>>,
+        ada: &Buf,
+        modulation: Modulation,
+        write: Write,
+        dx: &mut Buf,
+        mut dbranch: Option<&mut Buf>,
+        d_ada: &mut Buf,
+    ) -> Done {
+        self.0.residual_norm_backward(
+            dims,
+            dy,
+            sum,
+            stats,
+            branch(added),
+            ada,
+            modulation,
+            write,
+            dx,
+            dbranch.as_deref_mut(),
+            d_ada,
+        )?;
+        store(dx);
+        store_some(dbranch);
+        store(d_ada);
+        Ok(())
+    }
+
+    rounding! {
+        renorm(
+            dims: TokenDims, sum: &Buf, stats: &Buf, ada: &Buf, modulation: Modulation, y: &mut Buf,
+        ) -> [y];
+        attention(
+            dims: AttentionDims, qkv: &mut Buf, params: &Buf, slots: AttentionSlots,
+            inverse_norms: &mut Buf, lse: &mut Buf, out: &mut Buf,
+        ) -> [qkv, out];
+        attention_backward(
+            dims: AttentionDims, d_out: &Buf, out: &Buf, qkv: &Buf, inverse_norms: &Buf, lse: &Buf,
+            params: &Buf, slots: AttentionSlots, dqkv: &mut Buf, grads: &mut Buf,
+        ) -> [dqkv];
+        gelu(len: usize, x: &Buf, y: &mut Buf) -> [y];
+        gelu_backward(len: usize, x: &Buf, dy: &mut Buf) -> [dy];
+        silu(len: usize, x: &Buf, y: &mut Buf) -> [y];
+        silu_backward(len: usize, x: &Buf, dy: &mut Buf) -> [dy];
+        class_embedding(
+            batch: usize, width: usize, labels: &Ids, params: &Buf, table: Slot, cond: &mut Buf,
+        ) -> [cond];
+        class_embedding_backward(
+            batch: usize, width: usize, labels: &Ids, dcond: &Buf, table: Slot, grads: &mut Buf,
+        ) -> [];
+        positions(
+            schedule: &ScaleSchedule, width: usize, params: &Buf, table: Slot, pos: &mut Buf,
+        ) -> [pos];
+        positions_backward(
+            schedule: &ScaleSchedule, width: usize, dpos: &Buf, table: Slot, grads: &mut Buf,
+        ) -> [];
+        token_embedding(
+            dims: &EmbeddingDims, cond: &Buf, inputs: &Buf, params: &Buf, slots: EmbeddingSlots,
+            pos: &Buf, x: &mut Buf,
+        ) -> [x];
+        token_embedding_backward(
+            dims: &EmbeddingDims, dx: &Buf, inputs: &Buf, slots: EmbeddingSlots, dcond: &mut Buf,
+            dpos: &mut Buf, grads: &mut Buf,
+        ) -> [dcond, dpos];
+    }
+}
+
+impl TokenizerOps for NarrowCpu {
+    fn conv2d(&self, dims: ConvDims, x: &Buf, params: &Buf, layer: Conv, y: &mut Buf) -> Done {
+        self.0.conv2d(dims, x, &narrowed(params, &[layer.weight]), layer, y)?;
+        store(y);
+        Ok(())
+    }
+
+    fn conv2d_backward(
+        &self,
+        dims: ConvDims,
+        dy: &Buf,
+        x: &Buf,
+        params: &Buf,
+        layer: Conv,
+        mut dx: Option<&mut Buf>,
+        grads: &mut Buf,
+    ) -> Done {
+        let params = narrowed(params, &[layer.weight]);
+        self.0.conv2d_backward(dims, dy, x, &params, layer, dx.as_deref_mut(), grads)?;
+        store_some(dx);
+        Ok(())
+    }
+
+    rounding! {
+        group_norm(
+            dims: MapDims, x: &Buf, params: &Buf, layer: GroupNorm, y: &mut Buf, stats: &mut Buf,
+        ) -> [y];
+        group_norm_backward(
+            dims: MapDims, dy: &Buf, x: &Buf, stats: &Buf, params: &Buf, layer: GroupNorm,
+            write: Write, dx: &mut Buf, grads: &mut Buf,
+        ) -> [dx];
+        upsample_nearest(dims: MapDims, x: &Buf, y: &mut Buf) -> [y];
+        upsample_nearest_backward(dims: MapDims, dy: &Buf, dx: &mut Buf) -> [dx];
+        spatial_attention(
+            dims: MapDims, q: &Buf, k: &Buf, v: &Buf, probabilities: &mut Buf, y: &mut Buf,
+        ) -> [probabilities, y];
+        spatial_attention_backward(
+            dims: MapDims, dy: &Buf, q: &Buf, k: &Buf, v: &Buf, probabilities: &Buf, dq: &mut Buf,
+            dk: &mut Buf, dv: &mut Buf,
+        ) -> [dq, dk, dv];
+        area_resize(dims: MapDims, height: usize, width: usize, x: &Buf, y: &mut Buf) -> [y];
+        area_resize_backward(
+            dims: MapDims, height: usize, width: usize, dy: &Buf, dx: &mut Buf,
+        ) -> [dx];
+        vector_quantize(
+            dims: MapDims, vocab: usize, z: &Buf, params: &Buf, codebook: Slot, ids: &mut Ids,
+            quantized: &mut Buf, distance: &mut Buf,
+        ) -> [quantized];
+        vector_quantize_backward(
+            dims: MapDims, vocab: usize, d_quantized: &Buf, z: &Buf, ids: &Ids, params: &Buf,
+            codebook: Slot, weights: QuantizeWeights, dz: &mut Buf, grads: &mut Buf,
+        ) -> [dz];
+        squared_error(
+            len: usize, x: &Buf, target: &Buf, weight: f64, loss: &mut Buf, dx: &mut Buf,
+        ) -> [dx];
+    }
+}
