@@ -82,6 +82,13 @@ measure() { # depth, batch, what, mode
             >>"$lines" 2>>"$out/errors.txt"
     fi
 }
+step "ceilings, and where a step's time goes"
+"$sar" bench ceilings --backend cuda --dtype bf16 2>&1 | tee "$out/ceilings.json"
+for mode in tf sar-all; do
+    "$sar" bench step --depth 16 --batch 64 --mode $mode --warmup 3 --steps 5 --backend cuda --dtype bf16 \
+        --profile 2>&1 | tee "$out/profile-$mode.txt"
+done
+
 step "measurements"
 for mode in tf sar-all; do
     for batch in 64 128; do measure 16 $batch step $mode; done

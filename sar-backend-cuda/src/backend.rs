@@ -6,9 +6,10 @@ use crate::gemm::Gemm;
 use crate::memory::{Address, Buffer, Params};
 use crate::ops::elementwise;
 use crate::storage::Storage;
+use crate::work::Work;
 use core::marker::PhantomData;
 use sar_math::backend::{Buffers, ShapeError};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 /// Scratch that a backend starts with: what the ops of a mid-size training step need.
@@ -19,6 +20,8 @@ const INITIAL_SCRATCH: usize = 1 << 20;
 pub struct CudaBackend<S, D: Device> {
     device: Arc<D>,
     scratch: RefCell<Buffer<u32, D>>,
+    /// Work of the next launch.
+    expected: Cell<Work>,
     storage: PhantomData<S>,
 }
 
@@ -31,7 +34,7 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
         device.prepare(S::NAME)?;
         let device = Arc::new(device);
         let scratch = RefCell::new(Buffer::zeroed(&device, INITIAL_SCRATCH / 4)?);
-        Ok(Self { device, scratch, storage: PhantomData })
+        Ok(Self { device, scratch, expected: Cell::default(), storage: PhantomData })
     }
 
     /// The device.
@@ -55,6 +58,13 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
         Ok(address)
     }
 
+    /// Says what the next launch moves and computes at least: so many elements of activations, bytes
+    /// of other kinds, and FLOPs.
+    pub(crate) fn expect(&self, activations: usize, bytes: usize, flops: usize) {
+        let bytes = (activations * size_of::<S>() + bytes) as u64;
+        self.expected.set(Work { bytes, flops: flops as u64 });
+    }
+
     /// Runs a kernel of this backend's variant; nothing where the grid is empty.
     ///
     /// # Safety
@@ -67,6 +77,7 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
         shared: usize,
         args: &[&dyn KernelArg],
     ) -> Result<(), CudaError> {
+        let work = self.expected.take();
         if grid.contains(&0) {
             return Ok(());
         }
@@ -80,6 +91,7 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
             grid: grid.map(|blocks| blocks as u32),
             block: [threads as u32, 1, 1],
             shared: shared as u32,
+            work,
             args,
         };
         // SAFETY: passed on to the caller.

@@ -1,5 +1,7 @@
 //! A matrix product, described once for both devices.
 
+use crate::work::Work;
+
 /// How the elements of a matrix are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DataType {
@@ -61,6 +63,22 @@ pub struct Gemm {
 }
 
 impl Gemm {
+    /// Operands read once, the result written once (and read where it is added to).
+    pub const fn work(&self) -> Work {
+        let Self { m, n, k, batch, .. } = *self;
+        let operands = (m * k + k * n) * self.a.data.bytes();
+        let result = m * n * self.out.data.bytes() * if self.accumulate { 2 } else { 1 };
+        Work { bytes: (batch * (operands + result)) as u64, flops: (2 * m * n * k * batch) as u64 }
+    }
+
+    /// What a table calls it: the rows of a layer's products differ from schedule to schedule.
+    pub fn name(&self) -> String {
+        match self.a.transposed {
+            false => format!("product [.., {}]·[{}, {}]", self.k, self.k, self.n),
+            true => format!("product [{}, ..]·[.., {}]", self.m, self.n),
+        }
+    }
+
     /// Whether there is nothing to do.
     pub const fn is_empty(&self) -> bool {
         self.m == 0 || self.n == 0 || self.batch == 0

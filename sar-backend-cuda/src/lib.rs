@@ -27,6 +27,7 @@ mod rollout;
 mod storage;
 mod tokenizer;
 mod transformer;
+mod work;
 
 pub use backend::CudaBackend;
 pub use cache::Cache;
@@ -42,3 +43,4 @@ pub use libraries::Library;
 pub use memory::{Address, Buffer, Params};
 pub use nvrtc::{Compiled, Nvrtc};
 pub use storage::{Storage, Stored};
+pub use work::{Tally, Work};

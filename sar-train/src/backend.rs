@@ -6,24 +6,52 @@
 use crate::cli::{BackendName, Dtype, GlobalArgs};
 use crate::run::memory;
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, CudaError, Device, Driver, Storage};
+use sar_backend_cuda::{CudaBackend, CudaError, Device, Driver, Storage, Tally};
 use sar_math::backend::{Backend, BackendError as _, Buffers, ErrorKind};
 
 /// What a command needs of a backend: all ops, f32 on the host, and an account of its memory.
 pub trait Compute: Backend<Host = f32> {
     /// The most bytes in use at once so far: of the device, or of the process where it is the device.
     fn peak_bytes(&self) -> Option<u64>;
+    /// Keeps account of every kernel from now on.
+    ///
+    /// # Errors
+    /// A backend that keeps none.
+    fn begin_profile(&self) -> anyhow::Result<()>;
+    /// The account so far, from most time to least.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn end_profile(&self) -> anyhow::Result<Vec<Tally>>;
 }
 
 impl Compute for CpuBackend<f32> {
     fn peak_bytes(&self) -> Option<u64> {
         memory::peak()
     }
+
+    fn begin_profile(&self) -> anyhow::Result<()> {
+        anyhow::bail!(
+            "--profile needs --backend cuda: the CPU backend has no kernels to tell apart"
+        )
+    }
+
+    fn end_profile(&self) -> anyhow::Result<Vec<Tally>> {
+        Ok(Vec::new())
+    }
 }
 
 impl<S: Storage, D: Device> Compute for CudaBackend<S, D> {
     fn peak_bytes(&self) -> Option<u64> {
         Some(self.device().peak_bytes() as u64)
+    }
+
+    fn begin_profile(&self) -> anyhow::Result<()> {
+        Ok(self.device().begin_profile()?)
+    }
+
+    fn end_profile(&self) -> anyhow::Result<Vec<Tally>> {
+        Ok(self.device().end_profile()?)
     }
 }
 

@@ -545,6 +545,8 @@ pub enum BenchWhat {
     Step,
     /// Sampling a batch of images.
     Sample,
+    /// What the machine reaches: a copy's bytes and a product's FLOPs per second.
+    Ceilings,
 }
 
 /// `sar bench`: the flags of the comparison script, and one JSON line with the same keys.
@@ -585,6 +587,9 @@ pub struct BenchArgs {
     /// Steps before them.
     #[arg(long, default_value_t = 2)]
     pub warmup: usize,
+    /// Print a table of the time in every kernel as well (on stderr; cuda).
+    #[arg(long)]
+    pub profile: bool,
 }
 
 /// `sar kernels`.

@@ -10,6 +10,8 @@ use sar_math::guidance::Guidance;
 use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::Extent;
 use sar_math::{Real, ScaleSchedule};
+use sar_train::cli::StepMode;
+use sar_train::commands::plan::plan;
 use sar_train::config::{Config, Decode, Mode};
 use sar_train::model::generator::{Generator, GeneratorShape, Recompute};
 use sar_train::sample::{Decoding, Sampler};
@@ -317,4 +319,27 @@ fn an_image_is_the_same_in_any_batch() {
             assert_eq!(alone[..], three[image * tokens..][..tokens], "image {image}");
         }
     }
+}
+
+/// The account of a step has the products that a teacher-forced step is made of, and attention's.
+#[test]
+fn a_profile_counts_the_work_of_a_step() {
+    let config = config(Mode::Teacher);
+    let backend = emulated::<bf16>();
+    let world = World::new(&config);
+    let mut trainer = world.trainer(&backend, &config);
+    backend.device().begin_profile().unwrap();
+    trainer.step(&mut Images(&world)).unwrap();
+    let tallies = backend.device().end_profile().unwrap();
+    let work = |wanted: &str| {
+        let named = tallies.iter().filter(|tally| tally.name.starts_with(wanted));
+        named.map(|tally| tally.work.flops as f64).sum::<f64>()
+    };
+    let planned = plan(&config, StepMode::Tf, 2).flops_step as f64;
+    let found = work("product") + work("attention_");
+    // Backward attention recomputes scores: seven products instead of the plan's four.
+    assert!(found > planned && found < 1.1 * planned, "{found} of {planned}");
+    let norm = tallies.iter().find(|tally| tally.name.starts_with("residual_norm_8")).unwrap();
+    assert_eq!(norm.calls, 5, "two a block, and the last");
+    assert!(backend.device().end_profile().unwrap().is_empty(), "an account ends once");
 }

@@ -8,6 +8,7 @@
 use super::{Device, Launch};
 use crate::error::CudaError;
 use crate::gemm::{DataType, Gemm, Matrix};
+use crate::work::{Tallies, Tally};
 use core::ffi::{c_char, c_int, c_void};
 use half::bf16;
 use std::alloc::{Layout, alloc, dealloc};
@@ -47,6 +48,7 @@ pub struct Emulator {
     held: Mutex<BTreeMap<u64, usize>>,
     fault: Mutex<Option<String>>,
     peak: AtomicUsize,
+    profile: Mutex<Option<Tallies>>,
 }
 
 impl Emulator {
@@ -58,11 +60,15 @@ impl Emulator {
     /// A choice of operating-system threads and of the order in which CUDA threads run.
     pub fn with_order(threads: u32, order: u64) -> Self {
         let (held, fault) = (Mutex::default(), Mutex::default());
-        Self { threads, order, held, fault, peak: AtomicUsize::new(0) }
+        Self { threads, order, held, fault, peak: AtomicUsize::new(0), profile: Mutex::default() }
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn profile(&self) -> MutexGuard<'_, Option<Tallies>> {
+        self.profile.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note(&self, fault: String) {
@@ -215,6 +221,9 @@ impl Device for Emulator {
             )
         };
         if code == 0 {
+            if let Some(tallies) = self.profile().as_mut() {
+                tallies.add(launch.kernel.name, launch.work, 0.0);
+            }
             return Ok(());
         }
         let end = error.iter().position(|&byte| byte == 0).unwrap_or(error.len());
@@ -225,6 +234,9 @@ impl Device for Emulator {
         for product in 0..gemm.batch {
             // SAFETY: the matrices lie in held memory, says the caller.
             unsafe { multiply(gemm, product) };
+        }
+        if let Some(tallies) = self.profile().as_mut() {
+            tallies.add(&gemm.name(), gemm.work(), 0.0);
         }
         Ok(())
     }
@@ -246,6 +258,15 @@ impl Device for Emulator {
         work: &mut dyn FnMut() -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
         work()
+    }
+
+    fn begin_profile(&self) -> Result<(), CudaError> {
+        *self.profile() = Some(Tallies::default());
+        Ok(())
+    }
+
+    fn end_profile(&self) -> Result<Vec<Tally>, CudaError> {
+        Ok(self.profile().take().map_or(Vec::new(), Tallies::finish))
     }
 
     fn peak_bytes(&self) -> usize {

@@ -12,6 +12,7 @@ pub use emulator::Emulator;
 
 use crate::error::CudaError;
 use crate::gemm::Gemm;
+use crate::work::{Tally, Work};
 
 /// A kernel: the file it stands in, and its name there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +35,8 @@ pub struct Launch<'a> {
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: u32,
+    /// What it moves and computes at least.
+    pub work: Work,
     /// In the order of the kernel's parameters.
     pub args: &'a [&'a dyn KernelArg],
 }
@@ -124,6 +127,19 @@ pub trait Device: Send + Sync + Sized + 'static {
         key: (u64, u64),
         work: &mut dyn FnMut() -> Result<(), CudaError>,
     ) -> Result<(), CudaError>;
+
+    /// Keeps account of every launch and product from now on.
+    ///
+    /// # Errors
+    /// A device that cannot.
+    fn begin_profile(&self) -> Result<(), CudaError>;
+
+    /// Ends the account, waiting for the work in it: from most time to least. Empty where none was
+    /// begun.
+    ///
+    /// # Errors
+    /// A fault of the device.
+    fn end_profile(&self) -> Result<Vec<Tally>, CudaError>;
 
     /// The most bytes that were held at once.
     fn peak_bytes(&self) -> usize;

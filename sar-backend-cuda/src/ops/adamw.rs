@@ -130,6 +130,10 @@ pub(crate) fn forward<S: Storage, D: Device>(
         let (table, blocks) = AdamRuns::new(runs);
         let args: [&dyn KernelArg; 8] =
             [&params, &narrow, &grads, &first, &second, &norm, &table, &factors];
+        let parameters: usize = runs.iter().map(|run| run.to - run.from).sum();
+        // The weight and both moments there and back, the gradient, the narrow copy.
+        let copied = if S::NARROW { parameters } else { 0 };
+        gpu.expect(copied, 7 * parameters * size_of::<f32>(), 0);
         // SAFETY: parameters as declared; the door checked the buffers to the end of the last run,
         // and no two runs share a parameter.
         unsafe { gpu.launch(ADAMW, [blocks, 1, 1], THREADS, 0, &args)? };

@@ -107,6 +107,15 @@ const QUERIES: [&str; 3] =
 const KEYS: [&str; 3] = ["attention_keys_32", "attention_keys_64", "attention_keys_128"];
 const ADD_PARTIALS: Kernel = Kernel { file: BACKWARD, name: "attention_add_partials" };
 
+/// Elements of q, and the FLOPs of one product over all pairs of tokens that see each other.
+fn sizes(dims: &AttentionDims) -> (usize, usize) {
+    let AttentionDims { batch, heads, head_dim, schedule } = *dims;
+    let seen = |i: usize| schedule.range(i).len() * schedule.range(i).end;
+    let pairs: usize = (0..schedule.len()).map(seen).sum();
+    let vectors = batch * heads * head_dim;
+    (vectors * schedule.tokens(), 2 * vectors * pairs)
+}
+
 /// See `TransformerOps::attention`.
 pub(crate) fn forward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
@@ -124,6 +133,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     let size = HeadSize::of("attention", head_dim)?;
     let tokens = schedule.tokens();
     let table = ScaleTable::new(&schedule);
+    let (len, pair_flops) = sizes(&dims);
     let (h, d) = (heads as i32, head_dim as i32);
     let HeadParams { q_bias, v_bias, scale_mul } = params;
     let grid = size.vector_grid::<S>(batch * tokens, 3 * heads);
@@ -132,6 +142,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     unsafe {
         let args: [&dyn crate::KernelArg; 7] =
             [&qkv, &inverse_norms, &q_bias, &v_bias, &scale_mul, &h, &d];
+        gpu.expect(6 * len, 0, 0);
         gpu.launch(size.pick(FORWARD, PREPARE), grid, THREADS, 0, &args)?;
     }
     let grid = [batch * heads * tokens.div_ceil(ROWS), 1, 1];
@@ -139,6 +150,8 @@ pub(crate) fn forward<S: Storage, D: Device>(
     // schedule has.
     unsafe {
         let args: [&dyn crate::KernelArg; 6] = [&out, &lse, &qkv, &table, &h, &d];
+        // Scores and their sum of values: two products over every pair of tokens that see each other.
+        gpu.expect(4 * len, 0, 2 * pair_flops);
         gpu.launch(size.pick(FORWARD, ATTEND), grid, THREADS, size.shared::<S>(1), &args)
     }
 }
@@ -165,12 +178,14 @@ pub(crate) fn backward<S: Storage, D: Device>(
 
     let &Saved { d_out, out, qkv, inverse_norms, lse, params } = saved;
     let table = ScaleTable::new(&schedule);
+    let (len, pair_flops) = sizes(&dims);
     let (l, h, d) = (tokens as i32, heads as i32, head_dim as i32);
     let grid = size.vector_grid::<S>(batch * tokens, heads);
     // SAFETY: parameters as declared; a block works on a row of out, of which there are
     // batch · tokens, and `inner` has a number for each of their heads.
     unsafe {
         let args: [&dyn crate::KernelArg; 6] = [&inner, &d_out, &out, &l, &h, &d];
+        gpu.expect(2 * len, 0, 0);
         gpu.launch(size.pick(BACKWARD, INNER), grid, THREADS, 0, &args)?;
     }
     let grid = [batch * heads * tiles, 1, 1];
@@ -190,11 +205,13 @@ pub(crate) fn backward<S: Storage, D: Device>(
             &h,
             &d,
         ];
+        gpu.expect(5 * len, 0, 3 * pair_flops);
         gpu.launch(size.pick(BACKWARD, QUERIES), grid, THREADS, size.shared::<S>(2), &args)?;
         let args: [&dyn crate::KernelArg; 10] =
             [&dqkv, &partials, &d_out, &qkv, &inverse_norms, &lse, &inner, &table, &h, &d];
         let statistics = 4 * size.inner() * size_of::<f32>();
         let shared = size.shared::<S>(2) + statistics;
+        gpu.expect(6 * len, 0, 4 * pair_flops);
         gpu.launch(size.pick(BACKWARD, KEYS), grid, THREADS, shared, &args)?;
     }
     let HeadParams { q_bias, v_bias, scale_mul } = *gradients;

@@ -64,6 +64,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
         &(1.0 - dims.smoothing),
         &(dims.smoothing / dims.vocab as f64),
     ];
+    gpu.expect(rows(dims) * dims.vocab, 0, 0);
     // SAFETY: parameters as declared; a block a row, all of which the door checked.
     unsafe { gpu.launch(FORWARD, [rows(dims), 1, 1], threads::<S>(dims.vocab), 0, &args) }
 }
@@ -87,6 +88,7 @@ pub(crate) fn backward<S: Storage, D: Device>(
         &((1.0 - dims.smoothing) as f32),
         &((dims.smoothing / dims.vocab as f64) as f32),
     ];
+    gpu.expect(2 * rows(dims) * dims.vocab, 0, 0);
     // SAFETY: as in `forward`; rows are changed in place, each by its own block.
     unsafe { gpu.launch(BACKWARD, [rows(dims), 1, 1], threads::<S>(dims.vocab), 0, &args) }
 }

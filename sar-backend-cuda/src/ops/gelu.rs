@@ -16,6 +16,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     x: Address<S>,
     y: Address<S>,
 ) -> Result<(), CudaError> {
+    gpu.expect(2 * len, 0, 0);
     // SAFETY: parameters as declared; both hold `len` elements, which was checked at the door.
     unsafe { gpu.launch(FORWARD, vector_blocks::<S>(len), THREADS, 0, &[&y, &x, &(len as u64)]) }
 }
@@ -27,6 +28,7 @@ pub(crate) fn backward<S: Storage, D: Device>(
     dy_to_dx: Address<S>,
 ) -> Result<(), CudaError> {
     let blocks = vector_blocks::<S>(len);
+    gpu.expect(3 * len, 0, 0);
     // SAFETY: as in `forward`.
     unsafe { gpu.launch(BACKWARD, blocks, THREADS, 0, &[&dy_to_dx, &x, &(len as u64)]) }
 }

@@ -24,6 +24,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     let chunks = len.div_ceil(CHUNK);
     let partials = gpu.scratch(chunks * size_of::<f64>())?.cast::<f64>();
     let args: [&dyn crate::KernelArg; 4] = [&partials, &grads, &(len as u64), &(CHUNK as u64)];
+    gpu.expect(0, len * size_of::<f32>(), 0);
     // SAFETY: parameters as declared; `partials` holds a sum for every chunk.
     unsafe { gpu.launch(SUM_SQUARES, [chunks, 1, 1], THREADS[0], 0, &args)? };
     let args: [&dyn crate::KernelArg; 3] = [&norm, &partials, &(chunks as u64)];

@@ -43,6 +43,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
         gpu.launch(UNIT_ROWS, [rows.div_ceil(THREADS), 1, 1], THREADS, 0, &args)?;
         let args: [&dyn crate::KernelArg; 7] =
             [&ids, &unit, &codebook, &longest, &rows_arg, &vocab_arg, &channels_arg];
+        gpu.expect(0, rows * channels * size_of::<f32>(), 2 * rows * vocab * channels);
         gpu.launch(NEAREST_CODE, [rows.div_ceil(ROWS), 1, 1], THREADS, 0, &args)
     }
 }

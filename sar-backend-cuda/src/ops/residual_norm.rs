@@ -111,6 +111,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     let Modulation { stride, scale, shift } = ada.at;
     let (value, keep, gate) = branch_args(branch);
     let kernel = forward_kernel(width, whole_vectors::<S>(width, ada.at, gate));
+    gpu.expect(dims.len() * if branch.is_some() { 4 } else { 2 }, 0, 0);
     // SAFETY: parameters as declared; lengths were checked at the door, and where there is no branch
     // the kernel leaves sum alone.
     unsafe {
@@ -153,6 +154,7 @@ pub(crate) fn renorm<S: Storage, D: Device>(
     }
     let Modulation { stride, scale, shift } = ada.at;
     let kernel = if whole_vectors::<S>(width, ada.at, 0) { RENORM } else { RENORM_ANY };
+    gpu.expect(2 * dims.len(), 0, 0);
     // SAFETY: parameters as declared; lengths were checked at the door.
     unsafe {
         gpu.launch(
@@ -203,6 +205,9 @@ pub(crate) fn backward<S: Storage, D: Device>(
     // rows of sums for every chunk of every sample.
     unsafe {
         if !dims.is_empty() {
+            let branch = if saved.branch.is_some() { 2 } else { 0 };
+            let before = usize::from(write == Write::Accumulate);
+            gpu.expect(dims.len() * (3 + before + branch), 0, 0);
             gpu.launch(
                 kernel,
                 [batch * chunks, 1, 1],

@@ -255,3 +255,26 @@ scenario! {
         fake.expect_clean();
     }
 }
+
+scenario! {
+    /// Every launch and product is timed; a recording is run instead, and recorded once the profile ends.
+    fn a_profile_times_each_kernel(fake) on []; {
+        let mut counter = Counter::new(fake);
+        counter.backend.device().begin_profile().unwrap();
+        for _ in 0..3 {
+            counter.count((1, 0), nothing).unwrap();
+        }
+        let tallies = counter.backend.device().end_profile().unwrap();
+        let [add] = &tallies[..] else { panic!("one kernel, found {tallies:?}") };
+        assert_eq!((add.name.as_str(), add.calls), ("add", 3));
+        // A millisecond a launch, says the fake.
+        assert!((add.seconds - 3e-3).abs() < 1e-9, "{add:?}");
+        for times in 4..=6 {
+            counter.count((1, 0), nothing).unwrap();
+            assert_eq!(counter.read(), times as f32);
+        }
+        assert!(counter.backend.device().end_profile().unwrap().is_empty());
+        drop(counter);
+        fake.expect_clean();
+    }
+}

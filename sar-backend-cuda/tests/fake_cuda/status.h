@@ -15,6 +15,7 @@ constexpr Status INVALID_IMAGE = 200;
 constexpr Status INVALID_CONTEXT = 201;
 constexpr Status NO_BINARY_FOR_GPU = 209;
 constexpr Status INVALID_HANDLE = 400;
+constexpr Status NOT_READY = 600;
 constexpr Status ILLEGAL_STATE = 401;
 constexpr Status NOT_FOUND = 500;
 constexpr Status ILLEGAL_ADDRESS = 700;

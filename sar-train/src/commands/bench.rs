@@ -1,8 +1,9 @@
 //! `sar bench`: an optimiser step or a sampled batch, timed; one JSON line with the keys of the
 //! PyTorch comparison script, so that both can be run in turn on the same work.
 
+use super::roofline;
 use crate::backend::Compute;
-use crate::cli::{BenchArgs, BenchWhat, GlobalArgs, StepMode};
+use crate::cli::{BenchArgs, BenchWhat, Dtype, GlobalArgs, StepMode};
 use crate::config::{Config, Decode, Mode};
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::sample::{Decoding, Sampler};
@@ -62,6 +63,11 @@ impl<B: Compute> Batches<B> for RandomBatches {
 /// A shape that no generator has; out of memory.
 pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     anyhow::ensure!(args.steps >= 1, "--steps is 0: nothing would be timed; give at least 1");
+    let storage = if global.dtype() == Dtype::Bf16 { 2 } else { 4 };
+    if args.what == BenchWhat::Ceilings {
+        println!("{}", serde_json::to_string(&roofline::ceilings(backend, storage)?)?);
+        return Ok(());
+    }
     let config = configuration(args)?;
     let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
     let weights = generator.initial(0);
@@ -69,7 +75,9 @@ pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> an
     let parameters = generator.layout().len();
     let mut times = match args.what {
         BenchWhat::Step => time_steps(backend, args, &config, generator, &weights, &codebook)?,
-        BenchWhat::Sample => time_samples(backend, args, &generator, &weights, &codebook)?,
+        BenchWhat::Sample | BenchWhat::Ceilings => {
+            time_samples(backend, args, &generator, &weights, &codebook)?
+        }
     };
     times.sort_by(f64::total_cmp);
     let median = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
@@ -94,6 +102,11 @@ pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> an
         peak_bytes: backend.peak_bytes().unwrap_or(0),
     };
     println!("{}", serde_json::to_string(&line)?);
+    if args.profile {
+        let tallies = backend.end_profile()?;
+        let ceilings = roofline::ceilings(backend, storage)?;
+        eprint!("{}", roofline::table(&tallies, args.steps, ceilings));
+    }
     Ok(())
 }
 
@@ -133,6 +146,9 @@ fn time_steps<B: Compute>(
     let mut times = Vec::new();
     for step in 0..args.warmup + args.steps {
         batches.draw(args, step as u64);
+        if args.profile && step == args.warmup {
+            backend.begin_profile()?;
+        }
         let start = Instant::now();
         trainer.step(&mut batches)?;
         backend.synchronize()?;
@@ -165,6 +181,9 @@ fn time_samples<B: Compute>(
             guidance: Guidance::Sampling(1.5).ramp(args.schedule.len()),
             choice: Choice::Draw(filter, keys),
         };
+        if args.profile && step == args.warmup {
+            backend.begin_profile()?;
+        }
         let start = Instant::now();
         let labels = &batches.labels;
         sampler.run(backend, generator, &params, &codes, labels, &decoding, None, |_, _| Ok(()))?;

@@ -26,6 +26,7 @@ mod models;
 mod output;
 pub mod plan;
 pub mod report;
+pub mod roofline;
 pub mod sample;
 mod table;
 pub mod tokenizer;

@@ -101,8 +101,8 @@ impl<'a, B: Backend> Setup<'a, B> {
         for t in layout.tensors() {
             let name = format!("{prefix}{}", t.name);
             let want = file.f64(&name);
-            let scale = largest(&want);
-            found.gradient(name, grads[t.slot.range()].to_vec(), want, GRADIENT * scale, scale);
+            let tolerance = GRADIENT * largest(&want);
+            found.gradient(name, grads[t.slot.range()].to_vec(), want, tolerance);
         }
     }
 

@@ -3,6 +3,7 @@
 mod descriptors;
 mod functions;
 mod plans;
+mod profile;
 mod recordings;
 mod staging;
 
@@ -11,10 +12,12 @@ use crate::cache::Cache;
 use crate::error::CudaError;
 use crate::gemm::Gemm;
 use crate::probe::{self, Gpu};
+use crate::work::{Tally, Work};
 use core::ffi::c_void;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use functions::Functions;
 use plans::Plans;
+use profile::Profile;
 use recordings::{Gate, Next, Recordings};
 use staging::Staging;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,6 +32,7 @@ pub struct Driver {
     /// Memory released while the stream was recorded.
     released: Mutex<Vec<u64>>,
     // Fields are dropped in this order: what is of the context goes before it.
+    profile: Mutex<Option<Profile>>,
     recordings: Mutex<Recordings>,
     staging: Mutex<Staging>,
     plans: Mutex<Plans>,
@@ -71,6 +75,7 @@ impl Driver {
         keep_freed_memory(&context)?;
         let plans = Plans::new(&stream)?;
         Ok(Self {
+            profile: Mutex::default(),
             functions: Functions::new(cache, gpu.arch()),
             staging: Mutex::new(Staging::new()?),
             recordings: Mutex::default(),
@@ -150,6 +155,22 @@ impl Drop for Driver {
         // work. A fault of that work has nobody left to be told to.
         let _ = self.context.bind_to_thread();
         let _ = self.synchronize();
+    }
+}
+
+impl Driver {
+    /// Gives work to the stream, and to the profile where one is taken.
+    fn accounted(
+        &self,
+        turn: &Turn<'_>,
+        name: impl FnOnce() -> String,
+        work: Work,
+        launch: impl FnOnce() -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        match locked(&self.profile).as_mut() {
+            None => launch(),
+            Some(profile) => profile.span(turn.stream, name(), work, launch),
+        }
     }
 }
 
@@ -261,12 +282,26 @@ impl Device for Driver {
         let function = self.functions.get(launch)?;
         let mut args: Vec<*mut c_void> = launch.args.iter().map(|arg| arg.place()).collect();
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
-        // SAFETY: the function is of a module that stays loaded; arguments are the caller's.
-        unsafe {
-            let (grid, block) = ((gx, gy, gz), (bx, by, bz));
-            result::launch_kernel(function, grid, block, launch.shared, turn.stream, &mut args)
-                .map_err(failed(launch.kernel.name))
-        }
+        self.accounted(
+            &turn,
+            || launch.kernel.name.to_owned(),
+            launch.work,
+            || {
+                let (grid, block) = ((gx, gy, gz), (bx, by, bz));
+                // SAFETY: the function is of a module that stays loaded; arguments are the caller's.
+                unsafe {
+                    result::launch_kernel(
+                        function,
+                        grid,
+                        block,
+                        launch.shared,
+                        turn.stream,
+                        &mut args,
+                    )
+                    .map_err(failed(launch.kernel.name))
+                }
+            },
+        )
     }
 
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<(), CudaError> {
@@ -275,8 +310,15 @@ impl Device for Driver {
             return unsafe { self.without_terms(gemm) };
         }
         let turn = self.enter()?;
-        // SAFETY: as above.
-        unsafe { locked(&self.plans).run(turn.stream, gemm) }
+        self.accounted(
+            &turn,
+            || gemm.name(),
+            gemm.work(),
+            || {
+                // SAFETY: as above.
+                unsafe { locked(&self.plans).run(turn.stream, gemm) }
+            },
+        )
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {
@@ -294,6 +336,10 @@ impl Device for Driver {
         key: (u64, u64),
         work: &mut dyn FnMut() -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
+        // Kernels of a recording cannot be told apart in time.
+        if locked(&self.profile).is_some() {
+            return work();
+        }
         let next = {
             let turn = self.enter_unrecorded("a recording")?;
             Recordings::next(&self.recordings, turn.stream, key)?
@@ -313,6 +359,18 @@ impl Device for Driver {
                 Recordings::next(&self.recordings, turn.stream, key).map(|_| ())
             }
         }
+    }
+
+    fn begin_profile(&self) -> Result<(), CudaError> {
+        let _turn = self.enter_unrecorded("beginning a profile")?;
+        *locked(&self.profile) = Some(Profile::begin()?);
+        Ok(())
+    }
+
+    fn end_profile(&self) -> Result<Vec<Tally>, CudaError> {
+        let _turn = self.enter_unrecorded("ending a profile")?;
+        let profile = locked(&self.profile).take();
+        profile.map_or(Ok(Vec::new()), Profile::finish)
     }
 
     fn peak_bytes(&self) -> usize {

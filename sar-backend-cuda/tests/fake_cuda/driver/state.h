@@ -41,6 +41,7 @@ struct Event {
     Stream* stream = nullptr; // of the last record
     uint64_t position = 0;
     bool captured = false;
+    bool timed = false;
 };
 
 struct Graph {

@@ -86,11 +86,15 @@ CUDA_API int cuStreamDestroy_v2(void* handle) {
     return SUCCESS;
 }
 
+constexpr unsigned EVENT_DISABLE_TIMING = 2;
+
 CUDA_API int cuEventCreate(Event** handle, unsigned flags) {
     const auto guard = lock();
     if (const Status status = ready()) return status;
     if (flags > 7) return INVALID_VALUE;
-    *handle = state().events.add(new Event{current_context()});
+    Event* event = new Event{current_context()};
+    event->timed = (flags & EVENT_DISABLE_TIMING) == 0;
+    *handle = state().events.add(event);
     return SUCCESS;
 }
 
@@ -120,6 +124,21 @@ CUDA_API int cuEventSynchronize(void* handle) {
     if (event->captured) return CAPTURE_UNSUPPORTED;
     if (event->stream == nullptr || state().streams.find(event->stream) == nullptr) return SUCCESS;
     return drain(*event->stream, event->position);
+}
+
+// Milliseconds between two events that have passed: here, the number of works between them.
+CUDA_API int cuEventElapsedTime(float* milliseconds, void* start_handle, void* end_handle) {
+    const auto guard = lock();
+    if (const Status status = ready()) return status;
+    const Event* start = state().events.find(start_handle);
+    const Event* end = state().events.find(end_handle);
+    if (start == nullptr || end == nullptr) return INVALID_HANDLE;
+    for (const Event* event : {start, end}) {
+        if (!event->timed || event->stream == nullptr || event->captured) return INVALID_HANDLE;
+        if (event->stream->done < event->position) return NOT_READY;
+    }
+    *milliseconds = static_cast<float>(end->position - start->position);
+    return SUCCESS;
 }
 
 CUDA_API int cuEventDestroy_v2(void* handle) {

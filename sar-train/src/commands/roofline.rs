@@ -1,0 +1,127 @@
+//! Where a step's time goes: every kernel beside the ceilings that this machine reaches.
+
+use crate::backend::Compute;
+use sar_backend_cuda::Tally;
+use sar_math::backend::{Linear, LinearDims, Slot};
+use serde::Serialize;
+use std::time::Instant;
+
+/// Elements of the buffers copied: far more than any cache holds.
+const COPIED: usize = 1 << 27;
+/// Rows, columns and terms of the product timed.
+const SIDE: usize = 8192;
+/// Repetitions that are timed together, after one that is not.
+const REPEATS: u32 = 10;
+
+/// What the machine reaches, measured.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Ceilings {
+    /// Bytes read and written per second by a copy of activations.
+    pub bytes_per_s: f64,
+    /// FLOPs per second of a large square product.
+    pub flops_per_s: f64,
+}
+
+/// Times a copy and a product on the backend.
+///
+/// # Errors
+/// Out of memory; a device fault.
+pub fn ceilings<B: Compute>(backend: &B, storage: usize) -> anyhow::Result<Ceilings> {
+    let (from, mut to) = (backend.activation(COPIED)?, backend.activation(COPIED)?);
+    let copy = timed(backend, || Ok(backend.copy(&from, &mut to, COPIED)?))?;
+    drop((from, to));
+    let matrix = SIDE * SIDE;
+    let (x, mut y) = (backend.activation(matrix)?, backend.activation(matrix)?);
+    let params = backend.params(matrix)?;
+    let layer = Linear { weight: Slot { offset: 0, len: matrix }, bias: None };
+    let dims = LinearDims { rows: SIDE, inputs: SIDE, outputs: SIDE };
+    let product = timed(backend, || Ok(backend.linear(dims, &x, &params, layer, &mut y)?))?;
+    Ok(Ceilings {
+        bytes_per_s: (2 * COPIED * storage) as f64 / copy,
+        flops_per_s: (2 * SIDE * matrix) as f64 / product,
+    })
+}
+
+/// Seconds of one repetition.
+fn timed<B: Compute>(
+    backend: &B,
+    mut work: impl FnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<f64> {
+    work()?;
+    backend.synchronize()?;
+    let start = Instant::now();
+    for _ in 0..REPEATS {
+        work()?;
+    }
+    backend.synchronize()?;
+    Ok(start.elapsed().as_secs_f64() / f64::from(REPEATS))
+}
+
+/// The table, from most time to least: of each kernel its calls and time a step, what it moves and
+/// computes in that time, and the fraction of the ceiling that binds it.
+pub fn table(tallies: &[Tally], steps: usize, ceilings: Ceilings) -> String {
+    let all: f64 = tallies.iter().map(|tally| tally.seconds).sum();
+    let mut text = format!(
+        "{:<36}{:>7}{:>10}{:>7}{:>9}{:>10}{:>9}\n",
+        "kernel", "calls", "ms", "share", "GB/s", "TFLOP/s", "ceiling"
+    );
+    for tally in tallies {
+        let (bytes, flops) = (tally.work.bytes as f64, tally.work.flops as f64);
+        let known = |amount: f64, unit: f64| match amount > 0.0 && tally.seconds > 0.0 {
+            true => format!("{:.1}", amount / tally.seconds / unit),
+            false => "–".to_owned(),
+        };
+        let floor = (bytes / ceilings.bytes_per_s).max(flops / ceilings.flops_per_s);
+        let reached = match floor > 0.0 && tally.seconds > 0.0 {
+            true => format!("{:.0} %", 100.0 * floor / tally.seconds),
+            false => "–".to_owned(),
+        };
+        text += &format!(
+            "{:<36}{:>7}{:>10.3}{:>6.1}%{:>9}{:>10}{:>9}\n",
+            tally.name,
+            tally.calls / steps as u64,
+            1e3 * tally.seconds / steps as f64,
+            100.0 * tally.seconds / all,
+            known(bytes, 1e9),
+            known(flops, 1e12),
+            reached
+        );
+    }
+    let flops: u64 = tallies.iter().map(|tally| tally.work.flops).sum();
+    text + &format!(
+        "ceilings: copy {:.0} GB/s, product {:.1} TFLOP/s; all kernels together {:.1} TFLOP/s, {:.0} % of it\n",
+        ceilings.bytes_per_s / 1e9,
+        ceilings.flops_per_s / 1e12,
+        flops as f64 / all / 1e12,
+        100.0 * flops as f64 / all / ceilings.flops_per_s
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sar_backend_cuda::Work;
+
+    #[test]
+    fn a_kernel_is_held_against_the_ceiling_that_binds_it() {
+        let ceilings = Ceilings { bytes_per_s: 2e12, flops_per_s: 8e14 };
+        let tally = |name: &str, seconds, bytes, flops| Tally {
+            name: name.into(),
+            calls: 20,
+            seconds,
+            work: Work { bytes, flops },
+        };
+        let tallies = [
+            // Floor 1 ms by FLOPs, of 2 ms; floor 0.5 ms by bytes, of 1 ms; unknown.
+            tally("product", 2e-3, 1_000_000, 800_000_000_000),
+            tally("norm", 1e-3, 1_000_000_000, 0),
+            tally("rest", 1e-3, 0, 0),
+        ];
+        let text = table(&tallies, 10, ceilings);
+        let line = |name: &str| text.lines().find(|line| line.starts_with(name)).unwrap_or("");
+        assert!(line("product").ends_with("50 %") && line("product").contains("50.0%"), "{text}");
+        assert!(line("norm").ends_with("50 %") && line("norm").contains("1000.0"), "{text}");
+        assert!(line("rest").ends_with('–'), "{text}");
+        assert!(line("norm").contains("  2 "), "calls a step: {text}");
+    }
+}
