@@ -11,9 +11,9 @@ namespace emu {
 const int POISON = 0xff;
 const size_t RED_ZONE = 64;
 const size_t SHARED_ALIGN = 16;
-// What compilers and devices allow: 48 KiB declared, 227 KiB in all (sm_90; sm_80 has 163 KiB).
+// What compilers and devices allow: 48 KiB declared, 163 KiB in all (sm_80; sm_90 has 227 KiB).
 const size_t MAX_STATIC = 48 << 10;
-const size_t MAX_SHARED = 227 << 10;
+const size_t MAX_SHARED = 163 << 10;
 // The buffer also holds the red zones of as many arrays as a kernel is expected to have.
 const size_t MAX_ARRAYS = 64;
 const size_t SHARED_BUFFER = MAX_SHARED + MAX_ARRAYS * (2 * RED_ZONE + SHARED_ALIGN);

@@ -49,7 +49,9 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
     pub(crate) fn scratch(&self, bytes: usize) -> Result<Address<u32>, CudaError> {
         let mut held = self.scratch.borrow_mut();
         if held.len() * 4 < bytes {
-            // Twice what is asked for, so that growing schedules do not allocate step after step.
+            // The next power of two, so that growing schedules do not allocate step after step; and the
+            // old memory first, in the order of the stream, so that both are not held at once.
+            *held = Buffer::zeroed(&self.device, 0)?;
             *held = Buffer::zeroed(&self.device, bytes.next_power_of_two() / 4)?;
         }
         let address = held.head("scratch", "bytes", bytes.div_ceil(4))?;

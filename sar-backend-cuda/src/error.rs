@@ -53,8 +53,11 @@ pub enum CudaError {
         /// What the compiler said.
         log: String,
     },
-    /// A cached kernel could not be read or written.
-    #[error("{}: {source}", path.display())]
+    /// A cached kernel could not be written.
+    #[error(
+        "the kernel cache cannot be written ({}: {source}); set SAR_CUBIN_DIR to a folder that can",
+        path.display()
+    )]
     Cache {
         /// The file.
         path: PathBuf,

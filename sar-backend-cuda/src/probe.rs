@@ -107,7 +107,7 @@ pub fn usable(ordinal: usize) -> Result<Gpu, CudaError> {
     })?;
     if gpu.capability < LEAST_CAPABILITY {
         return Err(CudaError::NoGpu(format!(
-            "{} is of architecture {}, and sm_80 (A100) is the least",
+            "{} is of architecture {}, and sm_80 (A100) is the least; --backend cpu runs everywhere",
             gpu.name,
             gpu.arch()
         )));

@@ -11,8 +11,8 @@ use sar_math::conformance::{Case, fingerprints, run_all};
 const CASES: u64 = 3;
 
 fn gpu<S: Storage>() -> Option<CudaBackend<S, Driver>> {
-    match Driver::new(0) {
-        Ok(driver) => Some(CudaBackend::new(driver).unwrap()),
+    match Driver::new(0).and_then(CudaBackend::new) {
+        Ok(backend) => Some(backend),
         Err(error) => {
             assert!(std::env::var_os("SAR_REQUIRE_GPU").is_none(), "{error}");
             eprintln!("skipped: {error}");

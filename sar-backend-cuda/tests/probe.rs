@@ -5,8 +5,11 @@ use sar_backend_cuda::{CudaError, Driver, probe};
 #[test]
 fn a_machine_without_a_gpu_is_told_so() {
     let found = probe::probe();
-    if let Ok(driver) = &found.driver {
-        assert!(driver.gpus.is_empty() || probe::usable(0).is_ok() || driver.version < (12, 0));
+    if found.driver.is_ok() {
+        // A machine with a driver: its GPU serves, or what keeps it from that is said.
+        if let Err(error) = probe::usable(0) {
+            assert!(error.to_string().len() > 20, "{error}");
+        }
         return;
     }
     let error = Driver::new(0).err().map(|error| error.to_string()).unwrap_or_default();

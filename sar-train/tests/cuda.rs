@@ -126,8 +126,8 @@ fn emulated<S: Storage>() -> CudaBackend<S, Emulator> {
 }
 
 fn gpu<S: Storage>() -> Option<CudaBackend<S, Driver>> {
-    match Driver::new(0) {
-        Ok(driver) => Some(CudaBackend::new(driver).unwrap()),
+    match Driver::new(0).and_then(CudaBackend::new) {
+        Ok(backend) => Some(backend),
         Err(error) => {
             assert!(std::env::var_os("SAR_REQUIRE_GPU").is_none(), "{error}");
             eprintln!("on the CPU alone: {error}");
@@ -146,19 +146,16 @@ fn train_on_each<S: Storage>(config: &Config, steps: usize) -> Vec<Trained> {
 /// Codes on every device there is.
 fn sample_on_each<S: Storage>(choice: Choice, labels: &[u32]) -> Vec<Vec<u32>> {
     let mut found = vec![sample(&emulated::<S>(), choice, labels)];
-    found.extend(gpu::<S>().map(|backend| {
-        // Thrice: run, recorded, replayed.
-        let [first, second, third] = [(); 3].map(|()| sample(&backend, choice, labels));
-        assert!(first == second && second == third, "a replay chooses other codes");
-        third
-    }));
+    found.extend(gpu::<S>().map(|backend| sample(&backend, choice, labels)));
     found
 }
 
 /// The largest difference, relative to the largest element.
 fn error(found: &[f64], expected: &[f64]) -> f64 {
     let largest = expected.iter().fold(0.0f64, |a, b| a.max(b.abs()));
-    found.iter().zip(expected).fold(0.0f64, |a, (f, e)| a.max((f - e).abs())) / largest
+    // What is no number counts as the worst.
+    let worse = |a: f64, d: f64| if d > a || d.is_nan() { d } else { a };
+    found.iter().zip(expected).map(|(f, e)| (f - e).abs()).fold(0.0, worse) / largest
 }
 
 /// The gradient of one step against f64, tensor by tensor: worst error in f32 on the CPU and on CUDA.
@@ -286,12 +283,21 @@ fn sample<B: Backend<Host = f32>>(backend: &B, choice: Choice, labels: &[u32]) -
         Sampler::new(backend, &world.generator, labels.len(), &schedule, true).unwrap();
     let guidance = Guidance::Sampling(1.5).ramp(schedule.len());
     let decoding = Decoding { guidance, choice };
-    sampler
-        .run(backend, &world.generator, &params, &codes, labels, &decoding, None, |_, _| Ok(()))
-        .unwrap();
-    let mut ids = vec![0; labels.len() * schedule.tokens()];
-    backend.download_ids(&sampler.ids, 0, &mut ids).unwrap();
-    ids
+    let mut codes_of = |labels: &[u32]| {
+        let generator = &world.generator;
+        sampler
+            .run(backend, generator, &params, &codes, labels, &decoding, None, |_, _| Ok(()))
+            .unwrap();
+        let mut ids = vec![0; labels.len() * schedule.tokens()];
+        backend.download_ids(&sampler.ids, 0, &mut ids).unwrap();
+        ids
+    };
+    // A device that records runs the first, records the second and replays the third.
+    let first = codes_of(labels);
+    let others: Vec<u32> = labels.iter().map(|label| (label + 1) % CLASSES as u32).collect();
+    assert_ne!(codes_of(&others), first, "classes make a difference");
+    assert_eq!(codes_of(labels), first, "a replay chooses other codes");
+    first
 }
 
 #[test]

@@ -32,14 +32,14 @@ unsafe impl KernelArg for f32 {}
 unsafe impl KernelArg for f64 {}
 // SAFETY: a device pointer is 64 bits, and an `Address` is nothing else.
 unsafe impl<T> KernelArg for Address<T> {}
-// SAFETY: `repr(C)` of ints; `kernels/prelude.cuh` asserts the same size.
+// SAFETY: `repr(C)` of ints; `kernels/schedule.cuh` asserts the same size.
 unsafe impl KernelArg for ScaleTable {}
-// SAFETY: `repr(C)` of doubles; `kernels/prelude.cuh` asserts the same size.
+// SAFETY: `repr(C)` of doubles; `kernels/schedule.cuh` asserts the same size.
 unsafe impl KernelArg for GuidanceRamp {}
 // SAFETY: `repr(C)` of floats; `kernels/schedule.cuh` asserts the same size.
 unsafe impl KernelArg for ScaleWeights {}
 
-/// A schedule as kernels take it, by value: `struct ScaleTable` of `kernels/prelude.cuh`.
+/// A schedule as kernels take it, by value: `struct ScaleTable` of `kernels/schedule.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct ScaleTable {
@@ -74,7 +74,7 @@ impl ScaleTable {
     }
 }
 
-/// One number for each scale of a schedule, by value: `struct GuidanceRamp` of the prelude.
+/// One number for each scale of a schedule, by value: `struct GuidanceRamp` of `kernels/schedule.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct GuidanceRamp {

@@ -64,10 +64,6 @@ impl<B: Compute> Batches<B> for RandomBatches {
 pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     anyhow::ensure!(args.steps >= 1, "--steps is 0: nothing would be timed; give at least 1");
     let storage = if global.dtype() == Dtype::Bf16 { 2 } else { 4 };
-    if args.what == BenchWhat::Ceilings {
-        println!("{}", serde_json::to_string(&roofline::ceilings(backend, storage)?)?);
-        return Ok(());
-    }
     let config = configuration(args)?;
     let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
     let weights = generator.initial(0);
@@ -75,8 +71,10 @@ pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> an
     let parameters = generator.layout().len();
     let mut times = match args.what {
         BenchWhat::Step => time_steps(backend, args, &config, generator, &weights, &codebook)?,
-        BenchWhat::Sample | BenchWhat::Ceilings => {
-            time_samples(backend, args, &generator, &weights, &codebook)?
+        BenchWhat::Sample => time_samples(backend, args, &generator, &weights, &codebook)?,
+        BenchWhat::Ceilings => {
+            println!("{}", serde_json::to_string(&roofline::ceilings(backend, storage)?)?);
+            return Ok(());
         }
     };
     times.sort_by(f64::total_cmp);

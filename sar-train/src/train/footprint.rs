@@ -37,12 +37,13 @@ impl MemoryPlan {
         let tokens = config.generator.schedule.tokens() as u64;
         let vocab = config.generator.vocab as u64;
         let kept = samples * u64::from(needs.soft);
+        let sampled = samples * largest(config) * u64::from(needs.sampler);
         Self {
             weights: (WIDE + narrow + average) * parameters,
             gradients: WIDE * parameters,
             moments: 2 * WIDE * parameters,
             activations: storage * activations + WIDE * wide,
-            logits: storage * (rows(config, needs) + kept) * tokens * vocab,
+            logits: storage * ((rows(config, needs) + kept) * tokens + sampled) * vocab,
         }
     }
 
@@ -50,6 +51,12 @@ impl MemoryPlan {
     pub fn total(&self) -> u64 {
         self.weights + self.gradients + self.moments + self.activations + self.logits
     }
+}
+
+/// Tokens of the largest scale.
+fn largest(config: &Config) -> u64 {
+    let scales = config.generator.schedule.scales().iter();
+    scales.map(|scale| scale.tokens() as u64).max().unwrap_or(0)
 }
 
 /// Samples of the teacher pass: twice the batch with a guided rollout.
@@ -76,7 +83,8 @@ fn elements(config: &Config, needs: Needs) -> (u64, u64) {
     let positions = 2 * tokens * c;
     let images = batch * (2 * tokens + g.schedule.last().tokens() as u64) * k;
     let sampler = match needs.sampler {
-        true => batch * tokens * c * (2 * d + 1),
+        // Keys and values of every block, positions, and the scratch of one scale.
+        true => tokens * c * (2 * d * batch + 1) + batch * largest(config) * c * (4 + 2 * mlp),
         false => 0,
     };
     let norms = rows * tokens * (2 * (2 * d + 1) + blocks * 3 * h);

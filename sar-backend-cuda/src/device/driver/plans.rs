@@ -71,7 +71,9 @@ impl Plans {
             let plan = self.plan(shape, bias)?;
             self.plans.insert(shape, plan);
         }
-        let Some(Plan { descriptors, algorithm }) = self.plans.get(&shape) else { return Ok(()) };
+        let Some(Plan { descriptors, algorithm }) = self.plans.get(&shape) else {
+            return Err(CudaError::device("cublasLtMatmul", format!("no plan for {shape:?}")));
+        };
         if let Some(bias) = bias {
             descriptors.set_bias(bias)?;
         }
