@@ -108,8 +108,9 @@ pub(crate) fn matmul<T: Element>(
     }
 }
 
-/// Shares the product out over the threads, by columns of c, or by rows where a is transposed or c is
-/// narrow: each thread then rearranges for itself a part of the operand that takes longest.
+/// Shares the product out over the threads, by columns of c, or by rows where a is transposed or c has
+/// too few columns for every thread: each then rearranges for itself a part of the operand that takes
+/// longest.
 fn split<T: Element>(
     alpha: T,
     a: Mat<'_, T>,
@@ -118,16 +119,19 @@ fn split<T: Element>(
     c: MatMut<'_, T>,
     parallel: bool,
 ) {
-    let by_rows = c.cols < 2 * TILE || (a.col_stride != 1 && c.rows >= 2 * TILE);
-    let (extent, other) = if by_rows { (c.rows, c.cols) } else { (c.cols, c.rows) };
-    // A part has more than SMALL elements, so that the crate takes the same path as for the whole.
-    let least = (SMALL / other + 1 + TILE).max(2 * TILE);
-    let work = extent.saturating_mul(other).saturating_mul(a.cols);
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
-    let parts = threads.min(work / TASK).min(extent / least).max(1);
+    let narrow = c.cols < 2 * TILE * threads && c.rows > c.cols;
+    let by_rows = c.cols < 2 * TILE || narrow || (a.col_stride != 1 && c.rows >= 2 * TILE);
+    let (extent, other) = if by_rows { (c.rows, c.cols) } else { (c.cols, c.rows) };
+    // A part has whole tiles and more than SMALL elements, so that the crate takes the same path as
+    // for the whole.
+    let tiles = extent / TILE;
+    let least = (SMALL / other + 1).div_ceil(TILE);
+    let work = extent.saturating_mul(other).saturating_mul(a.cols);
+    let parts = threads.min(work / TASK).min(tiles / least).max(1);
     let stride = c.row_stride;
     let (a_all, b_all, c_all) = (a, b, Shared::new(c.data));
-    let start = |part| if part == parts { extent } else { extent * part / parts / TILE * TILE };
+    let start = |part| if part == parts { extent } else { tiles * part / parts * TILE };
     let product = |part: usize| {
         let (from, count) = (start(part), start(part + 1) - start(part));
         if by_rows {
