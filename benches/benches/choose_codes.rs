@@ -27,6 +27,7 @@ fn bench(criterion: &mut Criterion) {
         ] {
             let dims = ChooseDims {
                 batch: setting.batch,
+                first_sample: 0,
                 schedule,
                 scales: 0..schedule.len(),
                 vocab: setting.vocab,

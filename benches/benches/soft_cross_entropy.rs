@@ -12,6 +12,7 @@ fn bench(criterion: &mut Criterion) {
         let (rows, schedule) = (setting.rows(), setting.schedule());
         let dims = LossDims {
             batch: setting.batch,
+            first_sample: 0,
             schedule,
             vocab: setting.vocab,
             smoothing: 0.0,

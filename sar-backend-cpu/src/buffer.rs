@@ -1,7 +1,11 @@
 //! Host memory as the backend's buffers.
 
 use crate::{CpuBackend, CpuError, Element};
+use rayon::prelude::*;
 use sar_math::backend::{Buffers, ShapeError};
+
+/// Elements that one task copies.
+const COPIED: usize = 1 << 16;
 
 /// A flat, zero-initialised host buffer.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -192,9 +196,19 @@ impl<T: Element> Buffers for CpuBackend<T> {
         Ok(())
     }
 
-    fn copy(&self, from: &Buffer<T>, to: &mut Buffer<T>, len: usize) -> Result<(), CpuError> {
-        let from = from.head("copy", "from", len)?;
-        to.head_mut("copy", "to", len)?.copy_from_slice(from);
+    fn copy(
+        &self,
+        from: &Buffer<T>,
+        from_offset: usize,
+        to: &mut Buffer<T>,
+        to_offset: usize,
+        len: usize,
+    ) -> Result<(), CpuError> {
+        let from = from.head("copy", "from", from_offset.saturating_add(len))?;
+        let to = to.head_mut("copy", "to", to_offset.saturating_add(len))?;
+        let pairs =
+            to[to_offset..].par_chunks_mut(COPIED).zip(from[from_offset..].par_chunks(COPIED));
+        pairs.for_each(|(to, from)| to.copy_from_slice(from));
         Ok(())
     }
 

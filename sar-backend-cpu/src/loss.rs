@@ -5,18 +5,24 @@ use crate::{Buffer, CpuBackend, CpuError, Element};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{LossDims, LossOps, ShapeError, TokenLoss};
 
-/// Rows and logits of a loss, or the shape error of a vocabulary of nothing.
-fn sizes(op: &'static str, dims: &LossDims) -> Result<(usize, usize), ShapeError> {
+/// Number of logits of a loss, or the shape error of a vocabulary of nothing.
+fn size(op: &'static str, dims: &LossDims) -> Result<usize, ShapeError> {
     ShapeError::at_least(op, "vocab", 1, dims.vocab)?;
     let rows = dims.batch.saturating_mul(dims.schedule.tokens());
-    Ok((rows, rows.saturating_mul(dims.vocab)))
+    Ok(rows.saturating_mul(dims.vocab))
 }
 
-/// Rows of the targets' buffer, or the shape error of targets that end before the logits do.
+/// Rows of targets of a sample, or the shape error of targets that end before the logits do.
 fn target_rows(op: &'static str, dims: &LossDims) -> Result<usize, ShapeError> {
     let needed = dims.schedule.tokens().saturating_add(dims.targets.shift);
     ShapeError::at_least(op, "targets.tokens", needed, dims.targets.tokens)?;
-    Ok(dims.batch.saturating_mul(dims.targets.tokens))
+    Ok(dims.targets.tokens)
+}
+
+/// Where rows of `width` elements of the logits' samples begin and end in a buffer of the whole batch.
+fn samples(dims: &LossDims, width: usize) -> (usize, usize) {
+    let end = dims.first_sample.saturating_add(dims.batch);
+    (dims.first_sample.saturating_mul(width), end.saturating_mul(width))
 }
 
 /// Fails on the first id that is no row of a table of `rows`.
@@ -27,18 +33,40 @@ pub(crate) fn check_ids(op: &'static str, ids: &[u32], rows: usize) -> Result<()
     }
 }
 
+/// The targets' ids of the logits' samples, once they are known to lie in the vocabulary.
+fn targets<'a>(
+    op: &'static str,
+    dims: &LossDims,
+    targets_bl: &'a Buffer<u32>,
+) -> Result<&'a [u32], CpuError> {
+    let (from, to) = samples(dims, target_rows(op, dims)?);
+    let targets = &targets_bl.head(op, "targets (b*tokens)", to)?[from..];
+    check_ids(op, targets, dims.vocab)?;
+    Ok(targets)
+}
+
+/// The teacher's logits of the logits' samples.
+fn teacher<'a, T: Element>(
+    op: &'static str,
+    dims: &LossDims,
+    teacher_blv: &'a Buffer<T>,
+) -> Result<&'a [T], ShapeError> {
+    let rows = dims.batch.saturating_mul(target_rows(op, dims)?);
+    teacher_blv.head(op, "teacher (b*tokens*v)", rows.saturating_mul(dims.vocab))
+}
+
 /// The parts of a [`TokenLoss`] that every loss writes.
 fn row_losses<'a, T: Element>(
     op: &'static str,
-    rows: usize,
+    (from, to): (usize, usize),
     loss_bl: &'a mut Buffer<T>,
     hits_bl: &'a mut Buffer<T>,
     lse_bl: &'a mut Buffer<T>,
 ) -> Result<cross_entropy::RowLosses<'a, T>, ShapeError> {
     Ok(cross_entropy::RowLosses {
-        loss: loss_bl.head_mut(op, "loss (b*l)", rows)?,
-        hits: hits_bl.head_mut(op, "hits (b*l)", rows)?,
-        lse: lse_bl.head_mut(op, "lse (b*l)", rows)?,
+        loss: &mut loss_bl.head_mut(op, "loss (b*l)", to)?[from..],
+        hits: &mut hits_bl.head_mut(op, "hits (b*l)", to)?[from..],
+        lse: &mut lse_bl.head_mut(op, "lse (b*l)", to)?[from..],
     })
 }
 
@@ -51,10 +79,10 @@ impl<T: Element> LossOps for CpuBackend<T> {
         out: &mut TokenLoss<Self>,
     ) -> Result<(), CpuError> {
         const OP: &str = "cross_entropy";
-        let (rows, size) = sizes(OP, dims)?;
+        let size = size(OP, dims)?;
         let logits = logits_blv.head(OP, "logits (b*l*v)", size)?;
-        let targets = targets_bl.head(OP, "targets (b*tokens)", target_rows(OP, dims)?)?;
-        check_ids(OP, targets, dims.vocab)?;
+        let targets = targets(OP, dims, targets_bl)?;
+        let rows = samples(dims, dims.schedule.tokens());
         let out = row_losses(OP, rows, &mut out.loss_bl, &mut out.hits_bl, &mut out.lse_bl)?;
         cross_entropy::forward(dims, logits, targets, out);
         Ok(())
@@ -68,11 +96,11 @@ impl<T: Element> LossOps for CpuBackend<T> {
         saved: &TokenLoss<Self>,
     ) -> Result<(), CpuError> {
         const OP: &str = "cross_entropy_backward";
-        let (rows, size) = sizes(OP, dims)?;
+        let size = size(OP, dims)?;
         let logits = logits_to_dlogits.head_mut(OP, "logits (b*l*v)", size)?;
-        let targets = targets_bl.head(OP, "targets (b*tokens)", target_rows(OP, dims)?)?;
-        check_ids(OP, targets, dims.vocab)?;
-        let lse = saved.lse_bl.head(OP, "lse (b*l)", rows)?;
+        let targets = targets(OP, dims, targets_bl)?;
+        let (from, to) = samples(dims, dims.schedule.tokens());
+        let lse = &saved.lse_bl.head(OP, "lse (b*l)", to)?[from..];
         cross_entropy::backward(dims, logits, targets, lse);
         Ok(())
     }
@@ -85,11 +113,12 @@ impl<T: Element> LossOps for CpuBackend<T> {
         out: &mut TokenLoss<Self>,
     ) -> Result<(), CpuError> {
         const OP: &str = "soft_cross_entropy";
-        let (rows, size) = sizes(OP, dims)?;
+        let size = size(OP, dims)?;
         let logits = logits_blv.head(OP, "logits (b*l*v)", size)?;
-        let teacher_size = target_rows(OP, dims)?.saturating_mul(dims.vocab);
-        let teacher = teacher_blv.head(OP, "teacher (b*tokens*v)", teacher_size)?;
-        let teacher_lse = out.teacher_lse_bl.head_mut(OP, "teacher_lse (b*l)", rows)?;
+        let teacher = teacher(OP, dims, teacher_blv)?;
+        let rows = samples(dims, dims.schedule.tokens());
+        let teacher_lse = out.teacher_lse_bl.head_mut(OP, "teacher_lse (b*l)", rows.1)?;
+        let teacher_lse = &mut teacher_lse[rows.0..];
         let out = row_losses(OP, rows, &mut out.loss_bl, &mut out.hits_bl, &mut out.lse_bl)?;
         soft_cross_entropy::forward(dims, logits, teacher, out, teacher_lse);
         Ok(())
@@ -103,12 +132,12 @@ impl<T: Element> LossOps for CpuBackend<T> {
         saved: &TokenLoss<Self>,
     ) -> Result<(), CpuError> {
         const OP: &str = "soft_cross_entropy_backward";
-        let (rows, size) = sizes(OP, dims)?;
+        let size = size(OP, dims)?;
         let logits = logits_to_dlogits.head_mut(OP, "logits (b*l*v)", size)?;
-        let teacher_size = target_rows(OP, dims)?.saturating_mul(dims.vocab);
-        let teacher = teacher_blv.head(OP, "teacher (b*tokens*v)", teacher_size)?;
-        let lse = saved.lse_bl.head(OP, "lse (b*l)", rows)?;
-        let teacher_lse = saved.teacher_lse_bl.head(OP, "teacher_lse (b*l)", rows)?;
+        let teacher = teacher(OP, dims, teacher_blv)?;
+        let (from, to) = samples(dims, dims.schedule.tokens());
+        let lse = &saved.lse_bl.head(OP, "lse (b*l)", to)?[from..];
+        let teacher_lse = &saved.teacher_lse_bl.head(OP, "teacher_lse (b*l)", to)?[from..];
         soft_cross_entropy::backward(dims, logits, teacher, lse, teacher_lse);
         Ok(())
     }

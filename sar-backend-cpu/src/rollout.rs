@@ -142,9 +142,10 @@ impl<T: Element> RolloutOps for CpuBackend<T> {
         let halves = if dims.guidance.is_some() { 2 } else { 1 };
         let size = product(&[halves, dims.batch, tokens, dims.vocab]);
         let logits = logits.head(OP, "logits (b or 2b*tokens of scales*v)", size)?;
-        let size = product(&[dims.batch, dims.schedule.tokens()]);
+        let (tokens, first) = (dims.schedule.tokens(), dims.first_sample);
+        let size = product(&[first.saturating_add(dims.batch), tokens]);
         let ids = ids_bt.head_mut(OP, "ids (b*tokens)", size)?;
-        Ok(choose_codes::forward(dims, logits, ids)?)
+        Ok(choose_codes::forward(dims, logits, &mut ids[first * tokens..])?)
     }
 
     fn merge_ids(

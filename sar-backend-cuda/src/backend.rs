@@ -232,11 +232,13 @@ impl<S: Storage, D: Device> Buffers for CudaBackend<S, D> {
     fn copy(
         &self,
         from: &Buffer<S, D>,
+        from_offset: usize,
         to: &mut Buffer<S, D>,
+        to_offset: usize,
         len: usize,
     ) -> Result<(), CudaError> {
-        let from = from.head("copy", "from", len)?;
-        let to = to.head_mut("copy", "to", len)?;
+        let from = from.head("copy", "from", from_offset.saturating_add(len))?.at(from_offset);
+        let to = to.head_mut("copy", "to", to_offset.saturating_add(len))?.at(to_offset);
         if len == 0 {
             return Ok(());
         }

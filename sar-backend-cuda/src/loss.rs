@@ -4,38 +4,65 @@
 //! that a step with it is skipped, and reads nothing beyond.
 
 use crate::device::Device;
+use crate::memory::Address;
 use crate::ops::{cross_entropy, scale_sums, soft_cross_entropy};
 use crate::storage::Storage;
 use crate::{Buffer, CudaBackend, CudaError};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{LossDims, LossOps, ShapeError, TokenLoss};
 
-/// Rows and logits of a loss, or the shape error of a vocabulary of nothing.
-fn sizes(op: &'static str, dims: &LossDims) -> Result<(usize, usize), ShapeError> {
+/// Number of logits of a loss, or the shape error of a vocabulary of nothing.
+fn size(op: &'static str, dims: &LossDims) -> Result<usize, ShapeError> {
     ShapeError::at_least(op, "vocab", 1, dims.vocab)?;
     let rows = dims.batch.saturating_mul(dims.schedule.tokens());
-    Ok((rows, rows.saturating_mul(dims.vocab)))
+    Ok(rows.saturating_mul(dims.vocab))
 }
 
-/// Rows of the targets' buffer, or the shape error of targets that end before the logits do.
+/// Rows of targets of a sample, or the shape error of targets that end before the logits do.
 fn target_rows(op: &'static str, dims: &LossDims) -> Result<usize, ShapeError> {
     let needed = dims.schedule.tokens().saturating_add(dims.targets.shift);
     ShapeError::at_least(op, "targets.tokens", needed, dims.targets.tokens)?;
-    Ok(dims.batch.saturating_mul(dims.targets.tokens))
+    Ok(dims.targets.tokens)
+}
+
+/// Where rows of `width` elements of the logits' samples begin and end in a buffer of the whole batch.
+fn samples(dims: &LossDims, width: usize) -> (usize, usize) {
+    let end = dims.first_sample.saturating_add(dims.batch);
+    (dims.first_sample.saturating_mul(width), end.saturating_mul(width))
+}
+
+/// The targets' ids of the logits' samples.
+fn targets<D: Device>(
+    op: &'static str,
+    dims: &LossDims,
+    targets_bl: &Buffer<u32, D>,
+) -> Result<Address<u32>, ShapeError> {
+    let (from, to) = samples(dims, target_rows(op, dims)?);
+    Ok(targets_bl.head(op, "targets (b*tokens)", to)?.at(from))
+}
+
+/// The teacher's logits of the logits' samples.
+fn teacher<S: Storage, D: Device>(
+    op: &'static str,
+    dims: &LossDims,
+    teacher_blv: &Buffer<S, D>,
+) -> Result<Address<S>, ShapeError> {
+    let rows = dims.batch.saturating_mul(target_rows(op, dims)?);
+    teacher_blv.head(op, "teacher (b*tokens*v)", rows.saturating_mul(dims.vocab))
 }
 
 /// The parts of a [`TokenLoss`] that every loss writes.
 fn row_losses<D: Device>(
     op: &'static str,
-    rows: usize,
+    (from, to): (usize, usize),
     loss_bl: &mut Buffer<f32, D>,
     hits_bl: &mut Buffer<f32, D>,
     lse_bl: &mut Buffer<f32, D>,
 ) -> Result<cross_entropy::RowLosses, ShapeError> {
     Ok(cross_entropy::RowLosses {
-        loss: loss_bl.head_mut(op, "loss (b*l)", rows)?,
-        hits: hits_bl.head_mut(op, "hits (b*l)", rows)?,
-        lse: lse_bl.head_mut(op, "lse (b*l)", rows)?,
+        loss: loss_bl.head_mut(op, "loss (b*l)", to)?.at(from),
+        hits: hits_bl.head_mut(op, "hits (b*l)", to)?.at(from),
+        lse: lse_bl.head_mut(op, "lse (b*l)", to)?.at(from),
     })
 }
 
@@ -48,9 +75,10 @@ impl<S: Storage, D: Device> LossOps for CudaBackend<S, D> {
         out: &mut TokenLoss<Self>,
     ) -> Result<(), CudaError> {
         const OP: &str = "cross_entropy";
-        let (rows, size) = sizes(OP, dims)?;
+        let size = size(OP, dims)?;
         let logits = logits_blv.head(OP, "logits (b*l*v)", size)?;
-        let targets = targets_bl.head(OP, "targets (b*tokens)", target_rows(OP, dims)?)?;
+        let targets = targets(OP, dims, targets_bl)?;
+        let rows = samples(dims, dims.schedule.tokens());
         let out = row_losses(OP, rows, &mut out.loss_bl, &mut out.hits_bl, &mut out.lse_bl)?;
         cross_entropy::forward(self, dims, logits, targets, out)
     }
@@ -63,10 +91,11 @@ impl<S: Storage, D: Device> LossOps for CudaBackend<S, D> {
         saved: &TokenLoss<Self>,
     ) -> Result<(), CudaError> {
         const OP: &str = "cross_entropy_backward";
-        let (rows, size) = sizes(OP, dims)?;
+        let size = size(OP, dims)?;
         let logits = logits_to_dlogits.head_mut(OP, "logits (b*l*v)", size)?;
-        let targets = targets_bl.head(OP, "targets (b*tokens)", target_rows(OP, dims)?)?;
-        let lse = saved.lse_bl.head(OP, "lse (b*l)", rows)?;
+        let targets = targets(OP, dims, targets_bl)?;
+        let (from, to) = samples(dims, dims.schedule.tokens());
+        let lse = saved.lse_bl.head(OP, "lse (b*l)", to)?.at(from);
         cross_entropy::backward(self, dims, logits, targets, lse)
     }
 
@@ -78,11 +107,12 @@ impl<S: Storage, D: Device> LossOps for CudaBackend<S, D> {
         out: &mut TokenLoss<Self>,
     ) -> Result<(), CudaError> {
         const OP: &str = "soft_cross_entropy";
-        let (rows, size) = sizes(OP, dims)?;
+        let size = size(OP, dims)?;
         let logits = logits_blv.head(OP, "logits (b*l*v)", size)?;
-        let teacher_size = target_rows(OP, dims)?.saturating_mul(dims.vocab);
-        let teacher = teacher_blv.head(OP, "teacher (b*tokens*v)", teacher_size)?;
-        let teacher_lse = out.teacher_lse_bl.head_mut(OP, "teacher_lse (b*l)", rows)?;
+        let teacher = teacher(OP, dims, teacher_blv)?;
+        let rows = samples(dims, dims.schedule.tokens());
+        let teacher_lse = out.teacher_lse_bl.head_mut(OP, "teacher_lse (b*l)", rows.1)?;
+        let teacher_lse = teacher_lse.at(rows.0);
         let out = row_losses(OP, rows, &mut out.loss_bl, &mut out.hits_bl, &mut out.lse_bl)?;
         soft_cross_entropy::forward(self, dims, logits, teacher, out, teacher_lse)
     }
@@ -95,12 +125,12 @@ impl<S: Storage, D: Device> LossOps for CudaBackend<S, D> {
         saved: &TokenLoss<Self>,
     ) -> Result<(), CudaError> {
         const OP: &str = "soft_cross_entropy_backward";
-        let (rows, size) = sizes(OP, dims)?;
+        let size = size(OP, dims)?;
         let logits = logits_to_dlogits.head_mut(OP, "logits (b*l*v)", size)?;
-        let teacher_size = target_rows(OP, dims)?.saturating_mul(dims.vocab);
-        let teacher = teacher_blv.head(OP, "teacher (b*tokens*v)", teacher_size)?;
-        let lse = saved.lse_bl.head(OP, "lse (b*l)", rows)?;
-        let teacher_lse = saved.teacher_lse_bl.head(OP, "teacher_lse (b*l)", rows)?;
+        let teacher = teacher(OP, dims, teacher_blv)?;
+        let (from, to) = samples(dims, dims.schedule.tokens());
+        let lse = saved.lse_bl.head(OP, "lse (b*l)", to)?.at(from);
+        let teacher_lse = saved.teacher_lse_bl.head(OP, "teacher_lse (b*l)", to)?.at(from);
         soft_cross_entropy::backward(self, dims, logits, teacher, lse, teacher_lse)
     }
 

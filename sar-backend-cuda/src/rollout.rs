@@ -129,9 +129,10 @@ impl<S: Storage, D: Device> RolloutOps for CudaBackend<S, D> {
         let halves = if dims.guidance.is_some() { 2 } else { 1 };
         let size = product(&[halves, dims.batch, tokens, dims.vocab]);
         let logits = logits.head(OP, "logits (b or 2b*tokens of scales*v)", size)?;
-        let size = product(&[dims.batch, dims.schedule.tokens()]);
+        let (tokens, first) = (dims.schedule.tokens(), dims.first_sample);
+        let size = product(&[first.saturating_add(dims.batch), tokens]);
         let ids = ids_bt.head_mut(OP, "ids (b*tokens)", size)?;
-        choose_codes::forward(self, dims, logits, ids)
+        choose_codes::forward(self, dims, logits, ids.at(first * tokens))
     }
 
     fn merge_ids(

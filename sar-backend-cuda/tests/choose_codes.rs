@@ -24,7 +24,7 @@ fn strengths() -> [f64; MAX_SCALES] {
 fn dims(vocab: usize, guided: bool, choice: Choice) -> ChooseDims {
     let schedule = ScaleSchedule::from_sides(&[1, 2]).unwrap();
     let guidance = guided.then(strengths);
-    ChooseDims { batch: BATCH, schedule, scales: 0..2, vocab, guidance, choice }
+    ChooseDims { batch: BATCH, first_sample: 0, schedule, scales: 0..2, vocab, guidance, choice }
 }
 
 fn ids<B: RolloutOps<Host = f32>>(backend: &B, dims: &ChooseDims, logits: &[f32]) -> Vec<u32> {

@@ -83,7 +83,7 @@ fn dims(vocab: usize, smoothing: f64) -> LossDims {
     let mut weights = [0.0; MAX_SCALES];
     (weights[0], weights[1], weights[3]) = (0.25, 1.0, 0.7);
     let targets = TargetRows { tokens: schedule.tokens() + 3, shift: 2 };
-    LossDims { batch: 2, schedule, vocab, smoothing, weights, targets }
+    LossDims { batch: 2, first_sample: 0, schedule, vocab, smoothing, weights, targets }
 }
 
 fn normals<S: Storage>(len: usize, index: u64) -> Vec<f32> {

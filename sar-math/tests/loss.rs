@@ -71,9 +71,10 @@ fn teacher(
 ) -> (Vec<f64>, ScaleReport) {
     let mut loss = TeacherForcing::new(&Toy, batch.samples * whole.tokens()).unwrap();
     let pass = Pass::teacher(whole);
-    let asked = loss.forward(&Toy, batch, &pass, logits, codes).unwrap();
+    let asked = Supervision::teacher(batch, &pass);
+    loss.forward(&Toy, &asked, 0..batch.samples, logits, codes).unwrap();
     let mut gradient = logits.clone();
-    loss.backward(&Toy, &asked, &mut gradient, codes).unwrap();
+    loss.backward(&Toy, &asked, 0..batch.samples, &mut gradient, codes).unwrap();
     (gradient, loss.report(&Toy, &asked).unwrap())
 }
 
@@ -86,9 +87,10 @@ fn student(
 ) -> (Vec<f64>, ScaleReport, Supervision) {
     let whole = WHOLE.parse().unwrap();
     let mut loss = StudentForcing::new(&Toy, batch.samples * pass.schedule.tokens()).unwrap();
-    let asked = loss.forward(&Toy, batch, pass, &whole, sigma, logits, targets).unwrap();
+    let asked = Supervision::student(batch, pass, &whole, sigma);
+    loss.forward(&Toy, &asked, 0..batch.samples, logits, targets).unwrap();
     let mut gradient = logits.clone();
-    loss.backward(&Toy, &asked, &mut gradient, targets).unwrap();
+    loss.backward(&Toy, &asked, 0..batch.samples, &mut gradient, targets).unwrap();
     (gradient, loss.report(&Toy, &asked).unwrap(), asked)
 }
 
@@ -138,6 +140,51 @@ proptest! {
             let there = (1..pass.schedule.len()).any(|i| pass.origin[i] == scale);
             prop_assert_eq!(report.tokens[scale] > 0, there);
         }
+    }
+
+    /// Logits some samples at a time: gradients and reports are those of all at once, to the bit.
+    #[test]
+    fn parts_of_a_batch_are_the_batch(seed: u64, extent in prop::sample::select(vec![
+        Extent::All, Extent::Last,
+    ]), soft: bool) {
+        let whole: ScaleSchedule = WHOLE.parse().unwrap();
+        let (batch, codes) = (batch(4, 4, 0.1), ids(4 * whole.tokens(), seed));
+        let row = whole.tokens() * VOCAB;
+        let logits = normals(4 * row, seed);
+        let (want, report) = teacher(batch, &whole, &logits, &codes);
+        let asked = Supervision::teacher(batch, &Pass::teacher(&whole));
+        let mut loss = TeacherForcing::new(&Toy, 4 * whole.tokens()).unwrap();
+        for samples in [0..1, 1..4] {
+            let mut part = logits[samples.start * row..samples.end * row].to_vec();
+            loss.forward(&Toy, &asked, samples.clone(), &part, &codes).unwrap();
+            loss.backward(&Toy, &asked, samples.clone(), &mut part, &codes).unwrap();
+            prop_assert_eq!(&part, &want[samples.start * row..samples.end * row]);
+        }
+        prop_assert_eq!(loss.report(&Toy, &asked).unwrap(), report);
+
+        let pass = student_pass(&whole, extent);
+        let (of_teacher, row) = (normals(4 * row, seed ^ 1), pass.schedule.tokens() * VOCAB);
+        let logits = normals(4 * row, seed ^ 2);
+        let targets = match soft {
+            true => StudentTargets::Soft(&of_teacher),
+            false => StudentTargets::Hard(&codes),
+        };
+        let (want, report, asked) = student(batch, &pass, 0.3, &logits, targets);
+        let mut loss = StudentForcing::new(&Toy, 4 * pass.schedule.tokens()).unwrap();
+        for samples in [0..3, 3..4] {
+            let range = |row: usize| samples.start * row..samples.end * row;
+            let mut part = logits[range(row)].to_vec();
+            // A teacher's logits are of the same samples.
+            let of_teacher = of_teacher[range(whole.tokens() * VOCAB)].to_vec();
+            let targets = match soft {
+                true => StudentTargets::Soft(&of_teacher),
+                false => StudentTargets::Hard(&codes),
+            };
+            loss.forward(&Toy, &asked, samples.clone(), &part, targets).unwrap();
+            loss.backward(&Toy, &asked, samples.clone(), &mut part, targets).unwrap();
+            prop_assert_eq!(&part, &want[range(row)]);
+        }
+        prop_assert_eq!(loss.report(&Toy, &asked).unwrap(), report);
     }
 
     #[test]
@@ -203,11 +250,14 @@ fn bad_operands_are_errors() {
     let mut loss = TeacherForcing::new(&Toy, whole.tokens()).unwrap();
     let (logits, codes) = (normals(whole.tokens() * VOCAB, 1), ids(whole.tokens(), 1));
     let pass = Pass::teacher(&whole);
-    let mut forward = |logits: &Vec<f64>, codes: &Vec<u32>| {
-        loss.forward(&Toy, batch(1, 1, 0.0), &pass, logits, codes).map(|_| ())
+    let asked = Supervision::teacher(batch(1, 1, 0.0), &pass);
+    let mut forward = |samples, logits: &Vec<f64>, codes: &Vec<u32>| {
+        loss.forward(&Toy, &asked, samples, logits, codes)
     };
-    assert!(forward(&logits, &codes).is_ok());
-    let error = forward(&vec![0.0; 3], &codes).unwrap_err();
+    assert!(forward(0..1, &logits, &codes).is_ok());
+    let error = forward(0..1, &vec![0.0; 3], &codes).unwrap_err();
     assert_eq!(error.to_string(), "cross_entropy: logits (b*l*v): expected 55, found 3");
-    assert!(forward(&logits, &vec![VOCAB as u32; 11]).is_err());
+    assert!(forward(0..1, &logits, &vec![VOCAB as u32; 11]).is_err());
+    let error = forward(1..2, &logits, &codes).unwrap_err();
+    assert_eq!(error.to_string(), "loss: samples of the batch: expected 2, found 1");
 }

@@ -89,7 +89,7 @@ impl ChoiceError {
 #[error(
     "no room left on the backend; lower the images at a time: train.batch (a larger \
      train.accumulate makes up for it), tokenizer_train.batch or sample.batch; or keep less of each \
-     block with train.recompute = \"blocks\"; `sar plan` says what a configuration needs"
+     block with train.recompute = \"blocks\" and fewer logits with train.head_tokens; `sar plan` says what a configuration needs"
 )]
 pub struct NoRoom;
 

@@ -5,10 +5,10 @@
 use sar_backend_cpu::{Buffer, CpuBackend};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{Buffers, Choice, ChooseDims, LatentDims, RolloutDims, RolloutOps};
-use sar_math::loss::{LossBatch, StudentForcing, StudentTargets, TeacherForcing};
+use sar_math::loss::{LossBatch, StudentForcing, StudentTargets, Supervision, TeacherForcing};
 use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::{Decode, Extent, Method, Plan, SarSettings, StudentTarget};
-use sar_train::model::generator::{Generator, GeneratorShape, PassInput, Recompute, Trace};
+use sar_train::model::generator::{Generator, GeneratorShape, Head, PassInput, Recompute, Trace};
 use sar_train::train::{StepInput, StepMemory, StepSettings};
 
 type Cpu = CpuBackend<f64>;
@@ -105,6 +105,7 @@ fn plain(method: Method, sar: Option<SarSettings>) -> StepSettings {
         drop_path: 0.0,
         smoothing: 0.0,
         recompute: Recompute::default(),
+        head_tokens: usize::MAX,
         seed: 5,
     }
 }
@@ -162,20 +163,26 @@ fn total(
     };
     let of = LossBatch { samples: batch, divisor: batch, vocab: shape.vocab, smoothing: 0.0 };
     forward(&mut trace, schedule, &feed(&truth, 1..schedule.len()), true);
+    let mut head = Head::new(b, g, batch * tokens).unwrap();
+    let all = 0..batch;
+    let whole = std::slice::from_ref(&all);
+    g.head(b, &params, tokens, trace.output(), whole, &mut head).unwrap();
     let mut teacher = TeacherForcing::new(b, batch * tokens).unwrap();
-    let done = teacher.forward(b, of, &plan.first, &trace.logits, &truth).unwrap();
+    let done = Supervision::teacher(of, &plan.first);
+    teacher.forward(b, &done, all.clone(), &head.logits, &truth).unwrap();
     let loss_tf = teacher.report(b, &done).unwrap().mean_loss();
     let mut own = b.ids(batch * tokens).unwrap();
     let choose = ChooseDims {
         batch,
+        first_sample: 0,
         schedule,
         scales: 0..schedule.len(),
         vocab: shape.vocab,
         guidance: None,
         choice: Choice::Argmax,
     };
-    b.choose_codes(&choose, &trace.logits, &mut own).unwrap();
-    let soft = world.activation(&trace.logits.as_slice()[..batch * tokens * shape.vocab]);
+    b.choose_codes(&choose, &head.logits, &mut own).unwrap();
+    let soft = world.activation(&head.logits.as_slice()[..batch * tokens * shape.vocab]);
     let made = Frozen { truth, own, soft };
     let used = frozen.unwrap_or(&made);
     let second = plan.second.unwrap();
@@ -188,8 +195,9 @@ fn total(
         StudentTarget::GroundTruth => StudentTargets::Hard(&used.truth),
     };
     let mut student = StudentForcing::new(b, batch * tokens).unwrap();
-    let logits = &trace.logits;
-    let done = student.forward(b, of, &second, &schedule, SIGMA, logits, targets).unwrap();
+    g.head(b, &params, second.schedule.tokens(), trace.output(), whole, &mut head).unwrap();
+    let done = Supervision::student(of, &second, &schedule, SIGMA);
+    student.forward(b, &done, all.clone(), &head.logits, targets).unwrap();
     let loss_csf = student.report(b, &done).unwrap().mean_loss();
     (loss_tf + SIGMA * loss_csf, made)
 }
@@ -252,6 +260,40 @@ fn parts_of_a_batch_add_up_to_the_whole() {
         let largest = whole.iter().fold(0.0f64, |m, v| m.max(v.abs()));
         for (a, b) in whole.iter().zip(&parts) {
             assert!((a - b).abs() <= REORDERED * largest, "{a} whole, {b} in parts");
+        }
+    }
+}
+
+/// The head takes some images at a time: the same rollout, the same losses, the same gradient but for
+/// the order of its sums.
+#[test]
+fn logits_some_images_at_a_time_are_those_of_the_batch() {
+    let world = World::new();
+    let filter = sar_math::backend::Filter { top_k: 5, top_p: 0.9 };
+    let guidance = sar_math::guidance::Guidance::Rollout(1.2);
+    let guided = |extent| {
+        let decode = Decode::Sample { filter, guidance };
+        let target = StudentTarget::TeacherHard;
+        plain(Method::Sar(extent), Some(SarSettings { extent, target, decode, sigma: SIGMA }))
+    };
+    let ways = [
+        StepSettings { smoothing: 0.1, ..plain(Method::Teacher, None) },
+        sar(Extent::All, StudentTarget::TeacherSoft),
+        sar(Extent::Last, StudentTarget::TeacherSoft),
+        guided(Extent::All),
+        guided(Extent::Last),
+        plain(Method::Hybrid { teacher_scales: 2 }, None),
+    ];
+    let image = world.schedule.tokens();
+    for settings in ways {
+        let whole = world.gradient(&settings, &[(0, 4)]);
+        let largest = whole.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        for head_tokens in [1, 3 * image, 4 * image] {
+            let parts = world.gradient(&StepSettings { head_tokens, ..settings }, &[(0, 4)]);
+            for (a, b) in whole.iter().zip(&parts) {
+                let near = (a - b).abs() <= REORDERED * largest;
+                assert!(near, "{:?}, {head_tokens}: {a} whole, {b} in parts", settings.method);
+            }
         }
     }
 }

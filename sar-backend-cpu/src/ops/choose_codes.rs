@@ -26,7 +26,7 @@ thread_local! {
 
 /// Whose token a row of logits is.
 struct Row {
-    /// Sample of the batch.
+    /// Sample of the ids.
     sample: usize,
     /// Scale in the schedule.
     scale: usize,
@@ -41,7 +41,8 @@ impl Row {
     }
 }
 
-/// Chooses every token of `dims.scales`; `logits` holds the batch once, or twice with guidance.
+/// Chooses every token of `dims.scales`; `logits` holds the batch once, or twice with guidance, and
+/// `ids_bt` begins at its first sample.
 ///
 /// # Errors
 /// Shape, where the vocabulary is more than a draw supports.
@@ -63,7 +64,7 @@ pub(crate) fn forward<T: Element>(
         })
         .try_for_each(|(sample, t, id)| {
             let number = sample * span.len() + t;
-            let row = Row::new(&dims.schedule, sample, span.start + t);
+            let row = Row::new(&dims.schedule, dims.first_sample + sample, span.start + t);
             let conditional = &logits[number * dims.vocab..][..dims.vocab];
             let chosen = match dims.guidance {
                 None => choose_row(dims, &row, conditional)?,
@@ -169,6 +170,7 @@ mod tests {
     fn dims(batch: usize, first_image: u64, filter: Filter) -> ChooseDims {
         ChooseDims {
             batch,
+            first_sample: 0,
             schedule: ScaleSchedule::from_sides(&[1, 2, 3]).unwrap(),
             scales: 1..3,
             vocab: VOCAB,
@@ -244,6 +246,7 @@ mod tests {
         let schedule = ScaleSchedule::from_sides(&[1, 2, 3]).unwrap();
         let dims = ChooseDims {
             batch: 1,
+            first_sample: 0,
             schedule,
             scales: 0..3,
             vocab: 2,

@@ -177,8 +177,15 @@ mod tests {
         let schedule = ScaleSchedule::from_sides(&[1]).unwrap();
         let targets_at = TargetRows::beside(&schedule);
         let weights = [1.0; MAX_SCALES];
-        let dims =
-            LossDims { batch: rows, schedule, vocab, smoothing, weights, targets: targets_at };
+        let dims = LossDims {
+            batch: rows,
+            first_sample: 0,
+            schedule,
+            vocab,
+            smoothing,
+            weights,
+            targets: targets_at,
+        };
         forward(&dims, logits, targets, out);
         [loss, hits, lse]
     }
@@ -212,8 +219,15 @@ mod tests {
         weights[1] = 0.25;
         let schedule = ScaleSchedule::from_sides(&[1, 2]).unwrap();
         let rows = TargetRows::beside(&schedule);
-        let dims =
-            LossDims { batch: 1, schedule, vocab: 3, smoothing: 0.0, weights, targets: rows };
+        let dims = LossDims {
+            batch: 1,
+            first_sample: 0,
+            schedule,
+            vocab: 3,
+            smoothing: 0.0,
+            weights,
+            targets: rows,
+        };
         backward(&dims, &mut logits, &targets, &lse);
         assert_eq!(logits[..3], [0.0; 3]);
         let third = 1.0 / 3.0;

@@ -115,7 +115,15 @@ mod tests {
         let schedule = ScaleSchedule::from_sides(&[1]).unwrap();
         let targets = TargetRows::beside(&schedule);
         let weights = [2.0; MAX_SCALES];
-        let dims = LossDims { batch: 1, schedule, vocab: 2, smoothing: 0.0, weights, targets };
+        let dims = LossDims {
+            batch: 1,
+            first_sample: 0,
+            schedule,
+            vocab: 2,
+            smoothing: 0.0,
+            weights,
+            targets,
+        };
         forward(&dims, &x, &t, out, &mut teacher_lse);
         assert!((loss[0] - 2.0f64.ln()).abs() < 1e-15);
         assert_eq!(hits, [1.0]);

@@ -114,6 +114,8 @@ pub(crate) fn forward<S: Storage, D: Device>(
     let (kernel, threads, shared) = match dims.choice {
         Choice::Argmax => (ARGMAX, 256, 0),
         Choice::Draw(filter, keys) => {
+            let first_image = keys.first_image.wrapping_add(dims.first_sample as u64);
+            let keys = DrawKeys { first_image, ..keys };
             let shared = rows.draw(dims.vocab, filter, keys);
             (DRAW, draw_threads(dims.vocab), shared)
         }

@@ -6,7 +6,7 @@
 mod toy;
 
 use sar_math::ScaleSchedule;
-use sar_math::loss::{LossBatch, StudentForcing, StudentTargets, TeacherForcing};
+use sar_math::loss::{LossBatch, StudentForcing, StudentTargets, Supervision, TeacherForcing};
 use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::{Extent, Method, Plan, StudentTarget};
 use sar_math::sampling::argmax;
@@ -34,13 +34,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut tf = TeacherForcing::new(&Toy, rows)?;
     let mut csf = StudentForcing::new(&Toy, rows)?;
-    let teacher = tf.forward(&Toy, batch, &plan.first, &teacher_logits, &codes)?;
+    let teacher = Supervision::teacher(batch, &plan.first);
+    let pulled = Supervision::student(batch, &student, &whole, sigma);
     let targets = StudentTargets::Hard(&predicted);
-    let pulled = csf.forward(&Toy, batch, &student, &whole, sigma, &student_logits, targets)?;
+    // All samples at once here; a large vocabulary would do some at a time.
+    let all = 0..batch.samples;
+    tf.forward(&Toy, &teacher, all.clone(), &teacher_logits, &codes)?;
+    csf.forward(&Toy, &pulled, all.clone(), &student_logits, targets)?;
 
     // Logits become gradients in place; hand them to your generator's backward.
-    csf.backward(&Toy, &pulled, &mut student_logits, targets)?;
-    tf.backward(&Toy, &teacher, &mut teacher_logits, &codes)?;
+    csf.backward(&Toy, &pulled, all.clone(), &mut student_logits, targets)?;
+    tf.backward(&Toy, &teacher, all, &mut teacher_logits, &codes)?;
 
     let (tf, csf) = (tf.report(&Toy, &teacher)?, csf.report(&Toy, &pulled)?);
     println!("L = L_TF + σ·L_CSF = {:.4} + {:.4}", tf.total, csf.total);

@@ -98,9 +98,16 @@ impl Buffers for Toy {
         accum[..len].fill(0.0);
         Ok(())
     }
-    fn copy(&self, from: &Vec<f64>, to: &mut Vec<f64>, len: usize) -> Done {
-        ShapeError::at_least("copy", "from", len, from.len())?;
-        put(&from[..len], to, 0)
+    fn copy(
+        &self,
+        from: &Vec<f64>,
+        at: usize,
+        to: &mut Vec<f64>,
+        to_at: usize,
+        len: usize,
+    ) -> Done {
+        ShapeError::at_least("copy", "from", at + len, from.len())?;
+        put(&from[at..at + len], to, to_at)
     }
     fn add(&self, from: &Vec<f64>, to: &mut Vec<f64>, len: usize) -> Done {
         ShapeError::at_least("add", "from and to", len, from.len().min(to.len()))?;
@@ -138,12 +145,13 @@ fn check(op: &'static str, dims: &LossDims, logits: usize, targets: usize, width
     ShapeError::at_least(op, "vocab", 1, dims.vocab)?;
     ShapeError::at_least(op, "logits (b*l*v)", dims.batch * tokens * dims.vocab, logits)?;
     ShapeError::at_least(op, "targets.tokens", tokens + dims.targets.shift, dims.targets.tokens)?;
-    ShapeError::at_least(op, "targets", dims.batch * dims.targets.tokens * width, targets)?;
+    let samples = dims.batch + if width == 1 { dims.first_sample } else { 0 };
+    ShapeError::at_least(op, "targets", samples * dims.targets.tokens * width, targets)?;
     Ok(())
 }
 
 fn check_ids(op: &'static str, dims: &LossDims, ids: &[u32]) -> Done {
-    for &id in &ids[..dims.batch * dims.targets.tokens] {
+    for &id in &ids[dims.first_sample * dims.targets.tokens..][..dims.batch * dims.targets.tokens] {
         ShapeError::at_least(op, "vocab (above every target)", id as usize + 1, dims.vocab)?;
     }
     Ok(())
@@ -161,6 +169,7 @@ fn forward(
     for (row, l) in rows.enumerate() {
         let p = target(dims.targets.of(row, tokens));
         let lse = log_sum_exp(l);
+        let row = dims.first_sample * tokens + row;
         out.lse_bl[row] = lse;
         out.loss_bl[row] = p.iter().zip(l).map(|(p, l)| p * (lse - l)).sum();
         let hit = sar_math::sampling::argmax(l) == sar_math::sampling::argmax(&p);
@@ -192,7 +201,8 @@ impl LossOps for Toy {
     ) -> Done {
         check("cross_entropy", dims, logits_blv.len(), targets_bl.len(), 1)?;
         check_ids("cross_entropy", dims, targets_bl)?;
-        forward(dims, logits_blv, out, |row| one_hot(dims, targets_bl[row]));
+        let first = dims.first_sample * dims.targets.tokens;
+        forward(dims, logits_blv, out, |row| one_hot(dims, targets_bl[first + row]));
         Ok(())
     }
 
@@ -205,7 +215,8 @@ impl LossOps for Toy {
     ) -> Done {
         check("cross_entropy_backward", dims, logits_to_dlogits.len(), targets_bl.len(), 1)?;
         check_ids("cross_entropy_backward", dims, targets_bl)?;
-        backward(dims, logits_to_dlogits, |row| one_hot(dims, targets_bl[row]));
+        let first = dims.first_sample * dims.targets.tokens;
+        backward(dims, logits_to_dlogits, |row| one_hot(dims, targets_bl[first + row]));
         Ok(())
     }
 

@@ -139,14 +139,16 @@ pub trait Buffers {
     /// # Errors
     /// Shape.
     fn zero_accum(&self, accum: &mut Self::Accum, len: usize) -> Result<(), Self::Error>;
-    /// Copies the first `len` elements of one activation buffer to another.
+    /// Copies `from[from_offset..][..len]` to `to[to_offset..][..len]`.
     ///
     /// # Errors
     /// Shape.
     fn copy(
         &self,
         from: &Self::Activation,
+        from_offset: usize,
         to: &mut Self::Activation,
+        to_offset: usize,
         len: usize,
     ) -> Result<(), Self::Error>;
     /// Adds the first `len` elements of `from` to `to`.

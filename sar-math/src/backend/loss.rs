@@ -2,12 +2,19 @@
 
 use super::Buffers;
 use crate::{MAX_SCALES, ScaleSchedule};
+use core::ops::Range;
 
 /// Dimensions of a loss over `logits[b, l, v]`, and how much each token counts.
+///
+/// The logits may be those of a part of a batch, so that the logits of all of it are never needed at
+/// once: ids of targets and [`TokenLoss`] are of the whole batch, logits of `batch` samples from
+/// `first_sample` on.
 #[derive(Clone, Copy, Debug)]
 pub struct LossDims {
-    /// Samples B.
+    /// Samples B of which there are logits.
     pub batch: usize,
+    /// Sample of the targets' ids and of the token losses that is the first of the logits.
+    pub first_sample: usize,
     /// Tokens of each sample, and which scale each belongs to.
     pub schedule: ScaleSchedule,
     /// Vocabulary V.
@@ -34,6 +41,17 @@ pub struct TargetRows {
     pub shift: usize,
 }
 
+impl LossDims {
+    /// The same loss on `samples` of this one's.
+    pub const fn part(&self, samples: &Range<usize>) -> Self {
+        Self {
+            first_sample: self.first_sample + samples.start,
+            batch: samples.end - samples.start,
+            ..*self
+        }
+    }
+}
+
 impl TargetRows {
     /// Targets that stand token for token beside the logits of a schedule.
     pub const fn beside(schedule: &ScaleSchedule) -> Self {
@@ -47,7 +65,8 @@ impl TargetRows {
     }
 }
 
-/// What a cross-entropy leaves per token `[b, l]`, for its backward and for reports.
+/// What a cross-entropy leaves per token `[b, l]` of the whole batch, for its backward and for
+/// reports.
 pub struct TokenLoss<B: Buffers + ?Sized> {
     /// The loss, not weighted.
     pub loss_bl: B::Accum,
@@ -96,7 +115,8 @@ pub trait LossOps: Buffers {
         saved: &TokenLoss<Self>,
     ) -> Result<(), Self::Error>;
 
-    /// Cross-entropy of each token against the softmax of `teacher_blv`, which takes no gradient.
+    /// Cross-entropy of each token against the softmax of `teacher_blv`, which takes no gradient. The
+    /// teacher's logits are of the same samples as the student's, whatever the first of them is.
     fn soft_cross_entropy(
         &self,
         dims: &LossDims,

@@ -18,7 +18,7 @@ pub struct Filter {
 pub struct DrawKeys {
     /// The run's seed.
     pub seed: u64,
-    /// Number of the batch's first image; sample b is image `first_image + b`.
+    /// Number of the first image of the ids; sample b of them is image `first_image + b`.
     pub first_image: u64,
 }
 
@@ -34,8 +34,10 @@ pub enum Choice {
 /// Operands of [`RolloutOps::choose_codes`].
 #[derive(Clone, Debug)]
 pub struct ChooseDims {
-    /// Images B.
+    /// Images B of which there are logits.
     pub batch: usize,
+    /// Sample of the ids that is the first of the logits.
+    pub first_sample: usize,
     /// The whole schedule; ids are `[b, T]`.
     pub schedule: ScaleSchedule,
     /// Which scales the logits hold: `[b or 2b, tokens of these, v]`.
@@ -141,7 +143,7 @@ pub trait RolloutOps: Buffers {
         map_bkhw: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
 
-    /// Guidance, filter and draw; writes the columns of `dims.scales` of `ids[b, T]`.
+    /// Guidance, filter and draw; writes the columns of `dims.scales` of `ids[first_sample + b, T]`.
     ///
     /// The logits are not changed. Ids are the same on every backend given the same logits.
     fn choose_codes(

@@ -26,8 +26,14 @@ impl<B: Buffers> Subject<B> for Operands {
         let mut out = Outputs::default();
         let from = rig.activation("from", &self.from[..used])?;
         let mut copied = rig.activation("to of copy", &self.to[..used])?;
-        rig.backend.copy(&from, &mut copied, used)?;
+        rig.backend.copy(&from, 0, &mut copied, 0, used)?;
         out.push("copied", rig.read("to of copy", &copied, used)?);
+        let mut moved = rig.activation("to of copy by one", &self.to[1..used])?;
+        rig.backend.copy(&from, 1, &mut moved, 0, used - 1)?;
+        out.push("copied from 1 on", rig.read("to of copy by one", &moved, used - 1)?);
+        let mut moved = rig.activation("to of copy behind one", &self.to[..used])?;
+        rig.backend.copy(&from, 0, &mut moved, 1, used - 1)?;
+        out.push("copied to 1 on", rig.read("to of copy behind one", &moved, used)?);
         let mut partly = rig.backend.activation(len)?;
         rig.backend.upload(&hosts::<B>(&self.to), &mut partly, 0)?;
         rig.backend.add(&from, &mut partly, used)?;
@@ -51,10 +57,13 @@ impl<B: Buffers> Subject<B> for Operands {
     fn values(&self) -> Vec<Expected> {
         let mut added = self.to.clone();
         let mut zeroed = self.from.clone();
+        let (from, to) = (&self.from[..self.used], &self.to[..self.used]);
         zeroed[..self.used].fill(0.0);
         added.iter_mut().zip(&self.from[..self.used]).for_each(|(to, from)| *to += from);
         vec![
-            Expected::exact("copied", self.from[..self.used].to_vec()),
+            Expected::exact("copied", from.to_vec()),
+            Expected::exact("copied from 1 on", from[1..].to_vec()),
+            Expected::exact("copied to 1 on", [&to[..1], &from[..from.len() - 1]].concat()),
             Expected::near("added", added),
             Expected::exact("zeroed", vec![0.0; self.used]),
             Expected::exact("zeroed in part", zeroed),
@@ -149,7 +158,7 @@ fn two_sequences<B: Buffers>(
         held.extend(wide::<B>(&host));
         give(keys[1], &mut || {
             backend.add(&sum, &mut x, len)?;
-            backend.copy(&x, &mut sum, len - 1)
+            backend.copy(&x, 0, &mut sum, 0, len - 1)
         })?;
         for buffer in [&x, &sum] {
             backend.download(buffer, 0, &mut host)?;
@@ -175,7 +184,7 @@ fn replays<B: Buffers>(backend: &B, n: &mut Numbers) -> Result<(), Mismatch> {
     }
     let fails = || -> Result<(), B::Error> {
         let (from, mut to) = (backend.activation(len)?, backend.activation(len)?);
-        backend.replay(next_replay_key(), &mut || backend.copy(&from, &mut to, len + 1))
+        backend.replay(next_replay_key(), &mut || backend.copy(&from, 0, &mut to, 0, len + 1))
     };
     // The error is that of the op inside.
     shape_error(&["replay", "copy"], "work that fails", fails())
@@ -197,8 +206,8 @@ pub fn check<B: Buffers>(backend: &B, case: Case) -> Result<Report, Mismatch> {
     params(backend, &mut n)?;
     ids(backend, &mut n)?;
     replays(backend, &mut n)?;
-    let len = n.between(2, 30);
-    let used = n.between(1, len - 1);
+    let len = n.between(3, 30);
+    let used = n.between(2, len - 1);
     verifier.verify(&draw(&mut n, used, len))?;
     Ok(verifier.report())
 }

@@ -10,6 +10,7 @@ use crate::philox::token_uniform;
 use crate::{MAX_SCALES, ScaleSchedule};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// Probabilities nearer to a bound than this may round to either side of it; such draws are
 /// replaced when a case is made.
@@ -93,6 +94,17 @@ impl Operands {
         operands
     }
 
+    /// The logits of some samples: conditional and, with guidance, unconditional ones.
+    fn of_samples(&self, samples: &Range<usize>) -> Vec<f64> {
+        let halves = if self.dims.guidance.is_some() { 2 } else { 1 };
+        let (batch, len) = (self.dims.batch, self.logits.len() / halves / self.dims.batch);
+        let of_half = |half: usize| {
+            let first = half * batch + samples.start;
+            self.logits[first * len..][..samples.len() * len].iter()
+        };
+        (0..halves).flat_map(of_half).copied().collect()
+    }
+
     fn choose(&self, row: usize) -> (usize, bool) {
         let ChooseDims { vocab, guidance, choice, .. } = self.dims;
         let places = places(&self.dims);
@@ -125,11 +137,25 @@ impl<B: RolloutOps> Subject<B> for Operands {
     fn run(&self, rig: &Rig<'_, B>, _start: &[f64]) -> Result<Outputs, B::Error> {
         let len = self.dims.batch * self.dims.schedule.tokens();
         let mut out = Outputs::default();
-        let logits = rig.activation("logits", &self.logits)?;
         let mut ids = rig.blank_ids("ids", len)?;
-        rig.backend.choose_codes(&self.dims, &logits, &mut ids)?;
+        let mut unchanged = true;
+        // The logits of all samples but the first, then those of the first.
+        for samples in [1..self.dims.batch, 0..1] {
+            if samples.is_empty() {
+                continue;
+            }
+            let logits = self.of_samples(&samples);
+            let dims = ChooseDims {
+                batch: samples.len(),
+                first_sample: samples.start,
+                ..self.dims.clone()
+            };
+            let device = rig.activation("logits", &logits)?;
+            rig.backend.choose_codes(&dims, &device, &mut ids)?;
+            unchanged &= rig.read("logits", &device, logits.len())? == logits;
+        }
         out.push("ids", rig.read_ids("ids", &ids, len)?);
-        out.push("logits afterwards", rig.read("logits", &logits, self.logits.len())?);
+        out.push("logits unchanged", vec![f64::from(u8::from(unchanged))]);
         Ok(out)
     }
 
@@ -139,7 +165,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
         for (row, (b, _, _, token)) in places(&self.dims).into_iter().enumerate() {
             ids[b * tokens + token] = self.choose(row).0 as f64;
         }
-        vec![Expected::exact("ids", ids), Expected::exact("logits afterwards", self.logits.clone())]
+        vec![Expected::exact("ids", ids), Expected::exact("logits unchanged", vec![1.0])]
     }
 
     fn rows(&self) -> usize {
@@ -155,10 +181,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
             }
             Choice::Argmax => Choice::Argmax,
         };
-        let halves = if self.dims.guidance.is_some() { 2 } else { 1 };
-        let len = self.logits.len() / halves / self.dims.batch;
-        let of_half = |half: usize| &self.logits[(half * self.dims.batch + row) * len..][..len];
-        let logits = (0..halves).flat_map(of_half).copied().collect();
+        let logits = self.of_samples(&(row..row + 1));
         Some(Self { dims: ChooseDims { batch: 1, choice, ..self.dims.clone() }, logits })
     }
 
@@ -177,6 +200,7 @@ fn draw_dims(n: &mut Numbers, schedule: ScaleSchedule, choice: Choice) -> Choose
     let first = n.between(0, schedule.len() - 1);
     ChooseDims {
         batch: n.between(1, 3),
+        first_sample: 0,
         schedule,
         scales: first..n.between(first + 1, schedule.len()),
         vocab: n.between(2, 30),
@@ -229,6 +253,7 @@ pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, M
     let filter = Filter { top_k: 400, top_p: 0.95 };
     let dims = ChooseDims {
         batch: 3,
+        first_sample: 0,
         schedule,
         scales: 0..schedule.len(),
         vocab: 512,

@@ -9,6 +9,7 @@ use crate::backend::{Buffers, LossDims, LossOps, TargetRows, TokenLoss};
 use crate::{MAX_SCALES, ScaleSchedule};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 #[derive(Clone)]
 struct Operands {
@@ -29,7 +30,21 @@ pub(super) fn draw_dims(n: &mut Numbers, schedule: ScaleSchedule, smoothing: f64
     let shift = n.between(0, 2);
     let targets = TargetRows { tokens: schedule.tokens() + shift + n.between(0, 2), shift };
     let (batch, vocab) = (n.between(1, 3), n.between(1, 9));
-    LossDims { batch, schedule, vocab, smoothing, weights, targets }
+    LossDims { batch, first_sample: 0, schedule, vocab, smoothing, weights, targets }
+}
+
+/// The dimensions and the samples of each part of a batch whose logits come in two parts, or in one
+/// where it is a single sample.
+pub(super) fn parts(dims: &LossDims) -> impl Iterator<Item = (LossDims, Range<usize>)> {
+    let dims = *dims;
+    let cuts = [0, dims.batch / 2, dims.batch];
+    let ranges = [cuts[0]..cuts[1], cuts[1]..cuts[2]];
+    ranges.into_iter().filter(|r| !r.is_empty()).map(move |samples| (dims.part(&samples), samples))
+}
+
+/// The part of rows of `width` elements a sample that `samples` have.
+pub(super) fn of_samples(values: &[f64], samples: &Range<usize>, width: usize) -> Vec<f64> {
+    values[samples.start * width..samples.end * width].to_vec()
 }
 
 /// The row of the target of each row of the logits.
@@ -126,21 +141,31 @@ impl<B: LossOps> Subject<B> for Operands {
 
     fn run(&self, rig: &Rig<'_, B>, _start: &[f64]) -> Result<Outputs, B::Error> {
         let rows = self.logits.len() / self.dims.vocab;
+        let width = self.dims.schedule.tokens() * self.dims.vocab;
         let mut out = Outputs::default();
-        let logits = rig.activation("logits", &self.logits)?;
         let targets = rig.ids("targets", &self.targets)?;
         let mut loss = token_loss(rig, rows, false)?;
-        rig.backend.cross_entropy(&self.dims, &logits, &targets, &mut loss)?;
+        let mut afterwards = Vec::new();
+        for (dims, samples) in parts(&self.dims) {
+            let logits = of_samples(&self.logits, &samples, width);
+            let device = rig.activation("logits", &logits)?;
+            rig.backend.cross_entropy(&dims, &device, &targets, &mut loss)?;
+            afterwards.extend(rig.read("logits", &device, logits.len())?);
+        }
         out.push("loss", rig.read_accum("loss", &loss.loss_bl, rows)?);
         out.push("hits", rig.read_accum("hits", &loss.hits_bl, rows)?);
         out.push("lse", rig.read_accum("lse", &loss.lse_bl, rows)?);
-        out.push("logits of forward", rig.read("logits", &logits, self.logits.len())?);
+        out.push("logits of forward", afterwards);
 
-        let mut logits = rig.activation("logits of backward", &self.logits)?;
         let targets = rig.ids("targets of backward", &self.targets)?;
         let saved = hand_over(rig, &loss, rows, false)?;
-        rig.backend.cross_entropy_backward(&self.dims, &mut logits, &targets, &saved)?;
-        let dlogits = rig.read("dlogits", &logits, self.logits.len())?;
+        let mut dlogits = Vec::new();
+        for (dims, samples) in parts(&self.dims) {
+            let logits = of_samples(&self.logits, &samples, width);
+            let mut device = rig.activation("logits of backward", &logits)?;
+            rig.backend.cross_entropy_backward(&dims, &mut device, &targets, &saved)?;
+            dlogits.extend(rig.read("dlogits", &device, logits.len())?);
+        }
         out.push("dlogits of weight zero", unweighted(&self.dims, &dlogits));
         out.push("logits", dlogits);
         Ok(out)
@@ -211,7 +236,7 @@ pub(super) fn extreme_logits(n: &mut Numbers, rows: usize, vocab: usize) -> Vec<
     logits
 }
 
-/// Checks `cross_entropy` and its backward: with and without smoothing, scales of weight zero, a
+/// Checks `cross_entropy` and its backward, the logits of a batch in two parts: with and without smoothing, scales of weight zero, a
 /// vocabulary of one, saturated and tied logits.
 ///
 /// # Errors

@@ -2,7 +2,8 @@
 
 use super::case::{Case, Numbers, mid_schedule};
 use super::cross_entropy::{
-    draw_dims, extreme_logits, hand_over, stored_lse, target_rows, token_loss, unweighted, weight,
+    draw_dims, extreme_logits, hand_over, of_samples, parts, stored_lse, target_rows, token_loss,
+    unweighted, weight,
 };
 use super::math::{argmax, log_sum_exp, softmax};
 use super::rig::Rig;
@@ -49,25 +50,38 @@ impl<B: LossOps> Subject<B> for Operands {
     }
 
     fn run(&self, rig: &Rig<'_, B>, _start: &[f64]) -> Result<Outputs, B::Error> {
-        let len = self.logits.len();
-        let rows = len / self.dims.vocab;
+        let rows = self.logits.len() / self.dims.vocab;
         let mut out = Outputs::default();
-        let logits = rig.activation("logits", &self.logits)?;
-        let teacher = rig.activation("teacher", &self.teacher)?;
+        let width = self.dims.schedule.tokens() * self.dims.vocab;
+        let teacher_width = self.dims.targets.tokens * self.dims.vocab;
         let mut loss = token_loss(rig, rows, true)?;
-        rig.backend.soft_cross_entropy(&self.dims, &logits, &teacher, &mut loss)?;
+        let (mut afterwards, mut teacher_afterwards) = (Vec::new(), Vec::new());
+        for (dims, samples) in parts(&self.dims) {
+            let logits = of_samples(&self.logits, &samples, width);
+            let teacher = of_samples(&self.teacher, &samples, teacher_width);
+            let device = rig.activation("logits", &logits)?;
+            let teacher_device = rig.activation("teacher", &teacher)?;
+            rig.backend.soft_cross_entropy(&dims, &device, &teacher_device, &mut loss)?;
+            afterwards.extend(rig.read("logits", &device, logits.len())?);
+            teacher_afterwards.extend(rig.read("teacher", &teacher_device, teacher.len())?);
+        }
         out.push("loss", rig.read_accum("loss", &loss.loss_bl, rows)?);
         out.push("hits", rig.read_accum("hits", &loss.hits_bl, rows)?);
         out.push("lse", rig.read_accum("lse", &loss.lse_bl, rows)?);
         out.push("teacher_lse", rig.read_accum("teacher_lse", &loss.teacher_lse_bl, rows)?);
-        out.push("logits of forward", rig.read("logits", &logits, len)?);
-        out.push("teacher of forward", rig.read("teacher", &teacher, self.teacher.len())?);
+        out.push("logits of forward", afterwards);
+        out.push("teacher of forward", teacher_afterwards);
 
-        let mut logits = rig.activation("logits of backward", &self.logits)?;
-        let teacher = rig.activation("teacher of backward", &self.teacher)?;
         let saved = hand_over(rig, &loss, rows, true)?;
-        rig.backend.soft_cross_entropy_backward(&self.dims, &mut logits, &teacher, &saved)?;
-        let dlogits = rig.read("dlogits", &logits, len)?;
+        let mut dlogits = Vec::new();
+        for (dims, samples) in parts(&self.dims) {
+            let logits = of_samples(&self.logits, &samples, width);
+            let teacher = of_samples(&self.teacher, &samples, teacher_width);
+            let mut device = rig.activation("logits of backward", &logits)?;
+            let teacher = rig.activation("teacher of backward", &teacher)?;
+            rig.backend.soft_cross_entropy_backward(&dims, &mut device, &teacher, &saved)?;
+            dlogits.extend(rig.read("dlogits", &device, logits.len())?);
+        }
         out.push("dlogits of weight zero", unweighted(&self.dims, &dlogits));
         out.push("logits", dlogits);
         Ok(out)
@@ -121,7 +135,7 @@ impl<B: LossOps> Subject<B> for Operands {
     }
 }
 
-/// Checks `soft_cross_entropy` and its backward: scales of weight zero, a vocabulary of one,
+/// Checks `soft_cross_entropy` and its backward, the logits of a batch in two parts: scales of weight zero, a vocabulary of one,
 /// saturated and tied logits on both sides.
 ///
 /// # Errors

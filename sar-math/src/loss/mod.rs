@@ -11,6 +11,9 @@
 //! losses on the device; `backward` turns the logits into their gradient in place; `report` brings
 //! the sums per scale to the host, the only point that waits. Nothing allocates after `new`.
 //!
+//! Logits come some samples at a time, so that those of a whole batch are never needed at once:
+//! `forward` and `backward` take the range of samples that the logits are of, `report` speaks of all.
+//!
 //! Means are over `tokens·divisor`, where the divisor is the number of samples of the whole
 //! optimiser step: micro-batches add up to the gradient of the whole batch.
 

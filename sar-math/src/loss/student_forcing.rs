@@ -1,16 +1,15 @@
 //! L_CSF: the student pass pulled towards what the teacher pass predicted.
 
 use super::report::Recorder;
-use super::{LossBatch, ScaleReport, Supervision};
-use crate::ScaleSchedule;
-use crate::backend::{LossOps, TokenLoss};
-use crate::rollout::Pass;
+use super::{ScaleReport, Supervision};
+use crate::backend::{LossDims, LossOps};
+use core::ops::Range;
 
 /// What the student's logits are compared with; both are of the *whole* schedule.
 pub enum StudentTargets<'a, B: LossOps> {
-    /// Codes `[b, T]`: the teacher's predictions, or the image's.
+    /// Codes `[b, T]` of the whole batch: the teacher's predictions, or the image's.
     Hard(&'a B::Ids),
-    /// The teacher's logits `[b, T, v]`, of which the softmax is the target.
+    /// The teacher's logits `[n, T, v]` of the student's samples; their softmax is the target.
     Soft(&'a B::Activation),
 }
 
@@ -40,39 +39,32 @@ impl<B: LossOps> StudentForcing<B> {
         Ok(Self { recorder: Recorder::new(backend, rows)? })
     }
 
-    /// Per-token losses of the student's `logits[b, l, v]`, kept for what follows.
+    /// Per-token losses of the student's logits `[n, l, v]` of n `samples`, kept for what follows.
     ///
-    /// `pass` is the student pass and `whole` the schedule of the teacher pass and of the targets.
-    /// Label smoothing applies to hard targets alone.
+    /// `supervision` is a [`Supervision::student`]. Label smoothing applies to hard targets alone.
     ///
     /// # Errors
     /// Shape; a target outside the vocabulary; a device fault may surface here or later.
     pub fn forward(
         &mut self,
         backend: &B,
-        batch: LossBatch,
-        pass: &Pass,
-        whole: &ScaleSchedule,
-        sigma: f64,
-        logits_blv: &B::Activation,
+        supervision: &Supervision,
+        samples: Range<usize>,
+        logits_nlv: &B::Activation,
         targets: StudentTargets<'_, B>,
-    ) -> Result<Supervision, B::Error> {
-        let mut supervision = Supervision::new(batch, pass, whole, sigma);
-        let out = &mut self.recorder.tokens;
+    ) -> Result<(), B::Error> {
+        let (dims, out) = (supervision.part(samples)?, &mut self.recorder.tokens);
         match targets {
-            StudentTargets::Hard(ids) => {
-                backend.cross_entropy(&supervision.dims, logits_blv, ids, out)?;
-            }
+            StudentTargets::Hard(ids) => backend.cross_entropy(&dims, logits_nlv, ids, out),
             StudentTargets::Soft(teacher) => {
-                supervision.dims.smoothing = 0.0;
-                backend.soft_cross_entropy(&supervision.dims, logits_blv, teacher, out)?;
+                let dims = LossDims { smoothing: 0.0, ..dims };
+                backend.soft_cross_entropy(&dims, logits_nlv, teacher, out)
             }
         }
-        Ok(supervision)
     }
 
-    /// In place: the logits that `forward` saw become ∂(σ·L_CSF)/∂logits. The targets must be those
-    /// of `forward`, unchanged: soft ones take the teacher's *logits*, not yet its gradient.
+    /// In place: the logits that `forward` saw become ∂(σ·L_CSF)/∂logits. Samples and targets must be
+    /// those of that `forward`, unchanged: soft ones take the teacher's *logits*, not its gradient.
     ///
     /// # Errors
     /// As [`StudentForcing::forward`].
@@ -80,21 +72,22 @@ impl<B: LossOps> StudentForcing<B> {
         &self,
         backend: &B,
         supervision: &Supervision,
+        samples: Range<usize>,
         logits_to_dlogits: &mut B::Activation,
         targets: StudentTargets<'_, B>,
     ) -> Result<(), B::Error> {
-        let (dims, saved): (_, &TokenLoss<B>) = (&supervision.dims, &self.recorder.tokens);
+        let (dims, saved) = (supervision.part(samples)?, &self.recorder.tokens);
         match targets {
             StudentTargets::Hard(ids) => {
-                backend.cross_entropy_backward(dims, logits_to_dlogits, ids, saved)
+                backend.cross_entropy_backward(&dims, logits_to_dlogits, ids, saved)
             }
             StudentTargets::Soft(teacher) => {
-                backend.soft_cross_entropy_backward(dims, logits_to_dlogits, teacher, saved)
+                backend.soft_cross_entropy_backward(&dims, logits_to_dlogits, teacher, saved)
             }
         }
     }
 
-    /// Loss and accuracy of each scale of the last `forward`. Waits for the device.
+    /// Loss and accuracy of each scale, once `forward` has seen every sample. Waits for the device.
     ///
     /// Accuracy against a soft target: the largest logit is where the teacher's is.
     ///

@@ -1,8 +1,9 @@
 //! How much every scale of a pass counts, and where its targets stand.
 
-use crate::backend::{LossDims, TargetRows};
+use crate::backend::{LossDims, ShapeError, TargetRows};
 use crate::rollout::Pass;
 use crate::{MAX_SCALES, ScaleSchedule};
+use core::ops::Range;
 
 /// The batch a loss is computed on.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -17,7 +18,7 @@ pub struct LossBatch {
     pub smoothing: f64,
 }
 
-/// What `forward` has been asked for; `backward` and `report` take it back.
+/// What a loss is of: how much each scale of a pass counts, and against what.
 #[derive(Clone, Copy, Debug)]
 pub struct Supervision {
     /// Dimensions, and the weight of each scale's tokens in the gradient.
@@ -29,11 +30,29 @@ pub struct Supervision {
 }
 
 impl Supervision {
+    /// Of `L_TF`: the mean over the supervised tokens of a pass beside whose logits its targets stand.
+    pub fn teacher(batch: LossBatch, pass: &Pass) -> Self {
+        Self::new(batch, pass, &pass.schedule, 1.0)
+    }
+
+    /// Of `σ·L_CSF`: `pass` is the student pass, `whole` the schedule of the teacher pass and of the
+    /// targets.
+    pub fn student(batch: LossBatch, pass: &Pass, whole: &ScaleSchedule, sigma: f64) -> Self {
+        Self::new(batch, pass, whole, sigma)
+    }
+
+    /// The dimensions of a part of the batch.
+    pub(super) fn part(&self, samples: Range<usize>) -> Result<LossDims, ShapeError> {
+        ShapeError::at_least("loss", "samples (start to end)", samples.start, samples.end)?;
+        ShapeError::at_least("loss", "samples of the batch", samples.end, self.dims.batch)?;
+        Ok(self.dims.part(&samples))
+    }
+
     /// `factor` times the mean over the tokens of the supervised scales of `pass`, whose targets are
     /// in a buffer of the schedule `whole`.
     ///
     /// A pass that supervises nothing, or a divisor of 0, weighs nothing.
-    pub fn new(batch: LossBatch, pass: &Pass, whole: &ScaleSchedule, factor: f64) -> Self {
+    fn new(batch: LossBatch, pass: &Pass, whole: &ScaleSchedule, factor: f64) -> Self {
         let counted = pass.supervised_tokens() as f64 * batch.divisor as f64;
         let weight = if counted > 0.0 { factor / counted } else { 0.0 };
         let (mut weights, mut supervised) = ([0.0; MAX_SCALES], [false; MAX_SCALES]);
@@ -43,6 +62,7 @@ impl Supervision {
         }
         let dims = LossDims {
             batch: batch.samples,
+            first_sample: 0,
             schedule: pass.schedule,
             vocab: batch.vocab,
             smoothing: batch.smoothing,

@@ -1,9 +1,9 @@
 //! L_TF: cross-entropy of every token against the image's codes.
 
 use super::report::Recorder;
-use super::{LossBatch, ScaleReport, Supervision};
+use super::{ScaleReport, Supervision};
 use crate::backend::LossOps;
-use crate::rollout::Pass;
+use core::ops::Range;
 
 /// `L_TF = 1/(divisor·T) Σ ℓ(logits, f)` over samples and tokens; ℓ is the cross-entropy against the
 /// image's codes f, smoothed by ε where asked.
@@ -22,25 +22,25 @@ impl<B: LossOps> TeacherForcing<B> {
         Ok(Self { recorder: Recorder::new(backend, rows)? })
     }
 
-    /// Per-token losses of `logits[b, T, v]` against `targets[b, T]`, kept for what follows.
+    /// Per-token losses of the logits `[n, T, v]` of n `samples` against `targets[b, T]` of all, kept
+    /// for what follows. `supervision` is a [`Supervision::teacher`].
     ///
     /// # Errors
     /// Shape; a target outside the vocabulary; a device fault may surface here or later.
     pub fn forward(
         &mut self,
         backend: &B,
-        batch: LossBatch,
-        pass: &Pass,
-        logits_blv: &B::Activation,
+        supervision: &Supervision,
+        samples: Range<usize>,
+        logits_nlv: &B::Activation,
         targets_bl: &B::Ids,
-    ) -> Result<Supervision, B::Error> {
-        let supervision = Supervision::new(batch, pass, &pass.schedule, 1.0);
-        let out = &mut self.recorder.tokens;
-        backend.cross_entropy(&supervision.dims, logits_blv, targets_bl, out)?;
-        Ok(supervision)
+    ) -> Result<(), B::Error> {
+        let dims = supervision.part(samples)?;
+        backend.cross_entropy(&dims, logits_nlv, targets_bl, &mut self.recorder.tokens)
     }
 
-    /// In place: the logits that `forward` saw become ∂L_TF/∂logits.
+    /// In place: the logits that `forward` saw become ∂L_TF/∂logits. The samples are those of that
+    /// `forward`.
     ///
     /// # Errors
     /// As [`TeacherForcing::forward`].
@@ -48,14 +48,15 @@ impl<B: LossOps> TeacherForcing<B> {
         &self,
         backend: &B,
         supervision: &Supervision,
+        samples: Range<usize>,
         logits_to_dlogits: &mut B::Activation,
         targets_bl: &B::Ids,
     ) -> Result<(), B::Error> {
-        let saved = &self.recorder.tokens;
-        backend.cross_entropy_backward(&supervision.dims, logits_to_dlogits, targets_bl, saved)
+        let (dims, saved) = (supervision.part(samples)?, &self.recorder.tokens);
+        backend.cross_entropy_backward(&dims, logits_to_dlogits, targets_bl, saved)
     }
 
-    /// Loss and accuracy of each scale of the last `forward`. Waits for the device.
+    /// Loss and accuracy of each scale, once `forward` has seen every sample. Waits for the device.
     ///
     /// # Errors
     /// A device fault of earlier work.

@@ -28,7 +28,7 @@ pub struct Ceilings {
 /// Out of memory; a device fault.
 pub fn ceilings<B: Compute>(backend: &B, storage: usize) -> anyhow::Result<Ceilings> {
     let (from, mut to) = (backend.activation(COPIED)?, backend.activation(COPIED)?);
-    let copy = timed(backend, || Ok(backend.copy(&from, &mut to, COPIED)?))?;
+    let copy = timed(backend, || Ok(backend.copy(&from, 0, &mut to, 0, COPIED)?))?;
     drop((from, to));
     let matrix = SIDE * SIDE;
     let (x, mut y) = (backend.activation(matrix)?, backend.activation(matrix)?);

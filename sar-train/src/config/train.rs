@@ -116,6 +116,9 @@ pub struct TrainConfig {
     /// `blocks`, from most memory to least.
     #[serde(with = "text")]
     pub recompute: Recompute,
+    /// Tokens whose logits there is room for at a time, those of one image at least; fewer take less
+    /// memory, and on a GPU more time below some thousands. Default 8192.
+    pub head_tokens: usize,
     /// Draw a schedule per step as FlexVAR does, in proportion to the last grid. Default false.
     pub random_schedules: bool,
     /// Steps between log lines. Default 10.
@@ -165,6 +168,7 @@ impl Default for TrainConfig {
             keep: 3,
             non_finite_limit: 5,
             recompute: Recompute::Norms,
+            head_tokens: 8192,
             seed: 0,
         }
     }
@@ -216,6 +220,7 @@ impl TrainConfig {
         require(self.batch >= 1, "train.batch", self.batch, "at least 1")?;
         require(self.accumulate >= 1, "train.accumulate", self.accumulate, "at least 1")?;
         require(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")?;
+        require(self.head_tokens >= 1, "train.head_tokens", self.head_tokens, "at least 1")?;
         require(self.keep >= 1, "train.keep", self.keep, "at least 1")?;
         let limit = self.non_finite_limit;
         require(limit >= 1, "train.non_finite_limit", limit, "at least 1")?;

@@ -203,6 +203,7 @@ impl<B: Backend> Sampler<B> {
             }
             let dims = ChooseDims {
                 batch,
+                first_sample: 0,
                 schedule: self.schedule,
                 scales: scale..scale + 1,
                 vocab: generator.shape().vocab,

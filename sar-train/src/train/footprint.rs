@@ -21,7 +21,8 @@ pub struct MemoryPlan {
     pub moments: u64,
     /// What the passes of one batch keep for their backward, and its scratch.
     pub activations: u64,
-    /// Logits, which become their own gradient, and the teacher's where they are a target.
+    /// Logits of a part of a batch, which become their own gradient, and the teacher's where they are
+    /// a target.
     pub logits: u64,
 }
 
@@ -34,16 +35,15 @@ impl MemoryPlan {
         let average = if config.train.ema > 0.0 { WIDE } else { 0 };
         let (activations, wide) = elements(config, needs);
         let samples = config.train.batch as u64;
-        let tokens = config.generator.schedule.tokens() as u64;
         let vocab = config.generator.vocab as u64;
-        let kept = samples * u64::from(needs.soft);
+        let kept = heads(needs) * head_rows(config, needs);
         let sampled = samples * largest(config) * u64::from(needs.sampler);
         Self {
             weights: (WIDE + narrow + average) * parameters,
             gradients: WIDE * parameters,
             moments: 2 * WIDE * parameters,
             activations: storage * activations + WIDE * wide,
-            logits: storage * ((rows(config, needs) + kept) * tokens + sampled) * vocab,
+            logits: storage * (kept + sampled) * vocab,
         }
     }
 
@@ -59,16 +59,21 @@ fn largest(config: &Config) -> u64 {
     scales.map(|scale| scale.tokens() as u64).max().unwrap_or(0)
 }
 
-/// Samples of the teacher pass: twice the batch with a guided rollout.
-fn rows(config: &Config, needs: Needs) -> u64 {
-    config.train.batch as u64 * if needs.guided { 2 } else { 1 }
+/// Tokens whose logits there is room for.
+fn head_rows(config: &Config, needs: Needs) -> u64 {
+    needs.head_rows(config.train.batch, config.generator.schedule.tokens()) as u64
+}
+
+/// Rooms for logits: the model's own, and its teacher's where they are a target.
+fn heads(needs: Needs) -> u64 {
+    1 + u64::from(needs.soft)
 }
 
 /// Elements stored as activations and as wide numbers, logits and parameters left out.
 fn elements(config: &Config, needs: Needs) -> (u64, u64) {
     let g = &config.generator;
     let [c, k, d, h, v] = [g.width, g.channels, g.depth, g.heads, g.vocab].map(|n| n as u64);
-    let (batch, rows) = (config.train.batch as u64, rows(config, needs));
+    let (batch, rows) = (config.train.batch as u64, needs.rows(config.train.batch) as u64);
     let (tokens, mlp) = (g.schedule.tokens() as u64, MLP_RATIO as u64);
     let count = needs.recompute.counts(g.depth);
     let [blocks, sums, branches, normed, activated] =
@@ -76,6 +81,9 @@ fn elements(config: &Config, needs: Needs) -> (u64, u64) {
     // Tensors of a token's width that a pass keeps: q, k, v, attention's output, the hidden layer.
     let kept = blocks * (3 + 1 + mlp) + sums + branches + normed + mlp * activated;
     let forward = rows * tokens * c * kept;
+    // What logits are made from, and the same of a teacher's whole batch.
+    let soft = batch * tokens * u64::from(needs.soft);
+    let head = (heads(needs) * head_rows(config, needs) + soft) * c;
     // Three gradients of the width and one of the hidden layer's.
     let backward = batch * tokens * c * (3 + mlp);
     // Class vectors and all modulation vectors, and their gradients.
@@ -90,6 +98,6 @@ fn elements(config: &Config, needs: Needs) -> (u64, u64) {
     let norms = rows * tokens * (2 * (2 * d + 1) + blocks * 3 * h);
     let losses = 2 * 4 * batch * tokens;
     let ids = 3 * batch * tokens;
-    let narrow = forward + backward + modulation + positions + images + sampler;
+    let narrow = forward + head + backward + modulation + positions + images + sampler;
     (narrow, norms + losses + ids + v * k)
 }

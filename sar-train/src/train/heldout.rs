@@ -2,9 +2,9 @@
 
 use super::TrainError;
 use super::trainer::Trainer;
-use crate::model::generator::PassInput;
+use crate::model::generator::parts;
 use sar_math::backend::{Backend, LatentDims, RolloutDims};
-use sar_math::loss::{LossBatch, ScaleReport};
+use sar_math::loss::{LossBatch, ScaleReport, Supervision};
 use sar_math::rollout::Pass;
 use serde::Serialize;
 
@@ -56,7 +56,7 @@ impl<B: Backend> Trainer<'_, B> {
         let (g, batch) = (self.generator.shape(), labels.len());
         let rows = batch * schedule.tokens();
         b.upload(latents, &mut self.latents, 0)?;
-        b.upload_ids(labels, &mut m.labels, 0)?;
+        b.upload_ids(labels, &mut m.given.labels, 0)?;
         let latent_dims = LatentDims { batch, ..self.latent_dims };
         b.area_tokens(latent_dims, &schedule, &self.latents, &mut m.tokens)?;
         let codebook = &self.codebook;
@@ -69,21 +69,19 @@ impl<B: Backend> Trainer<'_, B> {
             vocab: g.vocab,
         };
         if schedule.len() > 1 {
-            b.rollout_inputs(&rollout, &m.truth, codebook, &mut m.inputs)?;
+            b.rollout_inputs(&rollout, &m.truth, codebook, &mut m.given.inputs)?;
         }
-        let input = PassInput {
-            batch,
-            schedule,
-            labels: &m.labels,
-            inputs: &m.inputs,
-            input_batch: batch,
-            with_start: true,
-            keep: None,
-        };
+        let pass = Pass::teacher(&schedule);
+        let input = m.given.input(&pass, batch, batch, false);
         self.generator.forward(b, &self.params, &input, &mut m.trace)?;
         let of = LossBatch { samples: batch, divisor: batch, vocab: g.vocab, smoothing: 0.0 };
-        let (pass, loss) = (Pass::teacher(&schedule), &mut m.teacher_loss);
-        let supervised = loss.forward(b, of, &pass, &m.trace.logits, &m.truth)?;
-        loss.report(b, &supervised)
+        let supervised = Supervision::teacher(of, &pass);
+        for samples in parts(batch, m.head.samples(schedule.tokens())) {
+            let (normed, part) = (m.trace.output(), [samples.clone()]);
+            let (tokens, head) = (schedule.tokens(), &mut m.head);
+            self.generator.head(b, &self.params, tokens, normed, &part, head)?;
+            m.teacher_loss.forward(b, &supervised, samples, &head.logits, &m.truth)?;
+        }
+        m.teacher_loss.report(b, &supervised)
     }
 }

@@ -1,27 +1,83 @@
 //! Memory of a training step, allocated once for the longest schedule.
 
-use crate::model::generator::{Generator, Gradients, Recompute, Trace};
+use crate::model::generator::{Generator, Gradients, Head, PassInput, Recompute, Trace};
 use crate::sample::Sampler;
 use sar_math::ScaleSchedule;
 use sar_math::backend::Backend;
 use sar_math::loss::{StudentForcing, Supervision, TeacherForcing};
+use sar_math::rollout::Pass;
 
 /// What a way of training needs beside teacher forcing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
     /// An unconditional half beside the teacher pass (guided rollouts).
     pub guided: bool,
-    /// A copy of the teacher's logits (soft targets).
+    /// What the teacher's logits are made from, and room for some (soft targets).
     pub soft: bool,
     /// Generation scale by scale (student, hybrid, interleaved forcing).
     pub sampler: bool,
     /// What the backward computes again.
     pub recompute: Recompute,
+    /// Tokens whose logits there is room for; see [`Needs::head_rows`].
+    pub head_tokens: usize,
+}
+
+impl Needs {
+    /// Samples of the teacher pass of `batch` images.
+    pub(crate) fn rows(&self, batch: usize) -> usize {
+        if self.guided { 2 * batch } else { batch }
+    }
+
+    /// Tokens of the head's room: those of one image at least (and of its unconditional twin), and no
+    /// more than a pass has.
+    pub(crate) fn head_rows(&self, batch: usize, tokens: usize) -> usize {
+        let image = self.rows(1) * tokens;
+        image * (self.head_tokens / image.max(1)).clamp(1, batch.max(1))
+    }
+}
+
+/// What a pass is given.
+pub(crate) struct Given<B: Backend> {
+    pub(crate) inputs: B::Activation,
+    /// Labels of the samples and, where guided, of their unconditional half.
+    pub(crate) labels: B::Ids,
+    /// Drop path's factors.
+    pub(crate) keep: B::Accum,
+}
+
+impl<B: Backend> Given<B> {
+    /// The input of a pass of `batch` samples, of which the first `input_batch` have inputs of their
+    /// own; `keep` says whether there is drop path.
+    pub(crate) fn input(
+        &self,
+        pass: &Pass,
+        batch: usize,
+        input_batch: usize,
+        keep: bool,
+    ) -> PassInput<'_, B> {
+        PassInput {
+            batch,
+            schedule: pass.schedule,
+            labels: &self.labels,
+            inputs: &self.inputs,
+            input_batch,
+            with_start: pass.with_start,
+            keep: keep.then_some(&self.keep),
+        }
+    }
+}
+
+/// What soft targets are made from: the teacher's last norm and room for some of its logits.
+pub(crate) struct SoftTeacher<B: Backend> {
+    /// `[b, T, c]`.
+    pub(crate) normed: B::Activation,
+    pub(crate) head: Head<B>,
 }
 
 /// Buffers of a step: nothing is allocated after they are.
 pub struct StepMemory<B: Backend> {
     pub(crate) trace: Trace<B>,
+    pub(crate) head: Head<B>,
     pub(crate) grads: Gradients<B>,
     /// The latent at every scale, `[b, T, k]`.
     pub(crate) tokens: B::Activation,
@@ -31,15 +87,12 @@ pub struct StepMemory<B: Backend> {
     pub(crate) own: B::Ids,
     /// Codes that feed a pass where truth and own are mixed, `[b, T]`.
     pub(crate) mixed: B::Ids,
-    pub(crate) inputs: B::Activation,
-    /// Labels of the samples and, where guided, of their unconditional half.
-    pub(crate) labels: B::Ids,
-    pub(crate) keep: B::Accum,
+    pub(crate) given: Given<B>,
     pub(crate) teacher_loss: TeacherForcing<B>,
     pub(crate) student_loss: StudentForcing<B>,
     /// What the losses of the last forward passes were asked for: teacher's, student's.
     pub(crate) supervised: (Option<Supervision>, Option<Supervision>),
-    pub(crate) teacher_logits: Option<B::Activation>,
+    pub(crate) soft: Option<SoftTeacher<B>>,
     pub(crate) norm: B::Accum,
     pub(crate) sampler: Option<Sampler<B>>,
 }
@@ -58,22 +111,29 @@ impl<B: Backend> StepMemory<B> {
         needs: Needs,
     ) -> Result<Self, B::Error> {
         let g = generator.shape();
-        let rows = if needs.guided { 2 * batch } else { batch };
-        let logits = batch * tokens * g.vocab;
+        let rows = needs.rows(batch);
+        let head = || Head::new(backend, generator, needs.head_rows(batch, tokens));
+        let soft = || -> Result<SoftTeacher<B>, B::Error> {
+            let normed = backend.activation(batch * tokens * g.width)?;
+            Ok(SoftTeacher { normed, head: head()? })
+        };
         Ok(Self {
             trace: Trace::new(backend, generator, rows, tokens, needs.recompute)?,
+            head: head()?,
             grads: Gradients::new(backend, generator, batch, tokens)?,
             tokens: backend.activation(batch * tokens * g.channels)?,
             truth: backend.ids(batch * tokens)?,
             own: backend.ids(batch * tokens)?,
             mixed: backend.ids(batch * tokens)?,
-            inputs: backend.activation(batch * tokens * g.channels)?,
-            labels: backend.ids(rows)?,
-            keep: backend.accum(2 * g.depth * rows)?,
+            given: Given {
+                inputs: backend.activation(batch * tokens * g.channels)?,
+                labels: backend.ids(rows)?,
+                keep: backend.accum(2 * g.depth * rows)?,
+            },
             teacher_loss: TeacherForcing::new(backend, batch * tokens)?,
             student_loss: StudentForcing::new(backend, batch * tokens)?,
             supervised: (None, None),
-            teacher_logits: needs.soft.then(|| backend.activation(logits)).transpose()?,
+            soft: needs.soft.then(soft).transpose()?,
             norm: backend.accum(1)?,
             sampler: needs
                 .sampler

@@ -21,6 +21,8 @@ pub struct StepSettings {
     pub smoothing: f64,
     /// What the backward computes again.
     pub recompute: Recompute,
+    /// Tokens whose logits there is room for.
+    pub head_tokens: usize,
     /// Seed of all random numbers.
     pub seed: u64,
 }

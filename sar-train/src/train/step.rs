@@ -3,16 +3,17 @@
 //! Nothing here waits for the device and nothing is allocated there. Gradients of the first pass are
 //! taken before the second runs in the same memory, so the peak of SAR is that of teacher forcing.
 
-use super::memory::StepMemory;
+use super::memory::{SoftTeacher, StepMemory};
 use super::settings::StepSettings;
-use crate::model::generator::{Generator, PassInput};
-use crate::sample::{Decoding, Given};
+use crate::model::generator::{Generator, parts};
+use crate::sample::{self, Decoding};
 use sar_math::backend::{Backend, Buffers, Choice, ChooseDims, DrawKeys, LatentDims, RolloutDims};
 use sar_math::guidance::Guidance;
-use sar_math::loss::{LossBatch, StudentTargets};
+use sar_math::loss::{LossBatch, StudentTargets, Supervision};
 use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::{Decode, Pass, Plan, Rollout, Target};
 use sar_math::{MAX_SCALES, ScaleSchedule};
+use std::ops::Range;
 
 /// The model that a step trains, and what it is given.
 pub struct StepInput<'a, B: Buffers> {
@@ -98,7 +99,7 @@ impl<B: Backend> StepMemory<B> {
         if settings.guidance() != Guidance::Off {
             labels.resize(2 * input.labels.len(), unconditional);
         }
-        backend.upload_ids(&labels, &mut self.labels, 0)
+        backend.upload_ids(&labels, &mut self.given.labels, 0)
     }
 
     /// Own samples for the scales that the first pass reads; ground truth for the others.
@@ -111,7 +112,7 @@ impl<B: Backend> StepMemory<B> {
     ) -> Result<(), B::Error> {
         let reads = input.plan.first.reads_rollout();
         let Some(sampler) = self.sampler.as_mut() else { return Ok(()) };
-        let given = Given { ids: &self.truth, scales: reads.map(|own| !own) };
+        let given = sample::Given { ids: &self.truth, scales: reads.map(|own| !own) };
         let decoding = Decoding { guidance: None, choice: settings.choice(input.pass) };
         sampler.set_schedule(&input.plan.first.schedule);
         sampler.run_scales(
@@ -143,36 +144,50 @@ impl<B: Backend> StepMemory<B> {
         let rows = if guided { 2 * batch } else { batch };
         self.feed(backend, input, pass)?;
         let keep = self.draw_keep(backend, settings, input, 0, rows)?;
-        let forward = PassInput {
-            batch: rows,
-            schedule: pass.schedule,
-            labels: &self.labels,
-            inputs: &self.inputs,
-            input_batch: batch,
-            with_start: pass.with_start,
-            keep: keep.then_some(&self.keep),
-        };
+        let forward = self.given.input(pass, rows, batch, keep);
         input.generator.forward(backend, input.params, &forward, &mut self.trace)?;
-        if let Rollout::Parallel { .. } = input.plan.rollout {
-            let dims = parallel_decode(settings, input, guided);
-            backend.choose_codes(&dims, &self.trace.logits, &mut self.own)?;
-        }
         let soft = input
             .plan
             .second
             .is_some_and(|s| s.target.iter().any(|t| matches!(t, Target::TeacherSoft { .. })));
-        if let Some(kept) = self.teacher_logits.as_mut().filter(|_| soft) {
-            let len = batch * pass.schedule.tokens() * input.generator.shape().vocab;
-            backend.copy(&self.trace.logits, kept, len)?;
+        if let Some(teacher) = self.soft.as_mut().filter(|_| soft) {
+            let len = batch * pass.schedule.tokens() * input.generator.shape().width;
+            backend.copy(self.trace.output(), 0, &mut teacher.normed, 0, len)?;
         }
-        let of = loss_batch(input, settings.smoothing);
-        let (logits, loss) = (&mut self.trace.logits, &mut self.teacher_loss);
-        let supervised = loss.forward(backend, of, pass, logits, &self.truth)?;
-        loss.backward(backend, &supervised, logits, &self.truth)?;
-        self.supervised = (Some(supervised), None);
-        let backward = PassInput { batch, ..forward };
+        self.teacher_head(backend, settings, input, guided)?;
+        let backward = self.given.input(pass, batch, batch, keep);
         let (trace, grads) = (&mut self.trace, &mut self.grads);
         input.generator.backward(backend, input.params, &backward, rows, trace, grads)
+    }
+
+    /// Head, rollout and loss of the first pass, some samples at a time, and the head's gradients.
+    fn teacher_head(
+        &mut self,
+        backend: &B,
+        settings: &StepSettings,
+        input: &StepInput<'_, B>,
+        guided: bool,
+    ) -> Result<(), B::Error> {
+        let (pass, batch) = (&input.plan.first, input.labels.len());
+        let (g, params, tokens) = (input.generator, input.params, pass.schedule.tokens());
+        let halves = if guided { 2 } else { 1 };
+        let supervised = Supervision::teacher(loss_batch(input, settings.smoothing), pass);
+        for samples in parts(batch, self.head.samples(halves * tokens)) {
+            let both = [samples.clone(), batch + samples.start..batch + samples.end];
+            let normed = self.trace.output();
+            g.head(backend, params, tokens, normed, &both[..halves], &mut self.head)?;
+            let logits = &mut self.head.logits;
+            if let Rollout::Parallel { .. } = input.plan.rollout {
+                let dims = parallel_decode(settings, input, guided, &samples);
+                backend.choose_codes(&dims, logits, &mut self.own)?;
+            }
+            let loss = &mut self.teacher_loss;
+            loss.forward(backend, &supervised, samples.clone(), logits, &self.truth)?;
+            loss.backward(backend, &supervised, samples.clone(), logits, &self.truth)?;
+            g.head_backward(backend, params, tokens, samples, &self.head, &mut self.grads)?;
+        }
+        self.supervised = (Some(supervised), None);
+        Ok(())
     }
 
     /// The second pass with its loss and gradients, times σ.
@@ -186,29 +201,47 @@ impl<B: Backend> StepMemory<B> {
         let batch = input.labels.len();
         self.feed(backend, input, pass)?;
         let keep = self.draw_keep(backend, settings, input, 1, batch)?;
-        let forward = PassInput {
-            batch,
-            schedule: pass.schedule,
-            labels: &self.labels,
-            inputs: &self.inputs,
-            input_batch: batch,
-            with_start: pass.with_start,
-            keep: keep.then_some(&self.keep),
-        };
+        let forward = self.given.input(pass, batch, batch, keep);
         input.generator.forward(backend, input.params, &forward, &mut self.trace)?;
-        let targets = match (target_of(pass), &self.teacher_logits) {
-            (Target::TeacherSoft { .. }, Some(teacher)) => StudentTargets::Soft(teacher),
-            (Target::Rollout { .. }, _) => StudentTargets::Hard(&self.own),
-            _ => StudentTargets::Hard(&self.truth),
-        };
-        let (of, whole) = (loss_batch(input, 0.0), &input.plan.first.schedule);
-        let (logits, loss, sigma) =
-            (&mut self.trace.logits, &mut self.student_loss, settings.sigma());
-        let supervised = loss.forward(backend, of, pass, whole, sigma, logits, targets)?;
-        loss.backward(backend, &supervised, logits, targets)?;
-        self.supervised.1 = Some(supervised);
+        self.student_head(backend, settings, input, pass)?;
+        let forward = self.given.input(pass, batch, batch, keep);
         let (trace, grads) = (&mut self.trace, &mut self.grads);
         input.generator.backward(backend, input.params, &forward, batch, trace, grads)
+    }
+
+    /// Head and loss of the second pass, some samples at a time, and the head's gradients.
+    fn student_head(
+        &mut self,
+        backend: &B,
+        settings: &StepSettings,
+        input: &StepInput<'_, B>,
+        pass: &Pass,
+    ) -> Result<(), B::Error> {
+        let (batch, whole) = (input.labels.len(), &input.plan.first.schedule);
+        let (g, params, tokens) = (input.generator, input.params, pass.schedule.tokens());
+        let target = target_of(pass);
+        let mut soft = self.soft.as_mut().filter(|_| matches!(target, Target::TeacherSoft { .. }));
+        let of_teacher = soft.as_ref().map_or(batch, |s| s.head.samples(whole.tokens()));
+        let supervised =
+            Supervision::student(loss_batch(input, 0.0), pass, whole, settings.sigma());
+        for samples in parts(batch, self.head.samples(tokens).min(of_teacher)) {
+            let part = [samples.clone()];
+            g.head(backend, params, tokens, self.trace.output(), &part, &mut self.head)?;
+            if let Some(SoftTeacher { normed, head }) = soft.as_deref_mut() {
+                g.head(backend, params, whole.tokens(), normed, &part, head)?;
+            }
+            let targets = match (target, soft.as_deref()) {
+                (_, Some(teacher)) => StudentTargets::Soft(&teacher.head.logits),
+                (Target::Rollout { .. }, _) => StudentTargets::Hard(&self.own),
+                _ => StudentTargets::Hard(&self.truth),
+            };
+            let (logits, loss) = (&mut self.head.logits, &mut self.student_loss);
+            loss.forward(backend, &supervised, samples.clone(), logits, targets)?;
+            loss.backward(backend, &supervised, samples.clone(), logits, targets)?;
+            g.head_backward(backend, params, tokens, samples, &self.head, &mut self.grads)?;
+        }
+        self.supervised.1 = Some(supervised);
+        Ok(())
     }
 
     /// The inputs of a pass: codes of the scale before, from the image or the rollout.
@@ -243,7 +276,7 @@ impl<B: Backend> StepMemory<B> {
             channels: g.channels,
             vocab: g.vocab,
         };
-        backend.rollout_inputs(&dims, ids, input.codebook, &mut self.inputs)
+        backend.rollout_inputs(&dims, ids, input.codebook, &mut self.given.inputs)
     }
 
     /// Draws which samples skip which branch; whether any can.
@@ -271,21 +304,23 @@ impl<B: Backend> StepMemory<B> {
                 <B::Host as sar_math::Real>::of(kept)
             })
             .collect();
-        backend.upload_accum(&keep, &mut self.keep, 0)?;
+        backend.upload_accum(&keep, &mut self.given.keep, 0)?;
         Ok(true)
     }
 }
 
-/// How the codes of all scales are chosen from the logits of the first pass.
+/// How the codes of all scales are chosen from the logits of `samples` of the first pass.
 fn parallel_decode<B: Buffers>(
     settings: &StepSettings,
     input: &StepInput<'_, B>,
     guided: bool,
+    samples: &Range<usize>,
 ) -> ChooseDims {
     let schedule = input.plan.first.schedule;
     let ramp = settings.guidance().ramp(schedule.len());
     ChooseDims {
-        batch: input.labels.len(),
+        batch: samples.len(),
+        first_sample: samples.start,
         schedule,
         scales: 0..schedule.len(),
         vocab: input.generator.shape().vocab,

@@ -93,6 +93,7 @@ impl StepSettings {
             drop_path: config.train.last_drop_path(config.generator.depth),
             smoothing: config.train.label_smoothing,
             recompute: config.train.recompute,
+            head_tokens: config.train.head_tokens,
             seed: config.train.seed,
         }
     }
@@ -102,7 +103,7 @@ impl StepSettings {
         let soft = self.sar.is_some_and(|s| s.target == StudentTarget::TeacherSoft);
         let guided = self.guidance() != Guidance::Off;
         let sampler = !matches!(self.method, Method::Teacher | Method::Sar(_));
-        Needs { guided, soft, sampler, recompute: self.recompute }
+        Needs { guided, soft, sampler, recompute: self.recompute, head_tokens: self.head_tokens }
     }
 }
 

@@ -8,7 +8,7 @@ use sar_math::backend::{
 };
 use sar_math::{MAX_SCALES, Scale, ScaleSchedule};
 use sar_train::model::generator::{
-    Generator, GeneratorShape, Gradients, PassInput, Recompute, Trace,
+    Generator, GeneratorShape, Gradients, Head, PassInput, Recompute, Trace,
 };
 
 /// Logits and losses: f64 with sums in another order.
@@ -71,7 +71,15 @@ impl<'a, B: Backend> Setup<'a, B> {
         weights[from_scale..schedule.len()].fill(factor / supervised as f64);
         let vocab = self.generator.shape().vocab;
         let targets = TargetRows::beside(&schedule);
-        LossDims { batch: self.batch, schedule, vocab, smoothing: 0.0, weights, targets }
+        LossDims {
+            batch: self.batch,
+            first_sample: 0,
+            schedule,
+            vocab,
+            smoothing: 0.0,
+            weights,
+            targets,
+        }
     }
 
     /// Mean of the token losses from `from_scale` on.
@@ -121,23 +129,29 @@ impl<'a, B: Backend> Setup<'a, B> {
         };
         g.forward(b, &self.params, &input, trace).unwrap();
         let rows = self.batch * self.schedule.tokens();
-        let logits = b.get(&trace.logits, rows * g.shape().vocab);
+        let (tokens, all) = (self.schedule.tokens(), 0..self.batch);
+        let whole = std::slice::from_ref(&all);
+        let mut head = Head::new(b, g, rows).unwrap();
+        g.head(b, &self.params, tokens, trace.output(), whole, &mut head).unwrap();
+        let logits = b.get(&head.logits, rows * g.shape().vocab);
         let mut predictions = b.ids(rows).unwrap();
         let choose = ChooseDims {
             batch: self.batch,
+            first_sample: 0,
             schedule: self.schedule,
             scales: 0..self.schedule.len(),
             vocab: g.shape().vocab,
             guidance: None,
             choice: Choice::Argmax,
         };
-        b.choose_codes(&choose, &trace.logits, &mut predictions).unwrap();
+        b.choose_codes(&choose, &head.logits, &mut predictions).unwrap();
         let dims = self.loss_dims(self.schedule, 0, 1.0);
         let targets = b.put_ids(&self.targets);
         let mut loss = TokenLoss::new(b, rows).unwrap();
-        b.cross_entropy(&dims, &trace.logits, &targets, &mut loss).unwrap();
+        b.cross_entropy(&dims, &head.logits, &targets, &mut loss).unwrap();
         let (mean, tokens) = self.mean(&dims, 0, &loss);
-        b.cross_entropy_backward(&dims, &mut trace.logits, &targets, &loss).unwrap();
+        b.cross_entropy_backward(&dims, &mut head.logits, &targets, &loss).unwrap();
+        g.head_backward(b, &self.params, self.schedule.tokens(), all, &head, grads).unwrap();
         g.backward(b, &self.params, &input, self.batch, trace, grads).unwrap();
         let predictions = b.get_ids(&predictions, rows);
         Teacher { logits, predictions, loss: mean, token_loss: tokens }
@@ -188,9 +202,12 @@ impl<'a, B: Backend> Setup<'a, B> {
             keep: None,
         };
         g.forward(b, &self.params, &input, trace).unwrap();
-        let tokens = schedule.tokens();
+        let (tokens, samples) = (schedule.tokens(), 0..self.batch);
+        let whole = std::slice::from_ref(&samples);
+        let mut head = Head::new(b, g, self.batch * tokens).unwrap();
+        g.head(b, &self.params, tokens, trace.output(), whole, &mut head).unwrap();
         let logits = b
-            .get(&trace.logits, self.batch * tokens * v)
+            .get(&head.logits, self.batch * tokens * v)
             .chunks(tokens * v)
             .flat_map(|sample| &sample[v..])
             .copied()
@@ -206,21 +223,23 @@ impl<'a, B: Backend> Setup<'a, B> {
         match target {
             Target::Hard => {
                 let targets = b.put_ids(&place(ids));
-                b.cross_entropy(&loss_dims, &trace.logits, &targets, &mut loss).unwrap();
+                b.cross_entropy(&loss_dims, &head.logits, &targets, &mut loss).unwrap();
                 let (mean, token_loss) = self.mean(&loss_dims, 1, &loss);
                 let truth = b.put_ids(&place(&self.targets));
                 let mut against = TokenLoss::new(b, self.batch * tokens).unwrap();
-                b.cross_entropy(&loss_dims, &trace.logits, &truth, &mut against).unwrap();
+                b.cross_entropy(&loss_dims, &head.logits, &truth, &mut against).unwrap();
                 let (truth, _) = self.mean(&loss_dims, 1, &against);
-                b.cross_entropy_backward(&loss_dims, &mut trace.logits, &targets, &loss).unwrap();
+                b.cross_entropy_backward(&loss_dims, &mut head.logits, &targets, &loss).unwrap();
+                g.head_backward(b, &self.params, tokens, samples, &head, grads).unwrap();
                 g.backward(b, &self.params, &input, self.batch, trace, grads).unwrap();
                 Student { inputs: fed, logits, loss: mean, token_loss, against_truth: Some(truth) }
             }
             Target::Soft(teacher_logits) => {
                 let soft = b.put(teacher_logits);
-                b.soft_cross_entropy(&loss_dims, &trace.logits, &soft, &mut loss).unwrap();
+                b.soft_cross_entropy(&loss_dims, &head.logits, &soft, &mut loss).unwrap();
                 let (mean, token_loss) = self.mean(&loss_dims, 1, &loss);
-                b.soft_cross_entropy_backward(&loss_dims, &mut trace.logits, &soft, &loss).unwrap();
+                b.soft_cross_entropy_backward(&loss_dims, &mut head.logits, &soft, &loss).unwrap();
+                g.head_backward(b, &self.params, tokens, samples, &head, grads).unwrap();
                 g.backward(b, &self.params, &input, self.batch, trace, grads).unwrap();
                 Student { inputs: fed, logits, loss: mean, token_loss, against_truth: None }
             }

@@ -153,6 +153,7 @@ impl<B: ClassifierOps> Run<B> {
             loss: TokenLoss::new(backend, batch)?,
             dims: LossDims {
                 batch,
+                first_sample: 0,
                 schedule,
                 vocab: classifier.config().classes,
                 smoothing: training.smoothing,

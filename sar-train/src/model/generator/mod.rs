@@ -1,13 +1,16 @@
 //! The next-scale generator: layout, forward, backward.
 //!
 //! The graph is fixed: `2·depth + 1` modulated norms with a branch between each two, attention after
-//! even norms and the FFN after odd ones; the last norm feeds the head.
+//! even norms and the FFN after odd ones; the last norm feeds the head, some samples at a time.
 
+mod head;
 mod layout;
 mod pass;
 mod shape;
 mod trace;
 
+pub use head::Head;
+pub(crate) use head::parts;
 pub use layout::{Generator, MLP_RATIO, NORM_EPS, parameters};
 pub use pass::PassInput;
 pub use shape::{GeneratorError, GeneratorShape};

@@ -48,7 +48,8 @@ impl Dims {
 }
 
 impl Generator {
-    /// Runs the model; logits `[b, T, v]` and all that the backward needs are left in `trace`.
+    /// Runs the model up to its head; the last norm's output ([`Trace::output`], which
+    /// [`Generator::head`] takes) and all that the backward needs are left in `trace`.
     ///
     /// # Errors
     /// Shape, where the trace is too small; a device fault.
@@ -63,20 +64,18 @@ impl Generator {
         self.embed(backend, params, input, trace)?;
         for norm in 0..=2 * self.shape().depth {
             self.norm(backend, input, input.batch, dims, norm, trace)?;
-            if norm == 2 * self.shape().depth {
-                let head = dims.linear(dims.tokens.width, self.shape().vocab);
-                let normed = &trace.normed[trace.normed_of(norm)];
-                backend.linear(head, normed, params, self.head, &mut trace.logits)?;
-            } else if norm % 2 == 0 {
-                self.attention(backend, params, dims, norm / 2, trace)?;
-            } else {
-                self.ffn(backend, params, dims, norm / 2, trace)?;
+            match norm % 2 {
+                // The last norm is the head's.
+                _ if norm == 2 * self.shape().depth => {}
+                0 => self.attention(backend, params, dims, norm / 2, trace)?,
+                _ => self.ffn(backend, params, dims, norm / 2, trace)?,
             }
         }
         Ok(())
     }
 
-    /// Gradients of all parameters from the logits' gradient in `trace.logits`.
+    /// Gradients of all parameters but the head's, from the gradient of the last norm's output that
+    /// [`Generator::head_backward`] has left in `grads` for every sample.
     ///
     /// `input.batch` may be smaller than the forward's: then only the first samples take part
     /// (guided rollouts run unconditional samples beside, which have no loss).
@@ -95,22 +94,14 @@ impl Generator {
         let dims = self.dims(input, trace)?;
         let depth = self.shape().depth;
         for norm in (0..=2 * depth).rev() {
-            self.renorm(backend, dims, norm, trace)?;
-            if norm == 2 * depth {
-                let head = dims.linear(dims.tokens.width, self.shape().vocab);
-                backend.linear_backward(
-                    head,
-                    &trace.logits,
-                    &trace.normed[trace.normed_of(norm)],
-                    params,
-                    self.head,
-                    Some(&mut grads.dy),
-                    &mut grads.params,
-                )?;
-            } else if norm % 2 == 0 {
-                self.attention_backward(backend, params, dims, norm / 2, trace, grads)?;
-            } else {
-                self.ffn_backward(backend, params, dims, norm / 2, trace, grads)?;
+            if norm < 2 * depth {
+                self.renorm(backend, dims, norm, trace)?;
+            }
+            match norm % 2 {
+                // What stands behind the last norm is the head's.
+                _ if norm == 2 * depth => {}
+                0 => self.attention_backward(backend, params, dims, norm / 2, trace, grads)?,
+                _ => self.ffn_backward(backend, params, dims, norm / 2, trace, grads)?,
             }
             if trace.recompute == Recompute::Blocks && norm % 2 == 0 && norm > 0 {
                 // The block before this norm, whose last branch the norm's backward needs first.

@@ -74,8 +74,6 @@ pub struct Trace<B: Buffers> {
     /// Output of norm n at [`Trace::normed_of`], and GELU's of block i at [`Trace::activated_of`].
     pub(crate) normed: Vec<B::Activation>,
     pub(crate) activated: Vec<B::Activation>,
-    /// Logits `[b, l, v]`; the loss turns them into their gradient.
-    pub logits: B::Activation,
 }
 
 impl<B: Backend> Trace<B> {
@@ -117,8 +115,12 @@ impl<B: Backend> Trace<B> {
             hidden: many(blocks, rows * MLP_RATIO * c)?,
             normed: many(normed, rows * c)?,
             activated: many(activated, rows * MLP_RATIO * c)?,
-            logits: backend.activation(rows * g.vocab)?,
         })
+    }
+
+    /// The last norm's output of the last forward, `[b, l, c]`, until the backward begins.
+    pub fn output(&self) -> &B::Activation {
+        &self.normed[self.normed_of(self.stats.len() - 1)]
     }
 
     /// Where block i keeps what is its own.
