@@ -378,7 +378,9 @@ mod tests {
     fn products_are_right() {
         /// Rounding of a sum of at most 1,100 products below 1, against f64.
         const TOLERANCE: f64 = 2e-4;
-        for (rows, depth, cols) in [(1, 1, 1), (5, 0, 3), (17, 600, 33), (70, 1100, 65)] {
+        for (rows, depth, cols) in
+            [(1, 1, 1), (5, 0, 3), (17, 600, 33), (70, 1100, 65), (3, 70, 200), (40, 130, 321)]
+        {
             for layout in [(false, false), (false, true), (true, false), (true, true)] {
                 let (a, b) = (noise(700 * depth.max(700), 1), noise(depth * cols, 2));
                 let before = noise(rows * cols, 3);

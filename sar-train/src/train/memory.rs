@@ -18,7 +18,7 @@ pub struct Needs {
     pub sampler: bool,
     /// What the backward computes again.
     pub recompute: Recompute,
-    /// Tokens whose logits there is room for; see [`Needs::head_rows`].
+    /// Tokens whose logits there is room for, but for those of one image, which always fit.
     pub head_tokens: usize,
 }
 
