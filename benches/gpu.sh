@@ -1,27 +1,60 @@
 #!/usr/bin/env bash
-# What wants a GPU: the checks, then the measurements beside PyTorch, from prebuilt binaries. Meant to take
-# under nine minutes: after DEADLINE seconds no measurement is begun. Prints its table last. Results go to
-# $OUT (default: ./gpu).
+# What wants a GPU: the checks, then the measurements beside PyTorch, from prebuilt binaries. Prints its
+# table last; results go to $OUT (default: ./gpu).
 #
 #   cargo build --release -p sar-train
 #   cargo test --release --no-run -p sar-backend-cuda --test gpu -p sar-train --test cuda   # prints two paths
 #   benches/gpu.sh target/release/sar PATH/TO/gpu-… PATH/TO/cuda-… torch_flexvar.py
 #
-# The comparison script may be left out; then our side alone is measured.
+# The comparison script may be left out; then our side alone is measured. One call takes under nine minutes:
+# after $DEADLINE seconds nothing is begun, and what was left out is named as not measured. PARTS picks what a call
+# does, so that a second one can do the rest into the same folder (the table is of all lines there):
+#
+#   checks    conformance kit, whole steps and sampling runs beside the CPU, `sar check`, compute-sanitizer
+#   follow    200 steps beside the CPU's curve
+#   profile   ceilings, and the table of every kernel
+#   d16       training steps at batch 64 and at the largest batch that both fit; sampling at batch 1 and 64
+#   deep      training steps at depth 20 and 24
+#   frechet   a longer run on either backend, and its Fréchet distance over three sampling seeds
+#
+# SMOKE=1 rehearses all of it on the processor with a tiny generator: numbers without meaning, the script's
+# own faults found where there is no GPU.
 set -uo pipefail
 sar=${1:?path of the program} gpu_tests=${2:?path of the test binary gpu} step_tests=${3:?path of the test binary cuda}
 peer=${4:-}
 out=${OUT:-gpu}
 DEADLINE=${DEADLINE:-480}
+PARTS=${PARTS:-checks follow profile d16 deep frechet}
 mkdir -p "$out"
-export SAR_REQUIRE_GPU=1 SAR_CUBIN_DIR="$out/cubin"
+export TORCHINDUCTOR_CACHE_DIR="$PWD/$out/inductor" SAR_CUBIN_DIR="$out/cubin"
 lines="$out/lines.jsonl"
-: >"$lines"
+touch "$lines"
+failed=() unmeasured=()
+
+if [ -n "${SMOKE:-}" ]; then
+    backend=cpu dtype=f32 device=cpu
+    depths=(1 2 2) batch=2 deep_batch=2 large="4 2" few_steps=10 many_steps=20
+    shape=(--width 32 --heads 2 --vocab 64 --channels 4 --classes 10 --schedule 1_2_3_4)
+    timing=(--warmup 1 --steps 2) profile=()
+else
+    export SAR_REQUIRE_GPU=1
+    backend=cuda dtype=bf16 device=cuda
+    depths=(16 20 24) batch=64 deep_batch=32 large="512 384 320 256 192 160 128 96" few_steps=200 many_steps=1500
+    shape=() timing=(--warmup 3 --steps 10) profile=(--profile)
+fi
+ours=(--backend "$backend" --dtype "$dtype" --quiet)
+theirs=(--device "$device" --dtype "$dtype")
+
+part() { [[ " $PARTS " == *" $1 "* ]]; }
 step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
-failed=()
+late() { # what: whether there is no time left for it
+    [ "$SECONDS" -le "$DEADLINE" ] && return 1
+    unmeasured+=("$1: no time left")
+}
 check() { # name, command: goes on after a failure, and says so at the end
     local name=$1
     shift
+    late "$name" && return
     step "$name"
     "$@" 2>&1 | tail -40 || failed+=("$name")
 }
@@ -32,81 +65,131 @@ step "machine"
     "$sar" doctor
 } 2>&1 | tee "$out/machine.txt"
 
-check "conformance kit on the GPU, f32 and bf16" "$gpu_tests" --nocapture
-check "whole steps and sampling runs beside the CPU" "$step_tests" --nocapture --skip order_of_threads --skip plan_is
-check "sar check" "$sar" check --backend cuda --cases 1
-
-if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck initcheck; do
-        check "compute-sanitizer $tool" timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-            "$sar" check --backend cuda --cases 1 attention
-    done
-else
-    failed+=("compute-sanitizer: not on this machine")
+sanitize() { # tool
+    timeout 60 compute-sanitizer --tool "$1" --error-exitcode 1 "$sar" check --backend cuda --cases 1 attention
+}
+if part checks; then
+    check "conformance kit on the GPU, f32 and bf16" "$gpu_tests" --nocapture
+    check "whole steps and sampling runs beside the CPU" "$step_tests" --nocapture --skip order_of_threads --skip plan_is
+    check "sar check" "$sar" check --backend "$backend" --cases 1
+    if command -v compute-sanitizer >/dev/null; then
+        for tool in memcheck racecheck initcheck; do check "compute-sanitizer $tool" sanitize $tool; done
+    else
+        unmeasured+=("compute-sanitizer: not on this machine")
+    fi
 fi
 
-# 200 steps of a small generator on the glyphs, on both backends from the same seed.
-follow() {
-    local work
-    work=$(mktemp -d)
-    trap 'rm -rf "$work"' RETURN
-    "$sar" tokenizer train --data builtin:glyphs10 --out "$work/tokenizer" --quiet \
-        --set tokenizer_train.steps=300 --backend cuda || return 1
-    for backend in cpu cuda; do
-        "$sar" train --data builtin:glyphs10 --tokenizer "$work/tokenizer" --out "$work/$backend" --quiet \
-            --set train.steps=200 --set train.batch=32 --set train.log_every=10 --set train.sample_every=0 \
-            --set generator.depth=2 --backend "$backend" || return 1
-        cp "$work/$backend/log.jsonl" "$out/follow-$backend.jsonl"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+# A small generator on the glyphs, trained on both backends from the same seed: folders $work/NAME-cpu and -gpu.
+train_both() { # name, steps
+    [ -d "$work/tokenizer" ] || "$sar" tokenizer train --data builtin:glyphs10 --out "$work/tokenizer" --quiet \
+        --set tokenizer_train.steps=$few_steps --backend "$backend" || return 1
+    local side on
+    for side in cpu gpu; do
+        on=$([ $side = cpu ] && echo cpu || echo "$backend")
+        "$sar" train --data builtin:glyphs10 --tokenizer "$work/tokenizer" --out "$work/$1-$side" --quiet \
+            --set train.steps="$2" --set train.batch=32 --set train.log_every=10 --set train.sample_every=0 \
+            --set generator.depth=2 --backend "$on" || return 1
+        cp "$work/$1-$side/log.jsonl" "$out/$1-$side.jsonl"
     done
+}
+
+follow() {
+    train_both follow $few_steps || return 1
     python3 - "$out" <<'PY'
 import json, sys
 def losses(name):
     rows = (json.loads(line) for line in open(f"{sys.argv[1]}/follow-{name}.jsonl"))
     return {row["step"]: row["loss"] for row in rows if "loss" in row and "step" in row}
-cpu, cuda = losses("cpu"), losses("cuda")
-steps = sorted(set(cpu) & set(cuda))
-worst = max(abs(cpu[s] - cuda[s]) / cpu[s] for s in steps)
+cpu, gpu = losses("cpu"), losses("gpu")
+steps = sorted(set(cpu) & set(gpu))
+worst = max(abs(cpu[s] - gpu[s]) / cpu[s] for s in steps)
 print(f"{len(steps)} points to step {steps[-1]}: loss {cpu[steps[-1]]:.4f} on the CPU, "
-      f"{cuda[steps[-1]]:.4f} on the GPU in bf16, at most {worst:.2%} apart")
+      f"{gpu[steps[-1]]:.4f} on the GPU, at most {worst:.2%} apart")
 # Two curves in bf16 and f32 from one seed drift apart by rounding; a wrong gradient by far more.
 BF16_DRIFT = 0.02
 sys.exit(not worst <= BF16_DRIFT)
 PY
 }
-check "200 steps follow the CPU's curve" follow
+part follow && check "$few_steps steps follow the CPU's curve" follow
 
-# One configuration on either side; a side that runs out of memory leaves no line.
-measure() { # depth, batch, what, mode
-    local depth=$1 batch=$2 what=$3 mode=$4
-    local flags=(--depth "$depth" --batch "$batch" --mode "$mode" --warmup 3 --steps 10)
-    if [ "$SECONDS" -gt "$DEADLINE" ]; then
-        failed+=("$what $mode, depth $depth, batch $batch: no time left")
-        return
-    fi
-    timeout 60 "$sar" bench "$what" "${flags[@]}" --backend cuda --dtype bf16 >>"$lines" 2>>"$out/errors.txt" ||
-        failed+=("sar bench $what $mode, depth $depth, batch $batch: $(tail -1 "$out/errors.txt")")
+# Our side or theirs, one configuration: a JSON line; none where it fails.
+mine() { timeout 90 "$sar" bench "$@" "${shape[@]}" "${timing[@]}" "${ours[@]}" >>"$lines" 2>"$out/error.txt"; }
+peer() { timeout 120 python3 "$peer" "$@" "${shape[@]}" "${timing[@]}" "${theirs[@]}" >>"$lines" 2>"$out/error.txt"; }
+measure() { # depth, batch, what, mode: ours, PyTorch's, and PyTorch's compiled
+    local named="$3 $4, depth $1, batch $2"
+    local flags=("$3" --depth "$1" --batch "$2" --mode "$4")
+    late "$named" && return
+    mine "${flags[@]}" || failed+=("sar bench $named: $(tail -1 "$out/error.txt")")
     [ -n "$peer" ] || return 0
-    timeout 60 python3 "$peer" "$what" "${flags[@]}" --device cuda --dtype bf16 >>"$lines" 2>>"$out/errors.txt"
-    if [ "$depth" = 16 ] && [ "$what" = step ]; then
-        timeout 90 python3 "$peer" "$what" "${flags[@]}" --device cuda --dtype bf16 --compile \
-            >>"$lines" 2>>"$out/errors.txt"
-    fi
+    peer "${flags[@]}" || unmeasured+=("PyTorch, $named: $(tail -1 "$out/error.txt")")
+    late "PyTorch compiled, $named" && return
+    peer "${flags[@]}" --compile || unmeasured+=("PyTorch compiled, $named: $(tail -1 "$out/error.txt")")
 }
-step "ceilings, and where a step's time goes"
-"$sar" bench ceilings --backend cuda --dtype bf16 2>&1 | tee "$out/ceilings.json" || failed+=("ceilings")
-for mode in tf sar-all; do
-    "$sar" bench step --depth 16 --batch 64 --mode $mode --warmup 3 --steps 5 --backend cuda --dtype bf16 \
-        --profile 2>&1 | tee "$out/profile-$mode.txt" || failed+=("profile of $mode")
-done
+# The largest of a list of batches whose step both sides have memory for.
+largest() { # mode
+    local b flags
+    for b in $large; do
+        flags=(step --depth "${depths[0]}" --mode "$1" --batch "$b" "${shape[@]}" --warmup 0 --steps 1)
+        if [ -n "$peer" ]; then
+            timeout 60 python3 "$peer" "${flags[@]}" "${theirs[@]}" >/dev/null 2>&1 || continue
+        fi
+        timeout 60 "$sar" bench "${flags[@]}" "${ours[@]}" >/dev/null 2>&1 || continue
+        echo "$b"
+        return
+    done
+    return 1
+}
 
-step "measurements"
-for mode in tf sar-all; do
-    for batch in 64 128; do measure 16 $batch step $mode; done
-done
-for batch in 1 64; do measure 16 $batch sample tf; done
-for depth in 20 24; do
-    for mode in tf sar-all; do measure $depth 32 step $mode; done
-done
+if part profile; then
+    step "ceilings, and where a step's time goes"
+    "$sar" bench ceilings "${ours[@]}" 2>&1 | tee "$out/ceilings.json" || failed+=("ceilings")
+    for mode in tf sar-all; do
+        "$sar" bench step --depth "${depths[0]}" --batch "$batch" --mode $mode "${shape[@]}" "${timing[@]}" "${ours[@]}" \
+            "${profile[@]}" 2>&1 | tee "$out/profile-$mode.txt" || failed+=("profile of $mode")
+    done
+fi
+if part d16; then
+    step "depth ${depths[0]}"
+    for mode in tf sar-all; do measure "${depths[0]}" "$batch" step $mode; done
+    for b in 1 "$batch"; do measure "${depths[0]}" "$b" sample tf; done
+    for mode in tf sar-all; do
+        late "largest batch, $mode" && continue
+        if most=$(largest $mode); then
+            measure "${depths[0]}" "$most" step $mode
+        else
+            failed+=("largest batch, $mode: none of $large fits")
+        fi
+    done
+fi
+if part deep; then
+    step "depth ${depths[1]} and ${depths[2]}"
+    for depth in "${depths[@]:1}"; do
+        for mode in tf sar-all; do measure "$depth" "$deep_batch" step $mode; done
+    done
+fi
+
+frechet() {
+    train_both longer $many_steps || return 1
+    local side on
+    for side in cpu gpu; do
+        on=$([ $side = cpu ] && echo cpu || echo "$backend")
+        "$sar" eval "$work/longer-$side" --guidance 0 --seeds 3 --samples 200 --json "$out/frechet-$side.json" \
+            --backend "$on" --quiet || return 1
+    done
+    python3 - "$out" <<'PY'
+import json, sys
+def distance(side):
+    value = json.load(open(f"{sys.argv[1]}/frechet-{side}.json"))["points"][0]["frechet"]
+    return value["mean"], value["spread"]
+(cpu, cpu_spread), (gpu, gpu_spread) = distance("cpu"), distance("gpu")
+print(f"Fréchet distance {cpu:.2f} ± {cpu_spread:.2f} on the CPU, {gpu:.2f} ± {gpu_spread:.2f} on the GPU")
+# Each spread is a standard deviation: the means of two equal models are rarely further apart than this.
+sys.exit(not abs(cpu - gpu) <= 3 * (cpu_spread**2 + gpu_spread**2) ** 0.5)
+PY
+}
+part frechet && check "Fréchet distance after $many_steps steps" frechet
 
 step "table"
 python3 - "$lines" <<'PY' | tee "$out/table.txt"
@@ -114,17 +197,19 @@ import json, sys
 rows = [json.loads(line) for line in open(sys.argv[1]) if line.startswith("{")]
 key = lambda r: (r["what"], r["mode"], r["depth"], r["batch"])
 ours = {key(r): r for r in rows if r["peer"].startswith("sar")}
-print(f"{'what':8}{'mode':9}{'depth':>6}{'batch':>6}{'ours img/s':>12}{'torch':>10}{'faster':>8}{'ours GB':>9}{'torch':>8}{'memory':>8}")
+print(f"{'what':8}{'mode':9}{'depth':>6}{'batch':>6}{'ours img/s':>12}{'eager':>10}{'compiled':>10}{'faster':>8}{'ours GB':>9}{'torch':>8}{'memory':>8}")
 for k, mine in ours.items():
     theirs = [r for r in rows if key(r) == k and not r["peer"].startswith("sar")]
-    best = max(theirs, key=lambda r: r["images_per_s"], default=None)
+    rate = {r["compile"]: r["images_per_s"] for r in theirs}
     cells = [f"{k[0]:8}{k[1]:9}{k[2]:6}{k[3]:6}{mine['images_per_s']:12.1f}"]
-    if best:
+    cells += [f"{rate[c]:10.1f}" if c in rate else f"{'-':>10}" for c in (False, True)]
+    if theirs:
         memory = min(r["peak_bytes"] for r in theirs)
-        cells.append(f"{best['images_per_s']:10.1f}{mine['images_per_s'] / best['images_per_s']:7.2f}x"
+        cells.append(f"{mine['images_per_s'] / max(rate.values()):7.2f}x"
                      f"{mine['peak_bytes'] / 1e9:9.2f}{memory / 1e9:8.2f}{mine['peak_bytes'] / memory:7.2f}x")
     print("".join(cells))
 PY
-printf '\n%s checks failed in %s s\n' "${#failed[@]}" "$SECONDS"
+[ ${#unmeasured[@]} -eq 0 ] || { printf '\nnot measured:\n' && printf '  %s\n' "${unmeasured[@]}"; }
+printf '\n%s failed in %s s\n' "${#failed[@]}" "$SECONDS"
 [ ${#failed[@]} -eq 0 ] || printf '  %s\n' "${failed[@]}"
 [ ${#failed[@]} -eq 0 ]
