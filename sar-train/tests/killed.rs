@@ -23,7 +23,11 @@ fn layout() -> Layout {
 }
 
 fn values(layout: &Layout, step: u64) -> Vec<f32> {
-    (0..layout.len()).map(|i| (i as f32).mul_add(0.5, step as f32)).collect()
+    let mut flat = vec![0.0; layout.len()];
+    for i in layout.tensors().iter().flat_map(|t| t.slot.range()) {
+        flat[i] = (i as f32).mul_add(0.5, step as f32);
+    }
+    flat
 }
 
 fn save(checkpoints: &Checkpoints, step: u64) {

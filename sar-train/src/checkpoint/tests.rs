@@ -21,12 +21,14 @@ fn layout(depth: usize, width: usize, vocab: usize) -> Layout {
     layout
 }
 
-/// Values of every sign, size and class of exponent that f32 has, subnormals included.
+/// Values of every sign, size and class of exponent that f32 has, subnormals included; zero between tensors.
 fn values(layout: &Layout, seed: u32) -> Vec<f32> {
-    (0..layout.len() as u32)
-        .map(|i| f32::from_bits((i ^ seed).wrapping_mul(2_654_435_761)))
-        .map(|v| if v.is_finite() { v } else { 1.0 })
-        .collect()
+    let mut flat = vec![0.0; layout.len()];
+    for i in layout.tensors().iter().flat_map(|t| t.slot.range()) {
+        let value = f32::from_bits((i as u32 ^ seed).wrapping_mul(2_654_435_761));
+        flat[i] = if value.is_finite() { value } else { 1.0 };
+    }
+    flat
 }
 
 fn bits(flat: &[f32]) -> Vec<u32> {

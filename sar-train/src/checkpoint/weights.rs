@@ -131,7 +131,8 @@ pub(super) fn write_tensors(
     to.write_all(&text)?;
     for (_, flat) in sets {
         let mut bytes = Vec::with_capacity(4 * 4096);
-        for piece in flat.chunks(4096) {
+        let tensors = layout.tensors().iter().map(|t| &flat[t.slot.range()]);
+        for piece in tensors.flat_map(|values| values.chunks(4096)) {
             bytes.clear();
             bytes.extend(piece.iter().flat_map(|v| v.to_le_bytes()));
             to.write_all(&bytes)?;

@@ -68,7 +68,7 @@ pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> an
     let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
     let weights = generator.initial(0);
     let codebook = unit_rows(args.vocab, args.channels);
-    let parameters = generator.layout().len();
+    let parameters = generator.layout().parameters();
     let mut times = match args.what {
         BenchWhat::Step => time_steps(backend, args, &config, generator, &weights, &codebook)?,
         BenchWhat::Sample => time_samples(backend, args, &generator, &weights, &codebook)?,

@@ -218,7 +218,7 @@ mod tests {
             }
             assert_eq!(seen, generator.layout().tensors().len());
             let count = published[format!("FlexVAR-d{depth}:parameters")].as_u64().unwrap();
-            assert_eq!(generator.layout().len() as u64, count);
+            assert_eq!(generator.layout().parameters() as u64, count);
         }
     }
 

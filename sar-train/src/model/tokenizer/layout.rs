@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(tokenizer.downsample_factor(), 16);
         assert_eq!(tokenizer.latent_side(256), 16);
         // 72 million, as the paper says.
-        assert_eq!(tokenizer.layout().len() / 1_000_000, 72);
+        assert_eq!(tokenizer.layout().parameters() / 1_000_000, 72);
     }
 
     #[test]
