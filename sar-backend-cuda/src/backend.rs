@@ -12,8 +12,9 @@ use sar_math::backend::{Buffers, ShapeError};
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
-/// Scratch that a backend starts with: what the ops of a mid-size training step need.
-const INITIAL_SCRATCH: usize = 1 << 20;
+/// Bytes that the inside of ops has from the start: what a mid-size training step needs. It grows where an
+/// op needs more.
+pub const SCRATCH: usize = 1 << 20;
 
 /// Activations stored as `S` on the device `D`; one stream of work, given by one thread at a time:
 /// ops share scratch memory, so that the type is `Send` and not `Sync`.
@@ -33,7 +34,7 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
     pub fn new(device: D) -> Result<Self, CudaError> {
         device.prepare(S::NAME)?;
         let device = Arc::new(device);
-        let scratch = RefCell::new(Buffer::zeroed(&device, INITIAL_SCRATCH / 4)?);
+        let scratch = RefCell::new(Buffer::zeroed(&device, SCRATCH / 4)?);
         Ok(Self { device, scratch, expected: Cell::default(), storage: PhantomData })
     }
 

@@ -29,7 +29,7 @@ mod tokenizer;
 mod transformer;
 mod work;
 
-pub use backend::CudaBackend;
+pub use backend::{CudaBackend, SCRATCH};
 pub use cache::Cache;
 #[cfg(feature = "emulator")]
 pub use device::Emulator;

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, Device as _, Driver, Emulator, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, Device as _, Driver, Emulator, SCRATCH, Storage, bf16};
 use sar_math::backend::{Backend, Choice, DrawKeys, Filter};
 use sar_math::guidance::Guidance;
 use sar_math::philox::{Purpose, Stream};
@@ -31,8 +31,12 @@ const BF16_LOSS: f64 = 1e-2;
 /// moment near zero may turn its sign for want of digits.
 const STEPS_DIFFER: f64 = 0.1;
 
-/// How far a plan may be from what is held, as `sar plan` promises.
-const PLAN_ERROR: f64 = 0.1;
+/// How far a plan may be from what is held; ten times this is what is asked of it.
+///
+/// It is within 0.2 % here; what it leaves out, one allocation's rounding and ids, is less than this.
+const PLAN_ERROR: f64 = 0.01;
+/// Images of a step whose memory is compared with the plan.
+const PLANNED_BATCH: usize = 4;
 
 const SCHEDULE: &str = "1_2_3_4";
 const BATCH: usize = 2;
@@ -238,27 +242,40 @@ fn steps_have_the_same_bits_whatever_the_order_of_threads_and_whatever_is_recomp
     }
 }
 
-/// `sar plan` says what the buffers of a run take, for every policy, storage and way of training.
+/// Blank images of the first class.
+struct Blank;
+
+impl<B: Backend> Batches<B> for Blank {
+    fn next(&mut self, _: &B, _: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
+        Ok(vec![0; PLANNED_BATCH])
+    }
+}
+
+/// `sar plan` says what a run takes from its start through its steps, for every policy, storage and way of
+/// training.
 #[test]
 fn the_plan_is_what_the_trainer_holds() {
     fn held<S: Storage>(config: &Config) -> (f64, f64) {
         let backend = emulated::<S>();
-        let before = backend.device().peak_bytes();
         let generator = Generator::new(&GeneratorShape::from(&config.generator)).unwrap();
         let weights = vec![0.0; generator.layout().len()];
         let g = &config.generator;
         let codebook = vec![0.0; g.vocab * g.channels];
-        let trainer =
+        let mut trainer =
             Trainer::new(&backend, generator, config, &weights, &codebook, (4, 4)).unwrap();
-        let held = backend.device().peak_bytes() - before;
-        drop(trainer);
-        (held as f64, MemoryPlan::of(config, size_of::<S>() as u64).total() as f64)
+        // What differs by policy is held from the start; the scratch of ops grows within a step.
+        if config.train.recompute == Recompute::Norms {
+            trainer.step(&mut Blank).unwrap();
+        }
+        let held = backend.device().peak_bytes();
+        let own = SCRATCH as u64;
+        (held as f64, MemoryPlan::of(config, size_of::<S>() as u64, own).total() as f64)
     }
     for mode in [Mode::Teacher, Mode::Ssr, Mode::Student] {
         for recompute in [Recompute::Nothing, Recompute::Norms, Recompute::Blocks] {
             let mut config = config(mode);
             config.generator.schedule = "1_2_3_4_6_8".parse().unwrap();
-            config.train.batch = 8;
+            config.train.batch = PLANNED_BATCH;
             config.train.recompute = recompute;
             config.train.ema = 0.9;
             config.sar.decode = Decode::Sample;
@@ -341,7 +358,7 @@ fn a_profile_counts_the_work_of_a_step() {
         let named = tallies.iter().filter(|tally| tally.name.starts_with(wanted));
         named.map(|tally| tally.work.flops as f64).sum::<f64>()
     };
-    let planned = plan(&config, StepMode::Tf, 2).flops_step as f64;
+    let planned = plan(&config, StepMode::Tf, 2, 0).flops_step as f64;
     let found = work("product") + work("attention_");
     // Backward attention recomputes scores: seven products instead of the plan's four.
     assert!(found > planned && found < 1.1 * planned, "{found} of {planned}");

@@ -2,7 +2,7 @@
 
 use crate::fake::{Fake, scenario};
 use sar_backend_cuda::kernels::{SOURCES, Source};
-use sar_backend_cuda::{CudaBackend, CudaError, Library, Nvrtc, probe};
+use sar_backend_cuda::{CudaBackend, CudaError, Device, Driver, Library, Nvrtc, SCRATCH, probe};
 use sar_math::backend::{BackendError, Buffers, ErrorKind};
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -220,6 +220,20 @@ scenario! {
         expect(more.map(drop), ErrorKind::OutOfMemory, &["in use"]);
         works(&backend).unwrap();
         drop((_all, backend));
+        fake.expect_clean();
+    }
+}
+
+scenario! {
+    fn what_the_backend_keeps_is_counted(fake) on [("SAR_FAKE_MEMORY", "67108864")]; {
+        let backend = fake.backend::<f32>().unwrap();
+        let own = Driver::PRODUCT_SPACE + SCRATCH;
+        assert_eq!(backend.device().peak_bytes(), own);
+        let rest = (ROOM - own) / size_of::<f32>();
+        expect(backend.accum(rest + 1).map(drop), ErrorKind::OutOfMemory, &["in use"]);
+        let all = backend.accum(rest).unwrap();
+        assert_eq!(backend.device().peak_bytes(), ROOM);
+        drop((all, backend));
         fake.expect_clean();
     }
 }

@@ -47,7 +47,12 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let header = Header::new(model.kind, step, &model.config)?;
     save_weights(&Disk, &args.to, &header, &model.layout, &flat)?;
     if !global.quiet {
-        println!("{}: {}, {} parameters", args.to.display(), model.about, model.layout.parameters());
+        println!(
+            "{}: {}, {} parameters",
+            args.to.display(),
+            model.about,
+            model.layout.parameters()
+        );
     }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! `sar plan`: what a configuration costs, before it runs.
 
-use crate::cli::{Dtype, GlobalArgs, PlanArgs, StepMode};
+use crate::cli::{BackendName, Dtype, GlobalArgs, PlanArgs, StepMode};
 use crate::config::{Config, GeneratorSection, Mode};
 use crate::model::generator::{GeneratorShape, parameters};
 use crate::run::memory;
 use crate::train::MemoryPlan;
+use sar_backend_cuda::{Driver, SCRATCH};
 use sar_math::rollout::Extent;
 use serde::Serialize;
 
@@ -35,7 +36,11 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         Dtype::F32 => 4,
         Dtype::Bf16 => 2,
     };
-    let plan = plan(&config, mode, storage);
+    let own = match global.backend {
+        BackendName::Cpu => 0,
+        BackendName::Cuda => (Driver::PRODUCT_SPACE + SCRATCH) as u64,
+    };
+    let plan = plan(&config, mode, storage, own);
     if args.json {
         println!("{}", serde_json::to_string(&plan)?);
     } else {
@@ -95,8 +100,8 @@ fn forward_flops(g: &GeneratorSection, grids: &[u64]) -> u64 {
 }
 
 /// What one optimiser step of `config` costs when it trains `mode`, with activations of `storage`
-/// bytes each.
-pub fn plan(config: &Config, mode: StepMode, storage: u64) -> Plan {
+/// bytes each, on a backend that keeps `own` bytes for itself.
+pub fn plan(config: &Config, mode: StepMode, storage: u64, own: u64) -> Plan {
     let g = &config.generator;
     let train = &config.train;
     let grids: Vec<u64> = g.schedule.scales().iter().map(|s| s.tokens() as u64).collect();
@@ -128,7 +133,7 @@ pub fn plan(config: &Config, mode: StepMode, storage: u64) -> Plan {
         tokens_trained: tokens + student_tokens,
         flops_forward: teacher,
         flops_step: per_image * images,
-        memory: MemoryPlan::of(&trained, storage),
+        memory: MemoryPlan::of(&trained, storage, own),
     }
 }
 
@@ -158,7 +163,9 @@ fn table(config: &Config, plan: &Plan) -> String {
         ),
         ("  logits", memory::text(m.logits)),
     ];
-    rows.iter().map(|(what, value)| format!("{what:<14} {value}\n")).collect()
+    let own = ("  backend", memory::text(m.backend));
+    let rows = rows.iter().chain((m.backend > 0).then_some(&own));
+    rows.map(|(what, value)| format!("{what:<14} {value}\n")).collect()
 }
 
 /// `315561936` as `315 561 936`.
@@ -221,16 +228,16 @@ mod tests {
     #[test]
     fn passes_add_up() {
         let config = published(16);
-        let tf = plan(&config, StepMode::Tf, 4);
+        let tf = plan(&config, StepMode::Tf, 4, 0);
         assert_eq!((tf.tokens, tf.tokens_trained), (680, 680));
         let forward = tf.flops_forward;
         assert_eq!(tf.flops_step, 3 * forward * config.train.batch as u64);
         // 2 FLOPs per weight that every token meets, and attention on top.
         let matrices = 2 * 680 * (16 * 12 * 1024 * 1024 + 1024 * (8912 + 32));
         assert!(forward > matrices && forward < matrices * 11 / 10, "{forward} {matrices}");
-        let release = plan(&config, StepMode::SarLast, 4);
+        let release = plan(&config, StepMode::SarLast, 4, 0);
         assert_eq!(release.tokens_trained, 680 + 257);
-        let all = plan(&config, StepMode::SarAll, 4);
+        let all = plan(&config, StepMode::SarAll, 4, 0);
         assert_eq!(all.tokens_trained, 2 * 680);
         assert!(release.flops_step < all.flops_step && tf.flops_step < release.flops_step);
     }

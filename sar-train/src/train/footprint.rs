@@ -24,11 +24,14 @@ pub struct MemoryPlan {
     /// Logits of a part of a batch, which become their own gradient, and the teacher's where they are
     /// a target.
     pub logits: u64,
+    /// What a GPU's backend keeps for itself: space for matrix products and for the inside of ops.
+    pub backend: u64,
 }
 
 impl MemoryPlan {
-    /// Of a configuration, with activations of `storage` bytes each: 4 in f32, 2 in bf16.
-    pub fn of(config: &Config, storage: u64) -> Self {
+    /// Of a configuration, with activations of `storage` bytes each (4 in f32, 2 in bf16), on a backend
+    /// that keeps `own` bytes for itself.
+    pub fn of(config: &Config, storage: u64, own: u64) -> Self {
         let needs = StepSettings::of(config).needs();
         let parameters = parameters(&GeneratorShape::from(&config.generator));
         let narrow = if storage < WIDE { storage } else { 0 };
@@ -44,12 +47,14 @@ impl MemoryPlan {
             moments: 2 * WIDE * parameters,
             activations: storage * activations + WIDE * wide,
             logits: storage * (kept + sampled) * vocab,
+            backend: own,
         }
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.moments + self.activations + self.logits
+        let trained = self.weights + self.gradients + self.moments;
+        trained + self.activations + self.logits + self.backend
     }
 }
 

@@ -54,6 +54,9 @@ unsafe impl Send for Driver {}
 unsafe impl Sync for Driver {}
 
 impl Driver {
+    /// Bytes of a GPU that matrix products keep for themselves, whatever is computed.
+    pub const PRODUCT_SPACE: usize = plans::SPACE;
+
     /// GPU number `ordinal`, with kernels from the user's cache.
     ///
     /// # Errors
@@ -80,8 +83,8 @@ impl Driver {
             staging: Mutex::new(Staging::new()?),
             recordings: Mutex::default(),
             plans: Mutex::new(plans),
-            held: AtomicUsize::new(0),
-            peak: AtomicUsize::new(0),
+            held: AtomicUsize::new(plans::SPACE),
+            peak: AtomicUsize::new(plans::SPACE),
             gate: Gate::default(),
             released: Mutex::default(),
             gpu,

@@ -22,6 +22,8 @@ use std::sync::Arc;
 const WORKSPACE: usize = 32 << 20;
 /// Memory behind the workspace for one bias that is moved to an aligned address.
 const BIAS: usize = 1 << 20;
+/// Bytes that products keep of the device, whatever is computed.
+pub(super) const SPACE: usize = WORKSPACE + BIAS;
 /// Candidates asked for, best first.
 const CANDIDATES: usize = 16;
 
@@ -53,8 +55,7 @@ impl Plans {
         };
         // SAFETY: released in `drop`, on the same stream.
         made.workspace = unsafe {
-            driver::malloc_async(stream.cu_stream(), WORKSPACE + BIAS)
-                .map_err(out_of_memory(WORKSPACE + BIAS, 0))?
+            driver::malloc_async(stream.cu_stream(), SPACE).map_err(out_of_memory(SPACE, 0))?
         };
         Ok(made)
     }
