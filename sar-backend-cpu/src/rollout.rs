@@ -2,7 +2,8 @@
 
 use crate::loss::check_ids;
 use crate::ops::{
-    area_tokens, cached_attention, choose_codes, code_map, merge_ids, nearest_code, rollout_inputs,
+    area_tokens, cached_attention, choose_codes, code_map, guide, merge_ids, nearest_code,
+    rollout_inputs,
 };
 use crate::transformer::head_params;
 use crate::{Buffer, CpuBackend, CpuError, Element};
@@ -146,6 +147,13 @@ impl<T: Element> RolloutOps for CpuBackend<T> {
         let size = product(&[first.saturating_add(dims.batch), tokens]);
         let ids = ids_bt.head_mut(OP, "ids (b*tokens)", size)?;
         Ok(choose_codes::forward(dims, logits, &mut ids[first * tokens..])?)
+    }
+
+    fn guide(&self, len: usize, t: f64, x: &mut Buffer<T>) -> Result<(), CpuError> {
+        let x = x.head_mut("guide", "x (2*len)", 2 * len)?;
+        let (conditional, unconditional) = x.split_at_mut(len);
+        guide::forward(t, conditional, unconditional);
+        Ok(())
     }
 
     fn merge_ids(

@@ -38,6 +38,7 @@ sources!(
     "gelu"
     "grad_norm"
     "group_norm"
+    "guide"
     "linear"
     "merge_ids"
     "nearest_code"

@@ -3,7 +3,8 @@
 use crate::device::Device;
 use crate::memory::Address;
 use crate::ops::{
-    area_tokens, cached_attention, choose_codes, code_map, merge_ids, nearest_code, rollout_inputs,
+    area_tokens, cached_attention, choose_codes, code_map, guide, merge_ids, nearest_code,
+    rollout_inputs,
 };
 use crate::storage::Storage;
 use crate::transformer::head_params;
@@ -133,6 +134,11 @@ impl<S: Storage, D: Device> RolloutOps for CudaBackend<S, D> {
         let size = product(&[first.saturating_add(dims.batch), tokens]);
         let ids = ids_bt.head_mut(OP, "ids (b*tokens)", size)?;
         choose_codes::forward(self, dims, logits, ids.at(first * tokens))
+    }
+
+    fn guide(&self, len: usize, t: f64, x: &mut Buffer<S, D>) -> Result<(), CudaError> {
+        let x = x.head_mut("guide", "x (2*len)", product(&[2, len]))?;
+        guide::forward(self, len, t, x)
     }
 
     fn merge_ids(

@@ -17,6 +17,7 @@ pub(crate) mod ema;
 pub(crate) mod gelu;
 pub(crate) mod grad_norm;
 pub(crate) mod group_norm;
+pub(crate) mod guide;
 pub(crate) mod linear;
 pub(crate) mod merge_ids;
 pub(crate) mod nearest_code;

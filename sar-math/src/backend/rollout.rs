@@ -153,6 +153,13 @@ pub trait RolloutOps: Buffers {
         ids_bt: &mut Self::Ids,
     ) -> Result<(), Self::Error>;
 
+    /// Guidance before a linear head: `x[i]` becomes `(1+t)·x[i] − t·x[len+i]` for `i < len`.
+    ///
+    /// x holds features of samples and, behind them, of their unconditional twins. What is linear in them,
+    /// bias included since the weights add up to 1, takes guided features to guided logits with half the
+    /// work and half the logits of guiding behind it.
+    fn guide(&self, len: usize, t: f64, x: &mut Self::Activation) -> Result<(), Self::Error>;
+
     /// Takes the tokens of the scales for which `from_other` holds from `other`.
     fn merge_ids(
         &self,

@@ -61,6 +61,7 @@ pub mod ema;
 pub mod gelu;
 pub mod grad_norm;
 pub mod group_norm;
+pub mod guide;
 pub mod linear;
 pub mod merge_ids;
 pub mod nearest_code;
@@ -104,8 +105,8 @@ macro_rules! for_each_op {
             [
                 buffers linear residual_norm attention gelu silu class_embedding positions
                 token_embedding cross_entropy soft_cross_entropy scale_sums area_tokens
-                nearest_code rollout_inputs code_map choose_codes merge_ids cached_attention
-                conv2d group_norm upsample_nearest spatial_attention area_resize vector_quantize
+                nearest_code rollout_inputs code_map choose_codes guide merge_ids
+                cached_attention conv2d group_norm upsample_nearest spatial_attention area_resize vector_quantize
                 squared_error grad_norm adamw ema
             ]
             $($($rest)*)?

@@ -55,7 +55,7 @@ pub struct Sampler<B: Buffers> {
     wide: B::Activation,
     activated: B::Activation,
     stats: B::Accum,
-    /// Logits of the scale generated last, `[b or 2b, n, v]`.
+    /// Logits of the scale generated last, guided where there is guidance, `[b, n, v]`.
     pub logits: B::Activation,
     /// Codes of all scales, `[b, T]`.
     pub ids: B::Ids,
@@ -100,7 +100,7 @@ impl<B: Backend> Sampler<B> {
             wide: backend.activation(n * MLP_RATIO * c)?,
             activated: backend.activation(n * MLP_RATIO * c)?,
             stats: backend.accum(n * 2)?,
-            logits: backend.activation(n * g.vocab)?,
+            logits: backend.activation(batch * largest * g.vocab)?,
             ids: backend.ids(batch * tokens)?,
         })
     }
@@ -188,15 +188,18 @@ impl<B: Backend> Sampler<B> {
             if scale > 0 {
                 self.feed(backend, generator, codebook, batch, scale)?;
             }
+            let t = decoding.guidance.map(|ramp| ramp[scale]);
             // Random schedules of training are too many to be worth recording.
             if self.schedule == self.room {
-                let call = Call { scale, batch, rows };
+                let call = Call { scale, batch, rows, guidance: t.map(f64::to_bits) };
                 let key = self.recordings.key(params, generator, call);
                 backend.replay(key, &mut || {
-                    self.trunk(backend, generator, params, batch, rows, scale)
+                    self.trunk(backend, generator, params, batch, rows, scale)?;
+                    self.head(backend, generator, params, batch, scale, t)
                 })?;
             } else {
                 self.trunk(backend, generator, params, batch, rows, scale)?;
+                self.head(backend, generator, params, batch, scale, t)?;
             }
             if given.is_some_and(|g| g.scales[scale]) {
                 continue;
@@ -207,7 +210,8 @@ impl<B: Backend> Sampler<B> {
                 schedule: self.schedule,
                 scales: scale..scale + 1,
                 vocab: generator.shape().vocab,
-                guidance: decoding.guidance,
+                // The features were guided, before the head.
+                guidance: None,
                 choice: if self.greedy[scale] { Choice::Argmax } else { decoding.choice },
             };
             backend.choose_codes(&dims, &self.logits, &mut self.ids)?;
@@ -264,7 +268,7 @@ impl<B: Backend> Sampler<B> {
         backend.rollout_inputs(&dims, &self.ids, codebook, &mut self.inputs)
     }
 
-    /// Runs all blocks on the tokens of one scale; leaves its logits. Ops alone, to be replayed.
+    /// Runs all blocks on the tokens of one scale; leaves what the head takes. Ops alone, to be replayed.
     ///
     /// `x` and `sum` change places twice per block, an even number of times: they end where they
     /// began, so the next call issues its ops on the same buffers.
@@ -314,8 +318,6 @@ impl<B: Backend> Sampler<B> {
                 std::mem::swap(&mut self.x, &mut self.sum);
             }
             if norm == 2 * g.depth {
-                let head = generator.head;
-                backend.linear(linear(c, g.vocab), &self.normed, params, head, &mut self.logits)?;
                 break;
             }
             let slots = generator.blocks[norm / 2];
@@ -345,6 +347,25 @@ impl<B: Backend> Sampler<B> {
             }
         }
         Ok(())
+    }
+
+    /// Logits of one scale, guided by t: the features are, which the head is linear in.
+    fn head(
+        &mut self,
+        backend: &B,
+        generator: &Generator,
+        params: &B::Params,
+        batch: usize,
+        scale: usize,
+        t: Option<f64>,
+    ) -> Result<(), B::Error> {
+        let g = generator.shape();
+        let rows = batch * self.schedule.range(scale).len();
+        if let Some(t) = t {
+            backend.guide(rows * g.width, t, &mut self.normed)?;
+        }
+        let dims = LinearDims { rows, inputs: g.width, outputs: g.vocab };
+        backend.linear(dims, &self.normed, params, generator.head, &mut self.logits)
     }
 
     fn embed(

@@ -6,7 +6,7 @@ use crate::generator::{Setup, VALUE};
 use crate::rollout::argmax;
 use crate::support::Golden;
 use sar_math::backend::{Backend, Choice};
-use sar_math::guidance::{Guidance, guide};
+use sar_math::guidance::Guidance;
 use sar_math::{MAX_SCALES, ScaleSchedule};
 use sar_train::sample::{Decoding, Given, Sampler};
 
@@ -24,6 +24,7 @@ fn greedy_sampling<B: Backend>(backend: &B) -> Findings {
             continue;
         };
         let recorded = Recorded::read(&file, text, &setup.schedule, setup.generator.shape().vocab);
+        raw(&setup, &recorded, &mut found);
         sample(&setup, &recorded, &mut found);
         tried += 1;
     }
@@ -70,6 +71,34 @@ impl Recorded {
     }
 }
 
+/// Logits before guidance: of a run without any, of the conditional samples and the unconditional ones
+/// behind them, each scale with the recorded ids before it.
+fn raw<B: Backend>(setup: &Setup<'_, B>, recorded: &Recorded, found: &mut Findings) {
+    let (b, g, schedule) = (setup.backend, &setup.generator, &setup.schedule);
+    let unconditional = vec![g.shape().classes as u32; recorded.labels.len()];
+    let labels = [recorded.labels.clone(), unconditional].concat();
+    let all_ids = b.put_ids(&recorded.all_ids(schedule).repeat(2));
+    let decoding = Decoding { guidance: None, choice: Choice::Argmax };
+    let mut sampler = Sampler::new(b, g, labels.len(), schedule, false).unwrap();
+    for wanted in 0..schedule.len() {
+        let mut scales = [false; MAX_SCALES];
+        scales[..wanted].fill(true);
+        let given = Given { ids: &all_ids, scales };
+        let len = labels.len() * schedule.range(wanted).len() * g.shape().vocab;
+        let (params, codebook) = (&setup.params, &setup.codebook);
+        sampler
+            .run(b, g, params, codebook, &labels, &decoding, Some(&given), |scale, s| {
+                if scale == wanted {
+                    let name = format!("guidance_{}.raw_logits_{scale}", recorded.strength);
+                    let logits = b.get(&s.logits, len);
+                    found.value(name, logits, recorded.raw[scale].clone(), VALUE);
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+}
+
 /// Samples all scales on their own. Where rounding turns an id, the scales after it would be fed
 /// another code and could not be compared: they are sampled once more, with those before given.
 fn sample<B: Backend>(setup: &Setup<'_, B>, recorded: &Recorded, found: &mut Findings) {
@@ -94,13 +123,9 @@ fn sample<B: Backend>(setup: &Setup<'_, B>, recorded: &Recorded, found: &mut Fin
                 }
                 next = scale + 1;
                 let tokens = labels.len() * schedule.range(scale).len();
-                let raw = b.get(&s.logits, 2 * tokens * vocab);
-                let (conditional, unconditional) = raw.split_at(tokens * vocab);
-                let pairs = conditional.iter().zip(unconditional);
-                let guided = pairs.map(|(c, u)| guide(t[scale], *c, *u)).collect();
+                let guided = b.get(&s.logits, tokens * vocab);
                 let name = |what: &str| format!("guidance_{}.{what}_{scale}", recorded.strength);
                 let (wanted, ids) = (&recorded.guided[scale], &recorded.ids[scale]);
-                found.value(name("raw_logits"), raw, recorded.raw[scale].clone(), VALUE);
                 found.value(name("guided_logits"), guided, wanted.clone(), VALUE);
                 let got: Vec<u32> = b
                     .get_ids(&s.ids, labels.len() * schedule.tokens())

@@ -72,6 +72,7 @@ impl RolloutOps for NarrowCpu {
             dims: &RolloutDims, scale: usize, ids: &Ids, codebook: &Buf, map: &mut Buf,
         ) -> [map];
         choose_codes(dims: &ChooseDims, logits: &Buf, ids: &mut Ids) -> [];
+        guide(len: usize, t: f64, x: &mut Buf) -> [x];
         merge_ids(
             batch: usize, schedule: &ScaleSchedule, from_other: &[bool], other: &Ids, ids: &mut Ids,
         ) -> [];
