@@ -5,12 +5,15 @@
 //! NaN before it is first written and stands between guards that are checked whenever it is read or
 //! released.
 
+mod replays;
+
 use super::{Device, Launch};
 use crate::error::CudaError;
 use crate::gemm::{DataType, Gemm, Matrix};
 use crate::work::{Tallies, Tally};
 use core::ffi::{c_char, c_int, c_void};
 use half::bf16;
+use replays::Replays;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -49,6 +52,8 @@ pub struct Emulator {
     fault: Mutex<Option<String>>,
     peak: AtomicUsize,
     profile: Mutex<Option<Tallies>>,
+    replays: Mutex<Replays>,
+    allocations: AtomicUsize,
 }
 
 impl Emulator {
@@ -60,7 +65,41 @@ impl Emulator {
     /// A choice of operating-system threads and of the order in which CUDA threads run.
     pub fn with_order(threads: u32, order: u64) -> Self {
         let (held, fault) = (Mutex::default(), Mutex::default());
-        Self { threads, order, held, fault, peak: AtomicUsize::new(0), profile: Mutex::default() }
+        Self {
+            threads,
+            order,
+            held,
+            fault,
+            peak: AtomicUsize::new(0),
+            profile: Mutex::default(),
+            replays: Mutex::default(),
+            allocations: AtomicUsize::new(0),
+        }
+    }
+
+    /// How often memory was allocated so far.
+    pub fn allocations(&self) -> usize {
+        self.allocations.load(Ordering::Relaxed)
+    }
+
+    fn replays(&self) -> MutexGuard<'_, Replays> {
+        self.replays.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Checks that a matrix of a product lies in held memory.
+    fn check_matrix(
+        &self,
+        matrix: &Matrix,
+        rows: usize,
+        columns: usize,
+        batch: usize,
+    ) -> Result<(), CudaError> {
+        if rows == 0 || columns == 0 || batch == 0 {
+            return Ok(());
+        }
+        let (rows, columns) = if matrix.transposed { (columns, rows) } else { (rows, columns) };
+        let last = (batch - 1) * matrix.stride + (rows - 1) * matrix.leading + columns - 1;
+        self.check("matrix product", matrix.address, (last + 1) * matrix.data.bytes())
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
@@ -134,6 +173,8 @@ impl Device for Emulator {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
+        self.replays().refuse("allocation")?;
+        self.allocations.fetch_add(1, Ordering::Relaxed);
         let in_use = self.held().values().sum();
         let out_of_memory = CudaError::OutOfMemory { bytes, in_use };
         let Some(layout) = layout(bytes) else { return Err(out_of_memory) };
@@ -166,6 +207,7 @@ impl Device for Emulator {
     }
 
     unsafe fn write(&self, host: &[u8], to: u64) -> Result<(), CudaError> {
+        self.replays().refuse("write")?;
         self.check("write", to, host.len())?;
         // SAFETY: the range is held, and host memory is never in it.
         unsafe { core::ptr::copy_nonoverlapping(host.as_ptr(), to as *mut u8, host.len()) };
@@ -173,6 +215,7 @@ impl Device for Emulator {
     }
 
     unsafe fn read(&self, from: u64, host: &mut [u8]) -> Result<(), CudaError> {
+        self.replays().refuse("read")?;
         self.check("read", from, host.len())?;
         // SAFETY: the range is held, and host memory is never in it.
         unsafe { core::ptr::copy_nonoverlapping(from as *const u8, host.as_mut_ptr(), host.len()) };
@@ -180,6 +223,7 @@ impl Device for Emulator {
     }
 
     unsafe fn zero(&self, at: u64, bytes: usize) -> Result<(), CudaError> {
+        self.replays().note(("zero", at, bytes));
         self.check("zero", at, bytes)?;
         // SAFETY: the range is held.
         unsafe { (at as *mut u8).write_bytes(0, bytes) };
@@ -187,6 +231,7 @@ impl Device for Emulator {
     }
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
+        self.replays().note(("copy", from, to, bytes));
         self.check("copy", from, bytes)?;
         self.check("copy", to, bytes)?;
         // SAFETY: both ranges are held.
@@ -205,6 +250,12 @@ impl Device for Emulator {
             return Err(CudaError::device(name, reason));
         }
         let args: Vec<*mut c_void> = launch.args.iter().map(|arg| arg.place()).collect();
+        let values = launch.args.iter().map(|arg| {
+            // SAFETY: an argument lies at its place with all its bytes.
+            unsafe { core::slice::from_raw_parts(arg.place().cast::<u8>(), arg.bytes()) }
+        });
+        let values: Vec<&[u8]> = values.collect();
+        self.replays().note((&name, launch.grid, launch.block, launch.shared, values));
         let mut error = [0u8; 512];
         // SAFETY: arguments have the sizes of the parameters; what they point to is the caller's.
         let code = unsafe {
@@ -231,6 +282,13 @@ impl Device for Emulator {
     }
 
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<(), CudaError> {
+        self.replays().note(format!("{gemm:?}"));
+        self.check_matrix(&gemm.a, gemm.m, gemm.k, gemm.batch)?;
+        self.check_matrix(&gemm.b, gemm.k, gemm.n, gemm.batch)?;
+        self.check_matrix(&gemm.out, gemm.m, gemm.n, gemm.batch)?;
+        if let Some(bias) = gemm.bias {
+            self.check("bias of a product", bias, gemm.n * gemm.out.data.bytes())?;
+        }
         for product in 0..gemm.batch {
             // SAFETY: the matrices lie in held memory, says the caller.
             unsafe { multiply(gemm, product) };
@@ -242,6 +300,7 @@ impl Device for Emulator {
     }
 
     fn synchronize(&self) -> Result<(), CudaError> {
+        self.replays().refuse("synchronisation")?;
         self.faults()
     }
 
@@ -254,10 +313,13 @@ impl Device for Emulator {
 
     fn replay(
         &self,
-        _key: (u64, u64),
+        key: (u64, u64),
         work: &mut dyn FnMut() -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
-        work()
+        self.replays().begin(key);
+        let outcome = work();
+        // A failure of the work is what there is to say.
+        outcome.and(self.replays().end(key))
     }
 
     fn begin_profile(&self) -> Result<(), CudaError> {

@@ -1,0 +1,79 @@
+//! Holds the emulator's callers to the contract of `Device::replay`.
+//!
+//! A device that records runs a key's work as it comes the first time, records it the second time, and
+//! from the third on replays what it recorded, whatever the work would give it then. The emulator has
+//! nothing to replay; it runs the work each time and compares.
+
+use crate::error::CudaError;
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// What is known of every key, and the work that is being recorded or compared.
+#[derive(Debug, Default)]
+pub(super) struct Replays {
+    /// What the work of a key gave the device: nothing yet where it ran once.
+    known: HashMap<(u64, u64), Option<u64>>,
+    /// Of the work that runs now, where it must keep to the contract.
+    running: Option<DefaultHasher>,
+}
+
+impl Replays {
+    /// Begins the work of a key.
+    pub(super) fn begin(&mut self, key: (u64, u64)) {
+        let seen = self.known.contains_key(&key);
+        self.running = seen.then(DefaultHasher::new);
+        self.known.entry(key).or_insert(None);
+    }
+
+    /// Ends it: the work must be what it was.
+    pub(super) fn end(&mut self, key: (u64, u64)) -> Result<(), CudaError> {
+        let Some(running) = self.running.take() else { return Ok(()) };
+        let found = running.finish();
+        let known = self.known.entry(key).or_default();
+        if known.is_some_and(|known| known != found) {
+            let what = format!("other work under key {key:?} than the time before");
+            return Err(CudaError::device("replay", what));
+        }
+        *known = Some(found);
+        Ok(())
+    }
+
+    /// Notes a piece of work.
+    pub(super) fn note(&mut self, work: impl Hash) {
+        if let Some(running) = &mut self.running {
+            work.hash(running);
+        }
+    }
+
+    /// Fails inside work that may be replayed: `what` cannot be.
+    pub(super) fn refuse(&self, what: &'static str) -> Result<(), CudaError> {
+        match self.running {
+            None => Ok(()),
+            Some(_) => Err(CudaError::device(what, "within work that may be replayed")),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_must_stay_what_it_was_and_move_nothing() {
+        let mut replays = Replays::default();
+        let mut run = |key, work: &str| {
+            replays.begin(key);
+            let moved = replays.refuse("read");
+            replays.note(work);
+            (moved.is_ok(), replays.end(key).is_ok())
+        };
+        // The first run is not recorded: it may allocate, and differ.
+        assert_eq!(run((1, 0), "first"), (true, true));
+        assert_eq!(run((1, 0), "a"), (false, true));
+        assert_eq!(run((1, 0), "a"), (false, true));
+        assert_eq!(run((1, 0), "b"), (false, false));
+        assert_eq!(run((2, 0), "b"), (true, true));
+        assert!(replays.refuse("read").is_ok(), "outside of any work");
+    }
+}
