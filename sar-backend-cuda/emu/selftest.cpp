@@ -138,7 +138,7 @@ void check_limits() {
     expect_fault("registered_twice", "registered twice", {});
     expect_fault("write_shared", "block of 1025", {1, 1025}, 0);
     expect_fault("write_shared", "grid of 0", {0, 32}, 0);
-    expect_fault("write_dynamic", "at most 232448", {1, 32, 232449}, 0);
+    expect_fault("write_dynamic", "at most 166912", {1, 32, 166913}, 0);
 }
 
 // ---- sound kernels

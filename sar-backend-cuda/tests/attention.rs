@@ -16,8 +16,9 @@ use sar_math::{Real, Scale, ScaleSchedule};
 const VALUES: f64 = 2.0;
 /// Gradients pass through twice as many sums.
 const GRADIENTS: f64 = 3.0;
-/// Where the CPU backend is exact by luck: eight roundings of f32.
+/// Where the CPU backend is exact by luck: eight roundings of f32, on up to so many keys.
 const F32_FLOOR: f64 = 5e-7;
+const FLOOR_KEYS: f64 = 680.0;
 /// bf16 rounds q and k, probabilities, values and results to 2⁻⁹ each; scores of up to four move a
 /// probability by four times that.
 const BF16_VALUES: f64 = 1e-2;
@@ -77,8 +78,7 @@ impl Case {
 }
 
 fn schedule(sides: &str) -> ScaleSchedule {
-    let sides: Vec<usize> = sides.split('_').map(|side| side.parse().unwrap()).collect();
-    ScaleSchedule::from_sides(&sides).unwrap()
+    sides.parse().unwrap()
 }
 
 /// What a run left, by name; gradients come last.
@@ -175,6 +175,11 @@ fn gpu<S: Storage>() -> CudaBackend<S, Emulator> {
     CudaBackend::new(Emulator::with_order(2, 0)).unwrap()
 }
 
+/// Sums over keys are chains: their rounding grows with the root of the length.
+fn floor(case: &Case) -> f64 {
+    F32_FLOOR * (case.dims.schedule.tokens() as f64 / FLOOR_KEYS).sqrt().max(1.0)
+}
+
 /// f32 against the CPU backend in f32, both measured by f64.
 fn check_f32(case: &Case) {
     let exact = run(&CpuBackend::<f64>::new(), case).unwrap();
@@ -185,7 +190,8 @@ fn check_f32(case: &Case) {
         let magnitude = magnitude(name, case, &exact, values);
         let [error, reference] = [&found, &cpu].map(|of| error(&of.0[i].1, values, magnitude));
         println!("f32 {name}: {error:.1e}, CPU {reference:.1e}");
-        assert!(error <= times * reference + F32_FLOOR, "{name}: {error:e}, CPU {reference:e}");
+        let allowed = times * reference + floor(case);
+        assert!(error <= allowed, "{name}: {error:e}, CPU {reference:e}");
     }
 }
 
@@ -203,7 +209,9 @@ fn check_bf16(case: &Case) {
 
 #[test]
 fn short_schedules() {
-    for (sides, heads, head_dim) in [("1", 3, 64), ("1_2", 2, 128), ("1_2", 5, 1)] {
+    for (sides, heads, head_dim) in
+        [("1", 3, 64), ("1_2", 2, 128), ("1_2", 3, 64), ("1_2", 3, 32), ("1_2", 5, 1)]
+    {
         let case = Case::new(schedule(sides), [1, heads, head_dim], INITIAL_SCALE);
         check_f32(&case);
         check_bf16(&case);
@@ -218,7 +226,7 @@ fn padded_heads() {
     scales.push(Scale { height: 12, width: 13 });
     let schedule = ScaleSchedule::new(&scales).unwrap();
     assert_eq!(schedule.tokens(), 311);
-    for head_dim in [20, 33, 48] {
+    for head_dim in [20, 33, 48, 64] {
         let case = Case::new(schedule, [1, 1, head_dim], INITIAL_SCALE);
         check_f32(&case);
         check_bf16(&case);
@@ -234,12 +242,14 @@ fn heads_of_32_and_128() {
     }
 }
 
-/// Scores of up to a hundred; bf16 would leave nothing to compare.
+/// Scores of up to a hundred; bf16 would leave nothing to compare but that they are numbers.
 #[test]
 fn scores_at_the_ceiling() {
     let case = Case::new(schedule("1_2_3_4_6_10_13_16"), [1, 1, 64], SCALE_MUL_MAX);
     assert_eq!(case.dims.schedule.tokens(), 591);
     check_f32(&case);
+    let narrow = run(&gpu::<bf16>(), &case).unwrap();
+    assert!(narrow.0.iter().all(|(_, values)| values.iter().all(|v| v.is_finite())));
 }
 
 /// Vectors shorter than the least norm: it is a constant there, and their gradient is not projected.
@@ -265,9 +275,11 @@ fn the_default_schedule() {
 
 #[test]
 fn a_schedule_beyond_the_default() {
-    let schedule = schedule("1_2_3_4_5_6_8_10_13_16_28");
-    assert_eq!(schedule.tokens(), 1464);
-    check_bf16(&Case::new(schedule, [1, 1, 64], INITIAL_SCALE));
+    let schedule = schedule("1_2_3_4_5_6_8_10_13_16x20_25x29");
+    assert_eq!(schedule.tokens(), 1469);
+    let case = Case::new(schedule, [1, 1, 64], INITIAL_SCALE);
+    check_f32(&case);
+    check_bf16(&case);
 }
 
 /// Attention scale by scale with a cache, which gives the outputs of the whole.
@@ -303,7 +315,8 @@ fn run_cached<B: RolloutOps>(backend: &B, case: &Case, capacity: usize) -> Vec<f
 #[test]
 fn cached_scale_by_scale() {
     for (sides, shape, spare) in [
-        ("1_2_3_4_5_6_8_10_13", [1, 1, 64], 0),
+        ("1_2_3_4_5_6_8_10_13_16", [1, 1, 64], 0),
+        ("1_2_3_6_9", [1, 3, 32], 1),
         ("1_2_3_6_9", [1, 1, 128], 7),
         ("1_2_3_6_9", [1, 3, 21], 5),
     ] {
@@ -331,7 +344,7 @@ fn same_in_every_order<S: Storage>(case: &Case) {
     let first = bits(&run(&backend(1, 0), case).unwrap());
     assert!(first.iter().all(|&bits| f64::from_bits(bits).is_finite()));
     let first_cached = run_cached(&backend(1, 0), case, case.dims.schedule.tokens());
-    for (threads, order) in [(1, 1), (1, 2), (2, 3)] {
+    for (threads, order) in [(1, 1), (1, 2), (2, 3), (4, 4)] {
         let backend = backend(threads, order);
         assert_eq!(first, bits(&run(&backend, case).unwrap()), "{threads} threads, order {order}");
         let cached = run_cached(&backend, case, case.dims.schedule.tokens());

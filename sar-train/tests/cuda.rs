@@ -348,6 +348,13 @@ fn the_plan_is_what_the_trainer_holds() {
         let own = SCRATCH as u64;
         (held as f64, MemoryPlan::of(config, size_of::<S>() as u64, own).total() as f64)
     }
+    let unguided = |mode| {
+        let mut config = config(mode);
+        config.train.batch = PLANNED_BATCH;
+        held::<bf16>(&config).0
+    };
+    let (teacher, sar) = (unguided(Mode::Teacher), unguided(Mode::Ssr));
+    assert!(sar < teacher * (1.0 + PLAN_ERROR), "a second pass takes no more: {sar}, {teacher}");
     for mode in [Mode::Teacher, Mode::Ssr, Mode::Student] {
         for recompute in [Recompute::Nothing, Recompute::Norms, Recompute::Blocks] {
             let mut config = config(mode);
@@ -392,6 +399,33 @@ fn sample<B: Backend<Host = f32>>(backend: &B, choice: Choice, labels: &[u32]) -
     assert_ne!(codes_of(&others), first, "classes make a difference");
     assert_eq!(codes_of(labels), first, "a replay chooses other codes");
     first
+}
+
+/// Modulation vectors are made once for all scales, and the head sees guided features alone.
+#[test]
+fn a_sampling_run_conditions_its_blocks_once() {
+    let backend = emulated::<f32>();
+    let config = config(Mode::Teacher);
+    let (width, depth) = (config.generator.width, config.generator.depth as u64);
+    let scales = config.generator.schedule.len() as u64;
+    backend.device().begin_profile().unwrap();
+    sample(&backend, Choice::Argmax, &[0, 2]);
+    let tallies = backend.device().end_profile().unwrap();
+    let calls = |outputs: usize| {
+        let name = format!("product [.., {width}]·[{width}, {outputs}]");
+        tallies.iter().find(|t| t.name == name).map_or(0, |t| t.calls)
+    };
+    // `sample` runs three times. One product has the modulation of all blocks and of the head.
+    assert_eq!(calls((6 * depth as usize + 2) * width), 3, "modulation");
+    assert_eq!(calls(3 * width), 3 * depth * scales, "queries, keys and values");
+    let head = format!("product [.., {width}]·[{width}, {VOCAB}]");
+    let head = tallies.iter().find(|t| t.name == head).unwrap();
+    let tokens = config.generator.schedule.tokens() as u64;
+    assert_eq!(
+        head.work.flops,
+        3 * 2 * tokens * 2 * (width * VOCAB) as u64,
+        "two images, no twins"
+    );
 }
 
 #[test]
