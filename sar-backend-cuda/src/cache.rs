@@ -174,6 +174,25 @@ mod tests {
     }
 
     #[test]
+    fn readers_see_whole_files_whoever_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kernel.cubin");
+        let contents = [1u8, 2].map(|byte| vec![byte; 1 << 18]);
+        write(&path, &contents[0]).unwrap();
+        std::thread::scope(|scope| {
+            for content in &contents {
+                let path = &path;
+                scope.spawn(move || (0..20).for_each(|_| write(path, content).unwrap()));
+            }
+            for _ in 0..50 {
+                let found = read(&path).expect("a whole file at any time");
+                assert!(contents.contains(&found));
+            }
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
     fn what_a_kernel_depends_on_is_in_its_name() {
         let cache = Cache::at("/cache");
         let (a, b) = (SOURCES[0], SOURCES[1]);

@@ -35,6 +35,12 @@ pub enum CudaError {
         /// Bytes that this program holds on the device.
         in_use: usize,
     },
+    /// A call of the driver found no room for what it needs itself: pinned memory, machine code, a graph.
+    #[error("out of memory: {call} found no room")]
+    NoRoom {
+        /// The function called.
+        call: String,
+    },
     /// A call of the driver or of a library failed.
     #[error("{call}: {reason}")]
     Device {
@@ -84,7 +90,7 @@ impl BackendError for CudaError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Shape(_) => ErrorKind::Shape,
-            Self::OutOfMemory { .. } => ErrorKind::OutOfMemory,
+            Self::OutOfMemory { .. } | Self::NoRoom { .. } => ErrorKind::OutOfMemory,
             Self::Device { .. } => ErrorKind::Device,
             Self::Compile { .. } | Self::Cache { .. } => ErrorKind::Compile,
             Self::Unsupported { .. } => ErrorKind::Unsupported,

@@ -184,6 +184,18 @@ mod tests {
     }
 
     #[test]
+    fn a_gpu_without_room_is_a_want_of_memory() {
+        type Gpu = sar_backend_cuda::CudaBackend<f32, sar_backend_cuda::Driver>;
+        let of = |error: CudaError| kind::<Gpu>(&TrainError::backend(error).into());
+        let full = CudaError::OutOfMemory { bytes: 1, in_use: 2 };
+        assert_eq!(of(full), Some(ErrorKind::OutOfMemory));
+        let pinned = CudaError::NoRoom { call: "cuMemAllocHost".to_owned() };
+        assert_eq!(of(pinned), Some(ErrorKind::OutOfMemory));
+        let fault = CudaError::Device { call: "a".to_owned(), reason: "b".to_owned() };
+        assert_eq!(of(fault), Some(ErrorKind::Device));
+    }
+
+    #[test]
     fn advice_stands_above_a_want_of_memory_alone() {
         let backend = CpuBackend::<f32>::new();
         let advice = |error: anyhow::Error| {

@@ -177,9 +177,12 @@ impl Driver {
     }
 }
 
-/// Names the call in a driver's error.
+/// Names the call in a driver's error; a want of memory is one whatever was called.
 fn failed(call: &str) -> impl Fn(DriverError) -> CudaError + '_ {
-    move |error| CudaError::device(call, error)
+    move |error| match error.0 {
+        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => CudaError::NoRoom { call: call.to_owned() },
+        _ => CudaError::device(call, error),
+    }
 }
 
 /// As [`failed`], of an allocation of so many bytes.
