@@ -11,10 +11,10 @@
 # does, so that a second one can do the rest into the same folder (the table is of all lines there):
 #
 #   checks    conformance kit, whole steps and sampling runs beside the CPU, `sar check`, compute-sanitizer
-#   follow    200 steps beside the CPU's curve
+#   follow    200 steps of the glyph recipe beside the CPU's curve
 #   profile   ceilings, and the table of every kernel
 #   d16       training steps at batch 64 and at the largest batch that both fit; sampling at batch 1 and 64
-#   deep      training steps at depth 20 and 24
+#   d20, d24  likewise
 #   frechet   a longer run on either backend, and its Fréchet distance over three sampling seeds
 #
 # SMOKE=1 rehearses all of it on the processor with a tiny generator: numbers without meaning, the script's
@@ -24,7 +24,8 @@ sar=${1:?path of the program} gpu_tests=${2:?path of the test binary gpu} step_t
 peer=${4:-}
 out=${OUT:-gpu}
 DEADLINE=${DEADLINE:-480}
-PARTS=${PARTS:-checks follow profile d16 deep frechet}
+PARTS=${PARTS:-checks follow profile d16 d20 d24 frechet}
+recipes=$(dirname "$0")/../recipes
 mkdir -p "$out"
 export TORCHINDUCTOR_CACHE_DIR="$PWD/$out/inductor" SAR_CUBIN_DIR="$out/cubin"
 lines="$out/lines.jsonl"
@@ -33,13 +34,13 @@ failed=() unmeasured=()
 
 if [ -n "${SMOKE:-}" ]; then
     backend=cpu dtype=f32 device=cpu
-    depths=(1 2 2) batch=2 deep_batch=2 large="4 2" few_steps=10 many_steps=20
+    depths=(1 2 3) batch=2 large="4 2" few_steps=10 many_steps=20
     shape=(--width 32 --heads 2 --vocab 64 --channels 4 --classes 10 --schedule 1_2_3_4)
     timing=(--warmup 1 --steps 2) profile=()
 else
     export SAR_REQUIRE_GPU=1
     backend=cuda dtype=bf16 device=cuda
-    depths=(16 20 24) batch=64 deep_batch=32 large="512 384 320 256 192 160 128 96" few_steps=200 many_steps=1500
+    depths=(16 20 24) batch=64 large="512 384 320 256 192 160 128 96 64 48 32" few_steps=200 many_steps=800
     shape=() timing=(--warmup 3 --steps 10) profile=(--profile)
 fi
 ours=(--backend "$backend" --dtype "$dtype" --quiet)
@@ -66,7 +67,7 @@ step "machine"
 } 2>&1 | tee "$out/machine.txt"
 
 sanitize() { # tool
-    timeout 60 compute-sanitizer --tool "$1" --error-exitcode 1 "$sar" check --backend cuda --cases 1 attention
+    timeout 120 compute-sanitizer --tool "$1" --error-exitcode 1 "$sar" check --backend cuda --cases 1
 }
 if part checks; then
     check "conformance kit on the GPU, f32 and bf16" "$gpu_tests" --nocapture
@@ -81,7 +82,7 @@ fi
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# A small generator on the glyphs, trained on both backends from the same seed: folders $work/NAME-cpu and -gpu.
+# The glyph recipe, trained on both backends from the same seed: folders $work/NAME-cpu and -gpu.
 train_both() { # name, steps
     [ -d "$work/tokenizer" ] || "$sar" tokenizer train --data builtin:glyphs10 --out "$work/tokenizer" --quiet \
         --set tokenizer_train.steps=$few_steps --backend "$backend" || return 1
@@ -89,8 +90,8 @@ train_both() { # name, steps
     for side in cpu gpu; do
         on=$([ $side = cpu ] && echo cpu || echo "$backend")
         "$sar" train --data builtin:glyphs10 --tokenizer "$work/tokenizer" --out "$work/$1-$side" --quiet \
-            --set train.steps="$2" --set train.batch=32 --set train.log_every=10 --set train.sample_every=0 \
-            --set generator.depth=2 --backend "$on" || return 1
+            --config "$recipes/glyphs10.toml" --set train.steps="$2" --set train.log_every=10 \
+            --set train.sample_every=0 --backend "$on" || return 1
         cp "$work/$1-$side/log.jsonl" "$out/$1-$side.jsonl"
     done
 }
@@ -128,10 +129,10 @@ measure() { # depth, batch, what, mode: ours, PyTorch's, and PyTorch's compiled
     peer "${flags[@]}" --compile || unmeasured+=("PyTorch compiled, $named: $(tail -1 "$out/error.txt")")
 }
 # The largest of a list of batches whose step both sides have memory for.
-largest() { # mode
+largest() { # depth, mode
     local b flags
     for b in $large; do
-        flags=(step --depth "${depths[0]}" --mode "$1" --batch "$b" "${shape[@]}" --warmup 0 --steps 1)
+        flags=(step --depth "$1" --mode "$2" --batch "$b" "${shape[@]}" --warmup 0 --steps 1)
         if [ -n "$peer" ]; then
             timeout 60 python3 "$peer" "${flags[@]}" "${theirs[@]}" >/dev/null 2>&1 || continue
         fi
@@ -150,25 +151,22 @@ if part profile; then
             "${profile[@]}" 2>&1 | tee "$out/profile-$mode.txt" || failed+=("profile of $mode")
     done
 fi
-if part d16; then
-    step "depth ${depths[0]}"
-    for mode in tf sar-all; do measure "${depths[0]}" "$batch" step $mode; done
-    for b in 1 "$batch"; do measure "${depths[0]}" "$b" sample tf; done
+names=(d16 d20 d24)
+for i in 0 1 2; do
+    part "${names[i]}" || continue
+    depth=${depths[i]}
+    step "depth $depth"
+    for mode in tf sar-all; do measure "$depth" "$batch" step $mode; done
+    for b in 1 "$batch"; do measure "$depth" "$b" sample tf; done
     for mode in tf sar-all; do
-        late "largest batch, $mode" && continue
-        if most=$(largest $mode); then
-            measure "${depths[0]}" "$most" step $mode
+        late "depth $depth, largest batch, $mode" && continue
+        if most=$(largest "$depth" $mode); then
+            [ "$most" = "$batch" ] || measure "$depth" "$most" step $mode
         else
-            failed+=("largest batch, $mode: none of $large fits")
+            failed+=("depth $depth, largest batch, $mode: none of $large fits")
         fi
     done
-fi
-if part deep; then
-    step "depth ${depths[1]} and ${depths[2]}"
-    for depth in "${depths[@]:1}"; do
-        for mode in tf sar-all; do measure "$depth" "$deep_batch" step $mode; done
-    done
-fi
+done
 
 frechet() {
     train_both longer $many_steps || return 1
@@ -192,16 +190,24 @@ PY
 part frechet && check "Fréchet distance after $many_steps steps" frechet
 
 step "table"
-python3 - "$lines" <<'PY' | tee "$out/table.txt"
-import json, sys
-rows = [json.loads(line) for line in open(sys.argv[1]) if line.startswith("{")]
+python3 - "$lines" "$out/ceilings.json" "$sar" "${shape[@]}" <<'PY' | tee "$out/table.txt"
+import json, os, subprocess, sys
+lines, ceilings, sar, *shape = sys.argv[1:]
+rows = [json.loads(line) for line in open(lines) if line.startswith("{")]
+peak = json.load(open(ceilings))["flops_per_s"] if os.path.exists(ceilings) else None
 key = lambda r: (r["what"], r["mode"], r["depth"], r["batch"])
 ours = {key(r): r for r in rows if r["peer"].startswith("sar")}
-print(f"{'what':8}{'mode':9}{'depth':>6}{'batch':>6}{'ours img/s':>12}{'eager':>10}{'compiled':>10}{'faster':>8}{'ours GB':>9}{'torch':>8}{'memory':>8}")
+def used(k, row): # FLOPs that the model asks for, of those that a plain product reaches; what is computed again does not count
+    what, mode, depth, batch = k
+    flags = ["--json", "--mode", mode, "--depth", str(depth), "--batch", str(batch), *shape]
+    plan = json.loads(subprocess.run([sar, "plan", *flags], capture_output=True, check=True).stdout)
+    return plan["flops_step"] / row["median_s"] / peak
+print(f"{'what':8}{'mode':9}{'depth':>6}{'batch':>6}{'ours img/s':>12}{'of peak':>9}{'eager':>10}{'compiled':>10}{'faster':>8}{'ours GB':>9}{'torch':>8}{'memory':>8}")
 for k, mine in ours.items():
     theirs = [r for r in rows if key(r) == k and not r["peer"].startswith("sar")]
     rate = {r["compile"]: r["images_per_s"] for r in theirs}
     cells = [f"{k[0]:8}{k[1]:9}{k[2]:6}{k[3]:6}{mine['images_per_s']:12.1f}"]
+    cells.append(f"{used(k, mine):9.0%}" if peak and k[0] == "step" else f"{'-':>9}")
     cells += [f"{rate[c]:10.1f}" if c in rate else f"{'-':>10}" for c in (False, True)]
     if theirs:
         memory = min(r["peak_bytes"] for r in theirs)
