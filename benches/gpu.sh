@@ -10,7 +10,7 @@
 # after $DEADLINE seconds nothing is begun, and what was left out is named as not measured. PARTS picks what a call
 # does, so that a second one can do the rest into the same folder (the table is of all lines there):
 #
-#   checks    conformance kit, whole steps and sampling runs beside the CPU, `sar check`, compute-sanitizer
+#   checks    the test binaries that $MORE_TESTS names beside those two, conformance kit, whole steps and sampling runs beside the CPU, `sar check`, compute-sanitizer
 #   follow    200 steps of the glyph recipe beside the CPU's curve
 #   profile   ceilings, and the table of every kernel
 #   d16       training steps at batch 64 and at the largest batch that both fit; sampling at batch 1 and 64
@@ -72,6 +72,7 @@ sanitize() { # tool
 if part checks; then
     check "conformance kit on the GPU, f32 and bf16" "$gpu_tests" --nocapture
     check "whole steps and sampling runs beside the CPU" "$step_tests" --nocapture --skip order_of_threads --skip plan_is
+    for more in ${MORE_TESTS:-}; do check "tests of $(basename "$more")" "$more"; done
     check "sar check" "$sar" check --backend "$backend" --cases 1
     if command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck initcheck; do check "compute-sanitizer $tool" sanitize $tool; done

@@ -31,11 +31,11 @@ mod work;
 
 pub use backend::{CudaBackend, SCRATCH};
 pub use cache::Cache;
-#[cfg(feature = "emulator")]
-pub use device::Emulator;
 pub use device::{
     Device, Driver, GuidanceRamp, Kernel, KernelArg, Launch, ScaleTable, ScaleWeights,
 };
+#[cfg(feature = "emulator")]
+pub use device::{Emulator, TestDevice};
 pub use error::CudaError;
 pub use gemm::{DataType, Gemm, Matrix};
 pub use half::bf16;

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, CudaError, Emulator, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, CudaError, Storage, TestDevice, bf16};
 use sar_math::backend::{
     AttentionDims, AttentionSlots, CachedAttentionDims, RolloutOps, SCALE_MUL_MAX, Slot,
     TransformerOps,
@@ -171,8 +171,8 @@ fn error(found: &[f64], exact: &[f64], magnitude: f64) -> f64 {
     differences.fold(0.0, |a, b| if b <= a { a } else { b }) / magnitude
 }
 
-fn gpu<S: Storage>() -> CudaBackend<S, Emulator> {
-    CudaBackend::new(Emulator::with_order(2, 0)).unwrap()
+fn gpu<S: Storage>() -> CudaBackend<S, TestDevice> {
+    CudaBackend::new(TestDevice::with_order(2, 0).unwrap()).unwrap()
 }
 
 /// Sums over keys are chains: their rounding grows with the root of the length.
@@ -339,8 +339,9 @@ fn bits(outputs: &Outputs) -> Vec<u64> {
 }
 
 fn same_in_every_order<S: Storage>(case: &Case) {
-    let backend =
-        |threads, order| CudaBackend::<S, _>::new(Emulator::with_order(threads, order)).unwrap();
+    let backend = |threads, order| {
+        CudaBackend::<S, _>::new(TestDevice::with_order(threads, order).unwrap()).unwrap()
+    };
     let first = bits(&run(&backend(1, 0), case).unwrap());
     assert!(first.iter().all(|&bits| f64::from_bits(bits).is_finite()));
     let first_cached = run_cached(&backend(1, 0), case, case.dims.schedule.tokens());

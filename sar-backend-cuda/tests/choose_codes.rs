@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, Emulator, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
 use sar_math::backend::{Choice, ChooseDims, DrawKeys, Filter, RolloutOps};
 use sar_math::guidance::guide;
 use sar_math::philox::{Purpose, Stream, token_uniform};
@@ -63,7 +63,7 @@ fn storable<S: Storage>(logits: &[f32]) -> Vec<f32> {
 
 fn check<S: Storage>(order: u64, dims: &ChooseDims, logits: &[f32]) {
     let logits = storable::<S>(logits);
-    let device = Emulator::with_order(1, order);
+    let device = TestDevice::with_order(1, order).unwrap();
     let found = ids(&CudaBackend::<S, _>::new(device).unwrap(), dims, &logits);
     let cpu = ids(&CpuBackend::<f32>::new(), dims, &logits);
     for row in 0..ROWS {

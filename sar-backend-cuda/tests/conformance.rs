@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use sar_backend_cuda::{CudaBackend, Emulator, Storage};
+use sar_backend_cuda::{CudaBackend, Storage, TestDevice};
 
-fn backend<S: Storage>() -> CudaBackend<S, Emulator> {
-    CudaBackend::new(Emulator::new()).unwrap()
+fn backend<S: Storage>() -> CudaBackend<S, TestDevice> {
+    CudaBackend::new(TestDevice::new().unwrap()).unwrap()
 }
 
 mod f32 {

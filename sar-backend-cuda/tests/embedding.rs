@@ -6,7 +6,7 @@
 mod compare;
 
 use compare::{Case, Kind, Output, accum, activation, compare, noise, params, read, read_accum};
-use sar_backend_cuda::{CudaBackend, Emulator, bf16};
+use sar_backend_cuda::{CudaBackend, TestDevice, bf16};
 use sar_math::backend::{Buffers, EmbeddingDims, EmbeddingSlots, Linear, Slot, TransformerOps};
 use sar_math::{Scale, ScaleSchedule};
 
@@ -49,7 +49,7 @@ fn classes_repeated_within_and_beyond_a_warp_of_samples() {
 
 #[test]
 fn a_label_that_the_table_has_not_is_nan_and_has_no_gradient() {
-    let backend = CudaBackend::<bf16, _>::new(Emulator::new()).unwrap();
+    let backend = CudaBackend::<bf16, _>::new(TestDevice::new().unwrap()).unwrap();
     let case = Classes { labels: vec![1, 3, 0, u32::MAX, 1], rows: 3, width: 40 };
     let outputs = case.run(&backend).unwrap();
     for (b, row) in outputs[0].2.chunks(40).enumerate() {
@@ -173,7 +173,7 @@ fn tokens_of_single_scales_for_guided_samples() {
 
 #[test]
 fn without_tokens_the_class_has_no_gradient() {
-    let backend = CudaBackend::<f32, _>::new(Emulator::new()).unwrap();
+    let backend = CudaBackend::<f32, _>::new(TestDevice::new().unwrap()).unwrap();
     let dims = EmbeddingDims { batch: 2, input_batch: 2, span: 0..0, width: 4, channels: 3 };
     let word = Linear { weight: Slot { offset: 0, len: 12 }, bias: None };
     let slots = EmbeddingSlots { word, pos_start: None };

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, Emulator, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
 use sar_math::backend::{Buffers, LossDims, LossOps, TargetRows, TokenLoss};
 use sar_math::philox::{Purpose, Stream};
 use sar_math::{MAX_SCALES, Real, ScaleSchedule};
@@ -103,7 +103,8 @@ fn error(found: &[f64], exact: &[f64]) -> f64 {
 fn compare<S: Storage>(dims: &LossDims, logits: &[f32], target: &Target) {
     let exact = run(&CpuBackend::<f64>::new(), dims, logits, target);
     let plain = run(&CpuBackend::<f32>::new(), dims, logits, target);
-    let backend = |order| CudaBackend::<S, _>::new(Emulator::with_order(1, order)).unwrap();
+    let backend =
+        |order| CudaBackend::<S, _>::new(TestDevice::with_order(1, order).unwrap()).unwrap();
     let found = run(&backend(0), dims, logits, target);
     assert_eq!(found, run(&backend(3), dims, logits, target), "another order of threads");
     assert_eq!(found.hits, exact.hits);
@@ -185,7 +186,7 @@ fn rows_that_are_no_numbers() {
     targets[2 + 3] = u32::MAX;
     // One infinity below is an ordinary row.
     logits[4 * 64 + 9] = f32::NEG_INFINITY;
-    let backend = CudaBackend::<f32, _>::new(Emulator::new()).unwrap();
+    let backend = CudaBackend::<f32, _>::new(TestDevice::new().unwrap()).unwrap();
     let unsmoothed = LossDims { smoothing: 0.0, ..dims };
     let found = run(&backend, &unsmoothed, &logits, &Target::Hard(targets));
     let bad = |row: usize| found.gradient[row * 64..][..64].iter().any(|g| g.is_nan());
@@ -201,7 +202,8 @@ fn scale_sums_of_a_large_batch() {
     let schedule = ScaleSchedule::from_sides(&[1, 2, 3, 4, 5, 6, 8, 10, 13, 16]).unwrap();
     let values = normals::<f32>(5 * schedule.tokens(), 9);
     let sums = |order| {
-        let backend = CudaBackend::<bf16, _>::new(Emulator::with_order(2, order)).unwrap();
+        let backend =
+            CudaBackend::<bf16, _>::new(TestDevice::with_order(2, order).unwrap()).unwrap();
         let mut held = backend.accum(values.len()).unwrap();
         backend.upload_accum(&values, &mut held, 0).unwrap();
         let mut sums = backend.accum(13).unwrap();

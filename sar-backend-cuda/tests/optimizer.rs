@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, Emulator, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
 use sar_math::backend::{AdamW, Buffers, Linear, LinearDims, OptimizerOps, Slot, TransformerOps};
 use sar_math::philox::{Purpose, Stream};
 
@@ -63,8 +63,8 @@ fn step<B: OptimizerOps<Host = f32>>(backend: &B, layout: &Layout, norm: f32) ->
     found
 }
 
-fn cuda<S: Storage>(order: u64) -> CudaBackend<S, Emulator> {
-    CudaBackend::new(Emulator::with_order(1, order)).unwrap()
+fn cuda<S: Storage>(order: u64) -> CudaBackend<S, TestDevice> {
+    CudaBackend::new(TestDevice::with_order(1, order).unwrap()).unwrap()
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn the_narrow_copy_is_the_rounded_weights() {
     assert_eq!(master[..slot.offset], numbers(len, 0)[..slot.offset]);
 }
 
-fn norm(backend: &CudaBackend<bf16, Emulator>, grads: &[f32]) -> f32 {
+fn norm(backend: &CudaBackend<bf16, TestDevice>, grads: &[f32]) -> f32 {
     let mut held = backend.accum(grads.len()).unwrap();
     backend.upload_accum(grads, &mut held, 0).unwrap();
     let mut norm = backend.accum(1).unwrap();

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, Emulator, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{LatentDims, RolloutDims, RolloutOps};
 use sar_math::philox::{Purpose, Stream};
@@ -56,7 +56,7 @@ fn nearest_as_on_the_cpu<S: Storage>(sizes: [usize; 3], order: u64) {
     z[2 * channels] = f32::NAN;
     let codes = codebook(vocab, channels);
     let want = nearest(&CpuBackend::<f32>::new(), sizes, &z, &codes);
-    let device = Emulator::with_order(1, order);
+    let device = TestDevice::with_order(1, order).unwrap();
     let found = nearest(&CudaBackend::<S, _>::new(device).unwrap(), sizes, &z, &codes);
     assert_eq!(found, want, "{sizes:?}");
 }
@@ -92,10 +92,10 @@ fn inputs<B: RolloutOps<Host = f32>>(backend: &B, vocab: usize, ids: &[u32]) -> 
 fn rollout_inputs_are_those_of_the_cpu() {
     let ids: Vec<u32> = (0..2 * 680).map(|i| i * 577 % 999).collect();
     let want = inputs(&CpuBackend::<f32>::new(), 999, &ids);
-    let backend = CudaBackend::<f32, _>::new(Emulator::new()).unwrap();
+    let backend = CudaBackend::<f32, _>::new(TestDevice::new().unwrap()).unwrap();
     assert_eq!(inputs(&backend, 999, &ids), want);
     let narrow: Vec<f32> = want.iter().map(|&v| bf16::store(v).load()).collect();
-    let backend = CudaBackend::<bf16, _>::new(Emulator::new()).unwrap();
+    let backend = CudaBackend::<bf16, _>::new(TestDevice::new().unwrap()).unwrap();
     assert_eq!(inputs(&backend, 999, &ids), narrow);
 }
 
@@ -105,7 +105,7 @@ fn ids_outside_the_codebook_give_nan() {
     let mut ids = vec![1; 2 * 680];
     ids[680] = 999; // scale 1 of sample 1
     ids[679] = u32::MAX; // the last scale feeds none
-    let backend = CudaBackend::<bf16, _>::new(Emulator::new()).unwrap();
+    let backend = CudaBackend::<bf16, _>::new(TestDevice::new().unwrap()).unwrap();
     let found = inputs(&backend, 999, &ids);
     let (before, after) = found.split_at(679 * 32);
     assert!(before.iter().all(|v| v.is_finite()) && after[4 * 32..].iter().all(|v| v.is_finite()));
@@ -125,6 +125,6 @@ fn area_tokens_are_those_of_the_cpu() {
         found
     }
     let latent = numbers::<f32>(2 * 32 * 256, 4);
-    let backend = CudaBackend::<f32, _>::new(Emulator::with_order(2, 7)).unwrap();
+    let backend = CudaBackend::<f32, _>::new(TestDevice::with_order(2, 7).unwrap()).unwrap();
     assert_eq!(tokens(&backend, &latent), tokens(&CpuBackend::<f32>::new(), &latent));
 }

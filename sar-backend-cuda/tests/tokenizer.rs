@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, Emulator, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
 use sar_math::Real;
 use sar_math::backend::{
     Buffers, Conv, ConvDims, GroupNorm, MapDims, QuantizeWeights, Slot, TokenizerOps, Write,
@@ -275,7 +275,10 @@ fn error(expected: &[f64], found: &[f64]) -> f64 {
 }
 
 fn emulated<S: Storage>(op: &impl Op, threads: u32, order: u64) -> Tensors {
-    op.run(&CudaBackend::<S, Emulator>::new(Emulator::with_order(threads, order)).unwrap())
+    op.run(
+        &CudaBackend::<S, TestDevice>::new(TestDevice::with_order(threads, order).unwrap())
+            .unwrap(),
+    )
 }
 
 fn bits(tensors: &Tensors) -> Vec<u64> {
@@ -423,7 +426,7 @@ fn quantisation_of_many_positions() {
 #[test]
 fn an_id_beyond_the_codebook_is_not_a_number() {
     let (dims, vocab) = (MapDims { batch: 1, channels: 3, height: 2, width: 2 }, 5);
-    let gpu = CudaBackend::<f32, Emulator>::new(Emulator::new()).unwrap();
+    let gpu = CudaBackend::<f32, TestDevice>::new(TestDevice::new().unwrap()).unwrap();
     let params = params(&gpu, &numbers(15, 1));
     let (z, given) = (activation(&gpu, &numbers(12, 2)), activation(&gpu, &numbers(12, 3)));
     let mut ids = gpu.ids(4).unwrap();

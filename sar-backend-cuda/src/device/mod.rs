@@ -4,11 +4,15 @@ mod args;
 mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
+#[cfg(feature = "emulator")]
+mod testing;
 
 pub use args::{GuidanceRamp, KernelArg, ScaleTable, ScaleWeights};
 pub use driver::Driver;
 #[cfg(feature = "emulator")]
 pub use emulator::Emulator;
+#[cfg(feature = "emulator")]
+pub use testing::TestDevice;
 
 use crate::error::CudaError;
 use crate::gemm::Gemm;

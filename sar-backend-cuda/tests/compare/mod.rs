@@ -2,7 +2,7 @@
 //! does not reach; and the same bits in whatever order threads run.
 
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, Emulator, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
 use sar_math::Real;
 use sar_math::backend::TransformerOps;
 
@@ -110,7 +110,8 @@ fn error(expected: &[f64], found: &[f64]) -> f64 {
 /// Runs on the emulator in three orders, which must agree to the bit.
 fn on_emulator<S: Storage>(case: &impl Case) -> Vec<Output> {
     let run = |threads, order| {
-        let backend = CudaBackend::<S, _>::new(Emulator::with_order(threads, order)).unwrap();
+        let backend =
+            CudaBackend::<S, _>::new(TestDevice::with_order(threads, order).unwrap()).unwrap();
         case.run(&backend).unwrap()
     };
     let first = run(1, 0);

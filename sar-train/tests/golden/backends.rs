@@ -1,12 +1,12 @@
 //! The backends that vectors run on, and transfers in f64 whatever they compute in.
 
-use sar_backend_cuda::{CudaBackend, Emulator, Storage};
+use sar_backend_cuda::{CudaBackend, Storage, TestDevice};
 use sar_math::Real;
 use sar_math::backend::Buffers;
 
-/// The CUDA backend with its kernels executed on the CPU.
-pub fn emulated<S: Storage>() -> CudaBackend<S, Emulator> {
-    CudaBackend::new(Emulator::new()).unwrap()
+/// The CUDA backend with its kernels executed on the CPU, or on a GPU where `SAR_REQUIRE_GPU` is set.
+pub fn emulated<S: Storage>() -> CudaBackend<S, TestDevice> {
+    CudaBackend::new(TestDevice::new().unwrap()).unwrap()
 }
 
 /// Tests of one group of vectors: `$run` takes a backend and gives [`crate::compare::Findings`].

@@ -1,0 +1,128 @@
+//! The device that tests run on: the emulator, or the GPU where `SAR_REQUIRE_GPU` asks for it.
+
+use super::{Device, Driver, Emulator, Launch};
+use crate::error::CudaError;
+use crate::gemm::Gemm;
+use crate::work::Tally;
+
+/// Set where tests must run on a GPU, and fail where there is none.
+const REQUIRE_GPU: &str = "SAR_REQUIRE_GPU";
+
+/// The emulator, or the first GPU where the environment has `SAR_REQUIRE_GPU`.
+// One a test: the size of the larger is nothing.
+#[allow(clippy::large_enum_variant)]
+pub enum TestDevice {
+    /// Kernels executed on the CPU.
+    Emulated(Emulator),
+    /// A GPU.
+    Gpu(Driver),
+}
+
+impl TestDevice {
+    /// One thread and the natural order of threads, where they are emulated.
+    ///
+    /// # Errors
+    /// A GPU that is asked for and cannot be used.
+    pub fn new() -> Result<Self, CudaError> {
+        Self::with_order(1, 0)
+    }
+
+    /// As [`Emulator::with_order`]; a GPU has an order of its own.
+    ///
+    /// # Errors
+    /// As [`TestDevice::new`].
+    pub fn with_order(threads: u32, order: u64) -> Result<Self, CudaError> {
+        match std::env::var_os(REQUIRE_GPU) {
+            None => Ok(Self::Emulated(Emulator::with_order(threads, order))),
+            Some(_) => Driver::new(0).map(Self::Gpu),
+        }
+    }
+}
+
+/// Calls a method of whichever device it is.
+macro_rules! either {
+    ($self:ident.$method:ident($($arg:expr),*)) => {
+        match $self {
+            TestDevice::Emulated(device) => device.$method($($arg),*),
+            TestDevice::Gpu(device) => device.$method($($arg),*),
+        }
+    };
+}
+
+impl Device for TestDevice {
+    fn describe(&self) -> String {
+        either!(self.describe())
+    }
+
+    fn prepare(&self, variant: &'static str) -> Result<(), CudaError> {
+        either!(self.prepare(variant))
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
+        either!(self.allocate(bytes))
+    }
+
+    unsafe fn release(&self, address: u64, bytes: usize) {
+        // SAFETY: the caller's; likewise for all below.
+        unsafe { either!(self.release(address, bytes)) }
+    }
+
+    unsafe fn write(&self, host: &[u8], to: u64) -> Result<(), CudaError> {
+        // SAFETY: as above.
+        unsafe { either!(self.write(host, to)) }
+    }
+
+    unsafe fn read(&self, from: u64, host: &mut [u8]) -> Result<(), CudaError> {
+        // SAFETY: as above.
+        unsafe { either!(self.read(from, host)) }
+    }
+
+    unsafe fn zero(&self, at: u64, bytes: usize) -> Result<(), CudaError> {
+        // SAFETY: as above.
+        unsafe { either!(self.zero(at, bytes)) }
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
+        // SAFETY: as above.
+        unsafe { either!(self.copy(from, to, bytes)) }
+    }
+
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
+        // SAFETY: as above.
+        unsafe { either!(self.launch(launch)) }
+    }
+
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<(), CudaError> {
+        // SAFETY: as above.
+        unsafe { either!(self.gemm(gemm)) }
+    }
+
+    fn synchronize(&self) -> Result<(), CudaError> {
+        either!(self.synchronize())
+    }
+
+    unsafe fn forget(&self, at: u64, bytes: usize) -> Result<(), CudaError> {
+        // SAFETY: as above.
+        unsafe { either!(self.forget(at, bytes)) }
+    }
+
+    fn replay(
+        &self,
+        key: (u64, u64),
+        work: &mut dyn FnMut() -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        either!(self.replay(key, work))
+    }
+
+    fn begin_profile(&self) -> Result<(), CudaError> {
+        either!(self.begin_profile())
+    }
+
+    fn end_profile(&self) -> Result<Vec<Tally>, CudaError> {
+        either!(self.end_profile())
+    }
+
+    fn peak_bytes(&self) -> usize {
+        either!(self.peak_bytes())
+    }
+}
