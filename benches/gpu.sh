@@ -27,7 +27,8 @@ DEADLINE=${DEADLINE:-480}
 PARTS=${PARTS:-checks follow profile d16 d20 d24 frechet}
 recipes=$(dirname "$0")/../recipes
 mkdir -p "$out"
-export TORCHINDUCTOR_CACHE_DIR="$PWD/$out/inductor" SAR_CUBIN_DIR="$out/cubin"
+out=$(cd "$out" && pwd)
+export TORCHINDUCTOR_CACHE_DIR="$out/inductor" SAR_CUBIN_DIR="$out/cubin"
 lines="$out/lines.jsonl"
 touch "$lines"
 failed=() unmeasured=()
