@@ -34,19 +34,30 @@ impl Layout {
         Self::default()
     }
 
-    /// Appends a tensor and says where it lies. Elements between tensors belong to none: they are zero, as
-    /// are their gradients.
+    /// Appends a tensor and says where it lies. Elements before it that belong to no tensor are zero, as are
+    /// their gradients.
     ///
     /// Decay follows the published rule: none on 1-D tensors, biases, positions and `scale_mul`.
     pub fn push(&mut self, name: impl Into<String>, shape: &[usize]) -> Slot {
-        let name = name.into();
-        let offset = self.len.next_multiple_of(ALIGNMENT);
-        let slot = Slot { offset, len: shape.iter().product() };
-        self.len = slot.end();
-        let decay = decays(&name, shape);
-        self.by_name.insert(name.clone(), self.tensors.len());
-        self.tensors.push(Tensor { name, shape: shape.to_vec(), slot, decay });
-        slot
+        self.push_together([(name.into(), shape.to_vec())])
+    }
+
+    /// Appends tensors that lie one right behind the other, to be used as one, and says where all of them
+    /// lie.
+    pub fn push_together(
+        &mut self,
+        tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
+    ) -> Slot {
+        let start = self.len.next_multiple_of(ALIGNMENT);
+        self.len = start;
+        for (name, shape) in tensors {
+            let slot = Slot { offset: self.len, len: shape.iter().product() };
+            self.len = slot.end();
+            let decay = decays(&name, &shape);
+            self.by_name.insert(name.clone(), self.tensors.len());
+            self.tensors.push(Tensor { name, shape, slot, decay });
+        }
+        Slot { offset: start, len: self.len - start }
     }
 
     /// The tensors in buffer order.
@@ -77,16 +88,13 @@ impl Layout {
     /// Slots with (`true`) or without weight decay; neighbours are merged, with
     /// what lies between them.
     pub fn slots(&self, decay: bool) -> Vec<Slot> {
-        let mut merged: Vec<Slot> = Vec::new();
-        for t in self.tensors.iter().filter(|t| t.decay == decay) {
-            match merged.last_mut() {
-                Some(last) if last.end().next_multiple_of(ALIGNMENT) == t.slot.offset => {
-                    last.len = t.slot.end() - last.offset;
-                }
-                _ => merged.push(t.slot),
-            }
-        }
-        merged
+        let runs = self.tensors.chunk_by(|a, b| a.decay == b.decay);
+        let runs = runs.filter(|run| run[0].decay == decay);
+        let covering = |run: &[Tensor]| {
+            let (first, last) = (run[0].slot, run[run.len() - 1].slot);
+            Slot { offset: first.offset, len: last.end() - first.offset }
+        };
+        runs.map(covering).collect()
     }
 }
 
@@ -123,5 +131,16 @@ mod tests {
         let range = |slot: &Slot| (slot.offset, slot.end());
         assert_eq!(layout.slots(true).iter().map(range).collect::<Vec<_>>(), [(0, 48), (80, 84)]);
         assert_eq!(layout.slots(false).iter().map(range).collect::<Vec<_>>(), [(48, 65)]);
+    }
+
+    #[test]
+    fn tensors_pushed_together_leave_no_gap() {
+        let mut layout = Layout::new();
+        layout.push("a.bias", &[3]);
+        let parts = ["b.bias", "c.bias"].map(|name| (name.to_owned(), vec![5]));
+        assert_eq!(layout.push_together(parts), Slot { offset: 16, len: 10 });
+        let starts: Vec<usize> = layout.tensors().iter().map(|t| t.slot.offset).collect();
+        assert_eq!(starts, [0, 16, 21]);
+        assert_eq!(layout.slots(false), [Slot { offset: 0, len: 26 }]);
     }
 }

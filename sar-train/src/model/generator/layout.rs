@@ -161,13 +161,10 @@ fn ada_linears(layout: &mut Layout, depth: usize, c: usize) -> Linear {
         if i < depth { format!("blocks.{i}.ada_lin.1") } else { "head_nm.ada_lin.1".to_owned() }
     };
     let rows = |i: usize| if i < depth { 6 * c } else { 2 * c };
-    let weights: Vec<Slot> =
-        (0..=depth).map(|i| layout.push(format!("{}.weight", names(i)), &[rows(i), c])).collect();
-    let biases: Vec<Slot> =
-        (0..=depth).map(|i| layout.push(format!("{}.bias", names(i)), &[rows(i)])).collect();
-    let whole =
-        |slots: &[Slot]| Slot { offset: slots[0].offset, len: slots.iter().map(|s| s.len).sum() };
-    Linear { weight: whole(&weights), bias: Some(whole(&biases)) }
+    let weight = (0..=depth).map(|i| (format!("{}.weight", names(i)), vec![rows(i), c]));
+    let weight = layout.push_together(weight);
+    let bias = (0..=depth).map(|i| (format!("{}.bias", names(i)), vec![rows(i)]));
+    Linear { weight, bias: Some(layout.push_together(bias)) }
 }
 
 fn block(layout: &mut Layout, i: usize, c: usize, heads: usize) -> BlockSlots {
@@ -199,6 +196,26 @@ pub fn parameters(g: &GeneratorShape) -> u64 {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    /// Of widths that are no multiple of what tensors are aligned to as well.
+    #[test]
+    fn modulation_is_one_matrix_without_gaps() {
+        for width in [4, 20, 36, 64] {
+            let shape = GeneratorShape { heads: 2, ..GeneratorShape::of_depth(3, 8, 4, 2) };
+            let generator = Generator::new(&GeneratorShape { width, ..shape }).unwrap();
+            for (slot, kind) in
+                [(generator.ada.weight, "weight"), (generator.ada.bias.unwrap(), "bias")]
+            {
+                let mut end = slot.offset;
+                let tensors = generator.layout().tensors().iter();
+                for t in tensors.filter(|t| t.name.contains("ada_lin") && t.name.ends_with(kind)) {
+                    assert_eq!(t.slot.offset, end, "{} at width {width}", t.name);
+                    end = t.slot.end();
+                }
+                assert_eq!(end, slot.end(), "{kind} at width {width}");
+            }
+        }
+    }
 
     #[test]
     fn names_and_shapes_are_the_published_ones() {
