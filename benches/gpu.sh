@@ -6,9 +6,10 @@
 #   cargo test --release --no-run -p sar-backend-cuda --test gpu -p sar-train --test cuda   # prints two paths
 #   benches/gpu.sh target/release/sar PATH/TO/gpu-… PATH/TO/cuda-… torch_flexvar.py
 #
-# The comparison script may be left out; then our side alone is measured. One call takes under nine minutes:
-# after $DEADLINE seconds nothing is begun, and what was left out is named as not measured. PARTS picks what a call
-# does, so that a second one can do the rest into the same folder (the table is of all lines there):
+# The comparison script may be left out; then our side alone is measured. After $DEADLINE seconds nothing is
+# begun, so that one call takes about nine minutes, and what was left out is named as not measured. PARTS picks what
+# a call does, so that a second one can do the rest into the same folder (the table is of all lines there; take
+# another folder for another program or machine):
 #
 #   checks    the test binaries that $MORE_TESTS names beside those two, conformance kit, whole steps and sampling runs beside the CPU, `sar check`, compute-sanitizer
 #   follow    200 steps of the glyph recipe beside the CPU's curve
@@ -47,6 +48,9 @@ fi
 ours=(--backend "$backend" --dtype "$dtype" --quiet)
 theirs=(--device "$device" --dtype "$dtype")
 
+for name in $PARTS; do
+    [[ " checks follow profile d16 d20 d24 frechet " == *" $name "* ]] || { echo "no part is called $name" >&2; exit 2; }
+done
 part() { [[ " $PARTS " == *" $1 "* ]]; }
 step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 late() { # what: whether there is no time left for it
@@ -130,24 +134,33 @@ measure() { # depth, batch, what, mode: ours, PyTorch's, and PyTorch's compiled
     late "PyTorch compiled, $named" && return
     peer "${flags[@]}" --compile || unmeasured+=("PyTorch compiled, $named: $(tail -1 "$out/error.txt")")
 }
+# Whether a side that failed did so for want of memory.
+full() { grep -qi 'out of memory' "$out/error.txt"; }
 # The largest of a list of batches whose step both sides have memory for.
 largest() { # depth, mode
     local b flags
     for b in $large; do
+        [ "$SECONDS" -le "$DEADLINE" ] || { echo "no time left" >"$out/error.txt"; return 1; }
         flags=(step --depth "$1" --mode "$2" --batch "$b" "${shape[@]}" --warmup 0 --steps 1)
         if [ -n "$peer" ]; then
-            timeout 60 python3 "$peer" "${flags[@]}" "${theirs[@]}" >/dev/null 2>&1 || continue
+            if ! timeout 60 python3 "$peer" "${flags[@]}" "${theirs[@]}" >/dev/null 2>"$out/error.txt"; then
+                full && continue || return 1
+            fi
         fi
-        timeout 60 "$sar" bench "${flags[@]}" "${ours[@]}" >/dev/null 2>&1 || continue
+        if ! timeout 60 "$sar" bench "${flags[@]}" "${ours[@]}" >/dev/null 2>"$out/error.txt"; then
+            full && continue || return 1
+        fi
         echo "$b"
         return
     done
+    echo "none of $large fits" >"$out/error.txt"
     return 1
 }
 
 if part profile; then
     step "ceilings, and where a step's time goes"
-    "$sar" bench ceilings "${ours[@]}" 2>&1 | tee "$out/ceilings.json" || failed+=("ceilings")
+    "$sar" bench ceilings "${ours[@]}" | tee "$out/ceilings.json" ||
+        { failed+=("ceilings"); rm -f "$out/ceilings.json"; }
     for mode in tf sar-all; do
         "$sar" bench step --depth "${depths[0]}" --batch "$batch" --mode $mode "${shape[@]}" "${timing[@]}" "${ours[@]}" \
             "${profile[@]}" 2>&1 | tee "$out/profile-$mode.txt" || failed+=("profile of $mode")
@@ -165,18 +178,18 @@ for i in 0 1 2; do
         if most=$(largest "$depth" $mode); then
             [ "$most" = "$batch" ] || measure "$depth" "$most" step $mode
         else
-            failed+=("depth $depth, largest batch, $mode: none of $large fits")
+            failed+=("depth $depth, largest batch, $mode: $(tail -1 "$out/error.txt")")
         fi
     done
 done
 
 frechet() {
     train_both longer $many_steps || return 1
-    local side on
+    local side
+    # Both in the features of one classifier, which the backend that evaluates trains.
     for side in cpu gpu; do
-        on=$([ $side = cpu ] && echo cpu || echo "$backend")
         "$sar" eval "$work/longer-$side" --guidance 0 --seeds 3 --samples 200 --json "$out/frechet-$side.json" \
-            --backend "$on" --quiet || return 1
+            --backend "$backend" --quiet || return 1
     done
     python3 - "$out" <<'PY'
 import json, sys
@@ -185,8 +198,10 @@ def distance(side):
     return value["mean"], value["spread"]
 (cpu, cpu_spread), (gpu, gpu_spread) = distance("cpu"), distance("gpu")
 print(f"Fréchet distance {cpu:.2f} ± {cpu_spread:.2f} on the CPU, {gpu:.2f} ± {gpu_spread:.2f} on the GPU")
-# Each spread is a standard deviation: the means of two equal models are rarely further apart than this.
-sys.exit(not abs(cpu - gpu) <= 3 * (cpu_spread**2 + gpu_spread**2) ** 0.5)
+# Spreads are those of sampling seeds. Trainings that differ by rounding may end as far apart as two training
+# seeds: in the demo those were up to 1 apart.
+TRAINING = 1.0
+sys.exit(not abs(cpu - gpu) <= TRAINING + 3 * (cpu_spread**2 + gpu_spread**2) ** 0.5)
 PY
 }
 part frechet && check "Fréchet distance after $many_steps steps" frechet
@@ -195,7 +210,7 @@ step "table"
 python3 - "$lines" "$out/ceilings.json" "$sar" "${shape[@]}" <<'PY' | tee "$out/table.txt"
 import json, os, subprocess, sys
 lines, ceilings, sar, *shape = sys.argv[1:]
-rows = [json.loads(line) for line in open(lines) if line.startswith("{")]
+rows = [json.loads(line) for line in open(lines) if line.endswith("}\n")] # a killed side leaves half a line
 peak = json.load(open(ceilings))["flops_per_s"] if os.path.exists(ceilings) else None
 key = lambda r: (r["what"], r["mode"], r["depth"], r["batch"])
 ours = {key(r): r for r in rows if r["peer"].startswith("sar")}
@@ -217,7 +232,9 @@ for k, mine in ours.items():
                      f"{mine['peak_bytes'] / 1e9:9.2f}{memory / 1e9:8.2f}{mine['peak_bytes'] / memory:7.2f}x")
     print("".join(cells))
 PY
+[ "${PIPESTATUS[0]}" -eq 0 ] || failed+=("table")
 [ ${#unmeasured[@]} -eq 0 ] || { printf '\nnot measured:\n' && printf '  %s\n' "${unmeasured[@]}"; }
 printf '\n%s failed in %s s\n' "${#failed[@]}" "$SECONDS"
 [ ${#failed[@]} -eq 0 ] || printf '  %s\n' "${failed[@]}"
-[ ${#failed[@]} -eq 0 ]
+# A rehearsal that left something out has rehearsed too little.
+[ ${#failed[@]} -eq 0 ] && { [ -z "${SMOKE:-}" ] || [ ${#unmeasured[@]} -eq 0 ]; }

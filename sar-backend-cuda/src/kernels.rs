@@ -81,7 +81,8 @@ headers!(
 
 /// Files in which no product may be fused with a sum: the draws, whose arithmetic is part of the
 /// contract, and what costs nothing to have the same bits as on the CPU, being bound by memory.
-const UNFUSED: &[&str] = &["adamw", "choose_codes", "ema", "rollout_inputs", "vector_quantize"];
+const UNFUSED: &[&str] =
+    &["adamw", "choose_codes", "ema", "guide", "rollout_inputs", "vector_quantize"];
 
 /// The file of a kernel.
 ///

@@ -50,7 +50,8 @@ impl Guidance {
     }
 }
 
-/// `(1+t)·c − t·u`: a conditional logit pushed away from the unconditional one. The products and
+/// `(1+t)·c − t·u`: a conditional logit (or feature, before a linear head) pushed away from the
+/// unconditional one. The products and
 /// the difference are each rounded to T, in this order, on every backend.
 #[inline(always)]
 pub fn guide<T: Real>(t: T, conditional: T, unconditional: T) -> T {

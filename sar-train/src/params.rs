@@ -16,7 +16,7 @@ pub struct Tensor {
     pub decay: bool,
 }
 
-/// Tensors begin at multiples of so many elements: a cache line of f32, and in bf16 the 16 bytes that vector
+/// Tensors, or groups of them, begin at multiples of so many elements: a cache line of f32, and in bf16 the 16 bytes that vector
 /// loads and cuBLASLt's fastest algorithms want.
 const ALIGNMENT: usize = 16;
 
@@ -75,7 +75,7 @@ impl Layout {
         self.tensors.iter().map(|t| t.slot.len).sum()
     }
 
-    /// Elements of the flat buffer.
+    /// Elements of the flat buffer, those between tensors included.
     pub fn len(&self) -> usize {
         self.len
     }

@@ -74,8 +74,10 @@ impl World {
         let generator = Generator::new(&GeneratorShape::from(&config.generator)).unwrap();
         let mut stream = Stream::new(3, Purpose::Test, 0);
         // Larger than published initialisation, so that every path carries a gradient that shows.
-        let initial = generator.initial(1).into_iter();
-        let weights = initial.map(|w| w + 0.05 * stream.normal() as f32).collect();
+        let mut weights = generator.initial(1);
+        for i in generator.layout().tensors().iter().flat_map(|t| t.slot.range()) {
+            weights[i] += 0.05 * stream.normal() as f32;
+        }
         let mut codebook: Vec<f32> =
             (0..VOCAB * CHANNELS).map(|_| stream.normal() as f32).collect();
         for row in codebook.chunks_mut(CHANNELS) {

@@ -316,10 +316,15 @@ impl Device for Emulator {
         key: (u64, u64),
         work: &mut dyn FnMut() -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
-        self.replays().begin(key);
+        self.replays().begin(key)?;
         let outcome = work();
-        // A failure of the work is what there is to say.
-        outcome.and(self.replays().end(key))
+        match outcome {
+            Ok(()) => self.replays().end(key),
+            Err(error) => {
+                self.replays().abandon();
+                Err(error)
+            }
+        }
     }
 
     fn begin_profile(&self) -> Result<(), CudaError> {

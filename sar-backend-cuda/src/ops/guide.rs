@@ -16,7 +16,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     x: Address<S>,
 ) -> Result<(), CudaError> {
     let blocks = vector_blocks::<S>(len);
-    let args: [&dyn crate::KernelArg; 4] = [&x, &(len as u64), &((1.0 + t) as f32), &(t as f32)];
+    let args: [&dyn crate::KernelArg; 4] = [&x, &(len as u64), &(1.0 + t as f32), &(t as f32)];
     gpu.expect(3 * len, 0, 3 * len);
     // SAFETY: parameters as declared; x holds `2·len` elements, which was checked at the door.
     unsafe { gpu.launch(GUIDE, blocks, THREADS, 0, &args) }

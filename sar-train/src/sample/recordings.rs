@@ -20,8 +20,6 @@ pub(super) struct Call {
     pub batch: usize,
     /// Images with their unconditional half.
     pub rows: usize,
-    /// Bits of the scale's guidance t.
-    pub guidance: Option<u64>,
 }
 
 impl Recordings {
@@ -46,14 +44,13 @@ mod tests {
         let one = Generator::new(&GeneratorShape::of_depth(1, 8, 4, 2)).unwrap();
         let (other, weights) = (one.clone(), [[0.0f32; 4]; 2]);
         let mut recordings = Recordings::default();
-        let call = Call { scale: 0, batch: 2, rows: 4, guidance: Some(1) };
+        let call = Call { scale: 0, batch: 2, rows: 4 };
         let first = recordings.key(&weights[0], &one, call);
         let mut drawn = vec![first];
         for (params, generator, call) in [
             (&weights[0], &one, Call { scale: 1, ..call }),
             // As many rows, all conditional.
             (&weights[0], &one, Call { batch: 4, ..call }),
-            (&weights[0], &one, Call { guidance: Some(2), ..call }),
             (&weights[1], &one, call),
             (&weights[1], &other, call),
             (&weights[0], &one, call),

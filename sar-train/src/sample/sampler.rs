@@ -188,22 +188,22 @@ impl<B: Backend> Sampler<B> {
             if scale > 0 {
                 self.feed(backend, generator, codebook, batch, scale)?;
             }
-            let t = decoding.guidance.map(|ramp| ramp[scale]);
             // Random schedules of training are too many to be worth recording.
             if self.schedule == self.room {
-                let call = Call { scale, batch, rows, guidance: t.map(f64::to_bits) };
+                let call = Call { scale, batch, rows };
                 let key = self.recordings.key(params, generator, call);
                 backend.replay(key, &mut || {
-                    self.trunk(backend, generator, params, batch, rows, scale)?;
-                    self.head(backend, generator, params, batch, scale, t)
+                    self.trunk(backend, generator, params, batch, rows, scale)
                 })?;
             } else {
                 self.trunk(backend, generator, params, batch, rows, scale)?;
-                self.head(backend, generator, params, batch, scale, t)?;
             }
             if given.is_some_and(|g| g.scales[scale]) {
                 continue;
             }
+            // Not recorded: the strength of guidance is the caller's, run by run.
+            let t = decoding.guidance.map(|ramp| ramp[scale]);
+            self.head(backend, generator, params, batch, scale, t)?;
             let dims = ChooseDims {
                 batch,
                 first_sample: 0,

@@ -13,23 +13,38 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 pub(super) struct Replays {
     /// What the work of a key gave the device: nothing yet where it ran once.
     known: HashMap<(u64, u64), Option<u64>>,
-    /// Of the work that runs now, where it must keep to the contract.
-    running: Option<DefaultHasher>,
+    running: Running,
+}
+
+/// The work of a key that runs now.
+#[derive(Debug, Default)]
+enum Running {
+    #[default]
+    Nothing,
+    /// For the first time: as it likes.
+    Unrecorded,
+    /// It must keep to the contract.
+    Recorded(DefaultHasher),
 }
 
 impl Replays {
     /// Begins the work of a key.
-    pub(super) fn begin(&mut self, key: (u64, u64)) {
-        let seen = self.known.contains_key(&key);
-        self.running = seen.then(DefaultHasher::new);
-        self.known.entry(key).or_insert(None);
+    pub(super) fn begin(&mut self, key: (u64, u64)) -> Result<(), CudaError> {
+        if !matches!(self.running, Running::Nothing) {
+            return Err(CudaError::device("replay", "within work that may be replayed"));
+        }
+        self.running = match self.known.get(&key) {
+            None => Running::Unrecorded,
+            Some(_) => Running::Recorded(DefaultHasher::new()),
+        };
+        Ok(())
     }
 
     /// Ends it: the work must be what it was.
     pub(super) fn end(&mut self, key: (u64, u64)) -> Result<(), CudaError> {
-        let Some(running) = self.running.take() else { return Ok(()) };
-        let found = running.finish();
         let known = self.known.entry(key).or_default();
+        let Running::Recorded(running) = std::mem::take(&mut self.running) else { return Ok(()) };
+        let found = running.finish();
         if known.is_some_and(|known| known != found) {
             let what = format!("other work under key {key:?} than the time before");
             return Err(CudaError::device("replay", what));
@@ -38,9 +53,14 @@ impl Replays {
         Ok(())
     }
 
+    /// Ends work that failed: nothing is known of it.
+    pub(super) fn abandon(&mut self) {
+        self.running = Running::Nothing;
+    }
+
     /// Notes a piece of work.
     pub(super) fn note(&mut self, work: impl Hash) {
-        if let Some(running) = &mut self.running {
+        if let Running::Recorded(running) = &mut self.running {
             work.hash(running);
         }
     }
@@ -48,8 +68,10 @@ impl Replays {
     /// Fails inside work that may be replayed: `what` cannot be.
     pub(super) fn refuse(&self, what: &'static str) -> Result<(), CudaError> {
         match self.running {
-            None => Ok(()),
-            Some(_) => Err(CudaError::device(what, "within work that may be replayed")),
+            Running::Recorded(_) => {
+                Err(CudaError::device(what, "within work that may be replayed"))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -63,7 +85,7 @@ mod tests {
     fn work_must_stay_what_it_was_and_move_nothing() {
         let mut replays = Replays::default();
         let mut run = |key, work: &str| {
-            replays.begin(key);
+            replays.begin(key).unwrap();
             let moved = replays.refuse("read");
             replays.note(work);
             (moved.is_ok(), replays.end(key).is_ok())
@@ -75,5 +97,24 @@ mod tests {
         assert_eq!(run((1, 0), "b"), (false, false));
         assert_eq!(run((2, 0), "b"), (true, true));
         assert!(replays.refuse("read").is_ok(), "outside of any work");
+    }
+
+    #[test]
+    fn failed_work_is_as_if_it_had_not_been() {
+        let mut replays = Replays::default();
+        replays.begin((1, 0)).unwrap();
+        assert!(replays.begin((2, 0)).is_err(), "one within another");
+        replays.abandon();
+        replays.begin((1, 0)).unwrap();
+        assert!(replays.refuse("read").is_ok(), "still the first time");
+        replays.end((1, 0)).unwrap();
+        replays.begin((1, 0)).unwrap();
+        replays.note("half");
+        replays.abandon();
+        for _ in 0..2 {
+            replays.begin((1, 0)).unwrap();
+            replays.note("whole");
+            replays.end((1, 0)).unwrap();
+        }
     }
 }
