@@ -13,6 +13,7 @@ mod rollout;
 mod simd;
 mod tokenizer;
 mod transformer;
+mod transpose;
 
 pub use buffer::Buffer;
 pub use error::CpuError;

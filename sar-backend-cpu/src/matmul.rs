@@ -2,6 +2,8 @@
 
 use crate::Element;
 use crate::simd::{Shared, carve, sum2, vectorized, with_scratch};
+use crate::transpose::Transpose;
+use core::ops::Range;
 use rayon::prelude::*;
 
 /// A read-only matrix view.
@@ -24,6 +26,18 @@ impl<'a, T> Mat<'a, T> {
     /// A row-major matrix with `row_stride` elements from row to row.
     pub(crate) fn strided(data: &'a [T], rows: usize, cols: usize, row_stride: usize) -> Self {
         Self { data, rows, cols, row_stride, col_stride: 1 }
+    }
+
+    /// Rows `range` alone.
+    pub(crate) fn some_rows(self, range: Range<usize>) -> Self {
+        Self { data: tail(self.data, range.start * self.row_stride), rows: range.len(), ..self }
+    }
+
+    /// Row i, whose elements must lie next to each other.
+    #[inline(always)]
+    pub(crate) fn row(self, i: usize) -> &'a [T] {
+        debug_assert_eq!(self.col_stride, 1, "a row in one piece");
+        &self.data[i * self.row_stride..][..self.cols]
     }
 
     /// The transpose, without moving anything.
@@ -74,6 +88,27 @@ impl<'a, T> MatMut<'a, T> {
     }
 }
 
+/// What a product is added to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Onto<'a, T> {
+    /// Nothing: c is not read.
+    Nothing,
+    /// What c holds.
+    Itself,
+    /// This row, the same for every row of c, which is not read: a bias.
+    Row(&'a [T]),
+}
+
+impl<'a, T: Element> Onto<'a, T> {
+    /// For the columns of c from `first` on.
+    fn columns_from(self, first: usize) -> Self {
+        match self {
+            Self::Row(row) => Self::Row(&row[first..]),
+            other => other,
+        }
+    }
+}
+
 /// Terms added up in registers before they go to c. The crate's choice depends on the number of
 /// rows; a product of at most this many terms is done in one piece whatever it chooses.
 const DEPTH: usize = 512;
@@ -85,20 +120,26 @@ const SMALL: usize = 16 * 16;
 /// Width of the crate's tiles.
 const TILE: usize = 64;
 
+/// Elements of a cache line of f32.
+const LINE: usize = 16;
+
+/// Rows of a transposed a that are turned around at a time: with [`DEPTH`] terms a mebibyte of f32.
+const TURN: usize = 512;
+
 /// Products of fewer multiplications are not worth handing to another thread.
 const TASK: usize = 1 << 19;
 
-/// `c = alpha·a·b + beta·c`, on one thread or on the pool.
+/// `c = alpha·a·b + onto`, on one thread or on the pool.
 ///
-/// `beta` 0 never reads c. An element of c is the same to the bit whatever `parallel` is, and
-/// whatever number of rows of a there are: the crate's kernels add in an order that does not depend
-/// on the tile, and the cases where it would choose another algorithm because there are few rows are
-/// led around here (long inner dimensions are cut; a single row or a tiny c gets more rows).
+/// An element of c is the same to the bit whatever `parallel` is, and whatever number of rows of a
+/// there are: the crate's kernels add in an order that does not depend on the tile, and the cases where
+/// it would choose another algorithm because there are few rows are led around here (long inner
+/// dimensions are cut; a single row or a tiny c gets more rows).
 pub(crate) fn matmul<T: Element>(
     alpha: T,
     a: Mat<'_, T>,
     b: Mat<'_, T>,
-    beta: T,
+    onto: Onto<'_, T>,
     c: MatMut<'_, T>,
     parallel: bool,
 ) {
@@ -109,35 +150,38 @@ pub(crate) fn matmul<T: Element>(
     assert!(last(a.rows, a.cols, a.row_stride, a.col_stride) <= a.data.len(), "matmul: a");
     assert!(last(b.rows, b.cols, b.row_stride, b.col_stride) <= b.data.len(), "matmul: b");
     assert!(last(c.rows, c.cols, c.row_stride, 1) <= c.data.len(), "matmul: c");
+    if let Onto::Row(row) = onto {
+        assert!(row.len() == c.cols, "matmul: row");
+    }
     if c.rows == 0 || c.cols == 0 {
         return;
     }
     // Rows from which on the crate takes neither its vector nor its tiny-product path.
-    let few = if b.row_stride == 1 { 2.max(SMALL / c.cols + 1) } else { 2 };
-    let needed = if a.col_stride == 1 { few } else { 2 };
+    let needed = if b.row_stride == 1 { 2.max(SMALL / c.cols + 1) } else { 2 };
     if c.cols == 1 {
-        column(alpha, a, b, beta, c);
+        column(alpha, a, b, onto, c);
     } else if c.rows < needed {
-        with_more_rows(alpha, a, b, beta, c, few);
+        with_more_rows(alpha, a, b, onto, c, needed);
     } else {
-        split(alpha, a, b, beta, c, parallel);
+        split(alpha, a, b, onto, c, parallel);
     }
 }
 
-/// Shares the product out over the threads, by columns of c, or by rows where a is transposed or c has
-/// too few columns for every thread: each then rearranges for itself a part of the operand that takes
-/// longest.
+/// Shares the product out over the threads, by columns of c, or by rows where c has too few columns for
+/// every thread. Each rearranges for itself the part of an operand that is its own and the whole of the
+/// other, which should be the smaller one where a, being transposed, is rearranged as well.
 fn split<T: Element>(
     alpha: T,
     a: Mat<'_, T>,
     b: Mat<'_, T>,
-    beta: T,
+    onto: Onto<'_, T>,
     c: MatMut<'_, T>,
     parallel: bool,
 ) {
     let threads = if parallel { rayon::current_num_threads() } else { 1 };
     let narrow = c.cols < 2 * TILE * threads && c.rows > c.cols;
-    let by_rows = c.cols < 2 * TILE || narrow || (a.col_stride != 1 && c.rows >= 2 * TILE);
+    let by_rows =
+        c.cols < 2 * TILE || narrow || (a.col_stride != 1 && c.rows >= c.cols.max(2 * TILE));
     let (extent, other) = if by_rows { (c.rows, c.cols) } else { (c.cols, c.rows) };
     // A part has whole tiles and more than SMALL elements, so that the crate takes the same path as
     // for the whole.
@@ -153,10 +197,10 @@ fn split<T: Element>(
         let (from, count) = (start(part), start(part + 1) - start(part));
         if by_rows {
             let a = Mat { data: &a_all.data[from * a_all.row_stride..], rows: count, ..a_all };
-            cut(alpha, a, b_all, beta, c.at(from * stride));
+            cut(alpha, a, b_all, onto, c.at(from * stride));
         } else {
             let b = Mat { data: &b_all.data[from * b_all.col_stride..], cols: count, ..b_all };
-            cut(alpha, a_all, b, beta, c.at(from));
+            cut(alpha, a_all, b, onto.columns_from(from), c.at(from));
         }
     };
     if parts == 1 {
@@ -167,7 +211,7 @@ fn split<T: Element>(
 }
 
 /// A product with a vector: one dot product per row.
-fn column<T: Element>(alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, beta: T, c: MatMut<'_, T>) {
+fn column<T: Element>(alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, onto: Onto<'_, T>, c: MatMut<'_, T>) {
     let depth = a.cols;
     with_scratch(2 * depth, |scratch: &mut [T]| {
         let [row, vector] = carve(scratch, [depth, depth]);
@@ -184,7 +228,11 @@ fn column<T: Element>(alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, beta: T, c: MatMut
                     || sum2(row, vector, |a, b| a * b),
                 );
             let c = &mut c.data[i * c.row_stride];
-            *c = if beta == T::zero() { product } else { beta * *c + product };
+            *c = match onto {
+                Onto::Nothing => product,
+                Onto::Itself => *c + product,
+                Onto::Row(row) => row[0] + product,
+            };
         }
     });
 }
@@ -194,7 +242,7 @@ fn with_more_rows<T: Element>(
     alpha: T,
     a: Mat<'_, T>,
     b: Mat<'_, T>,
-    beta: T,
+    onto: Onto<'_, T>,
     c: MatMut<'_, T>,
     rows: usize,
 ) {
@@ -206,23 +254,29 @@ fn with_more_rows<T: Element>(
             for k in 0..depth {
                 more_a[i * depth + k] = a.data[i * a.row_stride + k * a.col_stride];
             }
-            if beta != T::zero() {
+            if let Onto::Itself = onto {
                 let row = i * c.row_stride;
                 more_c[i * cols..][..cols].copy_from_slice(&c.data[row..row + cols]);
             }
         }
         let a = Mat::rows(more_a, rows, depth);
         let shared = Shared::new(more_c);
-        cut(alpha, a, b, beta, Part { shared: &shared, start: 0, row_stride: cols });
+        cut(alpha, a, b, onto, Part { shared: &shared, start: 0, row_stride: cols });
         for i in 0..c.rows {
             c.data[i * c.row_stride..][..cols].copy_from_slice(&more_c[i * cols..][..cols]);
         }
     });
 }
 
-/// Hands a part of a product to the crate in pieces of at most [`DEPTH`]
-/// terms of nearly equal size. Parts that run at the same time do not overlap.
-fn cut<T: Element>(alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, mut beta: T, c: Part<'_, '_, T>) {
+/// Does a part of a product in pieces of at most [`DEPTH`] terms of nearly equal size. Parts that run at
+/// the same time do not overlap.
+fn cut<T: Element>(
+    alpha: T,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+    mut onto: Onto<'_, T>,
+    c: Part<'_, '_, T>,
+) {
     let pieces = a.cols.div_ceil(DEPTH).max(1);
     let size = a.cols.div_ceil(pieces);
     for piece in 0..pieces {
@@ -230,12 +284,12 @@ fn cut<T: Element>(alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, mut beta: T, c: Part<
         let depth = size.min(a.cols - first);
         let a = Mat { data: tail(a.data, first * a.col_stride), cols: depth, ..a };
         let b = Mat { data: tail(b.data, first * b.row_stride), rows: depth, ..b };
-        if b.row_stride == 1 && b.col_stride != 1 {
-            by_panels(alpha, a, b, beta, c);
+        if a.row_stride == 1 && a.col_stride != 1 && b.cols > 2 * TILE {
+            by_turned_rows(alpha, a, b, onto, c);
         } else {
-            whole(alpha, a, b, beta, c);
+            arranged(alpha, a, b, onto, c);
         }
-        beta = T::one();
+        onto = Onto::Itself;
     }
 }
 
@@ -244,11 +298,57 @@ fn tail<T>(data: &[T], len: usize) -> &[T] {
     &data[len.min(data.len())..]
 }
 
+/// The product with a transposed a turned around, some rows at a time: the crate would rearrange it six
+/// rows at a time, in narrow loads and stores.
+fn by_turned_rows<T: Element>(
+    alpha: T,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+    onto: Onto<'_, T>,
+    c: Part<'_, '_, T>,
+) {
+    let pieces = a.rows.div_ceil(TURN).max(1);
+    let size = a.rows.div_ceil(pieces);
+    // Rows a power of two apart would share few sets of the caches.
+    let to_stride = a.cols.next_multiple_of(LINE) + LINE;
+    with_scratch(size * to_stride, |scratch: &mut [T]| {
+        for piece in 0..pieces {
+            let first = piece * size;
+            let rows = size.min(a.rows - first);
+            let (from, stride) = (tail(a.data, first), a.col_stride);
+            Transpose { from, rows: a.cols, cols: rows, stride, to: scratch, to_stride }.run();
+            let turned = Mat::strided(&*scratch, rows, a.cols, to_stride);
+            arranged(alpha, turned, b, onto, c.at(first * c.row_stride));
+        }
+    });
+}
+
+/// The product with b as the crate wants it.
+fn arranged<T: Element>(
+    alpha: T,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+    onto: Onto<'_, T>,
+    c: Part<'_, '_, T>,
+) {
+    if b.row_stride == 1 && b.col_stride != 1 {
+        by_panels(alpha, a, b, onto, c);
+    } else {
+        whole(alpha, a, b, onto, c);
+    }
+}
+
 /// The product with b rearranged: its columns a tile at a time, row behind row.
 ///
 /// The crate does so itself where b is transposed, as weights are, but in an order that waits for
 /// memory: with few rows of a, as in sampling, a quarter of all time.
-fn by_panels<T: Element>(alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, beta: T, c: Part<'_, '_, T>) {
+fn by_panels<T: Element>(
+    alpha: T,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+    onto: Onto<'_, T>,
+    c: Part<'_, '_, T>,
+) {
     // The last panel has what is left over as well: a panel of one column is no matrix to the crate.
     let panels = (b.cols / TILE).max(1);
     let widest = b.cols - (panels - 1) * TILE;
@@ -256,38 +356,34 @@ fn by_panels<T: Element>(alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, beta: T, c: Par
         for panel in 0..panels {
             let first = panel * TILE;
             let width = if panel + 1 == panels { widest } else { TILE };
-            let columns = Mat { data: tail(b.data, first * b.col_stride), cols: width, ..b };
-            vectorized(
-                #[inline(always)]
-                || rearrange(columns, scratch),
-            );
-            let columns = Mat::rows(&scratch[..], b.rows, width);
-            whole(alpha, a, columns, beta, c.at(first));
+            let (from, stride) = (tail(b.data, first * b.col_stride), b.col_stride);
+            let (rows, cols, to_stride) = (width, b.rows, width);
+            Transpose { from, rows, cols, stride, to: scratch, to_stride }.run();
+            let columns = Mat::rows(&*scratch, b.rows, width);
+            whole(alpha, a, columns, onto.columns_from(first), c.at(first));
         }
     });
 }
 
-/// Elements that one visit to a column of b takes: enough cache lines on end for the processor to fetch
-/// them ahead, few enough for as many rows of `to` to stay in the first cache. Sampling at depth 8 and
-/// width 512 took 1.33 s with 16, 1.10 with 64, 1.21 with 256.
-const VISIT: usize = 64;
-
-/// Writes b, whose columns are contiguous, row by row to `to`.
-#[inline(always)]
-fn rearrange<T: Element>(b: Mat<'_, T>, to: &mut [T]) {
-    let width = b.cols;
-    for (block, to) in to[..b.rows * width].chunks_mut(VISIT * width).enumerate() {
-        for j in 0..width {
-            let column = &b.data[block * VISIT + j * b.col_stride..];
-            for (to, &from) in to[j..].iter_mut().step_by(width).zip(column) {
-                *to = from;
-            }
+/// Hands a product of at most [`DEPTH`] terms to the crate as it is.
+fn whole<T: Element>(
+    alpha: T,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+    onto: Onto<'_, T>,
+    c: Part<'_, '_, T>,
+) {
+    if let Onto::Row(row) = onto {
+        for i in 0..a.rows {
+            // SAFETY: within the part of c that is this task's alone.
+            let to = unsafe { c.shared.part(c.start + i * c.row_stride, b.cols) };
+            to.copy_from_slice(&row[..b.cols]);
         }
     }
-}
-
-/// Hands a product of at most [`DEPTH`] terms to the crate as it is.
-fn whole<T: Element>(alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, beta: T, c: Part<'_, '_, T>) {
+    let (read, beta) = match onto {
+        Onto::Nothing => (false, T::zero()),
+        Onto::Itself | Onto::Row(_) => (true, T::one()),
+    };
     // SAFETY: `matmul` has checked that the three views lie within their slices, and parts, pieces and
     // panels lie within the views. c stands for a unique borrow, so it overlaps neither a nor b, and
     // parts of it do not overlap each other.
@@ -299,7 +395,7 @@ fn whole<T: Element>(alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, beta: T, c: Part<'_
             c.shared.at(c.start),
             1,
             c.row_stride as isize,
-            beta != T::zero(),
+            read,
             a.data.as_ptr(),
             a.col_stride as isize,
             a.row_stride as isize,
@@ -337,13 +433,13 @@ mod tests {
         (a_t, b_t): (bool, bool),
         a: &[f32],
         b: &[f32],
-        beta: f32,
+        onto: Onto<'_, f32>,
         parallel: bool,
     ) -> Vec<f32> {
         let mut c = noise(rows * cols, 3);
         let a = if a_t { Mat::strided(a, depth, rows, 700).t() } else { Mat::rows(a, rows, depth) };
         let b = if b_t { Mat::rows(b, cols, depth).t() } else { Mat::rows(b, depth, cols) };
-        matmul(1.0, a, b, beta, MatMut::rows(&mut c, rows, cols), parallel);
+        matmul(1.0, a, b, onto, MatMut::rows(&mut c, rows, cols), parallel);
         c
     }
 
@@ -355,14 +451,14 @@ mod tests {
         {
             for layout in [(false, false), (false, true), (true, false), (true, true)] {
                 let (a, b) = (noise(700 * depth.max(700), 1), noise(depth * cols, 2));
-                for beta in [0.0, 1.0] {
+                for onto in [Onto::Nothing, Onto::Itself, Onto::Row(&b[..cols])] {
                     let most = 300;
                     let all =
-                        pool.install(|| product((most, depth, cols), layout, &a, &b, beta, true));
+                        pool.install(|| product((most, depth, cols), layout, &a, &b, onto, true));
                     for rows in [1, 2, 3, 4, 7, 8, 15, 16, 17, 63, 64, 65, 129, 299] {
-                        let some = product((rows, depth, cols), layout, &a, &b, beta, false);
+                        let some = product((rows, depth, cols), layout, &a, &b, onto, false);
                         let same = some.iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits());
-                        assert!(same, "rows {rows} depth {depth} cols {cols} {layout:?} {beta}");
+                        assert!(same, "rows {rows} depth {depth} cols {cols} {layout:?} {onto:?}");
                     }
                 }
             }
@@ -373,22 +469,33 @@ mod tests {
     fn products_are_right() {
         /// Rounding of a sum of at most 1,100 products below 1, against f64.
         const TOLERANCE: f64 = 2e-4;
-        for (rows, depth, cols) in
-            [(1, 1, 1), (5, 0, 3), (17, 600, 33), (70, 1100, 65), (3, 70, 200), (40, 130, 321)]
-        {
+        for (rows, depth, cols) in [
+            (1, 1, 1),
+            (5, 0, 3),
+            (17, 600, 33),
+            (70, 1100, 65),
+            (3, 70, 200),
+            (40, 130, 321),
+            (600, 33, 140),
+        ] {
             for layout in [(false, false), (false, true), (true, false), (true, true)] {
                 let (a, b) = (noise(700 * depth.max(700), 1), noise(depth * cols, 2));
-                let before = noise(rows * cols, 3);
-                let c = product((rows, depth, cols), layout, &a, &b, 1.0, true);
-                for i in 0..rows {
-                    for j in 0..cols {
-                        let mut expected = f64::from(before[i * cols + j]);
+                let (before, bias) = (noise(rows * cols, 3), noise(cols, 4));
+                for onto in [Onto::Nothing, Onto::Itself, Onto::Row(&bias)] {
+                    let c = product((rows, depth, cols), layout, &a, &b, onto, true);
+                    for (place, &c) in c.iter().enumerate() {
+                        let (i, j) = (place / cols, place % cols);
+                        let mut expected = f64::from(match onto {
+                            Onto::Nothing => 0.0,
+                            Onto::Itself => before[place],
+                            Onto::Row(row) => row[j],
+                        });
                         for k in 0..depth {
                             let a = if layout.0 { a[k * 700 + i] } else { a[i * depth + k] };
                             let b = if layout.1 { b[j * depth + k] } else { b[k * cols + j] };
                             expected += f64::from(a) * f64::from(b);
                         }
-                        assert!((f64::from(c[i * cols + j]) - expected).abs() < TOLERANCE);
+                        assert!((f64::from(c) - expected).abs() < TOLERANCE);
                     }
                 }
             }

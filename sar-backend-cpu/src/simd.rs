@@ -4,6 +4,7 @@
 //! has is chosen at run time. Everything it calls must be `#[inline(always)]`, or it stays scalar.
 
 use crate::Element;
+use crate::transpose::Transpose;
 use core::cell::RefCell;
 use core::marker::PhantomData;
 use std::thread::LocalKey;
@@ -25,6 +26,8 @@ pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
 pub trait VectorMath: Sized + 'static {
     /// e^x; f32: within 2 ulp where the result is a normal number, 0 below, NaN stays NaN.
     fn vexp(self) -> Self;
+    /// Carries out a transposition by the widest instructions that there are for it.
+    fn transpose(work: Transpose<'_, Self>);
     /// Scratch buffers of this thread that are not in use.
     fn pool() -> &'static LocalKey<RefCell<Vec<Vec<Self>>>>;
 }
@@ -62,6 +65,15 @@ impl VectorMath for f32 {
         if self < LOW { 0.0 } else { y }
     }
 
+    fn transpose(work: Transpose<'_, f32>) {
+        #[cfg(target_arch = "x86_64")]
+        let work = match crate::transpose::x86::transpose(work) {
+            Ok(()) => return,
+            Err(work) => work,
+        };
+        work.plain();
+    }
+
     fn pool() -> &'static LocalKey<RefCell<Vec<Vec<f32>>>> {
         thread_local!(static POOL: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) });
         &POOL
@@ -72,6 +84,10 @@ impl VectorMath for f64 {
     #[inline(always)]
     fn vexp(self) -> f64 {
         self.exp()
+    }
+
+    fn transpose(work: Transpose<'_, f64>) {
+        work.plain();
     }
 
     fn pool() -> &'static LocalKey<RefCell<Vec<Vec<f64>>>> {

@@ -12,8 +12,9 @@ mod tests;
 pub(crate) use backward::{Saved, add_partials, backward, partial_len};
 
 use crate::Element;
-use crate::matmul::{Mat, MatMut, matmul};
+use crate::matmul::{Mat, MatMut, Onto, matmul};
 use crate::simd::{Shared, carve, exp_sum, max, sum1, vectorized, with_scratch};
+use crate::transpose::Transpose;
 use core::ops::Range;
 use rayon::prelude::*;
 use sar_math::backend::{AttentionDims, NORMALIZE_EPS, SCALE_MUL_MAX};
@@ -121,7 +122,7 @@ pub(crate) fn attend<T: Element>(
     let (rows, size) = (q.rows, q.cols);
     let stride = keys.next_multiple_of(LINE);
     let kt = Mat::strided(kt, size, keys, kt_stride);
-    matmul(T::one(), q, kt, T::zero(), MatMut::strided(scores, rows, keys, stride), false);
+    matmul(T::one(), q, kt, Onto::Nothing, MatMut::strided(scores, rows, keys, stride), false);
     let mut sums = [T::zero(); TILE];
     vectorized(
         #[inline(always)]
@@ -135,7 +136,7 @@ pub(crate) fn attend<T: Element>(
     );
     let probabilities = Mat::strided(scores, rows, keys, stride);
     let v = Mat::rows(v, keys, size);
-    matmul(T::one(), probabilities, v, T::zero(), MatMut::rows(out, rows, size), false);
+    matmul(T::one(), probabilities, v, Onto::Nothing, MatMut::rows(out, rows, size), false);
     vectorized(
         #[inline(always)]
         || {
@@ -159,19 +160,6 @@ pub(crate) fn scores_len(rows: usize, keys: usize) -> usize {
 pub(crate) fn tiles(rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = rows.end;
     rows.step_by(TILE).map(move |start| start..(start + TILE).min(end))
-}
-
-/// `to[d, stride] = fromᵀ`, `from` being `[tokens, d]`.
-fn transpose<T: Element>(from: &[T], size: usize, stride: usize, to: &mut [T]) {
-    const BLOCK: usize = 16;
-    let tokens = from.len() / size;
-    for first in (0..tokens).step_by(BLOCK) {
-        for d in 0..size {
-            for token in first..(first + BLOCK).min(tokens) {
-                to[d * stride + token] = from[token * size + d];
-            }
-        }
-    }
 }
 
 /// In place on `qkv`; see `TransformerOps::attention`.
@@ -212,7 +200,8 @@ fn forward_head<T: Element>(
             #[inline(always)]
             || load_head(place, qkv, params, norms, q, k, v),
         );
-        transpose(k, size, stride, kt);
+        Transpose { from: k, rows: tokens, cols: size, stride: size, to: kt, to_stride: stride }
+            .run();
         for scale in 0..dims.schedule.len() {
             let range = dims.schedule.range(scale);
             let keys = range.end;

@@ -6,6 +6,7 @@ use super::attention::{HeadParams, attend, normalize, scores_len, tiles};
 use crate::Element;
 use crate::matmul::Mat;
 use crate::simd::{Shared, carve, vectorized, with_scratch};
+use crate::transpose::Transpose;
 use rayon::prelude::*;
 use sar_math::backend::CachedAttentionDims;
 
@@ -44,9 +45,9 @@ fn one_head<T: Element>(
     let (kt, v) = cache.split_at_mut(size * capacity);
     let keys = past + tokens;
     let tile = tokens.min(tiles(0..tokens).next().map_or(0, |tile| tile.len()));
-    let sizes = [tokens * size, scores_len(tokens, keys), tile * size, tile];
+    let sizes = [tokens * size, tokens * size, scores_len(tokens, keys), tile * size, tile];
     with_scratch(sizes.iter().sum(), |scratch: &mut [T]| {
-        let [q, scores, tile_out, lse] = carve(scratch, sizes);
+        let [q, k, scores, tile_out, lse] = carve(scratch, sizes);
         let channels = head * size..(head + 1) * size;
         let scale = params.scale(head);
         vectorized(
@@ -62,9 +63,7 @@ fn one_head<T: Element>(
                     // SAFETY: as above.
                     let row = unsafe { qkv.part(start(1), size) };
                     normalize(row, None, T::one());
-                    for d in 0..size {
-                        kt[d * capacity + past + token] = row[d];
-                    }
+                    k[token * size..][..size].copy_from_slice(row);
                     // SAFETY: as above.
                     let row = unsafe { qkv.part(start(2), size) };
                     let v = &mut v[(past + token) * size..][..size];
@@ -76,6 +75,8 @@ fn one_head<T: Element>(
                 }
             },
         );
+        let (rows, cols, to) = (tokens, size, &mut kt[past..]);
+        Transpose { from: k, rows, cols, stride: size, to, to_stride: capacity }.run();
         for rows in tiles(0..tokens) {
             let q = Mat::rows(&q[rows.start * size..], rows.len(), size);
             let lse = &mut lse[..rows.len()];

@@ -7,7 +7,7 @@
 
 use super::conv_kernel::{Correlate, CorrelateWeights, LANES, ROWS, with_offsets};
 use crate::Element;
-use crate::matmul::{Mat, MatMut, matmul};
+use crate::matmul::{Mat, MatMut, Onto, matmul};
 use crate::simd::{carve, sum1, vectorized, with_scratch};
 use rayon::prelude::*;
 use sar_math::backend::ConvDims;
@@ -168,7 +168,7 @@ pub(crate) fn forward<T: Element>(d: ConvDims, x: &[T], weight: &[T], bias: &[T]
             }
             let w = Mat::rows(weight, d.outputs, d.inputs);
             let y = MatMut::rows(y, d.outputs, area);
-            matmul(T::one(), w, Mat::rows(x, d.inputs, area), T::one(), y, false);
+            matmul(T::one(), w, Mat::rows(x, d.inputs, area), Onto::Itself, y, false);
         });
         return;
     }
@@ -339,11 +339,11 @@ fn pointwise_backward<T: Element>(
     for (s, (dy, x)) in dy.chunks_exact(y_sample).zip(x.chunks_exact(x_sample)).enumerate() {
         let dy = Mat::rows(dy, d.outputs, area);
         let dw = MatMut::rows(dw, d.outputs, d.inputs);
-        matmul(T::one(), dy, Mat::rows(x, d.inputs, area).t(), T::one(), dw, false);
+        matmul(T::one(), dy, Mat::rows(x, d.inputs, area).t(), Onto::Itself, dw, false);
         if let Some(dx) = dx.as_deref_mut() {
             let dx = MatMut::rows(&mut dx[s * x_sample..][..x_sample], d.inputs, area);
             let w = Mat::rows(weight, d.outputs, d.inputs);
-            matmul(T::one(), w.t(), dy, T::zero(), dx, false);
+            matmul(T::one(), w.t(), dy, Onto::Nothing, dx, false);
         }
     }
 }

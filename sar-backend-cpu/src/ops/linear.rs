@@ -1,7 +1,7 @@
 //! `y = x·Wᵀ + bias` and its gradients.
 
 use crate::Element;
-use crate::matmul::{Mat, MatMut, matmul};
+use crate::matmul::{Mat, MatMut, Onto, matmul};
 use crate::simd::vectorized;
 use rayon::prelude::*;
 use sar_math::backend::LinearDims;
@@ -10,8 +10,6 @@ use sar_math::backend::LinearDims;
 const COLUMNS: usize = 64;
 /// Rows added up before they go to the total, which keeps long sums accurate.
 const ROWS: usize = 64;
-/// Elements of y that one task fills with the bias.
-const FILL: usize = 64 * 1024;
 
 pub(crate) fn forward<T: Element>(
     LinearDims { rows, inputs, outputs }: LinearDims,
@@ -23,18 +21,13 @@ pub(crate) fn forward<T: Element>(
     if rows == 0 || outputs == 0 {
         return;
     }
-    if let Some(bias) = bias {
-        y.par_chunks_mut(FILL.div_ceil(outputs) * outputs).for_each(|rows| {
-            rows.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
-        });
-    }
-    let beta = if bias.is_some() { T::one() } else { T::zero() };
+    let onto = bias.map_or(Onto::Nothing, Onto::Row);
     let weight = Mat::rows(weight, outputs, inputs).t();
     matmul(
         T::one(),
         Mat::rows(x, rows, inputs),
         weight,
-        beta,
+        onto,
         MatMut::rows(y, rows, outputs),
         true,
     );
@@ -48,7 +41,7 @@ pub(crate) fn backward_input<T: Element>(
     dx: &mut [T],
 ) {
     let (dy, weight) = (Mat::rows(dy, rows, outputs), Mat::rows(weight, outputs, inputs));
-    matmul(T::one(), dy, weight, T::zero(), MatMut::rows(dx, rows, inputs), true);
+    matmul(T::one(), dy, weight, Onto::Nothing, MatMut::rows(dx, rows, inputs), true);
 }
 
 /// `dW += dyᵀ·x`.
@@ -62,7 +55,7 @@ pub(crate) fn backward_weight<T: Element>(
         return;
     }
     let (dy, x) = (Mat::rows(dy, rows, outputs).t(), Mat::rows(x, rows, inputs));
-    matmul(T::one(), dy, x, T::one(), MatMut::rows(dweight, outputs, inputs), true);
+    matmul(T::one(), dy, x, Onto::Itself, MatMut::rows(dweight, outputs, inputs), true);
 }
 
 /// `dbias += Σ dy`, the rows of `dy` being `dbias.len()` long.

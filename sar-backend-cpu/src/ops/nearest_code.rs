@@ -8,7 +8,7 @@
 
 use super::cross_entropy::BLOCK;
 use crate::Element;
-use crate::matmul::{Mat, MatMut, matmul};
+use crate::matmul::{Mat, MatMut, Onto, matmul};
 use crate::simd::{self, carve, vectorized, with_scratch};
 use rayon::prelude::*;
 
@@ -52,7 +52,7 @@ pub(crate) fn forward<T: Element>(
                         T::one(),
                         Mat::rows(unit, ids.len(), channels),
                         Mat::rows(block, codes, channels).t(),
-                        T::zero(),
+                        Onto::Nothing,
                         MatMut::rows(&mut scores[..ids.len() * codes], ids.len(), codes),
                         false,
                     );

@@ -1,7 +1,7 @@
 //! One-head attention over all positions of a map, forward and backward, one task per sample.
 
 use crate::Element;
-use crate::matmul::{Mat, MatMut, matmul};
+use crate::matmul::{Mat, MatMut, Onto, matmul};
 use crate::simd::{exp_sum, max, sum1, vectorized, with_scratch};
 use rayon::prelude::*;
 use sar_math::backend::MapDims;
@@ -26,14 +26,21 @@ pub(crate) fn forward<T: Element>(
         .zip(k.par_chunks(c * n).zip(v.par_chunks(c * n)))
         .for_each(|(((y, p), q), (k, v))| {
             let (q, k, v) = (Mat::rows(q, c, n), Mat::rows(k, c, n), Mat::rows(v, c, n));
-            matmul(scale, q.t(), k, T::zero(), MatMut::rows(p, n, n), false);
+            matmul(scale, q.t(), k, Onto::Nothing, MatMut::rows(p, n, n), false);
             for row in p.chunks_exact_mut(n) {
                 vectorized(
                     #[inline(always)]
                     || softmax(row),
                 );
             }
-            matmul(T::one(), v, Mat::rows(p, n, n).t(), T::zero(), MatMut::rows(y, c, n), false);
+            matmul(
+                T::one(),
+                v,
+                Mat::rows(p, n, n).t(),
+                Onto::Nothing,
+                MatMut::rows(y, c, n),
+                false,
+            );
         });
 }
 
@@ -59,7 +66,7 @@ pub(crate) fn backward<T: Element>(
         return;
     }
     let scale = T::of((c as f64).sqrt().recip());
-    let (zero, one) = (T::zero(), T::one());
+    let one = T::one();
     let len = c * n;
     let inputs = q.par_chunks(len).zip(k.par_chunks(len).zip(v.par_chunks(len)));
     let outputs = dq.par_chunks_mut(len).zip(dk.par_chunks_mut(len).zip(dv.par_chunks_mut(len)));
@@ -68,8 +75,8 @@ pub(crate) fn backward<T: Element>(
         let (q, k, v) = (Mat::rows(q, c, n), Mat::rows(k, c, n), Mat::rows(v, c, n));
         let dy = Mat::rows(dy, c, n);
         with_scratch(n * n, |ds: &mut [T]| {
-            matmul(one, dy, Mat::rows(p, n, n), zero, MatMut::rows(dv, c, n), false);
-            matmul(one, dy.t(), v, zero, MatMut::rows(ds, n, n), false);
+            matmul(one, dy, Mat::rows(p, n, n), Onto::Nothing, MatMut::rows(dv, c, n), false);
+            matmul(one, dy.t(), v, Onto::Nothing, MatMut::rows(ds, n, n), false);
             for (ds, p) in ds.chunks_exact_mut(n).zip(p.chunks_exact(n)) {
                 vectorized(
                     #[inline(always)]
@@ -85,8 +92,8 @@ pub(crate) fn backward<T: Element>(
                 );
             }
             let ds = Mat::rows(ds, n, n);
-            matmul(scale, k, ds.t(), zero, MatMut::rows(dq, c, n), false);
-            matmul(scale, q, ds, zero, MatMut::rows(dk, c, n), false);
+            matmul(scale, k, ds.t(), Onto::Nothing, MatMut::rows(dq, c, n), false);
+            matmul(scale, q, ds, Onto::Nothing, MatMut::rows(dk, c, n), false);
         });
     });
 }

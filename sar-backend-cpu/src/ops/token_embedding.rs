@@ -2,7 +2,7 @@
 
 use super::linear;
 use crate::Element;
-use crate::matmul::{Mat, MatMut, matmul};
+use crate::matmul::{Mat, MatMut, Onto, matmul};
 use rayon::prelude::*;
 use sar_math::backend::EmbeddingDims;
 
@@ -54,7 +54,7 @@ pub(crate) fn forward<T: Element>(
         let inputs =
             Mat::rows(&inputs[b % dims.input_batch * size..][..size], words, dims.channels);
         let word = Mat::rows(weights.word, width, dims.channels).t();
-        matmul(T::one(), inputs, word, T::one(), MatMut::rows(others, words, width), false);
+        matmul(T::one(), inputs, word, Onto::Itself, MatMut::rows(others, words, width), false);
     });
 }
 
@@ -99,7 +99,7 @@ pub(crate) fn backward_word<T: Element>(
     for (dx, inputs) in samples.zip(inputs.chunks_exact(words * channels)) {
         let dx = Mat::rows(&dx[width..], words, width).t();
         let inputs = Mat::rows(inputs, words, channels);
-        matmul(T::one(), dx, inputs, T::one(), MatMut::rows(dword, width, channels), true);
+        matmul(T::one(), dx, inputs, Onto::Itself, MatMut::rows(dword, width, channels), true);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Straight-through vector quantisation of maps, forward and backward.
 
 use crate::Element;
-use crate::matmul::{Mat, MatMut, matmul};
+use crate::matmul::{Mat, MatMut, Onto, matmul};
 use crate::simd::{carve, with_scratch};
 use rayon::prelude::*;
 use sar_math::backend::{MapDims, NORMALIZE_EPS, QuantizeWeights};
@@ -75,7 +75,7 @@ fn quantize_sample<T: Element>(
             }
             let out = MatMut::rows(&mut *scores, count, vocab);
             let z = Mat::rows(rows, count, k);
-            matmul(T::one(), z, Mat::rows(codes, vocab, k).t(), T::zero(), out, false);
+            matmul(T::one(), z, Mat::rows(codes, vocab, k).t(), Onto::Nothing, out, false);
             for (p, id) in ids.iter_mut().enumerate() {
                 let best = nearest(&scores[p * vocab..][..vocab], half_norms);
                 *id = best as u32;

@@ -1,9 +1,10 @@
 //! Backward of block-causal attention: probabilities are computed again from the log-sum-exps.
 
-use super::{HeadParams, LINE, Place, TILE, scores_len, tiles, transpose};
+use super::{HeadParams, LINE, Place, TILE, scores_len, tiles};
 use crate::Element;
-use crate::matmul::{Mat, MatMut, matmul};
+use crate::matmul::{Mat, MatMut, Onto, matmul};
 use crate::simd::{Shared, carve, sum2, vectorized, with_scratch};
+use crate::transpose::Transpose;
 use core::ops::Range;
 use rayon::prelude::*;
 use sar_math::backend::{AttentionDims, NORMALIZE_EPS, SCALE_MUL_MAX};
@@ -58,16 +59,17 @@ pub(crate) fn add_partials<T: Element>(
     }
 }
 
-/// The head as contiguous matrices.
+/// What the tiles of a head read.
 struct Head<'a, T> {
-    q: &'a mut [T],
-    k: &'a mut [T],
-    d_out: &'a mut [T],
-    /// Keys and values transposed, `[d, stride]`.
-    kt: &'a mut [T],
-    vt: &'a mut [T],
+    /// `[tokens, d]`, where they lie between those of other heads.
+    q: Mat<'a, T>,
+    k: Mat<'a, T>,
+    d_out: Mat<'a, T>,
+    /// Keys and values transposed, `[d, tokens]`.
+    kt: Mat<'a, T>,
+    vt: Mat<'a, T>,
     /// Σ d_out∘out of each row.
-    inner: &'a mut [T],
+    inner: &'a [T],
 }
 
 fn backward_head<T: Element>(
@@ -80,18 +82,19 @@ fn backward_head<T: Element>(
     let (tokens, size) = (place.tokens, place.size);
     let stride = tokens.next_multiple_of(LINE);
     let (head, turned, tile) = (tokens * size, size * stride, scores_len(TILE, tokens));
-    let inputs = [head, head, head, turned, turned, stride];
-    let outputs = [head, head, head, tile, tile];
-    let len = inputs.iter().sum::<usize>() + outputs.iter().sum::<usize>();
-    with_scratch(len, |scratch: &mut [T]| {
-        let (first, second) = scratch.split_at_mut(inputs.iter().sum());
-        let [q, k, d_out, kt, vt, inner] = carve(first, inputs);
-        let [dq, dk, dv, p, ds] = carve(second, outputs);
-        let mut head = Head { q, k, d_out, kt, vt, inner };
-        // v waits in dv until it is transposed.
-        gather_head(place, saved, &mut head, dv);
-        transpose(dv, size, stride, head.vt);
-        transpose(head.k, size, stride, head.kt);
+    let sizes = [turned, turned, stride, head, head, head, tile, tile];
+    with_scratch(sizes.iter().sum(), |scratch: &mut [T]| {
+        let [kt, vt, inner, dq, dk, dv, p, ds] = carve(scratch, sizes);
+        let row = 3 * place.heads * size;
+        let part = |part| Mat::strided(&saved.qkv[place.qkv(0, part)..], tokens, size, row);
+        let (q, k, v) = (part(0), part(1), part(2));
+        let d_out = Mat::strided(&saved.d_out[place.out(0)..], tokens, size, row / 3);
+        turn(k, kt, stride);
+        turn(v, vt, stride);
+        let (kt, vt) =
+            (Mat::strided(&*kt, size, tokens, stride), Mat::strided(&*vt, size, tokens, stride));
+        inner_products(place, saved, inner);
+        let head = Head { q, k, d_out, kt, vt, inner };
         dk.fill(T::zero());
         dv.fill(T::zero());
         let lse = &saved.lse[place.lse()..][..tokens];
@@ -99,7 +102,7 @@ fn backward_head<T: Element>(
             let range = dims.schedule.range(scale);
             let keys = range.end;
             for rows in tiles(range) {
-                backward_tile(&head, rows, keys, size, stride, lse, p, ds, dq, dk, dv);
+                backward_tile(&head, rows, keys, lse, p, ds, dq, dk, dv);
             }
         }
         vectorized(
@@ -109,26 +112,20 @@ fn backward_head<T: Element>(
     });
 }
 
-fn gather_head<T: Element>(
-    place: Place,
-    saved: &Saved<'_, T>,
-    head: &mut Head<'_, T>,
-    v: &mut [T],
-) {
-    let size = place.size;
+/// `to[d, stride] = fromᵀ`.
+fn turn<T: Element>(from: Mat<'_, T>, to: &mut [T], to_stride: usize) {
+    let Mat { data: from, rows, cols, row_stride: stride, .. } = from;
+    Transpose { from, rows, cols, stride, to, to_stride }.run();
+}
+
+/// Σ d_out∘out of each token.
+fn inner_products<T: Element>(place: Place, saved: &Saved<'_, T>, inner: &mut [T]) {
     vectorized(
         #[inline(always)]
         || {
-            for token in 0..place.tokens {
-                let copy = token * size..(token + 1) * size;
-                let part = |part| &saved.qkv[place.qkv(token, part)..][..size];
-                head.q[copy.clone()].copy_from_slice(part(0));
-                head.k[copy.clone()].copy_from_slice(part(1));
-                v[copy.clone()].copy_from_slice(part(2));
-                let d_out = &saved.d_out[place.out(token)..][..size];
-                head.d_out[copy].copy_from_slice(d_out);
-                let out = &saved.out[place.out(token)..][..size];
-                head.inner[token] = sum2(d_out, out, |a, b| a * b);
+            for (token, inner) in inner.iter_mut().enumerate().take(place.tokens) {
+                let row = place.out(token)..place.out(token) + place.size;
+                *inner = sum2(&saved.d_out[row.clone()], &saved.out[row], |a, b| a * b);
             }
         },
     );
@@ -139,8 +136,6 @@ fn backward_tile<T: Element>(
     head: &Head<'_, T>,
     rows: Range<usize>,
     keys: usize,
-    size: usize,
-    kt_stride: usize,
     lse: &[T],
     p: &mut [T],
     ds: &mut [T],
@@ -148,14 +143,13 @@ fn backward_tile<T: Element>(
     dk: &mut [T],
     dv: &mut [T],
 ) {
-    let (zero, one) = (T::zero(), T::one());
+    let (one, size) = (T::one(), head.q.cols);
     let (count, stride) = (rows.len(), keys.next_multiple_of(LINE));
-    let q = Mat::rows(&head.q[rows.start * size..], count, size);
-    let d_out = Mat::rows(&head.d_out[rows.start * size..], count, size);
-    let kt = Mat::strided(head.kt, size, keys, kt_stride);
-    let vt = Mat::strided(head.vt, size, keys, kt_stride);
-    matmul(one, q, kt, zero, MatMut::strided(p, count, keys, stride), false);
-    matmul(one, d_out, vt, zero, MatMut::strided(ds, count, keys, stride), false);
+    let (q, d_out) = (head.q.some_rows(rows.clone()), head.d_out.some_rows(rows.clone()));
+    let kt = Mat { cols: keys, ..head.kt };
+    let vt = Mat { cols: keys, ..head.vt };
+    matmul(one, q, kt, Onto::Nothing, MatMut::strided(p, count, keys, stride), false);
+    matmul(one, d_out, vt, Onto::Nothing, MatMut::strided(ds, count, keys, stride), false);
     vectorized(
         #[inline(always)]
         || {
@@ -172,11 +166,11 @@ fn backward_tile<T: Element>(
     );
     let p = Mat::strided(p, count, keys, stride);
     let ds = Mat::strided(ds, count, keys, stride);
-    let k = Mat::rows(head.k, keys, size);
+    let k = head.k.some_rows(0..keys);
     let dq = &mut dq[rows.start * size..rows.end * size];
-    matmul(one, ds, k, zero, MatMut::rows(dq, count, size), false);
-    matmul(one, ds.t(), q, one, MatMut::rows(dk, keys, size), false);
-    matmul(one, p.t(), d_out, one, MatMut::rows(dv, keys, size), false);
+    matmul(one, ds, k, Onto::Nothing, MatMut::rows(dq, count, size), false);
+    matmul(one, ds.t(), q, Onto::Itself, MatMut::rows(dk, keys, size), false);
+    matmul(one, p.t(), d_out, Onto::Itself, MatMut::rows(dv, keys, size), false);
 }
 
 /// Through the normalisations, and the sums over tokens that the parameters take.
@@ -202,7 +196,7 @@ fn finish_head<T: Element>(
         let norm = |part| saved.inverse_norms[place.norm(token, part)];
         // SAFETY: this head's part of a token, which no other task touches.
         let to = unsafe { dqkv.part(place.qkv(token, 0), size) };
-        let along = normalize_backward(&dq[row.clone()], &head.q[row.clone()], norm(0), scale, to);
+        let along = normalize_backward(&dq[row.clone()], head.q.row(token), norm(0), scale, to);
         if !clamped {
             dscale[0] += along;
         }
@@ -211,7 +205,7 @@ fn finish_head<T: Element>(
         }
         // SAFETY: as above.
         let to = unsafe { dqkv.part(place.qkv(token, 1), size) };
-        normalize_backward(&dk[row.clone()], &head.k[row.clone()], norm(1), T::one(), to);
+        normalize_backward(&dk[row.clone()], head.k.row(token), norm(1), T::one(), to);
         // SAFETY: as above.
         let to = unsafe { dqkv.part(place.qkv(token, 2), size) };
         to.copy_from_slice(&dv[row.clone()]);

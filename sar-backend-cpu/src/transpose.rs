@@ -1,0 +1,184 @@
+//! Transposition: products want the terms of a sum next to each other.
+
+use crate::Element;
+use crate::simd::vectorized;
+
+/// Rows of a block, which becomes rows of the result as long as a register of AVX.
+const ROWS: usize = 8;
+/// Columns of a block: a cache line of f32.
+const COLS: usize = 16;
+
+/// Elements of a row that one visit takes: enough cache lines on end for the processor to fetch them
+/// ahead, few enough for as many rows of the result to stay in the second cache.
+const VISIT: usize = 256;
+
+/// A matrix whose elements of a row lie next to each other, and where its transpose goes.
+pub struct Transpose<'a, T> {
+    pub from: &'a [T],
+    pub rows: usize,
+    pub cols: usize,
+    /// Elements from row to row of `from`.
+    pub stride: usize,
+    /// Row j begins at `j·to_stride` and receives column j of `from`.
+    pub to: &'a mut [T],
+    pub to_stride: usize,
+}
+
+impl<T: Element> Transpose<'_, T> {
+    /// Moves the elements, by vector instructions where the type and the machine have them.
+    pub(crate) fn run(self) {
+        T::transpose(self);
+    }
+
+    /// Moves them without instructions for it.
+    pub(crate) fn plain(self) {
+        vectorized(
+            #[inline(always)]
+            || {
+                self.by_blocks(
+                    #[inline(always)]
+                    |from, stride, to, to_stride| {
+                        for j in 0..COLS {
+                            for i in 0..ROWS {
+                                to[j * to_stride + i] = from[i * stride + j];
+                            }
+                        }
+                    },
+                )
+            },
+        );
+    }
+
+    /// Whole blocks by `block(from, stride, to, to_stride)`, the rest element by element.
+    #[inline(always)]
+    fn by_blocks(self, block: impl Fn(&[T], usize, &mut [T], usize)) {
+        let Self { from, rows, cols, stride, to, to_stride } = self;
+        let whole_rows = rows / ROWS * ROWS;
+        for first in (0..cols).step_by(VISIT) {
+            let end = (first + VISIT).min(cols);
+            let whole_end = first + (end - first) / COLS * COLS;
+            for i in (0..whole_rows).step_by(ROWS) {
+                for j in (first..whole_end).step_by(COLS) {
+                    block(&from[i * stride + j..], stride, &mut to[j * to_stride + i..], to_stride);
+                }
+            }
+            for i in 0..rows {
+                let start = if i < whole_rows { whole_end } else { first };
+                for j in start..end {
+                    to[j * to_stride + i] = from[i * stride + j];
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86 {
+    //! Blocks of f32 in eight registers of AVX.
+
+    use super::{ROWS, Transpose};
+    use core::arch::x86_64::{__m256, _MM_HINT_T0};
+    use pulp::cast;
+    use pulp::x86::V3;
+
+    /// Gives the work back where the machine has no AVX.
+    pub(crate) fn transpose(work: Transpose<'_, f32>) -> Result<(), Transpose<'_, f32>> {
+        let Some(simd) = V3::try_new() else { return Err(work) };
+        simd.vectorize(
+            #[inline(always)]
+            || {
+                work.by_blocks(
+                    #[inline(always)]
+                    |from, stride, to, to_stride| {
+                        fetch(simd, from, stride);
+                        square(simd, from, stride, to, to_stride);
+                        square(simd, &from[ROWS..], stride, &mut to[ROWS * to_stride..], to_stride);
+                    },
+                )
+            },
+        );
+        Ok(())
+    }
+
+    /// Asks for the lines that the next rows of blocks will read. A visit to a row is short and the next
+    /// row far away, so that the processor does not see what comes: weights that lie in memory are
+    /// turned around 1.4 times as fast with it (37 GB/s on two cores, from 26).
+    #[inline(always)]
+    fn fetch(simd: V3, from: &[f32], stride: usize) {
+        for i in ROWS..2 * ROWS {
+            // No more than a hint: the last rows may ask for what does not exist.
+            let element = from.as_ptr().wrapping_add(i * stride);
+            simd.sse._mm_prefetch::<_MM_HINT_T0>(element.cast());
+        }
+    }
+
+    #[inline(always)]
+    fn square(simd: V3, from: &[f32], stride: usize, to: &mut [f32], to_stride: usize) {
+        let avx = simd.avx;
+        let rows: [__m256; ROWS] = core::array::from_fn(
+            #[inline(always)]
+            |i| {
+                let mut row = [0.0_f32; ROWS];
+                row.copy_from_slice(&from[i * stride..][..ROWS]);
+                cast(row)
+            },
+        );
+        // Pairs of rows, then fours, then all eight.
+        let (mut pairs, mut fours) = (rows, rows);
+        for i in [0, 2, 4, 6] {
+            pairs[i] = avx._mm256_unpacklo_ps(rows[i], rows[i + 1]);
+            pairs[i + 1] = avx._mm256_unpackhi_ps(rows[i], rows[i + 1]);
+        }
+        for i in [0, 4] {
+            for half in 0..2 {
+                let (first, second) = (pairs[i + half], pairs[i + half + 2]);
+                fours[i + 2 * half] = avx._mm256_shuffle_ps::<0x44>(first, second);
+                fours[i + 2 * half + 1] = avx._mm256_shuffle_ps::<0xEE>(first, second);
+            }
+        }
+        for i in 0..4 {
+            let low = avx._mm256_permute2f128_ps::<0x20>(fours[i], fours[i + 4]);
+            let high = avx._mm256_permute2f128_ps::<0x31>(fours[i], fours[i + 4]);
+            let (low, high): ([f32; ROWS], [f32; ROWS]) = (cast(low), cast(high));
+            to[i * to_stride..][..ROWS].copy_from_slice(&low);
+            to[(i + 4) * to_stride..][..ROWS].copy_from_slice(&high);
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const SHAPES: [(usize, usize); 9] =
+        [(0, 3), (1, 1), (8, 16), (7, 17), (16, 64), (17, 531), (64, 70), (3, 200), (520, 33)];
+
+    fn check<T: Element>() {
+        for (rows, cols) in SHAPES {
+            let (stride, to_stride) = (cols + 3, rows + 2);
+            let from: Vec<T> = (0..rows * stride).map(|i| T::of(i as f64)).collect();
+            for plain in [true, false] {
+                let mut to = vec![T::of(-1.0); cols * to_stride];
+                let work = Transpose { from: &from, rows, cols, stride, to: &mut to, to_stride };
+                if plain {
+                    work.plain()
+                } else {
+                    work.run()
+                }
+                for j in 0..cols {
+                    for i in 0..to_stride {
+                        let expected = if i < rows { from[i * stride + j] } else { T::of(-1.0) };
+                        assert_eq!(to[j * to_stride + i], expected, "{rows}x{cols} at {i},{j}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_element_arrives_and_nothing_else_is_written() {
+        check::<f32>();
+        check::<f64>();
+    }
+}
