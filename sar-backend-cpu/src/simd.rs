@@ -121,17 +121,15 @@ pub(crate) fn carve<T, const N: usize>(mut from: &mut [T], sizes: [usize; N]) ->
     })
 }
 
-/// Adds up partial sums, always in the same order.
+/// Combines partial results in a fixed order: halves with each other until one is left.
+///
+/// By value: an array that is changed in place ends up in memory, at the cost of the whole sum of a row.
 #[inline(always)]
-pub(crate) fn total<T: Element>(mut acc: [T; LANES]) -> T {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for j in 0..width {
-            acc[j] += acc[j + width];
-        }
-        width /= 2;
-    }
-    acc[0]
+fn halves<T: Element>(lanes: [T; LANES], combine: impl Fn(T, T) -> T) -> T {
+    let lanes: [T; 16] = core::array::from_fn(|j| combine(lanes[j], lanes[j + 16]));
+    let lanes: [T; 8] = core::array::from_fn(|j| combine(lanes[j], lanes[j + 8]));
+    let lanes: [T; 4] = core::array::from_fn(|j| combine(lanes[j], lanes[j + 4]));
+    combine(combine(lanes[0], lanes[2]), combine(lanes[1], lanes[3]))
 }
 
 /// Σ f(x).
@@ -140,14 +138,14 @@ pub(crate) fn sum1<T: Element>(x: &[T], f: impl Fn(T) -> T) -> T {
     let mut acc = [T::zero(); LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for x in chunks {
-        for j in 0..LANES {
-            acc[j] += f(x[j]);
+        acc = core::array::from_fn(|j| acc[j] + f(x[j]));
+    }
+    if !rest.is_empty() {
+        for (acc, &x) in acc.iter_mut().zip(rest) {
+            *acc += f(x);
         }
     }
-    for (acc, &x) in acc.iter_mut().zip(rest) {
-        *acc += f(x);
-    }
-    total(acc)
+    halves(acc, |a, b| a + b)
 }
 
 /// Σ f(x, y).
@@ -157,14 +155,14 @@ pub(crate) fn sum2<T: Element>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
     let (xs, x_rest) = x.as_chunks::<LANES>();
     let (ys, y_rest) = y.as_chunks::<LANES>();
     for (x, y) in xs.iter().zip(ys) {
-        for j in 0..LANES {
-            acc[j] += f(x[j], y[j]);
+        acc = core::array::from_fn(|j| acc[j] + f(x[j], y[j]));
+    }
+    if !x_rest.is_empty() {
+        for ((acc, &x), &y) in acc.iter_mut().zip(x_rest).zip(y_rest) {
+            *acc += f(x, y);
         }
     }
-    for ((acc, &x), &y) in acc.iter_mut().zip(x_rest).zip(y_rest) {
-        *acc += f(x, y);
-    }
-    total(acc)
+    halves(acc, |a, b| a + b)
 }
 
 /// The largest element; a NaN is passed over, an empty slice gives −∞.
@@ -174,14 +172,14 @@ pub(crate) fn max<T: Element>(x: &[T]) -> T {
     let mut acc = [T::neg_infinity(); LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for x in chunks {
-        for j in 0..LANES {
-            acc[j] = larger(acc[j], x[j]);
+        acc = core::array::from_fn(|j| larger(acc[j], x[j]));
+    }
+    if !rest.is_empty() {
+        for (acc, &x) in acc.iter_mut().zip(rest) {
+            *acc = larger(*acc, x);
         }
     }
-    for (acc, &x) in acc.iter_mut().zip(rest) {
-        *acc = larger(*acc, x);
-    }
-    acc.into_iter().fold(T::neg_infinity(), larger)
+    halves(acc, larger)
 }
 
 /// Replaces x by exp(x − shift) and returns the sum.
@@ -190,16 +188,17 @@ pub(crate) fn exp_sum<T: Element>(x: &mut [T], shift: T) -> T {
     let mut acc = [T::zero(); LANES];
     let (chunks, rest) = x.as_chunks_mut::<LANES>();
     for x in chunks {
-        for j in 0..LANES {
-            x[j] = (x[j] - shift).vexp();
-            acc[j] += x[j];
+        let y: [T; LANES] = core::array::from_fn(|j| (x[j] - shift).vexp());
+        acc = core::array::from_fn(|j| acc[j] + y[j]);
+        *x = y;
+    }
+    if !rest.is_empty() {
+        for (acc, x) in acc.iter_mut().zip(rest) {
+            *x = (*x - shift).vexp();
+            *acc += *x;
         }
     }
-    for (acc, x) in acc.iter_mut().zip(rest) {
-        *x = (*x - shift).vexp();
-        *acc += *x;
-    }
-    total(acc)
+    halves(acc, |a, b| a + b)
 }
 
 /// A slice that parallel tasks write disjoint parts of.
