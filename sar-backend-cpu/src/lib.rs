@@ -6,6 +6,7 @@
 mod buffer;
 mod error;
 mod loss;
+mod mat;
 mod matmul;
 mod ops;
 mod optimizer;

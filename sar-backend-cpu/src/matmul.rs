@@ -1,56 +1,14 @@
-//! Matrix products: views with strides, handed to the `gemm` crate.
+//! Matrix products, shared out over the threads and handed to the `gemm` crate in the layout it likes best.
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use crate::Element;
+use crate::mat::{Mat, MatMut, Onto, tail};
 use crate::simd::{Shared, carve, sum2, vectorized, with_scratch};
 use crate::transpose::Transpose;
-use core::ops::Range;
 use rayon::prelude::*;
-
-/// A read-only matrix view.
-#[derive(Clone, Copy)]
-pub(crate) struct Mat<'a, T> {
-    /// Elements, the first of the view at index 0.
-    pub data: &'a [T],
-    pub rows: usize,
-    pub cols: usize,
-    pub row_stride: usize,
-    pub col_stride: usize,
-}
-
-impl<'a, T> Mat<'a, T> {
-    /// A row-major matrix whose rows lie next to each other.
-    pub(crate) fn rows(data: &'a [T], rows: usize, cols: usize) -> Self {
-        Self::strided(data, rows, cols, cols)
-    }
-
-    /// A row-major matrix with `row_stride` elements from row to row.
-    pub(crate) fn strided(data: &'a [T], rows: usize, cols: usize, row_stride: usize) -> Self {
-        Self { data, rows, cols, row_stride, col_stride: 1 }
-    }
-
-    /// Rows `range` alone.
-    pub(crate) fn some_rows(self, range: Range<usize>) -> Self {
-        Self { data: tail(self.data, range.start * self.row_stride), rows: range.len(), ..self }
-    }
-
-    /// Row i, whose elements must lie next to each other.
-    #[inline(always)]
-    pub(crate) fn row(self, i: usize) -> &'a [T] {
-        debug_assert_eq!(self.col_stride, 1, "a row in one piece");
-        &self.data[i * self.row_stride..][..self.cols]
-    }
-
-    /// The transpose, without moving anything.
-    pub(crate) fn t(self) -> Self {
-        Self {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
-    }
-}
 
 /// A row-major part of c; parts that are written at the same time do not overlap.
 #[derive(Clone, Copy)]
@@ -65,47 +23,6 @@ impl<T> Part<'_, '_, T> {
     /// What begins `elements` further on.
     fn at(self, elements: usize) -> Self {
         Self { start: self.start + elements, ..self }
-    }
-}
-
-/// A matrix view to write, row-major.
-pub(crate) struct MatMut<'a, T> {
-    pub data: &'a mut [T],
-    pub rows: usize,
-    pub cols: usize,
-    pub row_stride: usize,
-}
-
-impl<'a, T> MatMut<'a, T> {
-    /// A row-major matrix whose rows lie next to each other.
-    pub(crate) fn rows(data: &'a mut [T], rows: usize, cols: usize) -> Self {
-        Self { data, rows, cols, row_stride: cols }
-    }
-
-    /// A row-major matrix with `row_stride` elements from row to row.
-    pub(crate) fn strided(data: &'a mut [T], rows: usize, cols: usize, row_stride: usize) -> Self {
-        Self { data, rows, cols, row_stride }
-    }
-}
-
-/// What a product is added to.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Onto<'a, T> {
-    /// Nothing: c is not read.
-    Nothing,
-    /// What c holds.
-    Itself,
-    /// This row, the same for every row of c, which is not read: a bias.
-    Row(&'a [T]),
-}
-
-impl<'a, T: Element> Onto<'a, T> {
-    /// For the columns of c from `first` on.
-    fn columns_from(self, first: usize) -> Self {
-        match self {
-            Self::Row(row) => Self::Row(&row[first..]),
-            other => other,
-        }
     }
 }
 
@@ -167,9 +84,9 @@ pub(crate) fn matmul<T: Element>(
     }
 }
 
-/// Shares the product out over the threads, by columns of c, or by rows where c has too few columns for
-/// every thread. Each rearranges for itself the part of an operand that is its own and the whole of the
-/// other, which should be the smaller one where a, being transposed, is rearranged as well.
+/// Shares the product out over the threads: by columns of c, since each then rearranges its own part of b
+/// alone; by rows where c has too few columns for every thread, and where a is transposed, so that it is
+/// rearranged as well, and not smaller than b.
 fn split<T: Element>(
     alpha: T,
     a: Mat<'_, T>,
@@ -284,6 +201,7 @@ fn cut<T: Element>(
         let depth = size.min(a.cols - first);
         let a = Mat { data: tail(a.data, first * a.col_stride), cols: depth, ..a };
         let b = Mat { data: tail(b.data, first * b.row_stride), rows: depth, ..b };
+        // Up to two tiles the crate reads a transposed a where it lies.
         if a.row_stride == 1 && a.col_stride != 1 && b.cols > 2 * TILE {
             by_turned_rows(alpha, a, b, onto, c);
         } else {
@@ -291,11 +209,6 @@ fn cut<T: Element>(
         }
         onto = Onto::Itself;
     }
-}
-
-/// What lies behind the first `len` elements; nothing where there are fewer.
-fn tail<T>(data: &[T], len: usize) -> &[T] {
-    &data[len.min(data.len())..]
 }
 
 /// The product with a transposed a turned around, some rows at a time: the crate would rearrange it six
@@ -308,13 +221,14 @@ fn by_turned_rows<T: Element>(
     c: Part<'_, '_, T>,
 ) {
     let pieces = a.rows.div_ceil(TURN).max(1);
-    let size = a.rows.div_ceil(pieces);
+    // Of nearly equal size: a single row left over would be no matrix to the crate.
+    let start = |piece| a.rows * piece / pieces;
     // Rows a power of two apart would share few sets of the caches.
     let to_stride = a.cols.next_multiple_of(LINE) + LINE;
-    with_scratch(size * to_stride, |scratch: &mut [T]| {
+    with_scratch(a.rows.div_ceil(pieces) * to_stride, |scratch: &mut [T]| {
         for piece in 0..pieces {
-            let first = piece * size;
-            let rows = size.min(a.rows - first);
+            let first = start(piece);
+            let rows = start(piece + 1) - first;
             let (from, stride) = (tail(a.data, first), a.col_stride);
             Transpose { from, rows: a.cols, cols: rows, stride, to: scratch, to_stride }.run();
             let turned = Mat::strided(&*scratch, rows, a.cols, to_stride);
@@ -385,8 +299,8 @@ fn whole<T: Element>(
         Onto::Itself | Onto::Row(_) => (true, T::one()),
     };
     // SAFETY: `matmul` has checked that the three views lie within their slices, and parts, pieces and
-    // panels lie within the views. c stands for a unique borrow, so it overlaps neither a nor b, and
-    // parts of it do not overlap each other.
+    // panels lie within the views or are copies of them. c stands for a unique borrow, so it overlaps
+    // neither a nor b, and parts of it do not overlap each other.
     unsafe {
         gemm::gemm(
             a.rows,
@@ -409,96 +323,5 @@ fn whole<T: Element>(
             false,
             gemm::Parallelism::None,
         );
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    fn noise(len: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
-        (0..len)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
-
-    /// Views of a and b in each of the four layouts.
-    fn product(
-        (rows, depth, cols): (usize, usize, usize),
-        (a_t, b_t): (bool, bool),
-        a: &[f32],
-        b: &[f32],
-        onto: Onto<'_, f32>,
-        parallel: bool,
-    ) -> Vec<f32> {
-        let mut c = noise(rows * cols, 3);
-        let a = if a_t { Mat::strided(a, depth, rows, 700).t() } else { Mat::rows(a, rows, depth) };
-        let b = if b_t { Mat::rows(b, cols, depth).t() } else { Mat::rows(b, depth, cols) };
-        matmul(1.0, a, b, onto, MatMut::rows(&mut c, rows, cols), parallel);
-        c
-    }
-
-    #[test]
-    fn a_row_does_not_depend_on_the_number_of_rows_or_threads() {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        for (depth, cols) in
-            [(1, 5), (2, 40), (3, 1), (32, 3), (64, 64), (64, 130), (600, 70), (1100, 33), (7, 257)]
-        {
-            for layout in [(false, false), (false, true), (true, false), (true, true)] {
-                let (a, b) = (noise(700 * depth.max(700), 1), noise(depth * cols, 2));
-                for onto in [Onto::Nothing, Onto::Itself, Onto::Row(&b[..cols])] {
-                    let most = 300;
-                    let all =
-                        pool.install(|| product((most, depth, cols), layout, &a, &b, onto, true));
-                    for rows in [1, 2, 3, 4, 7, 8, 15, 16, 17, 63, 64, 65, 129, 299] {
-                        let some = product((rows, depth, cols), layout, &a, &b, onto, false);
-                        let same = some.iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits());
-                        assert!(same, "rows {rows} depth {depth} cols {cols} {layout:?} {onto:?}");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn products_are_right() {
-        /// Rounding of a sum of at most 1,100 products below 1, against f64.
-        const TOLERANCE: f64 = 2e-4;
-        for (rows, depth, cols) in [
-            (1, 1, 1),
-            (5, 0, 3),
-            (17, 600, 33),
-            (70, 1100, 65),
-            (3, 70, 200),
-            (40, 130, 321),
-            (600, 33, 140),
-        ] {
-            for layout in [(false, false), (false, true), (true, false), (true, true)] {
-                let (a, b) = (noise(700 * depth.max(700), 1), noise(depth * cols, 2));
-                let (before, bias) = (noise(rows * cols, 3), noise(cols, 4));
-                for onto in [Onto::Nothing, Onto::Itself, Onto::Row(&bias)] {
-                    let c = product((rows, depth, cols), layout, &a, &b, onto, true);
-                    for (place, &c) in c.iter().enumerate() {
-                        let (i, j) = (place / cols, place % cols);
-                        let mut expected = f64::from(match onto {
-                            Onto::Nothing => 0.0,
-                            Onto::Itself => before[place],
-                            Onto::Row(row) => row[j],
-                        });
-                        for k in 0..depth {
-                            let a = if layout.0 { a[k * 700 + i] } else { a[i * depth + k] };
-                            let b = if layout.1 { b[j * depth + k] } else { b[k * cols + j] };
-                            expected += f64::from(a) * f64::from(b);
-                        }
-                        assert!((f64::from(c) - expected).abs() < TOLERANCE);
-                    }
-                }
-            }
-        }
     }
 }

@@ -123,12 +123,22 @@ pub(crate) fn carve<T, const N: usize>(mut from: &mut [T], sizes: [usize; N]) ->
 
 /// Combines partial results in a fixed order: halves with each other until one is left.
 ///
-/// By value: an array that is changed in place ends up in memory, at the cost of the whole sum of a row.
+/// By value, as all sums of whole chunks here: an array that is changed in place ends up in memory, at the
+/// cost of the whole sum of a row. For the same reason nothing touches the lanes where a row has no rest.
 #[inline(always)]
 fn halves<T: Element>(lanes: [T; LANES], combine: impl Fn(T, T) -> T) -> T {
-    let lanes: [T; 16] = core::array::from_fn(|j| combine(lanes[j], lanes[j + 16]));
-    let lanes: [T; 8] = core::array::from_fn(|j| combine(lanes[j], lanes[j + 8]));
-    let lanes: [T; 4] = core::array::from_fn(|j| combine(lanes[j], lanes[j + 4]));
+    let lanes: [T; 16] = core::array::from_fn(
+        #[inline(always)]
+        |j| combine(lanes[j], lanes[j + 16]),
+    );
+    let lanes: [T; 8] = core::array::from_fn(
+        #[inline(always)]
+        |j| combine(lanes[j], lanes[j + 8]),
+    );
+    let lanes: [T; 4] = core::array::from_fn(
+        #[inline(always)]
+        |j| combine(lanes[j], lanes[j + 4]),
+    );
     combine(combine(lanes[0], lanes[2]), combine(lanes[1], lanes[3]))
 }
 
@@ -138,7 +148,10 @@ pub(crate) fn sum1<T: Element>(x: &[T], f: impl Fn(T) -> T) -> T {
     let mut acc = [T::zero(); LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for x in chunks {
-        acc = core::array::from_fn(|j| acc[j] + f(x[j]));
+        acc = core::array::from_fn(
+            #[inline(always)]
+            |j| acc[j] + f(x[j]),
+        );
     }
     if !rest.is_empty() {
         for (acc, &x) in acc.iter_mut().zip(rest) {
@@ -155,7 +168,10 @@ pub(crate) fn sum2<T: Element>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
     let (xs, x_rest) = x.as_chunks::<LANES>();
     let (ys, y_rest) = y.as_chunks::<LANES>();
     for (x, y) in xs.iter().zip(ys) {
-        acc = core::array::from_fn(|j| acc[j] + f(x[j], y[j]));
+        acc = core::array::from_fn(
+            #[inline(always)]
+            |j| acc[j] + f(x[j], y[j]),
+        );
     }
     if !x_rest.is_empty() {
         for ((acc, &x), &y) in acc.iter_mut().zip(x_rest).zip(y_rest) {
@@ -172,7 +188,10 @@ pub(crate) fn max<T: Element>(x: &[T]) -> T {
     let mut acc = [T::neg_infinity(); LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for x in chunks {
-        acc = core::array::from_fn(|j| larger(acc[j], x[j]));
+        acc = core::array::from_fn(
+            #[inline(always)]
+            |j| larger(acc[j], x[j]),
+        );
     }
     if !rest.is_empty() {
         for (acc, &x) in acc.iter_mut().zip(rest) {
@@ -188,8 +207,14 @@ pub(crate) fn exp_sum<T: Element>(x: &mut [T], shift: T) -> T {
     let mut acc = [T::zero(); LANES];
     let (chunks, rest) = x.as_chunks_mut::<LANES>();
     for x in chunks {
-        let y: [T; LANES] = core::array::from_fn(|j| (x[j] - shift).vexp());
-        acc = core::array::from_fn(|j| acc[j] + y[j]);
+        let y: [T; LANES] = core::array::from_fn(
+            #[inline(always)]
+            |j| (x[j] - shift).vexp(),
+        );
+        acc = core::array::from_fn(
+            #[inline(always)]
+            |j| acc[j] + y[j],
+        );
         *x = y;
     }
     if !rest.is_empty() {
@@ -276,6 +301,27 @@ mod tests {
             assert_eq!(sum1(&x, |x| x), x.iter().sum::<f32>());
             assert_eq!(sum2(&x, &x, |a, b| a * b), x.iter().map(|x| x * x).sum::<f32>());
             assert_eq!(max(&x), x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        }
+    }
+
+    #[test]
+    fn sums_of_exponentials_and_what_is_not_a_number() {
+        for len in [0, 1, 31, 32, 33, 100] {
+            let x: Vec<f32> = (0..len).map(|i| (i * 7 % 31) as f32 / 9.0 - 1.0).collect();
+            let mut y = x.clone();
+            let sum = exp_sum(&mut y, 0.5);
+            for (x, &y) in x.iter().zip(&y) {
+                assert_eq!(y, (x - 0.5).vexp());
+            }
+            let exact: f64 = y.iter().map(|&y| f64::from(y)).sum();
+            assert!((f64::from(sum) - exact).abs() <= 1e-6 * exact, "{len}");
+            for place in 0..len as usize {
+                let mut x = x.clone();
+                x[place] = f32::NAN;
+                assert!(sum1(&x, |x| x).is_nan() && sum2(&x, &x, |a, b| a * b).is_nan());
+                assert!(!max(&x).is_nan(), "a NaN is passed over");
+                assert!(exp_sum(&mut x, 0.5).is_nan());
+            }
         }
     }
 

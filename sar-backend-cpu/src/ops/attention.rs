@@ -12,7 +12,8 @@ mod tests;
 pub(crate) use backward::{Saved, add_partials, backward, partial_len};
 
 use crate::Element;
-use crate::matmul::{Mat, MatMut, Onto, matmul};
+use crate::mat::{Mat, MatMut, Onto};
+use crate::matmul::matmul;
 use crate::simd::{Shared, carve, exp_sum, max, sum1, vectorized, with_scratch};
 use crate::transpose::Transpose;
 use core::ops::Range;

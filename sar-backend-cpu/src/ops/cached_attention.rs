@@ -4,7 +4,7 @@
 
 use super::attention::{HeadParams, attend, normalize, scores_len, tiles};
 use crate::Element;
-use crate::matmul::Mat;
+use crate::mat::Mat;
 use crate::simd::{Shared, carve, vectorized, with_scratch};
 use crate::transpose::Transpose;
 use rayon::prelude::*;
@@ -101,8 +101,14 @@ mod tests {
     #[test]
     fn scale_by_scale_gives_the_bits_of_the_whole_pass() {
         let schedule = ScaleSchedule::from_sides(&[1, 2, 3, 9]).unwrap();
-        let (batch, heads, size) = (2, 3, 5);
-        let (tokens, width) = (schedule.tokens(), 15);
+        for size in [5, 32] {
+            gives_the_bits_of_the_whole_pass(schedule, size);
+        }
+    }
+
+    fn gives_the_bits_of_the_whole_pass(schedule: ScaleSchedule, size: usize) {
+        let (batch, heads) = (2, 3);
+        let (tokens, width) = (schedule.tokens(), heads * size);
         let noise = |n: usize, k: usize| -> Vec<f32> {
             (0..n).map(|i| ((i * 7919 + k) % 1009) as f32 / 500.0 - 1.0).collect()
         };

@@ -7,7 +7,8 @@
 
 use super::conv_kernel::{Correlate, CorrelateWeights, LANES, ROWS, with_offsets};
 use crate::Element;
-use crate::matmul::{Mat, MatMut, Onto, matmul};
+use crate::mat::{Mat, MatMut, Onto};
+use crate::matmul::matmul;
 use crate::simd::{carve, sum1, vectorized, with_scratch};
 use rayon::prelude::*;
 use sar_math::backend::ConvDims;

@@ -1,7 +1,8 @@
 //! `y = x·Wᵀ + bias` and its gradients.
 
 use crate::Element;
-use crate::matmul::{Mat, MatMut, Onto, matmul};
+use crate::mat::{Mat, MatMut, Onto};
+use crate::matmul::matmul;
 use crate::simd::vectorized;
 use rayon::prelude::*;
 use sar_math::backend::LinearDims;

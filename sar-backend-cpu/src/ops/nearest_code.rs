@@ -8,7 +8,8 @@
 
 use super::cross_entropy::BLOCK;
 use crate::Element;
-use crate::matmul::{Mat, MatMut, Onto, matmul};
+use crate::mat::{Mat, MatMut, Onto};
+use crate::matmul::matmul;
 use crate::simd::{self, carve, vectorized, with_scratch};
 use rayon::prelude::*;
 

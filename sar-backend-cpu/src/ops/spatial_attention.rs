@@ -1,7 +1,8 @@
 //! One-head attention over all positions of a map, forward and backward, one task per sample.
 
 use crate::Element;
-use crate::matmul::{Mat, MatMut, Onto, matmul};
+use crate::mat::{Mat, MatMut, Onto};
+use crate::matmul::matmul;
 use crate::simd::{exp_sum, max, sum1, vectorized, with_scratch};
 use rayon::prelude::*;
 use sar_math::backend::MapDims;

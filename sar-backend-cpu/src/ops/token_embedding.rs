@@ -2,7 +2,8 @@
 
 use super::linear;
 use crate::Element;
-use crate::matmul::{Mat, MatMut, Onto, matmul};
+use crate::mat::{Mat, MatMut, Onto};
+use crate::matmul::matmul;
 use rayon::prelude::*;
 use sar_math::backend::EmbeddingDims;
 

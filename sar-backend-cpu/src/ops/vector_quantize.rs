@@ -1,7 +1,8 @@
 //! Straight-through vector quantisation of maps, forward and backward.
 
 use crate::Element;
-use crate::matmul::{Mat, MatMut, Onto, matmul};
+use crate::mat::{Mat, MatMut, Onto};
+use crate::matmul::matmul;
 use crate::simd::{carve, with_scratch};
 use rayon::prelude::*;
 use sar_math::backend::{MapDims, NORMALIZE_EPS, QuantizeWeights};

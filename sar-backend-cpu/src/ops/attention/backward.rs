@@ -2,7 +2,8 @@
 
 use super::{HeadParams, LINE, Place, TILE, scores_len, tiles};
 use crate::Element;
-use crate::matmul::{Mat, MatMut, Onto, matmul};
+use crate::mat::{Mat, MatMut, Onto};
+use crate::matmul::matmul;
 use crate::simd::{Shared, carve, sum2, vectorized, with_scratch};
 use crate::transpose::Transpose;
 use core::ops::Range;
