@@ -1,6 +1,7 @@
 //! Views of matrices with strides, and what a product is added to.
 
 use crate::Element;
+use crate::transpose::Transpose;
 use core::ops::Range;
 
 /// A read-only matrix view.
@@ -46,6 +47,16 @@ impl<'a, T> Mat<'a, T> {
             col_stride: self.row_stride,
             ..self
         }
+    }
+}
+
+impl<T: Element> Mat<'_, T> {
+    /// Copies the transpose: row j of `to`, which begins at `j·to_stride`, receives column j. Elements of a
+    /// row must lie next to each other.
+    pub(crate) fn transpose_into(self, to: &mut [T], to_stride: usize) {
+        let Self { data: from, rows, cols, row_stride: stride, col_stride } = self;
+        debug_assert_eq!(col_stride, 1, "rows in one piece");
+        T::transpose(Transpose { from, rows, cols, stride, to, to_stride });
     }
 }
 

@@ -7,7 +7,6 @@ mod tests;
 use crate::Element;
 use crate::mat::{Mat, MatMut, Onto, tail};
 use crate::simd::{Shared, carve, sum2, vectorized, with_scratch};
-use crate::transpose::Transpose;
 use rayon::prelude::*;
 
 /// A row-major part of c; parts that are written at the same time do not overlap.
@@ -24,6 +23,17 @@ impl<T> Part<'_, '_, T> {
     fn at(self, elements: usize) -> Self {
         Self { start: self.start + elements, ..self }
     }
+}
+
+/// `c = alpha·a·b + onto`, in whole or in part, for one thread. Parts that are done at the same time do not
+/// overlap in c.
+#[derive(Clone, Copy)]
+struct Product<'p, 'c, T> {
+    alpha: T,
+    a: Mat<'p, T>,
+    b: Mat<'p, T>,
+    onto: Onto<'p, T>,
+    c: Part<'p, 'c, T>,
 }
 
 /// Terms added up in registers before they go to c. The crate's choice depends on the number of
@@ -114,10 +124,11 @@ fn split<T: Element>(
         let (from, count) = (start(part), start(part + 1) - start(part));
         if by_rows {
             let a = Mat { data: &a_all.data[from * a_all.row_stride..], rows: count, ..a_all };
-            cut(alpha, a, b_all, onto, c.at(from * stride));
+            Product { alpha, a, b: b_all, onto, c: c.at(from * stride) }.cut();
         } else {
             let b = Mat { data: &b_all.data[from * b_all.col_stride..], cols: count, ..b_all };
-            cut(alpha, a_all, b, onto.columns_from(from), c.at(from));
+            let onto = onto.columns_from(from);
+            Product { alpha, a: a_all, b, onto, c: c.at(from) }.cut();
         }
     };
     if parts == 1 {
@@ -178,150 +189,123 @@ fn with_more_rows<T: Element>(
         }
         let a = Mat::rows(more_a, rows, depth);
         let shared = Shared::new(more_c);
-        cut(alpha, a, b, onto, Part { shared: &shared, start: 0, row_stride: cols });
+        let c_all = Part { shared: &shared, start: 0, row_stride: cols };
+        Product { alpha, a, b, onto, c: c_all }.cut();
         for i in 0..c.rows {
             c.data[i * c.row_stride..][..cols].copy_from_slice(&more_c[i * cols..][..cols]);
         }
     });
 }
 
-/// Does a part of a product in pieces of at most [`DEPTH`] terms of nearly equal size. Parts that run at
-/// the same time do not overlap.
-fn cut<T: Element>(
-    alpha: T,
-    a: Mat<'_, T>,
-    b: Mat<'_, T>,
-    mut onto: Onto<'_, T>,
-    c: Part<'_, '_, T>,
-) {
-    let pieces = a.cols.div_ceil(DEPTH).max(1);
-    let size = a.cols.div_ceil(pieces);
-    for piece in 0..pieces {
-        let first = piece * size;
-        let depth = size.min(a.cols - first);
-        let a = Mat { data: tail(a.data, first * a.col_stride), cols: depth, ..a };
-        let b = Mat { data: tail(b.data, first * b.row_stride), rows: depth, ..b };
-        // Up to two tiles the crate reads a transposed a where it lies.
-        if a.row_stride == 1 && a.col_stride != 1 && b.cols > 2 * TILE {
-            by_turned_rows(alpha, a, b, onto, c);
-        } else {
-            arranged(alpha, a, b, onto, c);
-        }
-        onto = Onto::Itself;
-    }
-}
-
-/// The product with a transposed a turned around, some rows at a time: the crate would rearrange it six
-/// rows at a time, in narrow loads and stores.
-fn by_turned_rows<T: Element>(
-    alpha: T,
-    a: Mat<'_, T>,
-    b: Mat<'_, T>,
-    onto: Onto<'_, T>,
-    c: Part<'_, '_, T>,
-) {
-    let pieces = a.rows.div_ceil(TURN).max(1);
-    // Of nearly equal size: a single row left over would be no matrix to the crate.
-    let start = |piece| a.rows * piece / pieces;
-    // Rows a power of two apart would share few sets of the caches.
-    let to_stride = a.cols.next_multiple_of(LINE) + LINE;
-    with_scratch(a.rows.div_ceil(pieces) * to_stride, |scratch: &mut [T]| {
+impl<T: Element> Product<'_, '_, T> {
+    /// In pieces of at most [`DEPTH`] terms of nearly equal size.
+    fn cut(self) {
+        let Self { a, b, mut onto, .. } = self;
+        let pieces = a.cols.div_ceil(DEPTH).max(1);
+        let size = a.cols.div_ceil(pieces);
         for piece in 0..pieces {
-            let first = start(piece);
-            let rows = start(piece + 1) - first;
-            let (from, stride) = (tail(a.data, first), a.col_stride);
-            Transpose { from, rows: a.cols, cols: rows, stride, to: scratch, to_stride }.run();
-            let turned = Mat::strided(&*scratch, rows, a.cols, to_stride);
-            arranged(alpha, turned, b, onto, c.at(first * c.row_stride));
-        }
-    });
-}
-
-/// The product with b as the crate wants it.
-fn arranged<T: Element>(
-    alpha: T,
-    a: Mat<'_, T>,
-    b: Mat<'_, T>,
-    onto: Onto<'_, T>,
-    c: Part<'_, '_, T>,
-) {
-    if b.row_stride == 1 && b.col_stride != 1 {
-        by_panels(alpha, a, b, onto, c);
-    } else {
-        whole(alpha, a, b, onto, c);
-    }
-}
-
-/// The product with b rearranged: its columns a tile at a time, row behind row.
-///
-/// The crate does so itself where b is transposed, as weights are, but in an order that waits for
-/// memory: with few rows of a, as in sampling, a quarter of all time.
-fn by_panels<T: Element>(
-    alpha: T,
-    a: Mat<'_, T>,
-    b: Mat<'_, T>,
-    onto: Onto<'_, T>,
-    c: Part<'_, '_, T>,
-) {
-    // The last panel has what is left over as well: a panel of one column is no matrix to the crate.
-    let panels = (b.cols / TILE).max(1);
-    let widest = b.cols - (panels - 1) * TILE;
-    with_scratch(b.rows * widest, |scratch: &mut [T]| {
-        for panel in 0..panels {
-            let first = panel * TILE;
-            let width = if panel + 1 == panels { widest } else { TILE };
-            let (from, stride) = (tail(b.data, first * b.col_stride), b.col_stride);
-            let (rows, cols, to_stride) = (width, b.rows, width);
-            Transpose { from, rows, cols, stride, to: scratch, to_stride }.run();
-            let columns = Mat::rows(&*scratch, b.rows, width);
-            whole(alpha, a, columns, onto.columns_from(first), c.at(first));
-        }
-    });
-}
-
-/// Hands a product of at most [`DEPTH`] terms to the crate as it is.
-fn whole<T: Element>(
-    alpha: T,
-    a: Mat<'_, T>,
-    b: Mat<'_, T>,
-    onto: Onto<'_, T>,
-    c: Part<'_, '_, T>,
-) {
-    if let Onto::Row(row) = onto {
-        for i in 0..a.rows {
-            // SAFETY: within the part of c that is this task's alone.
-            let to = unsafe { c.shared.part(c.start + i * c.row_stride, b.cols) };
-            to.copy_from_slice(&row[..b.cols]);
+            let first = piece * size;
+            let depth = size.min(a.cols - first);
+            let a = Mat { data: tail(a.data, first * a.col_stride), cols: depth, ..a };
+            let b = b.some_rows(first..first + depth);
+            let piece = Product { a, b, onto, ..self };
+            // Up to two tiles the crate reads a transposed a where it lies.
+            if a.row_stride == 1 && a.col_stride != 1 && b.cols > 2 * TILE {
+                piece.by_turned_rows();
+            } else {
+                piece.arranged();
+            }
+            onto = Onto::Itself;
         }
     }
-    let (read, beta) = match onto {
-        Onto::Nothing => (false, T::zero()),
-        Onto::Itself | Onto::Row(_) => (true, T::one()),
-    };
-    // SAFETY: `matmul` has checked that the three views lie within their slices, and parts, pieces and
-    // panels lie within the views or are copies of them. c stands for a unique borrow, so it overlaps
-    // neither a nor b, and parts of it do not overlap each other.
-    unsafe {
-        gemm::gemm(
-            a.rows,
-            b.cols,
-            a.cols,
-            c.shared.at(c.start),
-            1,
-            c.row_stride as isize,
-            read,
-            a.data.as_ptr(),
-            a.col_stride as isize,
-            a.row_stride as isize,
-            b.data.as_ptr(),
-            b.col_stride as isize,
-            b.row_stride as isize,
-            beta,
-            alpha,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+
+    /// With a transposed a turned around, some rows at a time: the crate would rearrange it six rows at a
+    /// time, in narrow loads and stores.
+    fn by_turned_rows(self) {
+        let Self { a, c, .. } = self;
+        let pieces = a.rows.div_ceil(TURN).max(1);
+        // Of nearly equal size: a single row left over would be no matrix to the crate.
+        let start = |piece| a.rows * piece / pieces;
+        // Rows a power of two apart would share few sets of the caches.
+        let stride = a.cols.next_multiple_of(LINE) + LINE;
+        with_scratch(a.rows.div_ceil(pieces) * stride, |scratch: &mut [T]| {
+            for piece in 0..pieces {
+                let rows = start(piece)..start(piece + 1);
+                a.some_rows(rows.clone()).t().transpose_into(scratch, stride);
+                let turned = Mat::strided(&*scratch, rows.len(), a.cols, stride);
+                Product { a: turned, c: c.at(rows.start * c.row_stride), ..self }.arranged();
+            }
+        });
+    }
+
+    /// With b as the crate wants it.
+    fn arranged(self) {
+        if self.b.row_stride == 1 && self.b.col_stride != 1 {
+            self.by_panels();
+        } else {
+            self.whole();
+        }
+    }
+
+    /// With b rearranged: its columns a tile at a time, row behind row.
+    ///
+    /// The crate does so itself where b is transposed, as weights are, but in an order that waits for
+    /// memory: with few rows of a, as in sampling, a quarter of all time.
+    fn by_panels(self) {
+        let Self { b, onto, c, .. } = self;
+        // The last panel has what is left over as well: a panel of one column is no matrix to the crate.
+        let panels = (b.cols / TILE).max(1);
+        let widest = b.cols - (panels - 1) * TILE;
+        with_scratch(b.rows * widest, |scratch: &mut [T]| {
+            for panel in 0..panels {
+                let first = panel * TILE;
+                let width = if panel + 1 == panels { widest } else { TILE };
+                b.t().some_rows(first..first + width).transpose_into(scratch, width);
+                let b = Mat::rows(&*scratch, b.rows, width);
+                Product { b, onto: onto.columns_from(first), c: c.at(first), ..self }.whole();
+            }
+        });
+    }
+
+    /// Hands it to the crate as it is; it has at most [`DEPTH`] terms.
+    fn whole(self) {
+        let Self { alpha, a, b, onto, c } = self;
+        if let Onto::Row(row) = onto {
+            for i in 0..a.rows {
+                // SAFETY: within the part of c that is this task's alone.
+                let to = unsafe { c.shared.part(c.start + i * c.row_stride, b.cols) };
+                to.copy_from_slice(&row[..b.cols]);
+            }
+        }
+        let (read, beta) = match onto {
+            Onto::Nothing => (false, T::zero()),
+            Onto::Itself | Onto::Row(_) => (true, T::one()),
+        };
+        // SAFETY: `matmul` has checked that the three views lie within their slices, and parts, pieces and
+        // panels lie within the views or are copies of them. c stands for a unique borrow, so it overlaps
+        // neither a nor b, and parts of it do not overlap each other.
+        unsafe {
+            gemm::gemm(
+                a.rows,
+                b.cols,
+                a.cols,
+                c.shared.at(c.start),
+                1,
+                c.row_stride as isize,
+                read,
+                a.data.as_ptr(),
+                a.col_stride as isize,
+                a.row_stride as isize,
+                b.data.as_ptr(),
+                b.col_stride as isize,
+                b.row_stride as isize,
+                beta,
+                alpha,
+                false,
+                false,
+                false,
+                gemm::Parallelism::None,
+            );
+        }
     }
 }

@@ -25,12 +25,7 @@ pub struct Transpose<'a, T> {
 }
 
 impl<T: Element> Transpose<'_, T> {
-    /// Moves the elements, by vector instructions where the type and the machine have them.
-    pub(crate) fn run(self) {
-        T::transpose(self);
-    }
-
-    /// Moves them without instructions for it.
+    /// Moves the elements without instructions for it.
     pub(crate) fn plain(self) {
         vectorized(
             #[inline(always)]
@@ -177,7 +172,7 @@ mod tests {
                 if plain {
                     work.plain()
                 } else {
-                    work.run()
+                    T::transpose(work)
                 }
                 for (place, &to) in to.iter().enumerate() {
                     let (j, i) = (place / to_stride, place % to_stride);

@@ -15,7 +15,6 @@ use crate::Element;
 use crate::mat::{Mat, MatMut, Onto};
 use crate::matmul::matmul;
 use crate::simd::{Shared, carve, exp_sum, max, sum1, vectorized, with_scratch};
-use crate::transpose::Transpose;
 use core::ops::Range;
 use rayon::prelude::*;
 use sar_math::backend::{AttentionDims, NORMALIZE_EPS, SCALE_MUL_MAX};
@@ -201,8 +200,7 @@ fn forward_head<T: Element>(
             #[inline(always)]
             || load_head(place, qkv, params, norms, q, k, v),
         );
-        Transpose { from: k, rows: tokens, cols: size, stride: size, to: kt, to_stride: stride }
-            .run();
+        Mat::rows(&*k, tokens, size).transpose_into(kt, stride);
         for scale in 0..dims.schedule.len() {
             let range = dims.schedule.range(scale);
             let keys = range.end;

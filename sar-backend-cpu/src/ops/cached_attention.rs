@@ -6,7 +6,6 @@ use super::attention::{HeadParams, attend, normalize, scores_len, tiles};
 use crate::Element;
 use crate::mat::Mat;
 use crate::simd::{Shared, carve, vectorized, with_scratch};
-use crate::transpose::Transpose;
 use rayon::prelude::*;
 use sar_math::backend::CachedAttentionDims;
 
@@ -75,8 +74,7 @@ fn one_head<T: Element>(
                 }
             },
         );
-        let (rows, cols, to) = (tokens, size, &mut kt[past..]);
-        Transpose { from: k, rows, cols, stride: size, to, to_stride: capacity }.run();
+        Mat::rows(&*k, tokens, size).transpose_into(&mut kt[past..], capacity);
         for rows in tiles(0..tokens) {
             let q = Mat::rows(&q[rows.start * size..], rows.len(), size);
             let lse = &mut lse[..rows.len()];

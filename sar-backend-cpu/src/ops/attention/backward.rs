@@ -5,7 +5,6 @@ use crate::Element;
 use crate::mat::{Mat, MatMut, Onto};
 use crate::matmul::matmul;
 use crate::simd::{Shared, carve, sum2, vectorized, with_scratch};
-use crate::transpose::Transpose;
 use core::ops::Range;
 use rayon::prelude::*;
 use sar_math::backend::{AttentionDims, NORMALIZE_EPS, SCALE_MUL_MAX};
@@ -90,8 +89,8 @@ fn backward_head<T: Element>(
         let part = |part| Mat::strided(&saved.qkv[place.qkv(0, part)..], tokens, size, row);
         let (q, k, v) = (part(0), part(1), part(2));
         let d_out = Mat::strided(&saved.d_out[place.out(0)..], tokens, size, row / 3);
-        turn(k, kt, stride);
-        turn(v, vt, stride);
+        k.transpose_into(kt, stride);
+        v.transpose_into(vt, stride);
         let (kt, vt) =
             (Mat::strided(&*kt, size, tokens, stride), Mat::strided(&*vt, size, tokens, stride));
         inner_products(place, saved, inner);
@@ -111,12 +110,6 @@ fn backward_head<T: Element>(
             || finish_head(place, saved, &head, dq, dk, dv, dqkv, partial),
         );
     });
-}
-
-/// `to[d, stride] = fromᵀ`.
-fn turn<T: Element>(from: Mat<'_, T>, to: &mut [T], to_stride: usize) {
-    let Mat { data: from, rows, cols, row_stride: stride, .. } = from;
-    Transpose { from, rows, cols, stride, to, to_stride }.run();
 }
 
 /// Σ d_out∘out of each token.
