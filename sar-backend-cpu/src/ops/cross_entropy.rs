@@ -107,10 +107,12 @@ pub(crate) fn exp<T: Element>(x: T) -> T {
     x.vexp()
 }
 
-/// Index of the largest number, the lowest on ties; 0 where there is none.
+/// Index of the largest number, the lowest on ties; NaN counts as −∞, and 0 is where nothing is more.
 #[inline(always)]
 pub(crate) fn argmax<T: Element>(x: &[T]) -> usize {
-    first_equal(x, simd::max(x)).unwrap_or(0)
+    let largest = simd::max(x);
+    // A −∞ behind a NaN would be the first to equal it, though both count the same.
+    if largest == T::neg_infinity() { 0 } else { first_equal(x, largest).unwrap_or(0) }
 }
 
 /// Elements compared before looking whether one was equal.
@@ -244,5 +246,6 @@ mod tests {
         assert_eq!(argmax(&x), 77);
         assert_eq!(argmax(&[f32::NAN, f32::NAN]), 0);
         assert_eq!(argmax(&[f32::NAN, -1.0]), 1);
+        assert_eq!(argmax(&[f32::NAN, f32::NEG_INFINITY]), 0);
     }
 }

@@ -26,6 +26,8 @@ pub struct DrawKeys {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Choice {
     /// The largest logit, lowest index on ties.
+    ///
+    /// NaN counts as −∞; where no logit is above that, the id is 0, by argmax and by draw.
     Argmax,
     /// A draw from the filtered softmax.
     Draw(Filter, DrawKeys),

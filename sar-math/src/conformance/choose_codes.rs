@@ -152,7 +152,8 @@ impl<B: RolloutOps> Subject<B> for Operands {
             };
             let device = rig.activation("logits", &logits)?;
             rig.backend.choose_codes(&dims, &device, &mut ids)?;
-            unchanged &= rig.read("logits", &device, logits.len())? == logits;
+            let after = rig.read("logits", &device, logits.len())?;
+            unchanged &= after.iter().zip(&logits).all(|(a, b)| a == b || a.is_nan() && b.is_nan());
         }
         out.push("ids", rig.read_ids("ids", &ids, len)?);
         out.push("logits unchanged", vec![f64::from(u8::from(unchanged))]);
@@ -209,13 +210,35 @@ fn draw_dims(n: &mut Numbers, schedule: ScaleSchedule, choice: Choice) -> Choose
     }
 }
 
+/// Rows of NaN and −∞, where the choice is 0; by argmax also with one number among them.
+fn without_numbers(dims: &ChooseDims, keys: DrawKeys) -> Vec<Operands> {
+    let off = Filter { top_k: 0, top_p: 0.0 };
+    let mut cases = Vec::new();
+    for (number, choice) in [
+        (None, Choice::Argmax),
+        (None, Choice::Draw(off, keys)),
+        (Some(1), Choice::Argmax),
+        (Some(dims.vocab - 1), Choice::Argmax),
+    ] {
+        let dims = ChooseDims { guidance: None, choice, ..dims.clone() };
+        let nothing = [f64::NAN, f64::NEG_INFINITY].into_iter().cycle();
+        let logits = nothing.take(places(&dims).len() * dims.vocab);
+        let mut case = Operands { dims: dims.clone(), logits: logits.collect() };
+        if let Some(id) = number {
+            case.logits.iter_mut().skip(id).step_by(dims.vocab).for_each(|logit| *logit = -2.0);
+        }
+        cases.push(case);
+    }
+    cases
+}
+
 fn past_the_last<B: RolloutOps>(backend: &B, mut dims: ChooseDims) -> Result<(), B::Error> {
     dims.scales = 0..dims.schedule.len() + 1;
     backend.choose_codes(&dims, &backend.activation(1 << 14)?, &mut backend.ids(256)?)
 }
 
 /// Checks `choose_codes`: argmax and draws, with and without guidance, every combination of top-k
-/// and top-p, single scales, ties, a vocabulary of one.
+/// and top-p, single scales, ties, a vocabulary of one, NaN and −∞.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -239,6 +262,9 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
     }
     let schedule = n.schedule();
     let dims = draw_dims(&mut n, schedule, Choice::Argmax);
+    for case in without_numbers(&dims, keys) {
+        verifier.verify(&case)?;
+    }
     shape_error(&["choose_codes"], "a scale past the last", past_the_last(backend, dims))?;
     Ok(verifier.report())
 }

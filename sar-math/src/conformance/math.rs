@@ -51,12 +51,12 @@ pub(super) fn softmax(v: &[f64]) -> Vec<f64> {
     v.iter().map(|&x| exp(x - lse)).collect()
 }
 
-/// Index of the largest, lowest on ties.
+/// Index of the largest, lowest on ties; NaN counts as −∞, and 0 is where nothing is more.
 pub(super) fn argmax(v: &[f64]) -> usize {
-    let mut best = 0;
-    for (i, x) in v.iter().enumerate() {
-        if *x > v[best] {
-            best = i;
+    let (mut best, mut largest) = (0, f64::NEG_INFINITY);
+    for (i, &x) in v.iter().enumerate() {
+        if x > largest {
+            (best, largest) = (i, x);
         }
     }
     best
