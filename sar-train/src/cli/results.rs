@@ -1,0 +1,103 @@
+//! Commands on what a run has made.
+
+use crate::config::Ramp;
+use clap::Args;
+use sar_math::ScaleSchedule;
+use std::path::PathBuf;
+
+/// `sar sample`.
+#[derive(Clone, Debug, Args)]
+pub struct SampleArgs {
+    /// The generator: a run folder, a checkpoint folder or a .safetensors file.
+    pub generator: PathBuf,
+    /// The tokenizer; default: the one of the generator's run.
+    #[arg(long, value_name = "PATH")]
+    pub tokenizer: Option<PathBuf>,
+    /// Folder for the images.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Classes to sample, by index, in turn; default: all.
+    #[arg(long, value_delimiter = ',', value_name = "0,1,…")]
+    pub classes: Vec<u32>,
+    /// Images.
+    #[arg(long, value_name = "N")]
+    pub count: Option<usize>,
+    /// Images at once; never changes them.
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Guidance; 0 is off.
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    pub guidance: Option<f64>,
+    /// How guidance grows over the scales.
+    #[arg(long)]
+    pub ramp: Option<Ramp>,
+    /// Keep the k most likely tokens; 0 is off, 1 is greedy.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Keep this cumulative probability; 0 is off.
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// Grids to sample in; default: the generator's.
+    #[arg(long, value_name = "1_2_4_8")]
+    pub schedule: Option<ScaleSchedule>,
+    /// Seed: image k of a seed is always the same.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Greedy on grids outside the published sampler's fixed list, as that is.
+    #[arg(long)]
+    pub published_greedy: bool,
+    /// Sample from the running average of the weights, where the checkpoint has one.
+    #[arg(long)]
+    pub ema: bool,
+}
+
+/// `sar eval`.
+#[derive(Clone, Debug, Args)]
+pub struct EvalArgs {
+    /// The generator: a run folder, a checkpoint folder or a .safetensors file.
+    pub generator: PathBuf,
+    /// The tokenizer; default: the one of the generator's run.
+    #[arg(long, value_name = "PATH")]
+    pub tokenizer: Option<PathBuf>,
+    /// Images to compare with; default: the data of the generator's run.
+    #[arg(long, value_name = "SOURCE")]
+    pub data: Option<String>,
+    /// Guidance values to sweep.
+    #[arg(long, value_delimiter = ',', value_name = "G,…", allow_negative_numbers = true)]
+    pub guidance: Vec<f64>,
+    /// Samples per guidance value and sampling seed.
+    #[arg(long, value_name = "N")]
+    pub samples: Option<usize>,
+    /// Sampling seeds; their spread is reported.
+    #[arg(long, value_name = "N")]
+    pub seeds: Option<u64>,
+    /// Where to write the numbers as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Evaluate the running average of the weights, where the checkpoint has one.
+    #[arg(long)]
+    pub ema: bool,
+}
+
+/// `sar report`.
+#[derive(Clone, Debug, Args)]
+pub struct ReportArgs {
+    /// Run folders to show side by side.
+    #[arg(required = true)]
+    pub runs: Vec<PathBuf>,
+    /// The HTML file; default: `report.html` in the first run folder.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+/// `sar convert`.
+#[derive(Clone, Debug, Args)]
+pub struct ConvertArgs {
+    /// A published `.pth` file, or a `.safetensors` file.
+    pub from: PathBuf,
+    /// The `.safetensors` file to write.
+    pub to: PathBuf,
+    /// Replace the target where it exists.
+    #[arg(long)]
+    pub force: bool,
+}

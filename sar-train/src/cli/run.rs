@@ -1,0 +1,131 @@
+//! Commands that make or continue a run of a generator.
+
+use crate::config::{Config, ConfigError, Decode, Mode, Preset};
+use clap::Args;
+use sar_math::rollout::{Extent, StudentTarget};
+use std::path::PathBuf;
+
+/// Flags of every command that makes or continues a run folder.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Configuration in TOML; absent keys have their defaults.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override one key of the configuration; may be repeated.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The run folder; must be new or empty unless --resume is given.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Continue the run in --out from its last checkpoint, bit for bit.
+    #[arg(long, conflicts_with_all = ["config", "set", "data", "seed", "init_from"])]
+    pub resume: bool,
+    /// Images: class folders, a list file, a glyph sheet or `builtin:glyphs10`.
+    #[arg(long, value_name = "SOURCE")]
+    pub data: Option<String>,
+    /// Start from these weights: a run folder, a checkpoint folder or a .safetensors file.
+    #[arg(long, value_name = "PATH")]
+    pub init_from: Option<PathBuf>,
+    /// Seed of everything random; overrides the configuration.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Leave out images that cannot be read, and count them, instead of stopping.
+    #[arg(long, conflicts_with = "resume")]
+    pub skip_bad_images: bool,
+}
+
+impl RunArgs {
+    /// The configuration of a new run: the file, or `base` without one, then the flags.
+    ///
+    /// # Errors
+    /// The file or a `--set` cannot be used.
+    pub fn config(&self, base: Config) -> Result<Config, ConfigError> {
+        let mut config = match &self.config {
+            Some(path) => Config::load(path)?,
+            None => base,
+        };
+        if let Some(source) = &self.data {
+            config.data = config.data.with_source(source);
+        }
+        config = config.set(&self.set)?;
+        config.data.skip_bad_images |= self.skip_bad_images;
+        if let Some(seed) = self.seed {
+            (config.train.seed, config.tokenizer_train.seed) = (seed, seed);
+        }
+        Ok(config)
+    }
+
+    /// Whether the user asked for a value of `section.key`, in the file or by `--set`.
+    pub(crate) fn names(&self, section: &str, key: &str) -> bool {
+        let of = |table: &toml::Table| table.get(section).is_some_and(|s| s.get(key).is_some());
+        let file = self.config.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        let setting = |set: &String| {
+            let name = set.split('=').next().unwrap_or_default();
+            name.split('.').map(str::trim).eq([section, key])
+        };
+        file.and_then(|text| text.parse().ok()).is_some_and(|table| of(&table))
+            || self.set.iter().any(setting)
+    }
+}
+
+/// `sar train`.
+#[derive(Clone, Debug, Args)]
+pub struct TrainArgs {
+    /// Folder, configuration, resume.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// The trained tokenizer: a run folder, a checkpoint folder or a .safetensors file.
+    #[arg(
+        long,
+        value_name = "PATH",
+        required_unless_present = "resume",
+        conflicts_with = "resume"
+    )]
+    pub tokenizer: Option<PathBuf>,
+    /// Way of training: teacher, ssr, student, hybrid:N, interleaved; overrides train.mode.
+    #[arg(long, conflicts_with = "resume")]
+    pub mode: Option<Mode>,
+}
+
+/// `sar refine`.
+#[derive(Clone, Debug, Args)]
+pub struct RefineArgs {
+    /// Folder, configuration, resume; `--init-from` names the trained generator.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// The tokenizer; default: the one of the generator's run.
+    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
+    pub tokenizer: Option<PathBuf>,
+    /// The switches of SAR.
+    #[command(flatten)]
+    pub sar: SarArgs,
+}
+
+/// The switches of SAR; each overrides the preset.
+#[derive(Clone, Debug, Default, Args)]
+pub struct SarArgs {
+    /// All switches at once; default: release.
+    #[arg(long, conflicts_with = "resume")]
+    pub preset: Option<Preset>,
+    /// Which transitions the rollout staggers: all, last or random.
+    #[arg(long, conflicts_with = "resume")]
+    pub extent: Option<Extent>,
+    /// What the student is pulled towards: teacher-hard, teacher-soft or ground-truth.
+    #[arg(long, conflicts_with = "resume")]
+    pub target: Option<StudentTarget>,
+    /// How tokens are chosen from the teacher pass.
+    #[arg(long, conflicts_with = "resume")]
+    pub decode: Option<Decode>,
+    /// Rollout filter: keep the k most likely; 0 is off.
+    #[arg(long, value_name = "K", conflicts_with = "resume")]
+    pub top_k: Option<usize>,
+    /// Rollout filter: keep this cumulative probability; 0 is off.
+    #[arg(long, value_name = "P", conflicts_with = "resume")]
+    pub top_p: Option<f64>,
+    /// Rollout guidance; 0 is off.
+    #[arg(long, value_name = "G", conflicts_with = "resume")]
+    pub guidance: Option<f64>,
+    /// Weight of the contrastive loss.
+    #[arg(long, conflicts_with = "resume")]
+    pub sigma: Option<f64>,
+}
