@@ -162,10 +162,21 @@ fn table(config: &Config, plan: &Plan) -> String {
             ),
         ),
         ("  logits", memory::text(m.logits)),
+        ("  pictures", format!("{}, sampled while training", memory::text(m.pictures))),
+        ("  tokenizer", m.tokenizer.map_or_else(|| other_codes(config), memory::text)),
     ];
     let own = ("  backend", memory::text(m.backend));
     let rows = rows.iter().chain((m.backend > 0).then_some(&own));
     rows.map(|(what, value)| format!("{what:<14} {value}\n")).collect()
+}
+
+/// Why the tokenizer's memory is not known.
+fn other_codes(config: &Config) -> String {
+    let t = &config.tokenizer;
+    format!(
+        "not counted: the configuration's has {} codes of {} channels (--set tokenizer.vocab=…)",
+        t.vocab, t.latent_channels
+    )
 }
 
 /// `315561936` as `315 561 936`.

@@ -1,13 +1,13 @@
 //! `sar sample`: a grid, one file per image, and a strip that shows every scale.
 
 use super::models::LoadedGenerator;
-use super::train::{columns, settings};
+use super::train::settings;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, SampleArgs};
 use crate::config::Config;
 use crate::data::grid::{self, Images};
 use crate::run::Progress;
-use crate::sample::Painter;
+use crate::sample::{Painter, columns};
 use anyhow::Context as _;
 use sar_math::guidance::Guidance;
 use std::time::Instant;

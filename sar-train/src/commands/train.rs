@@ -8,7 +8,7 @@ use crate::config::{Config, GeneratorSection, Mode, SarConfig};
 use crate::data::{self, Data, grid};
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::run::{Interrupt, RunFolder};
-use crate::sample::{Painter, SampleSettings};
+use crate::sample::{Painter, SampleSettings, columns, grid_labels};
 use crate::train::{EncodedBatches, Outcome, Session, TrainError, TrainState, Trainer, encode_all};
 use anyhow::Context as _;
 use clap::ValueEnum as _;
@@ -17,8 +17,6 @@ use sar_math::rollout::Plan;
 
 /// Held-out images that the loss is measured on, at most.
 const HELD_OUT: usize = 1024;
-/// Images of a sample grid, at most; whole rounds of the classes.
-const GRID: usize = 40;
 
 /// Where a run's weights come from.
 pub(crate) enum Start {
@@ -195,14 +193,15 @@ impl<B: Compute> Work<'_, B> {
         let mut trainer = self.trainer(&generator, start)?;
         let train = &config.train;
         let first = trainer.step_number() * train.accumulate as u64;
-        let loader = self.data.loader(train.batch, train.seed, first)?;
         let (model, params, side) =
             (&tokenizer.tokenizer, &tokenizer.params, self.data.train.side());
-        let mut batches = EncodedBatches::new(backend, loader, model, params, train.batch, side)?;
+        // Before the memory for training images is had, so that one takes the place of the other.
         let held_out = match self.data.validation.is_empty() {
             true => None,
             false => Some(encode_all(backend, model, params, &self.data.validation, HELD_OUT)?),
         };
+        let loader = self.data.loader(train.batch, train.seed, first)?;
+        let mut batches = EncodedBatches::new(backend, loader, model, params, train.batch, side)?;
         let settings = settings(config, train.seed);
         let guided = settings.guidance != sar_math::guidance::Guidance::Off;
         let labels = grid_labels(config.generator.classes);
@@ -212,7 +211,7 @@ impl<B: Compute> Work<'_, B> {
             &generator,
             tokenizer.decoder(),
             &schedule,
-            labels.len(),
+            config.sample.batch.min(labels.len()),
             guided,
         )?;
         let mut paint = |trainer: &Trainer<'_, B>| {
@@ -344,16 +343,4 @@ pub(crate) fn settings(config: &Config, seed: u64) -> SampleSettings {
         seed,
         published_greedy: s.published_greedy,
     }
-}
-
-/// Labels of a grid: every class in each row.
-pub(crate) fn grid_labels(classes: usize) -> Vec<u32> {
-    let columns = columns(classes);
-    let rows = (GRID / columns).max(1);
-    (0..rows * columns).map(|i| (i % columns) as u32).collect()
-}
-
-/// Columns of a grid: the classes, as many as are readable.
-pub(crate) fn columns(classes: usize) -> usize {
-    classes.clamp(1, 10)
 }

@@ -2,7 +2,7 @@
 
 use super::{Decoding, Sampler};
 use crate::model::generator::Generator;
-use crate::model::tokenizer::{Codec, Tokenizer};
+use crate::model::tokenizer::{DecoderMemory, Tokenizer};
 use sar_math::backend::{Backend, Choice, DrawKeys, Filter, RolloutDims};
 use sar_math::guidance::Guidance;
 use sar_math::{Real, ScaleSchedule};
@@ -55,7 +55,7 @@ pub struct Painter<'a, B: Backend> {
     schedule: ScaleSchedule,
     batch: usize,
     sampler: Sampler<B>,
-    codec: Codec<B>,
+    pixels: DecoderMemory<B>,
 }
 
 impl<'a, B: Backend> Painter<'a, B> {
@@ -71,9 +71,7 @@ impl<'a, B: Backend> Painter<'a, B> {
         batch: usize,
         guided: bool,
     ) -> Result<Self, B::Error> {
-        let factor = decoder.tokenizer.downsample_factor();
         let last = schedule.last();
-        let (height, width) = (last.height * factor, last.width * factor);
         Ok(Self {
             backend,
             generator,
@@ -81,7 +79,7 @@ impl<'a, B: Backend> Painter<'a, B> {
             schedule: *schedule,
             batch,
             sampler: Sampler::new(backend, generator, batch, schedule, guided)?,
-            codec: decoder.tokenizer.codec(backend, batch, height, width)?,
+            pixels: decoder.tokenizer.decoder_memory(backend, batch, (last.height, last.width))?,
         })
     }
 
@@ -158,11 +156,10 @@ impl<'a, B: Backend> Painter<'a, B> {
         let factor = self.decoder.tokenizer.downsample_factor();
         let Decoder { tokenizer, params, codebook } = self.decoder;
         let ids = &self.sampler.ids;
-        self.backend.code_map(&dims, scale, ids, codebook, self.codec.codes_mut())?;
+        self.backend.code_map(&dims, scale, ids, codebook, self.pixels.codes_mut())?;
         let mut images = vec![B::Host::default(); batch * 3 * height * width];
         let grid = (height / factor, width / factor);
-        let codec = &mut self.codec;
-        tokenizer.decode_held(self.backend, params, codec, batch, grid, &mut images)?;
+        tokenizer.decode(self.backend, params, &mut self.pixels, batch, grid, &mut images)?;
         Ok(images.into_iter().map(|v| v.wide() as f32).collect())
     }
 }

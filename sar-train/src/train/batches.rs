@@ -3,7 +3,7 @@
 use super::trainer::Batches;
 use super::{HeldOut, TrainError};
 use crate::data::{Dataset, Loader};
-use crate::model::tokenizer::{Codec, Tokenizer};
+use crate::model::tokenizer::{EncoderMemory, Tokenizer};
 use sar_math::Real;
 use sar_math::backend::Backend;
 
@@ -12,7 +12,7 @@ pub struct EncodedBatches<'a, B: Backend> {
     loader: Loader,
     tokenizer: &'a Tokenizer,
     params: &'a B::Params,
-    codec: Codec<B>,
+    memory: EncoderMemory<B>,
     side: usize,
 }
 
@@ -29,22 +29,19 @@ impl<'a, B: Backend> EncodedBatches<'a, B> {
         batch: usize,
         side: usize,
     ) -> Result<Self, TrainError> {
-        let codec = tokenizer.codec(backend, batch, side, side).map_err(TrainError::backend)?;
-        Ok(Self { loader, tokenizer, params, codec, side })
+        let memory = tokenizer.encoder_memory(backend, batch, (side, side));
+        let memory = memory.map_err(TrainError::backend)?;
+        Ok(Self { loader, tokenizer, params, memory, side })
     }
 }
 
 impl<B: Backend> Batches<B> for EncodedBatches<'_, B> {
     fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
         let batch = self.loader.next_batch()?;
-        let images: Vec<B::Host> =
-            batch.images_b3hw.iter().map(|&v| B::Host::of(f64::from(v))).collect();
-        let size = (self.side, self.side);
-        let host = self
-            .tokenizer
-            .encode_latents(backend, self.params, &mut self.codec, &images, size)
+        let (images, size) = (on_host::<B>(&batch.images_b3hw), (self.side, self.side));
+        self.tokenizer
+            .encode(backend, self.params, &mut self.memory, &images, size, latents)
             .map_err(TrainError::backend)?;
-        backend.upload(&host, latents, 0).map_err(TrainError::backend)?;
         Ok(batch.labels_b)
     }
 }
@@ -67,18 +64,27 @@ pub fn encode_all<B: Backend>(
     let count = dataset.len().min(limit);
     // Evenly, so that every class of a set ordered by class has its share.
     let chosen: Vec<usize> = (0..count).map(|i| i * dataset.len() / count.max(1)).collect();
-    let mut codec =
-        tokenizer.codec(backend, ENCODE_BATCH, side, side).map_err(TrainError::backend)?;
-    let mut held = HeldOut { latents: Vec::new(), labels: Vec::new() };
-    for part in chosen.chunks(ENCODE_BATCH) {
+    let latent = tokenizer.encoder().output(1, side, side).len();
+    let room = || -> Result<_, B::Error> {
+        let memory = tokenizer.encoder_memory(backend, ENCODE_BATCH, (side, side))?;
+        Ok((memory, backend.activation(ENCODE_BATCH * latent)?))
+    };
+    let (mut memory, mut latents) = room().map_err(TrainError::backend)?;
+    let mut held =
+        HeldOut { latents: vec![B::Host::default(); count * latent], labels: Vec::new() };
+    let parts = held.latents.chunks_mut(ENCODE_BATCH * latent);
+    for (part, to) in chosen.chunks(ENCODE_BATCH).zip(parts) {
         let batch = dataset.select(part)?;
-        let images: Vec<B::Host> =
-            batch.images_b3hw.iter().map(|&v| B::Host::of(f64::from(v))).collect();
-        let latents = tokenizer
-            .encode_latents(backend, params, &mut codec, &images, (side, side))
+        let images = on_host::<B>(&batch.images_b3hw);
+        tokenizer
+            .encode(backend, params, &mut memory, &images, (side, side), &mut latents)
+            .and_then(|()| backend.download(&latents, 0, to))
             .map_err(TrainError::backend)?;
-        held.latents.extend(latents);
         held.labels.extend(batch.labels_b);
     }
     Ok(held)
+}
+
+fn on_host<B: Backend>(images: &[f32]) -> Vec<B::Host> {
+    images.iter().map(|&v| B::Host::of(f64::from(v))).collect()
 }

@@ -3,8 +3,11 @@
 
 use super::memory::Needs;
 use super::settings::StepSettings;
-use crate::config::Config;
+use crate::config::{Config, GeneratorSection};
 use crate::model::generator::{GeneratorShape, MLP_RATIO, parameters};
+use crate::model::tokenizer::Tokenizer;
+use crate::sample::grid_labels;
+use sar_math::ScaleSchedule;
 use serde::Serialize;
 
 /// Bytes of statistics, gradients, moments, losses and master weights, and of ids.
@@ -26,6 +29,11 @@ pub struct MemoryPlan {
     pub logits: u64,
     /// What a GPU's backend keeps for itself: space for matrix products and for the inside of ops.
     pub backend: u64,
+    /// Cache and activations of the pictures that are sampled while training.
+    pub pictures: u64,
+    /// The tokenizer's weights, and what encodes images and decodes pictures; `None` where the
+    /// configuration's tokenizer has other codes than the generator.
+    pub tokenizer: Option<u64>,
 }
 
 impl MemoryPlan {
@@ -40,7 +48,7 @@ impl MemoryPlan {
         let samples = config.train.batch as u64;
         let vocab = config.generator.vocab as u64;
         let kept = heads(needs) * head_rows(config, needs);
-        let sampled = samples * largest(config) * u64::from(needs.sampler);
+        let sampled = samples * largest(&config.generator.schedule) * u64::from(needs.sampler);
         Self {
             weights: (WIDE + narrow + average) * parameters,
             gradients: WIDE * parameters,
@@ -48,20 +56,75 @@ impl MemoryPlan {
             activations: storage * activations + WIDE * wide,
             logits: storage * (kept + sampled) * vocab,
             backend: own,
+            pictures: pictures(config, storage),
+            tokenizer: tokenizer(config, storage),
         }
+    }
+
+    /// What the steps take.
+    pub fn steps(&self) -> u64 {
+        let trained = self.weights + self.gradients + self.moments;
+        trained + self.activations + self.logits + self.backend
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        let trained = self.weights + self.gradients + self.moments;
-        trained + self.activations + self.logits + self.backend
+        self.steps() + self.pictures + self.tokenizer.unwrap_or(0)
     }
 }
 
+/// Images of the sampled grids that are painted at a time.
+fn painted(config: &Config) -> usize {
+    config.sample.batch.min(grid_labels(config.generator.classes).len())
+}
+
+/// The schedule of the sampled grids.
+fn painted_schedule(config: &Config) -> ScaleSchedule {
+    config.sample.schedule.unwrap_or(config.generator.schedule)
+}
+
+/// Bytes of the pictures that are sampled while training, but for their pixels.
+fn pictures(config: &Config, storage: u64) -> u64 {
+    let (g, schedule) = (&config.generator, painted_schedule(config));
+    let [c, k, d, v] = [g.width, g.channels, g.depth, g.vocab].map(|n| n as u64);
+    let images = painted(config) as u64;
+    let rows = images * (1 + u64::from(config.sample.guidance != 0.0));
+    let conditions = rows * (2 + 6 * d + 2) * c;
+    let ends = images * largest(&schedule) * (k + v);
+    let stats = 2 * rows * largest(&schedule);
+    storage * (scales(g, &schedule, rows) + conditions + ends) + WIDE * stats
+}
+
+/// Bytes of the configuration's tokenizer, where it can be the generator's.
+fn tokenizer(config: &Config, storage: u64) -> Option<u64> {
+    let (t, g) = (&config.tokenizer, &config.generator);
+    if (t.vocab, t.latent_channels) != (g.vocab, g.channels) {
+        return None;
+    }
+    let tokenizer = Tokenizer::new(t).ok()?;
+    let (side, last) = (config.data.image_side, painted_schedule(config).last());
+    let (narrow, wide) = tokenizer.memory_elements(
+        (config.train.batch, (side, side)),
+        (painted(config), (last.height, last.width)),
+    );
+    let copy = if storage < WIDE { storage } else { 0 };
+    let weights = (WIDE + copy) * tokenizer.layout().len() as u64;
+    let codebook = WIDE * (t.vocab * t.latent_channels) as u64;
+    Some(weights + codebook + storage * narrow + WIDE * wide)
+}
+
 /// Tokens of the largest scale.
-fn largest(config: &Config) -> u64 {
-    let scales = config.generator.schedule.scales().iter();
-    scales.map(|scale| scale.tokens() as u64).max().unwrap_or(0)
+fn largest(schedule: &ScaleSchedule) -> u64 {
+    schedule.scales().iter().map(|scale| scale.tokens() as u64).max().unwrap_or(0)
+}
+
+/// Elements that a sampler of so many rows keeps: keys and values of every block, positions, and what
+/// one scale goes through.
+fn scales(g: &GeneratorSection, schedule: &ScaleSchedule, rows: u64) -> u64 {
+    let [c, d] = [g.width, g.depth].map(|n| n as u64);
+    let tokens = schedule.tokens() as u64;
+    let scale = rows * largest(schedule) * c * (4 + 2 * MLP_RATIO as u64);
+    tokens * c * (2 * d * rows + 1) + scale
 }
 
 /// Tokens whose logits there is room for.
@@ -95,11 +158,7 @@ fn elements(config: &Config, needs: Needs) -> (u64, u64) {
     let modulation = (rows + batch) * (6 * d + 2) * c + (2 * rows + batch) * c;
     let positions = 2 * tokens * c;
     let images = batch * (2 * tokens + g.schedule.last().tokens() as u64) * k;
-    let sampler = match needs.sampler {
-        // Keys and values of every block, positions, and the scratch of one scale.
-        true => tokens * c * (2 * d * batch + 1) + batch * largest(config) * c * (4 + 2 * mlp),
-        false => 0,
-    };
+    let sampler = if needs.sampler { scales(g, &g.schedule, batch) } else { 0 };
     let norms = rows * tokens * (2 * (2 * d + 1) + blocks * 3 * h);
     let losses = 2 * 4 * batch * tokens;
     let ids = 3 * batch * tokens;

@@ -11,7 +11,7 @@ mod layer;
 mod layout;
 mod network;
 
-pub use codec::Codec;
+pub use codec::{DecoderMemory, EncoderMemory};
 pub use config::{TokenizerConfig, TokenizerConfigError};
 pub(crate) use layout::normalise;
 pub use layout::{IMAGE_CHANNELS, Tokenizer};

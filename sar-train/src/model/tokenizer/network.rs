@@ -84,14 +84,8 @@ impl Network {
         let mut kept: Vec<_> = self.layers.iter().zip(&dims).map(|(l, &d)| l.kept(d)).collect();
         let mut map_lens: Vec<usize> = dims.iter().map(|d| d.len()).collect();
         if !keeps {
-            let most = map_lens.iter().copied().max().unwrap_or(0);
-            map_lens = vec![most; 2];
-            let mut all = (vec![], vec![]);
-            for (maps, stats) in &kept {
-                merge_largest(&mut all.0, maps);
-                merge_largest(&mut all.1, stats);
-            }
-            kept = vec![all];
+            map_lens = vec![map_lens.iter().copied().max().unwrap_or(0); 2];
+            kept = vec![in_turns(&kept)];
         }
         let maps = map_lens.iter().map(|&n| backend.activation(n)).collect::<Result<_, _>>()?;
         let mut saved = Vec::with_capacity(kept.len());
@@ -102,6 +96,16 @@ impl Network {
             });
         }
         Ok(Trace { maps, saved, dims, keeps })
+    }
+
+    /// Elements of the memory of a trace that keeps nothing: of activations, and of statistics.
+    pub(super) fn elements(&self, batch: usize, height: usize, width: usize) -> (u64, u64) {
+        let dims = self.dims(MapDims { batch, channels: self.inputs, height, width });
+        let kept: Vec<_> = self.layers.iter().zip(&dims).map(|(l, &d)| l.kept(d)).collect();
+        let (maps, stats) = in_turns(&kept);
+        let largest = dims.iter().map(|d| d.len()).max().unwrap_or(0);
+        let sum = |lens: &[usize]| lens.iter().map(|&n| n as u64).sum::<u64>();
+        (2 * largest as u64 + sum(&maps), sum(&stats))
     }
 
     /// Elements of the largest map or kept map, the size that [`Gradients`] needs.
@@ -167,6 +171,16 @@ impl Network {
         }
         Ok(())
     }
+}
+
+/// What serves each layer in its turn: the largest of what any of them keeps.
+fn in_turns(kept: &[(Vec<usize>, Vec<usize>)]) -> (Vec<usize>, Vec<usize>) {
+    let mut all = (vec![], vec![]);
+    for (maps, stats) in kept {
+        merge_largest(&mut all.0, maps);
+        merge_largest(&mut all.1, stats);
+    }
+    all
 }
 
 fn merge_largest(all: &mut Vec<usize>, lens: &[usize]) {

@@ -1,0 +1,16 @@
+//! Which classes stand where in a grid of samples.
+
+/// Images of a grid, at most; whole rounds of the classes.
+const GRID: usize = 40;
+
+/// Labels of a grid: every class in each row.
+pub(crate) fn grid_labels(classes: usize) -> Vec<u32> {
+    let columns = columns(classes);
+    let rows = (GRID / columns).max(1);
+    (0..rows * columns).map(|i| (i % columns) as u32).collect()
+}
+
+/// Columns of a grid: the classes, as many as are readable.
+pub(crate) fn columns(classes: usize) -> usize {
+    classes.clamp(1, 10)
+}
