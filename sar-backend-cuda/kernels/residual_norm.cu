@@ -127,37 +127,49 @@ FORWARD(32, 6)
 FORWARD(48, 5)
 FORWARD(64, 2)
 
-// Any width: a warp a row, element by element, which reads its own row again for each moment.
-KERNEL void __launch_bounds__(128) residual_norm_any(FORWARD_PARAMETERS) {
+// Any width: a warp a row, element by element, which reads its own row again for each moment: from sum
+// where there is a branch, else from x. Which of the two is known when this is compiled: through a
+// pointer that may be either, since x is read only, reads would go by the read-only path, and ahead of
+// the stores to sum (seen in the machine code of NVRTC 12.9).
+template <bool BRANCH> DEV void norm_in_memory(FORWARD_PARAMETERS) {
     const Row at = row_of_warp(tokens);
     if (at.token >= tokens) return;
     const u64 row = at.sample * tokens + at.token, start = row * width;
     const int lane = threadIdx.x & 31;
     const act* modulation = ada + at.sample * stride;
-    const float kept = branch && keep ? keep[at.sample] : 1.f;
-    // A lane reads what it wrote itself: no barrier.
-    const act* normed = branch ? sum + start : x + start;
+    const float kept = BRANCH && keep ? keep[at.sample] : 1.f;
     float total = 0.f;
     for (int c = lane; c < width; c += 32) {
-        if (branch) {
-            const float value = to_float(x[start + c]);
+        act value = x[start + c];
+        if (BRANCH) {
             const float gamma = to_float(modulation[gate + c]);
-            const float added = add_branch(value, kept, gamma, to_float(branch[start + c]));
-            sum[start + c] = from_float<act>(added);
+            const float b = to_float(branch[start + c]);
+            value = from_float<act>(add_branch(to_float(value), kept, gamma, b));
+            sum[start + c] = value;
         }
-        total += to_float(normed[c]);
+        total += to_float(value);
     }
     const float mean = warp_sum(total) / width;
+    // A lane reads what it wrote itself: no barrier.
     float squares = 0.f;
     for (int c = lane; c < width; c += 32) {
-        const float v = to_float(normed[c]) - mean;
+        const float v = to_float(BRANCH ? sum[start + c] : x[start + c]) - mean;
         squares = fmaf(v, v, squares);
     }
     const float inverse = 1.f / sqrtf(warp_sum(squares) / width + eps);
     if (lane == 0) *reinterpret_cast<float2*>(stats + 2 * row) = make_float2(mean, inverse);
     for (int c = lane; c < width; c += 32) {
+        const float v = to_float(BRANCH ? sum[start + c] : x[start + c]);
         const float s = to_float(modulation[scale + c]), b = to_float(modulation[shift + c]);
-        y[start + c] = from_float<act>(modulate(to_float(normed[c]), mean, inverse, s, b));
+        y[start + c] = from_float<act>(modulate(v, mean, inverse, s, b));
+    }
+}
+
+KERNEL void __launch_bounds__(128) residual_norm_any(FORWARD_PARAMETERS) {
+    if (branch) {
+        norm_in_memory<true>(FORWARD_ARGUMENTS);
+    } else {
+        norm_in_memory<false>(FORWARD_ARGUMENTS);
     }
 }
 REGISTER_KERNEL(residual_norm_any)

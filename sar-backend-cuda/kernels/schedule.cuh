@@ -30,4 +30,3 @@ DEV int scale_of(const ScaleTable& table, int token) {
 }
 
 // How many tokens a token sees: those of its own and of all earlier scales.
-DEV int visible(const ScaleTable& table, int token) { return table.first[scale_of(table, token) + 1]; }

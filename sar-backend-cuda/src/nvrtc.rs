@@ -12,6 +12,8 @@ use std::sync::OnceLock;
 pub struct Compiled {
     /// Machine code, to be loaded by the driver.
     pub cubin: Vec<u8>,
+    /// The virtual machine's code that it was made from.
+    pub ptx: String,
     /// The compiler's log: registers, shared memory and spills of every kernel.
     pub log: String,
 }
@@ -66,8 +68,15 @@ impl Nvrtc {
         let log = program.log();
         outcome.map_err(|e| failed(format!("{e}\n{log}")))?;
         let cubin = program.cubin().map_err(|e| failed(e.to_string()))?;
-        Ok(Compiled { cubin, log })
+        let ptx = program.ptx().map_err(|e| failed(e.to_string()))?;
+        Ok(Compiled { cubin, ptx, log })
     }
+}
+
+/// Up to the null that ends it.
+fn text(raw: &[c_char]) -> String {
+    let bytes: Vec<u8> = raw.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// A program of NVRTC's, destroyed when dropped.
@@ -102,9 +111,12 @@ impl Program {
 
     fn log(&self) -> String {
         // SAFETY: the program is alive.
-        let Ok(raw) = (unsafe { result::get_program_log(self.0) }) else { return String::new() };
-        let bytes: Vec<u8> = raw.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
-        String::from_utf8_lossy(&bytes).into_owned()
+        unsafe { result::get_program_log(self.0) }.map(|raw| text(&raw)).unwrap_or_default()
+    }
+
+    fn ptx(&self) -> Result<String, result::NvrtcError> {
+        // SAFETY: the program is alive and compiled.
+        unsafe { result::get_ptx(self.0) }.map(|raw| text(&raw))
     }
 
     fn cubin(&self) -> Result<Vec<u8>, result::NvrtcError> {

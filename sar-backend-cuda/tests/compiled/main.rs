@@ -1,9 +1,12 @@
-//! Every kernel compiles for A100 and H100, spills nothing, and stays within its recorded budget.
+//! Every kernel compiles for A100 and H100, spills nothing, stays within its recorded budget, and reads
+//! nothing as constant that it writes.
 //!
 //! Needs NVRTC, not a GPU: skipped aloud where it is missing, unless `SAR_REQUIRE_NVRTC=1`.
 //! `SAR_RECORD_BUDGET=1` writes what is found as the new budget; a reviewer then sees the change.
 
 #![allow(clippy::unwrap_used)]
+
+mod read_only;
 
 use sar_backend_cuda::kernels::{SOURCES, Source};
 use sar_backend_cuda::resources::{Resources, of_log};
@@ -53,6 +56,8 @@ fn resources(nvrtc: &Nvrtc, source: Source) -> Vec<(String, Resources)> {
                 nvrtc.compile(source, variant, arch).unwrap_or_else(|error| panic!("{error}"));
             let kernels = of_log(&compiled.log);
             assert!(!kernels.is_empty(), "{}: no kernel in {}", source.stem, compiled.log);
+            let faults = read_only::faults(&compiled.ptx);
+            assert!(faults.is_empty(), "{variant} {arch}: {}", faults.join("\n"));
             let name = |kernel: &Resources| format!("{} {variant} {arch}", kernel.name);
             found.extend(kernels.into_iter().map(|kernel| (name(&kernel), kernel)));
         }
@@ -130,4 +135,23 @@ fn a_kernel_that_does_not_compile_says_where() {
     let error = nvrtc.compile(broken, "f32", "sm_80").unwrap_err().to_string();
     assert!(error.contains("broken") && error.contains("sm_80"), "{error}");
     assert!(error.contains("expected an expression"), "{error}");
+}
+
+#[test]
+fn a_kernel_that_reads_as_constant_what_it_writes_is_found() {
+    let Some(nvrtc) = nvrtc() else { return };
+    let faults = |read: &str| {
+        let text = format!(
+            "extern \"C\" __global__ void planted(float* sum, const float* __restrict__ x, int n) {{
+                const float* from = n > 7 ? sum : x;
+                sum[threadIdx.x] = 2 * x[threadIdx.x];
+                sum[n] = {read};
+            }}"
+        );
+        let source = sar_backend_cuda::kernels::Source { stem: "planted", text: text.leak() };
+        read_only::faults(&nvrtc.compile(source, "f32", "sm_80").unwrap().ptx)
+    };
+    assert_eq!(faults("x[n]"), [""; 0]);
+    let found = faults("from[threadIdx.x]");
+    assert_eq!(found, ["planted: parameters [0] are read as constant and written"]);
 }
