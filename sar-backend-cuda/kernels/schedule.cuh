@@ -29,4 +29,3 @@ DEV int scale_of(const ScaleTable& table, int token) {
   return scale;
 }
 
-// How many tokens a token sees: those of its own and of all earlier scales.

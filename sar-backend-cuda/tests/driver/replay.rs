@@ -128,18 +128,6 @@ scenario! {
 }
 
 scenario! {
-    fn memory_released_while_recording_is_given_back(fake) on []; {
-        let mut counter = Counter::new(fake);
-        let buffer = std::cell::Cell::new(Some(counter.backend.activation(10).unwrap()));
-        counter.count((1, 0), nothing).unwrap();
-        counter.count((1, 0), |_| { drop(buffer.take()); Ok(()) }).unwrap();
-        assert_eq!(counter.read(), 2.0);
-        drop(counter);
-        fake.expect_clean();
-    }
-}
-
-scenario! {
     fn as_many_keys_as_are_kept_are_all_recorded(fake) on []; {
         let mut counter = Counter::new(fake);
         for _ in 0..3 {
@@ -161,6 +149,41 @@ scenario! {
             assert_eq!(counter.read(), (round * keys) as f32);
             assert!(fake.graphs() as u64 <= KEPT);
         }
+        drop(counter);
+        fake.expect_clean();
+    }
+}
+
+scenario! {
+    fn a_recording_that_is_used_stays_however_many_others_come(fake) on []; {
+        let mut counter = Counter::new(fake);
+        counter.count((1, 1), nothing).unwrap();
+        for other in 0..2 * KEPT {
+            counter.count((1, 1), nothing).unwrap();
+            assert_eq!(fake.graphs(), 1, "after {other} others");
+            counter.count((other, 2), nothing).unwrap();
+        }
+        assert_eq!(counter.read(), (1 + 4 * KEPT) as f32);
+        drop(counter);
+        fake.expect_clean();
+    }
+}
+
+scenario! {
+    /// Each launch of the recording would use it again.
+    fn memory_given_back_while_work_is_recorded_is_an_error_and_is_given_back(fake) on []; {
+        let mut counter = Counter::new(fake);
+        let buffer = std::cell::RefCell::new(Some(counter.backend.activation(10).unwrap()));
+        counter.count((1, 0), nothing).unwrap();
+        let error = counter.count((1, 0), |_| {
+            drop(buffer.take());
+            Ok(())
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("given back while work was recorded"), "{error}");
+        assert_eq!((counter.read(), fake.graphs()), (1.0, 0));
+        counter.count((1, 0), nothing).unwrap();
+        assert_eq!((counter.read(), fake.graphs()), (2.0, 1));
         drop(counter);
         fake.expect_clean();
     }

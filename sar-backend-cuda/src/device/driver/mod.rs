@@ -18,7 +18,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 use functions::Functions;
 use plans::Plans;
 use profile::Profile;
-use recordings::{Gate, Next, Recordings};
+use recordings::{Gate, Next, Recordings, State};
 use staging::Staging;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
@@ -142,13 +142,14 @@ impl Driver {
         Ok(())
     }
 
-    /// Gives back what was released while the stream was recorded.
-    fn release_deferred(&self) {
+    /// Gives back what was released while the stream was recorded; says how many times.
+    fn release_deferred(&self) -> usize {
         let released = std::mem::take(&mut *locked(&self.released));
-        for address in released {
+        for &address in &released {
             // SAFETY: the caller of `release` saw to it that nothing uses it any more.
             let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
         }
+        released.len()
     }
 }
 
@@ -354,13 +355,18 @@ impl Device for Driver {
             Next::Launched => Ok(()),
             Next::Run => {
                 work()?;
-                locked(&self.recordings).warm(key);
+                locked(&self.recordings).remember(key, State::Warm);
                 Ok(())
             }
             Next::Record => {
                 let recorded = self.gate.record(self.stream.cu_stream(), work);
-                self.release_deferred();
-                locked(&self.recordings).keep(key, recorded?);
+                let released = self.release_deferred();
+                let recording = State::Recorded(recorded?);
+                if released > 0 {
+                    let what = "memory was given back while work was recorded to be replayed";
+                    return Err(CudaError::device("a recording", what));
+                }
+                locked(&self.recordings).remember(key, recording);
                 let turn = self.enter()?;
                 Recordings::next(&self.recordings, turn.stream, key).map(|_| ())
             }

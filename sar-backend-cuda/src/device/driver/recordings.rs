@@ -10,16 +10,20 @@ use std::thread::{self, ThreadId};
 /// Graphs kept at once: the scales of several samplers.
 const MOST: usize = 256;
 
-enum State {
+/// What is known of a key.
+pub(super) enum State {
     /// Ran once, as it is: kernels are loaded, plans made, scratch grown.
     Warm,
+    /// What to launch; destroyed when dropped.
     Recorded(sys::CUgraphExec),
 }
 
-/// What was seen under each key.
+/// What was seen under each key, and when it was last used.
 #[derive(Default)]
 pub(super) struct Recordings {
-    by_key: HashMap<(u64, u64), State>,
+    by_key: HashMap<(u64, u64), (State, u64)>,
+    /// Uses so far.
+    uses: u64,
 }
 
 /// What is to be done under a key.
@@ -39,11 +43,15 @@ impl Recordings {
         stream: sys::CUstream,
         key: (u64, u64),
     ) -> Result<Next, CudaError> {
-        // Held until the launch is made: another thread may clear the table.
-        match locked(recordings).by_key.get(&key) {
-            None => Ok(Next::Run),
-            Some(State::Warm) => Ok(Next::Record),
-            Some(State::Recorded(graph)) => {
+        // Held until the launch is made: another thread may take the recording out of the table.
+        let mut table = locked(recordings);
+        let Recordings { by_key, uses } = &mut *table;
+        *uses += 1;
+        let Some((state, used)) = by_key.get_mut(&key) else { return Ok(Next::Run) };
+        *used = *uses;
+        match state {
+            State::Warm => Ok(Next::Record),
+            State::Recorded(graph) => {
                 // SAFETY: the graph is in the table, and the stream is alive.
                 unsafe { result::graph::launch(*graph, stream).map_err(failed("cuGraphLaunch"))? };
                 Ok(Next::Launched)
@@ -51,45 +59,28 @@ impl Recordings {
         }
     }
 
-    /// Notes that the work of a key ran, so that its kernels, plans and scratch are there.
-    pub(super) fn warm(&mut self, key: (u64, u64)) {
-        self.remember(key, State::Warm);
-    }
-
-    /// Keeps the recording of a key.
-    pub(super) fn keep(&mut self, key: (u64, u64), graph: sys::CUgraphExec) {
-        self.remember(key, State::Recorded(graph));
-    }
-
-    fn remember(&mut self, key: (u64, u64), state: State) {
+    /// Keeps what was seen under a key; of too many, the one that was not used for longest goes.
+    pub(super) fn remember(&mut self, key: (u64, u64), state: State) {
         if self.by_key.len() >= MOST && !self.by_key.contains_key(&key) {
-            // Whoever replays most will record again.
-            self.clear();
-        }
-        if let Some(State::Recorded(old)) = self.by_key.insert(key, state) {
-            destroy(old);
-        }
-    }
-
-    fn clear(&mut self) {
-        for (_, state) in self.by_key.drain() {
-            if let State::Recorded(graph) = state {
-                destroy(graph);
+            // Most likely of a sampler that is gone.
+            let oldest = self.by_key.iter().min_by_key(|(_, (_, used))| *used);
+            if let Some(oldest) = oldest.map(|(key, _)| *key) {
+                self.by_key.remove(&oldest);
             }
         }
+        self.uses += 1;
+        self.by_key.insert(key, (state, self.uses));
     }
 }
 
-impl Drop for Recordings {
+impl Drop for State {
     fn drop(&mut self) {
-        self.clear();
+        if let Self::Recorded(graph) = self {
+            // SAFETY: nobody else has it, so nobody launches it again; the driver frees it once its
+            // last launch is done. A failure is one of earlier work.
+            let _ = unsafe { result::graph::exec_destroy(*graph) };
+        }
     }
-}
-
-fn destroy(graph: sys::CUgraphExec) {
-    // SAFETY: taken out of the table, so nobody launches it again; the driver frees it once its last
-    // launch is done. A failure is one of earlier work.
-    let _ = unsafe { result::graph::exec_destroy(graph) };
 }
 
 /// Who may give work to the stream: anyone, or, while it is recorded, the thread that records.
