@@ -41,8 +41,10 @@ scenario! {
         for (i, len) in [SLOT - 1, SLOT, SLOT + 1, 3 * SLOT + 5].into_iter().enumerate() {
             let mut ids = backend.ids(len + 2).unwrap();
             let mut host = pattern(i, len);
+            backend.synchronize().unwrap();
             backend.upload_ids(&host, &mut ids, 1).unwrap();
             host.fill(u32::MAX);
+            assert!(fake.pending() > 0, "{len}: the upload was waited for");
             let mut found = vec![9; len + 2];
             backend.download_ids(&ids, 0, &mut found).unwrap();
             assert!(found[1..=len] == pattern(i, len), "{len}");

@@ -1,8 +1,8 @@
 //! Transfers from the host that do not wait for the device.
 //!
-//! A copy from ordinary memory makes the driver synchronise first. A small one (labels, latents of a
-//! batch) goes through pinned memory instead: a ring of slots, each free again once its event has
-//! passed. Large ones, which come before training or between epochs, take the plain way.
+//! A copy from ordinary memory makes the driver synchronise first. These go through pinned memory
+//! instead: a ring of slots, each free again once its event has passed. What is larger than a slot (the
+//! images of a batch) takes several.
 
 use super::failed;
 use crate::error::CudaError;
@@ -11,7 +11,7 @@ use cudarc::driver::{result, sys};
 
 /// Slots of the ring: as many transfers may be on their way at once.
 const SLOTS: usize = 16;
-/// Bytes of a slot: latents of 64 images of 32×16×16.
+/// Bytes of a slot: an image of 256×256 pixels in f32 fits, and labels leave most of it unused.
 const SLOT: usize = 1 << 20;
 
 /// Pinned memory and the events of its slots.
@@ -47,13 +47,23 @@ impl Staging {
         host: &[u8],
         to: u64,
     ) -> Result<(), CudaError> {
-        if host.len() > SLOT {
-            // SAFETY: the caller's. Waits for the copy.
-            return unsafe {
-                result::memcpy_htod_async(to, host, stream).map_err(failed("cuMemcpyHtoDAsync"))?;
-                result::stream::synchronize(stream).map_err(failed("cuStreamSynchronize"))
-            };
+        for (i, part) in host.chunks(SLOT).enumerate() {
+            // SAFETY: the caller's.
+            unsafe { self.write_slot(stream, part, to + (i * SLOT) as u64)? };
         }
+        Ok(())
+    }
+
+    /// As [`Staging::write`], of at most a slot.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn write_slot(
+        &mut self,
+        stream: sys::CUstream,
+        host: &[u8],
+        to: u64,
+    ) -> Result<(), CudaError> {
         let slot = self.next;
         self.next = (slot + 1) % SLOTS;
         // SAFETY: the slot is within the pinned memory, and nothing reads it once its event has
