@@ -113,24 +113,36 @@ pub fn usable(ordinal: usize) -> Result<Gpu, CudaError> {
         )));
     }
     if let Ok(nvrtc) = Nvrtc::load() {
-        serves(nvrtc.version, info.version)?;
+        serves(Library::Nvrtc, nvrtc.version, info.version)?;
     }
-    Library::CublasLt.open()?;
+    serves(Library::CublasLt, cublaslt()?, info.version)?;
     Ok(gpu)
 }
 
+/// The version of the library of matrix products.
+fn cublaslt() -> Result<(i32, i32), CudaError> {
+    Library::CublasLt.open()?;
+    // SAFETY: the library is open, and every version of it has this function.
+    let number = unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() } as i32;
+    // As its header puts it together, from version 12 on: 12.9.1 is 120901.
+    Ok((number / 10_000, number / 100 % 100))
+}
+
 /// Machine code of a newer CUDA than the driver's is refused by it, except within a major version.
-fn serves(nvrtc: (i32, i32), driver: (i32, i32)) -> Result<(), CudaError> {
-    if nvrtc.0 <= driver.0 {
+fn serves(library: Library, version: (i32, i32), driver: (i32, i32)) -> Result<(), CudaError> {
+    if version.0 <= driver.0 {
         return Ok(());
     }
     Err(CudaError::Library {
-        library: Library::Nvrtc.name(),
+        library: library.name(),
         reason: format!(
             "version {}.{} is too new for a driver of CUDA {}.{}",
-            nvrtc.0, nvrtc.1, driver.0, driver.1
+            version.0, version.1, driver.0, driver.1
         ),
-        hint: "pip install nvidia-cuda-nvrtc-cu12, or a newer driver",
+        hint: match library {
+            Library::CublasLt => "pip install nvidia-cublas-cu12, or a newer driver",
+            _ => "pip install nvidia-cuda-nvrtc-cu12, or a newer driver",
+        },
     })
 }
 
@@ -162,11 +174,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_compiler_of_a_newer_major_version_than_the_driver_is_refused() {
-        assert!(serves((12, 9), (12, 2)).is_ok());
-        assert!(serves((12, 9), (13, 0)).is_ok());
-        let error = serves((13, 0), (12, 8)).map_err(|e| e.to_string());
-        assert!(error.is_err_and(|text| text.contains("13.0") && text.contains("12.8")));
+    fn a_library_of_a_newer_major_version_than_the_driver_is_refused() {
+        for library in [Library::Nvrtc, Library::CublasLt] {
+            assert!(serves(library, (12, 9), (12, 2)).is_ok());
+            assert!(serves(library, (12, 9), (13, 0)).is_ok());
+            let error = serves(library, (13, 0), (12, 8)).map_err(|e| e.to_string());
+            let names = |text: &str| [library.name(), "13.0", "12.8"].map(|s| text.contains(s));
+            assert!(error.is_err_and(|text| names(&text) == [true; 3]));
+        }
     }
 
     #[test]

@@ -60,6 +60,12 @@ scenario! {
 }
 
 scenario! {
+    fn products_newer_than_the_driver(fake) on [("SAR_FAKE_CUBLASLT_VERSION", "130002")]; {
+        expect(fake.driver(), ErrorKind::Other, &["libcublasLt", "13.0", "12.8", "nvidia-cublas"]);
+    }
+}
+
+scenario! {
     fn a_compiler_newer_than_the_driver(fake) on [("SAR_FAKE_NVRTC_VERSION", "13.0")]; {
         expect(fake.driver(), ErrorKind::Other, &["libnvrtc", "13.0", "12.8"]);
     }

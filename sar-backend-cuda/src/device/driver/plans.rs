@@ -210,20 +210,30 @@ fn choose(
     })
 }
 
-/// Whether k is not split among blocks.
+/// Whether k is not split among blocks, whose sums would be added through memory.
 fn sums_in_one_go(algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
-    let mut parts = 0i32;
-    let mut written = 0;
-    // SAFETY: the number of parts is 32 bits.
+    use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
+    let parts = setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM);
+    let reduction = setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME);
+    // An algorithm without these settings does not split; 0 and 1 part are one, and so is "none".
+    parts.is_none_or(|parts| parts <= 1) && reduction.is_none_or(|scheme| scheme == 0)
+}
+
+/// A setting of an algorithm, where it has it.
+fn setting(
+    algorithm: &sys::cublasLtMatmulAlgo_t,
+    attribute: sys::cublasLtMatmulAlgoConfigAttributes_t,
+) -> Option<i32> {
+    let (mut value, mut written) = (0i32, 0);
+    // SAFETY: the settings that are asked for have 32 bits.
     let status = unsafe {
         sys::cublasLtMatmulAlgoConfigGetAttribute(
             algorithm,
-            sys::cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_SPLITK_NUM,
-            (&raw mut parts).cast(),
+            attribute,
+            (&raw mut value).cast(),
             size_of::<i32>(),
             &mut written,
         )
     };
-    // An algorithm that does not have the setting does not split.
-    status.result().is_err() || (0..=1).contains(&parts)
+    status.result().is_ok().then_some(value)
 }

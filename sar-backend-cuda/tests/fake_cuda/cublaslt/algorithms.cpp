@@ -92,16 +92,18 @@ LT_API int cublasLtMatmulAlgoGetHeuristic(Handle*, Product* product, Layout* a, 
     if (width == 0) return NOT_SUPPORTED;
     const bool split = (preference->reductions & 2) != 0 && preference->workspace >= SPLIT_WORKSPACE;
     const bool few = size_of(o).n < FEW_COLUMNS;
-    const auto offer = [&](uint32_t order, int32_t parts, int32_t state) {
+    const auto offer = [&](uint32_t order, int32_t parts, int32_t state, uint32_t reduction = 0) {
         if (*count >= wanted) return;
         const uint64_t workspace = parts > 1 ? SPLIT_WORKSPACE : 0;
-        const uint32_t reduction = parts > 1 ? 2 : 0;
         const Algorithm algorithm{ALGORITHM_MAGIC, order, width, parts, reduction, workspace, {}};
         results[(*count)++] = {algorithm, workspace, state, 1.0f, {}};
     };
     // A result whose state is not success must be passed over.
     offer(few ? 1 : 0, 1, NOT_SUPPORTED);
-    if (split) offer(0, 4, OK);
+    if (split) offer(0, 4, OK, 2);
+    // What is preferred is not what each result is: its settings tell.
+    offer(0, 4, OK, 2);
+    offer(0, 1, OK, 2);
     offer(few ? 1 : 0, 1, OK);
     offer(few ? 0 : 1, 1, OK);
     return OK;

@@ -1,5 +1,6 @@
 // Handles and descriptors: made, changed, destroyed.
 #include "types.h"
+#include <cstdlib>
 #include <string>
 
 using namespace lt;
@@ -18,6 +19,12 @@ LT_API int cublasLtCreate(Handle** handle) {
     fake::count("cuBLASLt handles", 1);
     *handle = new Handle;
     return OK;
+}
+
+// Of CUDA 12.9 unless the test says otherwise.
+LT_API size_t cublasLtGetVersion() {
+    const char* version = std::getenv("SAR_FAKE_CUBLASLT_VERSION");
+    return version ? std::strtoull(version, nullptr, 10) : 120901;
 }
 
 LT_API int cublasLtDestroy(Handle* handle) {

@@ -128,6 +128,9 @@ LT_API int cublasLtMatmul(Handle* handle, Product* product, const float* alpha, 
                     *alpha,   *beta,     *algorithm};
     if (const Result result = fits(call.operation(), call.algorithm)) return result;
     if (const Result result = check_addresses(call)) return result;
+    if (algorithm->split_k > 1 || algorithm->reduction != 0) {
+        return refused("sums that go through memory, in an order of their own");
+    }
     if (call.algorithm.workspace > workspace_bytes) return refused("a workspace that is too small");
     if (workspace % WORKSPACE_ALIGNMENT != 0) return refused("a workspace that is not aligned");
     std::vector<fake::Range> touches = {range(a, call.a), range(b, call.b), range(d, call.d)};
