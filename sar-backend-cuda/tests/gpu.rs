@@ -39,6 +39,7 @@ fn every_op_holds<S: Storage>() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert_eq!(backend.device().products_apart(), 0, "{}: a layer has one algorithm", S::NAME);
 }
 
 #[test]

@@ -98,6 +98,12 @@ impl Driver {
         &self.gpu
     }
 
+    /// Shapes of products so far whose rows may have other bits than the same rows of another batch:
+    /// cuBLASLt does not run them by the algorithm that it chose for their layer.
+    pub fn products_apart(&self) -> usize {
+        locked(&self.plans).apart()
+    }
+
     /// The stream, for work that may be recorded.
     fn enter(&self) -> Result<Turn<'_>, CudaError> {
         let turn = Turn { _pass: self.gate.pass(), stream: self.stream.cu_stream() };

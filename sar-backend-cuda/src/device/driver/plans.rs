@@ -39,6 +39,8 @@ pub(super) struct Plans {
     workspace: u64,
     algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
     plans: HashMap<Shape, Plan>,
+    /// Shapes that did not take the algorithm of their reference.
+    apart: usize,
     /// The workspace is the stream's memory: it must outlive this.
     stream: Arc<CudaStream>,
 }
@@ -51,6 +53,7 @@ impl Plans {
             workspace: 0,
             algorithms: HashMap::new(),
             plans: HashMap::new(),
+            apart: 0,
             stream: Arc::clone(stream),
         };
         // SAFETY: released in `drop`, on the same stream.
@@ -58,6 +61,11 @@ impl Plans {
             driver::malloc_async(stream.cu_stream(), SPACE).map_err(out_of_memory(SPACE, 0))?
         };
         Ok(made)
+    }
+
+    /// Shapes so far that did not take the algorithm of their reference.
+    pub(super) fn apart(&self) -> usize {
+        self.apart
     }
 
     /// Runs a product.
@@ -141,6 +149,7 @@ impl Plans {
             return Ok(Plan { descriptors, algorithm });
         }
         // The reference's algorithm does not take this size, for all runs alike: take its own.
+        self.apart += 1;
         let algorithm = choose(self.handle, &shape, &descriptors)?;
         Ok(Plan { descriptors, algorithm })
     }
