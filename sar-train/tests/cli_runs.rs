@@ -230,3 +230,82 @@ fn samples_of_another_size_than_the_data_are_not_measured() {
     says(&said, &["note: images of 32 px have latents of 8×8", "samples will be 16×16 px"]);
     says(&fails(1, &["eval", "new"], folder), &["samples are 16×16 px", "32×32"]);
 }
+
+#[test]
+fn images_of_two_calls_are_not_mixed() {
+    let folder = trained();
+    let folder = folder.path();
+    let sample =
+        |count: &'static str| ["sample", "base", "--out", "s", "--batch", "3", "--count", count];
+    succeeds(&sample("7"), folder);
+    let first = fs::read(folder.join("s/000002.png")).unwrap();
+    let said = fails(1, &sample("5"), folder);
+    says(&said, &["2 images of an earlier call would stay in s beside these 5"]);
+    // A grid has ten rows of the classes at most, and memory for no more.
+    succeeds(&sample("120"), folder);
+    assert!(fs::read(folder.join("s/000002.png")).unwrap() == first, "image 2 is image 2");
+    assert!(folder.join("s/000119.png").exists());
+    let grid = image::image_dimensions(folder.join("s/grid.png")).unwrap();
+    assert_eq!(grid, (10 * 34 - 2, 10 * 34 - 2));
+}
+
+#[test]
+fn settings_that_would_change_nothing_are_refused() {
+    let folder = trained();
+    let folder = folder.path();
+    let tokenizer = ["tokenizer", "train", "--config", "small.toml", "--out", "new", "--set"];
+    let said = fails(1, &[&tokenizer[..], &["train.steps=5"]].concat(), folder);
+    says(&said, &["--set train.steps=5", "change nothing", "tokenizer_train"]);
+    let said =
+        fails(1, &[&TRAIN[..], &["--out", "new", "--set", "tokenizer.ch=9"]].concat(), folder);
+    says(&said, &["--set tokenizer.ch=9", "as it was trained"]);
+    let refine = ["refine", "--init-from", "base", "--out", "new", "--set", "train.mode=teacher"];
+    says(&fails(1, &refine, folder), &["train.mode is teacher", "sar train --init-from"]);
+    assert!(!folder.join("new").exists());
+}
+
+#[test]
+fn a_run_goes_on_from_any_folder_and_says_where_its_images_were() {
+    let folder = trained();
+    let folder = folder.path();
+    two_classes(folder, 6);
+    fs::write(folder.join("small.toml"), SMALL.replace("builtin = \"glyphs10\"\n", "")).unwrap();
+    let run = ["--data", "images", "--out", "new", "--set", "train.steps=1"];
+    succeeds(&[&TRAIN[..], &run].concat(), folder);
+    let out = folder.join("new");
+    let resume = ["train", "--resume", "--out", out.to_str().unwrap()];
+    succeeds(&resume, Path::new("/"));
+    fs::rename(folder.join("images"), folder.join("moved")).unwrap();
+    let said = fails(1, &resume, folder);
+    says(&said, &["have moved", "data.path of its config.toml", "no such file or folder"]);
+    let tokenizer = folder.join("tok");
+    let other = ["train", "--resume", "--out", tokenizer.to_str().unwrap()];
+    says(&fails(1, &other, folder), &["no run of a generator", "sar tokenizer train --resume"]);
+}
+
+#[test]
+fn a_result_is_written_where_it_is_asked_for_or_nothing_is_computed() {
+    let folder = trained();
+    let folder = folder.path();
+    fs::write(folder.join("file"), "").unwrap();
+    let refused = ["tokenizer", "encode", "tok", "--out", "file/tokens.safetensors"];
+    let said = fails(1, &refused, folder);
+    says(&said, &["file: the folder cannot be made"]);
+    assert!(!said.contains("encoding"), "found out before the work: {said}");
+    succeeds(&["report", "base", "--out", "new/folder/report.html"], folder);
+    assert!(folder.join("new/folder/report.html").exists());
+    let own = ["convert", "tok/checkpoints/step-1/model.safetensors"];
+    let said = fails(1, &[&own[..], &own[1..], &["--force"]].concat(), folder);
+    says(&said, &["both what is read and what is written"]);
+}
+
+#[test]
+fn numbers_that_no_machine_has_room_for_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let said = fails(1, &["bench", "step", "--depth", "1000000"], folder);
+    says(&said, &["generator.depth is 1000000, expected 1 to 256"]);
+    let large = ["bench", "step", "--depth", "256", "--width", "32768", "--heads", "512"];
+    says(&fails(1, &large, folder), &["for its weights alone", "generator.width"]);
+    says(&fails(1, &["plan", "--batch", "18446744073709551615"], folder), &["train.batch"]);
+}

@@ -71,7 +71,8 @@ pub struct EvalArgs {
     /// Sampling seeds; their spread is reported.
     #[arg(long, value_name = "N")]
     pub seeds: Option<u64>,
-    /// Where to write the numbers as JSON.
+    /// Where to write the numbers as JSON; default: `eval.json` in the generator's run folder, where
+    /// `sar report` looks for them.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Evaluate the running average of the weights, where the checkpoint has one.

@@ -52,7 +52,26 @@ impl RunArgs {
         if let Some(seed) = self.seed {
             (config.train.seed, config.tokenizer_train.seed) = (seed, seed);
         }
+        // So that the run goes on from wherever it is continued or measured.
+        if let Some(path) = &mut config.data.path
+            && let Ok(absolute) = std::path::absolute(&*path)
+        {
+            *path = absolute;
+        }
         Ok(config)
+    }
+
+    /// Fails where `--set` names a key that the command does not use: `used` are sections, or single
+    /// keys of them, and `instead` says where to look.
+    pub(crate) fn sets_only(&self, used: &[&str], instead: &str) -> anyhow::Result<()> {
+        for setting in &self.set {
+            let name = setting.split('=').next().unwrap_or_default();
+            let name: Vec<&str> = name.split('.').map(str::trim).collect();
+            let known =
+                used.iter().any(|used| name.starts_with(&used.split('.').collect::<Vec<_>>()));
+            anyhow::ensure!(known, "--set {setting}: it would change nothing here; {instead}");
+        }
+        Ok(())
     }
 
     /// Whether the user asked for a value of `section.key`, in the file or by `--set`.

@@ -1,6 +1,7 @@
 //! `sar bench`: an optimiser step or a sampled batch, timed; one JSON line with the keys of the
 //! PyTorch comparison script, so that both can be run in turn on the same work.
 
+use super::models::affordable;
 use super::roofline;
 use crate::backend::Compute;
 use crate::cli::{BenchArgs, BenchWhat, Dtype, GlobalArgs, StepMode};
@@ -65,6 +66,7 @@ pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> an
     anyhow::ensure!(args.steps >= 1, "--steps is 0: nothing would be timed; give at least 1");
     let storage = if global.dtype() == Dtype::Bf16 { 2 } else { 4 };
     let config = configuration(args)?;
+    affordable(&config.generator)?;
     let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
     let weights = generator.initial(0);
     let codebook = unit_rows(args.vocab, args.channels);

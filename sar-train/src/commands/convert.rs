@@ -28,6 +28,11 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         "{} exists; choose another name, or replace it with --force",
         args.to.display()
     );
+    let same = std::fs::canonicalize(&args.from)
+        .ok()
+        .is_some_and(|from| std::fs::canonicalize(&args.to).is_ok_and(|to| to == from));
+    anyhow::ensure!(!same, "{} is both what is read and what is written", args.from.display());
+    super::output::ready(&args.to)?;
     let unknown = || format!("{} is of no known model", args.from.display());
     let native = args.from.extension().is_some_and(|e| e == "safetensors");
     let (model, flat) = if native {

@@ -14,8 +14,6 @@ use std::path::{Path, PathBuf};
 const PREVIEW_COLUMNS: usize = 8;
 /// Classes shown in the preview.
 const PREVIEW_CLASSES: usize = 16;
-/// Side of a preview image in pixels.
-const PREVIEW_SIDE: usize = 64;
 
 /// `sar data …`.
 ///
@@ -25,6 +23,7 @@ pub fn run(args: &DataArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
     let DataCommand::Check(args) = &args.command;
     let mut config = DataConfig::from_argument(&args.source);
     config.image_side = args.size.unwrap_or(config.image_side);
+    args.preview.as_deref().map_or(Ok(()), super::output::ready)?;
     let report = check(&config, args.preview.as_deref())?;
     println!("{report}");
     let accepted = args.skip_bad_images && report.total > 0;
@@ -67,7 +66,8 @@ impl DataReport {
 
 /// Decodes every image of a source; bad ones are listed, whatever `skip_bad_images` says.
 ///
-/// `preview` is where to write a PNG with a row of images for each of the first 16 classes.
+/// `preview` is where to write a PNG with a row of images for each of the first 16 classes, as large as
+/// training sees them.
 ///
 /// # Errors
 /// A [`DataError`] if the source cannot be listed (missing, empty, one class, bad line) or the
@@ -171,8 +171,9 @@ fn preview_files(
     report: &DataReport,
     path: &Path,
 ) -> Result<(), DataError> {
-    let augment = Augment::evaluation(PREVIEW_SIDE);
-    let white = vec![1.0; 3 * PREVIEW_SIDE * PREVIEW_SIDE];
+    let side = config.image_side;
+    let augment = Augment::evaluation(side);
+    let white = vec![1.0; 3 * side * side];
     let mut images = Vec::new();
     for label in 0..listing.classes.len().min(PREVIEW_CLASSES) {
         let of_class = listing
@@ -188,7 +189,7 @@ fn preview_files(
         }
         (cells..PREVIEW_COLUMNS).for_each(|_| images.extend_from_slice(&white));
     }
-    save_grid(path, Images::square(&images, PREVIEW_SIDE), PREVIEW_COLUMNS)
+    save_grid(path, Images::square(&images, side), PREVIEW_COLUMNS)
 }
 
 impl fmt::Display for DataReport {
@@ -213,7 +214,10 @@ impl fmt::Display for DataReport {
             let (a, b) = (format!("{}×{}", small.0, small.1), format!("{}×{}", large.0, large.1));
             writeln!(f, "\nsizes from {a} to {b} pixels")?;
         }
-        writeln!(f, "\n{} bad files", self.bad.len())?;
+        match self.bad.len() {
+            1 => writeln!(f, "\n1 bad file")?,
+            bad => writeln!(f, "\n{bad} bad files")?,
+        }
         for (path, reason) in &self.bad {
             writeln!(f, "  {}: {reason}", path.display())?;
         }

@@ -1,11 +1,11 @@
 //! `sar eval`: measures a generator, prints the numbers, keeps them as JSON.
 
-use super::models::{LoadedGenerator, LoadedTokenizer};
+use super::models::{LoadedGenerator, LoadedTokenizer, run_data};
+use super::output;
 use super::train::settings;
 use crate::backend::Compute;
 use crate::cli::{EvalArgs, GlobalArgs};
 use crate::config::Config;
-use crate::data;
 use crate::eval::{
     AnyError, EvalOptions, EvalReport, Evaluator, Generate, NEIGHBOURS, SamplerSettings, prepare,
 };
@@ -27,9 +27,12 @@ pub const EVAL_FILE: &str = "eval.json";
 /// Weights or data that cannot be used, or a file that cannot be written.
 pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
+    let own = generator.run.as_ref().map(|run| run.join(EVAL_FILE));
+    let json = args.json.clone().or(own);
+    json.as_deref().map_or(Ok(()), output::ready)?;
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let config = configuration(args, generator.run_config()?.unwrap_or_default())?;
-    let data = data::open(&config.data)?;
+    let data = run_data(&config, generator.run.as_deref().filter(|_| args.data.is_none()))?;
     anyhow::ensure!(
         data.classes.len() == generator.section.classes,
         "the data has {} classes, the generator {}; measure it on the data it was trained on",
@@ -49,8 +52,8 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     let held_out = data.validation.len();
     anyhow::ensure!(
         held_out > NEIGHBOURS,
-        "{held_out} images are held out for validation, too few to measure with; raise \
-         data.val_fraction"
+        "{held_out} images are held out for validation, too few to measure with; name \
+         more images with --data, or train with a larger data.val_fraction"
     );
     let training = ClassifierTraining {
         steps: config.eval.classifier_steps,
@@ -89,8 +92,6 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         progress.update(done, &format!("guidance {guidance}"));
         Ok(images)
     };
-    let own = generator.run.as_ref().map(|run| run.join(EVAL_FILE));
-    let json = args.json.clone().or(own);
     sweep(&evaluator, &mut generate, guidances, json.as_deref(), false)?;
     if let Some(json) = json.filter(|_| !global.quiet) {
         eprintln!("the numbers are in {}", json.display());

@@ -84,6 +84,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         // A transparent variant stands in the chain in place of what it holds.
         cause.is::<Interrupted>()
             || cause.is::<demo::DemoInterrupted>()
+            || cause.is::<sample::SamplingInterrupted>()
             || matches!(cause.downcast_ref(), Some(TrainError::Interrupted(_)))
     });
     if interrupted { 130 } else { 1 }

@@ -3,8 +3,10 @@
 use crate::backend::Compute;
 use crate::checkpoint::{self, CheckpointError, Kind};
 use crate::config::{Config, GeneratorSection};
-use crate::model::generator::{Generator, GeneratorShape};
+use crate::data::{self, Data, DataError};
+use crate::model::generator::{Generator, GeneratorShape, parameters};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
+use crate::run::memory;
 use crate::sample::Decoder;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,35 @@ pub(crate) struct LoadedTokenizer<B: Compute> {
     pub codebook: B::Accum,
     /// Optimiser steps it was trained for.
     pub step: u64,
+}
+
+/// The images that a run was made with.
+///
+/// # Errors
+/// As [`data::open`]; where they have moved, what to change.
+pub(crate) fn run_data(config: &Config, run: Option<&Path>) -> anyhow::Result<Data> {
+    data::open(&config.data).map_err(|error| match (run, &error) {
+        (Some(run), DataError::Missing { .. }) => anyhow::Error::from(error).context(format!(
+            "the images that {} was made with have moved: say where to in data.path of its \
+             config.toml",
+            run.display()
+        )),
+        _ => error.into(),
+    })
+}
+
+/// Fails where this machine could not even hold a generator's weights.
+pub(crate) fn affordable(section: &GeneratorSection) -> anyhow::Result<()> {
+    let parameters = parameters(&GeneratorShape::from(section));
+    let (bytes, room) = (parameters.saturating_mul(4), memory::total().unwrap_or(u64::MAX));
+    anyhow::ensure!(
+        bytes <= room,
+        "a generator of {parameters} parameters takes {} for its weights alone, and this machine has \
+         {}; lower generator.depth or generator.width",
+        memory::text(bytes),
+        memory::text(room)
+    );
+    Ok(())
 }
 
 impl<B: Compute> LoadedTokenizer<B> {

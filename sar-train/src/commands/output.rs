@@ -1,7 +1,9 @@
 //! What the program writes to the terminal, whoever reads it.
 
+use anyhow::Context as _;
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write as _};
+use std::path::Path;
 use std::process::exit;
 
 /// Writes a part of the result to standard output.
@@ -18,6 +20,21 @@ pub(crate) fn result(part: Arguments<'_>) {
             exit(1)
         }
     }
+}
+
+/// Sees to it that a file can be written where it is asked for, before the work for it begins: makes
+/// its folder, and tries it.
+pub(crate) fn ready(file: &Path) -> anyhow::Result<()> {
+    anyhow::ensure!(!file.is_dir(), "{} is a folder; name a file in it", file.display());
+    let folder = match file.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("{}: the folder cannot be made", folder.display()))?;
+    tempfile::tempfile_in(folder)
+        .with_context(|| format!("{}: nothing can be written there", folder.display()))?;
+    Ok(())
 }
 
 /// Writes a line to standard error, if anybody reads it.

@@ -6,14 +6,17 @@ use crate::backend::Compute;
 use crate::cli::{GlobalArgs, SampleArgs};
 use crate::config::Config;
 use crate::data::grid::{self, Images};
-use crate::run::Progress;
-use crate::sample::{Painter, columns};
+use crate::run::{Interrupt, Progress};
+use crate::sample::{Painted, Painter, columns};
 use anyhow::Context as _;
 use sar_math::guidance::Guidance;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Images whose every scale the strip shows, at most.
 const STRIP: usize = 8;
+/// Rows of images in the grid, at most.
+const GRID_ROWS: usize = 10;
 
 /// Samples images and writes them.
 ///
@@ -23,11 +26,10 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let config = configuration(args, generator.run_config()?.unwrap_or_default())?;
-    let classes = generator.section.classes;
+    let classes = asked_classes(&args.classes, generator.section.classes)?;
     let count = config.sample.count;
-    let labels = labels(&args.classes, classes, count)?;
-    let settings = settings(&config, config.sample.seed);
     let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
+    let settings = settings(&config, config.sample.seed);
     let params = generator.params(backend)?;
     let batch = config.sample.batch.min(count);
     let guided = settings.guidance != Guidance::Off;
@@ -42,39 +44,88 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     }
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("{}: the folder cannot be made", args.out.display()))?;
+    nothing_older(&args.out, count)?;
+    let interrupt = Interrupt::listen()?;
     let mut progress = Progress::new("sampling", count as u64, 0, global.quiet);
     let start = Instant::now();
-    let mut all = Vec::new();
     let (height, width) = painter.size(schedule.len() - 1);
-    for (n, part) in labels.chunks(batch).enumerate() {
-        let first = (n * batch) as u64;
-        let painted = painter.paint(&params, part, first, &settings, n == 0)?;
-        if n == 0 {
-            let strips: Vec<Images<'_>> = painted
-                .scales
-                .iter()
-                .enumerate()
-                .map(|(scale, images)| {
-                    let (height, width) = painter.size(scale);
-                    let shown = STRIP.min(part.len()) * 3 * height * width;
-                    Images { images_b3hw: images.get(..shown).unwrap_or(images), height, width }
-                })
-                .collect();
-            grid::save_strips(&args.out.join("scales.png"), &strips)?;
+    let per_row =
+        if args.classes.is_empty() { columns(generator.section.classes) } else { count.min(10) };
+    let in_grid = count.min(per_row * GRID_ROWS) * 3 * height * width;
+    let mut shown = Vec::new();
+    let mut done = 0;
+    while done < count && !interrupt.is_asked() {
+        let labels: Vec<u32> =
+            (done..count.min(done + batch)).map(|k| classes[k % classes.len()]).collect();
+        let painted = painter.paint(&params, &labels, done as u64, &settings, done == 0)?;
+        if done == 0 {
+            save_scales(&args.out, &painter, &painted, labels.len())?;
         }
         let images = Images { images_b3hw: &painted.images, height, width };
-        grid::save_each(&args.out, images, first)?;
-        all.extend(painted.images);
-        progress.update(first + part.len() as u64, "");
+        grid::save_each(&args.out, images, done as u64)?;
+        let room = (in_grid - shown.len()).min(painted.images.len());
+        shown.extend_from_slice(&painted.images[..room]);
+        done += labels.len();
+        progress.update(done as u64, "");
     }
-    let rate = count as f64 / start.elapsed().as_secs_f64();
-    let per_row = if args.classes.is_empty() { columns(classes) } else { count.min(10) };
-    let images = Images { images_b3hw: &all, height, width };
+    let rate = done as f64 / start.elapsed().as_secs_f64();
+    let images = Images { images_b3hw: &shown, height, width };
     grid::save_grid(&args.out.join("grid.png"), images, per_row)?;
+    if done < count {
+        return Err(SamplingInterrupted { done, path: args.out.clone() }.into());
+    }
     progress.finish(&format!("{count} images, {rate:.0} images/s"));
     if !global.quiet {
         println!("{}", args.out.join("grid.png").display());
     }
+    Ok(())
+}
+
+/// Sampling that the user stopped; the exit code is 130.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; the first {done} images are in {}", path.display())]
+pub(super) struct SamplingInterrupted {
+    done: usize,
+    path: PathBuf,
+}
+
+/// Fails where images of an earlier call would stay beside those of this one.
+fn nothing_older(folder: &Path, count: usize) -> anyhow::Result<()> {
+    let number = |path: PathBuf| {
+        let png = path.extension().is_some_and(|e| e == "png");
+        path.file_stem().filter(|_| png)?.to_str()?.parse::<usize>().ok()
+    };
+    let files = std::fs::read_dir(folder)
+        .with_context(|| format!("{}: the folder cannot be read", folder.display()))?;
+    let older = files.flatten().filter_map(|file| number(file.path())).filter(|&k| k >= count);
+    let older = older.count();
+    anyhow::ensure!(
+        older == 0,
+        "{older} images of an earlier call would stay in {} beside these {count}; remove them, or \
+         choose another --out",
+        folder.display()
+    );
+    Ok(())
+}
+
+/// Every scale of the first images of a batch.
+fn save_scales<B: Compute>(
+    folder: &Path,
+    painter: &Painter<'_, B>,
+    painted: &Painted,
+    batch: usize,
+) -> anyhow::Result<()> {
+    let strips: Vec<Images<'_>> = painted
+        .scales
+        .iter()
+        .enumerate()
+        .map(|(scale, images)| {
+            let (height, width) = painter.size(scale);
+            let shown = STRIP.min(batch) * 3 * height * width;
+            Images { images_b3hw: images.get(..shown).unwrap_or(images), height, width }
+        })
+        .collect();
+    grid::save_strips(&folder.join("scales.png"), &strips)?;
     Ok(())
 }
 
@@ -93,12 +144,10 @@ fn configuration(args: &SampleArgs, mut config: Config) -> anyhow::Result<Config
     Ok(config)
 }
 
-/// The classes asked for, or all, in turn.
-fn labels(asked: &[u32], classes: usize, count: usize) -> anyhow::Result<Vec<u32>> {
+/// The classes asked for, or all; images have them in turn.
+fn asked_classes(asked: &[u32], classes: usize) -> anyhow::Result<Vec<u32>> {
     if let Some(bad) = asked.iter().find(|&&c| c as usize >= classes) {
         anyhow::bail!("class {bad} does not exist: the generator has {classes}, counted from 0");
     }
-    let all: Vec<u32> =
-        if asked.is_empty() { (0..classes as u32).collect() } else { asked.to_vec() };
-    Ok(all.iter().copied().cycle().take(count).collect())
+    Ok(if asked.is_empty() { (0..classes as u32).collect() } else { asked.to_vec() })
 }

@@ -1,6 +1,7 @@
 //! `sar tokenizer train|eval|encode`.
 
-use super::models::LoadedTokenizer;
+use super::models::{LoadedTokenizer, run_data};
+use super::output;
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
 use crate::cli::{
@@ -22,6 +23,18 @@ use std::path::Path;
 const EVALUATED: usize = 512;
 /// Images beside their reconstructions in a grid.
 const SHOWN: usize = 20;
+
+/// Sections and keys that training a tokenizer uses.
+const USED: [&str; 8] = [
+    "data",
+    "tokenizer",
+    "tokenizer_train",
+    "generator.schedule",
+    "train.keep",
+    "train.log_every",
+    "train.save_every",
+    "train.non_finite_limit",
+];
 
 /// Dispatches the subcommands.
 ///
@@ -46,10 +59,11 @@ fn train<B: Compute>(
 ) -> anyhow::Result<()> {
     let (folder, config, data, start) = if args.run.resume {
         let (folder, config) = RunFolder::open_for_resume(&args.run.out)?;
-        let data = data::open(&config.data)?;
+        let data = run_data(&config, Some(folder.path()))?;
         (folder, config, data, None)
     } else {
         let mut config = args.run.config(Config::default())?;
+        args.run.sets_only(&USED, "a tokenizer's training is set in tokenizer_train")?;
         let start = match &args.run.init_from {
             Some(path) => {
                 let from = LoadedTokenizer::open(backend, path)?;
@@ -68,6 +82,7 @@ fn train<B: Compute>(
     }
     let interrupt = Interrupt::listen()?;
     train_in(backend, &folder, &config, &data, start.as_deref(), &interrupt, global.quiet)?;
+    output::result(format_args!("{}\n", folder.path().display()));
     Ok(())
 }
 
@@ -294,7 +309,7 @@ fn eval<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()>
     let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     let mut config = run_config(&args.tokenizer)?;
     config.tokenizer = loaded.tokenizer.config().clone();
-    let data = open_data(args.data.as_deref(), &config)?;
+    let data = open_data(args.data.as_deref(), &config, &args.tokenizer)?;
     anyhow::ensure!(
         !data.validation.is_empty(),
         "no image is held out for validation; raise data.val_fraction"
@@ -331,9 +346,10 @@ fn encode<B: Compute>(
     args: &TokenizerEncodeArgs,
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
+    output::ready(&args.out)?;
     let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     let config = run_config(&args.tokenizer)?;
-    let data = open_data(args.data.as_deref(), &config)?;
+    let data = open_data(args.data.as_deref(), &config, &args.tokenizer)?;
     let schedule = args.schedule.unwrap_or(config.generator.schedule);
     let tokenizer = &loaded.tokenizer;
     check_side(tokenizer, &data)?;
@@ -410,10 +426,9 @@ fn run_config(path: &Path) -> anyhow::Result<Config> {
 }
 
 /// The data named, at the image side of the configuration, or the configuration's own.
-fn open_data(named: Option<&str>, config: &Config) -> anyhow::Result<Data> {
-    let data = match named {
-        Some(source) => config.data.with_source(source),
-        None => config.data.clone(),
-    };
-    Ok(data::open(&data)?)
+fn open_data(named: Option<&str>, config: &Config, run: &Path) -> anyhow::Result<Data> {
+    match named {
+        Some(source) => Ok(data::open(&config.data.with_source(source))?),
+        None => run_data(config, Some(run)),
+    }
 }

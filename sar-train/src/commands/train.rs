@@ -1,6 +1,7 @@
 //! `sar train` and `sar refine`: a generator on the images of a configuration.
 
-use super::models::{LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER};
+use super::models::{LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER, affordable, run_data};
+use super::output;
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
 use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
@@ -14,6 +15,11 @@ use anyhow::Context as _;
 use clap::ValueEnum as _;
 use sar_math::backend::Filter;
 use sar_math::rollout::Plan;
+
+/// Sections that training a generator uses.
+const USED: [&str; 6] = ["data", "generator", "train", "sar", "sample", "eval"];
+/// Why the others change nothing.
+const TRAINED_ALREADY: &str = "the tokenizer is used as it was trained";
 
 /// Held-out images that the loss is measured on, at most.
 const HELD_OUT: usize = 1024;
@@ -36,6 +42,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     if args.run.resume {
         return resume(backend, &args.run, global);
     }
+    args.run.sets_only(&USED, TRAINED_ALREADY)?;
     let mut config = args.run.config(Config::default())?;
     config.train.mode = args.mode.unwrap_or(config.train.mode);
     let path = args.tokenizer.as_deref().context("no tokenizer given; name it with --tokenizer")?;
@@ -70,12 +77,20 @@ pub fn refine<B: Compute>(
         .context("no generator given; name the trained one with --init-from")?;
     let from = LoadedGenerator::open(path, false)?;
     let tokenizer = from.tokenizer(backend, args.tokenizer.as_deref())?;
+    args.run.sets_only(&USED, TRAINED_ALREADY)?;
     let mut run = args.run.clone();
     if let Some(preset) = args.sar.preset.and_then(|p| p.to_possible_value()) {
         // First, so that it replaces the file's switches and not those of --set.
         run.set.insert(0, format!("sar.preset={}", preset.get_name()));
     }
     let mut config = run.config(from.run_config()?.unwrap_or_default())?;
+    anyhow::ensure!(
+        config.train.mode == Mode::Ssr || !args.run.names("train", "mode"),
+        "train.mode is {}, but `sar refine` trains by ssr; leave the key out, or use `sar train \
+         --init-from … --mode {}`",
+        config.train.mode,
+        config.train.mode
+    );
     adopt(&mut config, &from, &run)?;
     config.train.mode = Mode::Ssr;
     switch(&mut config.sar, &args.sar);
@@ -106,7 +121,7 @@ fn adopt(config: &mut Config, from: &LoadedGenerator, args: &RunArgs) -> anyhow:
 fn fixed(args: &RunArgs, key: &str, asked: usize, found: usize, who: &str) -> anyhow::Result<()> {
     anyhow::ensure!(
         asked == found || !args.names("generator", key),
-        "generator.{key} is {asked}, but {who} {found}; leave the key out, or train another"
+        "generator.{key} is {asked}, but {who} {found}; leave the key out"
     );
     Ok(())
 }
@@ -142,23 +157,31 @@ fn begin<B: Compute>(
     }
     config.validate()?;
     // Before the folder: a run that cannot start leaves none behind.
+    affordable(&config.generator)?;
     check(&config, &data, tokenizer)?;
     let folder = RunFolder::create(&args.out, &config)?;
     let interrupt = Interrupt::listen()?;
     let work = Work { backend, config: &config, data: &data, tokenizer, folder: &folder };
     work.train(start, what, &interrupt, global.quiet)?;
+    output::result(format_args!("{}\n", folder.path().display()));
     Ok(())
 }
 
 fn resume<B: Compute>(backend: &B, args: &RunArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let (folder, config) = RunFolder::open_for_resume(&args.out)?;
-    let config = config.set(&args.set)?;
-    let data = data::open(&config.data)?;
-    let tokenizer = LoadedTokenizer::open(backend, &folder.path().join(RUN_TOKENIZER))?;
+    let kept = folder.path().join(RUN_TOKENIZER);
+    anyhow::ensure!(
+        kept.is_file(),
+        "{} is no run of a generator; a tokenizer's goes on with `sar tokenizer train --resume`",
+        folder.path().display()
+    );
+    let data = run_data(&config, Some(folder.path()))?;
+    let tokenizer = LoadedTokenizer::open(backend, &kept)?;
     let interrupt = Interrupt::listen()?;
     let work =
         Work { backend, config: &config, data: &data, tokenizer: &tokenizer, folder: &folder };
     work.train(Start::Resume, "resuming", &interrupt, global.quiet)?;
+    output::result(format_args!("{}\n", folder.path().display()));
     Ok(())
 }
 
@@ -184,6 +207,7 @@ impl<B: Compute> Work<'_, B> {
         check(config, self.data, tokenizer)?;
         if !quiet {
             eprintln!("{}", self.data.summary);
+            eprintln!("{}", self.effort());
             if let Some(note) = self.small() {
                 eprintln!("note: {note}");
             }
@@ -268,6 +292,19 @@ impl<B: Compute> Work<'_, B> {
                 trainer
             }
         })
+    }
+
+    /// How much work the run is.
+    fn effort(&self) -> String {
+        let (t, images) = (&self.config.train, self.data.train.len());
+        let each = t.batch * t.accumulate;
+        let times = t.steps as f64 * each as f64 / images.max(1) as f64;
+        format!(
+            "{} steps of {each} images, {times:.0} times through them, at a learning rate of {} \
+             (train.steps, train.batch, train.lr)",
+            t.steps,
+            t.peak_lr()
+        )
     }
 
     /// What to know where the last grid is smaller than the images' latents.

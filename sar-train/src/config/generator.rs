@@ -66,17 +66,19 @@ impl GeneratorSection {
     /// # Errors
     /// [`ConfigError::Value`] naming the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        for (key, value) in [
-            ("generator.depth", self.depth),
-            ("generator.width", self.width),
-            ("generator.heads", self.heads),
-            ("generator.channels", self.channels),
-            ("generator.classes", self.classes),
-            ("generator.pos_side", self.pos_side),
+        // Far above what is trained, and low enough that no product of them overflows.
+        for (key, value, most) in [
+            ("generator.depth", self.depth, 256),
+            ("generator.width", self.width, 1 << 15),
+            ("generator.heads", self.heads, 1 << 15),
+            ("generator.channels", self.channels, 1 << 12),
+            ("generator.classes", self.classes, 1 << 20),
+            ("generator.pos_side", self.pos_side, 1 << 10),
         ] {
-            require(value >= 1, key, value, "at least 1")?;
+            require((1..=most).contains(&value), key, value, &format!("1 to {most}"))?;
         }
-        require(self.vocab >= 2, "generator.vocab", self.vocab, "at least 2 codes")?;
+        let codes = 2..=1 << 24;
+        require(codes.contains(&self.vocab), "generator.vocab", self.vocab, "2 to 2^24 codes")?;
         require(
             self.width.is_multiple_of(self.heads),
             "generator.width",

@@ -96,6 +96,8 @@ impl SampleConfig {
         let top_p = (0.0..=1.0).contains(&self.top_p);
         require(top_p, "sample.top_p", self.top_p, "between 0 and 1")?;
         require(self.count >= 1, "sample.count", self.count, "at least 1")?;
-        require(self.batch >= 1, "sample.batch", self.batch, "at least 1")
+        let most = 1 << 16;
+        let batch = (1..=most).contains(&self.batch);
+        require(batch, "sample.batch", self.batch, &format!("1 to {most}"))
     }
 }

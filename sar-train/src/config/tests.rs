@@ -64,7 +64,8 @@ fn settings_override_in_order() {
     for (setting, expected) in [
         ("train.stepz=3", "did you mean `steps`"),
         ("nothing", "expected section.key=value"),
-        ("train.batch=0", "train.batch is 0, expected at least 1"),
+        ("train.batch=0", "train.batch is 0, expected 1 to 4294967296"),
+        ("generator.depth=1000000", "expected 1 to 256"),
         ("train.batch=many", "expected"),
         ("trian.batch=1", "did you mean `train`"),
     ] {

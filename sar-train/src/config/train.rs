@@ -217,8 +217,10 @@ impl TrainConfig {
     /// [`ConfigError::Value`] naming the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         require(self.steps >= 1, "train.steps", self.steps, "at least 1")?;
-        require(self.batch >= 1, "train.batch", self.batch, "at least 1")?;
-        require(self.accumulate >= 1, "train.accumulate", self.accumulate, "at least 1")?;
+        let most = 1 << 32;
+        for (key, value) in [("train.batch", self.batch), ("train.accumulate", self.accumulate)] {
+            require((1..=most).contains(&value), key, value, &format!("1 to {most}"))?;
+        }
         require(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")?;
         require(self.head_tokens >= 1, "train.head_tokens", self.head_tokens, "at least 1")?;
         require(self.keep >= 1, "train.keep", self.keep, "at least 1")?;

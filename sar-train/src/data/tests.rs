@@ -515,7 +515,7 @@ fn a_check_prints_a_table_and_a_preview() {
     let text = report.to_string();
     assert!(text.contains("cat                   3"), "{text}");
     assert!(text.contains("sizes from 9×7 to 9×7"), "{text}");
-    assert_eq!(image::image_dimensions(&preview).unwrap(), (8 * 66 - 2, 2 * 66 - 2));
+    assert_eq!(image::image_dimensions(&preview).unwrap(), (8 * 10 - 2, 2 * 10 - 2));
 
     let report = crate::commands::data::check(&DataConfig::glyphs10(), Some(&preview)).unwrap();
     assert_eq!((report.total, report.validation, report.exit_code()), (4630, 930, 0));

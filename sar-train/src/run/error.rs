@@ -57,7 +57,7 @@ pub enum RunError {
     },
     /// Writing failed.
     #[error(
-        "cannot write {}; make room or check permissions, then continue with --resume",
+        "cannot write {}; make room or check permissions; a run that has begun goes on with --resume",
         path.display()
     )]
     Write {

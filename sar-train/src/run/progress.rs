@@ -1,6 +1,7 @@
 //! Progress for people: a bar on a terminal, a line now and then elsewhere.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use std::fmt;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
@@ -107,10 +108,16 @@ fn bar(what: &str, total: u64, done: u64) -> ProgressBar {
     // At most 4 redraws a second; no colours, so NO_COLOR has nothing to turn off.
     let target = ProgressDrawTarget::stderr_with_hz(4);
     let bar = ProgressBar::with_draw_target(Some(total), target);
-    if let Ok(style) =
-        ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {elapsed}, {eta} left  {msg}")
-    {
-        bar.set_style(style.progress_chars("=> "));
+    let template = "{prefix} {wide_bar} {pos}/{len} {elapsed}, {left} left  {msg}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        // Nothing is known of the time before the first step is done.
+        let left = move |state: &ProgressState, to: &mut dyn fmt::Write| {
+            let _ = match state.pos() > done {
+                true => to.write_str(&clock(state.eta())),
+                false => to.write_str("?"),
+            };
+        };
+        bar.set_style(style.with_key("left", left).progress_chars("=> "));
     }
     bar.set_prefix(what.to_owned());
     bar.set_position(done);
