@@ -40,7 +40,10 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         BackendName::Cpu => 0,
         BackendName::Cuda => (Driver::PRODUCT_SPACE + SCRATCH) as u64,
     };
-    let plan = plan(&config, mode, storage, own);
+    let mut plan = plan(&config, mode, storage, own);
+    if global.backend == BackendName::Cpu {
+        plan.memory = plan.memory.saved_from_here();
+    }
     if args.json {
         println!("{}", serde_json::to_string(&plan)?);
     } else {
@@ -166,7 +169,9 @@ fn table(config: &Config, plan: &Plan) -> String {
         ("  tokenizer", m.tokenizer.map_or_else(|| other_codes(config), memory::text)),
     ];
     let own = ("  backend", memory::text(m.backend));
+    let saving = ("  saving", format!("{}, while a checkpoint is written", memory::text(m.saving)));
     let rows = rows.iter().chain((m.backend > 0).then_some(&own));
+    let rows = rows.chain((m.saving > 0).then_some(&saving));
     rows.map(|(what, value)| format!("{what:<14} {value}\n")).collect()
 }
 

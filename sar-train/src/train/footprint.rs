@@ -34,6 +34,9 @@ pub struct MemoryPlan {
     /// The tokenizer's weights, and what encodes images and decodes pictures; `None` where the
     /// configuration's tokenizer has other codes than the generator.
     pub tokenizer: Option<u64>,
+    /// The copies that a checkpoint is written from, where they are in the same memory: see
+    /// [`MemoryPlan::saved_from_here`].
+    pub saving: u64,
 }
 
 impl MemoryPlan {
@@ -58,7 +61,16 @@ impl MemoryPlan {
             backend: own,
             pictures: pictures(config, storage),
             tokenizer: tokenizer(config, storage),
+            saving: 0,
         }
+    }
+
+    /// With the copies that a checkpoint is written from: for the processor, whose memory is the host's.
+    pub fn saved_from_here(mut self) -> Self {
+        // Weights, their average and the moments are WIDE; a gradient is as large as the weights.
+        let average = self.weights.saturating_sub(self.gradients);
+        self.saving = self.gradients + self.moments + average;
+        self
     }
 
     /// What the steps take.
@@ -69,7 +81,7 @@ impl MemoryPlan {
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.steps() + self.pictures + self.tokenizer.unwrap_or(0)
+        self.steps() + self.pictures + self.tokenizer.unwrap_or(0) + self.saving
     }
 }
 
