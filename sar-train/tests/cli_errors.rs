@@ -84,7 +84,8 @@ fn plan_and_doctor_answer() {
     assert_eq!(plan["tokens"], 680);
     says(&succeeds(&["plan"], folder.path()), &["parameters", "tokens", "FLOP", "activations"]);
     let found = succeeds(&["doctor"], folder.path());
-    says(&found, &["cores", "cuda driver", "nvrtc", "cublasLt", "nccl", "writable"]);
+    let parts = ["cores", "cuda driver", "nvrtc", "cublasLt", "nccl", "writable", "cpu: ready"];
+    says(&found, &parts);
 }
 
 #[test]

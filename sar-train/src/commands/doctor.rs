@@ -20,9 +20,19 @@ pub fn run(_args: &DoctorArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
     line("threads", rayon::current_num_threads().to_string());
     line("features", cpu_features());
     line("memory", memory_text());
-    for (what, found) in cuda_lines(&probe()) {
+    let found = probe();
+    for (what, found) in cuda_lines(&found) {
         line(what, found);
     }
+    line("--backend", "cpu: ready".to_owned());
+    let cuda = match (&found.driver, &found.nvrtc) {
+        (Ok(_), Ok(_)) => usable(0).map(|_| "ready".to_owned()),
+        // Compiled kernels may lie in the cache.
+        (Ok(_), Err(_)) => usable(0).map(|_| "ready where kernels are built ahead".to_owned()),
+        (Err(_), _) => Ok("not usable, for want of the driver above".to_owned()),
+    };
+    let cuda = cuda.unwrap_or_else(|error| format!("not usable: {error}"));
+    line("", format!("cuda: {cuda}"));
     let here = std::env::current_dir().context("the current folder cannot be read")?;
     line("disk here", disk_text(&here));
     let temporary = std::env::temp_dir();
@@ -63,7 +73,8 @@ fn cuda_lines(found: &Probe) -> Vec<(&'static str, String)> {
     lines.push(("nvrtc", or_missing(found.nvrtc.as_ref().map(|&v| version(v)))));
     let path = |path: &std::path::PathBuf| path.display().to_string();
     lines.push(("cublasLt", or_missing(found.cublaslt.as_ref().map(path))));
-    lines.push(("nccl", or_missing(found.nccl.as_ref().map(path))));
+    let nccl = or_missing(found.nccl.as_ref().map(path));
+    lines.push(("nccl", format!("{nccl} (one GPU needs none)")));
     lines
 }
 

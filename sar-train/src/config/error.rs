@@ -110,7 +110,10 @@ fn hint(unknown: &str, known: &[&str]) -> String {
     let mut near: Vec<(usize, &str)> = known
         .iter()
         .map(|&k| (distance(unknown, k), k))
-        .filter(|&(d, k)| d <= 1 + unknown.len().min(k.len()) / 3 || k.contains(unknown))
+        .filter(|&(d, k)| {
+            let close = d <= 1 + unknown.len().min(k.len()) / 3;
+            close || k.contains(unknown) || (k.len() > 3 && unknown.contains(k))
+        })
         .collect();
     near.sort_unstable();
     let list = |keys: &mut dyn Iterator<Item = &str>| {

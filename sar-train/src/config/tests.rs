@@ -63,6 +63,7 @@ fn settings_override_in_order() {
     assert_eq!(set(&["generator.schedule=1_2_5"]).unwrap().generator.schedule.tokens(), 30);
     for (setting, expected) in [
         ("train.stepz=3", "did you mean `steps`"),
+        ("train.batchsize=3", "did you mean `batch`"),
         ("nothing", "expected section.key=value"),
         ("train.batch=0", "train.batch is 0, expected 1 to 4294967296"),
         ("generator.depth=1000000", "expected 1 to 256"),

@@ -42,7 +42,7 @@ pub enum DataError {
     /// Images lie loose, without class folders.
     #[error(
         "{}: images, but no class folders; move them into one folder per class, \
-         or set data.unlabelled=true to train without classes", path.display()
+         or train without classes by --set data.unlabelled=true", path.display()
     )]
     NoClasses {
         /// The folder.
