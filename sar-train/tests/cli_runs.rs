@@ -275,6 +275,10 @@ fn a_run_goes_on_from_any_folder_and_says_where_its_images_were() {
     let out = folder.join("new");
     let resume = ["train", "--resume", "--out", out.to_str().unwrap()];
     succeeds(&resume, Path::new("/"));
+    assert!(!succeeds(&resume, Path::new("/")).contains("warning"), "the same images");
+    two_classes(folder, 7);
+    let said = succeeds(&resume, Path::new("/"));
+    says(&said, &["warning: the run began with 10 training", "now there are 12 training"]);
     fs::rename(folder.join("images"), folder.join("moved")).unwrap();
     let said = fails(1, &resume, folder);
     says(&said, &["have moved", "data.path of its config.toml", "no such file or folder"]);

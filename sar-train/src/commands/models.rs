@@ -1,12 +1,13 @@
 //! Models from files, as the commands need them: weights on the host and on the backend.
 
+use super::output;
 use crate::backend::Compute;
 use crate::checkpoint::{self, CheckpointError, Kind};
 use crate::config::{Config, GeneratorSection};
 use crate::data::{self, Data, DataError};
 use crate::model::generator::{Generator, GeneratorShape, parameters};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
-use crate::run::memory;
+use crate::run::{RunFolder, memory};
 use crate::sample::Decoder;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,24 @@ pub(crate) fn run_data(config: &Config, run: Option<&Path>) -> anyhow::Result<Da
         )),
         _ => error.into(),
     })
+}
+
+/// Warns where a run goes on with more or fewer images than it began with; whether an image's content has
+/// changed is not looked at.
+pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<()> {
+    let now = format!(
+        "{} training and {} held-out images of {} classes",
+        data.train.len(),
+        data.validation.len(),
+        data.classes.len()
+    );
+    if let Some(before) = folder.other_images(&now)? {
+        output::note(format_args!(
+            "warning: the run began with {before}, and now there are {now}: it goes on, but not as it \
+             would have with the same"
+        ));
+    }
+    Ok(())
 }
 
 /// Fails where this machine could not even hold a generator's weights.

@@ -1,6 +1,6 @@
 //! `sar tokenizer train|eval|encode`.
 
-use super::models::{LoadedTokenizer, run_data};
+use super::models::{LoadedTokenizer, compare_images, run_data};
 use super::output;
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
@@ -140,6 +140,7 @@ pub(crate) fn train_in<B: Compute>(
     interrupt: &Interrupt,
     quiet: bool,
 ) -> anyhow::Result<Trained<B>> {
+    compare_images(folder, data)?;
     let settings = &config.tokenizer_train;
     let tokenizer = Tokenizer::new(&config.tokenizer)?;
     let side = data.train.side();

@@ -1,6 +1,8 @@
 //! `sar train` and `sar refine`: a generator on the images of a configuration.
 
-use super::models::{LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER, affordable, run_data};
+use super::models::{
+    LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER, affordable, compare_images, run_data,
+};
 use super::output;
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
@@ -205,6 +207,7 @@ impl<B: Compute> Work<'_, B> {
     ) -> anyhow::Result<(Outcome, Vec<f32>)> {
         let (backend, config, tokenizer) = (self.backend, self.config, self.tokenizer);
         check(config, self.data, tokenizer)?;
+        compare_images(self.folder, self.data)?;
         if !quiet {
             eprintln!("{}", self.data.summary);
             eprintln!("{}", self.effort());
@@ -300,7 +303,7 @@ impl<B: Compute> Work<'_, B> {
         let each = t.batch * t.accumulate;
         let times = t.steps as f64 * each as f64 / images.max(1) as f64;
         format!(
-            "{} steps of {each} images, {times:.0} times through them, at a learning rate of {} \
+            "{} steps of {each} images, {times:.1} times through them, at a learning rate of {:e} \
              (train.steps, train.batch, train.lr)",
             t.steps,
             t.peak_lr()

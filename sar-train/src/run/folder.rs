@@ -8,6 +8,7 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.toml";
+const IMAGES: &str = "images.txt";
 const LOCK: &str = "run.lock";
 
 /// A run folder that this process alone may write to, until this is dropped.
@@ -139,6 +140,20 @@ impl RunFolder {
         }
         write_whole(&Disk, &path, |to| to.write_all(content)).map_err(RunError::write(&path))?;
         Ok(path)
+    }
+
+    /// Keeps what the run's images were when it began; says what they were where that has changed.
+    ///
+    /// # Errors
+    /// [`RunError::Read`], [`RunError::Write`].
+    pub fn other_images(&self, now: &str) -> Result<Option<String>, RunError> {
+        let path = self.path.join(IMAGES);
+        if !path.is_file() {
+            self.write(IMAGES, now.as_bytes())?;
+            return Ok(None);
+        }
+        let before = fs::read_to_string(&path).map_err(RunError::read(&path))?;
+        Ok((before != now).then_some(before))
     }
 
     /// Writes a picture as PNG, as [`RunFolder::write`].
