@@ -115,7 +115,7 @@ fn a_backend_that_is_not_to_be_had_is_an_error() {
 fn a_want_of_memory_says_what_to_lower() {
     let folder = tempfile::tempdir().unwrap();
     // More than any address space.
-    let said = fails(1, &["bench", "step", "--batch", "4000000000"], folder.path());
+    let said = fails(1, &["bench", "step", "--batch", "16000000"], folder.path());
     says(&said, &["train.batch", "train.accumulate", "because: training: out of memory", "bytes"]);
 }
 

@@ -259,6 +259,10 @@ fn settings_that_would_change_nothing_are_refused() {
     let said =
         fails(1, &[&TRAIN[..], &["--out", "new", "--set", "tokenizer.ch=9"]].concat(), folder);
     says(&said, &["--set tokenizer.ch=9", "as it was trained"]);
+    let mistyped =
+        |setting| fails(1, &[&TRAIN[..], &["--out", "new", "--set", setting]].concat(), folder);
+    says(&mistyped("trian.batch=1"), &["did you mean `train`"]);
+    says(&mistyped("steps=5"), &["expected section.key=value"]);
     let refine = ["refine", "--init-from", "base", "--out", "new", "--set", "train.mode=teacher"];
     says(&fails(1, &refine, folder), &["train.mode is teacher", "sar train --init-from"]);
     assert!(!folder.join("new").exists());

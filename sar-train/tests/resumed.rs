@@ -108,6 +108,21 @@ fn interrupted_and_killed_runs_end_in_the_same_bits() {
     assert!(text.contains("its state is saved, continue with --resume"), "{text}");
     succeeds(&["train", "--resume", "--out", "interrupted"], folder);
     assert!(result("interrupted", folder) == whole, "interrupted and resumed, it differs");
+
+    // Sampling has no state: what is painted stays, and the rest is not.
+    let sample = ["sample", "whole", "--out", "samples", "--batch", "2", "--count", "100000"];
+    let child = sar(&sample, folder).spawn().unwrap();
+    let start = Instant::now();
+    while !folder.join("samples/000004.png").exists() {
+        assert!(start.elapsed() < Duration::from_secs(120), "nothing was painted");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let output = interrupt(child);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(text.contains("images are in samples"), "{text}");
+    assert!(folder.join("samples/grid.png").exists());
+    assert!(!folder.join("samples/099999.png").exists());
 }
 
 /// `nohup` promises that a run outlives the terminal it was started from.

@@ -122,7 +122,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Runs `work`, or replays what it gave to the device when `key` was seen before.
     ///
     /// The caller sees to it that `work` gives the same launches whenever the key is the same, and
-    /// that it neither allocates nor moves anything between host and device.
+    /// that it neither allocates, nor gives memory back, nor moves anything between host and device.
     ///
     /// # Errors
     /// The work's; a fault of the device.

@@ -142,16 +142,16 @@ fn a_kernel_that_reads_as_constant_what_it_writes_is_found() {
     let Some(nvrtc) = nvrtc() else { return };
     let faults = |read: &str| {
         let text = format!(
-            "extern \"C\" __global__ void planted(float* sum, const float* __restrict__ x, int n) {{
-                const float* from = n > 7 ? sum : x;
-                sum[threadIdx.x] = 2 * x[threadIdx.x];
+            "extern \"C\" __global__ void planted(float* sum, const float* x, int n) {{
+                sum[threadIdx.x] = 2 * __ldg(x + threadIdx.x);
                 sum[n] = {read};
             }}"
         );
         let source = sar_backend_cuda::kernels::Source { stem: "planted", text: text.leak() };
         read_only::faults(&nvrtc.compile(source, "f32", "sm_80").unwrap().ptx)
     };
-    assert_eq!(faults("x[n]"), [""; 0]);
-    let found = faults("from[threadIdx.x]");
-    assert_eq!(found, ["planted: parameters [0] are read as constant and written"]);
+    assert_eq!(faults("sum[2 * n]"), [""; 0]);
+    let planted = "planted: parameters [0] are read as constant and written";
+    assert_eq!(faults("__ldg(sum + 2 * n)"), [planted]);
+    assert_eq!(faults("__ldg((n > 7 ? sum : x) + n)"), [planted]);
 }

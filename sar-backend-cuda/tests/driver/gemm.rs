@@ -317,6 +317,35 @@ scenario! {
 }
 
 scenario! {
+    fn a_size_that_its_layers_algorithm_does_not_take_is_counted(fake)
+    on [("SAR_FAKE_REFUSED_ROWS", "5")]; {
+        on_driver(fake, |driver| {
+            let (n, k) = (8, 3);
+            let b = Held::new(driver, DataType::F32, numbers(2, k * n), 0);
+            for (m, apart) in [(4, 0), (5, 1), (6, 1), (5, 1)] {
+                let a = Held::new(driver, DataType::F32, numbers(1, m * k), 0);
+                let out = Held::new(driver, DataType::F32, vec![0.0; m * n], 0);
+                let gemm = Gemm {
+                    m,
+                    n,
+                    k,
+                    a: matrix(&a, m, k, 0, false),
+                    b: matrix(&b, k, n, 0, false),
+                    out: matrix(&out, m, n, 0, false),
+                    accumulate: false,
+                    bias: None,
+                    batch: 1,
+                };
+                // SAFETY: all matrices are held, and out is none of the others.
+                unsafe { driver.gemm(&gemm).unwrap() };
+                assert!(out.read().iter().any(|&v| v != 0.0), "it runs by an algorithm of its own");
+                assert_eq!(driver.products_apart(), apart, "{m} rows");
+            }
+        });
+    }
+}
+
+scenario! {
     fn a_recorded_product_is_replayed(fake) on []; {
         on_driver(fake, |driver| {
             let (m, n, k) = (4, 8, 3);

@@ -65,8 +65,7 @@ impl RunArgs {
     /// keys of them, and `instead` says where to look.
     pub(crate) fn sets_only(&self, used: &[&str], instead: &str) -> anyhow::Result<()> {
         for setting in &self.set {
-            let name = setting.split('=').next().unwrap_or_default();
-            let name: Vec<&str> = name.split('.').map(str::trim).collect();
+            let name: Vec<&str> = parts(setting).collect();
             let known =
                 used.iter().any(|used| name.starts_with(&used.split('.').collect::<Vec<_>>()));
             anyhow::ensure!(known, "--set {setting}: it would change nothing here; {instead}");
@@ -78,13 +77,19 @@ impl RunArgs {
     pub(crate) fn names(&self, section: &str, key: &str) -> bool {
         let of = |table: &toml::Table| table.get(section).is_some_and(|s| s.get(key).is_some());
         let file = self.config.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
-        let setting = |set: &String| {
-            let name = set.split('=').next().unwrap_or_default();
-            name.split('.').map(str::trim).eq([section, key])
-        };
         file.and_then(|text| text.parse().ok()).is_some_and(|table| of(&table))
-            || self.set.iter().any(setting)
+            || self.sets(section, key)
     }
+
+    /// Whether `--set` names `section.key`.
+    pub(crate) fn sets(&self, section: &str, key: &str) -> bool {
+        self.set.iter().any(|setting| parts(setting).eq([section, key]))
+    }
+}
+
+/// `section` and `key` of `section.key=value`.
+fn parts(setting: &str) -> impl Iterator<Item = &str> {
+    setting.split('=').next().unwrap_or_default().split('.').map(str::trim)
 }
 
 /// `sar train`.

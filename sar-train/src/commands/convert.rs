@@ -32,6 +32,7 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         .ok()
         .is_some_and(|from| std::fs::canonicalize(&args.to).is_ok_and(|to| to == from));
     anyhow::ensure!(!same, "{} is both what is read and what is written", args.from.display());
+    anyhow::ensure!(args.from.is_file(), "{}: no such file", args.from.display());
     super::output::ready(&args.to)?;
     let unknown = || format!("{} is of no known model", args.from.display());
     let native = args.from.extension().is_some_and(|e| e == "safetensors");

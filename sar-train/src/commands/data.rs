@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+/// Side of a preview image in pixels, at most.
+const PREVIEW_SIDE: usize = 256;
 /// Images of a class shown in the preview.
 const PREVIEW_COLUMNS: usize = 8;
 /// Classes shown in the preview.
@@ -67,7 +69,7 @@ impl DataReport {
 /// Decodes every image of a source; bad ones are listed, whatever `skip_bad_images` says.
 ///
 /// `preview` is where to write a PNG with a row of images for each of the first 16 classes, as large as
-/// training sees them.
+/// training sees them, up to 256 pixels.
 ///
 /// # Errors
 /// A [`DataError`] if the source cannot be listed (missing, empty, one class, bad line) or the
@@ -171,7 +173,7 @@ fn preview_files(
     report: &DataReport,
     path: &Path,
 ) -> Result<(), DataError> {
-    let side = config.image_side;
+    let side = config.image_side.min(PREVIEW_SIDE);
     let augment = Augment::evaluation(side);
     let white = vec![1.0; 3 * side * side];
     let mut images = Vec::new();

@@ -42,7 +42,7 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     };
     let mut plan = plan(&config, mode, storage, own);
     if global.backend == BackendName::Cpu {
-        plan.memory = plan.memory.saved_from_here();
+        plan.memory = plan.memory.saved_from_here(&config);
     }
     if args.json {
         println!("{}", serde_json::to_string(&plan)?);
@@ -85,6 +85,8 @@ fn configuration(args: &PlanArgs) -> anyhow::Result<(Config, StepMode)> {
         config.sar.guidance = 0.0;
     }
     config.validate()?;
+    config.tokenizer.validate()?;
+    config.data.validate_side()?;
     Ok((config, mode))
 }
 
@@ -135,7 +137,7 @@ pub fn plan(config: &Config, mode: StepMode, storage: u64, own: u64) -> Plan {
         tokens,
         tokens_trained: tokens + student_tokens,
         flops_forward: teacher,
-        flops_step: per_image * images,
+        flops_step: per_image.saturating_mul(images),
         memory: MemoryPlan::of(&trained, storage, own),
     }
 }
@@ -239,6 +241,21 @@ mod tests {
                 "d{depth}"
             );
         }
+    }
+
+    #[test]
+    fn a_checkpoint_is_written_from_copies() {
+        let mut config = published(16);
+        let saving = |config: &Config| {
+            let plan = plan(config, StepMode::Tf, 4, 0);
+            let saved = plan.memory.clone().saved_from_here(config);
+            assert_eq!(saved.total(), plan.memory.total() + saved.saving);
+            saved.saving / plan.parameters
+        };
+        config.train.ema = 0.0;
+        assert_eq!(saving(&config), 12, "weights and two moments");
+        config.train.ema = 0.999;
+        assert_eq!(saving(&config), 16, "and the average");
     }
 
     #[test]

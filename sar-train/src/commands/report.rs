@@ -13,7 +13,9 @@ pub fn run(args: &ReportArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         (None, Some(first)) => first.join(REPORT_FILE),
         (None, None) => anyhow::bail!("no run folder given"),
     };
-    super::output::ready(&out)?;
+    if args.runs.iter().all(|run| run.is_dir()) {
+        super::output::ready(&out)?;
+    }
     let report = report::write(&args.runs, &out)?;
     for note in &report.notes {
         eprintln!("note: {note}");

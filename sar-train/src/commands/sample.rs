@@ -72,7 +72,8 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let images = Images { images_b3hw: &shown, height, width };
     grid::save_grid(&args.out.join("grid.png"), images, per_row)?;
     if done < count {
-        return Err(SamplingInterrupted { done, path: args.out.clone() }.into());
+        let older = numbered_from(&args.out, done)?;
+        return Err(SamplingInterrupted { done, older, path: args.out.clone() }.into());
     }
     progress.finish(&format!("{count} images, {rate:.0} images/s"));
     if !global.quiet {
@@ -83,22 +84,19 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
 
 /// Sampling that the user stopped; the exit code is 130.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted; the first {done} images are in {}", path.display())]
+#[error(
+    "interrupted; the first {done} images are in {}{}", path.display(),
+    if *older > 0 { format!(" ({older} others there are of an earlier call)") } else { String::new() }
+)]
 pub(super) struct SamplingInterrupted {
     done: usize,
+    older: usize,
     path: PathBuf,
 }
 
 /// Fails where images of an earlier call would stay beside those of this one.
 fn nothing_older(folder: &Path, count: usize) -> anyhow::Result<()> {
-    let number = |path: PathBuf| {
-        let png = path.extension().is_some_and(|e| e == "png");
-        path.file_stem().filter(|_| png)?.to_str()?.parse::<usize>().ok()
-    };
-    let files = std::fs::read_dir(folder)
-        .with_context(|| format!("{}: the folder cannot be read", folder.display()))?;
-    let older = files.flatten().filter_map(|file| number(file.path())).filter(|&k| k >= count);
-    let older = older.count();
+    let older = numbered_from(folder, count)?;
     anyhow::ensure!(
         older == 0,
         "{older} images of an earlier call would stay in {} beside these {count}; remove them, or \
@@ -106,6 +104,18 @@ fn nothing_older(folder: &Path, count: usize) -> anyhow::Result<()> {
         folder.display()
     );
     Ok(())
+}
+
+/// Images in a folder that are numbered `first` and up.
+fn numbered_from(folder: &Path, first: usize) -> anyhow::Result<usize> {
+    let number = |path: PathBuf| {
+        let png = path.extension().is_some_and(|e| e == "png");
+        path.file_stem().filter(|_| png)?.to_str()?.parse::<usize>().ok()
+    };
+    let files = std::fs::read_dir(folder)
+        .with_context(|| format!("{}: the folder cannot be read", folder.display()))?;
+    let numbers = files.flatten().filter_map(|file| number(file.path()));
+    Ok(numbers.filter(|&k| k >= first).count())
 }
 
 /// Every scale of the first images of a batch.

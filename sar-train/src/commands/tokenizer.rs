@@ -307,6 +307,7 @@ fn write_pictures<B: Compute>(
 }
 
 fn eval<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()> {
+    args.grid.as_deref().map_or(Ok(()), output::ready)?;
     let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     let mut config = run_config(&args.tokenizer)?;
     config.tokenizer = loaded.tokenizer.config().clone();
@@ -347,10 +348,10 @@ fn encode<B: Compute>(
     args: &TokenizerEncodeArgs,
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
-    output::ready(&args.out)?;
     let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     let config = run_config(&args.tokenizer)?;
     let data = open_data(args.data.as_deref(), &config, &args.tokenizer)?;
+    output::ready(&args.out)?;
     let schedule = args.schedule.unwrap_or(config.generator.schedule);
     let tokenizer = &loaded.tokenizer;
     check_side(tokenizer, &data)?;
@@ -430,6 +431,6 @@ fn run_config(path: &Path) -> anyhow::Result<Config> {
 fn open_data(named: Option<&str>, config: &Config, run: &Path) -> anyhow::Result<Data> {
     match named {
         Some(source) => Ok(data::open(&config.data.with_source(source))?),
-        None => run_data(config, Some(run)),
+        None => run_data(config, crate::checkpoint::locate(run, false)?.run.as_deref()),
     }
 }

@@ -23,6 +23,9 @@ const USED: [&str; 6] = ["data", "generator", "train", "sar", "sample", "eval"];
 /// Why the others change nothing.
 const TRAINED_ALREADY: &str = "the tokenizer is used as it was trained";
 
+/// What to do about a run without a checkpoint.
+const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is nothing to resume; start it anew in an empty folder";
+
 /// Held-out images that the loss is measured on, at most.
 const HELD_OUT: usize = 1024;
 
@@ -44,8 +47,8 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     if args.run.resume {
         return resume(backend, &args.run, global);
     }
-    args.run.sets_only(&USED, TRAINED_ALREADY)?;
     let mut config = args.run.config(Config::default())?;
+    args.run.sets_only(&USED, TRAINED_ALREADY)?;
     config.train.mode = args.mode.unwrap_or(config.train.mode);
     let path = args.tokenizer.as_deref().context("no tokenizer given; name it with --tokenizer")?;
     let tokenizer = LoadedTokenizer::open(backend, path)?;
@@ -79,15 +82,16 @@ pub fn refine<B: Compute>(
         .context("no generator given; name the trained one with --init-from")?;
     let from = LoadedGenerator::open(path, false)?;
     let tokenizer = from.tokenizer(backend, args.tokenizer.as_deref())?;
-    args.run.sets_only(&USED, TRAINED_ALREADY)?;
     let mut run = args.run.clone();
     if let Some(preset) = args.sar.preset.and_then(|p| p.to_possible_value()) {
         // First, so that it replaces the file's switches and not those of --set.
         run.set.insert(0, format!("sar.preset={}", preset.get_name()));
     }
     let mut config = run.config(from.run_config()?.unwrap_or_default())?;
+    args.run.sets_only(&USED, TRAINED_ALREADY)?;
+    // A file may be that of the run to be refined, which says how it was trained.
     anyhow::ensure!(
-        config.train.mode == Mode::Ssr || !args.run.names("train", "mode"),
+        config.train.mode == Mode::Ssr || !args.run.sets("train", "mode"),
         "train.mode is {}, but `sar refine` trains by ssr; leave the key out, or use `sar train \
          --init-from … --mode {}`",
         config.train.mode,
@@ -172,11 +176,17 @@ fn begin<B: Compute>(
 fn resume<B: Compute>(backend: &B, args: &RunArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let (folder, config) = RunFolder::open_for_resume(&args.out)?;
     let kept = folder.path().join(RUN_TOKENIZER);
-    anyhow::ensure!(
-        kept.is_file(),
-        "{} is no run of a generator; a tokenizer's goes on with `sar tokenizer train --resume`",
-        folder.path().display()
-    );
+    if !kept.is_file() {
+        // It is written before the first checkpoint.
+        let path = folder.path().display();
+        match folder.checkpoints(config.train.keep)?.latest()? {
+            None => anyhow::bail!("{path}: {NOTHING_TO_RESUME}"),
+            Some(_) => anyhow::bail!(
+                "{path} has no {RUN_TOKENIZER}, so it is no run of a generator; a tokenizer's goes on \
+                 with `sar tokenizer train --resume`"
+            ),
+        }
+    }
     let data = run_data(&config, Some(folder.path()))?;
     let tokenizer = LoadedTokenizer::open(backend, &kept)?;
     let interrupt = Interrupt::listen()?;
@@ -278,11 +288,7 @@ impl<B: Compute> Work<'_, B> {
             Start::Resume => {
                 let checkpoints = self.folder.checkpoints(config.train.keep)?;
                 let Some(found) = checkpoints.latest()? else {
-                    anyhow::bail!(
-                        "{}: the run has no checkpoint yet, so there is nothing to resume; start \
-                         it anew in an empty folder",
-                        self.folder.path().display()
-                    );
+                    anyhow::bail!("{}: {NOTHING_TO_RESUME}", self.folder.path().display());
                 };
                 for warning in &found.warnings {
                     eprintln!("warning: {warning}");

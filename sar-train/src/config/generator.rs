@@ -66,7 +66,7 @@ impl GeneratorSection {
     /// # Errors
     /// [`ConfigError::Value`] naming the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        // Far above what is trained, and low enough that no product of them overflows.
+        // Far above what is trained, so that what is computed from them does not overflow.
         for (key, value, most) in [
             ("generator.depth", self.depth, 256),
             ("generator.width", self.width, 1 << 15),

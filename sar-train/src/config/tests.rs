@@ -65,7 +65,7 @@ fn settings_override_in_order() {
         ("train.stepz=3", "did you mean `steps`"),
         ("train.batchsize=3", "did you mean `batch`"),
         ("nothing", "expected section.key=value"),
-        ("train.batch=0", "train.batch is 0, expected 1 to 4294967296"),
+        ("train.batch=0", "train.batch is 0, expected 1 to 16777216"),
         ("generator.depth=1000000", "expected 1 to 256"),
         ("train.batch=many", "expected"),
         ("trian.batch=1", "did you mean `train`"),

@@ -217,7 +217,7 @@ impl TrainConfig {
     /// [`ConfigError::Value`] naming the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         require(self.steps >= 1, "train.steps", self.steps, "at least 1")?;
-        let most = 1 << 32;
+        let most = 1 << 24;
         for (key, value) in [("train.batch", self.batch), ("train.accumulate", self.accumulate)] {
             require((1..=most).contains(&value), key, value, &format!("1 to {most}"))?;
         }

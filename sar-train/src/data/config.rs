@@ -109,6 +109,18 @@ impl DataConfig {
         Augment { side: self.image_side, crop: self.crop, flip: self.flip, shift: self.shift }
     }
 
+    /// Checks the image side alone, where there are no images yet.
+    ///
+    /// # Errors
+    /// [`DataError::Config`] naming the key.
+    pub(crate) fn validate_side(&self) -> Result<(), DataError> {
+        if (1..=MAX_SIDE).contains(&self.image_side) {
+            return Ok(());
+        }
+        let reason = format!("expected 1 to {MAX_SIDE} pixels, found {}", self.image_side);
+        Err(DataError::Config { key: "image_side", reason })
+    }
+
     /// Checks the values against each other.
     ///
     /// # Errors
@@ -129,10 +141,7 @@ impl DataConfig {
             }
             _ => {}
         }
-        if !(1..=MAX_SIDE).contains(&self.image_side) {
-            let reason = format!("expected 1 to {MAX_SIDE} pixels, found {}", self.image_side);
-            return fail("image_side", reason);
-        }
+        self.validate_side()?;
         if !(0.0..=0.9).contains(&self.val_fraction) {
             let reason = format!("expected 0 to 0.9, found {}", self.val_fraction);
             return fail("val_fraction", reason);

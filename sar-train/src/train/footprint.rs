@@ -66,9 +66,9 @@ impl MemoryPlan {
     }
 
     /// With the copies that a checkpoint is written from: for the processor, whose memory is the host's.
-    pub fn saved_from_here(mut self) -> Self {
-        // Weights, their average and the moments are WIDE; a gradient is as large as the weights.
-        let average = self.weights.saturating_sub(self.gradients);
+    pub fn saved_from_here(mut self, config: &Config) -> Self {
+        // A gradient is as large as the weights, and so is their average.
+        let average = if config.train.ema > 0.0 { self.gradients } else { 0 };
         self.saving = self.gradients + self.moments + average;
         self
     }

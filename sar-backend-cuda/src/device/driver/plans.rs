@@ -225,7 +225,7 @@ fn sums_in_one_go(algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
     let parts = setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM);
     let reduction = setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME);
     // An algorithm without these settings does not split; 0 and 1 part are one, and so is "none".
-    parts.is_none_or(|parts| parts <= 1) && reduction.is_none_or(|scheme| scheme == 0)
+    parts.is_none_or(|parts| (0..=1).contains(&parts)) && reduction.is_none_or(|scheme| scheme == 0)
 }
 
 /// A setting of an algorithm, where it has it.

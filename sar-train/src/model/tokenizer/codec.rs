@@ -33,7 +33,7 @@ impl<B: Buffers> DecoderMemory<B> {
 
 /// How many of `batch` maps of `height`×`width` go through a chain at a time.
 fn at_a_time(network: &Network, batch: usize, (height, width): (usize, usize)) -> usize {
-    (LARGEST_MAP / network.largest(1, height, width).max(1)).clamp(1, batch.max(1))
+    (LARGEST_MAP / network.largest_map(height, width).max(1)).clamp(1, batch.max(1))
 }
 
 impl Tokenizer {
@@ -273,19 +273,14 @@ mod tests {
 
     #[test]
     fn the_published_width_goes_through_four_large_images_at_a_time() {
-        let published = TokenizerConfig {
-            ch: 128,
-            ch_mult: vec![1, 1, 2, 2, 4],
-            num_res_blocks: 2,
-            z_channels: 256,
-            latent_channels: 32,
-            vocab: 8912,
-            groups: 32,
-        };
-        let t = Tokenizer::new(&published).unwrap();
+        let t = Tokenizer::new(&TokenizerConfig::published()).unwrap();
         assert_eq!(at_a_time(t.encoder(), 64, (256, 256)), 4);
         assert_eq!(at_a_time(t.encoder(), 3, (256, 256)), 3);
         assert_eq!(at_a_time(t.encoder(), 64, (4096, 4096)), 1);
+        // Attention on 64×64 latents: its probabilities are the largest.
+        let small = Tokenizer::new(&TokenizerConfig::default()).unwrap();
+        assert_eq!(at_a_time(small.encoder(), 64, (256, 256)), 2);
+        assert_eq!(at_a_time(small.encoder(), 64, (32, 32)), 64);
         let (narrow, _) = t.memory_elements((64, (256, 256)), (40, (16, 16)));
         assert!(narrow < 14 * LARGEST_MAP as u64, "{narrow}");
     }

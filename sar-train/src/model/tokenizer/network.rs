@@ -120,6 +120,13 @@ impl Network {
         dims.iter().map(|d| d.len()).chain(inner).max().unwrap_or(0)
     }
 
+    /// Elements of the largest map that a pass over one map of `height`×`width` has memory for.
+    pub(super) fn largest_map(&self, height: usize, width: usize) -> usize {
+        let dims = self.dims(MapDims { batch: 1, channels: self.inputs, height, width });
+        let kept = self.layers.iter().zip(&dims).flat_map(|(l, &d)| l.kept(d).0);
+        dims.iter().map(|d| d.len()).chain(kept).max().unwrap_or(0)
+    }
+
     /// Runs the chain on `trace.input_mut()`, which holds `batch` maps of `height`×`width`; the
     /// result is `trace.output()`, of the dimensions returned. Allocates nothing.
     ///
