@@ -40,6 +40,7 @@ pub struct Cli {
 
 /// Flags of every command.
 #[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct GlobalArgs {
     /// Worker threads; 0 is one per core. Changes speed, never a result.
     #[arg(long, global = true, default_value_t = 0, value_name = "N", value_parser = threads)]

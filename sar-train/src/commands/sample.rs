@@ -69,8 +69,10 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
         progress.update(done as u64, "");
     }
     let rate = done as f64 / start.elapsed().as_secs_f64();
-    let images = Images { images_b3hw: &shown, height, width };
-    grid::save_grid(&args.out.join("grid.png"), images, per_row)?;
+    if done > 0 {
+        let images = Images { images_b3hw: &shown, height, width };
+        grid::save_grid(&args.out.join("grid.png"), images, per_row)?;
+    }
     if done < count {
         let older = numbered_from(&args.out, done)?;
         return Err(SamplingInterrupted { done, older, path: args.out.clone() }.into());

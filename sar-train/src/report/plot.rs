@@ -38,6 +38,9 @@ pub(super) struct Series {
     pub markers: bool,
 }
 
+/// Kinds of dashes in the style sheet that tell levels apart.
+const DASHES: usize = 3;
+
 /// A level to compare with.
 #[derive(Clone, Debug)]
 pub(super) struct Level {
@@ -81,12 +84,13 @@ impl Chart {
             escape(&described.join("; "))
         );
         self.grid(&x, &y, &mut out);
-        for level in &self.levels {
+        for (i, level) in self.levels.iter().enumerate() {
             let at = place_y(&y, level.y);
             let end = WIDTH - RIGHT;
             let _ = writeln!(
                 out,
-                "<path class=\"level\" d=\"M{LEFT} {at:.1}H{end}\"><title>{}</title></path>",
+                "<path class=\"level l{}\" d=\"M{LEFT} {at:.1}H{end}\"><title>{}</title></path>",
+                i % DASHES,
                 escape(&level.name)
             );
         }
@@ -162,11 +166,12 @@ impl Chart {
                 escape(&series.name)
             );
         }
-        for level in &self.levels {
+        for (i, level) in self.levels.iter().enumerate() {
             let _ = writeln!(
                 out,
                 "<li><svg viewBox=\"0 0 28 12\" aria-hidden=\"true\">\
-                 <path class=\"level\" d=\"M1 6H27\"/></svg>{} {:.2}</li>",
+                 <path class=\"level l{}\" d=\"M1 6H27\"/></svg>{} {:.2}</li>",
+                i % DASHES,
                 escape(&level.name),
                 level.y
             );
