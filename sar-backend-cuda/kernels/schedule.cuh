@@ -28,4 +28,3 @@ DEV int scale_of(const ScaleTable& table, int token) {
   while (scale + 1 < table.scales && token >= table.first[scale + 1]) scale++;
   return scale;
 }
-

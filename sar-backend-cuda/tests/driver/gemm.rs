@@ -121,6 +121,26 @@ fn matrix(held: &Held<'_>, rows: usize, columns: usize, gap: usize, transposed: 
     Matrix { address: held.address, data: held.data, leading, transposed, stride: rows * leading }
 }
 
+/// `out[m, n] = a[m, k]·b[k, n]`, b transposed or not, of matrices without gaps.
+fn plain(
+    (m, n, k): (usize, usize, usize),
+    a: &Held<'_>,
+    (b, transposed): (&Held<'_>, bool),
+    out: &Held<'_>,
+) -> Gemm {
+    Gemm {
+        m,
+        n,
+        k,
+        a: matrix(a, m, k, 0, false),
+        b: matrix(b, k, n, 0, transposed),
+        out: matrix(out, m, n, 0, false),
+        accumulate: false,
+        bias: None,
+        batch: 1,
+    }
+}
+
 fn at(matrix: &Matrix, product: usize, i: usize, j: usize) -> usize {
     let (i, j) = if matrix.transposed { (j, i) } else { (i, j) };
     product * matrix.stride + i * matrix.leading + j
@@ -291,17 +311,7 @@ scenario! {
                 let outcome = |first: usize, m: usize| {
                     let a = Held::new(driver, data, rows[first * k..][..m * k].to_vec(), 0);
                     let to = Held::new(driver, out, vec![0.0; m * n], 0);
-                    let gemm = Gemm {
-                        m,
-                        n,
-                        k,
-                        a: matrix(&a, m, k, 0, false),
-                        b: matrix(&b, k, n, 0, true),
-                        out: matrix(&to, m, n, 0, false),
-                        accumulate: false,
-                        bias: None,
-                        batch: 1,
-                    };
+                    let gemm = plain((m, n, k), &a, (&b, true), &to);
                     // SAFETY: all matrices are held, and out is none of the others.
                     unsafe { driver.gemm(&gemm).unwrap() };
                     to.read()
@@ -325,17 +335,7 @@ scenario! {
             for (m, apart) in [(4, 0), (5, 1), (6, 1), (5, 1)] {
                 let a = Held::new(driver, DataType::F32, numbers(1, m * k), 0);
                 let out = Held::new(driver, DataType::F32, vec![0.0; m * n], 0);
-                let gemm = Gemm {
-                    m,
-                    n,
-                    k,
-                    a: matrix(&a, m, k, 0, false),
-                    b: matrix(&b, k, n, 0, false),
-                    out: matrix(&out, m, n, 0, false),
-                    accumulate: false,
-                    bias: None,
-                    batch: 1,
-                };
+                let gemm = plain((m, n, k), &a, (&b, false), &out);
                 // SAFETY: all matrices are held, and out is none of the others.
                 unsafe { driver.gemm(&gemm).unwrap() };
                 assert!(out.read().iter().any(|&v| v != 0.0), "it runs by an algorithm of its own");
@@ -352,17 +352,7 @@ scenario! {
             let a = Held::new(driver, DataType::F32, numbers(1, m * k), 0);
             let b = Held::new(driver, DataType::F32, numbers(2, k * n), 0);
             let out = Held::new(driver, DataType::F32, vec![0.0; m * n], 0);
-            let gemm = Gemm {
-                m,
-                n,
-                k,
-                a: matrix(&a, m, k, 0, false),
-                b: matrix(&b, k, n, 0, false),
-                out: matrix(&out, m, n, 0, false),
-                accumulate: true,
-                bias: None,
-                batch: 1,
-            };
+            let gemm = Gemm { accumulate: true, ..plain((m, n, k), &a, (&b, false), &out) };
             // SAFETY: all matrices are held, and out is none of the others.
             let run = || driver.replay((5, 5), &mut || unsafe { driver.gemm(&gemm) }).unwrap();
             run();

@@ -168,8 +168,9 @@ pub trait Buffers {
     /// and from then on launch the recording instead of calling `work`; it may drop a recording
     /// whenever it likes and call `work` again. The plain implementation is `work()`. So:
     ///
-    /// - `work` issues ops alone: no allocation, no buffer dropped, no upload, download, [`Buffers::synchronize`] or
-    ///   `replay` inside it. Values that an op takes from the host belong to its constants.
+    /// - `work` issues ops alone: no allocation, no buffer dropped, no upload, download,
+    ///   [`Buffers::synchronize`] or `replay` inside it. Values that an op takes from the host belong to
+    ///   its constants.
     /// - Under one key `work` issues the same ops with the same dimensions and constants on the same
     ///   buffers, which live as long as the key is used. What the buffers hold may change.
     /// - A key belongs to these buffers for the life of the process: callers draw it from

@@ -25,7 +25,9 @@ pub fn run(args: &DataArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
     let DataCommand::Check(args) = &args.command;
     let mut config = DataConfig::from_argument(&args.source);
     config.image_side = args.size.unwrap_or(config.image_side);
-    args.preview.as_deref().map_or(Ok(()), super::output::ready)?;
+    if let Some(path) = &args.preview {
+        super::output::ready(path)?;
+    }
     let report = check(&config, args.preview.as_deref())?;
     println!("{report}");
     let accepted = args.skip_bad_images && report.total > 0;

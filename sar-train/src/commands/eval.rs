@@ -29,7 +29,9 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
     let own = generator.run.as_ref().map(|run| run.join(EVAL_FILE));
     let json = args.json.clone().or(own);
-    json.as_deref().map_or(Ok(()), output::ready)?;
+    if let Some(path) = &json {
+        output::ready(path)?;
+    }
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let config = configuration(args, generator.run_config()?.unwrap_or_default())?;
     let data = run_data(&config, generator.run.as_deref().filter(|_| args.data.is_none()))?;

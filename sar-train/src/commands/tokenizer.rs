@@ -307,7 +307,9 @@ fn write_pictures<B: Compute>(
 }
 
 fn eval<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()> {
-    args.grid.as_deref().map_or(Ok(()), output::ready)?;
+    if let Some(path) = &args.grid {
+        output::ready(path)?;
+    }
     let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     let mut config = run_config(&args.tokenizer)?;
     config.tokenizer = loaded.tokenizer.config().clone();

@@ -1,0 +1,99 @@
+//! Which images a loader's batches hold, and in which order.
+
+use super::*;
+use proptest::prelude::*;
+
+#[test]
+fn evaluation_batches_are_images_in_order() {
+    let dir = two_classes(4);
+    let data = open(&DataConfig { val_fraction: 0.0, ..at(dir.path()) }).unwrap();
+    let batch = data.train.batch(6, 5).unwrap();
+    assert_eq!((batch.labels_b.as_slice(), batch.first_index), (&[1, 1][..], 6));
+    let (image, _) = data.train.image(7).unwrap();
+    assert_eq!(batch.images_b3hw[image.len()..], image[..]);
+    assert!(data.train.batch(8, 1).is_err());
+    let subset = data.train.subset(&[7, 0]).unwrap();
+    assert_eq!(subset.labels(), [1, 0]);
+    assert_eq!(subset.image(0).unwrap().0, image);
+}
+
+#[test]
+fn an_epoch_shows_every_image_once() {
+    let dir = two_classes(10);
+    let mut config = DataConfig { val_fraction: 0.0, flip: false, ..at(dir.path()) };
+    config.crop = Crop::Center;
+    let data = open(&config).unwrap();
+    let mut loader = data.loader(6, 11, 0).unwrap();
+    let image = 3 * 64;
+    let mut seen = Vec::new();
+    while seen.len() < 40 {
+        let batch = loader.next_batch().unwrap();
+        assert_eq!(batch.first_index as usize, seen.len());
+        seen.extend(batch.images_b3hw.chunks(image).map(|c| c.to_vec()));
+    }
+    let sorted = |mut images: Vec<Vec<f32>>| {
+        images.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        images
+    };
+    let (first, second) = (seen[..20].to_vec(), seen[20..40].to_vec());
+    assert_ne!(first, second, "epochs differ in order");
+    let all = (0..20).map(|i| data.train.image(i).unwrap().0).collect();
+    let all = sorted(all);
+    assert_eq!(sorted(first), all);
+    assert_eq!(sorted(second), all);
+}
+
+#[test]
+fn a_loader_can_be_dropped_at_any_time() {
+    let dir = two_classes(4);
+    let data = open(&at(dir.path())).unwrap();
+    for taken in 0..3 {
+        let (done, waiting) = std::sync::mpsc::channel();
+        let data = data.clone();
+        std::thread::spawn(move || {
+            let mut loader = data.loader(5, 1, 0).unwrap();
+            (0..taken).for_each(|_| drop(loader.next_batch().unwrap()));
+            drop(loader);
+            done.send(()).unwrap();
+        });
+        assert!(waiting.recv_timeout(Duration::from_secs(20)).is_ok(), "dropping hangs");
+    }
+    assert!(matches!(data.loader(0, 1, 0), Err(DataError::Config { key: "batch", .. })));
+    let none = data.train.subset(&[]).unwrap();
+    let config = LoaderConfig { batch: 1, seed: 0, augment: data.augment.clone(), workers: 1 };
+    assert!(matches!(Loader::new(&none, config), Err(DataError::Config { key: "path", .. })));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Batch n depends on the data, the seed and n alone, not on threads, nor on where a run was
+    /// resumed; images do not even depend on the batch size.
+    #[test]
+    fn batches_are_a_function_of_seed_and_number(
+        seed: u64, batch in 1usize..9, workers in 1usize..5, resume in 0u64..12,
+        memory: bool, flip: bool, shift in 0usize..3,
+    ) {
+        let dir = two_classes(3);
+        let augment = Augment { side: 8, crop: Crop::Random, flip, shift };
+        let config = DataConfig { val_fraction: 0.0, ..at(dir.path()) };
+        let set = if memory { open(&config).unwrap().train } else {
+            let Source::Files(listing) = locate(&config).unwrap() else { panic!("not files") };
+            let item = |(path, label)| dataset::Item { path, label, picture: None };
+            Dataset::new(listing.root, listing.train.into_iter().map(item).collect(), &config)
+        };
+        let one = LoaderConfig { batch, seed, augment, workers: 1 };
+        let mut alone = Loader::start_at(&set, one.clone(), 0).unwrap();
+        let all: Vec<Batch> = (0..resume + 3).map(|_| alone.next_batch().unwrap()).collect();
+        let mut resumed =
+            Loader::start_at(&set, LoaderConfig { workers, ..one.clone() }, resume).unwrap();
+        for expected in &all[resume as usize..] {
+            prop_assert_eq!(&resumed.next_batch().unwrap(), expected);
+        }
+        prop_assert_eq!(resumed.step(), resume + 3);
+        let mut single = Loader::new(&set, LoaderConfig { batch: 1, ..one }).unwrap();
+        for image in all[0].images_b3hw.chunks(3 * 64) {
+            prop_assert_eq!(&single.next_batch().unwrap().images_b3hw[..], image);
+        }
+    }
+}
