@@ -77,6 +77,7 @@ fn summary() -> Summary {
                 top_k: 0,
                 top_p: 0.95,
                 schedule: "1_2_4_8".into(),
+                ema: false,
             },
         },
         tokenizer: Some(TokenizerSummary {

@@ -40,6 +40,19 @@ pub enum CheckpointError {
         /// The length its header asks for.
         expected: u64,
     },
+    /// The file goes on after its end.
+    #[error(
+        "{} is too long: {found} bytes, expected {expected}; another program wrote to it: copy it \
+         again or use an earlier checkpoint", path.display()
+    )]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its length.
+        found: u64,
+        /// The length its header or record asks for.
+        expected: u64,
+    },
     /// Not a safetensors file.
     #[error("{} is not a safetensors file: {reason}", path.display())]
     NotSafetensors {

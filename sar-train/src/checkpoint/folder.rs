@@ -275,9 +275,14 @@ pub(super) fn verify(folder: &Path) -> Result<(), CheckpointError> {
     for (name, expected) in read_record(folder)?.files {
         let path = folder.join(&name);
         let found = sum_of(&path).map_err(|e| CheckpointError::read(&path, e))?;
-        if found.bytes != expected.bytes {
-            let (found, expected) = (found.bytes, expected.bytes);
-            return Err(CheckpointError::Truncated { path, found, expected });
+        match (found.bytes, expected.bytes) {
+            (found, expected) if found < expected => {
+                return Err(CheckpointError::Truncated { path, found, expected });
+            }
+            (found, expected) if found > expected => {
+                return Err(CheckpointError::TooLong { path, found, expected });
+            }
+            _ => {}
         }
         if found.crc32 != expected.crc32 {
             let reason = "its content changed after it was written (CRC-32 differs)".to_owned();

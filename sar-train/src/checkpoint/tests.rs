@@ -123,6 +123,8 @@ fn unusable_files_say_why() {
         let expected = if length < 9 { "is not a safetensors file" } else { "is truncated" };
         assert!(text.contains(expected), "{length}: {text}");
     }
+    fs::write(&path, [&whole[..], &[0; 3]].concat()).unwrap();
+    assert!(error(&path, &layout).contains("is too long"), "{}", error(&path, &layout));
     for (content, expected) in [
         (&b"PK\x03\x04 and more than eight bytes"[..], "sar convert"),
         (b"not a model at all, just text", "does not begin with a safetensors header"),

@@ -182,9 +182,12 @@ impl<'a> File<'a> {
         let Some(header) = header.get(..length as usize) else {
             return CheckpointError::Truncated { path, found, expected: 8 + length };
         };
-        match data_end(header) {
-            Some(end) if 8 + length + end > found => {
-                CheckpointError::Truncated { path, found, expected: 8 + length + end }
+        match data_end(header).map(|end| 8 + length + end) {
+            Some(expected) if expected > found => {
+                CheckpointError::Truncated { path, found, expected }
+            }
+            Some(expected) if expected < found => {
+                CheckpointError::TooLong { path, found, expected }
             }
             _ => not(reason.to_owned()),
         }

@@ -75,6 +75,9 @@ pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> an
         BenchWhat::Step => time_steps(backend, args, &config, generator, &weights, &codebook)?,
         BenchWhat::Sample => time_samples(backend, args, &generator, &weights, &codebook)?,
         BenchWhat::Ceilings => {
+            if !global.quiet {
+                eprintln!("timing large copies and products; on a CPU this takes a minute");
+            }
             println!("{}", serde_json::to_string(&roofline::ceilings(backend, storage)?)?);
             return Ok(());
         }

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 const PREVIEW_SIDE: usize = 256;
 /// Images of a class shown in the preview.
 const PREVIEW_COLUMNS: usize = 8;
+/// Images without a class named at the end.
+const LOOSE_SHOWN: usize = 10;
 /// Classes shown in the preview.
 const PREVIEW_CLASSES: usize = 16;
 
@@ -53,6 +55,8 @@ pub struct DataReport {
     pub validation: usize,
     /// Files that cannot be used, in order, and why.
     pub bad: Vec<(PathBuf, BadImage)>,
+    /// Images beside the class folders: of no class, so not used.
+    pub loose: Vec<PathBuf>,
     /// Width and height of the image of fewest pixels.
     pub smallest: Option<(u32, u32)>,
     /// Width and height of the image of most pixels.
@@ -106,6 +110,7 @@ fn check_sheet(config: &DataConfig) -> Result<DataReport, DataError> {
         total,
         validation,
         bad: Vec::new(),
+        loose: Vec::new(),
         smallest: Some((side, side)),
         largest: Some((side, side)),
         modes: BTreeMap::from([("glyph sheet cell".to_owned(), total)]),
@@ -128,6 +133,7 @@ fn check_files(config: &DataConfig, listing: &Listing) -> DataReport {
         total: 0,
         validation: 0,
         bad: Vec::new(),
+        loose: listing.loose.clone(),
         smallest: None,
         largest: None,
         modes: BTreeMap::new(),
@@ -224,6 +230,13 @@ impl fmt::Display for DataReport {
         }
         for (path, reason) in &self.bad {
             writeln!(f, "  {}: {reason}", path.display())?;
+        }
+        if !self.loose.is_empty() {
+            let n = self.loose.len();
+            writeln!(f, "\nimages beside the class folders, of no class and not used: {n}")?;
+        }
+        for path in self.loose.iter().take(LOOSE_SHOWN) {
+            writeln!(f, "  {}", path.display())?;
         }
         Ok(())
     }

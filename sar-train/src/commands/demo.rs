@@ -222,6 +222,7 @@ impl<B: Compute> Demo<'_, B> {
                 top_k: self.config.sample.top_k,
                 top_p: self.config.sample.top_p,
                 schedule: self.config.generator.schedule.to_string(),
+                ema: false,
             },
         };
         let reference = Labelled { images: &validation, labels: &validation_labels };

@@ -67,7 +67,7 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         backend,
         &data,
         &training,
-        &options(&config, &schedule),
+        &options(&config, &schedule, args.ema),
         |images| reconstruct(backend, &tokenizer, &config, data.validation.side(), images),
         |step| progress.update(step, ""),
     )?;
@@ -114,7 +114,7 @@ fn configuration(args: &EvalArgs, mut config: Config) -> anyhow::Result<Config> 
     Ok(config)
 }
 
-fn options(config: &Config, schedule: &ScaleSchedule) -> EvalOptions {
+fn options(config: &Config, schedule: &ScaleSchedule, ema: bool) -> EvalOptions {
     let s = &config.sample;
     EvalOptions {
         count: config.eval.samples,
@@ -124,6 +124,7 @@ fn options(config: &Config, schedule: &ScaleSchedule) -> EvalOptions {
             top_k: s.top_k,
             top_p: s.top_p,
             schedule: schedule.to_string(),
+            ema,
         },
     }
 }

@@ -18,29 +18,39 @@ pub(super) fn list(root: &Path, unlabelled: bool) -> Result<Listing, DataError> 
         }
     };
     let Some(train) = part(&["train"])? else {
-        let (classes, train) = labelled(root, unlabelled)?;
-        return Ok(listing(root, unlabelled, classes, train, None));
+        let labelled = labelled(root, unlabelled)?;
+        return Ok(listing(root, unlabelled, labelled, None));
     };
-    let (classes, files) = labelled(train, unlabelled)?;
+    let mut training = labelled(train, unlabelled)?;
     let validation = match part(&["val", "validation"])? {
-        Some(folder) => Some(relabel(folder, labelled(folder, unlabelled)?, &classes)?),
+        Some(folder) => {
+            let mut named = labelled(folder, unlabelled)?;
+            training.loose.append(&mut named.loose);
+            Some(relabel(folder, named, &training.classes)?)
+        }
         None => None,
     };
-    Ok(listing(root, unlabelled, classes, files, validation))
+    Ok(listing(root, unlabelled, training, validation))
 }
 
 fn listing(
     root: &Path,
     unlabelled: bool,
-    classes: Vec<String>,
-    train: Vec<(PathBuf, u32)>,
+    training: Labelled,
     validation: Option<Vec<(PathBuf, u32)>>,
 ) -> Listing {
     let kind = if unlabelled { "unlabelled images" } else { "class folders" };
-    Listing { root: root.to_path_buf(), kind, classes, train, validation }
+    let Labelled { classes, files: train, loose } = training;
+    Listing { root: root.to_path_buf(), kind, classes, train, validation, loose }
 }
 
-type Labelled = (Vec<String>, Vec<(PathBuf, u32)>);
+/// What one folder holds.
+struct Labelled {
+    classes: Vec<String>,
+    files: Vec<(PathBuf, u32)>,
+    /// Images beside the class folders.
+    loose: Vec<PathBuf>,
+}
 
 /// The classes of one folder and their files, both in the order of their names.
 fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
@@ -50,9 +60,10 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
         if files.is_empty() {
             return Err(DataError::Empty { path: root.to_path_buf(), hint: "" });
         }
-        return Ok((vec!["images".into()], files));
+        let classes = vec!["images".into()];
+        return Ok(Labelled { classes, files, loose: Vec::new() });
     }
-    let (folders, loose) = entries(root)?;
+    let (folders, mut loose) = entries(root)?;
     if folders.is_empty() {
         let path = root.to_path_buf();
         return Err(match loose.is_empty() {
@@ -70,22 +81,26 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
         }
         classes.push(name(folder));
     }
-    Ok((classes, files))
+    // Notes and lists of names may lie there; an image was meant to be used.
+    loose.retain(|path| image::ImageFormat::from_path(path).is_ok());
+    Ok(Labelled { classes, files, loose })
 }
 
 /// Gives validation files the labels that training gave to the same class names.
 fn relabel(
     root: &Path,
-    (names, files): Labelled,
+    named: Labelled,
     classes: &[String],
 ) -> Result<Vec<(PathBuf, u32)>, DataError> {
     let known = classes.len();
-    let labels = names.into_iter().map(|class| match classes.iter().position(|c| *c == class) {
-        Some(label) => Ok(label as u32),
-        None => Err(DataError::UnknownClass { path: root.to_path_buf(), class, known }),
-    });
+    let labels =
+        named.classes.into_iter().map(|class| match classes.iter().position(|c| *c == class) {
+            Some(label) => Ok(label as u32),
+            None => Err(DataError::UnknownClass { path: root.to_path_buf(), class, known }),
+        });
     let labels: Vec<u32> = labels.collect::<Result<_, _>>()?;
-    Ok(files.into_iter().map(|(path, label)| (path, labels[label as usize])).collect())
+    let files = named.files.into_iter();
+    Ok(files.map(|(path, label)| (path, labels[label as usize])).collect())
 }
 
 fn walk(

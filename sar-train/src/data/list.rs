@@ -24,6 +24,7 @@ pub(super) fn list(path: &Path, num_classes: Option<usize>) -> Result<Listing, D
         classes: (0..classes).map(|c| c.to_string()).collect(),
         train,
         validation,
+        loose: Vec::new(),
     })
 }
 

@@ -36,6 +36,8 @@ pub(crate) struct Listing {
     pub(crate) train: Vec<(PathBuf, u32)>,
     /// Where the source names its validation images.
     pub(crate) validation: Option<Vec<(PathBuf, u32)>>,
+    /// Files beside the class folders: of no class, so not used.
+    pub(crate) loose: Vec<PathBuf>,
 }
 
 /// Finds and lists the source of a configuration.
@@ -109,7 +111,7 @@ pub(super) fn from_sheet(config: &DataConfig, sheet: &Sheet) -> Result<Data, Dat
 
 /// Data of a listing: looks at the files, drops bad ones if asked to, holds out validation.
 pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, DataError> {
-    let Listing { root, kind, classes, train, validation } = listing;
+    let Listing { root, kind, classes, train, validation, loose } = listing;
     let mut skipped = Vec::new();
     let all = train.len() + validation.as_ref().map_or(0, Vec::len);
     let look = all <= PROBE_LIMIT;
@@ -126,7 +128,11 @@ pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, 
             (train, held, format!("{share} % of each class, by seed {}", config.split_seed))
         }
     };
-    Ok(assemble(config, root, kind, classes, train, validation, how, skipped))
+    let kind = match loose.len() {
+        0 => kind.to_owned(),
+        n => format!("{kind}; images beside them, of no class and not used: {n}"),
+    };
+    Ok(assemble(config, root, &kind, classes, train, validation, how, skipped))
 }
 
 fn assemble(

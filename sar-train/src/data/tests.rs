@@ -281,7 +281,9 @@ fn folders_that_hold_no_data_are_told_apart() {
         matches!(fail(&at(dir.path())), DataError::Empty { path, .. } if path.ends_with("dog"))
     );
     write(&dir.path().join("dog/deep/er/a.png"), &red(8, 8), ImageFormat::Png);
-    assert_eq!(open(&at(dir.path())).unwrap().classes, ["cat", "dog"]);
+    let data = open(&at(dir.path())).unwrap();
+    assert_eq!(data.classes, ["cat", "dog"]);
+    assert!(data.summary.contains("of no class and not used: 1"), "{}", data.summary);
     let narrow = DataConfig { num_classes: Some(1), ..at(dir.path()) };
     assert!(matches!(fail(&narrow), DataError::LabelOutOfRange { label: 1, classes: 1, .. }));
 }
@@ -421,7 +423,12 @@ fn a_check_prints_a_table_and_a_preview() {
     let text = report.to_string();
     assert!(text.contains("cat                   3"), "{text}");
     assert!(text.contains("sizes from 9×7 to 9×7"), "{text}");
+    assert!(report.loose.is_empty() && !text.contains("of no class"), "{text}");
     assert_eq!(image::image_dimensions(&preview).unwrap(), (8 * 10 - 2, 2 * 10 - 2));
+    fs::write(dir.path().join("notes.txt"), "no image").unwrap();
+    let report = crate::commands::data::check(&at(dir.path()), None).unwrap();
+    assert_eq!((report.total, report.loose.as_slice()), (6, &[preview.clone()][..]));
+    assert!(report.to_string().contains("of no class and not used: 1"), "{report}");
 
     let report = crate::commands::data::check(&DataConfig::glyphs10(), Some(&preview)).unwrap();
     assert_eq!((report.total, report.validation, report.exit_code()), (4630, 930, 0));

@@ -15,6 +15,15 @@ pub struct SamplerSettings {
     pub top_p: f64,
     /// Scale schedule, `1_2_4_8`.
     pub schedule: String,
+    /// Whether the weights are the averaged ones (EMA), not those of the last step.
+    pub ema: bool,
+}
+
+impl SamplerSettings {
+    /// Which weights were sampled from, in words.
+    pub fn weights(&self) -> &'static str {
+        if self.ema { "averaged (EMA)" } else { "of the last step" }
+    }
 }
 
 /// Everything the numbers of an evaluation depend on, guidance aside.

@@ -67,7 +67,7 @@ fn settings(s: &EvalSettings) -> String {
     let text = format!(
         "FD: Fréchet distance in {} (its accuracy on the validation images: {:.1} %); {} images per \
          seed against {} validation images; ± is the spread over sampling seeds {}; schedule {}, \
-         top-k {}, top-p {}, guidance ramp {}; {} nearest neighbours.",
+         top-k {}, top-p {}, guidance ramp {}; weights {}; {} nearest neighbours.",
         s.extractor,
         100.0 * s.extractor_accuracy,
         s.count,
@@ -77,6 +77,7 @@ fn settings(s: &EvalSettings) -> String {
         s.sampler.top_k,
         s.sampler.top_p,
         s.sampler.ramp,
+        s.sampler.weights(),
         s.neighbours
     );
     wrapped(&text, "")
@@ -134,6 +135,7 @@ fn wrapped(text: &str, lead: &str) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::eval::SamplerSettings;
     use crate::metrics::Measured;
 
     #[test]
@@ -164,7 +166,11 @@ mod tests {
             recall: 0.5,
             class_accuracy: None,
         };
-        let settings = EvalSettings { extractor: "features of x".into(), ..Default::default() };
+        let settings = EvalSettings {
+            extractor: "features of x".into(),
+            sampler: SamplerSettings { ema: true, ..Default::default() },
+            ..Default::default()
+        };
         let report = EvalReport {
             settings,
             floors: vec![floor],
@@ -172,7 +178,7 @@ mod tests {
             warnings: vec!["few images".into()],
         };
         let text = evaluation(&report);
-        for part in ["40.50 ± 0.71", "features of x", "note: few images"] {
+        for part in ["40.50 ± 0.71", "features of x", "(EMA)", "note: few images"] {
             assert!(text.contains(part), "no '{part}' in\n{text}");
         }
         let floor = text.lines().find(|l| l.starts_with("all training")).unwrap();
