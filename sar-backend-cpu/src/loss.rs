@@ -3,21 +3,8 @@
 use crate::ops::{cross_entropy, scale_sums, soft_cross_entropy};
 use crate::{Buffer, CpuBackend, CpuError, Element};
 use sar_math::ScaleSchedule;
+use sar_math::backend::checks;
 use sar_math::backend::{LossDims, LossOps, ShapeError, TokenLoss};
-
-/// Number of logits of a loss, or the shape error of a vocabulary of nothing.
-fn size(op: &'static str, dims: &LossDims) -> Result<usize, ShapeError> {
-    ShapeError::at_least(op, "vocab", 1, dims.vocab)?;
-    let rows = dims.batch.saturating_mul(dims.schedule.tokens());
-    Ok(rows.saturating_mul(dims.vocab))
-}
-
-/// Rows of targets of a sample, or the shape error of targets that end before the logits do.
-fn target_rows(op: &'static str, dims: &LossDims) -> Result<usize, ShapeError> {
-    let needed = dims.schedule.tokens().saturating_add(dims.targets.shift);
-    ShapeError::at_least(op, "targets.tokens", needed, dims.targets.tokens)?;
-    Ok(dims.targets.tokens)
-}
 
 /// Where rows of `width` elements of the logits' samples begin and end in a buffer of the whole batch.
 fn samples(dims: &LossDims, width: usize) -> (usize, usize) {
@@ -39,7 +26,7 @@ fn targets<'a>(
     dims: &LossDims,
     targets_bl: &'a Buffer<u32>,
 ) -> Result<&'a [u32], CpuError> {
-    let (from, to) = samples(dims, target_rows(op, dims)?);
+    let (from, to) = samples(dims, checks::target_rows(op, dims)?);
     let targets = &targets_bl.head(op, "targets (b*tokens)", to)?[from..];
     check_ids(op, targets, dims.vocab)?;
     Ok(targets)
@@ -51,7 +38,7 @@ fn teacher<'a, T: Element>(
     dims: &LossDims,
     teacher_blv: &'a Buffer<T>,
 ) -> Result<&'a [T], ShapeError> {
-    let rows = dims.batch.saturating_mul(target_rows(op, dims)?);
+    let rows = dims.batch.saturating_mul(checks::target_rows(op, dims)?);
     teacher_blv.head(op, "teacher (b*tokens*v)", rows.saturating_mul(dims.vocab))
 }
 
@@ -79,8 +66,8 @@ impl<T: Element> LossOps for CpuBackend<T> {
         out: &mut TokenLoss<Self>,
     ) -> Result<(), CpuError> {
         const OP: &str = "cross_entropy";
-        let size = size(OP, dims)?;
-        let logits = logits_blv.head(OP, "logits (b*l*v)", size)?;
+        let len = checks::logits(OP, dims)?;
+        let logits = logits_blv.head(OP, "logits (b*l*v)", len)?;
         let targets = targets(OP, dims, targets_bl)?;
         let rows = samples(dims, dims.schedule.tokens());
         let out = row_losses(OP, rows, &mut out.loss_bl, &mut out.hits_bl, &mut out.lse_bl)?;
@@ -96,8 +83,8 @@ impl<T: Element> LossOps for CpuBackend<T> {
         saved: &TokenLoss<Self>,
     ) -> Result<(), CpuError> {
         const OP: &str = "cross_entropy_backward";
-        let size = size(OP, dims)?;
-        let logits = logits_to_dlogits.head_mut(OP, "logits (b*l*v)", size)?;
+        let len = checks::logits(OP, dims)?;
+        let logits = logits_to_dlogits.head_mut(OP, "logits (b*l*v)", len)?;
         let targets = targets(OP, dims, targets_bl)?;
         let (from, to) = samples(dims, dims.schedule.tokens());
         let lse = &saved.lse_bl.head(OP, "lse (b*l)", to)?[from..];
@@ -113,8 +100,8 @@ impl<T: Element> LossOps for CpuBackend<T> {
         out: &mut TokenLoss<Self>,
     ) -> Result<(), CpuError> {
         const OP: &str = "soft_cross_entropy";
-        let size = size(OP, dims)?;
-        let logits = logits_blv.head(OP, "logits (b*l*v)", size)?;
+        let len = checks::logits(OP, dims)?;
+        let logits = logits_blv.head(OP, "logits (b*l*v)", len)?;
         let teacher = teacher(OP, dims, teacher_blv)?;
         let rows = samples(dims, dims.schedule.tokens());
         let teacher_lse = out.teacher_lse_bl.head_mut(OP, "teacher_lse (b*l)", rows.1)?;
@@ -132,8 +119,8 @@ impl<T: Element> LossOps for CpuBackend<T> {
         saved: &TokenLoss<Self>,
     ) -> Result<(), CpuError> {
         const OP: &str = "soft_cross_entropy_backward";
-        let size = size(OP, dims)?;
-        let logits = logits_to_dlogits.head_mut(OP, "logits (b*l*v)", size)?;
+        let len = checks::logits(OP, dims)?;
+        let logits = logits_to_dlogits.head_mut(OP, "logits (b*l*v)", len)?;
         let teacher = teacher(OP, dims, teacher_blv)?;
         let (from, to) = samples(dims, dims.schedule.tokens());
         let lse = &saved.lse_bl.head(OP, "lse (b*l)", to)?[from..];

@@ -5,35 +5,13 @@ use crate::ops::{
     vector_quantize,
 };
 use crate::{Buffer, CpuBackend, CpuError, Element};
+use sar_math::backend::checks::{self, size};
 use sar_math::backend::{
     Conv, ConvDims, GroupNorm, MapDims, QuantizeWeights, ShapeError, Slot, TokenizerOps, Write,
 };
 
-/// Elements of x and y.
-fn check_conv(op: &'static str, d: ConvDims) -> Result<(usize, usize), ShapeError> {
-    ShapeError::at_least(op, "kernel", 1, d.kernel)?;
-    ShapeError::at_least(op, "stride", 1, d.stride)?;
-    let pad = d.pad_before + d.pad_after;
-    ShapeError::at_least(op, "height with padding (kernel)", d.kernel, d.height + pad)?;
-    ShapeError::at_least(op, "width with padding (kernel)", d.kernel, d.width + pad)?;
-    let (height, width) = d.output();
-    Ok((d.batch * d.inputs * d.height * d.width, d.batch * d.outputs * height * width))
-}
-
-fn check_norm(
-    op: &'static str,
-    dims: MapDims,
-    layer: &GroupNorm,
-) -> Result<group_norm::Norm, ShapeError> {
-    ShapeError::at_least(op, "groups", 1, layer.groups)?;
-    ShapeError::equal(op, "channels % groups", 0, dims.channels % layer.groups)?;
-    Ok(group_norm::Norm { dims, groups: layer.groups, eps: layer.eps, silu: layer.silu })
-}
-
-fn check_area(op: &'static str, dims: MapDims, to: (usize, usize)) -> Result<usize, ShapeError> {
-    ShapeError::at_least(op, "height", 1, to.0.min(dims.height))?;
-    ShapeError::at_least(op, "width", 1, to.1.min(dims.width))?;
-    Ok(dims.batch * dims.channels * to.0 * to.1)
+fn norm(dims: MapDims, layer: &GroupNorm) -> group_norm::Norm {
+    group_norm::Norm { dims, groups: layer.groups, eps: layer.eps, silu: layer.silu }
 }
 
 /// Weight and bias gradients of one layer at once, whichever comes first in the buffer.
@@ -70,8 +48,7 @@ impl<T: Element> TokenizerOps for CpuBackend<T> {
         y: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "conv2d";
-        let (x_len, y_len) = check_conv(OP, dims)?;
-        let weights = dims.outputs * dims.inputs * dims.kernel * dims.kernel;
+        let [x_len, y_len, weights] = checks::conv(OP, dims)?;
         conv2d::forward(
             dims,
             x.head(OP, "x", x_len)?,
@@ -93,8 +70,7 @@ impl<T: Element> TokenizerOps for CpuBackend<T> {
         grads: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "conv2d_backward";
-        let (x_len, y_len) = check_conv(OP, dims)?;
-        let weights = dims.outputs * dims.inputs * dims.kernel * dims.kernel;
+        let [x_len, y_len, weights] = checks::conv(OP, dims)?;
         let (dweight, dbias) =
             pair(OP, grads, (layer.weight, weights), (layer.bias, dims.outputs))?;
         conv2d::backward(
@@ -119,14 +95,14 @@ impl<T: Element> TokenizerOps for CpuBackend<T> {
         stats: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "group_norm";
-        let norm = check_norm(OP, dims, &layer)?;
+        let stats_len = checks::group_norm(OP, dims, &layer)?;
         group_norm::forward(
-            norm,
+            norm(dims, &layer),
             x.head(OP, "x", dims.len())?,
             params.slot(OP, "weight", layer.weight, dims.channels)?,
             params.slot(OP, "bias", layer.bias, dims.channels)?,
             y.head_mut(OP, "y", dims.len())?,
-            stats.head_mut(OP, "stats", dims.batch * layer.groups * 2)?,
+            stats.head_mut(OP, "stats", stats_len)?,
         );
         Ok(())
     }
@@ -144,14 +120,14 @@ impl<T: Element> TokenizerOps for CpuBackend<T> {
         grads: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "group_norm_backward";
-        let norm = check_norm(OP, dims, &layer)?;
+        let stats_len = checks::group_norm(OP, dims, &layer)?;
         let channels = dims.channels;
         let (dweight, dbias) = pair(OP, grads, (layer.weight, channels), (layer.bias, channels))?;
         group_norm::backward(
-            norm,
+            norm(dims, &layer),
             dy.head(OP, "dy", dims.len())?,
             x.head(OP, "x", dims.len())?,
-            stats.head(OP, "stats", dims.batch * layer.groups * 2)?,
+            stats.head(OP, "stats", stats_len)?,
             params.slot(OP, "weight", layer.weight, channels)?,
             params.slot(OP, "bias", layer.bias, channels)?,
             write,
@@ -170,7 +146,7 @@ impl<T: Element> TokenizerOps for CpuBackend<T> {
     ) -> Result<(), CpuError> {
         const OP: &str = "upsample_nearest";
         let x = x.head(OP, "x", dims.len())?;
-        upsample_nearest::forward(dims, x, y.head_mut(OP, "y", 4 * dims.len())?);
+        upsample_nearest::forward(dims, x, y.head_mut(OP, "y", size([4, dims.len()]))?);
         Ok(())
     }
 
@@ -181,7 +157,7 @@ impl<T: Element> TokenizerOps for CpuBackend<T> {
         dx: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "upsample_nearest_backward";
-        let dy = dy.head(OP, "dy", 4 * dims.len())?;
+        let dy = dy.head(OP, "dy", size([4, dims.len()]))?;
         upsample_nearest::backward(dims, dy, dx.head_mut(OP, "dx", dims.len())?);
         Ok(())
     }
@@ -196,13 +172,13 @@ impl<T: Element> TokenizerOps for CpuBackend<T> {
         y: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "spatial_attention";
-        let (len, area) = (dims.len(), dims.height * dims.width);
+        let (len, area) = (dims.len(), size([dims.height, dims.width]));
         spatial_attention::forward(
             dims,
             q.head(OP, "q", len)?,
             k.head(OP, "k", len)?,
             v.head(OP, "v", len)?,
-            probabilities.head_mut(OP, "probabilities", dims.batch * area * area)?,
+            probabilities.head_mut(OP, "probabilities", size([dims.batch, area, area]))?,
             y.head_mut(OP, "y", len)?,
         );
         Ok(())
@@ -221,12 +197,12 @@ impl<T: Element> TokenizerOps for CpuBackend<T> {
         dv: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "spatial_attention_backward";
-        let (len, area) = (dims.len(), dims.height * dims.width);
+        let (len, area) = (dims.len(), size([dims.height, dims.width]));
         spatial_attention::backward(
             dims,
             dy.head(OP, "dy", len)?,
             (q.head(OP, "q", len)?, k.head(OP, "k", len)?, v.head(OP, "v", len)?),
-            probabilities.head(OP, "probabilities", dims.batch * area * area)?,
+            probabilities.head(OP, "probabilities", size([dims.batch, area, area]))?,
             (dq.head_mut(OP, "dq", len)?, dk.head_mut(OP, "dk", len)?, dv.head_mut(OP, "dv", len)?),
         );
         Ok(())
@@ -241,7 +217,7 @@ impl<T: Element> TokenizerOps for CpuBackend<T> {
         y: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "area_resize";
-        let y_len = check_area(OP, dims, (height, width))?;
+        let y_len = checks::resized(OP, dims, (height, width))?;
         let x = x.head(OP, "x", dims.len())?;
         area_resize::forward(dims, (height, width), x, y.head_mut(OP, "y", y_len)?);
         Ok(())
@@ -256,7 +232,7 @@ impl<T: Element> TokenizerOps for CpuBackend<T> {
         dx: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "area_resize_backward";
-        let y_len = check_area(OP, dims, (height, width))?;
+        let y_len = checks::resized(OP, dims, (height, width))?;
         let dy = dy.head(OP, "dy", y_len)?;
         area_resize::backward(dims, (height, width), dy, dx.head_mut(OP, "dx", dims.len())?);
         Ok(())
@@ -275,12 +251,12 @@ impl<T: Element> TokenizerOps for CpuBackend<T> {
     ) -> Result<(), CpuError> {
         const OP: &str = "vector_quantize";
         ShapeError::at_least(OP, "vocab", 1, vocab)?;
-        let positions = dims.batch * dims.height * dims.width;
+        let positions = size([dims.batch, dims.height, dims.width]);
         distance.head_mut(OP, "distance", 1)?[0] = vector_quantize::forward(
             dims,
             vocab,
             z.head(OP, "z", dims.len())?,
-            params.slot(OP, "codebook", codebook, vocab * dims.channels)?,
+            params.slot(OP, "codebook", codebook, size([vocab, dims.channels]))?,
             ids.head_mut(OP, "ids", positions)?,
             quantized.head_mut(OP, "quantized", dims.len())?,
         );
@@ -301,22 +277,22 @@ impl<T: Element> TokenizerOps for CpuBackend<T> {
         grads: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "vector_quantize_backward";
-        let ids = ids.head(OP, "ids", dims.batch * dims.height * dims.width)?;
+        let ids = ids.head(OP, "ids", size([dims.batch, dims.height, dims.width]))?;
         if let Some(position) = ids.iter().position(|&id| id as usize >= vocab) {
             let id = ids[position];
             return Err(CpuError::IdOutOfRange { op: OP, position, id, rows: vocab });
         }
-        let size = vocab * dims.channels;
+        let len = size([vocab, dims.channels]);
         vector_quantize::backward(
             dims,
             vocab,
             d_quantized.head(OP, "d_quantized", dims.len())?,
             z.head(OP, "z", dims.len())?,
             ids,
-            params.slot(OP, "codebook", codebook, size)?,
+            params.slot(OP, "codebook", codebook, len)?,
             weights,
             dz.head_mut(OP, "dz", dims.len())?,
-            grads.slot_mut(OP, "codebook", codebook, size)?,
+            grads.slot_mut(OP, "codebook", codebook, len)?,
         );
         Ok(())
     }

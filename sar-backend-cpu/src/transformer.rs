@@ -6,15 +6,11 @@ use crate::ops::{class_embedding, gelu, linear, positions, silu, token_embedding
 use crate::simd::with_scratch;
 use crate::{Buffer, CpuBackend, CpuError, Element};
 use sar_math::ScaleSchedule;
+use sar_math::backend::checks::{self, size};
 use sar_math::backend::{
     AttentionDims, AttentionSlots, Branch, EmbeddingDims, EmbeddingSlots, Linear, LinearDims,
     Modulation, ShapeError, Slot, TokenDims, TransformerOps, Write,
 };
-
-/// The product of some dimensions; too large a one becomes a length that no buffer has.
-pub(crate) fn size<const N: usize>(dims: [usize; N]) -> usize {
-    dims.into_iter().fold(1, usize::saturating_mul)
-}
 
 /// Biases and log-scales of attention, checked.
 pub(crate) fn head_params<'a, T: Element>(
@@ -31,18 +27,6 @@ pub(crate) fn head_params<'a, T: Element>(
     })
 }
 
-/// The modulation matrix, checked for the columns in `offsets`.
-fn check_columns(
-    op: &'static str,
-    width: usize,
-    stride: usize,
-    offsets: &[usize],
-) -> Result<(), ShapeError> {
-    offsets.iter().try_for_each(|offset| {
-        ShapeError::at_least(op, "ada (columns)", offset.saturating_add(width), stride)
-    })
-}
-
 fn branch_slices<'a, T: Element>(
     op: &'static str,
     dims: TokenDims,
@@ -56,35 +40,8 @@ fn branch_slices<'a, T: Element>(
             Some(&keep.head(op, "keep (offset+batch)", end)?[offset..])
         }
     };
-    let value = branch.value_blc.head(op, "branch (batch*tokens*width)", token_len(dims))?;
+    let value = branch.value_blc.head(op, "branch (batch*tokens*width)", dims.len())?;
     Ok(Some(BranchSlices { value, gate: branch.gate, keep }))
-}
-
-fn token_len(dims: TokenDims) -> usize {
-    size([dims.batch, dims.tokens, dims.width])
-}
-
-/// Side of the square table `[1, C, side, side]` that fills a slot.
-fn table_side(op: &'static str, width: usize, table: Slot) -> Result<usize, ShapeError> {
-    let side = table.len.checked_div(width).unwrap_or(0).isqrt().max(1);
-    ShapeError::equal(op, "table (width*side*side)", size([width, side, side]), table.len)?;
-    Ok(side)
-}
-
-/// Rows of a class table.
-fn table_rows(op: &'static str, width: usize, table: Slot) -> Result<usize, ShapeError> {
-    let rows = table.len.checked_div(width).unwrap_or(0);
-    ShapeError::equal(op, "table (rows*width)", size([rows, width]), table.len)?;
-    Ok(rows)
-}
-
-/// Checks what both directions of the token embedding share; returns the number of words of a sample.
-fn check_embedding(op: &'static str, dims: &EmbeddingDims) -> Result<usize, ShapeError> {
-    ShapeError::at_least(op, "span (end)", dims.span.start, dims.span.end)?;
-    ShapeError::at_least(op, "input_batch", 1, dims.input_batch)?;
-    let multiple = dims.batch / dims.input_batch * dims.input_batch;
-    ShapeError::equal(op, "batch (a multiple of input_batch)", multiple, dims.batch)?;
-    Ok(dims.span.len() - token_embedding::class_tokens(dims))
 }
 
 impl<T: Element> TransformerOps for CpuBackend<T> {
@@ -155,12 +112,12 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         stats: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "residual_norm";
-        let len = token_len(dims);
+        let len = dims.len();
         let x = x_blc.head(OP, "x (batch*tokens*width)", len)?;
         let branch = branch_slices(OP, dims, branch.as_ref())?;
         let gate = branch.map_or(0, |branch| branch.gate);
         let Modulation { stride, scale, shift } = modulation;
-        check_columns(OP, dims.width, stride, &[scale, shift, gate])?;
+        checks::columns(OP, dims.width, stride, &[scale, shift, gate])?;
         let values = ada.head(OP, "ada (batch*stride)", size([dims.batch, stride]))?;
         let sum_len = if branch.is_some() { len } else { 0 };
         let sum = sum_blc.head_mut(OP, "sum (batch*tokens*width)", sum_len)?;
@@ -181,12 +138,12 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         y_blc: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "renorm";
-        let len = token_len(dims);
+        let len = dims.len();
         let sum = sum_blc.head(OP, "sum (batch*tokens*width)", len)?;
         let stats_len = size([dims.batch, dims.tokens, 2]);
         let stats = stats.head(OP, "stats (batch*tokens*2)", stats_len)?;
         let Modulation { stride, scale, shift } = modulation;
-        check_columns(OP, dims.width, stride, &[scale, shift])?;
+        checks::columns(OP, dims.width, stride, &[scale, shift])?;
         let values = ada.head(OP, "ada (batch*stride)", size([dims.batch, stride]))?;
         let y = y_blc.head_mut(OP, "y (batch*tokens*width)", len)?;
         residual_norm::renorm(dims, sum, stats, Ada { values, at: modulation }, y);
@@ -208,7 +165,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         d_ada: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "residual_norm_backward";
-        let len = token_len(dims);
+        let len = dims.len();
         let dy = dy_blc.head(OP, "dy (batch*tokens*width)", len)?;
         let sum = sum_blc.head(OP, "sum (batch*tokens*width)", len)?;
         let stats_len = size([dims.batch, dims.tokens, 2]);
@@ -216,7 +173,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         let branch = branch_slices(OP, dims, branch.as_ref())?;
         let gate = branch.map_or(0, |branch| branch.gate);
         let Modulation { stride, scale, shift } = modulation;
-        check_columns(OP, dims.width, stride, &[scale, shift, gate])?;
+        checks::columns(OP, dims.width, stride, &[scale, shift, gate])?;
         let ada_len = size([dims.batch, stride]);
         let values = ada.head(OP, "ada (batch*stride)", ada_len)?;
         let dx = dx_blc.head_mut(OP, "dx (batch*tokens*width)", len)?;
@@ -350,7 +307,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
     ) -> Result<(), CpuError> {
         const OP: &str = "class_embedding";
         let labels = labels.head(OP, "labels (batch)", batch)?;
-        let rows = table_rows(OP, width, table)?;
+        let rows = checks::table_rows(OP, width, table)?;
         let table = params.slot(OP, "table (rows*width)", table, table.len)?;
         let cond = cond_bc.head_mut(OP, "cond (batch*width)", size([batch, width]))?;
         class_embedding::check_labels(OP, labels, rows)?;
@@ -369,7 +326,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
     ) -> Result<(), CpuError> {
         const OP: &str = "class_embedding_backward";
         let labels = labels.head(OP, "labels (batch)", batch)?;
-        let rows = table_rows(OP, width, table)?;
+        let rows = checks::table_rows(OP, width, table)?;
         let dcond = dcond_bc.head(OP, "dcond (batch*width)", size([batch, width]))?;
         let dtable = grads.slot_mut(OP, "table gradient (rows*width)", table, table.len)?;
         class_embedding::check_labels(OP, labels, rows)?;
@@ -386,7 +343,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         pos_lc: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "positions";
-        let side = table_side(OP, width, table)?;
+        let side = checks::table_side(OP, width, table)?;
         let table = params.slot(OP, "table (width*side*side)", table, table.len)?;
         let len = size([schedule.tokens(), width]);
         let pos = pos_lc.head_mut(OP, "pos (tokens*width)", len)?;
@@ -403,7 +360,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         grads: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "positions_backward";
-        let side = table_side(OP, width, table)?;
+        let side = checks::table_side(OP, width, table)?;
         let dpos = dpos_lc.head(OP, "dpos (tokens*width)", size([schedule.tokens(), width]))?;
         let dtable = grads.slot_mut(OP, "table gradient", table, table.len)?;
         positions::backward(schedule, width, side, dpos, dtable);
@@ -421,7 +378,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         x: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "token_embedding";
-        let words = check_embedding(OP, dims)?;
+        let words = checks::embedding(OP, dims)?;
         let (width, channels) = (dims.width, dims.channels);
         let cond = cond_bc.head(OP, "cond (batch*width)", size([dims.batch, width]))?;
         let inputs_len = size([dims.input_batch, words, channels]);
@@ -453,7 +410,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         grads: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "token_embedding_backward";
-        let words = check_embedding(OP, dims)?;
+        let words = checks::embedding(OP, dims)?;
         let (width, channels) = (dims.width, dims.channels);
         ShapeError::equal(OP, "span (start)", 0, dims.span.start)?;
         ShapeError::equal(OP, "input_batch", dims.batch, dims.input_batch)?;

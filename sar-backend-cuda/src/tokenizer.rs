@@ -8,35 +8,13 @@ use crate::ops::{
 };
 use crate::storage::Storage;
 use crate::{Buffer, CudaBackend, CudaError, Params};
+use sar_math::backend::checks::{self, size};
 use sar_math::backend::{
     Conv, ConvDims, GroupNorm, MapDims, QuantizeWeights, ShapeError, Slot, TokenizerOps, Write,
 };
 
-/// Elements of x and y.
-fn check_conv(op: &'static str, d: ConvDims) -> Result<(usize, usize), ShapeError> {
-    ShapeError::at_least(op, "kernel", 1, d.kernel)?;
-    ShapeError::at_least(op, "stride", 1, d.stride)?;
-    let pad = d.pad_before + d.pad_after;
-    ShapeError::at_least(op, "height with padding (kernel)", d.kernel, d.height + pad)?;
-    ShapeError::at_least(op, "width with padding (kernel)", d.kernel, d.width + pad)?;
-    let (height, width) = d.output();
-    Ok((d.batch * d.inputs * d.height * d.width, d.batch * d.outputs * height * width))
-}
-
-fn check_norm(
-    op: &'static str,
-    dims: MapDims,
-    layer: &GroupNorm,
-) -> Result<group_norm::Norm, ShapeError> {
-    ShapeError::at_least(op, "groups", 1, layer.groups)?;
-    ShapeError::equal(op, "channels % groups", 0, dims.channels % layer.groups)?;
-    Ok(group_norm::Norm { dims, groups: layer.groups, eps: layer.eps, silu: layer.silu })
-}
-
-fn check_area(op: &'static str, dims: MapDims, to: (usize, usize)) -> Result<usize, ShapeError> {
-    ShapeError::at_least(op, "height", 1, to.0.min(dims.height))?;
-    ShapeError::at_least(op, "width", 1, to.1.min(dims.width))?;
-    Ok(dims.batch * dims.channels * to.0 * to.1)
+fn norm(dims: MapDims, layer: &GroupNorm) -> group_norm::Norm {
+    group_norm::Norm { dims, groups: layer.groups, eps: layer.eps, silu: layer.silu }
 }
 
 /// Weight and bias gradients of one layer.
@@ -62,8 +40,7 @@ impl<S: Storage, D: Device> TokenizerOps for CudaBackend<S, D> {
         y: &mut Buffer<S, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "conv2d";
-        let (x_len, y_len) = check_conv(OP, dims)?;
-        let weights = dims.outputs * dims.inputs * dims.kernel * dims.kernel;
+        let [x_len, y_len, weights] = checks::conv(OP, dims)?;
         conv2d::forward(
             self,
             dims,
@@ -85,8 +62,7 @@ impl<S: Storage, D: Device> TokenizerOps for CudaBackend<S, D> {
         grads: &mut Buffer<f32, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "conv2d_backward";
-        let (x_len, y_len) = check_conv(OP, dims)?;
-        let weights = dims.outputs * dims.inputs * dims.kernel * dims.kernel;
+        let [x_len, y_len, weights] = checks::conv(OP, dims)?;
         let (dweight, dbias) =
             pair(OP, grads, (layer.weight, weights), (layer.bias, dims.outputs))?;
         conv2d::backward(
@@ -111,15 +87,15 @@ impl<S: Storage, D: Device> TokenizerOps for CudaBackend<S, D> {
         stats: &mut Buffer<f32, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "group_norm";
-        let norm = check_norm(OP, dims, &layer)?;
+        let stats_len = checks::group_norm(OP, dims, &layer)?;
         group_norm::forward(
             self,
-            norm,
+            norm(dims, &layer),
             x.head(OP, "x", dims.len())?,
             params.slot(OP, "weight", layer.weight, dims.channels)?,
             params.slot(OP, "bias", layer.bias, dims.channels)?,
             y.head_mut(OP, "y", dims.len())?,
-            stats.head_mut(OP, "stats", dims.batch * layer.groups * 2)?,
+            stats.head_mut(OP, "stats", stats_len)?,
         )
     }
 
@@ -136,15 +112,15 @@ impl<S: Storage, D: Device> TokenizerOps for CudaBackend<S, D> {
         grads: &mut Buffer<f32, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "group_norm_backward";
-        let norm = check_norm(OP, dims, &layer)?;
+        let stats_len = checks::group_norm(OP, dims, &layer)?;
         let channels = dims.channels;
         let (dweight, dbias) = pair(OP, grads, (layer.weight, channels), (layer.bias, channels))?;
         group_norm::backward(
             self,
-            norm,
+            norm(dims, &layer),
             dy.head(OP, "dy", dims.len())?,
             x.head(OP, "x", dims.len())?,
-            stats.head(OP, "stats", dims.batch * layer.groups * 2)?,
+            stats.head(OP, "stats", stats_len)?,
             params.slot(OP, "weight", layer.weight, channels)?,
             params.slot(OP, "bias", layer.bias, channels)?,
             write,
@@ -162,7 +138,7 @@ impl<S: Storage, D: Device> TokenizerOps for CudaBackend<S, D> {
     ) -> Result<(), CudaError> {
         const OP: &str = "upsample_nearest";
         let x = x.head(OP, "x", dims.len())?;
-        upsample_nearest::forward(self, dims, x, y.head_mut(OP, "y", 4 * dims.len())?)
+        upsample_nearest::forward(self, dims, x, y.head_mut(OP, "y", size([4, dims.len()]))?)
     }
 
     fn upsample_nearest_backward(
@@ -172,7 +148,7 @@ impl<S: Storage, D: Device> TokenizerOps for CudaBackend<S, D> {
         dx: &mut Buffer<S, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "upsample_nearest_backward";
-        let dy = dy.head(OP, "dy", 4 * dims.len())?;
+        let dy = dy.head(OP, "dy", size([4, dims.len()]))?;
         upsample_nearest::backward(self, dims, dy, dx.head_mut(OP, "dx", dims.len())?)
     }
 
@@ -186,14 +162,14 @@ impl<S: Storage, D: Device> TokenizerOps for CudaBackend<S, D> {
         y: &mut Buffer<S, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "spatial_attention";
-        let (len, area) = (dims.len(), dims.height * dims.width);
+        let (len, area) = (dims.len(), size([dims.height, dims.width]));
         spatial_attention::forward(
             self,
             dims,
             q.head(OP, "q", len)?,
             k.head(OP, "k", len)?,
             v.head(OP, "v", len)?,
-            probabilities.head_mut(OP, "probabilities", dims.batch * area * area)?,
+            probabilities.head_mut(OP, "probabilities", size([dims.batch, area, area]))?,
             y.head_mut(OP, "y", len)?,
         )
     }
@@ -211,13 +187,13 @@ impl<S: Storage, D: Device> TokenizerOps for CudaBackend<S, D> {
         dv: &mut Buffer<S, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "spatial_attention_backward";
-        let (len, area) = (dims.len(), dims.height * dims.width);
+        let (len, area) = (dims.len(), size([dims.height, dims.width]));
         spatial_attention::backward(
             self,
             dims,
             dy.head(OP, "dy", len)?,
             [q.head(OP, "q", len)?, k.head(OP, "k", len)?, v.head(OP, "v", len)?],
-            probabilities.head(OP, "probabilities", dims.batch * area * area)?,
+            probabilities.head(OP, "probabilities", size([dims.batch, area, area]))?,
             [dq.head_mut(OP, "dq", len)?, dk.head_mut(OP, "dk", len)?, dv.head_mut(OP, "dv", len)?],
         )
     }
@@ -231,7 +207,7 @@ impl<S: Storage, D: Device> TokenizerOps for CudaBackend<S, D> {
         y: &mut Buffer<S, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "area_resize";
-        let y_len = check_area(OP, dims, (height, width))?;
+        let y_len = checks::resized(OP, dims, (height, width))?;
         let x = x.head(OP, "x", dims.len())?;
         area_resize::forward(self, dims, (height, width), x, y.head_mut(OP, "y", y_len)?)
     }
@@ -245,7 +221,7 @@ impl<S: Storage, D: Device> TokenizerOps for CudaBackend<S, D> {
         dx: &mut Buffer<S, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "area_resize_backward";
-        let y_len = check_area(OP, dims, (height, width))?;
+        let y_len = checks::resized(OP, dims, (height, width))?;
         let dy = dy.head(OP, "dy", y_len)?;
         area_resize::backward(self, dims, (height, width), dy, dx.head_mut(OP, "dx", dims.len())?)
     }
@@ -263,13 +239,13 @@ impl<S: Storage, D: Device> TokenizerOps for CudaBackend<S, D> {
     ) -> Result<(), CudaError> {
         const OP: &str = "vector_quantize";
         ShapeError::at_least(OP, "vocab", 1, vocab)?;
-        let positions = dims.batch * dims.height * dims.width;
+        let positions = size([dims.batch, dims.height, dims.width]);
         vector_quantize::forward(
             self,
             dims,
             vocab,
             z.head(OP, "z", dims.len())?,
-            params.slot(OP, "codebook", codebook, vocab * dims.channels)?,
+            params.slot(OP, "codebook", codebook, size([vocab, dims.channels]))?,
             ids.head_mut(OP, "ids", positions)?,
             quantized.head_mut(OP, "quantized", dims.len())?,
             distance.head_mut(OP, "distance", 1)?,
@@ -290,8 +266,8 @@ impl<S: Storage, D: Device> TokenizerOps for CudaBackend<S, D> {
         grads: &mut Buffer<f32, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "vector_quantize_backward";
-        let ids = ids.head(OP, "ids", dims.batch * dims.height * dims.width)?;
-        let size = vocab * dims.channels;
+        let ids = ids.head(OP, "ids", size([dims.batch, dims.height, dims.width]))?;
+        let len = size([vocab, dims.channels]);
         vector_quantize::backward(
             self,
             dims,
@@ -299,10 +275,10 @@ impl<S: Storage, D: Device> TokenizerOps for CudaBackend<S, D> {
             d_quantized.head(OP, "d_quantized", dims.len())?,
             z.head(OP, "z", dims.len())?,
             ids,
-            params.slot(OP, "codebook", codebook, size)?,
+            params.slot(OP, "codebook", codebook, len)?,
             weights,
             dz.head_mut(OP, "dz", dims.len())?,
-            grads.slot_mut(OP, "codebook", codebook, size)?,
+            grads.slot_mut(OP, "codebook", codebook, len)?,
         )
     }
 

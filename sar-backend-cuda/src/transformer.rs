@@ -8,15 +8,11 @@ use crate::ops::{class_embedding, gelu, linear, positions, silu, token_embedding
 use crate::storage::Storage;
 use crate::{Buffer, CudaBackend, CudaError, Params};
 use sar_math::ScaleSchedule;
+use sar_math::backend::checks::{self, size};
 use sar_math::backend::{
     AttentionDims, AttentionSlots, Branch, EmbeddingDims, EmbeddingSlots, Linear, LinearDims,
     Modulation, ShapeError, Slot, TokenDims, TransformerOps, Write,
 };
-
-/// The product of some dimensions; too large a one becomes a length that no buffer has.
-pub(crate) fn size<const N: usize>(dims: [usize; N]) -> usize {
-    dims.into_iter().fold(1, usize::saturating_mul)
-}
 
 /// Biases and log-scales of attention, checked.
 pub(crate) fn head_params<S: Storage, D: Device>(
@@ -33,18 +29,6 @@ pub(crate) fn head_params<S: Storage, D: Device>(
     })
 }
 
-/// The modulation matrix, checked for the columns in `offsets`.
-fn check_columns(
-    op: &'static str,
-    width: usize,
-    stride: usize,
-    offsets: &[usize],
-) -> Result<(), ShapeError> {
-    offsets.iter().try_for_each(|offset| {
-        ShapeError::at_least(op, "ada (columns)", offset.saturating_add(width), stride)
-    })
-}
-
 fn branch_at<S: Storage, D: Device>(
     op: &'static str,
     dims: TokenDims,
@@ -58,35 +42,8 @@ fn branch_at<S: Storage, D: Device>(
             Some(keep.head(op, "keep (offset+batch)", end)?.at(offset))
         }
     };
-    let value = branch.value_blc.head(op, "branch (batch*tokens*width)", token_len(dims))?;
+    let value = branch.value_blc.head(op, "branch (batch*tokens*width)", dims.len())?;
     Ok(Some(BranchAt { value, gate: branch.gate, keep }))
-}
-
-fn token_len(dims: TokenDims) -> usize {
-    size([dims.batch, dims.tokens, dims.width])
-}
-
-/// Side of the square table `[1, C, side, side]` that fills a slot.
-fn table_side(op: &'static str, width: usize, table: Slot) -> Result<usize, ShapeError> {
-    let side = table.len.checked_div(width).unwrap_or(0).isqrt().max(1);
-    ShapeError::equal(op, "table (width*side*side)", size([width, side, side]), table.len)?;
-    Ok(side)
-}
-
-/// Rows of a class table.
-fn table_rows(op: &'static str, width: usize, table: Slot) -> Result<usize, ShapeError> {
-    let rows = table.len.checked_div(width).unwrap_or(0);
-    ShapeError::equal(op, "table (rows*width)", size([rows, width]), table.len)?;
-    Ok(rows)
-}
-
-/// Checks what both directions of the token embedding share; returns the number of words of a sample.
-fn check_embedding(op: &'static str, dims: &EmbeddingDims) -> Result<usize, ShapeError> {
-    ShapeError::at_least(op, "span (end)", dims.span.start, dims.span.end)?;
-    ShapeError::at_least(op, "input_batch", 1, dims.input_batch)?;
-    let multiple = dims.batch / dims.input_batch * dims.input_batch;
-    ShapeError::equal(op, "batch (a multiple of input_batch)", multiple, dims.batch)?;
-    Ok(dims.span.len() - usize::from(dims.span.start == 0 && dims.span.end > 0))
 }
 
 impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
@@ -164,12 +121,12 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
         stats: &mut Buffer<f32, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "residual_norm";
-        let len = token_len(dims);
+        let len = dims.len();
         let x = x_blc.head(OP, "x (batch*tokens*width)", len)?;
         let branch = branch_at(OP, dims, branch.as_ref())?;
         let gate = branch.map_or(0, |branch| branch.gate);
         let Modulation { stride, scale, shift } = modulation;
-        check_columns(OP, dims.width, stride, &[scale, shift, gate])?;
+        checks::columns(OP, dims.width, stride, &[scale, shift, gate])?;
         let values = ada.head(OP, "ada (batch*stride)", size([dims.batch, stride]))?;
         let sum_len = if branch.is_some() { len } else { 0 };
         let sum = sum_blc.head_mut(OP, "sum (batch*tokens*width)", sum_len)?;
@@ -199,12 +156,12 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
         y_blc: &mut Buffer<S, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "renorm";
-        let len = token_len(dims);
+        let len = dims.len();
         let sum = sum_blc.head(OP, "sum (batch*tokens*width)", len)?;
         let stats_len = size([dims.batch, dims.tokens, 2]);
         let stats = stats.head(OP, "stats (batch*tokens*2)", stats_len)?;
         let Modulation { stride, scale, shift } = modulation;
-        check_columns(OP, dims.width, stride, &[scale, shift])?;
+        checks::columns(OP, dims.width, stride, &[scale, shift])?;
         let values = ada.head(OP, "ada (batch*stride)", size([dims.batch, stride]))?;
         let y = y_blc.head_mut(OP, "y (batch*tokens*width)", len)?;
         residual_norm::renorm(self, dims, sum, stats, Ada { values, at: modulation }, y)
@@ -225,7 +182,7 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
         d_ada: &mut Buffer<S, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "residual_norm_backward";
-        let len = token_len(dims);
+        let len = dims.len();
         let dy = dy_blc.head(OP, "dy (batch*tokens*width)", len)?;
         let sum = sum_blc.head(OP, "sum (batch*tokens*width)", len)?;
         let stats_len = size([dims.batch, dims.tokens, 2]);
@@ -233,7 +190,7 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
         let branch = branch_at(OP, dims, branch.as_ref())?;
         let gate = branch.map_or(0, |branch| branch.gate);
         let Modulation { stride, scale, shift } = modulation;
-        check_columns(OP, dims.width, stride, &[scale, shift, gate])?;
+        checks::columns(OP, dims.width, stride, &[scale, shift, gate])?;
         let ada_len = size([dims.batch, stride]);
         let values = ada.head(OP, "ada (batch*stride)", ada_len)?;
         let dx = dx_blc.head_mut(OP, "dx (batch*tokens*width)", len)?;
@@ -352,7 +309,7 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
     ) -> Result<(), CudaError> {
         const OP: &str = "class_embedding";
         let labels = labels.head(OP, "labels (batch)", batch)?;
-        let rows = table_rows(OP, width, table)?;
+        let rows = checks::table_rows(OP, width, table)?;
         let table = params.slot(OP, "table (rows*width)", table, table.len)?;
         let cond = cond_bc.head_mut(OP, "cond (batch*width)", size([batch, width]))?;
         class_embedding::forward(self, [batch, width, rows], labels, table, cond)
@@ -369,7 +326,7 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
     ) -> Result<(), CudaError> {
         const OP: &str = "class_embedding_backward";
         let labels = labels.head(OP, "labels (batch)", batch)?;
-        let rows = table_rows(OP, width, table)?;
+        let rows = checks::table_rows(OP, width, table)?;
         let dcond = dcond_bc.head(OP, "dcond (batch*width)", size([batch, width]))?;
         let dtable = grads.slot_mut(OP, "table gradient (rows*width)", table, table.len)?;
         class_embedding::backward(self, [batch, width, rows], labels, dcond, dtable)
@@ -384,7 +341,7 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
         pos_lc: &mut Buffer<S, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "positions";
-        let side = table_side(OP, width, table)?;
+        let side = checks::table_side(OP, width, table)?;
         let table = params.slot(OP, "table (width*side*side)", table, table.len)?;
         let len = size([schedule.tokens(), width]);
         let pos = pos_lc.head_mut(OP, "pos (tokens*width)", len)?;
@@ -400,7 +357,7 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
         grads: &mut Buffer<f32, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "positions_backward";
-        let side = table_side(OP, width, table)?;
+        let side = checks::table_side(OP, width, table)?;
         let dpos = dpos_lc.head(OP, "dpos (tokens*width)", size([schedule.tokens(), width]))?;
         let dtable = grads.slot_mut(OP, "table gradient", table, table.len)?;
         positions::backward(self, schedule, width, side, dpos, dtable)
@@ -417,7 +374,7 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
         x: &mut Buffer<S, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "token_embedding";
-        let words = check_embedding(OP, dims)?;
+        let words = checks::embedding(OP, dims)?;
         let (width, channels) = (dims.width, dims.channels);
         let cond = cond_bc.head(OP, "cond (batch*width)", size([dims.batch, width]))?;
         let inputs_len = size([dims.input_batch, words, channels]);
@@ -448,7 +405,7 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
         grads: &mut Buffer<f32, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "token_embedding_backward";
-        let words = check_embedding(OP, dims)?;
+        let words = checks::embedding(OP, dims)?;
         let (width, channels) = (dims.width, dims.channels);
         ShapeError::equal(OP, "span (start)", 0, dims.span.start)?;
         ShapeError::equal(OP, "input_batch", dims.batch, dims.input_batch)?;

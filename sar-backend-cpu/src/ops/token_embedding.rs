@@ -15,11 +15,6 @@ pub(crate) struct Weights<'a, T> {
     pub pos_start: Option<&'a [T]>,
 }
 
-/// Whether the span holds the class token: 1 or 0.
-pub(crate) fn class_tokens(dims: &EmbeddingDims) -> usize {
-    usize::from(dims.span.start == 0 && !dims.span.is_empty())
-}
-
 pub(crate) fn forward<T: Element>(
     dims: &EmbeddingDims,
     cond: &[T],
@@ -32,7 +27,7 @@ pub(crate) fn forward<T: Element>(
     if width == 0 || tokens == 0 {
         return;
     }
-    let class = class_tokens(dims);
+    let class = dims.class_tokens();
     let words = tokens - class;
     let pos = &pos[dims.span.start * width..dims.span.end * width];
     x.par_chunks_exact_mut(tokens * width).enumerate().for_each(|(b, x)| {

@@ -12,9 +12,11 @@
 //! - **Same inputs, same bits** on one backend, whatever the thread count; a row of a forward op does
 //!   not depend on how many other rows there are.
 //! - **Shapes are checked once, at the door**, and give a [`ShapeError`]; no op panics on bad input.
+//!   What does not depend on the backend is in [`checks`].
 //! - **Pairs have no default bodies**: a missing gradient is a compile error.
 
 mod buffers;
+pub mod checks;
 mod error;
 mod loss;
 mod optimizer;

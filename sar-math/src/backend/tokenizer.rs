@@ -61,9 +61,10 @@ pub struct MapDims {
 }
 
 impl MapDims {
-    /// Elements.
+    /// Elements; `usize::MAX`, which no buffer holds, where there are more.
     pub const fn len(self) -> usize {
-        self.batch * self.channels * self.height * self.width
+        let maps = self.batch.saturating_mul(self.channels);
+        maps.saturating_mul(self.height).saturating_mul(self.width)
     }
 
     /// Whether there is nothing to do.

@@ -38,9 +38,9 @@ pub struct TokenDims {
 }
 
 impl TokenDims {
-    /// B·L·C.
+    /// B·L·C; `usize::MAX`, which no buffer holds, where that is beyond it.
     pub const fn len(self) -> usize {
-        self.batch * self.tokens * self.width
+        self.rows().saturating_mul(self.width)
     }
 
     /// Whether there is nothing to do.
@@ -48,9 +48,9 @@ impl TokenDims {
         self.len() == 0
     }
 
-    /// B·L.
+    /// B·L, saturating.
     pub const fn rows(self) -> usize {
-        self.batch * self.tokens
+        self.batch.saturating_mul(self.tokens)
     }
 }
 
@@ -134,6 +134,13 @@ pub struct EmbeddingDims {
     pub width: usize,
     /// Latent channels K.
     pub channels: usize,
+}
+
+impl EmbeddingDims {
+    /// Class tokens of a sample: 1 where the span holds the first token, else 0.
+    pub fn class_tokens(&self) -> usize {
+        usize::from(self.span.start == 0 && !self.span.is_empty())
+    }
 }
 
 /// ln 100, taken in f32 as the published implementation does: the ceiling of `scale_mul`.

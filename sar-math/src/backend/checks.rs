@@ -1,0 +1,232 @@
+//! What every backend asks of an op's dimensions, written once: the checks at the door.
+//!
+//! A backend adds the lengths of its own buffers ([`ShapeError::at_least`]) and ids that it can see.
+//! All names are those of the op that fails and of the operand at fault, and sizes saturate: too large
+//! a product of dimensions becomes a length that no buffer has.
+
+use super::{ConvDims, EmbeddingDims, GroupNorm, LossDims, MapDims, ShapeError, Slot};
+use crate::ScaleSchedule;
+use core::ops::Range;
+
+/// The product of some dimensions, or `usize::MAX`, which no buffer holds.
+#[inline]
+pub fn size<const N: usize>(dims: [usize; N]) -> usize {
+    dims.into_iter().fold(1, usize::saturating_mul)
+}
+
+/// Checks that vectors of `width` from each of `offsets` on lie in a row of `stride` columns of the
+/// modulation matrix.
+///
+/// # Errors
+/// The first that does not.
+pub fn columns(
+    op: &'static str,
+    width: usize,
+    stride: usize,
+    offsets: &[usize],
+) -> Result<(), ShapeError> {
+    offsets.iter().try_for_each(|offset| {
+        ShapeError::at_least(op, "ada (columns)", offset.saturating_add(width), stride)
+    })
+}
+
+/// Side of the square table of positions `[1, C, side, side]` that fills a slot, C being `width`.
+///
+/// # Errors
+/// The slot holds no such table.
+pub fn table_side(op: &'static str, width: usize, table: Slot) -> Result<usize, ShapeError> {
+    let side = table.len.checked_div(width).unwrap_or(0).isqrt().max(1);
+    ShapeError::equal(op, "table (width*side*side)", size([width, side, side]), table.len)?;
+    Ok(side)
+}
+
+/// Rows of the class table `[rows, width]` that fills a slot.
+///
+/// # Errors
+/// The slot holds no whole number of them.
+pub fn table_rows(op: &'static str, width: usize, table: Slot) -> Result<usize, ShapeError> {
+    let rows = table.len.checked_div(width).unwrap_or(0);
+    ShapeError::equal(op, "table (rows*width)", size([rows, width]), table.len)?;
+    Ok(rows)
+}
+
+/// Checks what both directions of the token embedding share; returns the words of a sample: its tokens
+/// without the class token.
+///
+/// # Errors
+/// A span that ends before it starts; a batch that is no multiple of the inputs' one.
+pub fn embedding(op: &'static str, dims: &EmbeddingDims) -> Result<usize, ShapeError> {
+    ShapeError::at_least(op, "span (end)", dims.span.start, dims.span.end)?;
+    ShapeError::at_least(op, "input_batch", 1, dims.input_batch)?;
+    let multiple = dims.batch / dims.input_batch * dims.input_batch;
+    ShapeError::equal(op, "batch (a multiple of input_batch)", multiple, dims.batch)?;
+    Ok(dims.span.len() - dims.class_tokens())
+}
+
+/// Number of logits of a loss.
+///
+/// # Errors
+/// A vocabulary of nothing.
+pub fn logits(op: &'static str, dims: &LossDims) -> Result<usize, ShapeError> {
+    ShapeError::at_least(op, "vocab", 1, dims.vocab)?;
+    Ok(size([dims.batch, dims.schedule.tokens(), dims.vocab]))
+}
+
+/// Rows of targets of a sample.
+///
+/// # Errors
+/// Targets that end before the logits do.
+pub fn target_rows(op: &'static str, dims: &LossDims) -> Result<usize, ShapeError> {
+    let needed = dims.schedule.tokens().saturating_add(dims.targets.shift);
+    ShapeError::at_least(op, "targets.tokens", needed, dims.targets.tokens)?;
+    Ok(dims.targets.tokens)
+}
+
+/// Checks that `scales` is a range of the schedule.
+///
+/// # Errors
+/// It ends beyond the schedule, or before it starts.
+pub fn scales(
+    op: &'static str,
+    schedule: &ScaleSchedule,
+    scales: &Range<usize>,
+) -> Result<(), ShapeError> {
+    ShapeError::at_least(op, "schedule (scales.end)", scales.end, schedule.len())?;
+    ShapeError::at_least(op, "scales.end (scales.start)", scales.start, scales.end)
+}
+
+/// Elements of x, y and the weights of a convolution.
+///
+/// # Errors
+/// No kernel or stride; a kernel larger than the padded map.
+pub fn conv(op: &'static str, d: ConvDims) -> Result<[usize; 3], ShapeError> {
+    ShapeError::at_least(op, "kernel", 1, d.kernel)?;
+    ShapeError::at_least(op, "stride", 1, d.stride)?;
+    let pad = d.pad_before.saturating_add(d.pad_after);
+    let padded = (d.height.saturating_add(pad), d.width.saturating_add(pad));
+    ShapeError::at_least(op, "height with padding (kernel)", d.kernel, padded.0)?;
+    ShapeError::at_least(op, "width with padding (kernel)", d.kernel, padded.1)?;
+    let (height, width) = d.output();
+    Ok([
+        size([d.batch, d.inputs, d.height, d.width]),
+        size([d.batch, d.outputs, height, width]),
+        size([d.outputs, d.inputs, d.kernel, d.kernel]),
+    ])
+}
+
+/// Elements of the moments of a group norm, two for each sample and group.
+///
+/// # Errors
+/// Groups that do not divide the channels.
+pub fn group_norm(op: &'static str, dims: MapDims, layer: &GroupNorm) -> Result<usize, ShapeError> {
+    ShapeError::at_least(op, "groups", 1, layer.groups)?;
+    ShapeError::equal(op, "channels % groups", 0, dims.channels % layer.groups)?;
+    Ok(size([dims.batch, layer.groups, 2]))
+}
+
+/// Elements of a map resized to `height`×`width` by areas.
+///
+/// # Errors
+/// A side of nothing, before or after.
+pub fn resized(
+    op: &'static str,
+    dims: MapDims,
+    (height, width): (usize, usize),
+) -> Result<usize, ShapeError> {
+    ShapeError::at_least(op, "height", 1, height.min(dims.height))?;
+    ShapeError::at_least(op, "width", 1, width.min(dims.width))?;
+    Ok(size([dims.batch, dims.channels, height, width]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(error: ShapeError) -> (&'static str, &'static str) {
+        (error.op, error.operand)
+    }
+
+    #[test]
+    fn sizes_saturate() {
+        assert_eq!(size([2, 3, 4]), 24);
+        assert_eq!(size([usize::MAX, 2, 0]), 0);
+        assert_eq!(size([usize::MAX, 2]), usize::MAX);
+        let huge = MapDims { batch: usize::MAX, channels: 2, height: 1, width: 1 };
+        assert_eq!((huge.len(), resized("op", huge, (1, 1))), (usize::MAX, Ok(usize::MAX)));
+    }
+
+    #[test]
+    fn columns_lie_in_their_row() {
+        assert_eq!(columns("op", 4, 12, &[0, 8]), Ok(()));
+        let error = ShapeError { op: "op", operand: "ada (columns)", expected: 13, found: 12 };
+        assert_eq!(columns("op", 4, 12, &[0, 9]), Err(error));
+        assert!(columns("op", 4, 12, &[usize::MAX]).is_err());
+    }
+
+    #[test]
+    fn tables_fill_their_slots() {
+        let slot = |len| Slot { offset: 0, len };
+        assert_eq!((table_side("op", 4, slot(36)), table_rows("op", 4, slot(36))), (Ok(3), Ok(9)));
+        assert_eq!(table_side("op", 4, slot(40)).map_err(|e| e.expected), Err(36));
+        assert_eq!(table_rows("op", 4, slot(38)).map_err(|e| e.expected), Err(36));
+        // A width of nothing divides nothing, and is told by what the table would be.
+        assert!(table_side("op", 0, slot(1)).is_err() && table_rows("op", 0, slot(1)).is_err());
+    }
+
+    #[test]
+    fn an_embedding_reads_words_and_one_class_token() {
+        let dims = |batch, input_batch, span| EmbeddingDims {
+            batch,
+            input_batch,
+            span,
+            width: 4,
+            channels: 2,
+        };
+        assert_eq!(embedding("op", &dims(4, 2, 0..5)), Ok(4));
+        assert_eq!(embedding("op", &dims(4, 4, 1..5)), Ok(4));
+        assert_eq!(embedding("op", &dims(4, 4, 0..0)), Ok(0));
+        let operand = |dims| embedding("op", &dims).map_err(|e| e.operand);
+        assert_eq!(operand(dims(4, 0, 0..5)), Err("input_batch"));
+        assert_eq!(operand(dims(4, 3, 0..5)), Err("batch (a multiple of input_batch)"));
+        assert_eq!(operand(dims(4, 4, Range { start: 5, end: 4 })), Err("span (end)"));
+    }
+
+    #[test]
+    fn scales_are_a_range_of_the_schedule() {
+        let Ok(schedule) = "1_2_3".parse::<ScaleSchedule>() else { unreachable!() };
+        assert_eq!(scales("op", &schedule, &(1..3)), Ok(()));
+        assert!(scales("op", &schedule, &(1..4)).is_err());
+        assert!(scales("op", &schedule, &Range { start: 2, end: 1 }).is_err());
+    }
+
+    #[test]
+    fn convolutions_and_norms_name_what_is_wrong() {
+        let dims = ConvDims {
+            batch: 2,
+            inputs: 3,
+            outputs: 5,
+            height: 4,
+            width: 6,
+            kernel: 3,
+            stride: 2,
+            pad_before: 0,
+            pad_after: 1,
+        };
+        assert_eq!(conv("op", dims), Ok([144, 60, 135]));
+        let fails = |dims| conv("op", dims).map_err(named);
+        assert_eq!(fails(ConvDims { stride: 0, ..dims }), Err(("op", "stride")));
+        assert_eq!(fails(ConvDims { kernel: 0, ..dims }), Err(("op", "kernel")));
+        let wide = ConvDims { kernel: 6, ..dims };
+        assert_eq!(fails(wide), Err(("op", "height with padding (kernel)")));
+        let map = MapDims { batch: 2, channels: 6, height: 1, width: 1 };
+        let slot = Slot { offset: 0, len: 6 };
+        let layer = |groups| GroupNorm { weight: slot, bias: slot, groups, eps: 1e-6, silu: false };
+        assert_eq!(group_norm("op", map, &layer(3)), Ok(12));
+        assert_eq!(
+            group_norm("op", map, &layer(4)).map_err(named),
+            Err(("op", "channels % groups"))
+        );
+        assert_eq!(group_norm("op", map, &layer(0)).map_err(named), Err(("op", "groups")));
+        assert_eq!(resized("op", map, (0, 3)).map_err(named), Err(("op", "height")));
+    }
+}
