@@ -36,10 +36,22 @@ pub struct Matrix {
     pub stride: usize,
 }
 
+/// What of a result belongs to one sample, whose bits must not change with the number of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Sample {
+    /// Each row of `out`: it depends, to the bit, on the same row of `a` and not on `m`.
+    Row,
+    /// Each product of the batch: it does not depend on how many there are.
+    Product,
+    /// Nothing: a gradient, which sums over samples or is compared with no other batch's. A sum may be
+    /// split into parts that are added in an order of the shape's.
+    All,
+}
+
 /// `out[m, n] = a[m, k]·b[k, n]` (plus `bias[n]` in every row, plus what `out` held), `batch` times.
 ///
 /// Sums are taken in f32, and an f32 product is one of f32 numbers: no narrower format in between.
-/// A row of `out` depends, to the bit, on the same row of `a` alone and not on `m`.
+/// The same product has the same bits each time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gemm {
     /// Rows of out.
@@ -60,6 +72,8 @@ pub struct Gemm {
     pub bias: Option<u64>,
     /// Number of products.
     pub batch: usize,
+    /// What must have the same bits in other company.
+    pub sample: Sample,
 }
 
 impl Gemm {

@@ -37,7 +37,7 @@ pub use device::{
 #[cfg(feature = "emulator")]
 pub use device::{Emulator, TestDevice};
 pub use error::CudaError;
-pub use gemm::{DataType, Gemm, Matrix};
+pub use gemm::{DataType, Gemm, Matrix, Sample};
 pub use half::bf16;
 pub use libraries::Library;
 pub use memory::{Address, Buffer, Params};

@@ -15,7 +15,7 @@ use crate::KernelArg;
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
 use crate::error::CudaError;
-use crate::gemm::{DataType, Gemm, Matrix};
+use crate::gemm::{DataType, Gemm, Matrix, Sample};
 use crate::memory::Address;
 use crate::storage::Storage;
 use sar_math::backend::ConvDims;
@@ -208,6 +208,7 @@ impl Plan {
             accumulate: true,
             bias: None,
             batch: part.images,
+            sample: Sample::Product,
         };
         // SAFETY: the part lies within y, the columns in scratch or, 1×1, in x.
         unsafe { gpu.gemm(&gemm) }

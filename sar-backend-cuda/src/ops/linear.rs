@@ -3,7 +3,7 @@
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel, KernelArg};
 use crate::error::CudaError;
-use crate::gemm::{DataType, Gemm, Matrix};
+use crate::gemm::{DataType, Gemm, Matrix, Sample};
 use crate::memory::Address;
 use crate::ops::elementwise::vector;
 use crate::storage::Storage;
@@ -52,6 +52,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
         accumulate: false,
         bias: bias.map(Address::raw),
         batch: 1,
+        sample: Sample::Row,
     };
     // SAFETY: all four were checked at the door for these dimensions, and y is no operand.
     unsafe { gpu.gemm(&gemm) }
@@ -76,6 +77,7 @@ pub(crate) fn backward_input<S: Storage, D: Device>(
         accumulate: false,
         bias: None,
         batch: 1,
+        sample: Sample::All,
     };
     // SAFETY: as in `forward`.
     unsafe { gpu.gemm(&gemm) }
@@ -100,6 +102,7 @@ pub(crate) fn backward_weight<S: Storage, D: Device>(
         accumulate: true,
         bias: None,
         batch: 1,
+        sample: Sample::All,
     };
     // SAFETY: as in `forward`.
     unsafe { gpu.gemm(&gemm) }

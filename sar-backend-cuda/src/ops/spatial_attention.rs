@@ -8,7 +8,7 @@ use crate::KernelArg;
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
 use crate::error::CudaError;
-use crate::gemm::{DataType, Gemm, Matrix};
+use crate::gemm::{DataType, Gemm, Matrix, Sample};
 use crate::memory::Address;
 use crate::storage::Storage;
 use sar_math::backend::MapDims;
@@ -55,7 +55,10 @@ impl Products {
     ) -> Result<(), CudaError> {
         let (n, batch) = (self.area, self.batch);
         // SAFETY: passed on to the caller.
-        unsafe { gpu.gemm(&Gemm { m, n, k, a, b, out, accumulate: false, bias: None, batch }) }
+        unsafe {
+            let sample = Sample::Product;
+            gpu.gemm(&Gemm { m, n, k, a, b, out, accumulate: false, bias: None, batch, sample })
+        }
     }
 }
 

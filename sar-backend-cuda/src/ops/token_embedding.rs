@@ -7,7 +7,7 @@
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel, KernelArg};
 use crate::error::CudaError;
-use crate::gemm::{DataType, Gemm, Matrix};
+use crate::gemm::{DataType, Gemm, Matrix, Sample};
 use crate::memory::Address;
 use crate::ops::elementwise::{THREADS, blocks, vector};
 use crate::storage::Storage;
@@ -146,5 +146,6 @@ fn word_products<S: Storage>(
         accumulate: false,
         bias: None,
         batch: dims.batch,
+        sample: Sample::Product,
     }
 }

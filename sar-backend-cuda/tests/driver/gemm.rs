@@ -1,7 +1,7 @@
 //! Matrix products of all shapes, against sums in f64.
 
 use crate::fake::{Fake, scenario};
-use sar_backend_cuda::{DataType, Device, Driver, Gemm, Matrix, bf16};
+use sar_backend_cuda::{DataType, Device, Driver, Gemm, Matrix, Sample, bf16};
 
 /// Relative rounding of an f32 sum of at most 300 terms of magnitude 1, a few hundred times 2⁻²⁴.
 const F32_TOLERANCE: f64 = 1e-5;
@@ -138,6 +138,7 @@ fn plain(
         accumulate: false,
         bias: None,
         batch: 1,
+        sample: Sample::Row,
     }
 }
 
@@ -169,6 +170,7 @@ fn check(device: &Driver, case: Case) {
         accumulate: case.accumulate,
         bias: case.bias.then_some(bias.address),
         batch,
+        sample: if case.transposed.0 { Sample::All } else { Sample::Row },
     };
     if case.shared {
         gemm.b.stride = 0;
@@ -321,6 +323,37 @@ scenario! {
                     let some = outcome(first, m);
                     assert!(some == all[first * n..][..m * n], "rows {first} and {m} on, {data:?}");
                 }
+            }
+        });
+    }
+}
+
+scenario! {
+    /// The fake offers sums in four parts first, whoever asks: only gradients take them, and none
+    /// takes those whose parts are added in whatever order blocks end, which the fake refuses to run.
+    fn a_gradient_may_be_summed_in_parts_and_nothing_else(fake) on []; {
+        on_driver(fake, |driver| {
+            let (m, n, k) = (3, 4, 64);
+            let a = Held::new(driver, DataType::F32, numbers(1, m * k), 0);
+            let b = Held::new(driver, DataType::F32, numbers(2, n * k), 0);
+            let expected = |parts: usize| -> Vec<f32> {
+                let element = |at: usize| {
+                    let term = |l| a.values[at / n * k + l] * b.values[at % n * k + l];
+                    let part = |p| (p * k / parts..(p + 1) * k / parts).map(term).sum::<f32>();
+                    (0..parts).map(part).sum::<f32>()
+                };
+                (0..m * n).map(element).collect()
+            };
+            assert_ne!(expected(1), expected(4), "the orders can be told apart");
+            for (sample, parts) in [(Sample::Row, 1), (Sample::Product, 1), (Sample::All, 4)] {
+                let out = Held::new(driver, DataType::F32, vec![0.0; m * n], 0);
+                let gemm = Gemm { sample, ..plain((m, n, k), &a, (&b, true), &out) };
+                // SAFETY: all matrices are held, and out is none of the others.
+                unsafe { driver.gemm(&gemm).unwrap() };
+                let found = out.read();
+                // The other order without parts is the fake's choice for few rows.
+                let split = found == expected(4);
+                assert_eq!(split, parts == 4, "{sample:?}: {found:?}");
             }
         });
     }

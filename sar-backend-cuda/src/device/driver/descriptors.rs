@@ -4,13 +4,15 @@
 //! is our `b`, its right one our `a`, its m our n.
 
 use crate::error::CudaError;
-use crate::gemm::{DataType, Gemm, Matrix};
+use crate::gemm::{DataType, Gemm, Matrix, Sample};
 use core::ffi::c_void;
 use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys;
 
 /// Rows for which the algorithm of a layer is chosen: a training step's, of the order of 64 images.
 const REFERENCE_ROWS: usize = 1 << 15;
+/// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: parts lie in the workspace as f32 and are added in order.
+const IN_COMPUTE_TYPE: u32 = 2;
 /// Alignments beyond this one change nothing; a bias needs it.
 pub(super) const BEST_ALIGNMENT: u64 = 16;
 
@@ -30,6 +32,7 @@ pub(super) struct Shape {
     accumulate: bool,
     bias: bool,
     batch: usize,
+    sample: Sample,
 }
 
 /// A matrix without its address.
@@ -62,23 +65,35 @@ impl Shape {
             accumulate: gemm.accumulate,
             bias: gemm.bias.is_some(),
             batch: gemm.batch,
+            sample: gemm.sample,
         }
     }
 
     /// The shape that stands for all that must share an algorithm.
     ///
-    /// Of a layer's outputs and input gradients (`a` as it is stored), rows and batch are free. Of a
-    /// weight gradient (`a` transposed) the rows are its terms k, and one image more changes its sums
-    /// anyway: k goes by powers of two, so that random schedules do not plan anew each step. Where
-    /// `b` is transposed too, its leading dimension bounds k, which stays.
+    /// Where rows are samples their number is free, as the number of products is. Of a gradient the
+    /// rows, or the terms k where `a` is transposed, go by powers of two, so that random schedules do
+    /// not plan anew each step; where both operands are transposed, the leading dimension of `b` bounds
+    /// k, which stays.
     pub(super) fn reference(self) -> Self {
         let alone = |operand: Operand| Operand { stride: 0, ..operand };
         let (a, b, out) = (alone(self.a), alone(self.b), alone(self.out));
         let one = Self { a, b, out, batch: 1, ..self };
-        match (self.a.transposed, self.b.transposed) {
-            (false, _) => Self { m: REFERENCE_ROWS, ..one },
-            (true, false) => Self { k: self.k.next_power_of_two(), ..one },
-            (true, true) => one,
+        match (self.sample, self.a.transposed, self.b.transposed) {
+            (Sample::Row, false, _) => Self { m: REFERENCE_ROWS, ..one },
+            (Sample::All, false, _) => Self { m: self.m.next_power_of_two(), ..one },
+            (Sample::All, true, false) => Self { k: self.k.next_power_of_two(), ..one },
+            // Rows of a transposed `a` are bounded by its leading dimension.
+            (Sample::Row, true, _) | (Sample::All, true, true) | (Sample::Product, ..) => one,
+        }
+    }
+
+    /// Ways to add the parts of a split sum that an algorithm may have: bits of cuBLASLt's mask. Adding
+    /// in place is never one: its order is that in which blocks happen to end.
+    pub(super) fn reductions(&self) -> u32 {
+        match self.sample {
+            Sample::Row | Sample::Product => 0,
+            Sample::All => IN_COMPUTE_TYPE,
         }
     }
 }
@@ -210,8 +225,9 @@ impl Preference {
         let made =
             Self(lt::create_matmul_pref().map_err(failed_lt("cublasLtMatmulPreferenceCreate"))?);
         made.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace as u64)?;
-        // Reduction scheme NONE is 0, whose mask has no bit: k is not split.
-        made.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, 0u32)?;
+        // Reduction scheme NONE is 0, whose mask has no bit.
+        let reductions = shape.reductions();
+        made.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions)?;
         let alignments = [
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, shape.b),
             (Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, shape.a),

@@ -1,8 +1,9 @@
 //! Matrix products through cuBLASLt, each planned once.
 //!
-//! An algorithm is chosen for the shape *without* its rows (see [`Shape::reference`]): one product of
+//! An algorithm is chosen for the shape *without* its samples (see [`Shape::reference`]): one product of
 //! a layer sums in the same order whatever the batch, so that a row of it has the same bits alone as
-//! among others. Split-k and other reductions through memory are excluded for the same reason.
+//! among others. Split-k and other reductions through memory are excluded for the same reason, but for
+//! gradients, whose few tiles would leave most multiprocessors idle while the sum is long.
 
 use super::descriptors::{BEST_ALIGNMENT, Descriptors, Preference, Shape, failed_lt};
 use super::{failed, out_of_memory};
@@ -186,7 +187,7 @@ impl Drop for Plans {
     }
 }
 
-/// The library's first choice among algorithms that sum in one go.
+/// The library's first choice among algorithms that sum as the shape allows.
 fn choose(
     handle: sys::cublasLtHandle_t,
     shape: &Shape,
@@ -213,19 +214,21 @@ fn choose(
     }
     // SAFETY: the first `count` were written.
     let written = found.iter().take(count.max(0) as usize).map(|c| unsafe { c.assume_init() });
-    let mut usable = written.filter(|c| c.state.result().is_ok() && sums_in_one_go(&c.algo));
+    let mut usable = written.filter(|c| c.state.result().is_ok() && sums_as(shape, &c.algo));
     usable.next().map(|chosen| chosen.algo).ok_or_else(|| {
         CudaError::device("cublasLtMatmulAlgoGetHeuristic", format!("no algorithm for {shape:?}"))
     })
 }
 
-/// Whether k is not split among blocks, whose sums would be added through memory.
-fn sums_in_one_go(algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
+/// Whether an algorithm adds as the shape's samples allow: k in one go, or split among blocks whose sums
+/// are added through memory in a fixed order.
+fn sums_as(shape: &Shape, algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
     use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
-    let parts = setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM);
-    let reduction = setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME);
     // An algorithm without these settings does not split; 0 and 1 part are one, and so is "none".
-    parts.is_none_or(|parts| (0..=1).contains(&parts)) && reduction.is_none_or(|scheme| scheme == 0)
+    let parts = setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM).unwrap_or(0);
+    let scheme = setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME).unwrap_or(0);
+    let whole = (0..=1).contains(&parts) && scheme == 0;
+    whole || (scheme != 0 && shape.reductions() == scheme as u32)
 }
 
 /// A setting of an algorithm, where it has it.

@@ -6,7 +6,7 @@ use crate::KernelArg;
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
 use crate::error::CudaError;
-use crate::gemm::{DataType, Gemm, Matrix};
+use crate::gemm::{DataType, Gemm, Matrix, Sample};
 use crate::memory::Address;
 use crate::storage::Storage;
 use sar_math::backend::ConvDims;
@@ -164,6 +164,7 @@ impl Plan {
             accumulate: true,
             bias: None,
             batch: 1,
+            sample: Sample::All,
         };
         if splits > 0 {
             let each = |matrix| Matrix { stride: terms, ..matrix };
@@ -272,6 +273,7 @@ impl Plan {
             accumulate: false,
             bias: None,
             batch: part.images,
+            sample: Sample::Product,
         };
         // SAFETY: as in `add_product`.
         unsafe { gpu.gemm(&gemm) }

@@ -12,6 +12,8 @@ namespace {
 constexpr uint64_t SPLIT_WORKSPACE = 1 << 20;
 // Columns of the output from which on another algorithm is the first choice.
 constexpr uint64_t FEW_COLUMNS = 64;
+// Terms from which on split sums are offered, whether asked for or not.
+constexpr uint64_t LONG_SUM = 8;
 constexpr uint32_t WIDTHS[] = {16, 8, 4, 2};
 
 bool types_match(const Operation& o) {
@@ -101,10 +103,10 @@ LT_API int cublasLtMatmulAlgoGetHeuristic(Handle*, Product* product, Layout* a, 
     };
     // A result whose state is not success must be passed over.
     offer(few ? 1 : 0, 1, NOT_SUPPORTED);
-    if (split) offer(0, 4, OK, 2);
     // What is preferred is not what each result is: its settings tell.
-    offer(0, 4, OK, 2);
-    offer(0, 1, OK, 2);
+    offer(0, 4, OK, 1);
+    offer(0, 1, OK, 1);
+    if (split || size_of(o).k >= LONG_SUM) offer(0, 4, OK, 2);
     offer(few ? 1 : 0, 1, OK);
     offer(few ? 0 : 1, 1, OK);
     return OK;

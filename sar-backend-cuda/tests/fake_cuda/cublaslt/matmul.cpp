@@ -49,8 +49,19 @@ struct Call {
         return load(at_a, a.type, in_a) * load(at_b, b.type, in_b);
     }
 
-    // Order 0 adds one after the other; order 1 adds every fourth, then the four.
+    // Order 0 adds one after the other; order 1 adds every fourth, then the four; a split sum adds its
+    // parts, each one after the other.
     float sum(uint64_t batch, uint64_t i, uint64_t j, uint64_t k) const {
+        if (algorithm.split_k > 1) {
+            const uint64_t parts = algorithm.split_k, part = (k + parts - 1) / parts;
+            float whole = 0;
+            for (uint64_t from = 0; from < k; from += part) {
+                float sum = 0;
+                for (uint64_t l = from; l < k && l < from + part; l++) sum += term(batch, i, j, l);
+                whole += sum;
+            }
+            return whole;
+        }
         if (algorithm.order == 0) {
             float sum = 0;
             for (uint64_t l = 0; l < k; l++) sum += term(batch, i, j, l);
@@ -128,9 +139,7 @@ LT_API int cublasLtMatmul(Handle* handle, Product* product, const float* alpha, 
                     *alpha,   *beta,     *algorithm};
     if (const Result result = fits(call.operation(), call.algorithm)) return result;
     if (const Result result = check_addresses(call)) return result;
-    if (algorithm->split_k > 1 || algorithm->reduction != 0) {
-        return refused("sums that go through memory, in an order of their own");
-    }
+    if (algorithm->reduction == 1) return refused("sums that are added in whatever order blocks end");
     if (call.algorithm.workspace > workspace_bytes) return refused("a workspace that is too small");
     if (workspace % WORKSPACE_ALIGNMENT != 0) return refused("a workspace that is not aligned");
     std::vector<fake::Range> touches = {range(a, call.a), range(b, call.b), range(d, call.d)};
