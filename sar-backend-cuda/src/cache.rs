@@ -50,21 +50,20 @@ impl Cache {
 
     /// A kernel file as machine code: from the folder, or compiled and put there.
     ///
-    /// Without a compiler only what is in the folder can be had.
+    /// Without a compiler, or where it fails, only what is in the folder can be had: the same sources by
+    /// whichever compiler.
     ///
     /// # Errors
     /// The compiler's; [`CudaError::Cache`] where the folder cannot be written.
     pub fn get(&self, source: Source, variant: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
-        let nvrtc = Nvrtc::load();
-        if let Ok(nvrtc) = &nvrtc {
+        let compiled = Nvrtc::load().and_then(|nvrtc| {
             let path = self.path(source, variant, arch, nvrtc.version);
-            if let Some(cubin) = read(&path) {
-                return Ok(cubin);
+            match read(&path) {
+                Some(cubin) => Ok(cubin),
+                None => Ok(self.build(&nvrtc, source, variant, arch)?.cubin),
             }
-        } else if let Some(cubin) = self.of_any_compiler(source, variant, arch) {
-            return Ok(cubin);
-        }
-        Ok(self.build(&nvrtc?, source, variant, arch)?.cubin)
+        });
+        compiled.or_else(|error| self.of_any_compiler(source, variant, arch).ok_or(error))
     }
 
     /// Compiles a kernel file and puts it in the folder, whatever is there.

@@ -27,6 +27,7 @@ pub enum Library {
 /// Names in the order in which cudarc with CUDA 13 tries them.
 const DRIVER: &[&str] = &["libcuda.so", "libcuda.so.1"];
 const NVRTC: &[&str] = &["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"];
+const BUILTINS: &str = "libnvrtc-builtins.so.";
 const CUBLASLT: &[&str] = &["libcublasLt.so", "libcublasLt.so.13", "libcublasLt.so.12"];
 const NCCL: &[&str] = &["libnccl.so", "libnccl.so.2"];
 
@@ -85,6 +86,9 @@ impl Library {
         let in_first = first.iter().flat_map(|folder| self.inside(folder));
         let elsewhere = folders().into_iter().flat_map(|folder| self.inside(&folder));
         for path in in_first.chain(by_name).chain(elsewhere) {
+            if self == Self::Nvrtc {
+                open_builtins(&path);
+            }
             // SAFETY: NVIDIA's libraries run nothing at load time but their own set-up.
             match unsafe { Handle::new(&path) } {
                 Ok(handle) => {
@@ -135,6 +139,18 @@ impl Library {
     }
 }
 
+/// Opens what NVRTC opens by name once it compiles: some versions (13.0) do not look beside themselves.
+fn open_builtins(nvrtc: &Path) {
+    // A bare name was found by the loader, which finds its companion too.
+    let Some(folder) = nvrtc.parent().filter(|folder| *folder != Path::new("")) else { return };
+    for path in children(folder, BUILTINS) {
+        // SAFETY: as of NVRTC itself. One that cannot be opened is told by NVRTC when it compiles.
+        if let Ok(handle) = unsafe { Handle::new(path) } {
+            keep(handle);
+        }
+    }
+}
+
 /// Keeps a library open for the life of the process: code of it may be in use anywhere.
 fn keep(handle: Handle) {
     static OPEN: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
@@ -161,9 +177,11 @@ fn folders() -> Vec<PathBuf> {
     found
 }
 
-/// Python's package folders: of the active environment, of Conda, of the user, of the system.
+/// Python's package folders: of the active environment, of Conda, of the `python3` on the path, of the
+/// user, of the system.
 fn site_packages() -> Vec<PathBuf> {
-    let roots = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(Into::into);
+    let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os);
+    let roots = active.map(PathBuf::from).chain(environment_of_python());
     let home = env::var_os("HOME").map(|home| Path::new(&home).join(".local"));
     let system = [PathBuf::from("/usr/local"), PathBuf::from("/usr")];
     let mut found = Vec::new();
@@ -174,6 +192,13 @@ fn site_packages() -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// The environment whose `python3` a shell would run: the folder that holds its `bin`.
+fn environment_of_python() -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    let bin = env::split_paths(&path).find(|bin| bin.join("python3").is_file())?;
+    bin.parent().map(Path::to_path_buf)
 }
 
 /// Entries of a folder whose names start so, by falling name: newer versions first.
