@@ -11,13 +11,21 @@ use cudarc::cublaslt::sys;
 
 /// Rows for which the algorithm of a layer is chosen: a training step's, of the order of 64 images.
 const REFERENCE_ROWS: usize = 1 << 15;
+/// Rows up to which other algorithms are tried: with tiles of 128×256, the usual ones for many rows, 2,048 of
+/// 1,024 columns fill half of an H100.
+const FEW_ROWS: usize = 1 << 11;
 /// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: parts lie in the workspace as f32 and are added in order.
 const IN_COMPUTE_TYPE: u32 = 2;
 /// Alignments beyond this one change nothing; a bias needs it.
 pub(super) const BEST_ALIGNMENT: u64 = 16;
 
+/// Names the call in an error of cuBLASLt's, which loads its kernels where they are first needed: a want of
+/// memory is one whatever was called.
 pub(super) fn failed_lt(call: &'static str) -> impl Fn(CublasError) -> CudaError {
-    move |error| CudaError::device(call, error)
+    move |error| match error.0 {
+        sys::cublasStatus_t::CUBLAS_STATUS_ALLOC_FAILED => CudaError::NoRoom { call: call.into() },
+        _ => CudaError::device(call, error),
+    }
 }
 
 /// All that a plan depends on: a product without its addresses.
@@ -67,6 +75,57 @@ impl Shape {
             batch: gemm.batch,
             sample: gemm.sample,
         }
+    }
+
+    pub(super) fn m(&self) -> usize {
+        self.m
+    }
+
+    pub(super) fn n(&self) -> usize {
+        self.n
+    }
+
+    pub(super) fn k(&self) -> usize {
+        self.k
+    }
+
+    pub(super) fn has_bias(&self) -> bool {
+        self.bias
+    }
+
+    /// How the operands' elements are stored.
+    pub(super) fn data(&self) -> DataType {
+        self.a.data
+    }
+
+    pub(super) fn out_data(&self) -> DataType {
+        self.out.data
+    }
+
+    pub(super) fn out_leading(&self) -> usize {
+        self.out.leading
+    }
+
+    /// Elements from one row of `a` to the next, and of `b`.
+    pub(super) fn leading(&self) -> [usize; 2] {
+        [self.a.leading, self.b.leading]
+    }
+
+    /// Elements that `a` and `b` take, of a layer's product.
+    pub(super) fn operand_lengths(&self) -> [usize; 2] {
+        [self.m * self.a.leading, self.n * self.b.leading]
+    }
+
+    /// Whether it is a layer's product of so few rows that the reference's tiles may leave a GPU idle.
+    pub(super) fn is_of_few_rows(&self) -> bool {
+        let layer = self.sample == Sample::Row && !self.a.transposed && self.b.transposed;
+        layer && self.batch == 1 && !self.accumulate && self.m <= FEW_ROWS && self.k >= 2
+    }
+
+    /// Shapes that an algorithm of this reference will meet.
+    pub(super) fn met(self) -> impl Iterator<Item = Self> {
+        let rows = if self.sample == Sample::Row { &[1, 17][..] } else { &[] };
+        rows.iter().map(move |&m| Self { m, ..self })
     }
 
     /// The shape that stands for all that must share an algorithm.

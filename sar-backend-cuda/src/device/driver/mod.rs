@@ -6,6 +6,7 @@ mod plans;
 mod profile;
 mod recordings;
 mod staging;
+mod trial;
 
 use super::{Device, Launch};
 use crate::cache::Cache;
@@ -98,10 +99,16 @@ impl Driver {
         &self.gpu
     }
 
-    /// Shapes of products so far whose rows may have other bits than the same rows of another batch:
-    /// cuBLASLt does not run them by the algorithm that it chose for their layer.
-    pub fn products_apart(&self) -> usize {
-        locked(&self.plans).apart()
+    /// Shapes of products so far whose rows may have other bits than the same rows of another batch, in
+    /// words: cuBLASLt does not run them by the algorithm that it chose for their layer.
+    pub fn products_apart(&self) -> Vec<String> {
+        locked(&self.plans).apart().iter().map(|shape| format!("{shape:?}")).collect()
+    }
+
+    /// How many shapes of few rows so far run by an algorithm of their own, which a trial showed to give
+    /// the bits of their layer's.
+    pub fn products_tried(&self) -> usize {
+        locked(&self.plans).tried()
     }
 
     /// The stream, for work that may be recorded.
@@ -189,6 +196,18 @@ fn failed(call: &str) -> impl Fn(DriverError) -> CudaError + '_ {
     move |error| match error.0 {
         sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => CudaError::NoRoom { call: call.to_owned() },
         _ => CudaError::device(call, error),
+    }
+}
+
+/// What a call gave, or `None` where it found no room.
+fn failed_unless_full<T>(
+    call: &str,
+    outcome: Result<T, DriverError>,
+) -> Result<Option<T>, CudaError> {
+    match outcome.map_err(failed(call)) {
+        Ok(value) => Ok(Some(value)),
+        Err(CudaError::NoRoom { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -329,7 +348,7 @@ impl Device for Driver {
             gemm.work(),
             || {
                 // SAFETY: as above.
-                unsafe { locked(&self.plans).run(turn.stream, gemm) }
+                unsafe { locked(&self.plans).run(turn.stream, gemm, self.gate.is_recorder()) }
             },
         )
     }

@@ -3,9 +3,11 @@
 //! An algorithm is chosen for the shape *without* its samples (see [`Shape::reference`]): one product of
 //! a layer sums in the same order whatever the batch, so that a row of it has the same bits alone as
 //! among others. Split-k and other reductions through memory are excluded for the same reason, but for
-//! gradients, whose few tiles would leave most multiprocessors idle while the sum is long.
+//! gradients, whose few tiles would leave most multiprocessors idle while the sum is long. A product of few
+//! rows takes an algorithm of its own where a trial shows the same bits (see [`trial`]).
 
 use super::descriptors::{BEST_ALIGNMENT, Descriptors, Preference, Shape, failed_lt};
+use super::trial::{self, Noise};
 use super::{failed, out_of_memory};
 use crate::error::CudaError;
 use crate::gemm::Gemm;
@@ -28,20 +30,33 @@ pub(super) const SPACE: usize = WORKSPACE + BIAS;
 /// Candidates asked for, best first.
 const CANDIDATES: usize = 16;
 
-/// A product ready to run: descriptors of its own shape, the algorithm of its reference.
+/// A product ready to run: descriptors of its own shape, and an algorithm.
 struct Plan {
     descriptors: Descriptors,
-    algorithm: sys::cublasLtMatmulAlgo_t,
+    algorithm: Algorithm,
+}
+
+type Algorithm = sys::cublasLtMatmulAlgo_t;
+
+/// Where the matrices of a product are, and the factor of what out holds.
+#[derive(Clone, Copy)]
+struct Addresses {
+    a: u64,
+    b: u64,
+    out: u64,
+    before: f32,
 }
 
 /// cuBLASLt's handle, its workspace, and what was planned so far.
 pub(super) struct Plans {
     handle: sys::cublasLtHandle_t,
     workspace: u64,
-    algorithms: HashMap<Shape, sys::cublasLtMatmulAlgo_t>,
+    algorithms: HashMap<Shape, Algorithm>,
     plans: HashMap<Shape, Plan>,
     /// Shapes that did not take the algorithm of their reference.
-    apart: usize,
+    apart: Vec<Shape>,
+    /// Shapes that run by an algorithm of their own with the bits of their reference's.
+    tried: usize,
     /// The workspace is the stream's memory: it must outlive this.
     stream: Arc<CudaStream>,
 }
@@ -54,7 +69,8 @@ impl Plans {
             workspace: 0,
             algorithms: HashMap::new(),
             plans: HashMap::new(),
-            apart: 0,
+            apart: Vec::new(),
+            tried: 0,
             stream: Arc::clone(stream),
         };
         // SAFETY: released in `drop`, on the same stream.
@@ -65,20 +81,35 @@ impl Plans {
     }
 
     /// Shapes so far that did not take the algorithm of their reference.
-    pub(super) fn apart(&self) -> usize {
-        self.apart
+    pub(super) fn apart(&self) -> &[Shape] {
+        &self.apart
     }
 
-    /// Runs a product.
+    /// How many shapes of few rows so far run by an algorithm of their own.
+    pub(super) fn tried(&self) -> usize {
+        self.tried
+    }
+
+    /// Runs a product. While work is `recorded`, nothing can be tried.
     ///
     /// # Safety
     /// Its matrices and bias lie in held memory.
-    pub(super) unsafe fn run(&mut self, stream: CUstream, gemm: &Gemm) -> Result<(), CudaError> {
+    pub(super) unsafe fn run(
+        &mut self,
+        stream: CUstream,
+        gemm: &Gemm,
+        recorded: bool,
+    ) -> Result<(), CudaError> {
         // SAFETY: the caller's.
         let bias = unsafe { self.aligned_bias(stream, gemm)? };
         let shape = Shape::of(gemm);
         if !self.plans.contains_key(&shape) {
-            let plan = self.plan(shape, bias)?;
+            let mut plan = self.plan(shape, bias)?;
+            if shape.is_of_few_rows() && !recorded {
+                // SAFETY: what out holds is not used, and written by the product itself below.
+                plan.algorithm =
+                    unsafe { self.for_few_rows(stream, &shape, &plan, gemm.out.address)? };
+            }
             self.plans.insert(shape, plan);
         }
         let Some(Plan { descriptors, algorithm }) = self.plans.get(&shape) else {
@@ -87,7 +118,32 @@ impl Plans {
         if let Some(bias) = bias {
             descriptors.set_bias(bias)?;
         }
-        let (one, before) = (1f32, if gemm.accumulate { 1f32 } else { 0f32 });
+        let before = if gemm.accumulate { 1.0 } else { 0.0 };
+        let (a, b, out) = (gemm.a.address, gemm.b.address, gemm.out.address);
+        // SAFETY: the caller's.
+        let outcome = unsafe {
+            self.multiply(stream, descriptors, algorithm, Addresses { a, b, out, before })
+        };
+        outcome.map_err(|error| match failed_lt("cublasLtMatmul")(error) {
+            CudaError::Device { call, reason } => {
+                CudaError::Device { call, reason: format!("{reason} for {shape:?}") }
+            }
+            other => other,
+        })
+    }
+
+    /// Gives a product to the stream.
+    ///
+    /// # Safety
+    /// Addresses are of matrices as described, in held memory.
+    unsafe fn multiply(
+        &self,
+        stream: CUstream,
+        descriptors: &Descriptors,
+        algorithm: &Algorithm,
+        Addresses { a, b, out, before }: Addresses,
+    ) -> Result<(), lt::CublasError> {
+        let one = 1f32;
         // SAFETY: descriptors are alive; addresses are the caller's; scalars are read before return.
         unsafe {
             lt::matmul(
@@ -95,20 +151,19 @@ impl Plans {
                 descriptors.product,
                 (&raw const one).cast(),
                 (&raw const before).cast(),
-                gemm.b.address as *const c_void,
+                b as *const c_void,
                 descriptors.left,
-                gemm.a.address as *const c_void,
+                a as *const c_void,
                 descriptors.right,
-                gemm.out.address as *const c_void,
+                out as *const c_void,
                 descriptors.out,
-                gemm.out.address as *mut c_void,
+                out as *mut c_void,
                 descriptors.out,
                 algorithm,
                 self.workspace as *mut c_void,
                 WORKSPACE,
                 stream.cast(),
             )
-            .map_err(|error| CudaError::device("cublasLtMatmul", format!("{error} for {shape:?}")))
         }
     }
 
@@ -137,26 +192,80 @@ impl Plans {
 
     fn plan(&mut self, shape: Shape, bias: Option<u64>) -> Result<Plan, CudaError> {
         let descriptors = Descriptors::new(&shape, bias)?;
-        let reference = shape.reference();
-        let algorithm = match self.algorithms.get(&reference) {
-            Some(algorithm) => *algorithm,
-            None => {
-                let chosen = choose(self.handle, &reference, &Descriptors::new(&reference, bias)?)?;
-                self.algorithms.insert(reference, chosen);
-                chosen
-            }
-        };
+        let algorithm = self.of_layer(shape.reference(), bias)?;
         if self.fits(&descriptors, &algorithm) {
             return Ok(Plan { descriptors, algorithm });
         }
         // The reference's algorithm does not take this size, for all runs alike: take its own.
-        self.apart += 1;
-        let algorithm = choose(self.handle, &shape, &descriptors)?;
+        self.apart.push(shape);
+        let algorithm = first(self.candidates(&shape, &descriptors)?, &shape)?;
         Ok(Plan { descriptors, algorithm })
     }
 
+    /// The algorithm of all products that share a reference: the library's first choice that takes the
+    /// sizes they will have, or its first choice where none does.
+    fn of_layer(&mut self, reference: Shape, bias: Option<u64>) -> Result<Algorithm, CudaError> {
+        if let Some(algorithm) = self.algorithms.get(&reference) {
+            return Ok(*algorithm);
+        }
+        let candidates = self.candidates(&reference, &Descriptors::new(&reference, bias)?)?;
+        let met: Result<Vec<_>, _> = reference.met().map(|s| Descriptors::new(&s, bias)).collect();
+        let met = met?;
+        let takes_all = |candidate: &&Algorithm| met.iter().all(|d| self.fits(d, candidate));
+        let chosen = match candidates.iter().find(takes_all) {
+            Some(chosen) => *chosen,
+            None => first(candidates, &reference)?,
+        };
+        self.algorithms.insert(reference, chosen);
+        Ok(chosen)
+    }
+
+    /// The library's first choice among algorithms that give the bits of a plan's.
+    ///
+    /// # Safety
+    /// `out` is held, and what it holds is of no use.
+    unsafe fn for_few_rows(
+        &mut self,
+        stream: CUstream,
+        shape: &Shape,
+        plan: &Plan,
+        out: u64,
+    ) -> Result<Algorithm, CudaError> {
+        let Plan { descriptors, algorithm: of_layer } = plan;
+        // What the library puts behind the layer's own is no faster.
+        let mut better = self.candidates(shape, descriptors)?;
+        let own = better.iter().position(|c| c.data == of_layer.data).unwrap_or(better.len());
+        better.truncate(own);
+        if better.is_empty() {
+            return Ok(*of_layer);
+        }
+        let Some(noise) = Noise::new(stream, shape)? else { return Ok(*of_layer) };
+        if shape.has_bias() {
+            descriptors.set_bias(noise.bias)?;
+        }
+        let addresses = Addresses { a: noise.a, b: noise.b, out, before: 0.0 };
+        let outcome = |algorithm: &Algorithm| -> Result<Option<Vec<u8>>, CudaError> {
+            // SAFETY: noise has the operands' shapes; out is the caller's.
+            unsafe {
+                match self.multiply(stream, descriptors, algorithm, addresses) {
+                    Ok(()) => trial::read(stream, out, shape).map(Some),
+                    // It refuses, and has written nothing.
+                    Err(_) => Ok(None),
+                }
+            }
+        };
+        let Some(expected) = outcome(of_layer)? else { return Ok(*of_layer) };
+        for candidate in better {
+            if outcome(&candidate)?.is_some_and(|found| found == expected) {
+                self.tried += 1;
+                return Ok(candidate);
+            }
+        }
+        Ok(*of_layer)
+    }
+
     /// Whether an algorithm takes a shape within the workspace.
-    fn fits(&self, d: &Descriptors, algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
+    fn fits(&self, d: &Descriptors, algorithm: &Algorithm) -> bool {
         let mut found = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit();
         // SAFETY: descriptors are alive; the answer is read only where there is one.
         unsafe {
@@ -173,6 +282,33 @@ impl Plans {
             status.result().is_ok() && found.assume_init().workspaceSize <= WORKSPACE
         }
     }
+
+    /// The algorithms for a shape that sum as it allows, the library's first choice first.
+    fn candidates(&self, shape: &Shape, d: &Descriptors) -> Result<Vec<Algorithm>, CudaError> {
+        let preference = Preference::new(shape, WORKSPACE)?;
+        let mut found = [MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); CANDIDATES];
+        let mut count = 0;
+        // SAFETY: descriptors and preference are alive; at most CANDIDATES answers are written.
+        unsafe {
+            let status = sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                d.product,
+                d.left,
+                d.right,
+                d.out,
+                d.out,
+                preference.0,
+                CANDIDATES as i32,
+                found.as_mut_ptr().cast(),
+                &mut count,
+            );
+            status.result().map_err(failed_lt("cublasLtMatmulAlgoGetHeuristic"))?;
+        }
+        // SAFETY: the first `count` were written.
+        let written = found.iter().take(count.max(0) as usize).map(|c| unsafe { c.assume_init() });
+        let usable = written.filter(|c| c.state.result().is_ok() && sums_as(shape, &c.algo));
+        Ok(usable.map(|candidate| candidate.algo).collect())
+    }
 }
 
 impl Drop for Plans {
@@ -187,42 +323,16 @@ impl Drop for Plans {
     }
 }
 
-/// The library's first choice among algorithms that sum as the shape allows.
-fn choose(
-    handle: sys::cublasLtHandle_t,
-    shape: &Shape,
-    d: &Descriptors,
-) -> Result<sys::cublasLtMatmulAlgo_t, CudaError> {
-    let preference = Preference::new(shape, WORKSPACE)?;
-    let mut found = [MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); CANDIDATES];
-    let mut count = 0;
-    // SAFETY: descriptors and preference are alive; at most CANDIDATES answers are written.
-    unsafe {
-        let status = sys::cublasLtMatmulAlgoGetHeuristic(
-            handle,
-            d.product,
-            d.left,
-            d.right,
-            d.out,
-            d.out,
-            preference.0,
-            CANDIDATES as i32,
-            found.as_mut_ptr().cast(),
-            &mut count,
-        );
-        status.result().map_err(failed_lt("cublasLtMatmulAlgoGetHeuristic"))?;
-    }
-    // SAFETY: the first `count` were written.
-    let written = found.iter().take(count.max(0) as usize).map(|c| unsafe { c.assume_init() });
-    let mut usable = written.filter(|c| c.state.result().is_ok() && sums_as(shape, &c.algo));
-    usable.next().map(|chosen| chosen.algo).ok_or_else(|| {
+/// The first choice.
+fn first(candidates: Vec<Algorithm>, shape: &Shape) -> Result<Algorithm, CudaError> {
+    candidates.into_iter().next().ok_or_else(|| {
         CudaError::device("cublasLtMatmulAlgoGetHeuristic", format!("no algorithm for {shape:?}"))
     })
 }
 
 /// Whether an algorithm adds as the shape's samples allow: k in one go, or split among blocks whose sums
 /// are added through memory in a fixed order.
-fn sums_as(shape: &Shape, algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
+fn sums_as(shape: &Shape, algorithm: &Algorithm) -> bool {
     use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
     // An algorithm without these settings does not split; 0 and 1 part are one, and so is "none".
     let parts = setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM).unwrap_or(0);
@@ -233,7 +343,7 @@ fn sums_as(shape: &Shape, algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
 
 /// A setting of an algorithm, where it has it.
 fn setting(
-    algorithm: &sys::cublasLtMatmulAlgo_t,
+    algorithm: &Algorithm,
     attribute: sys::cublasLtMatmulAlgoConfigAttributes_t,
 ) -> Option<i32> {
     let (mut value, mut written) = (0i32, 0);

@@ -35,7 +35,7 @@ uint32_t widest(const Operation& o, const Preference& preference) {
     const uint32_t promised = *std::min_element(preference.alignment, preference.alignment + 4);
     for (const uint32_t width : WIDTHS) {
         if (width > promised || width < least_width(o)) continue;
-        if (fits(o, {ALGORITHM_MAGIC, 0, width, 1, 0, 0, {}}) == OK) return width;
+        if (fits(o, {ALGORITHM_MAGIC, 0, width, 1, 0, 0, 0, {}}) == OK) return width;
     }
     return 0;
 }
@@ -95,10 +95,11 @@ LT_API int cublasLtMatmulAlgoGetHeuristic(Handle*, Product* product, Layout* a, 
     if (width == 0) return NOT_SUPPORTED;
     const bool split = (preference->reductions & 2) != 0 && preference->workspace >= SPLIT_WORKSPACE;
     const bool few = size_of(o).n < FEW_COLUMNS;
-    const auto offer = [&](uint32_t order, int32_t parts, int32_t state, uint32_t reduction = 0) {
+    const auto offer = [&](uint32_t order, int32_t parts, int32_t state, uint32_t reduction = 0,
+                           uint64_t tile = 0) {
         if (*count >= wanted) return;
         const uint64_t workspace = parts > 1 ? SPLIT_WORKSPACE : 0;
-        const Algorithm algorithm{ALGORITHM_MAGIC, order, width, parts, reduction, workspace, {}};
+        const Algorithm algorithm{ALGORITHM_MAGIC, order, width, parts, reduction, workspace, tile, {}};
         results[(*count)++] = {algorithm, workspace, state, 1.0f, {}};
     };
     // A result whose state is not success must be passed over.
@@ -108,6 +109,8 @@ LT_API int cublasLtMatmulAlgoGetHeuristic(Handle*, Product* product, Layout* a, 
     offer(0, 1, OK, 1);
     if (split || size_of(o).k >= LONG_SUM) offer(0, 4, OK, 2);
     offer(few ? 1 : 0, 1, OK);
+    // Of few columns there is one whose tiles are smaller and whose sums are the same.
+    if (few) offer(0, 1, OK, 0, 1);
     offer(few ? 0 : 1, 1, OK);
     return OK;
 }

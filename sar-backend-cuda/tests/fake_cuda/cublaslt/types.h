@@ -56,7 +56,8 @@ struct Algorithm {
     int32_t split_k;    // parts of the sum, added by a reduction through memory
     uint32_t reduction; // 0 for none
     uint64_t workspace;
-    uint64_t unused[4];
+    uint64_t tile; // changes no bit
+    uint64_t unused[3];
 };
 static_assert(sizeof(Algorithm) == 64, "as cublasLtMatmulAlgo_t");
 
