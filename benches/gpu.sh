@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What wants a GPU: the checks, then the measurements beside PyTorch, from prebuilt binaries. Prints its
-# table last; results go to $OUT (default: ./gpu).
+# table last; results and the whole output of every check go to $OUT (default: ./gpu), what can be made
+# again (kernels, PyTorch's compiled code) to $CACHE (default: a folder of its own in the system's for such).
 #
 #   cargo build --release -p sar-train
 #   cargo test --release --no-run -p sar-backend-cuda --test gpu -p sar-train --test cuda   # prints two paths
@@ -11,7 +12,9 @@
 # a call does, so that a second one can do the rest into the same folder (the table is of all lines there; take
 # another folder for another program or machine):
 #
-#   checks    the test binaries that $MORE_TESTS names beside those two, conformance kit, whole steps and sampling runs beside the CPU, `sar check`, compute-sanitizer
+#   checks    the test binaries that $MORE_TESTS names beside those two, conformance kit, whole steps and
+#             sampling runs beside the CPU, `sar check`
+#   sanitize  `sar check` under compute-sanitizer: memcheck, racecheck, initcheck
 #   follow    200 steps of the glyph recipe beside the CPU's curve
 #   profile   ceilings, and the table of every kernel
 #   d16       training steps at batch 64 and at the largest batch that both fit; sampling at batch 1 and 64
@@ -25,11 +28,13 @@ sar=${1:?path of the program} gpu_tests=${2:?path of the test binary gpu} step_t
 peer=${4:-}
 out=${OUT:-gpu}
 DEADLINE=${DEADLINE:-480}
-PARTS=${PARTS:-checks follow profile d16 d20 d24 frechet}
+CACHE=${CACHE:-${TMPDIR:-/tmp}/sar-gpu-cache}
+PARTS=${PARTS:-checks sanitize follow profile d16 d20 d24 frechet}
 recipes=$(dirname "$0")/../recipes
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
-export TORCHINDUCTOR_CACHE_DIR="$out/inductor" SAR_CUBIN_DIR="$out/cubin"
+mkdir -p "$CACHE"
+export TORCHINDUCTOR_CACHE_DIR="$CACHE/inductor" SAR_CUBIN_DIR="$CACHE/cubin"
 lines="$out/lines.jsonl"
 touch "$lines"
 failed=() unmeasured=()
@@ -49,7 +54,7 @@ ours=(--backend "$backend" --dtype "$dtype" --quiet)
 theirs=(--device "$device" --dtype "$dtype")
 
 for name in $PARTS; do
-    [[ " checks follow profile d16 d20 d24 frechet " == *" $name "* ]] || { echo "no part is called $name" >&2; exit 2; }
+    [[ " checks sanitize follow profile d16 d20 d24 frechet " == *" $name "* ]] || { echo "no part is called $name" >&2; exit 2; }
 done
 part() { [[ " $PARTS " == *" $1 "* ]]; }
 step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
@@ -58,11 +63,20 @@ late() { # what: whether there is no time left for it
     unmeasured+=("$1: no time left")
 }
 check() { # name, command: goes on after a failure, and says so at the end
-    local name=$1
+    local name=$1 log rc
     shift
     late "$name" && return
     step "$name"
-    "$@" 2>&1 | tail -40 || failed+=("$name")
+    # All of it to a file as it comes, so that nothing is lost where this script is stopped.
+    log="$out/$(tr -cs 'a-zA-Z0-9\n' - <<<"$name").log"
+    "$@" >"$log" 2>&1
+    rc=$?
+    tail -40 "$log"
+    case $rc in
+    0) ;;
+    124) unmeasured+=("$name: took too long") ;;
+    *) failed+=("$name") ;;
+    esac
 }
 
 step "machine"
@@ -72,13 +86,15 @@ step "machine"
 } 2>&1 | tee "$out/machine.txt"
 
 sanitize() { # tool
-    timeout 120 compute-sanitizer --tool "$1" --error-exitcode 1 "$sar" check --backend cuda --cases 1
+    timeout 240 compute-sanitizer --tool "$1" --error-exitcode 1 "$sar" check --backend cuda --cases 1
 }
 if part checks; then
-    check "conformance kit on the GPU, f32 and bf16" "$gpu_tests" --nocapture
-    check "whole steps and sampling runs beside the CPU" "$step_tests" --nocapture --skip order_of_threads --skip plan_is
-    for more in ${MORE_TESTS:-}; do check "tests of $(basename "$more")" "$more"; done
-    check "sar check" "$sar" check --backend "$backend" --cases 1
+    check "conformance kit on the GPU, f32 and bf16" timeout 240 "$gpu_tests" --nocapture
+    check "whole steps and sampling runs beside the CPU" timeout 240 "$step_tests" --nocapture --skip order_of_threads --skip plan_is
+    for more in ${MORE_TESTS:-}; do check "tests of $(basename "$more")" timeout 240 "$more"; done
+    check "sar check" timeout 240 "$sar" check --backend "$backend" --cases 1
+fi
+if part sanitize; then
     if command -v compute-sanitizer >/dev/null; then
         for tool in memcheck racecheck initcheck; do check "compute-sanitizer $tool" sanitize $tool; done
     else
@@ -136,18 +152,26 @@ measure() { # depth, batch, what, mode: ours, PyTorch's, and PyTorch's compiled
 }
 # Whether a side that failed did so for want of memory.
 full() { grep -qi 'out of memory' "$out/error.txt"; }
+# Bytes that our side plans for a step.
+planned() { # depth, mode, batch
+    "$sar" plan --json --backend "$backend" --dtype "$dtype" --depth "$1" --mode "$2" --batch "$3" "${shape[@]}" |
+        python3 -c 'import json, sys; print(sum(json.load(sys.stdin)["memory"].values()))'
+}
 # The largest of a list of batches whose step both sides have memory for.
 largest() { # depth, mode
-    local b flags
+    local b flags total
+    total=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -1)
     for b in $large; do
         [ "$SECONDS" -le "$DEADLINE" ] || { echo "no time left" >"$out/error.txt"; return 1; }
+        # What our side alone has no room for need not be tried.
+        [ -n "$total" ] && [ "$(planned "$1" "$2" "$b")" -gt $((total << 20)) ] && continue
         flags=(step --depth "$1" --mode "$2" --batch "$b" "${shape[@]}" --warmup 0 --steps 1)
         if [ -n "$peer" ]; then
-            if ! timeout 60 python3 "$peer" "${flags[@]}" "${theirs[@]}" >/dev/null 2>"$out/error.txt"; then
+            if ! timeout 90 python3 "$peer" "${flags[@]}" "${theirs[@]}" >/dev/null 2>"$out/error.txt"; then
                 full && continue || return 1
             fi
         fi
-        if ! timeout 60 "$sar" bench "${flags[@]}" "${ours[@]}" >/dev/null 2>"$out/error.txt"; then
+        if ! timeout 90 "$sar" bench "${flags[@]}" "${ours[@]}" >/dev/null 2>"$out/error.txt"; then
             full && continue || return 1
         fi
         echo "$b"

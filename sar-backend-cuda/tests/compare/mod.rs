@@ -16,6 +16,9 @@ const F32_FLOOR: f64 = 5e-7;
 /// Results are rounded to bf16, by 2⁻⁹ of themselves, from operands that bf16 holds; a norm sees a sum
 /// that was rounded as well, and its gradient multiplies that.
 const BF16_FLOOR: f64 = 1e-2;
+/// Tensor cores cut off what does not fit beside the largest of the numbers that they add, where an f32 sum
+/// rounds; over 1,360 terms in blocks of eight that is up to 2.4e-6 of the largest sum.
+const TENSOR_CORES: f64 = 4e-6;
 
 /// What the numbers of an output are.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -138,7 +141,7 @@ pub fn compare(case: &impl Case) {
         let wide = factor * cpu + F32_FLOOR;
         let found = error(expected, &f32s[i].2);
         assert!(found <= wide, "f32: {name} is wrong by {found:e}; the CPU backend by {cpu:e}");
-        let allowed = if *kind == Kind::Wide { wide } else { BF16_FLOOR };
+        let allowed = if *kind == Kind::Wide { wide + TENSOR_CORES } else { BF16_FLOOR };
         let found = error(expected, &narrow[i].2);
         assert!(found <= allowed, "bf16: {name} is wrong by {found:e}, allowed {allowed:e}");
     }

@@ -66,6 +66,18 @@ scenario! {
 }
 
 scenario! {
+    fn nothing_is_recorded_where_it_is_switched_off(fake) on [("SAR_CUDA_GRAPHS", "off")]; {
+        let mut counter = Counter::new(fake);
+        for times in 1..=3 {
+            counter.count((1, 2), nothing).unwrap();
+            assert_eq!((counter.read(), fake.graphs()), (times as f32, 0));
+        }
+        drop(counter);
+        fake.expect_clean();
+    }
+}
+
+scenario! {
     fn a_failure_while_recording_leaves_the_stream_usable(fake) on []; {
         let mut counter = Counter::new(fake);
         let refuse =

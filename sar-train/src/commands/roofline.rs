@@ -2,7 +2,9 @@
 
 use crate::backend::Compute;
 use sar_backend_cuda::Tally;
+use sar_math::Real as _;
 use sar_math::backend::{Linear, LinearDims, Slot};
+use sar_math::philox::{Purpose, Stream};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -10,6 +12,8 @@ use std::time::Instant;
 const COPIED: usize = 1 << 27;
 /// Rows, columns and terms of the product timed.
 const SIDE: usize = 8192;
+/// Numbers of noise that differ; a divisor of all lengths here.
+const NOISE: usize = 1 << 20;
 /// Repetitions that are timed together, after one that is not.
 const REPEATS: u32 = 10;
 
@@ -27,12 +31,16 @@ pub struct Ceilings {
 /// # Errors
 /// Out of memory; a device fault.
 pub fn ceilings<B: Compute>(backend: &B, storage: usize) -> anyhow::Result<Ceilings> {
-    let (from, mut to) = (backend.activation(COPIED)?, backend.activation(COPIED)?);
+    let noise = noise::<B>();
+    let (from, mut to) = (filled(backend, COPIED, &noise)?, backend.activation(COPIED)?);
     let copy = timed(backend, || Ok(backend.copy(&from, 0, &mut to, 0, COPIED)?))?;
     drop((from, to));
     let matrix = SIDE * SIDE;
-    let (x, mut y) = (backend.activation(matrix)?, backend.activation(matrix)?);
-    let params = backend.params(matrix)?;
+    let (x, mut y) = (filled(backend, matrix, &noise)?, backend.activation(matrix)?);
+    let mut params = backend.params(matrix)?;
+    for at in (0..matrix).step_by(NOISE) {
+        backend.upload_params(&noise, &mut params, at)?;
+    }
     let layer = Linear { weight: Slot { offset: 0, len: matrix }, bias: None };
     let dims = LinearDims { rows: SIDE, inputs: SIDE, outputs: SIDE };
     let product = timed(backend, || Ok(backend.linear(dims, &x, &params, layer, &mut y)?))?;
@@ -40,6 +48,21 @@ pub fn ceilings<B: Compute>(backend: &B, storage: usize) -> anyhow::Result<Ceili
         bytes_per_s: (2 * COPIED * storage) as f64 / copy,
         flops_per_s: (2 * SIDE * matrix) as f64 / product,
     })
+}
+
+/// Numbers as a model has them: of zeros a GPU draws less power, so its clock is higher than in training.
+fn noise<B: Compute>() -> Vec<B::Host> {
+    let mut stream = Stream::new(0, Purpose::Init, 0);
+    (0..NOISE).map(|_| B::Host::of(stream.uniform() - 0.5)).collect()
+}
+
+/// `len` numbers, a multiple of the noise's.
+fn filled<B: Compute>(backend: &B, len: usize, noise: &[B::Host]) -> anyhow::Result<B::Activation> {
+    let mut buffer = backend.activation(len)?;
+    for at in (0..len).step_by(NOISE) {
+        backend.upload(noise, &mut buffer, at)?;
+    }
+    Ok(buffer)
 }
 
 /// Seconds of one repetition.

@@ -2,13 +2,29 @@
 
 use super::{failed, locked};
 use crate::error::CudaError;
-use cudarc::driver::{result, sys};
+use cudarc::driver::{DriverError, result, sys};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::{self, ThreadId};
 
 /// Graphs kept at once: the scales of several samplers.
 const MOST: usize = 256;
+
+/// Whether the user asked for work to be run as it is: `SAR_CUDA_GRAPHS=off`.
+pub(super) fn switched_off() -> bool {
+    std::env::var_os("SAR_CUDA_GRAPHS").is_some_and(|value| value == "off")
+}
+
+/// As [`failed`], of a call that is made for recordings alone.
+fn failed_to_record(call: &'static str) -> impl Fn(DriverError) -> CudaError {
+    move |error| match failed(call)(error) {
+        CudaError::Device { call, reason } => {
+            let reason = format!("{reason}; SAR_CUDA_GRAPHS=off samples without recordings");
+            CudaError::Device { call, reason }
+        }
+        other => other,
+    }
+}
 
 /// What is known of a key.
 pub(super) enum State {
@@ -53,7 +69,10 @@ impl Recordings {
             State::Warm => Ok(Next::Record),
             State::Recorded(graph) => {
                 // SAFETY: the graph is in the table, and the stream is alive.
-                unsafe { result::graph::launch(*graph, stream).map_err(failed("cuGraphLaunch"))? };
+                unsafe {
+                    result::graph::launch(*graph, stream)
+                        .map_err(failed_to_record("cuGraphLaunch"))?
+                };
                 Ok(Next::Launched)
             }
         }
@@ -118,7 +137,7 @@ impl Gate {
         unsafe {
             let executable = result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
             let _ = result::graph::destroy(graph);
-            executable.map_err(failed("cuGraphInstantiate"))
+            executable.map_err(failed_to_record("cuGraphInstantiate"))
         }
     }
 }
@@ -138,7 +157,8 @@ impl<'a> Recording<'a> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive, and whoever recorded it before has ended.
         unsafe {
-            result::stream::begin_capture(stream, mode).map_err(failed("cuStreamBeginCapture"))?;
+            result::stream::begin_capture(stream, mode)
+                .map_err(failed_to_record("cuStreamBeginCapture"))?;
         }
         *locked(recorder) = Some(thread::current().id());
         Ok(Self { stream, recorder, going_on: true })
@@ -147,7 +167,9 @@ impl<'a> Recording<'a> {
     fn end(mut self) -> Result<sys::CUgraph, CudaError> {
         self.going_on = false;
         // SAFETY: the stream is being recorded, by this thread.
-        unsafe { result::stream::end_capture(self.stream).map_err(failed("cuStreamEndCapture")) }
+        unsafe {
+            result::stream::end_capture(self.stream).map_err(failed_to_record("cuStreamEndCapture"))
+        }
     }
 }
 

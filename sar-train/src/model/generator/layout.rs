@@ -2,6 +2,7 @@
 
 use super::{GeneratorError, GeneratorShape};
 use crate::params::Layout;
+use rayon::prelude::*;
 use sar_math::backend::{AttentionSlots, EmbeddingSlots, Linear, Modulation, Slot};
 use sar_math::philox::{Purpose, Stream};
 
@@ -97,22 +98,34 @@ impl Generator {
     /// Initial parameters, as published (DESIGN §1, initialisation), from a seed.
     pub fn initial(&self, seed: u64) -> Vec<f32> {
         let mut values = vec![0f32; self.layout.len()];
+        let mut rest = values.as_mut_slice();
+        let mut at = 0;
+        // Tensors in the order of their slots, each with its own part of the values.
+        let parts = self.layout.tensors().iter().enumerate().map(|(index, t)| {
+            let (_, from_slot) = std::mem::take(&mut rest).split_at_mut(t.slot.offset - at);
+            let (out, after) = from_slot.split_at_mut(t.slot.len);
+            (rest, at) = (after, t.slot.end());
+            (index, t.name.as_str(), out)
+        });
+        let parts: Vec<_> = parts.collect();
+        // A stream for each tensor: the same bits, however many threads there are.
+        parts.into_par_iter().for_each(|(index, name, out)| self.fill(seed, index, name, out));
+        values
+    }
+
+    /// Initial values of one tensor.
+    fn fill(&self, seed: u64, index: usize, name: &str, out: &mut [f32]) {
         let c = self.shape.width;
         let sigma = (1.0 / (3.0 * c as f64)).sqrt();
-        for (index, t) in self.layout.tensors().iter().enumerate() {
-            let out = &mut values[t.slot.range()];
-            let name = t.name.as_str();
-            if name == "pos_1LC" {
-                sine_positions(out, c, self.shape.pos_side);
-            } else if name.contains("scale_mul") {
-                out.fill(4f32.ln());
-            } else if !name.ends_with("bias") {
-                let mut stream = Stream::new(seed, Purpose::Init, index as u64);
-                out.iter_mut().for_each(|v| *v = stream.truncated_normal(sigma) as f32);
-                self.rescale(name, out);
-            }
+        if name == "pos_1LC" {
+            sine_positions(out, c, self.shape.pos_side);
+        } else if name.contains("scale_mul") {
+            out.fill(4f32.ln());
+        } else if !name.ends_with("bias") {
+            let mut stream = Stream::new(seed, Purpose::Init, index as u64);
+            out.iter_mut().for_each(|v| *v = stream.truncated_normal(sigma) as f32);
+            self.rescale(name, out);
         }
-        values
     }
 
     /// The factors that published initialisation puts on some layers.
