@@ -240,9 +240,27 @@ fn images_of_two_calls_are_not_mixed() {
     succeeds(&sample("7"), folder);
     let first = fs::read(folder.join("s/000002.png")).unwrap();
     let said = fails(1, &sample("5"), folder);
-    says(&said, &["2 images of an earlier call would stay in s beside these 5"]);
+    says(&said, &["s holds 7 images of an earlier call", "--force"]);
+    let forced = |count| [&sample(count)[..], &["--force"]].concat();
+    succeeds(&forced("5"), folder);
+    assert!(!folder.join("s/000005.png").exists(), "what would not be replaced is removed");
+    let record: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(folder.join("s/samples.json")).unwrap()).unwrap();
+    assert_eq!(record["labels"], serde_json::json!([0, 1, 2, 3, 4]));
+    assert_eq!(record["settings"]["count"], 5);
     // A grid has ten rows of the classes at most, and memory for no more.
-    succeeds(&sample("120"), folder);
+    succeeds(&forced("120"), folder);
+    // Images that were not sampled here are nobody's to replace, whatever is asked for.
+    two_classes(folder, 3);
+    let mine = fs::read_dir(folder.join("images")).unwrap().next().unwrap().unwrap().path();
+    fs::rename(
+        fs::read_dir(&mine).unwrap().next().unwrap().unwrap().path(),
+        mine.join("000000.png"),
+    )
+    .unwrap();
+    let out = mine.to_str().unwrap();
+    let said = fails(1, &["sample", "base", "--out", out, "--count", "2", "--force"], folder);
+    says(&said, &["no samples of this program (000000.png)"]);
     assert!(fs::read(folder.join("s/000002.png")).unwrap() == first, "image 2 is image 2");
     assert!(folder.join("s/000119.png").exists());
     let grid = image::image_dimensions(folder.join("s/grid.png")).unwrap();
@@ -266,6 +284,53 @@ fn settings_that_would_change_nothing_are_refused() {
     let refine = ["refine", "--init-from", "base", "--out", "new", "--set", "train.mode=teacher"];
     says(&fails(1, &refine, folder), &["train.mode is teacher", "sar train --init-from"]);
     assert!(!folder.join("new").exists());
+}
+
+#[test]
+fn a_model_may_have_more_classes_than_there_are_images_of() {
+    let folder = trained();
+    let folder = folder.path();
+    two_classes(folder, 6);
+    let refine = ["refine", "--init-from", "base", "--data", "images", "--out", "new"];
+    let few = ["--set", "train.steps=1", "--set", "train.batch=2"];
+    let said = fails(1, &[&refine[..], &few].concat(), folder);
+    says(&said, &["the data have 2 classes, the generator 10", "data.num_classes=10"]);
+    let all = ["--set", "data.num_classes=10"];
+    let said = succeeds(&[&refine[..], &few, &all].concat(), folder);
+    says(&said, &["10 classes", "8 of the classes without a training image: 2, 3, 4, 5, 6, …"]);
+    // What was loaded is what is written down, and a file goes over the run's own configuration.
+    let resolved = fs::read_to_string(folder.join("new/config.toml")).unwrap();
+    says(&resolved, &["vocab = 16", "steps = 1"]);
+    fs::write(folder.join("over.toml"), "[train]\nsteps = 2\n").unwrap();
+    let over = ["refine", "--init-from", "base", "--config", "over.toml", "--out", "over"];
+    succeeds(&over, folder);
+    let said = fs::read_to_string(folder.join("over/config.toml")).unwrap();
+    says(&said, &["builtin = \"glyphs10\"", "steps = 2"]);
+    let teacher = [&TRAIN[..], &["--out", "other", "--set", "sar.sigma=1"]].concat();
+    says(&fails(1, &teacher, folder), &["--set sar.sigma=1", "it is for --mode ssr"]);
+}
+
+#[test]
+fn what_has_a_shape_and_a_place_keeps_them() {
+    let folder = trained();
+    let folder = folder.path();
+    let again =
+        ["tokenizer", "train", "--init-from", "tok", "--data", "builtin:glyphs10", "--out", "t"];
+    let said = fails(1, &[&again[..], &["--set", "tokenizer.vocab=64"]].concat(), folder);
+    says(&said, &["tokenizer.vocab is 64, but the weights of --init-from have 16"]);
+    let said = fails(1, &["tokenizer", "train", "--resume", "--out", "base"], folder);
+    says(&said, &["base is the run of a generator", "sar train --resume"]);
+    let mut steps = fs::read_dir(folder.join("base/checkpoints")).unwrap();
+    let own = steps.next().unwrap().unwrap().path().join("model.safetensors");
+    let convert = ["convert", own.to_str().unwrap(), "x.safetensors"];
+    says(&fails(1, &convert, folder), &["a file of this program already"]);
+    says(&fails(1, &["convert", "base", "x.safetensors"], folder), &["base is a folder"]);
+    let encode = ["tokenizer", "encode", "tok", "--out", "ids.safetensors"];
+    succeeds(&encode, folder);
+    says(&fails(1, &encode, folder), &["ids.safetensors exists", "--force"]);
+    let long = [&encode[..], &["--force", "--schedule", "1_2_16"]].concat();
+    says(&fails(1, &long, folder), &["ends in a grid of 16", "latents of 8×8"]);
+    says(&fails(1, &["plan", "--dtype", "bf16"], folder), &["bf16 needs --backend cuda"]);
 }
 
 #[test]

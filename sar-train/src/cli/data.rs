@@ -30,6 +30,9 @@ pub struct DataCheckArgs {
     /// Side that images are cropped to, in pixels; default: as the data section.
     #[arg(long, value_name = "PX")]
     pub size: Option<usize>,
+    /// A folder of images without classes, as with data.unlabelled=true.
+    #[arg(long)]
+    pub unlabelled: bool,
     /// Bad files are listed either way; with this they are no failure.
     #[arg(long)]
     pub skip_bad_images: bool,

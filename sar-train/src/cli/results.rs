@@ -35,7 +35,7 @@ pub struct SampleArgs {
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
     /// Keep this cumulative probability; 0 is off.
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f64>,
     /// Grids to sample in; default: the generator's.
     #[arg(long, value_name = "1_2_4_8")]
@@ -49,6 +49,9 @@ pub struct SampleArgs {
     /// Sample from the running average of the weights, where the checkpoint has one.
     #[arg(long)]
     pub ema: bool,
+    /// Replace the samples of an earlier call in --out.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `sar eval`.
@@ -78,6 +81,9 @@ pub struct EvalArgs {
     /// Evaluate the running average of the weights, where the checkpoint has one.
     #[arg(long)]
     pub ema: bool,
+    /// Leave out images that cannot be read, and count them, instead of stopping.
+    #[arg(long)]
+    pub skip_bad_images: bool,
 }
 
 /// `sar report`.

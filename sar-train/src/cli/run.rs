@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// Flags of every command that makes or continues a run folder.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// Configuration in TOML; absent keys have their defaults.
+    /// Configuration in TOML; absent keys have their defaults (of `refine`: what the generator's run has).
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Override one key of the configuration; may be repeated.
@@ -35,19 +35,24 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// The configuration of a new run: the file, or `base` without one, then the flags.
+    /// The configuration of a new run: `base`, the keys of the file, those of `--set`, then the flags.
     ///
     /// # Errors
     /// The file or a `--set` cannot be used.
     pub fn config(&self, base: Config) -> Result<Config, ConfigError> {
         let mut config = match &self.config {
-            Some(path) => Config::load(path)?,
+            Some(path) => base.with_file(path)?,
             None => base,
         };
+        // The recipe of what is named comes before the keys that --set names, its place after them.
         if let Some(source) = &self.data {
             config.data = config.data.with_source(source);
         }
+        let (path, builtin) = (config.data.path.clone(), config.data.builtin.clone());
         config = config.set(&self.set)?;
+        if self.data.is_some() {
+            (config.data.path, config.data.builtin) = (path, builtin);
+        }
         config.data.skip_bad_images |= self.skip_bad_images;
         if let Some(seed) = self.seed {
             (config.train.seed, config.tokenizer_train.seed) = (seed, seed);
@@ -144,12 +149,12 @@ pub struct SarArgs {
     #[arg(long, value_name = "K", conflicts_with = "resume")]
     pub top_k: Option<usize>,
     /// Rollout filter: keep this cumulative probability; 0 is off.
-    #[arg(long, value_name = "P", conflicts_with = "resume")]
+    #[arg(long, value_name = "P", conflicts_with = "resume", allow_negative_numbers = true)]
     pub top_p: Option<f64>,
     /// Rollout guidance; 0 is off.
-    #[arg(long, value_name = "G", conflicts_with = "resume")]
+    #[arg(long, value_name = "G", conflicts_with = "resume", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
     /// Weight of the contrastive loss.
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long, conflicts_with = "resume", allow_negative_numbers = true)]
     pub sigma: Option<f64>,
 }

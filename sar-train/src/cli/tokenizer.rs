@@ -47,6 +47,9 @@ pub struct TokenizerEvalArgs {
     /// Where to write a grid of images beside their reconstructions.
     #[arg(long, value_name = "PNG")]
     pub grid: Option<PathBuf>,
+    /// Leave out images that cannot be read, and count them, instead of stopping.
+    #[arg(long)]
+    pub skip_bad_images: bool,
 }
 
 /// `sar tokenizer encode`.
@@ -63,4 +66,10 @@ pub struct TokenizerEncodeArgs {
     /// Grids, coarse to fine; default: those of the tokenizer's run.
     #[arg(long, value_name = "1_2_4_8")]
     pub schedule: Option<ScaleSchedule>,
+    /// Leave out images that cannot be read, and count them, instead of stopping.
+    #[arg(long)]
+    pub skip_bad_images: bool,
+    /// Replace the file of --out where it exists.
+    #[arg(long)]
+    pub force: bool,
 }

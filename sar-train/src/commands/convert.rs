@@ -32,11 +32,26 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         .ok()
         .is_some_and(|from| std::fs::canonicalize(&args.to).is_ok_and(|to| to == from));
     anyhow::ensure!(!same, "{} is both what is read and what is written", args.from.display());
+    anyhow::ensure!(
+        !args.from.is_dir(),
+        "{} is a folder; name the file in it (what this program trained needs no conversion)",
+        args.from.display()
+    );
     anyhow::ensure!(args.from.is_file(), "{}: no such file", args.from.display());
+    anyhow::ensure!(
+        args.to.extension().is_some_and(|e| e == "safetensors"),
+        "{}: what is written is a safetensors file; name it so",
+        args.to.display()
+    );
     super::output::ready(&args.to)?;
     let unknown = || format!("{} is of no known model", args.from.display());
     let native = args.from.extension().is_some_and(|e| e == "safetensors");
     let (model, flat) = if native {
+        anyhow::ensure!(
+            checkpoint::read_header(&args.from)?.is_none(),
+            "{} is a file of this program already; every command takes it as it is",
+            args.from.display()
+        );
         let shapes = checkpoint::read_shapes(&args.from)?;
         let shapes: Shapes = shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
         let model = Model::of(&shapes).with_context(unknown)?;

@@ -27,6 +27,7 @@ pub fn run(args: &DataArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
     let DataCommand::Check(args) = &args.command;
     let mut config = DataConfig::from_argument(&args.source);
     config.image_side = args.size.unwrap_or(config.image_side);
+    config.unlabelled = args.unlabelled;
     if let Some(path) = &args.preview {
         super::output::ready(path)?;
     }

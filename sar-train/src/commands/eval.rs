@@ -110,6 +110,7 @@ fn configuration(args: &EvalArgs, mut config: Config) -> anyhow::Result<Config> 
     }
     config.eval.samples = args.samples.unwrap_or(config.eval.samples);
     config.eval.seeds = args.seeds.unwrap_or(config.eval.seeds);
+    config.data.skip_bad_images |= args.skip_bad_images;
     config.validate()?;
     Ok(config)
 }

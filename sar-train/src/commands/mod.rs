@@ -28,6 +28,7 @@ pub mod plan;
 pub mod report;
 pub mod roofline;
 pub mod sample;
+mod samples;
 mod table;
 pub mod tokenizer;
 pub mod train;

@@ -134,6 +134,10 @@ pub(crate) struct LoadedGenerator {
     pub generator: Generator,
     pub section: GeneratorSection,
     pub weights: Vec<f32>,
+    /// The file they were in.
+    pub file: PathBuf,
+    /// Optimiser steps they were trained for.
+    pub step: u64,
     /// The run folder it came from.
     pub run: Option<PathBuf>,
 }
@@ -148,7 +152,8 @@ impl LoadedGenerator {
         let generator = Generator::new(&GeneratorShape::from(&section))?;
         let layout = generator.layout();
         let weights = checkpoint::load_weights(&found.file, Kind::Generator, layout)?.flat;
-        Ok(Self { generator, section, weights, run: found.run })
+        let (file, step) = (found.file, header.step);
+        Ok(Self { generator, section, weights, file, step, run: found.run })
     }
 
     /// Its weights on the backend.

@@ -37,7 +37,11 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         Dtype::Bf16 => 2,
     };
     let own = match global.backend {
-        BackendName::Cpu => 0,
+        BackendName::Cpu => {
+            // It would refuse what the flags ask for; so does its plan.
+            crate::backend::cpu(global)?;
+            0
+        }
         BackendName::Cuda => (Driver::PRODUCT_SPACE + SCRATCH) as u64,
     };
     let mut plan = plan(&config, mode, storage, own);

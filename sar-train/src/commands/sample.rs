@@ -1,6 +1,7 @@
 //! `sar sample`: a grid, one file per image, and a strip that shows every scale.
 
 use super::models::LoadedGenerator;
+use super::samples::{GRID, SCALES, SampleFolder, SampleRecord};
 use super::train::settings;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, SampleArgs};
@@ -8,7 +9,6 @@ use crate::config::Config;
 use crate::data::grid::{self, Images};
 use crate::run::{Interrupt, Progress};
 use crate::sample::{Painted, Painter, columns};
-use anyhow::Context as _;
 use sar_math::guidance::Guidance;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -42,9 +42,18 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
             generator.section.schedule
         );
     }
-    std::fs::create_dir_all(&args.out)
-        .with_context(|| format!("{}: the folder cannot be made", args.out.display()))?;
-    nothing_older(&args.out, count)?;
+    let folder = SampleFolder::open(&args.out, args.force)?;
+    let out = folder.path();
+    let mut record = SampleRecord {
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        generator: generator.file.clone(),
+        step: generator.step,
+        ema: args.ema,
+        schedule: schedule.to_string(),
+        settings: config.sample.clone(),
+        labels: (0..count).map(|k| classes[k % classes.len()]).collect(),
+    };
+    folder.keep(&record)?;
     let interrupt = Interrupt::listen()?;
     let mut progress = Progress::new("sampling", count as u64, 0, global.quiet);
     let start = Instant::now();
@@ -55,14 +64,13 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let mut shown = Vec::new();
     let mut done = 0;
     while done < count && !interrupt.is_asked() {
-        let labels: Vec<u32> =
-            (done..count.min(done + batch)).map(|k| classes[k % classes.len()]).collect();
-        let painted = painter.paint(&params, &labels, done as u64, &settings, done == 0)?;
+        let labels = &record.labels[done..count.min(done + batch)];
+        let painted = painter.paint(&params, labels, done as u64, &settings, done == 0)?;
         if done == 0 {
-            save_scales(&args.out, &painter, &painted, labels.len())?;
+            save_scales(out, &painter, &painted, labels.len())?;
         }
         let images = Images { images_b3hw: &painted.images, height, width };
-        grid::save_each(&args.out, images, done as u64)?;
+        grid::save_each(out, images, done as u64)?;
         let room = (in_grid - shown.len()).min(painted.images.len());
         shown.extend_from_slice(&painted.images[..room]);
         done += labels.len();
@@ -71,53 +79,26 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let rate = done as f64 / start.elapsed().as_secs_f64();
     if done > 0 {
         let images = Images { images_b3hw: &shown, height, width };
-        grid::save_grid(&args.out.join("grid.png"), images, per_row)?;
+        grid::save_grid(&out.join(GRID), images, per_row)?;
     }
     if done < count {
-        let older = numbered_from(&args.out, done)?;
-        return Err(SamplingInterrupted { done, older, path: args.out.clone() }.into());
+        record.labels.truncate(done);
+        folder.keep(&record)?;
+        return Err(SamplingInterrupted { done, path: args.out.clone() }.into());
     }
     progress.finish(&format!("{count} images, {rate:.0} images/s"));
     if !global.quiet {
-        println!("{}", args.out.join("grid.png").display());
+        println!("{}", out.join(GRID).display());
     }
     Ok(())
 }
 
 /// Sampling that the user stopped; the exit code is 130.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "interrupted; the first {done} images are in {}{}", path.display(),
-    if *older > 0 { format!(" ({older} others there are of an earlier call)") } else { String::new() }
-)]
+#[error("interrupted; the first {done} images are in {}", path.display())]
 pub(super) struct SamplingInterrupted {
     done: usize,
-    older: usize,
     path: PathBuf,
-}
-
-/// Fails where images of an earlier call would stay beside those of this one.
-fn nothing_older(folder: &Path, count: usize) -> anyhow::Result<()> {
-    let older = numbered_from(folder, count)?;
-    anyhow::ensure!(
-        older == 0,
-        "{older} images of an earlier call would stay in {} beside these {count}; remove them, or \
-         choose another --out",
-        folder.display()
-    );
-    Ok(())
-}
-
-/// Images in a folder that are numbered `first` and up.
-fn numbered_from(folder: &Path, first: usize) -> anyhow::Result<usize> {
-    let number = |path: PathBuf| {
-        let png = path.extension().is_some_and(|e| e == "png");
-        path.file_stem().filter(|_| png)?.to_str()?.parse::<usize>().ok()
-    };
-    let files = std::fs::read_dir(folder)
-        .with_context(|| format!("{}: the folder cannot be read", folder.display()))?;
-    let numbers = files.flatten().filter_map(|file| number(file.path()));
-    Ok(numbers.filter(|&k| k >= first).count())
 }
 
 /// Every scale of the first images of a batch.
@@ -137,7 +118,7 @@ fn save_scales<B: Compute>(
             Images { images_b3hw: images.get(..shown).unwrap_or(images), height, width }
         })
         .collect();
-    grid::save_strips(&folder.join("scales.png"), &strips)?;
+    grid::save_strips(&folder.join(SCALES), &strips)?;
     Ok(())
 }
 

@@ -1,16 +1,16 @@
 //! `sar tokenizer train|eval|encode`.
 
-use super::models::{LoadedTokenizer, compare_images, run_data};
+use super::models::{LoadedTokenizer, RUN_TOKENIZER, compare_images, run_data};
 use super::output;
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
 use crate::cli::{
-    GlobalArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,
+    GlobalArgs, RunArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,
     TokenizerTrainArgs,
 };
 use crate::config::Config;
 use crate::data::{self, Data, Dataset, grid};
-use crate::model::tokenizer::Tokenizer;
+use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::run::{Interrupt, Interrupted, NonFinite, Progress, RunFolder};
 use crate::train::tokenizer::{
     TokenizerLosses, TokenizerProgress, TokenizerQuality, TokenizerTrainer,
@@ -59,6 +59,11 @@ fn train<B: Compute>(
 ) -> anyhow::Result<()> {
     let (folder, config, data, start) = if args.run.resume {
         let (folder, config) = RunFolder::open_for_resume(&args.run.out)?;
+        anyhow::ensure!(
+            !folder.path().join(RUN_TOKENIZER).exists(),
+            "{} is the run of a generator, which goes on with `sar train --resume`",
+            folder.path().display()
+        );
         let data = run_data(&config, Some(folder.path()))?;
         (folder, config, data, None)
     } else {
@@ -67,7 +72,7 @@ fn train<B: Compute>(
         let start = match &args.run.init_from {
             Some(path) => {
                 let from = LoadedTokenizer::open(backend, path)?;
-                config.tokenizer = from.tokenizer.config().clone();
+                adopt(&mut config, from.tokenizer.config(), &args.run)?;
                 Some(from.weights)
             }
             None => None,
@@ -83,6 +88,21 @@ fn train<B: Compute>(
     let interrupt = Interrupt::listen()?;
     train_in(backend, &folder, &config, &data, start.as_deref(), &interrupt, global.quiet)?;
     output::result(format_args!("{}\n", folder.path().display()));
+    Ok(())
+}
+
+/// A run that starts from weights has their shape, and its user may not have asked for another.
+fn adopt(config: &mut Config, weights: &TokenizerConfig, args: &RunArgs) -> anyhow::Result<()> {
+    let (asked, found) =
+        (toml::Table::try_from(&config.tokenizer)?, toml::Table::try_from(weights)?);
+    for (key, asked) in asked {
+        let found = found.get(&key).map(toml::Value::to_string).unwrap_or_default();
+        anyhow::ensure!(
+            asked.to_string() == found || !args.names("tokenizer", &key),
+            "tokenizer.{key} is {asked}, but the weights of --init-from have {found}; leave the key out"
+        );
+    }
+    config.tokenizer = weights.clone();
     Ok(())
 }
 
@@ -313,6 +333,7 @@ fn eval<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()>
     let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     let mut config = run_config(&args.tokenizer)?;
     config.tokenizer = loaded.tokenizer.config().clone();
+    config.data.skip_bad_images |= args.skip_bad_images;
     let data = open_data(args.data.as_deref(), &config, &args.tokenizer)?;
     anyhow::ensure!(
         !data.validation.is_empty(),
@@ -351,12 +372,25 @@ fn encode<B: Compute>(
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
     let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
-    let config = run_config(&args.tokenizer)?;
+    anyhow::ensure!(
+        args.force || !args.out.exists(),
+        "{} exists; choose another name, or replace it with --force",
+        args.out.display()
+    );
+    let mut config = run_config(&args.tokenizer)?;
+    config.data.skip_bad_images |= args.skip_bad_images;
     let data = open_data(args.data.as_deref(), &config, &args.tokenizer)?;
     output::ready(&args.out)?;
     let schedule = args.schedule.unwrap_or(config.generator.schedule);
     let tokenizer = &loaded.tokenizer;
     check_side(tokenizer, &data)?;
+    let (last, latent) = (schedule.last(), tokenizer.latent_side(data.train.side()));
+    anyhow::ensure!(
+        last.height.max(last.width) <= latent,
+        "the schedule {schedule} ends in a grid of {last}, but images of {} px have latents of \
+         {latent}×{latent}; end --schedule at {latent} or less",
+        data.train.side()
+    );
     let (side, sets) = (tokenizer.latent_side(data.train.side()), [&data.train, &data.validation]);
     let (k, v, t) =
         (tokenizer.config().latent_channels, tokenizer.config().vocab, schedule.tokens());

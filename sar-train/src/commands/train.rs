@@ -8,7 +8,7 @@ use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
 use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
 use crate::config::{Config, GeneratorSection, Mode, SarConfig};
-use crate::data::{self, Data, grid};
+use crate::data::{self, Data, DataError, grid};
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::run::{Interrupt, RunFolder};
 use crate::sample::{Painter, SampleSettings, columns, grid_labels};
@@ -50,6 +50,11 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     let mut config = args.run.config(Config::default())?;
     args.run.sets_only(&USED, TRAINED_ALREADY)?;
     config.train.mode = args.mode.unwrap_or(config.train.mode);
+    if config.train.mode != Mode::Ssr {
+        let rest: Vec<&str> = USED.into_iter().filter(|section| *section != "sar").collect();
+        let mode = config.train.mode;
+        args.run.sets_only(&rest, &format!("it is for --mode ssr, and this run's is {mode}"))?;
+    }
     let path = args.tokenizer.as_deref().context("no tokenizer given; name it with --tokenizer")?;
     let tokenizer = LoadedTokenizer::open(backend, path)?;
     let start = match &args.run.init_from {
@@ -152,12 +157,25 @@ fn begin<B: Compute>(
     start: Start,
     what: &str,
 ) -> anyhow::Result<()> {
-    let data = data::open(&config.data)?;
+    let data = data::open(&config.data).map_err(|error| match &error {
+        DataError::Missing { .. } if args.data.is_none() && args.config.is_none() => {
+            let moved = "the images of the generator's run have moved: name them with --data";
+            anyhow::Error::from(error).context(moved)
+        }
+        _ => error.into(),
+    })?;
     if matches!(start, Start::New) {
         let (t, g) = (tokenizer.tokenizer.config(), &mut config.generator);
         let classes = data.classes.len();
         fixed(args, "vocab", g.vocab, t.vocab, "the tokenizer has")?;
         fixed(args, "channels", g.channels, t.latent_channels, "the tokenizer has")?;
+        anyhow::ensure!(
+            g.classes <= classes || !args.names("generator", "classes"),
+            "generator.classes is {}, but the data have {classes}; leave the key out, or say by \
+             data.num_classes={} that there are classes without images",
+            g.classes,
+            g.classes
+        );
         fixed(args, "classes", g.classes, classes, "the data have")?;
         (g.vocab, g.channels, g.classes) = (t.vocab, t.latent_channels, classes);
     }
@@ -165,6 +183,8 @@ fn begin<B: Compute>(
     // Before the folder: a run that cannot start leaves none behind.
     affordable(&config.generator)?;
     check(&config, &data, tokenizer)?;
+    // What is resolved is what is used.
+    config.tokenizer = tokenizer.tokenizer.config().clone();
     let folder = RunFolder::create(&args.out, &config)?;
     let interrupt = Interrupt::listen()?;
     let work = Work { backend, config: &config, data: &data, tokenizer, folder: &folder };
@@ -355,8 +375,10 @@ fn check<B: Compute>(
     tokenizer.fits(generator)?;
     anyhow::ensure!(
         data.classes.len() == generator.classes,
-        "the data have {} classes, the generator {}; train it on data of its classes",
+        "the data have {} classes, the generator {}; train it on data of its classes, or, where these \
+         are the first of them, with --set data.num_classes={}",
         data.classes.len(),
+        generator.classes,
         generator.classes
     );
     let (side, last) = (data.train.side(), generator.schedule.last());

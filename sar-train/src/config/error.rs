@@ -84,7 +84,10 @@ impl ConfigError {
         let known: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
         let section = match key.rsplit_once('.') {
             Some((section, last)) if last == unknown => format!("{section}."),
-            _ if key.is_empty() || key == unknown => String::new(),
+            // The section itself is unknown.
+            _ if key.split('.').next().is_none_or(|first| first.is_empty() || first == unknown) => {
+                String::new()
+            }
             _ => format!("{key}."),
         };
         Self::UnknownKey { place, key: format!("{section}{unknown}"), hint: hint(unknown, &known) }

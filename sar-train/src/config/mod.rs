@@ -71,12 +71,27 @@ impl Config {
         Ok(config)
     }
 
-    /// Applies `section.key=value` settings in order.
+    /// This configuration with the keys that a file names.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn with_file(self, path: &Path) -> Result<Self, ConfigError> {
+        // Read on its own first, so that an error names the line.
+        Self::load(path)?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        overrides::overlay(&self, &text, &path.display().to_string())
+    }
+
+    /// Applies `section.key=value` settings in order, presets before the keys that they stand for.
     ///
     /// # Errors
     /// As [`Config::parse`], naming the setting.
     pub fn set(self, settings: &[String]) -> Result<Self, ConfigError> {
-        settings.iter().try_fold(self, |config, setting| overrides::apply(&config, setting))
+        let (presets, keys): (Vec<_>, Vec<_>) =
+            settings.iter().partition(|setting| overrides::is_preset(setting));
+        let mut settings = presets.into_iter().chain(keys);
+        settings.try_fold(self, |config, setting| overrides::apply(&config, setting))
     }
 
     /// The configuration as TOML; [`Config::parse`] reads it back equal.
@@ -92,6 +107,13 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Value`] naming the first key at fault.
     pub fn validate(&self) -> Result<(), ConfigError> {
+        let of_tokenizer = |(key, found, expected): (&str, String, &str)| ConfigError::Value {
+            place: String::new(),
+            key: format!("tokenizer_train.{key}"),
+            found,
+            expected: expected.to_owned(),
+        };
+        self.tokenizer_train.validate().map_err(of_tokenizer)?;
         self.generator.validate()?;
         self.train.validate()?;
         self.sar.validate()?;

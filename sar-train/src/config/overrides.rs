@@ -23,6 +23,40 @@ pub(super) fn apply(config: &Config, setting: &str) -> Result<Config, ConfigErro
     }
 }
 
+/// Whether a setting is of a preset, which stands for other keys of its section.
+pub(super) fn is_preset(setting: &str) -> bool {
+    setting.split('=').next().is_some_and(|path| path.trim().ends_with(".preset"))
+}
+
+/// `config` with the keys of a TOML text that reads as a configuration of its own.
+pub(super) fn overlay(config: &Config, text: &str, origin: &str) -> Result<Config, ConfigError> {
+    let write = |e: toml::ser::Error| ConfigError::Write { reason: e.to_string() };
+    let read = |e: toml::de::Error| ConfigError::from_toml(&e, text, origin);
+    let mut root = Table::try_from(config).map_err(write)?;
+    for (section, keys) in text.parse::<Table>().map_err(read)? {
+        match (root.get_mut(&section).and_then(Value::as_table_mut), keys) {
+            (Some(table), Value::Table(keys)) => {
+                if keys.contains_key("preset") {
+                    // It stands for all the switches of its section that the text does not name.
+                    table.clear();
+                }
+                if section == "data" && (keys.contains_key("path") || keys.contains_key("builtin"))
+                {
+                    // One of them, not both.
+                    table.remove("path");
+                    table.remove("builtin");
+                }
+                table.extend(keys);
+            }
+            (_, keys) => drop(root.insert(section, keys)),
+        }
+    }
+    let mut changed: Config = root.try_into().map_err(read)?;
+    changed.generator.resolve();
+    changed.validate().map_err(|e| e.at(text, origin))?;
+    Ok(changed)
+}
+
 fn with_value(
     config: &Config,
     sections: &[&str],

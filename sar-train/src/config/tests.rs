@@ -53,13 +53,36 @@ fn wrong_types_values_and_schedules_name_the_key() {
 }
 
 #[test]
+fn a_file_over_a_configuration_changes_what_it_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("over.toml");
+    let mut base = Config::default();
+    (base.train.steps, base.train.lr, base.sar.sigma) = (77, Some(3e-4), 9.0);
+    base.data.builtin = Some("glyphs10".into());
+    let over = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        base.clone().with_file(&file)
+    };
+    let config = over("[train]\nbatch = 5\n").unwrap();
+    assert_eq!((config.train.batch, config.train.steps, config.sar.sigma), (5, 77, 9.0));
+    // A preset stands for the other switches of its section; a source of images for the other one.
+    let config = over("[sar]\npreset = \"paper\"\ntop_k = 3\n[data]\npath = \"x\"\n").unwrap();
+    assert_eq!(config.sar, SarConfig { top_k: 3, ..SarConfig::preset(Preset::Paper) });
+    assert_eq!((config.data.builtin, config.train.lr), (None, Some(3e-4)));
+    let text = over("[train]\n\nbatch = 0\n").unwrap_err().to_string();
+    assert!(text.contains("line 3") && text.contains("over.toml"), "{text}");
+    assert!(over("[train]\nbacth = 1\n").unwrap_err().to_string().contains("did you mean"));
+}
+
+#[test]
 fn settings_override_in_order() {
     let set =
         |s: &[&str]| Config::default().set(&s.iter().map(|&s| s.to_owned()).collect::<Vec<_>>());
     let config = set(&["train.steps=7", "train.mode=ssr", "sar.sigma=2", "sar.preset=paper"]);
     let config = config.unwrap();
     assert_eq!((config.train.steps, config.train.mode), (7, Mode::Ssr));
-    assert_eq!(config.sar, SarConfig::preset(Preset::Paper));
+    // As in a file: a key overrides its section's preset, whichever is named first.
+    assert_eq!(config.sar, SarConfig { sigma: 2.0, ..SarConfig::preset(Preset::Paper) });
     assert_eq!(set(&["generator.schedule=1_2_5"]).unwrap().generator.schedule.tokens(), 30);
     for (setting, expected) in [
         ("train.stepz=3", "did you mean `steps`"),
@@ -68,6 +91,9 @@ fn settings_override_in_order() {
         ("train.batch=0", "train.batch is 0, expected 1 to 16777216"),
         ("generator.depth=1000000", "expected 1 to 256"),
         ("train.batch=many", "expected"),
+        ("tokenizer_train.lr=0", "tokenizer_train.lr is 0, expected above 0"),
+        ("tokenizer_train.weight_decay=inf", "expected 0 or more"),
+        ("trian.batch=1", "unknown key `trian`;"),
         ("trian.batch=1", "did you mean `train`"),
     ] {
         let text = set(&[setting]).unwrap_err().to_string();

@@ -42,7 +42,7 @@ pub enum DataError {
     /// Images lie loose, without class folders.
     #[error(
         "{}: images, but no class folders; move them into one folder per class, \
-         or train without classes by --set data.unlabelled=true", path.display()
+         or do without classes: --set data.unlabelled=true, of `sar data check` --unlabelled", path.display()
     )]
     NoClasses {
         /// The folder.
@@ -74,7 +74,7 @@ pub enum DataError {
     },
     /// A label at or above the number of classes.
     #[error(
-        "{}: label {label} is out of range; expected 0 to {}{}", path.display(),
+        "{}: label {label} is out of range; expected 0 to {}{} (data.num_classes)", path.display(),
         classes.saturating_sub(1), at_line(*line)
     )]
     LabelOutOfRange {

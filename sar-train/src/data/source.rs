@@ -6,6 +6,7 @@ use super::glyphs::{self, Sheet};
 use super::{Data, DataConfig, DataError, folder, list};
 use rayon::prelude::*;
 use sar_math::philox::{Purpose, Stream};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use std::sync::Arc;
 /// Headers are read at the door for at most so many files: more would delay the start by minutes on
 /// a network disk.
 const PROBE_LIMIT: usize = 20_000;
+/// Classes without images named in the summary.
+const NAMED: usize = 5;
 /// Sets that decode to at most so many bytes stay in memory.
 const MEMORY_LIMIT: u64 = 256 << 20;
 
@@ -42,7 +45,7 @@ pub(crate) struct Listing {
 
 /// Finds and lists the source of a configuration.
 pub(crate) fn locate(config: &DataConfig) -> Result<Source, DataError> {
-    let source = match (&config.path, &config.builtin) {
+    let mut source = match (&config.path, &config.builtin) {
         (Some(path), _) => at_path(path, config)?,
         (None, Some(name)) => Source::Sheet(glyphs::builtin(name)?),
         (None, None) => return config.validate().and(Err(DataError::Missing { path: "".into() })),
@@ -61,6 +64,13 @@ pub(crate) fn locate(config: &DataConfig) -> Result<Source, DataError> {
         return Err(DataError::OneClass { path: root, class });
     }
     match config.num_classes {
+        Some(n) if classes.len() < n => {
+            // A model of more classes than there are images of: the others have numbers for names.
+            if let Source::Files(listing) = &mut source {
+                listing.classes.extend((listing.classes.len()..n).map(|class| class.to_string()));
+            }
+            Ok(source)
+        }
         Some(n) if classes.len() > n => Err(DataError::LabelOutOfRange {
             path: root,
             line: 0,
@@ -154,6 +164,15 @@ fn assemble(
     );
     if !skipped.is_empty() {
         summary += &format!(", {} bad images skipped", skipped.len());
+    }
+    let shown: BTreeSet<u32> = train.iter().map(|item| item.label).collect();
+    let unseen = classes.iter().zip(0..).filter(|(_, label)| !shown.contains(label));
+    let unseen: Vec<&str> = unseen.map(|(name, _)| name.as_str()).collect();
+    if !unseen.is_empty() {
+        let named = unseen.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+        let more = if unseen.len() > NAMED { ", …" } else { "" };
+        summary +=
+            &format!("; {} of the classes without a training image: {named}{more}", unseen.len());
     }
     Data {
         train: Dataset::new(root.clone(), train, config),

@@ -1,0 +1,118 @@
+//! The folder that `sar sample` writes: whose images are in it, and how they came about.
+
+use crate::config::SampleConfig;
+use crate::report::summary::write_whole;
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Name of the record beside the images. What has none beside it was not written here.
+const RECORD: &str = "samples.json";
+/// Pictures of several images.
+pub(super) const GRID: &str = "grid.png";
+/// As [`GRID`].
+pub(super) const SCALES: &str = "scales.png";
+
+/// What the images of a folder are: all that they depend on, and the class of each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct SampleRecord {
+    /// The program's version.
+    pub program: String,
+    /// The weights' file.
+    pub generator: PathBuf,
+    /// Optimiser steps they were trained for.
+    pub step: u64,
+    /// Whether they are the averaged ones (EMA).
+    pub ema: bool,
+    /// Schedule sampled in.
+    pub schedule: String,
+    /// The other settings.
+    pub settings: SampleConfig,
+    /// Class of image k, which is `{k:06}.png`.
+    pub labels: Vec<u32>,
+}
+
+/// A folder for samples, with no others in it.
+pub(super) struct SampleFolder {
+    path: PathBuf,
+}
+
+impl SampleFolder {
+    /// Makes the folder, or clears one of an earlier call where `force` says so.
+    ///
+    /// # Errors
+    /// Images are there that would be replaced, or stay beside the new ones; the folder cannot be written.
+    pub(super) fn open(path: &Path, force: bool) -> anyhow::Result<Self> {
+        fs::create_dir_all(path)
+            .with_context(|| format!("{}: the folder cannot be made", path.display()))?;
+        let folder = Self { path: path.to_owned() };
+        if path.join(RECORD).exists() {
+            let earlier = folder.record()?;
+            anyhow::ensure!(
+                force,
+                "{} holds {} images of an earlier call; replace them with --force, or choose \
+                 another --out",
+                path.display(),
+                earlier.labels.len()
+            );
+            folder.clear(&earlier)?;
+        }
+        match folder.first_of_others()? {
+            None => Ok(folder),
+            Some(name) => anyhow::bail!(
+                "{} has images that are no samples of this program ({name}); choose another --out",
+                path.display()
+            ),
+        }
+    }
+
+    /// Says what is in the folder, or will be.
+    pub(super) fn keep(&self, record: &SampleRecord) -> anyhow::Result<()> {
+        let path = self.path.join(RECORD);
+        let text = serde_json::to_string_pretty(record)?;
+        write_whole(&path, text.as_bytes()).with_context(|| format!("{}", path.display()))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn record(&self) -> anyhow::Result<SampleRecord> {
+        let path = self.path.join(RECORD);
+        let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
+        serde_json::from_str(&text).with_context(|| {
+            format!("{} is no record of samples; choose another --out", path.display())
+        })
+    }
+
+    /// Removes what an earlier call wrote, the record last: until then it says whose the rest is.
+    fn clear(&self, earlier: &SampleRecord) -> anyhow::Result<()> {
+        let images = (0..earlier.labels.len()).map(|k| format!("{k:06}.png"));
+        for name in images.chain([GRID, SCALES, RECORD].map(String::from)) {
+            let path = self.path.join(name);
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(e)
+                        .with_context(|| format!("{}: cannot be removed", path.display()));
+                }
+                // An earlier call that was stopped had not painted them all.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The name of an image that this program might take for its own, or write over.
+    fn first_of_others(&self) -> anyhow::Result<Option<String>> {
+        let files = fs::read_dir(&self.path)
+            .with_context(|| format!("{}: the folder cannot be read", self.path.display()))?;
+        let names = files.flatten().map(|file| file.file_name().to_string_lossy().into_owned());
+        let alike = |name: &String| {
+            let numbered =
+                name.strip_suffix(".png").is_some_and(|stem| stem.parse::<u64>().is_ok());
+            numbered || name == GRID || name == SCALES
+        };
+        Ok(names.filter(alike).min())
+    }
+}
