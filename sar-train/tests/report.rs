@@ -68,6 +68,7 @@ fn summary() -> Summary {
             extractor: "features of a small classifier trained on the training images".into(),
             extractor_accuracy: 0.9753,
             feature_dims: 64,
+            data: "ten classes of glyphs".into(),
             reference_count: 930,
             count: 1440,
             seeds: vec![1, 2, 3],
@@ -77,7 +78,7 @@ fn summary() -> Summary {
                 top_k: 0,
                 top_p: 0.95,
                 schedule: "1_2_4_8".into(),
-                ema: false,
+                ..SamplerSettings::default()
             },
         },
         tokenizer: Some(TokenizerSummary {
@@ -270,6 +271,33 @@ fn single_runs_are_shown_side_by_side() {
     assert_eq!(report.html.matches("<img ").count(), 3);
     assert!(report.html.contains("5 between them left out"));
     assert!(!report.html.contains("Verdict"));
+}
+
+#[test]
+fn runs_of_one_name_are_told_apart_and_unlike_measurements_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let [a, b] = ["one", "two"].map(|around| folder.path().join(around).join("base"));
+    let mut settings = summary().settings;
+    for run in [&a, &b] {
+        run_folder(run, 100, 1.5);
+        let eval = sar_train::eval::EvalReport {
+            settings: settings.clone(),
+            floors: Vec::new(),
+            points: vec![point(0.0, 0.0, 40.0)],
+            warnings: Vec::new(),
+        };
+        std::fs::write(run.join("eval.json"), serde_json::to_string(&eval).unwrap()).unwrap();
+        settings.sampler.step = 7;
+    }
+    let page =
+        || report::write(&[a.clone(), b.clone()], &folder.path().join("x.html")).unwrap().html;
+    let html = page();
+    assert!(html.contains("Runs: one/base, two/base"));
+    // Other weights are what is compared; another number of images is not.
+    assert!(!html.contains("not measured alike") && html.contains("step 7"));
+    let text = std::fs::read_to_string(b.join("eval.json")).unwrap();
+    std::fs::write(b.join("eval.json"), text.replace("\"count\":1440", "\"count\":99")).unwrap();
+    assert!(page().contains("not measured alike"));
 }
 
 /// Where Chromium is, by the names that distributions give it.

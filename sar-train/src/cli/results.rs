@@ -74,7 +74,7 @@ pub struct EvalArgs {
     /// Sampling seeds; their spread is reported.
     #[arg(long, value_name = "N")]
     pub seeds: Option<u64>,
-    /// Where to write the numbers as JSON; default: `eval.json` in the generator's run folder, where
+    /// Where to write the numbers as JSON; default, of a run folder on its own data: `eval.json` in it, where
     /// `sar report` looks for them.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

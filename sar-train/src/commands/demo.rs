@@ -217,12 +217,13 @@ impl<B: Compute> Demo<'_, B> {
         let options = EvalOptions {
             count: self.budget.samples,
             seeds: SAMPLING_SEEDS.to_vec(),
+            data: self.data.summary.clone(),
             sampler: SamplerSettings {
                 ramp: "t = g·i/min(N−1, 9)".into(),
                 top_k: self.config.sample.top_k,
                 top_p: self.config.sample.top_p,
                 schedule: self.config.generator.schedule.to_string(),
-                ema: false,
+                ..SamplerSettings::default()
             },
         };
         let reference = Labelled { images: &validation, labels: &validation_labels };

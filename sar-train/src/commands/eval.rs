@@ -6,6 +6,7 @@ use super::train::settings;
 use crate::backend::Compute;
 use crate::cli::{EvalArgs, GlobalArgs};
 use crate::config::Config;
+use crate::data::Data;
 use crate::eval::{
     AnyError, EvalOptions, EvalReport, Evaluator, Generate, NEIGHBOURS, SamplerSettings, prepare,
 };
@@ -16,7 +17,7 @@ use crate::sample::Painter;
 use crate::train::tokenizer::TokenizerTrainer;
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Name of the numbers in the generator's run folder, where `sar report` looks for them.
 pub const EVAL_FILE: &str = "eval.json";
@@ -27,7 +28,9 @@ pub const EVAL_FILE: &str = "eval.json";
 /// Weights or data that cannot be used, or a file that cannot be written.
 pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
-    let own = generator.run.as_ref().map(|run| run.join(EVAL_FILE));
+    // Of a run, where the report looks for them; of other weights or images they are not the run's.
+    let whole = |run: &&PathBuf| args.data.is_none() && same_folder(run, &args.generator);
+    let own = generator.run.as_ref().filter(whole).map(|run| run.join(EVAL_FILE));
     let json = args.json.clone().or(own);
     if let Some(path) = &json {
         output::ready(path)?;
@@ -67,7 +70,7 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         backend,
         &data,
         &training,
-        &options(&config, &schedule, args.ema),
+        &options(&config, &data, &generator, &schedule, args.ema),
         |images| reconstruct(backend, &tokenizer, &config, data.validation.side(), images),
         |step| progress.update(step, ""),
     )?;
@@ -95,8 +98,10 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         Ok(images)
     };
     sweep(&evaluator, &mut generate, guidances, json.as_deref(), false)?;
-    if let Some(json) = json.filter(|_| !global.quiet) {
-        eprintln!("the numbers are in {}", json.display());
+    match json {
+        _ if global.quiet => {}
+        Some(json) => eprintln!("the numbers are in {}", json.display()),
+        None => eprintln!("the numbers are not kept; --json FILE does that"),
     }
     Ok(())
 }
@@ -115,12 +120,26 @@ fn configuration(args: &EvalArgs, mut config: Config) -> anyhow::Result<Config> 
     Ok(config)
 }
 
-fn options(config: &Config, schedule: &ScaleSchedule, ema: bool) -> EvalOptions {
+fn same_folder(a: &Path, b: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().ok();
+    real(a).is_some_and(|a| real(b) == Some(a))
+}
+
+fn options(
+    config: &Config,
+    data: &Data,
+    generator: &LoadedGenerator,
+    schedule: &ScaleSchedule,
+    ema: bool,
+) -> EvalOptions {
     let s = &config.sample;
     EvalOptions {
         count: config.eval.samples,
         seeds: (0..config.eval.seeds).map(|k| s.seed.wrapping_add(k)).collect(),
+        data: data.summary.clone(),
         sampler: SamplerSettings {
+            weights: generator.file.display().to_string(),
+            step: generator.step,
             ramp: s.ramp.formula().to_owned(),
             top_k: s.top_k,
             top_p: s.top_p,

@@ -95,7 +95,9 @@ pub struct EvalOptions {
     pub count: usize,
     /// Seeds of the sampler.
     pub seeds: Vec<u64>,
-    /// How the sampler is set, to be written beside the numbers.
+    /// Which images are compared with, in words; as the next, to be written beside the numbers.
+    pub data: String,
+    /// How the sampler is set.
     pub sampler: SamplerSettings,
 }
 
@@ -137,6 +139,7 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
             extractor: EXTRACTOR.into(),
             extractor_accuracy: accuracy,
             feature_dims: seen.features.dims(),
+            data: options.data.clone(),
             reference_count: seen.features.count(),
             count: labels.len(),
             seeds: options.seeds.clone(),

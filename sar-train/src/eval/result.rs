@@ -15,14 +15,19 @@ pub struct SamplerSettings {
     pub top_p: f64,
     /// Scale schedule, `1_2_4_8`.
     pub schedule: String,
-    /// Whether the weights are the averaged ones (EMA), not those of the last step.
+    /// The file of the weights; empty where they came from none.
+    pub weights: String,
+    /// Optimiser steps that they were trained for.
+    pub step: u64,
+    /// Whether they are the averaged ones (EMA), not those of that step alone.
     pub ema: bool,
 }
 
 impl SamplerSettings {
     /// Which weights were sampled from, in words.
-    pub fn weights(&self) -> &'static str {
-        if self.ema { "averaged (EMA)" } else { "of the last step" }
+    pub fn described(&self) -> String {
+        let file = if self.weights.is_empty() { "as trained" } else { &self.weights };
+        format!("{file}, step {}{}", self.step, if self.ema { ", averaged (EMA)" } else { "" })
     }
 }
 
@@ -36,6 +41,8 @@ pub struct EvalSettings {
     pub extractor_accuracy: f64,
     /// Width of the features.
     pub feature_dims: usize,
+    /// Which images, in words.
+    pub data: String,
     /// Validation images compared with.
     pub reference_count: usize,
     /// Generated images per seed, the same number of each class.
@@ -46,6 +53,26 @@ pub struct EvalSettings {
     pub neighbours: usize,
     /// How the images were generated.
     pub sampler: SamplerSettings,
+}
+
+impl EvalSettings {
+    /// Whether numbers of both may be held against each other: the same images, as many of them, and the
+    /// same way to measure.
+    pub fn comparable(&self, other: &Self) -> bool {
+        let of = |s: &Self| {
+            let (data, extractor) = (s.data.clone(), s.extractor.clone());
+            (
+                data,
+                extractor,
+                s.feature_dims,
+                s.reference_count,
+                s.count,
+                s.seeds.len(),
+                s.neighbours,
+            )
+        };
+        of(self) == of(other)
+    }
 }
 
 /// Quality of one generator at one guidance value.

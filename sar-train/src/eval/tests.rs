@@ -20,7 +20,12 @@ fn evaluator(backend: &CpuBackend<f32>) -> Evaluator<'_, CpuBackend<f32>> {
     let classifier = Classifier::new(backend, config, 3).unwrap();
     let labels = balanced_labels(80, 2);
     let validation = images(&labels, 1, 0.5);
-    let options = EvalOptions { count: 79, seeds: vec![5, 6], sampler: SamplerSettings::default() };
+    let options = EvalOptions {
+        count: 79,
+        seeds: vec![5, 6],
+        data: String::new(),
+        sampler: SamplerSettings::default(),
+    };
     let validation = Labelled { images: &validation, labels: &labels };
     Evaluator::new(backend, classifier, validation, &options).unwrap()
 }
@@ -91,7 +96,12 @@ fn a_data_set_is_all_that_an_evaluator_needs() {
         batch: 8,
         ..crate::model::classifier::ClassifierTraining::quick()
     };
-    let options = EvalOptions { count: 20, seeds: vec![1], sampler: SamplerSettings::default() };
+    let options = EvalOptions {
+        count: 20,
+        seeds: vec![1],
+        data: String::new(),
+        sampler: SamplerSettings::default(),
+    };
     let backend = CpuBackend::<f32>::new();
     let dim = |images: &[f32]| Ok(images.iter().map(|v| 0.5 * v).collect());
     let mut steps = 0;

@@ -11,6 +11,8 @@ const STYLE: &str = include_str!("style.css");
 
 /// The largest side at which a small picture is shown, in CSS pixels.
 const SHOWN_WIDTH: u32 = 640;
+/// Nor higher than a screen, where they are enlarged.
+const SHOWN_HEIGHT: u32 = 800;
 /// Pictures of a kind shown per run; of more, the first and the last.
 const PICTURES: usize = 6;
 
@@ -18,6 +20,10 @@ const WHAT: &str = "SAR (Self-Autoregressive Refinement, arXiv 2512.06421) refin
                     image generator after training: the generator sees its own predictions for one \
                     extra pass and is pulled towards what it predicted with the truth before it. \
                     This page shows what a run measured, whichever way it turned out.";
+
+/// Over evaluations that cannot be compared.
+const UNLIKE: &str = "These runs were not measured alike (other images, another number of them or of seeds, \
+                      or other features): their numbers do not say which is better.";
 
 /// Renders the whole file.
 pub(super) fn page(material: &Material) -> String {
@@ -127,9 +133,15 @@ fn evaluated(runs: &[Run], figures: &mut Figures) -> String {
             details.push_str(&list("", &eval.warnings));
         }
     }
+    let settings: Vec<_> =
+        runs.iter().filter_map(|r| r.eval.as_ref()).map(|e| &e.settings).collect();
+    let alike = settings.windows(2).all(|pair| matches!(pair, [a, b] if a.comparable(b)));
+    if !alike {
+        out.push_str(&paragraph("warning", UNLIKE));
+    }
     if !details.is_empty() {
         let charts = gallery(&curves::sweep(&arms, &styles, &[], figures));
-        out = section("Evaluations", &(charts + &tables::sweep(&arms) + &details));
+        out = section("Evaluations", &(out + &charts + &tables::sweep(&arms) + &details));
     }
     out
 }
@@ -158,7 +170,8 @@ fn pictures(runs: &[Run], strips: bool) -> String {
 
 fn figure(run: &str, picture: &Picture, strip: bool) -> String {
     // Small pictures grow by a whole factor, so that their pixels stay square and sharp.
-    let factor = (SHOWN_WIDTH / picture.width.max(1)).max(1);
+    let factor = SHOWN_WIDTH / picture.width.max(1);
+    let factor = factor.min(SHOWN_HEIGHT / picture.height.max(1)).max(1);
     let (width, height) = (picture.width * factor, picture.height * factor);
     let what = if strip { "every scale decoded, coarse to fine" } else { "samples" };
     let (run, name) = (escape(run), escape(&picture.name));

@@ -34,6 +34,7 @@ pub(super) struct Comparison {
 #[derive(Debug, Default)]
 pub(super) struct Run {
     pub name: String,
+    pub folder: PathBuf,
     /// Colour and marker of its curves: those of its arm, where it has one.
     pub style: usize,
     pub config: Option<String>,
@@ -125,6 +126,18 @@ impl Log {
 }
 
 impl Material {
+    /// Runs of one name take that of the folder around them before it.
+    fn tell_apart(&mut self) {
+        let names: Vec<String> = self.runs.iter().map(|run| run.name.clone()).collect();
+        for run in &mut self.runs {
+            let shared = names.iter().filter(|name| **name == run.name).count() > 1;
+            let around = run.folder.parent().and_then(Path::file_name).filter(|_| shared);
+            if let Some(around) = around {
+                run.name = format!("{}/{}", around.to_string_lossy(), run.name);
+            }
+        }
+    }
+
     /// What is missing or damaged, run by run.
     pub(super) fn notes(&self) -> Vec<String> {
         self.runs
@@ -157,6 +170,7 @@ pub(super) fn read(folders: &[PathBuf]) -> Result<Material, ReportError> {
             return Err(ReportError::Empty { path: folder.clone() });
         }
     }
+    material.tell_apart();
     Ok(material)
 }
 
@@ -250,7 +264,7 @@ impl Run {
 
 /// Reads one folder; in a folder of a comparison nothing but the summary is expected.
 fn read_run(name: &str, folder: &Path, compares: bool) -> Run {
-    let mut run = Run { name: name.into(), ..Run::default() };
+    let mut run = Run { name: name.into(), folder: canonical(folder), ..Run::default() };
     if !folder.is_dir() {
         run.notes.push(format!("the folder {} is missing", folder.display()));
         return run;

@@ -157,12 +157,12 @@ pub(super) fn settings(s: &EvalSettings) -> String {
         ),
         format!("Precision and recall with {} nearest neighbours.", s.neighbours),
         format!(
-            "Sampling: schedule {}, top-k {}, top-p {}, guidance ramp {}; weights {}.",
+            "Sampling: schedule {}, top-k {}, top-p {}, guidance ramp {}; weights: {}.",
             sampler.schedule,
             off(sampler.top_k.to_string(), sampler.top_k == 0),
             off(sampler.top_p.to_string(), sampler.top_p == 0.0),
             sampler.ramp,
-            sampler.weights()
+            sampler.described()
         ),
     ];
     list("", &items)

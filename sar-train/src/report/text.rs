@@ -67,7 +67,7 @@ fn settings(s: &EvalSettings) -> String {
     let text = format!(
         "FD: Fréchet distance in {} (its accuracy on the validation images: {:.1} %); {} images per \
          seed against {} validation images; ± is the spread over sampling seeds {}; schedule {}, \
-         top-k {}, top-p {}, guidance ramp {}; weights {}; {} nearest neighbours.",
+         top-k {}, top-p {}, guidance ramp {}; {} nearest neighbours; weights: {}.",
         s.extractor,
         100.0 * s.extractor_accuracy,
         s.count,
@@ -77,8 +77,8 @@ fn settings(s: &EvalSettings) -> String {
         s.sampler.top_k,
         s.sampler.top_p,
         s.sampler.ramp,
-        s.sampler.weights(),
-        s.neighbours
+        s.neighbours,
+        s.sampler.described()
     );
     wrapped(&text, "")
 }
