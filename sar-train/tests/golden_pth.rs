@@ -12,8 +12,10 @@ const HALF_ROUNDING: f32 = 1.0 / 2048.0;
 /// The file in the directory of the vectors; other vectors may come without files of this format,
 /// which are then the repository's.
 fn golden(name: &str) -> PathBuf {
-    let own = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../golden/pth"));
-    let given = std::env::var_os("SAR_GOLDEN").map(|folder| Path::new(&folder).join("pth"));
+    // Cargo runs tests in the crate's folder; a relative path is meant from the workspace's.
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let own = root.join("golden/pth");
+    let given = std::env::var_os("SAR_GOLDEN").map(|folder| root.join(folder).join("pth"));
     match given {
         Some(folder) if folder.is_dir() => folder.join(name),
         Some(folder) => {

@@ -19,6 +19,8 @@ pub struct Facts {
     pub classes: Option<usize>,
     /// Side of the position table.
     pub pos_side: Option<usize>,
+    /// Width of the FFN over the model's.
+    pub mlp_ratio: Option<usize>,
     /// Base channels of a tokenizer.
     pub base_channels: Option<usize>,
     /// Resolution levels of a tokenizer.
@@ -45,6 +47,9 @@ impl Facts {
             channels: dim("word_embed.weight", 1).or_else(|| dim("quantize.embedding.weight", 1)),
             classes: dim("class_emb.weight", 0).map(|rows| rows.saturating_sub(1)),
             pos_side: dim("pos_1LC", 2),
+            mlp_ratio: dim("blocks.0.ffn.fc1.weight", 0)
+                .zip(dim("blocks.0.ffn.fc1.weight", 1))
+                .and_then(|(wide, width)| wide.checked_div(width)),
             base_channels: dim("encoder.conv_in.weight", 0),
             levels: count("encoder.conv_blocks."),
         }
@@ -60,6 +65,7 @@ impl Facts {
             ("latent channels", self.channels, expected.channels),
             ("classes", self.classes, expected.classes),
             ("position table side", self.pos_side, expected.pos_side),
+            ("FFN ratio", self.mlp_ratio, expected.mlp_ratio),
             ("base channels", self.base_channels, expected.base_channels),
             ("levels", self.levels, expected.levels),
         ]

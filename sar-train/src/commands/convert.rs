@@ -47,14 +47,13 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let unknown = || format!("{} is of no known model", args.from.display());
     let native = args.from.extension().is_some_and(|e| e == "safetensors");
     let (model, flat) = if native {
-        anyhow::ensure!(
-            checkpoint::read_header(&args.from)?.is_none(),
-            "{} is a file of this program already; every command takes it as it is",
-            args.from.display()
-        );
         let shapes = checkpoint::read_shapes(&args.from)?;
         let shapes: Shapes = shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
-        let model = Model::of(&shapes).with_context(unknown)?;
+        // A file of this program's own says itself what it is.
+        let model = match checkpoint::read_header(&args.from)? {
+            Some(header) => Model::of_header(&header)?,
+            None => Model::of(&shapes).with_context(unknown)?,
+        };
         let flat = load_weights(&args.from, model.kind, &model.layout)?.flat;
         (model, flat)
     } else {
@@ -64,8 +63,7 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         let flat = arrange(&args.from, &model.layout, &tensors)?;
         (model, flat)
     };
-    let step = 0; // the published files do not say how long they were trained
-    let header = Header::new(model.kind, step, &model.config)?;
+    let header = Header::new(model.kind, model.step, &model.config)?;
     save_weights(&Disk, &args.to, &header, &model.layout, &flat)?;
     if !global.quiet {
         println!(
@@ -83,10 +81,22 @@ struct Model {
     kind: Kind,
     config: serde_json::Value,
     layout: Layout,
+    /// Optimiser steps it was trained for; 0 for published files, which do not say it.
+    step: u64,
     about: String,
 }
 
 impl Model {
+    fn of_header(header: &Header) -> anyhow::Result<Self> {
+        let mut model = match header.kind {
+            Kind::Generator => Self::of_section(&header.config()?)?,
+            Kind::Tokenizer => Self::of_tokenizer(&header.config()?)?,
+            Kind::Classifier => anyhow::bail!("a classifier's file needs no conversion"),
+        };
+        model.step = header.step;
+        Ok(model)
+    }
+
     fn of(shapes: &Shapes<'_>) -> anyhow::Result<Self> {
         if shapes.contains_key("pos_start") {
             Self::generator(shapes)
@@ -115,18 +125,23 @@ impl Model {
             channels: need("latent channels", facts.channels)?,
             classes: need("classes", facts.classes)?,
             pos_side: need("position table", facts.pos_side)?,
+            mlp_ratio: need("FFN width", facts.mlp_ratio)?,
             // Weights fit any schedule; this is the one the published models were trained with.
             schedule: ScaleSchedule::published_256(),
             ..GeneratorSection::default()
         };
+        Self::of_section(&section)
+    }
+
+    fn of_section(section: &GeneratorSection) -> anyhow::Result<Self> {
         section.validate()?;
-        let layout = Generator::new(&GeneratorShape::from(&section))?.layout().clone();
+        let layout = Generator::new(&GeneratorShape::from(section))?.layout().clone();
         let about = format!(
             "generator of depth {}, width {}, vocabulary {}, {} classes",
             section.depth, section.width, section.vocab, section.classes
         );
-        let config = serde_json::to_value(&section)?;
-        Ok(Self { kind: Kind::Generator, config, layout, about })
+        let config = serde_json::to_value(section)?;
+        Ok(Self { kind: Kind::Generator, config, layout, step: 0, about })
     }
 
     fn tokenizer(shapes: &Shapes<'_>) -> anyhow::Result<Self> {
@@ -151,13 +166,18 @@ impl Model {
             vocab: facts.vocab.unwrap_or(0),
             groups: PUBLISHED_GROUPS,
         };
-        let layout = Tokenizer::new(&config)?.layout().clone();
+        Self::of_tokenizer(&config)
+    }
+
+    fn of_tokenizer(config: &TokenizerConfig) -> anyhow::Result<Self> {
+        let layout = Tokenizer::new(config)?.layout().clone();
         let about = format!(
             "tokenizer of {} base channels, {} levels, vocabulary {}",
             config.ch,
             config.ch_mult.len(),
             config.vocab
         );
-        Ok(Self { kind: Kind::Tokenizer, config: serde_json::to_value(&config)?, layout, about })
+        let config = serde_json::to_value(config)?;
+        Ok(Self { kind: Kind::Tokenizer, config, layout, step: 0, about })
     }
 }

@@ -96,7 +96,7 @@ fn configuration(args: &PlanArgs) -> anyhow::Result<(Config, StepMode)> {
 
 /// FLOPs of one forward pass of one image over grids of these many tokens.
 fn forward_flops(g: &GeneratorSection, grids: &[u64]) -> u64 {
-    let [c, k, v, d] = [g.width, g.channels, g.vocab, g.depth].map(|n| n as u64);
+    let [c, k, v, d, mlp] = [g.width, g.channels, g.vocab, g.depth, g.mlp_ratio].map(|n| n as u64);
     let tokens: u64 = grids.iter().sum();
     let mut seen = 0;
     let mut pairs = 0;
@@ -104,7 +104,7 @@ fn forward_flops(g: &GeneratorSection, grids: &[u64]) -> u64 {
         seen += grid;
         pairs += grid * seen;
     }
-    let block = 2 * 12 * c * c * tokens + 4 * c * pairs + 2 * 6 * c * c;
+    let block = 2 * (4 + 2 * mlp) * c * c * tokens + 4 * c * pairs + 2 * 6 * c * c;
     d * block + 2 * tokens * c * (k + v) + 2 * 2 * c * c
 }
 

@@ -120,6 +120,7 @@ fn adopt(config: &mut Config, from: &LoadedGenerator, args: &RunArgs) -> anyhow:
         ("channels", asked.channels, weights.channels),
         ("classes", asked.classes, weights.classes),
         ("pos_side", asked.pos_side, weights.pos_side),
+        ("mlp_ratio", asked.mlp_ratio, weights.mlp_ratio),
     ] {
         fixed(args, key, asked, found, "the weights of --init-from have")?;
     }

@@ -25,6 +25,10 @@ pub struct GeneratorSection {
     pub schedule: ScaleSchedule,
     /// Side of the learned position table. Default 32, as published.
     pub pos_side: usize,
+    /// Width of the FFN over the model's. Default 4, as published.
+    pub mlp_ratio: usize,
+    /// ε under the root of every layer norm. Default 1e-6, as published.
+    pub norm_eps: f64,
     /// Factor on the initial rows of γ1 and γ2. Default 1e-3 (published: 1e-4 at depth 24).
     pub alng: f64,
 }
@@ -40,6 +44,8 @@ impl Default for GeneratorSection {
             classes: 10,
             schedule: four_scales(),
             pos_side: 32,
+            mlp_ratio: 4,
+            norm_eps: 1e-6,
             alng: 1e-3,
         }
     }
@@ -74,6 +80,7 @@ impl GeneratorSection {
             ("generator.channels", self.channels, 1 << 12),
             ("generator.classes", self.classes, 1 << 20),
             ("generator.pos_side", self.pos_side, 1 << 10),
+            ("generator.mlp_ratio", self.mlp_ratio, 64),
         ] {
             require((1..=most).contains(&value), key, value, &format!("1 to {most}"))?;
         }
@@ -84,6 +91,12 @@ impl GeneratorSection {
             "generator.width",
             self.width,
             &format!("a multiple of generator.heads = {}", self.heads),
+        )?;
+        require(
+            self.norm_eps.is_finite() && self.norm_eps > 0.0,
+            "generator.norm_eps",
+            self.norm_eps,
+            "a number above 0",
         )?;
         require(
             self.alng.is_finite() && self.alng >= 0.0,

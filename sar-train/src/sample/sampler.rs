@@ -1,7 +1,7 @@
 //! Generation scale by scale with a cache of keys and values.
 
 use super::recordings::{Call, Recordings};
-use crate::model::generator::{Generator, MLP_RATIO, NORM_EPS};
+use crate::model::generator::Generator;
 use sar_math::backend::{
     Backend, Branch, Buffers, CachedAttentionDims, Choice, ChooseDims, EmbeddingDims, LinearDims,
     RolloutDims, ShapeError, TokenDims,
@@ -97,8 +97,8 @@ impl<B: Backend> Sampler<B> {
             sum: backend.activation(n * c)?,
             normed: backend.activation(n * c)?,
             branch: backend.activation(n * c)?,
-            wide: backend.activation(n * MLP_RATIO * c)?,
-            activated: backend.activation(n * MLP_RATIO * c)?,
+            wide: backend.activation(n * g.widest())?,
+            activated: backend.activation(n * g.mlp_ratio * c)?,
             stats: backend.accum(n * 2)?,
             logits: backend.activation(batch * largest * g.vocab)?,
             ids: backend.ids(batch * tokens)?,
@@ -282,7 +282,7 @@ impl<B: Backend> Sampler<B> {
         scale: usize,
     ) -> Result<(), B::Error> {
         let g = generator.shape();
-        let (c, wide) = (g.width, MLP_RATIO * g.width);
+        let (c, wide) = (g.width, g.mlp_ratio * g.width);
         let span = self.schedule.range(scale);
         let dims = TokenDims { batch: rows, tokens: span.len(), width: c };
         let linear =
@@ -305,7 +305,7 @@ impl<B: Backend> Sampler<B> {
             let added = branch.is_some();
             backend.residual_norm(
                 dims,
-                NORM_EPS,
+                g.norm_eps,
                 &self.x,
                 branch,
                 &self.ada,

@@ -4,7 +4,7 @@
 use super::memory::Needs;
 use super::settings::StepSettings;
 use crate::config::{Config, GeneratorSection};
-use crate::model::generator::{GeneratorShape, MLP_RATIO, parameters};
+use crate::model::generator::{GeneratorShape, parameters};
 use crate::model::tokenizer::Tokenizer;
 use crate::sample::grid_labels;
 use sar_math::ScaleSchedule;
@@ -135,7 +135,7 @@ fn largest(schedule: &ScaleSchedule) -> u64 {
 fn scales(g: &GeneratorSection, schedule: &ScaleSchedule, rows: u64) -> u64 {
     let [c, d] = [g.width, g.depth].map(|n| n as u64);
     let tokens = schedule.tokens() as u64;
-    let scale = rows * largest(schedule) * c * (4 + 2 * MLP_RATIO as u64);
+    let scale = rows * largest(schedule) * c * (4 + (g.mlp_ratio.max(3) + g.mlp_ratio) as u64);
     tokens * c * (2 * d * rows + 1) + scale
 }
 
@@ -154,7 +154,7 @@ fn elements(config: &Config, needs: Needs) -> (u64, u64) {
     let g = &config.generator;
     let [c, k, d, h, v] = [g.width, g.channels, g.depth, g.heads, g.vocab].map(|n| n as u64);
     let (batch, rows) = (config.train.batch as u64, needs.rows(config.train.batch) as u64);
-    let (tokens, mlp) = (g.schedule.tokens() as u64, MLP_RATIO as u64);
+    let (tokens, mlp) = (g.schedule.tokens() as u64, g.mlp_ratio as u64);
     let count = needs.recompute.counts(g.depth);
     let [blocks, sums, branches, normed, activated] =
         [count.blocks, count.sums, count.branches, count.normed, count.activated].map(|n| n as u64);
@@ -164,8 +164,8 @@ fn elements(config: &Config, needs: Needs) -> (u64, u64) {
     // What logits are made from, and the same of a teacher's whole batch.
     let soft = batch * tokens * u64::from(needs.soft);
     let head = (heads(needs) * head_rows(config, needs) + soft) * c;
-    // Three gradients of the width and one of the hidden layer's.
-    let backward = batch * tokens * c * (3 + mlp);
+    // Three gradients of the width, and one of the hidden layer's or of q, k and v.
+    let backward = batch * tokens * c * (3 + mlp.max(3));
     // Class vectors and all modulation vectors, and their gradients.
     let modulation = (rows + batch) * (6 * d + 2) * c + (2 * rows + batch) * c;
     let positions = 2 * tokens * c;

@@ -23,7 +23,7 @@ fn greedy_sampling<B: Backend>(backend: &B) -> Findings {
         else {
             continue;
         };
-        let recorded = Recorded::read(&file, text, &setup.schedule, setup.generator.shape().vocab);
+        let recorded = Recorded::read(&file, text, setup.generator.shape().vocab);
         raw(&setup, &recorded, &mut found);
         sample(&setup, &recorded, &mut found);
         tried += 1;
@@ -34,6 +34,7 @@ fn greedy_sampling<B: Backend>(backend: &B) -> Findings {
 
 /// The recorded run of one guidance strength.
 struct Recorded {
+    schedule: ScaleSchedule,
     strength: f64,
     labels: Vec<u32>,
     /// Of each scale, `[b, n, v]`; `raw` with the unconditional samples behind the others.
@@ -44,7 +45,8 @@ struct Recorded {
 }
 
 impl Recorded {
-    fn read(file: &Golden, text: &str, schedule: &ScaleSchedule, vocab: usize) -> Self {
+    fn read(file: &Golden, text: &str, vocab: usize) -> Self {
+        let schedule = file.schedule();
         let of = |kind: &str| -> Vec<Vec<f64>> {
             let name = |scale| format!("guidance_{text}.{kind}_logits_{scale}");
             (0..schedule.len()).map(|scale| file.f64(&name(scale))).collect()
@@ -54,7 +56,14 @@ impl Recorded {
             guided.iter().map(|logits| logits.chunks(vocab).map(argmax).collect()).collect();
         let last = file.ids(&format!("guidance_{text}.final_indices"));
         assert_eq!(ids.last(), Some(&last), "the file's own ids and logits");
-        Self { strength: text.parse().unwrap(), labels: file.ids("labels"), raw, guided, ids }
+        Self {
+            schedule,
+            strength: text.parse().unwrap(),
+            labels: file.ids("labels"),
+            raw,
+            guided,
+            ids,
+        }
     }
 
     /// Ids of all scales, `[b, T]`.
@@ -74,7 +83,7 @@ impl Recorded {
 /// Logits before guidance: of a run without any, of the conditional samples and the unconditional ones
 /// behind them, each scale with the recorded ids before it.
 fn raw<B: Backend>(setup: &Setup<'_, B>, recorded: &Recorded, found: &mut Findings) {
-    let (b, g, schedule) = (setup.backend, &setup.generator, &setup.schedule);
+    let (b, g, schedule) = (setup.backend, &setup.generator, &recorded.schedule);
     let unconditional = vec![g.shape().classes as u32; recorded.labels.len()];
     let labels = [recorded.labels.clone(), unconditional].concat();
     let all_ids = b.put_ids(&recorded.all_ids(schedule).repeat(2));
@@ -102,7 +111,7 @@ fn raw<B: Backend>(setup: &Setup<'_, B>, recorded: &Recorded, found: &mut Findin
 /// Samples all scales on their own. Where rounding turns an id, the scales after it would be fed
 /// another code and could not be compared: they are sampled once more, with those before given.
 fn sample<B: Backend>(setup: &Setup<'_, B>, recorded: &Recorded, found: &mut Findings) {
-    let (b, g, schedule) = (setup.backend, &setup.generator, &setup.schedule);
+    let (b, g, schedule) = (setup.backend, &setup.generator, &recorded.schedule);
     let (labels, n, vocab) = (&recorded.labels, schedule.len(), g.shape().vocab);
     let t = Guidance::Sampling(recorded.strength).ramp(n).unwrap();
     let decoding = Decoding { guidance: Some(t), choice: Choice::Argmax };

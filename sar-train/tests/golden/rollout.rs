@@ -87,19 +87,22 @@ fn all_scales_hard<B: Backend>(backend: &B) -> Findings {
     let (mut trace, mut grads) = setup.memory();
     let teacher = setup.teacher(&mut trace, &mut grads);
     let ids = predictions(&setup, &teacher, &file, &mut found);
-    let sigma = sigma_of(&file, "loss_total_sigma_");
+    let sigmas = sigmas(&file, "loss_total_sigma_");
+    let sigma = sigmas[0].1;
     let student = setup.student(1, &ids, Target::Hard, sigma, &mut trace, &mut grads);
     found.value("student_inputs", student.inputs, file.f64("student_inputs"), VALUE);
     found.value("student_logits", student.logits, file.f64("student_logits"), VALUE);
     found.value("token_loss_csf", student.token_loss, file.f64("token_loss_csf"), VALUE);
-    let total = teacher.loss + sigma * student.loss;
     for (name, got) in [
         ("loss_tf", teacher.loss),
         ("loss_csf", student.loss),
         ("loss_student_vs_ground_truth", student.against_truth.unwrap()),
-        (&format!("loss_total_sigma_{sigma}"), total),
     ] {
         found.value(name, vec![got], file.f64(name), VALUE);
+    }
+    for (name, sigma) in sigmas {
+        let (total, want) = (teacher.loss + sigma * student.loss, file.f64(&name));
+        found.value(name, vec![total], want, VALUE);
     }
     setup.add_gradients(&mut found, &file, "grad.", &grads);
     found
@@ -114,14 +117,14 @@ fn all_scales_soft<B: Backend>(backend: &B) -> Findings {
     let (mut trace, mut grads) = setup.memory();
     let teacher = setup.teacher(&mut trace, &mut grads);
     let ids = predictions(&setup, &teacher, &file, &mut found);
-    let sigma = sigma_of(&file, "loss_total_soft_sigma_");
+    let sigmas = sigmas(&file, "loss_total_soft_sigma_");
+    let sigma = sigmas[0].1;
     let soft = Target::Soft(&teacher.logits);
     let student = setup.student(1, &ids, soft, sigma, &mut trace, &mut grads);
-    let total = teacher.loss + sigma * student.loss;
-    for (name, got) in
-        [("loss_csf_soft", student.loss), (&format!("loss_total_soft_sigma_{sigma}"), total)]
-    {
-        found.value(name, vec![got], file.f64(name), VALUE);
+    found.value("loss_csf_soft", vec![student.loss], file.f64("loss_csf_soft"), VALUE);
+    for (name, sigma) in sigmas {
+        let (total, want) = (teacher.loss + sigma * student.loss, file.f64(&name));
+        found.value(name, vec![total], want, VALUE);
     }
     setup.add_gradients(&mut found, &file, "grad_soft.", &grads);
     found
@@ -152,9 +155,11 @@ fn last_scale<B: Backend>(backend: &B) -> Findings {
     found
 }
 
-/// σ as it stands in a tensor's name, `loss_total_sigma_0.5`.
-fn sigma_of(file: &Golden, prefix: &str) -> f64 {
-    let names = file.names();
-    let name = names.iter().find_map(|n| n.strip_prefix(prefix)).unwrap();
-    name.parse().unwrap()
+/// Totals by their names, `loss_total_sigma_0.5`, and the σ of each. Gradients are those of the first.
+fn sigmas(file: &Golden, prefix: &str) -> Vec<(String, f64)> {
+    let sigma = |name: &String| name.strip_prefix(prefix)?.parse().ok();
+    let found: Vec<_> =
+        file.names().into_iter().filter_map(|name| Some((name.clone(), sigma(&name)?))).collect();
+    assert!(!found.is_empty(), "no {prefix}…");
+    found
 }

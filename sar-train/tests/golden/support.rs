@@ -2,7 +2,7 @@
 #![allow(dead_code)]
 
 use safetensors::SafeTensors;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One file of golden vectors: tensors, and the settings in its metadata.
 pub struct Golden {
@@ -12,10 +12,9 @@ pub struct Golden {
 
 /// The directory of the vectors: `SAR_GOLDEN`, or the repository's copy.
 pub fn directory() -> PathBuf {
-    std::env::var_os("SAR_GOLDEN").map_or_else(
-        || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../golden")),
-        PathBuf::from,
-    )
+    // Cargo runs tests in the crate's folder; a relative path is meant from the workspace's.
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    root.join(std::env::var_os("SAR_GOLDEN").unwrap_or_else(|| "golden".into()))
 }
 
 impl Golden {
@@ -67,15 +66,21 @@ impl Golden {
     }
 
     pub fn usize(&self, key: &str) -> usize {
-        self.meta[key].as_u64().unwrap_or_else(|| panic!("metadata {key}")) as usize
+        // Python writes some whole numbers as 20.0.
+        let value = self.number(key);
+        assert!(value >= 0.0 && value.fract() == 0.0, "metadata {key}: {value}");
+        value as usize
     }
 
     pub fn number(&self, key: &str) -> f64 {
         self.meta[key].as_f64().unwrap_or_else(|| panic!("metadata {key}"))
     }
 
-    /// The schedule of the metadata: sides, or [h, w] pairs.
+    /// The schedule of the metadata: sides or [h, w] pairs, or the text of them all.
     pub fn schedule(&self) -> sar_math::ScaleSchedule {
+        if let Some(text) = self.meta["schedule"].as_str() {
+            return text.parse().unwrap();
+        }
         let scales: Vec<sar_math::Scale> = self.meta["schedule"]
             .as_array()
             .unwrap()

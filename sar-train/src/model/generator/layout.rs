@@ -6,11 +6,6 @@ use rayon::prelude::*;
 use sar_math::backend::{AttentionSlots, EmbeddingSlots, Linear, Modulation, Slot};
 use sar_math::philox::{Purpose, Stream};
 
-/// Width of the FFN over the model's.
-pub const MLP_RATIO: usize = 4;
-/// Under the root of every layer norm.
-pub const NORM_EPS: f64 = 1e-6;
-
 /// Places of one block's parameters.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlockSlots {
@@ -53,7 +48,7 @@ impl Generator {
         let pos_table = layout.push("pos_1LC", &[1, c, side, side]);
         let word = linear(&mut layout, "word_embed", c, shape.channels);
         let class_emb = layout.push("class_emb.weight", &[shape.classes + 1, c]);
-        let blocks = (0..d).map(|i| block(&mut layout, i, c, shape.heads)).collect();
+        let blocks = (0..d).map(|i| block(&mut layout, i, shape)).collect();
         let head = linear(&mut layout, "head", shape.vocab, c);
         let shape = shape.clone();
         Ok(Self { shape, layout, ada, blocks, head, class_emb, pos_table, word, pos_start })
@@ -180,15 +175,16 @@ fn ada_linears(layout: &mut Layout, depth: usize, c: usize) -> Linear {
     Linear { weight, bias: Some(layout.push_together(bias)) }
 }
 
-fn block(layout: &mut Layout, i: usize, c: usize, heads: usize) -> BlockSlots {
+fn block(layout: &mut Layout, i: usize, shape: &GeneratorShape) -> BlockSlots {
+    let (c, heads, wide) = (shape.width, shape.heads, shape.mlp_ratio * shape.width);
     let name = |rest: &str| format!("blocks.{i}.{rest}");
     let scale_mul = layout.push(name("attn.scale_mul_1H11"), &[1, heads, 1, 1]);
     let q_bias = layout.push(name("attn.q_bias"), &[c]);
     let v_bias = layout.push(name("attn.v_bias"), &[c]);
     let qkv = Linear { weight: layout.push(name("attn.mat_qkv.weight"), &[3 * c, c]), bias: None };
     let proj = linear(layout, &name("attn.proj"), c, c);
-    let fc1 = linear(layout, &name("ffn.fc1"), MLP_RATIO * c, c);
-    let fc2 = linear(layout, &name("ffn.fc2"), c, MLP_RATIO * c);
+    let fc1 = linear(layout, &name("ffn.fc1"), wide, c);
+    let fc2 = linear(layout, &name("ffn.fc2"), c, wide);
     let attention = AttentionSlots { q_bias, v_bias, scale_mul };
     BlockSlots { qkv, attention, proj, fc1, fc2 }
 }
@@ -199,7 +195,8 @@ pub fn parameters(g: &GeneratorShape) -> u64 {
     let positions = c + c * (g.pos_side as u64).pow(2);
     let embeddings = c * k + c + (g.classes as u64 + 1) * c;
     let attention = h + 2 * c + 3 * c * c + c * c + c;
-    let feed_forward = 4 * c * c + 4 * c + 4 * c * c + c;
+    let wide = g.mlp_ratio as u64 * c;
+    let feed_forward = wide * c + wide + c * wide + c;
     let modulation = 6 * c * c + 6 * c;
     let head = 2 * c * c + 2 * c + v * c + v;
     positions + embeddings + g.depth as u64 * (attention + feed_forward + modulation) + head

@@ -11,7 +11,7 @@ mod trace;
 
 pub use head::Head;
 pub(crate) use head::parts;
-pub use layout::{Generator, MLP_RATIO, NORM_EPS, parameters};
+pub use layout::{Generator, parameters};
 pub use pass::PassInput;
 pub use shape::{GeneratorError, GeneratorShape};
 pub use trace::{Gradients, Recompute, Trace};

@@ -1,6 +1,5 @@
 //! Forward and backward of one pass over a schedule.
 
-use super::layout::{MLP_RATIO, NORM_EPS};
 use super::{Generator, Gradients, Recompute, Trace};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{
@@ -281,7 +280,7 @@ impl Generator {
         };
         backend.residual_norm(
             dims.tokens,
-            NORM_EPS,
+            self.shape().norm_eps,
             before,
             branch,
             &t.ada,
@@ -401,7 +400,7 @@ impl Generator {
         t: &mut Trace<B>,
     ) -> Result<(), B::Error> {
         let (c, slots) = (dims.tokens.width, &self.blocks[i]);
-        let wide = MLP_RATIO * c;
+        let wide = self.shape().mlp_ratio * c;
         let (normed, at, out) = (t.normed_of(2 * i + 1), t.block(i), t.branch_of(2 * i + 1));
         let activated = t.activated_of(i);
         let (hidden, activated) = (&mut t.hidden[at], &mut t.activated[activated]);
@@ -421,7 +420,7 @@ impl Generator {
         g: &mut Gradients<B>,
     ) -> Result<(), B::Error> {
         let (c, slots) = (dims.tokens.width, &self.blocks[i]);
-        let wide = MLP_RATIO * c;
+        let wide = self.shape().mlp_ratio * c;
         let len = dims.tokens.rows() * wide;
         let (at, activated) = (t.block(i), t.activated_of(i));
         if t.recompute != Recompute::Nothing {

@@ -1,5 +1,9 @@
 //! The shape of a generator.
 
+/// Width of the FFN over the model's, in the published models.
+pub const MLP_RATIO: usize = 4;
+/// Under the root of every layer norm, in the published models.
+pub const NORM_EPS: f64 = 1e-6;
 /// Side of the learned position table of the published models.
 pub const POSITION_SIDE: usize = 32;
 
@@ -20,6 +24,10 @@ pub struct GeneratorShape {
     pub classes: usize,
     /// Side of the learned position table.
     pub pos_side: usize,
+    /// Width of the FFN over the model's.
+    pub mlp_ratio: usize,
+    /// ε under the root of every layer norm.
+    pub norm_eps: f64,
     /// Factor on the initial rows of γ1, γ2 (published `alng`): 1e-3; 1e-4 for depth 24.
     pub alng: f64,
 }
@@ -57,6 +65,8 @@ impl GeneratorShape {
             channels,
             classes,
             pos_side: POSITION_SIDE,
+            mlp_ratio: MLP_RATIO,
+            norm_eps: NORM_EPS,
             alng: if depth >= 24 { 1e-4 } else { 1e-3 },
         }
     }
@@ -74,6 +84,7 @@ impl GeneratorShape {
             ("channels", self.channels),
             ("classes", self.classes),
             ("pos_side", self.pos_side),
+            ("mlp_ratio", self.mlp_ratio),
         ] {
             if value == 0 {
                 return Err(GeneratorError::Zero { field });
@@ -83,6 +94,11 @@ impl GeneratorShape {
             return Err(GeneratorError::Heads { width: self.width, heads: self.heads });
         }
         Ok(())
+    }
+
+    /// Columns of the widest rows in a block: the FFN's hidden layer, or q, k and v together.
+    pub fn widest(&self) -> usize {
+        self.mlp_ratio.max(3) * self.width
     }
 
     /// Size of one head.
@@ -101,6 +117,8 @@ impl From<&crate::config::GeneratorSection> for GeneratorShape {
             channels: c.channels,
             classes: c.classes,
             pos_side: c.pos_side,
+            mlp_ratio: c.mlp_ratio,
+            norm_eps: c.norm_eps,
             alng: c.alng,
         }
     }

@@ -1,6 +1,6 @@
 //! Memory of a forward pass: what its backward needs, and scratch.
 
-use super::{Generator, layout::MLP_RATIO};
+use super::Generator;
 use sar_math::backend::{Backend, Buffers};
 use std::fmt;
 use std::str::FromStr;
@@ -112,9 +112,9 @@ impl<B: Backend> Trace<B> {
             inverse_norms: accums(blocks, rows * 2 * g.heads)?,
             lse: accums(blocks, rows * g.heads)?,
             attended: many(blocks, rows * c)?,
-            hidden: many(blocks, rows * MLP_RATIO * c)?,
+            hidden: many(blocks, rows * g.mlp_ratio * c)?,
             normed: many(normed, rows * c)?,
-            activated: many(activated, rows * MLP_RATIO * c)?,
+            activated: many(activated, rows * g.mlp_ratio * c)?,
         })
     }
 
@@ -216,7 +216,7 @@ impl<B: Backend> Gradients<B> {
             dx: backend.activation(rows * c)?,
             dy: backend.activation(rows * c)?,
             dbranch: backend.activation(rows * c)?,
-            wide: backend.activation(rows * MLP_RATIO * c)?,
+            wide: backend.activation(rows * g.widest())?,
             d_ada: backend.activation(batch * generator.ada_stride())?,
             dcond: backend.activation(batch * c)?,
             dpos: backend.activation(tokens * c)?,
