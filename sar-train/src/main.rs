@@ -8,7 +8,9 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match set_threads(cli.global.threads).and_then(|()| commands::dispatch(&cli)) {
+    let ready = sar_train::run::survive_file_limits().map_err(anyhow::Error::from);
+    let ready = ready.and_then(|()| set_threads(cli.global.threads));
+    match ready.and_then(|()| commands::dispatch(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = write!(std::io::stderr(), "{}", commands::describe(&error));

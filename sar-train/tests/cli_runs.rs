@@ -324,7 +324,7 @@ fn what_has_a_shape_and_a_place_keeps_them() {
     let own = steps.next().unwrap().unwrap().path().join("model.safetensors");
     succeeds(&["convert", own.to_str().unwrap(), "x.safetensors"], folder);
     assert!(fs::read(own).unwrap() == fs::read(folder.join("x.safetensors")).unwrap());
-    says(&fails(1, &["convert", "base", "x.safetensors"], folder), &["base is a folder"]);
+    says(&fails(1, &["convert", "base", "y.safetensors"], folder), &["base is a folder"]);
     let encode = ["tokenizer", "encode", "tok", "--out", "ids.safetensors"];
     succeeds(&encode, folder);
     says(&fails(1, &encode, folder), &["ids.safetensors exists", "--force"]);
@@ -370,6 +370,27 @@ fn a_result_is_written_where_it_is_asked_for_or_nothing_is_computed() {
     let own = ["convert", "tok/checkpoints/step-1/model.safetensors"];
     let said = fails(1, &[&own[..], &own[1..], &["--force"]].concat(), folder);
     says(&said, &["both what is read and what is written"]);
+    // Folders that were made for a file that never came are gone again.
+    fails(1, &["data", "check", "absent", "--preview", "made/for/it.png"], folder);
+    assert!(!folder.join("made").exists());
+}
+
+/// `ulimit -f`: what a file may grow to, in blocks of 1024 bytes (512 in some shells).
+#[test]
+#[cfg(unix)]
+fn a_file_over_the_limit_is_an_error_and_not_the_end() {
+    let folder = trained();
+    let folder = folder.path();
+    let command = "ulimit -f 16; exec \"$0\" \"$@\"";
+    let output = std::process::Command::new("sh")
+        .args(["-c", command, env!("CARGO_BIN_EXE_sar")])
+        .args([&TRAIN[..], &["--out", "new", "-q"]].concat())
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    says(&said, &["cannot write", "File too large"]);
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         "{}: what is written is a safetensors file; name it so",
         args.to.display()
     );
-    super::output::ready(&args.to)?;
+    let _place = super::output::ready(&args.to)?;
     let unknown = || format!("{} is of no known model", args.from.display());
     let native = args.from.extension().is_some_and(|e| e == "safetensors");
     let (model, flat) = if native {

@@ -28,9 +28,7 @@ pub fn run(args: &DataArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
     let mut config = DataConfig::from_argument(&args.source);
     config.image_side = args.size.unwrap_or(config.image_side);
     config.unlabelled = args.unlabelled;
-    if let Some(path) = &args.preview {
-        super::output::ready(path)?;
-    }
+    let _place = args.preview.as_deref().map(super::output::ready).transpose()?;
     let report = check(&config, args.preview.as_deref())?;
     println!("{report}");
     let accepted = args.skip_bad_images && report.total > 0;

@@ -32,9 +32,7 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     let whole = |run: &&PathBuf| args.data.is_none() && same_folder(run, &args.generator);
     let own = generator.run.as_ref().filter(whole).map(|run| run.join(EVAL_FILE));
     let json = args.json.clone().or(own);
-    if let Some(path) = &json {
-        output::ready(path)?;
-    }
+    let _place = json.as_deref().map(output::ready).transpose()?;
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let config = configuration(args, generator.run_config()?.unwrap_or_default())?;
     let data = run_data(&config, generator.run.as_deref().filter(|_| args.data.is_none()))?;

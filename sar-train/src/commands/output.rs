@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::exit;
 
 /// Writes a part of the result to standard output.
@@ -22,19 +22,40 @@ pub(crate) fn result(part: Arguments<'_>) {
     }
 }
 
+/// Folders that were made for a file; those that are still empty when it is dropped are removed.
+#[must_use = "folders that stay empty are removed when it is dropped"]
+pub(crate) struct Place {
+    /// Outermost first.
+    made: Vec<PathBuf>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for folder in self.made.iter().rev() {
+            // One that holds something, the file first of all, stays.
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+}
+
 /// Sees to it that a file can be written where it is asked for, before the work for it begins: makes
 /// its folder, and tries it.
-pub(crate) fn ready(file: &Path) -> anyhow::Result<()> {
+pub(crate) fn ready(file: &Path) -> anyhow::Result<Place> {
     anyhow::ensure!(!file.is_dir(), "{} is a folder; name a file in it", file.display());
     let folder = match file.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
+    let missing = |path: &&Path| *path != Path::new("") && !path.exists();
+    let mut made: Vec<PathBuf> =
+        folder.ancestors().take_while(missing).map(Path::to_path_buf).collect();
+    made.reverse();
+    let place = Place { made };
     std::fs::create_dir_all(folder)
         .with_context(|| format!("{}: the folder cannot be made", folder.display()))?;
     tempfile::tempfile_in(folder)
         .with_context(|| format!("{}: nothing can be written there", folder.display()))?;
-    Ok(())
+    Ok(place)
 }
 
 /// Writes a line to standard error, if anybody reads it.

@@ -13,9 +13,8 @@ pub fn run(args: &ReportArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         (None, Some(first)) => first.join(REPORT_FILE),
         (None, None) => anyhow::bail!("no run folder given"),
     };
-    if args.runs.iter().all(|run| run.is_dir()) {
-        super::output::ready(&out)?;
-    }
+    let there = args.runs.iter().all(|run| run.is_dir());
+    let _place = there.then(|| super::output::ready(&out)).transpose()?;
     let report = report::write(&args.runs, &out)?;
     for note in &report.notes {
         eprintln!("note: {note}");

@@ -327,9 +327,7 @@ fn write_pictures<B: Compute>(
 }
 
 fn eval<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()> {
-    if let Some(path) = &args.grid {
-        output::ready(path)?;
-    }
+    let _place = args.grid.as_deref().map(output::ready).transpose()?;
     let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     let mut config = run_config(&args.tokenizer)?;
     config.tokenizer = loaded.tokenizer.config().clone();
@@ -380,7 +378,7 @@ fn encode<B: Compute>(
     let mut config = run_config(&args.tokenizer)?;
     config.data.skip_bad_images |= args.skip_bad_images;
     let data = open_data(args.data.as_deref(), &config, &args.tokenizer)?;
-    output::ready(&args.out)?;
+    let _place = output::ready(&args.out)?;
     let schedule = args.schedule.unwrap_or(config.generator.schedule);
     let tokenizer = &loaded.tokenizer;
     check_side(tokenizer, &data)?;

@@ -24,7 +24,7 @@ pub use folder::RunFolder;
 pub use log::Log;
 pub use non_finite::{NonFinite, NonFiniteError};
 pub use progress::Progress;
-pub use signals::{Interrupt, Interrupted};
+pub use signals::{Interrupt, Interrupted, survive_file_limits};
 pub use tensorboard::TensorBoard;
 
 #[cfg(test)]

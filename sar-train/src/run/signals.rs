@@ -55,6 +55,26 @@ impl Interrupt {
     }
 }
 
+/// A file that grows beyond the process's limit is an error of its writer from here on, which saves what
+/// there is and says so, and not the end of the process.
+///
+/// # Errors
+/// The handler cannot be installed.
+#[cfg(unix)]
+pub fn survive_file_limits() -> std::io::Result<()> {
+    let seen = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen).map(drop)
+}
+
+/// As elsewhere: there is no such signal.
+///
+/// # Errors
+/// None.
+#[cfg(not(unix))]
+pub fn survive_file_limits() -> std::io::Result<()> {
+    Ok(())
+}
+
 /// Calls `act` at every signal that asks to stop.
 #[cfg(unix)]
 fn on_signal(act: impl Fn() + Send + 'static) -> std::io::Result<()> {
