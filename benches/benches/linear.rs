@@ -31,8 +31,8 @@ fn bench(criterion: &mut Criterion) {
             group.throughput(Throughput::Elements(2 * flops));
             group.bench_function(format!("backward/{}/{name}", setting.name), |bencher| {
                 bencher.iter(|| {
-                    let dx = Some(&mut dx);
-                    run(backend.linear_backward(dims, &dy, &x, &params, layer, dx, &mut grads));
+                    run(backend.linear_backward_input(dims, &dy, &params, layer, &mut dx));
+                    run(backend.linear_backward_weight(dims, &dy, &x, layer, &mut grads));
                 });
             });
         }

@@ -67,34 +67,44 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         Ok(())
     }
 
-    fn linear_backward(
+    fn linear_backward_input(
+        &self,
+        dims: LinearDims,
+        dy: &Buffer<T>,
+        params: &Buffer<T>,
+        layer: Linear,
+        dx: &mut Buffer<T>,
+    ) -> Result<(), CpuError> {
+        const OP: &str = "linear_backward_input";
+        let LinearDims { rows, inputs, outputs } = dims;
+        let dy = dy.head(OP, "dy (rows*outputs)", size([rows, outputs]))?;
+        let weights = size([outputs, inputs]);
+        let weight = params.slot(OP, "weight (outputs*inputs)", layer.weight, weights)?;
+        let dx = dx.head_mut(OP, "dx (rows*inputs)", size([rows, inputs]))?;
+        linear::backward_input(dims, dy, weight, dx);
+        Ok(())
+    }
+
+    fn linear_backward_weight(
         &self,
         dims: LinearDims,
         dy: &Buffer<T>,
         x: &Buffer<T>,
-        params: &Buffer<T>,
         layer: Linear,
-        dx: Option<&mut Buffer<T>>,
         grads: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
-        const OP: &str = "linear_backward";
+        const OP: &str = "linear_backward_weight";
+        const WEIGHT: &str = "weight gradient (outputs*inputs)";
         let LinearDims { rows, inputs, outputs } = dims;
         let dy = dy.head(OP, "dy (rows*outputs)", size([rows, outputs]))?;
         let x = x.head(OP, "x (rows*inputs)", size([rows, inputs]))?;
-        let weight =
-            params.slot(OP, "weight (outputs*inputs)", layer.weight, size([outputs, inputs]))?;
-        grads.slot(OP, "weight gradient (outputs*inputs)", layer.weight, weight.len())?;
+        let weights = size([outputs, inputs]);
+        grads.slot(OP, WEIGHT, layer.weight, weights)?;
         if let Some(bias) = layer.bias {
-            params.slot(OP, "bias (outputs)", bias, outputs)?;
             let dbias = grads.slot_mut(OP, "bias gradient (outputs)", bias, outputs)?;
             linear::backward_bias(dy, dbias);
         }
-        if let Some(dx) = dx {
-            let dx = dx.head_mut(OP, "dx (rows*inputs)", size([rows, inputs]))?;
-            linear::backward_input(dims, dy, weight, dx);
-        }
-        let dweight =
-            grads.slot_mut(OP, "weight gradient (outputs*inputs)", layer.weight, weight.len())?;
+        let dweight = grads.slot_mut(OP, WEIGHT, layer.weight, weights)?;
         linear::backward_weight(dims, dy, x, dweight);
         Ok(())
     }
@@ -277,6 +287,17 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
     ) -> Result<(), CpuError> {
         const OP: &str = "gelu_backward";
         gelu::backward(x.head(OP, "x", len)?, dy_to_dx.head_mut(OP, "dy", len)?);
+        Ok(())
+    }
+
+    fn regelu_backward(
+        &self,
+        len: usize,
+        x_to_y: &mut Buffer<T>,
+        dy_to_dx: &mut Buffer<T>,
+    ) -> Result<(), CpuError> {
+        const OP: &str = "regelu_backward";
+        gelu::again_backward(x_to_y.head_mut(OP, "x", len)?, dy_to_dx.head_mut(OP, "dy", len)?);
         Ok(())
     }
 

@@ -68,43 +68,43 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
         linear::forward(self, dims, x, weight, bias, y)
     }
 
-    fn linear_backward(
+    fn linear_backward_input(
+        &self,
+        dims: LinearDims,
+        dy: &Buffer<S, D>,
+        params: &Params<S, D>,
+        layer: Linear,
+        dx: &mut Buffer<S, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "linear_backward_input";
+        let LinearDims { rows, inputs, outputs } = dims;
+        let dy = dy.head(OP, "dy (rows*outputs)", size([rows, outputs]))?;
+        let weights = size([outputs, inputs]);
+        let weight = params.weights(OP, "weight (outputs*inputs)", layer.weight, weights)?;
+        let dx = dx.head_mut(OP, "dx (rows*inputs)", size([rows, inputs]))?;
+        linear::backward_input(self, dims, dy, weight, dx)
+    }
+
+    fn linear_backward_weight(
         &self,
         dims: LinearDims,
         dy: &Buffer<S, D>,
         x: &Buffer<S, D>,
-        params: &Params<S, D>,
         layer: Linear,
-        dx: Option<&mut Buffer<S, D>>,
         grads: &mut Buffer<f32, D>,
     ) -> Result<(), CudaError> {
-        const OP: &str = "linear_backward";
+        const OP: &str = "linear_backward_weight";
+        const WEIGHT: &str = "weight gradient (outputs*inputs)";
         let LinearDims { rows, inputs, outputs } = dims;
         let dy = dy.head(OP, "dy (rows*outputs)", size([rows, outputs]))?;
         let x = x.head(OP, "x (rows*inputs)", size([rows, inputs]))?;
-        let weight =
-            params.weights(OP, "weight (outputs*inputs)", layer.weight, size([outputs, inputs]))?;
-        grads.slot(
-            OP,
-            "weight gradient (outputs*inputs)",
-            layer.weight,
-            size([outputs, inputs]),
-        )?;
+        let weights = size([outputs, inputs]);
+        grads.slot(OP, WEIGHT, layer.weight, weights)?;
         if let Some(bias) = layer.bias {
-            params.slot(OP, "bias (outputs)", bias, outputs)?;
             let dbias = grads.slot_mut(OP, "bias gradient (outputs)", bias, outputs)?;
             linear::backward_bias(self, dims, dy, dbias)?;
         }
-        if let Some(dx) = dx {
-            let dx = dx.head_mut(OP, "dx (rows*inputs)", size([rows, inputs]))?;
-            linear::backward_input(self, dims, dy, weight, dx)?;
-        }
-        let dweight = grads.slot_mut(
-            OP,
-            "weight gradient (outputs*inputs)",
-            layer.weight,
-            size([outputs, inputs]),
-        )?;
+        let dweight = grads.slot_mut(OP, WEIGHT, layer.weight, weights)?;
         linear::backward_weight(self, dims, dy, x, dweight)
     }
 
@@ -282,6 +282,17 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
     ) -> Result<(), CudaError> {
         const OP: &str = "gelu_backward";
         gelu::backward(self, len, x.head(OP, "x", len)?, dy_to_dx.head_mut(OP, "dy", len)?)
+    }
+
+    fn regelu_backward(
+        &self,
+        len: usize,
+        x_to_y: &mut Buffer<S, D>,
+        dy_to_dx: &mut Buffer<S, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "regelu_backward";
+        let x = x_to_y.head_mut(OP, "x", len)?;
+        gelu::again_backward(self, len, x, dy_to_dx.head_mut(OP, "dy", len)?)
     }
 
     fn silu(&self, len: usize, x: &Buffer<S, D>, y: &mut Buffer<S, D>) -> Result<(), CudaError> {

@@ -5,7 +5,7 @@
 
 mod compare;
 
-use compare::{Case, Kind, Output, accum, activation, compare, noise, params, read, read_accum};
+use compare::{Case, Kind, Output, accum, activation, compare, noise, read, read_accum};
 use sar_math::backend::{
     Branch, Linear, LinearDims, Modulation, Slot, TokenDims, TransformerOps, Write,
 };
@@ -131,6 +131,10 @@ impl Case for Activation {
         if self.gelu {
             backend.gelu(len, &x, &mut y)?;
             backend.gelu_backward(len, &x, &mut d)?;
+            let (mut x, mut again) = (x, activation(backend, &noise(7, len))?);
+            backend.regelu_backward(len, &mut x, &mut again)?;
+            let both = [read(backend, &x, len)?, read(backend, &again, len)?];
+            assert!(both == [read(backend, &y, len)?, read(backend, &d, len)?], "once more");
         } else {
             backend.silu(len, &x, &mut y)?;
             backend.silu_backward(len, &x, &mut d)?;
@@ -161,11 +165,10 @@ impl Case for Bias {
         let weight = Slot { offset: self.columns + 1, len: self.columns };
         let layer = Linear { weight, bias: Some(Slot { offset: 1, len: self.columns }) };
         let len = 2 * self.columns + 1;
-        let params = params(backend, &noise(8, len))?;
         let dy = activation(backend, &noise(9, self.rows * self.columns))?;
         let x = activation(backend, &noise(10, self.rows))?;
         let mut grads = accum(backend, &noise(11, len))?;
-        backend.linear_backward(dims, &dy, &x, &params, layer, None, &mut grads)?;
+        backend.linear_backward_weight(dims, &dy, &x, layer, &mut grads)?;
         let grads = read_accum(backend, &grads, len)?;
         Ok(vec![("gradients", Kind::Wide, grads)])
     }

@@ -28,13 +28,35 @@ pub(crate) fn backward<T: Element>(x: &[T], dy: &mut [T]) {
             #[inline(always)]
             || {
                 for (dy, &x) in dy.iter_mut().zip(x) {
-                    let (s, x2) = gate(x);
-                    let slope = T::of(SLOPE) * (T::one() + T::of(3.0 * CUBIC) * x2);
-                    *dy *= s + x * s * (T::one() - s) * slope;
+                    *dy *= slope(x, gate(x));
                 }
             },
         );
     });
+}
+
+/// [`forward`] and [`backward`] in place: `x` becomes y and `dy` dx, the gate being computed once.
+pub(crate) fn again_backward<T: Element>(x: &mut [T], dy: &mut [T]) {
+    x.par_chunks_mut(CHUNK).zip(dy.par_chunks_mut(CHUNK)).for_each(|(x, dy)| {
+        vectorized(
+            #[inline(always)]
+            || {
+                for (dy, at) in dy.iter_mut().zip(x) {
+                    let x = *at;
+                    let gate = gate(x);
+                    *at = x * gate.0;
+                    *dy *= slope(x, gate);
+                }
+            },
+        );
+    });
+}
+
+/// gelu'(x), of the gate.
+#[inline(always)]
+fn slope<T: Element>(x: T, (s, x2): (T, T)) -> T {
+    let slope = T::of(SLOPE) * (T::one() + T::of(3.0 * CUBIC) * x2);
+    s + x * s * (T::one() - s) * slope
 }
 
 /// σ(2u) and x².

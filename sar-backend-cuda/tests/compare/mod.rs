@@ -73,6 +73,7 @@ pub fn accum<B: TransformerOps>(backend: &B, values: &[f64]) -> Result<B::Accum,
 }
 
 /// As [`activation`], parameters.
+#[allow(dead_code)] // not every test has any
 pub fn params<B: TransformerOps>(backend: &B, values: &[f64]) -> Result<B::Params, B::Error> {
     let mut buffer = backend.params(values.len())?;
     backend.upload_params(&host::<B>(values), &mut buffer, 0)?;

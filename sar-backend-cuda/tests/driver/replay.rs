@@ -210,13 +210,12 @@ scenario! {
             let dims = LinearDims { rows, inputs: 1, outputs };
             let (weight, bias) = (Slot { offset: 0, len: outputs }, Slot { offset: outputs, len: outputs });
             let layer = Linear { weight, bias: Some(bias) };
-            let params = backend.params(2 * outputs).unwrap();
             let mut grads = backend.accum(2 * outputs).unwrap();
             let (x, mut dy) = (backend.activation(rows).unwrap(), backend.activation(rows * outputs).unwrap());
             backend.upload(&vec![1.0; rows * outputs], &mut dy, 0).unwrap();
             let mut step = |backend: &Gpu| {
                 let mut work =
-                    || backend.linear_backward(dims, &dy, &x, &params, layer, None, &mut grads);
+                    || backend.linear_backward_weight(dims, &dy, &x, layer, &mut grads);
                 match replayed {
                     true => backend.replay(9, &mut work).unwrap(),
                     false => work().unwrap(),
@@ -226,20 +225,20 @@ scenario! {
                 sums[0]
             };
             let first = [step(&backend), step(&backend), step(&backend)];
-            (first, params, grads, x, dy)
+            (first, grads, x, dy)
         };
-        let (sums, params, mut grads, x, dy) = backward(200, 3, true);
+        let (sums, mut grads, x, dy) = backward(200, 3, true);
         assert_eq!(sums, [200.0, 400.0, 600.0]);
         // More than the scratch that a backend starts with, 1 MiB.
         backward(1, 300_000, false);
         let layer = Linear { weight: Slot { offset: 0, len: 3 }, bias: Some(Slot { offset: 3, len: 3 }) };
         let dims = LinearDims { rows: 200, inputs: 1, outputs: 3 };
-        let mut work = || backend.linear_backward(dims, &dy, &x, &params, layer, None, &mut grads);
+        let mut work = || backend.linear_backward_weight(dims, &dy, &x, layer, &mut grads);
         backend.replay(9, &mut work).unwrap();
         let mut sums = [0.0; 3];
         backend.download_accum(&grads, 3, &mut sums).unwrap();
         assert_eq!(sums, [800.0; 3]);
-        drop((params, grads, x, dy, backend));
+        drop((grads, x, dy, backend));
         fake.expect_clean();
     }
 }

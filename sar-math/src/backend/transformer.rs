@@ -166,15 +166,22 @@ pub trait TransformerOps: Buffers {
         layer: Linear,
         y: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
-    /// `dx = dy·W` (where asked for), `dW += dyᵀ·x`, `dbias += Σ dy`.
-    fn linear_backward(
+    /// `dx = dy·W`.
+    fn linear_backward_input(
+        &self,
+        dims: LinearDims,
+        dy: &Self::Activation,
+        params: &Self::Params,
+        layer: Linear,
+        dx: &mut Self::Activation,
+    ) -> Result<(), Self::Error>;
+    /// `dW += dyᵀ·x`, `dbias += Σ dy`.
+    fn linear_backward_weight(
         &self,
         dims: LinearDims,
         dy: &Self::Activation,
         x: &Self::Activation,
-        params: &Self::Params,
         layer: Linear,
-        dx: Option<&mut Self::Activation>,
         grads: &mut Self::Accum,
     ) -> Result<(), Self::Error>;
 
@@ -271,6 +278,16 @@ pub trait TransformerOps: Buffers {
         &self,
         len: usize,
         x: &Self::Activation,
+        dy_to_dx: &mut Self::Activation,
+    ) -> Result<(), Self::Error>;
+    /// [`TransformerOps::gelu`] once more and [`TransformerOps::gelu_backward`], both in place: `x` becomes
+    /// `y`, `dy` becomes `dx`.
+    ///
+    /// Lets a trainer that keeps x alone read it once.
+    fn regelu_backward(
+        &self,
+        len: usize,
+        x_to_y: &mut Self::Activation,
         dy_to_dx: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
 

@@ -12,11 +12,23 @@ fn formula(x: f64) -> f64 {
     0.5 * x * (1.0 + tanh(inner))
 }
 
-fn function<B: TransformerOps>() -> Function<B> {
-    Function { ops: &["gelu"], formula, forward: B::gelu, backward: B::gelu_backward }
+fn slope(x: f64) -> f64 {
+    let c = sqrt(core::f64::consts::FRAC_2_PI);
+    let t = tanh(c * (x + 0.044_715 * x * x * x));
+    0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * 0.044_715 * x * x)
 }
 
-/// Checks `gelu` and `gelu_backward`, also where the exponential over- or underflows.
+fn function<B: TransformerOps>() -> Function<B> {
+    Function {
+        ops: &["gelu", "regelu_backward"],
+        formula,
+        forward: B::gelu,
+        backward: B::gelu_backward,
+        again: Some((B::regelu_backward, slope)),
+    }
+}
+
+/// Checks `gelu`, `gelu_backward` and `regelu_backward`, also where the exponential over- or underflows.
 ///
 /// # Errors
 /// The first property that does not hold.

@@ -72,12 +72,10 @@ impl<B: TransformerOps> Subject<B> for Operands {
         let mut grads = rig.accum("grads", start)?;
         if self.want_dx {
             let mut dx = rig.blank("dx", self.x.len())?;
-            let wanted = Some(&mut dx);
-            rig.backend.linear_backward(dims, &dy, &x, &params, layer, wanted, &mut grads)?;
+            rig.backend.linear_backward_input(dims, &dy, &params, layer, &mut dx)?;
             out.push("x", rig.read("dx", &dx, self.x.len())?);
-        } else {
-            rig.backend.linear_backward(dims, &dy, &x, &params, layer, None, &mut grads)?;
         }
+        rig.backend.linear_backward_weight(dims, &dy, &x, layer, &mut grads)?;
         out.grads = rig.read_accum("grads", &grads, start.len())?;
         Ok(out)
     }

@@ -15,12 +15,25 @@ pub(super) type Method<B> = fn(
     &mut <B as Buffers>::Activation,
 ) -> Result<(), <B as Buffers>::Error>;
 
+/// A method that changes both of its activations.
+pub(super) type InPlace<B> = fn(
+    &B,
+    usize,
+    &mut <B as Buffers>::Activation,
+    &mut <B as Buffers>::Activation,
+) -> Result<(), <B as Buffers>::Error>;
+
+/// A method that does both, and the formula of the slope.
+pub(super) type Again<B> = (InPlace<B>, fn(f64) -> f64);
+
 /// An activation function: its formula and the backend's methods.
 pub(super) struct Function<B: TransformerOps> {
     pub(super) ops: &'static [&'static str],
     pub(super) formula: fn(f64) -> f64,
     pub(super) forward: Method<B>,
     pub(super) backward: Method<B>,
+    /// Forward and backward in place, x becoming y and dy dx.
+    pub(super) again: Option<Again<B>>,
 }
 
 struct Operands<'f, B: TransformerOps> {
@@ -45,14 +58,24 @@ impl<B: TransformerOps> Subject<B> for Operands<'_, B> {
         let mut dy = rig.activation("dy", &self.dy)?;
         (self.function.backward)(rig.backend, len, &x, &mut dy)?;
         out.push("x", rig.read("dy", &dy, len)?);
+        if let Some((again, _)) = self.function.again {
+            let mut x = rig.activation("x of both", &self.x)?;
+            let mut dy = rig.activation("dy of both", &self.dy)?;
+            again(rig.backend, len, &mut x, &mut dy)?;
+            out.push("y of both", rig.read("x of both", &x, len)?);
+            out.push("dx of both", rig.read("dy of both", &dy, len)?);
+        }
         Ok(out)
     }
 
     fn values(&self) -> Vec<Expected> {
-        alloc::vec![Expected::near(
-            "y",
-            self.x.iter().map(|&x| (self.function.formula)(x)).collect()
-        )]
+        let y: Vec<f64> = self.x.iter().map(|&x| (self.function.formula)(x)).collect();
+        let mut all = alloc::vec![Expected::near("y", y.clone())];
+        if let Some((_, slope)) = self.function.again {
+            let dx = self.x.iter().zip(&self.dy).map(|(&x, dy)| dy * slope(x)).collect();
+            all.extend([Expected::near("y of both", y), Expected::near("dx of both", dx)]);
+        }
+        all
     }
 
     fn variables(&self) -> Vec<Variable> {

@@ -12,7 +12,8 @@ fn formula(x: f64) -> f64 {
 }
 
 fn function<B: TransformerOps>() -> Function<B> {
-    Function { ops: &["silu"], formula, forward: B::silu, backward: B::silu_backward }
+    let (forward, backward) = (B::silu, B::silu_backward);
+    Function { ops: &["silu"], formula, forward, backward, again: None }
 }
 
 /// Checks `silu` and `silu_backward`, also where the exponential over- or underflows.

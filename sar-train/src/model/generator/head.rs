@@ -96,15 +96,10 @@ impl Generator {
         let (width, rows) = (self.shape().width, samples.len() * tokens);
         // No branch has a gradient yet: its buffer is free.
         let (scratch, dy) = (&mut grads.dbranch, &mut grads.dy);
-        backend.linear_backward(
-            self.head_dims(rows),
-            &head.logits,
-            &head.normed,
-            params,
-            self.head,
-            Some(scratch),
-            &mut grads.params,
-        )?;
+        let (dims, d_logits) = (self.head_dims(rows), &head.logits);
+        backend.linear_backward_input(dims, d_logits, params, self.head, scratch)?;
+        let into = &mut grads.params;
+        backend.linear_backward_weight(dims, d_logits, &head.normed, self.head, into)?;
         backend.copy(scratch, 0, dy, samples.start * tokens * width, rows * width)
     }
 

@@ -208,9 +208,8 @@ impl Generator {
         let table = self.class_emb;
         backend.class_embedding_backward(batch, c, input.labels, &g.dcond, table, &mut g.params)?;
         let dims = LinearDims { rows: batch, inputs: c, outputs: self.ada_stride() };
-        let (d_ada, x) = (&g.d_ada, &t.silu_cond);
-        let dx = Some(&mut g.dcond);
-        backend.linear_backward(dims, d_ada, x, params, self.ada, dx, &mut g.params)?;
+        backend.linear_backward_input(dims, &g.d_ada, params, self.ada, &mut g.dcond)?;
+        backend.linear_backward_weight(dims, &g.d_ada, &t.silu_cond, self.ada, &mut g.params)?;
         backend.silu_backward(batch * c, &t.cond, &mut g.dcond)?;
         backend.class_embedding_backward(batch, c, input.labels, &g.dcond, table, &mut g.params)
     }
@@ -358,20 +357,14 @@ impl Generator {
         g: &mut Gradients<B>,
     ) -> Result<(), B::Error> {
         let (c, slots) = (dims.tokens.width, &self.blocks[i]);
-        let at = t.block(i);
-        backend.linear_backward(
-            dims.linear(c, c),
-            &g.dbranch,
-            &t.attended[at],
-            params,
-            slots.proj,
-            Some(&mut g.dy),
-            &mut g.params,
-        )?;
+        let (at, proj) = (t.block(i), dims.linear(c, c));
+        backend.linear_backward_input(proj, &g.dbranch, params, slots.proj, &mut g.dy)?;
+        let attended = &t.attended[at];
+        backend.linear_backward_weight(proj, &g.dbranch, attended, slots.proj, &mut g.params)?;
         backend.attention_backward(
             dims.attention,
             &g.dy,
-            &t.attended[at],
+            attended,
             &t.qkv[at],
             &t.inverse_norms[at],
             &t.lse[at],
@@ -380,15 +373,9 @@ impl Generator {
             &mut g.wide,
             &mut g.params,
         )?;
-        backend.linear_backward(
-            dims.linear(c, 3 * c),
-            &g.wide,
-            &t.normed[t.normed_of(2 * i)],
-            params,
-            slots.qkv,
-            Some(&mut g.dy),
-            &mut g.params,
-        )
+        let (qkv, normed) = (dims.linear(c, 3 * c), &t.normed[t.normed_of(2 * i)]);
+        backend.linear_backward_input(qkv, &g.wide, params, slots.qkv, &mut g.dy)?;
+        backend.linear_backward_weight(qkv, &g.wide, normed, slots.qkv, &mut g.params)
     }
 
     fn ffn<B: Backend>(
@@ -422,28 +409,22 @@ impl Generator {
         let (c, slots) = (dims.tokens.width, &self.blocks[i]);
         let wide = self.shape().mlp_ratio * c;
         let len = dims.tokens.rows() * wide;
-        let (at, activated) = (t.block(i), t.activated_of(i));
-        if t.recompute != Recompute::Nothing {
-            backend.gelu(len, &t.hidden[at], &mut t.activated[activated])?;
-        }
-        backend.linear_backward(
-            dims.linear(wide, c),
-            &g.dbranch,
-            &t.activated[activated],
-            params,
-            slots.fc2,
-            Some(&mut g.wide),
-            &mut g.params,
-        )?;
-        backend.gelu_backward(len, &t.hidden[at], &mut g.wide)?;
-        backend.linear_backward(
-            dims.linear(c, wide),
-            &g.wide,
-            &t.normed[t.normed_of(2 * i + 1)],
-            params,
-            slots.fc1,
-            Some(&mut g.dy),
-            &mut g.params,
-        )
+        let (at, fc1, fc2) = (t.block(i), dims.linear(c, wide), dims.linear(wide, c));
+        backend.linear_backward_input(fc2, &g.dbranch, params, slots.fc2, &mut g.wide)?;
+        // Nothing reads the hidden layer after this: where its activation was not kept, it becomes that.
+        let activated = match t.recompute {
+            Recompute::Nothing => {
+                backend.gelu_backward(len, &t.hidden[at], &mut g.wide)?;
+                &t.activated[t.activated_of(i)]
+            }
+            Recompute::Norms | Recompute::Blocks => {
+                backend.regelu_backward(len, &mut t.hidden[at], &mut g.wide)?;
+                &t.hidden[at]
+            }
+        };
+        backend.linear_backward_weight(fc2, &g.dbranch, activated, slots.fc2, &mut g.params)?;
+        let normed = &t.normed[t.normed_of(2 * i + 1)];
+        backend.linear_backward_input(fc1, &g.wide, params, slots.fc1, &mut g.dy)?;
+        backend.linear_backward_weight(fc1, &g.wide, normed, slots.fc1, &mut g.params)
     }
 }

@@ -19,20 +19,28 @@ impl TransformerOps for NarrowCpu {
         Ok(())
     }
 
-    fn linear_backward(
+    fn linear_backward_input(
+        &self,
+        dims: LinearDims,
+        dy: &Buf,
+        params: &Buf,
+        layer: Linear,
+        dx: &mut Buf,
+    ) -> Done {
+        self.0.linear_backward_input(dims, dy, &narrowed(params, &slots(layer)), layer, dx)?;
+        store(dx);
+        Ok(())
+    }
+
+    fn linear_backward_weight(
         &self,
         dims: LinearDims,
         dy: &Buf,
         x: &Buf,
-        params: &Buf,
         layer: Linear,
-        mut dx: Option<&mut Buf>,
         grads: &mut Buf,
     ) -> Done {
-        let params = narrowed(params, &slots(layer));
-        self.0.linear_backward(dims, dy, x, &params, layer, dx.as_deref_mut(), grads)?;
-        store_some(dx);
-        Ok(())
+        self.0.linear_backward_weight(dims, dy, x, layer, grads)
     }
 
     fn residual_norm(
@@ -100,6 +108,7 @@ impl TransformerOps for NarrowCpu {
         ) -> [dqkv];
         gelu(len: usize, x: &Buf, y: &mut Buf) -> [y];
         gelu_backward(len: usize, x: &Buf, dy: &mut Buf) -> [dy];
+        regelu_backward(len: usize, x: &mut Buf, dy: &mut Buf) -> [x, dy];
         silu(len: usize, x: &Buf, y: &mut Buf) -> [y];
         silu_backward(len: usize, x: &Buf, dy: &mut Buf) -> [dy];
         class_embedding(
