@@ -250,17 +250,17 @@ fn images_of_two_calls_are_not_mixed() {
     assert_eq!(record["settings"]["count"], 5);
     // A grid has ten rows of the classes at most, and memory for no more.
     succeeds(&forced("120"), folder);
-    // Images that were not sampled here are nobody's to replace, whatever is asked for.
-    two_classes(folder, 3);
-    let mine = fs::read_dir(folder.join("images")).unwrap().next().unwrap().unwrap().path();
-    fs::rename(
-        fs::read_dir(&mine).unwrap().next().unwrap().unwrap().path(),
-        mine.join("000000.png"),
-    )
-    .unwrap();
-    let out = mine.to_str().unwrap();
-    let said = fails(1, &["sample", "base", "--out", out, "--count", "2", "--force"], folder);
-    says(&said, &["no samples of this program (000000.png)"]);
+    // Images that were not sampled here are nobody's to replace, whatever is asked for, and nothing is
+    // removed before they are seen.
+    fs::write(folder.join("s/000500.png"), "mine").unwrap();
+    let said = fails(1, &forced("3"), folder);
+    says(&said, &["s has images that its samples.json does not name (000500.png)"]);
+    assert!(folder.join("s/samples.json").exists() && folder.join("s/000119.png").exists());
+    fs::remove_file(folder.join("s/000500.png")).unwrap();
+    fs::create_dir(folder.join("mine")).unwrap();
+    fs::write(folder.join("mine/0.png"), "mine").unwrap();
+    let said = fails(1, &["sample", "base", "--out", "mine", "--count", "2", "--force"], folder);
+    says(&said, &["does not name (0.png)"]);
     assert!(fs::read(folder.join("s/000002.png")).unwrap() == first, "image 2 is image 2");
     assert!(folder.join("s/000119.png").exists());
     let grid = image::image_dimensions(folder.join("s/grid.png")).unwrap();

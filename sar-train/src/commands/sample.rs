@@ -46,7 +46,8 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let out = folder.path();
     let mut record = SampleRecord {
         program: env!("CARGO_PKG_VERSION").to_owned(),
-        generator: generator.file.clone(),
+        generator: absolute(&generator.file),
+        tokenizer: args.tokenizer.as_deref().map(absolute),
         step: generator.step,
         ema: args.ema,
         schedule: schedule.to_string(),
@@ -63,18 +64,26 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let in_grid = count.min(per_row * GRID_ROWS) * 3 * height * width;
     let mut shown = Vec::new();
     let mut done = 0;
-    while done < count && !interrupt.is_asked() {
-        let labels = &record.labels[done..count.min(done + batch)];
-        let painted = painter.paint(&params, labels, done as u64, &settings, done == 0)?;
-        if done == 0 {
-            save_scales(out, &painter, &painted, labels.len())?;
+    let mut paint = || -> anyhow::Result<()> {
+        while done < count && !interrupt.is_asked() {
+            let labels = &record.labels[done..count.min(done + batch)];
+            let painted = painter.paint(&params, labels, done as u64, &settings, done == 0)?;
+            if done == 0 {
+                save_scales(out, &painter, &painted, labels.len())?;
+            }
+            let images = Images { images_b3hw: &painted.images, height, width };
+            grid::save_each(out, images, done as u64)?;
+            let room = (in_grid - shown.len()).min(painted.images.len());
+            shown.extend_from_slice(&painted.images[..room]);
+            done += labels.len();
+            progress.update(done as u64, "");
         }
-        let images = Images { images_b3hw: &painted.images, height, width };
-        grid::save_each(out, images, done as u64)?;
-        let room = (in_grid - shown.len()).min(painted.images.len());
-        shown.extend_from_slice(&painted.images[..room]);
-        done += labels.len();
-        progress.update(done as u64, "");
+        Ok(())
+    };
+    if let Err(error) = paint() {
+        // A batch may have been written in part.
+        record.labels.truncate(done + batch);
+        return folder.keep(&record).and(Err(error));
     }
     let rate = done as f64 / start.elapsed().as_secs_f64();
     if done > 0 {
@@ -99,6 +108,10 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
 pub(super) struct SamplingInterrupted {
     done: usize,
     path: PathBuf,
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Every scale of the first images of a batch.

@@ -4,6 +4,7 @@ use crate::config::SampleConfig;
 use crate::report::summary::write_whole;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,8 @@ pub(super) struct SampleRecord {
     pub program: String,
     /// The weights' file.
     pub generator: PathBuf,
+    /// The tokenizer's, where it is not the run's own.
+    pub tokenizer: Option<PathBuf>,
     /// Optimiser steps they were trained for.
     pub step: u64,
     /// Whether they are the averaged ones (EMA).
@@ -38,6 +41,14 @@ pub(super) struct SampleFolder {
     path: PathBuf,
 }
 
+impl SampleRecord {
+    /// Names of the files that it stands for.
+    fn files(&self) -> impl Iterator<Item = String> {
+        let images = (0..self.labels.len()).map(|k| format!("{k:06}.png"));
+        images.chain([GRID, SCALES].map(String::from))
+    }
+}
+
 impl SampleFolder {
     /// Makes the folder, or clears one of an earlier call where `force` says so.
     ///
@@ -47,8 +58,18 @@ impl SampleFolder {
         fs::create_dir_all(path)
             .with_context(|| format!("{}: the folder cannot be made", path.display()))?;
         let folder = Self { path: path.to_owned() };
-        if path.join(RECORD).exists() {
-            let earlier = folder.record()?;
+        let earlier = match path.join(RECORD).exists() {
+            true => Some(folder.record()?),
+            false => None,
+        };
+        // Before anything is removed: what is not ours stays, and so does what is.
+        if let Some(name) = folder.first_of_others(earlier.as_ref())? {
+            anyhow::bail!(
+                "{} has images that its {RECORD} does not name ({name}); choose another --out",
+                path.display()
+            );
+        }
+        if let Some(earlier) = earlier {
             anyhow::ensure!(
                 force,
                 "{} holds {} images of an earlier call; replace them with --force, or choose \
@@ -58,18 +79,18 @@ impl SampleFolder {
             );
             folder.clear(&earlier)?;
         }
-        match folder.first_of_others()? {
-            None => Ok(folder),
-            Some(name) => anyhow::bail!(
-                "{} has images that are no samples of this program ({name}); choose another --out",
-                path.display()
-            ),
-        }
+        Ok(folder)
     }
 
-    /// Says what is in the folder, or will be.
+    /// Says what is in the folder; without an image there is nothing to say.
     pub(super) fn keep(&self, record: &SampleRecord) -> anyhow::Result<()> {
         let path = self.path.join(RECORD);
+        if record.labels.is_empty() {
+            return match fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
+                _ => Ok(()),
+            };
+        }
         let text = serde_json::to_string_pretty(record)?;
         write_whole(&path, text.as_bytes()).with_context(|| format!("{}", path.display()))
     }
@@ -88,8 +109,7 @@ impl SampleFolder {
 
     /// Removes what an earlier call wrote, the record last: until then it says whose the rest is.
     fn clear(&self, earlier: &SampleRecord) -> anyhow::Result<()> {
-        let images = (0..earlier.labels.len()).map(|k| format!("{k:06}.png"));
-        for name in images.chain([GRID, SCALES, RECORD].map(String::from)) {
+        for name in earlier.files().chain([RECORD.to_owned()]) {
             let path = self.path.join(name);
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -103,15 +123,17 @@ impl SampleFolder {
         Ok(())
     }
 
-    /// The name of an image that this program might take for its own, or write over.
-    fn first_of_others(&self) -> anyhow::Result<Option<String>> {
+    /// The name of an image that this program would write over, or leave beside its own, and that no record
+    /// names.
+    fn first_of_others(&self, earlier: Option<&SampleRecord>) -> anyhow::Result<Option<String>> {
+        let own: BTreeSet<String> = earlier.into_iter().flat_map(SampleRecord::files).collect();
         let files = fs::read_dir(&self.path)
             .with_context(|| format!("{}: the folder cannot be read", self.path.display()))?;
         let names = files.flatten().map(|file| file.file_name().to_string_lossy().into_owned());
         let alike = |name: &String| {
             let numbered =
                 name.strip_suffix(".png").is_some_and(|stem| stem.parse::<u64>().is_ok());
-            numbered || name == GRID || name == SCALES
+            (numbered || name == GRID || name == SCALES) && !own.contains(name)
         };
         Ok(names.filter(alike).min())
     }

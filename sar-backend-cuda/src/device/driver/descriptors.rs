@@ -14,6 +14,8 @@ const REFERENCE_ROWS: usize = 1 << 15;
 /// Rows up to which other algorithms are tried: with tiles of 128×256, the usual ones for many rows, 2,048 of
 /// 1,024 columns fill half of an H100.
 const FEW_ROWS: usize = 1 << 11;
+/// Terms that a sum must have for a trial to show its order; of fewer, most are exact.
+const FEWEST_TERMS: usize = 16;
 /// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: parts lie in the workspace as f32 and are added in order.
 const IN_COMPUTE_TYPE: u32 = 2;
 /// Alignments beyond this one change nothing; a bias needs it.
@@ -40,7 +42,7 @@ pub(super) struct Shape {
     accumulate: bool,
     bias: bool,
     batch: usize,
-    sample: Sample,
+    pub(super) sample: Sample,
 }
 
 /// A matrix without its address.
@@ -119,7 +121,8 @@ impl Shape {
     /// Whether it is a layer's product of so few rows that the reference's tiles may leave a GPU idle.
     pub(super) fn is_of_few_rows(&self) -> bool {
         let layer = self.sample == Sample::Row && !self.a.transposed && self.b.transposed;
-        layer && self.batch == 1 && !self.accumulate && self.m <= FEW_ROWS && self.k >= 2
+        let shows = self.k >= FEWEST_TERMS;
+        layer && shows && self.batch == 1 && !self.accumulate && self.m <= FEW_ROWS
     }
 
     /// Shapes that an algorithm of this reference will meet.

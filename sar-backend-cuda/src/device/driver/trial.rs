@@ -18,6 +18,8 @@ use sar_math::philox::philox4x32_10;
 /// Rows of noise that differ; an operand repeats them. Coprime to the sizes of tiles, so that no two rows
 /// of a tile are the same.
 const ROWS: usize = 61;
+/// Of the bias beside the numbers: sums of products up to 1 leave some 2⁻²⁴ each.
+const BIAS: f32 = 1.0 / (1 << 20) as f32;
 /// Halvings that the magnitudes of numbers go over: products of bf16 numbers, of 16 bits each, must not all
 /// add up without rounding in the 24 bits of an f32 sum, however few they are.
 const EXPONENTS: u32 = 16;
@@ -30,7 +32,7 @@ pub(super) struct Noise {
     pub(super) a: u64,
     /// `[n, k]` as the shape's `b`.
     pub(super) b: u64,
-    /// `[n]` zeros: a bias would drown what rounding leaves.
+    /// `[n]`, as small as what rounding leaves: a larger one would drown it.
     pub(super) bias: u64,
 }
 
@@ -60,15 +62,19 @@ impl Noise {
         unsafe {
             driver::memset_d8_async(allocation, 0, a + b + bias, stream)
                 .map_err(failed("cuMemsetD8Async"))?;
-            let [in_a, in_b] = shape.leading();
-            noise.fill(noise.a, shape, (shape.m(), in_a), 1.0)?;
-            noise.fill(noise.b, shape, (shape.n(), in_b), -1.0)?;
+            let ([in_a, in_b], places) = (shape.leading(), places(shape.k()));
+            noise.fill(noise.a, shape, (shape.m(), in_a), &places, 1.0)?;
+            noise.fill(noise.b, shape, (shape.n(), in_b), &places, -1.0)?;
+            let small = |j| BIAS * number(ROWS, j, 1.0);
+            let bias: Vec<u8> =
+                (0..shape.n()).flat_map(|j| encoded(shape.out_data(), small(j))).collect();
+            upload(stream, &bias, noise.bias)?;
         }
         Ok(Some(noise))
     }
 
-    /// Fills `rows` of k numbers, `leading` apart: half of them, then the same again times `sign`. A term of
-    /// no partner stays zero.
+    /// Fills `rows` of k numbers, `leading` apart: each twice, the second time times `sign`, at two of the
+    /// `places`.
     ///
     /// # Safety
     /// The rows lie in this allocation.
@@ -77,24 +83,24 @@ impl Noise {
         at: u64,
         shape: &Shape,
         (rows, leading): (usize, usize),
+        places: &[[usize; 2]],
         sign: f32,
     ) -> Result<(), CudaError> {
-        let (data, half) = (shape.data(), shape.k() / 2);
+        let data = shape.data();
         let distinct = rows.min(ROWS);
         let mut host = vec![0u8; distinct * leading * data.bytes()];
         for (row, line) in host.chunks_exact_mut(leading * data.bytes()).enumerate() {
-            for (l, to) in line.chunks_exact_mut(data.bytes()).take(2 * half).enumerate() {
-                let value = number(row, l % half, sign) * if l < half { 1.0 } else { sign };
-                match data {
-                    DataType::F32 => to.copy_from_slice(&value.to_le_bytes()),
-                    DataType::Bf16 => to.copy_from_slice(&bf16::from_f32(value).to_le_bytes()),
+            for (term, place) in places.iter().enumerate() {
+                let value = number(row, term, sign);
+                for (place, value) in place.iter().zip([value, sign * value]) {
+                    let to = line.iter_mut().skip(place * data.bytes());
+                    to.zip(encoded(data, value)).for_each(|(to, byte)| *to = byte);
                 }
             }
         }
         // SAFETY: the caller's; the last copy ends with the last row.
         unsafe {
-            driver::memcpy_htod_async(at, &host, self.stream)
-                .map_err(failed("cuMemcpyHtoDAsync"))?;
+            upload(self.stream, &host, at)?;
             let row = (leading * data.bytes()) as u64;
             for first in (distinct..rows).step_by(ROWS) {
                 let bytes = distinct.min(rows - first) * row as usize;
@@ -111,6 +117,37 @@ impl Drop for Noise {
         // SAFETY: allocated by `new`; freed in the order of the stream, after the trials.
         let _ = unsafe { driver::free_async(self.allocation, self.stream) };
     }
+}
+
+/// Copies, and waits for it: some systems read pageable memory where it is.
+///
+/// # Safety
+/// The range lies in held memory.
+unsafe fn upload(stream: CUstream, host: &[u8], to: u64) -> Result<(), CudaError> {
+    // SAFETY: the caller's; the host's memory outlives the wait.
+    unsafe {
+        driver::memcpy_htod_async(to, host, stream).map_err(failed("cuMemcpyHtoDAsync"))?;
+        driver::stream::synchronize(stream).map_err(failed("cuStreamSynchronize"))
+    }
+}
+
+/// Where the two terms of each pair stand among k: nowhere in particular, so that no way to split a sum has
+/// the partners in one part, or the same terms in two. The odd one of k stands nowhere, and is zero.
+fn places(k: usize) -> Vec<[usize; 2]> {
+    let mut order: Vec<usize> = (0..k).collect();
+    for last in (1..k).rev() {
+        let [bits, ..] = philox4x32_10([last as u32, 0, 2, 0], [0, 0]);
+        order.swap(last, bits as usize % (last + 1));
+    }
+    order.as_chunks().0.to_vec()
+}
+
+/// As the device stores it.
+fn encoded(data: DataType, value: f32) -> impl Iterator<Item = u8> {
+    let (wide, narrow) = (value.to_le_bytes(), bf16::from_f32(value).to_le_bytes());
+    let wide = matches!(data, DataType::F32).then_some(wide).into_iter().flatten();
+    let narrow = matches!(data, DataType::Bf16).then_some(narrow).into_iter().flatten();
+    wide.chain(narrow)
 }
 
 /// A number of either sign between 2⁻¹⁶ and 1, of one operand or the other.
@@ -143,33 +180,51 @@ pub(super) unsafe fn read(stream: CUstream, at: u64, shape: &Shape) -> Result<Ve
 mod tests {
     use super::*;
 
-    #[test]
-    fn sums_of_noise_are_rounding_alone_and_show_their_order() {
-        for k in [8usize, 32, 1024] {
-            let half = k / 2;
-            let rounded = |row, term, sign| bf16::from_f32(number(row, term, sign)).to_f32();
-            let terms: Vec<f32> = (0..k)
-                .map(|l| {
-                    let product = rounded(3, l % half, 1.0) * rounded(5, l % half, -1.0);
-                    if l < half { product } else { -product }
-                })
-                .collect();
-            assert_eq!(terms.iter().map(|&t| f64::from(t)).sum::<f64>(), 0.0, "{k}");
-            assert!(terms.iter().all(|t| t.abs() <= 1.0 && *t != 0.0), "{k}");
+    /// The terms of a sum of k, in order.
+    fn terms(k: usize, row: usize, column: usize) -> Vec<f32> {
+        let rounded = |row, term, sign| bf16::from_f32(number(row, term, sign)).to_f32();
+        let mut terms = vec![0.0; k];
+        for (term, [first, second]) in places(k).into_iter().enumerate() {
+            let product = rounded(row, term, 1.0) * rounded(column, term, -1.0);
+            (terms[first], terms[second]) = (product, -product);
         }
-        // Some of a tile's results differ between two orders, however few terms there are.
-        let differ = |k: usize| {
-            let half = k / 2;
-            (0..ROWS).any(|row| {
-                let term = |l: usize| {
-                    let product = number(row, l % half, 1.0) * number(7, l % half, -1.0);
-                    if l < half { product } else { -product }
-                };
-                let forward = (0..k).map(term).sum::<f32>();
-                let pairs = (0..k).step_by(2).map(|l| term(l) + term(l + 1)).sum::<f32>();
-                forward.to_bits() != pairs.to_bits()
-            })
-        };
-        assert!(differ(8) && differ(64) && differ(4096));
+        terms
+    }
+
+    #[test]
+    fn sums_of_noise_are_rounding_alone() {
+        for k in [16, 33, 1024] {
+            let terms = terms(k, 3, 5);
+            assert_eq!(terms.iter().map(|&t| f64::from(t)).sum::<f64>(), 0.0, "{k}");
+            assert!(terms.iter().all(|t| t.abs() <= 1.0), "{k}");
+            assert_eq!(terms.iter().filter(|t| **t == 0.0).count(), k % 2, "{k}");
+        }
+    }
+
+    #[test]
+    fn sums_of_noise_show_their_order() {
+        type Order = fn(&[f32]) -> f32;
+        let sum = |terms: &[f32]| terms.iter().sum::<f32>();
+        let orders: [(&str, Order); 5] = [
+            ("one after the other", |t| t.iter().sum()),
+            ("two halves", |t| t.chunks(t.len() / 2).map(|part| part.iter().sum::<f32>()).sum()),
+            ("two halves, each backwards", |t| {
+                t.chunks(t.len() / 2).map(|part| part.iter().rev().sum::<f32>()).sum()
+            }),
+            ("every other", |t| {
+                t.iter().step_by(2).sum::<f32>() + t.iter().skip(1).step_by(2).sum::<f32>()
+            }),
+            ("pairs", |t| t.chunks(2).map(|pair| pair.iter().sum::<f32>()).sum()),
+        ];
+        for k in [16, 64, 4096] {
+            let all: Vec<Vec<f32>> = (0..ROWS).map(|row| terms(k, row, 7)).collect();
+            for (i, (name, order)) in orders.iter().enumerate() {
+                assert!(all.iter().any(|terms| sum(terms) != 0.0), "{k}: all is lost");
+                for (other, second) in &orders[i + 1..] {
+                    let differ = all.iter().any(|t| order(t).to_bits() != second(t).to_bits());
+                    assert!(differ, "{k}: {name}, {other}");
+                }
+            }
+        }
     }
 }
