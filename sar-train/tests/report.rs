@@ -69,6 +69,7 @@ fn summary() -> Summary {
             extractor_accuracy: 0.9753,
             feature_dims: 64,
             data: "ten classes of glyphs".into(),
+            side: 32,
             reference_count: 930,
             count: 1440,
             seeds: vec![1, 2, 3],
@@ -287,7 +288,7 @@ fn runs_of_one_name_are_told_apart_and_unlike_measurements_warned_of() {
             warnings: Vec::new(),
         };
         std::fs::write(run.join("eval.json"), serde_json::to_string(&eval).unwrap()).unwrap();
-        settings.sampler.step = 7;
+        (settings.sampler.step, settings.sampler.weights) = (7, "a file".into());
     }
     let page =
         || report::write(&[a.clone(), b.clone()], &folder.path().join("x.html")).unwrap().html;

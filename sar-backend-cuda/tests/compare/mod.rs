@@ -18,7 +18,7 @@ const F32_FLOOR: f64 = 5e-7;
 const BF16_FLOOR: f64 = 1e-2;
 /// Tensor cores cut off what does not fit beside the largest of the numbers that they add, where an f32 sum
 /// rounds; over 1,360 terms in blocks of eight that is up to 2.4e-6 of the largest sum.
-const TENSOR_CORES: f64 = 4e-6;
+const TENSOR_CORES: f64 = 2.4e-6;
 
 /// What the numbers of an output are.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -74,8 +74,8 @@ pub struct EvalArgs {
     /// Sampling seeds; their spread is reported.
     #[arg(long, value_name = "N")]
     pub seeds: Option<u64>,
-    /// Where to write the numbers as JSON; default, of a run folder on its own data: `eval.json` in it, where
-    /// `sar report` looks for them.
+    /// Where to write the numbers as JSON; default, for a run folder measured as it was made: `eval.json` in it,
+    /// where `sar report` looks for them.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Evaluate the running average of the weights, where the checkpoint has one.

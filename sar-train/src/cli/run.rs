@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// Flags of every command that makes or continues a run folder.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// Configuration in TOML; absent keys have their defaults (of `refine`: what the generator's run has).
+    /// Configuration in TOML; absent keys have their defaults (for `refine`: what the generator's run has).
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Override one key of the configuration; may be repeated.
@@ -44,15 +44,17 @@ impl RunArgs {
             Some(path) => base.with_file(path)?,
             None => base,
         };
-        // The recipe of what is named comes before the keys that --set names, its place after them.
         if let Some(source) = &self.data {
             config.data = config.data.with_source(source);
         }
-        let (path, builtin) = (config.data.path.clone(), config.data.builtin.clone());
-        config = config.set(&self.set)?;
-        if self.data.is_some() {
-            (config.data.path, config.data.builtin) = (path, builtin);
+        if let (Some(source), true) =
+            (&self.data, self.sets("data", "path") || self.sets("data", "builtin"))
+        {
+            return Err(ConfigError::Setting {
+                setting: format!("data.path beside --data {source}: name the images once"),
+            });
         }
+        config = config.set(&self.set)?;
         config.data.skip_bad_images |= self.skip_bad_images;
         if let Some(seed) = self.seed {
             (config.train.seed, config.tokenizer_train.seed) = (seed, seed);

@@ -17,6 +17,7 @@ use crate::sample::Painter;
 use crate::train::tokenizer::TokenizerTrainer;
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Name of the numbers in the generator's run folder, where `sar report` looks for them.
@@ -29,7 +30,10 @@ pub const EVAL_FILE: &str = "eval.json";
 pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
     // Of a run, where the report looks for them; of other weights or images they are not the run's.
-    let whole = |run: &&PathBuf| args.data.is_none() && same_folder(run, &args.generator);
+    let whole = |run: &&PathBuf| {
+        let own = args.data.is_none() && args.tokenizer.is_none();
+        own && same_folder(run, &args.generator)
+    };
     let own = generator.run.as_ref().filter(whole).map(|run| run.join(EVAL_FILE));
     let json = args.json.clone().or(own);
     let _place = json.as_deref().map(output::ready).transpose()?;
@@ -52,6 +56,15 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         last.height * factor,
         last.width * factor
     );
+    let shown: BTreeSet<u32> = data.validation.labels().into_iter().collect();
+    if shown.len() < data.classes.len() {
+        output::note(format_args!(
+            "note: {} of the {} classes have no held-out image, and are sampled all the same: the \
+             distance counts what they add",
+            data.classes.len() - shown.len(),
+            data.classes.len()
+        ));
+    }
     let held_out = data.validation.len();
     anyhow::ensure!(
         held_out > NEIGHBOURS,
@@ -118,6 +131,10 @@ fn configuration(args: &EvalArgs, mut config: Config) -> anyhow::Result<Config> 
     Ok(config)
 }
 
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 fn same_folder(a: &Path, b: &Path) -> bool {
     let real = |path: &Path| path.canonicalize().ok();
     real(a).is_some_and(|a| real(b) == Some(a))
@@ -136,7 +153,7 @@ fn options(
         seeds: (0..config.eval.seeds).map(|k| s.seed.wrapping_add(k)).collect(),
         data: data.summary.clone(),
         sampler: SamplerSettings {
-            weights: generator.file.display().to_string(),
+            weights: absolute(&generator.file).display().to_string(),
             step: generator.step,
             ramp: s.ramp.formula().to_owned(),
             top_k: s.top_k,

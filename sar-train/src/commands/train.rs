@@ -17,14 +17,21 @@ use anyhow::Context as _;
 use clap::ValueEnum as _;
 use sar_math::backend::Filter;
 use sar_math::rollout::Plan;
+use std::fmt::Display;
 
 /// Sections that training a generator uses.
 const USED: [&str; 6] = ["data", "generator", "train", "sar", "sample", "eval"];
 /// Why the others change nothing.
 const TRAINED_ALREADY: &str = "the tokenizer is used as it was trained";
 
+/// Who has decided a shape.
+const WEIGHTS: &str = "the weights of --init-from have";
+
 /// What to do about a run without a checkpoint.
 const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is nothing to resume; start it anew in an empty folder";
+
+/// What `sar refine` does, beside its progress.
+const REFINING: &str = "refining";
 
 /// Held-out images that the loss is measured on, at most.
 const HELD_OUT: usize = 1024;
@@ -89,8 +96,8 @@ pub fn refine<B: Compute>(
     let tokenizer = from.tokenizer(backend, args.tokenizer.as_deref())?;
     let mut run = args.run.clone();
     if let Some(preset) = args.sar.preset.and_then(|p| p.to_possible_value()) {
-        // First, so that it replaces the file's switches and not those of --set.
-        run.set.insert(0, format!("sar.preset={}", preset.get_name()));
+        // It replaces the file's switches, and --set's preset but not its keys: presets come first.
+        run.set.push(format!("sar.preset={}", preset.get_name()));
     }
     let mut config = run.config(from.run_config()?.unwrap_or_default())?;
     args.run.sets_only(&USED, TRAINED_ALREADY)?;
@@ -106,7 +113,7 @@ pub fn refine<B: Compute>(
     config.train.mode = Mode::Ssr;
     switch(&mut config.sar, &args.sar);
     let start = Start::From(from.weights);
-    begin(backend, config, &args.run, global, &tokenizer, start, "refining")
+    begin(backend, config, &args.run, global, &tokenizer, start, REFINING)
 }
 
 /// A run that starts from weights has their shape; a schedule of its own it may have.
@@ -122,7 +129,12 @@ fn adopt(config: &mut Config, from: &LoadedGenerator, args: &RunArgs) -> anyhow:
         ("pos_side", asked.pos_side, weights.pos_side),
         ("mlp_ratio", asked.mlp_ratio, weights.mlp_ratio),
     ] {
-        fixed(args, key, asked, found, "the weights of --init-from have")?;
+        fixed(args, key, asked, found, WEIGHTS)?;
+    }
+    for (key, asked, found) in
+        [("norm_eps", asked.norm_eps, weights.norm_eps), ("alng", asked.alng, weights.alng)]
+    {
+        fixed(args, key, asked, found, WEIGHTS)?;
     }
     let schedule = if args.names("generator", "schedule") { asked } else { weights }.schedule;
     config.generator = GeneratorSection { schedule, ..weights.clone() };
@@ -130,7 +142,13 @@ fn adopt(config: &mut Config, from: &LoadedGenerator, args: &RunArgs) -> anyhow:
 }
 
 /// Fails where the user asked for a value of a key that something else has decided.
-fn fixed(args: &RunArgs, key: &str, asked: usize, found: usize, who: &str) -> anyhow::Result<()> {
+fn fixed<T: PartialEq + Display>(
+    args: &RunArgs,
+    key: &str,
+    asked: T,
+    found: T,
+    who: &str,
+) -> anyhow::Result<()> {
     anyhow::ensure!(
         asked == found || !args.names("generator", key),
         "generator.{key} is {asked}, but {who} {found}; leave the key out"
@@ -159,7 +177,9 @@ fn begin<B: Compute>(
     what: &str,
 ) -> anyhow::Result<()> {
     let data = data::open(&config.data).map_err(|error| match &error {
-        DataError::Missing { .. } if args.data.is_none() && args.config.is_none() => {
+        DataError::Missing { .. }
+            if what == REFINING && args.data.is_none() && !args.names("data", "path") =>
+        {
             let moved = "the images of the generator's run have moved: name them with --data";
             anyhow::Error::from(error).context(moved)
         }

@@ -53,9 +53,7 @@ impl Config {
     /// # Errors
     /// The file cannot be read; or as [`Config::parse`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, &path.display().to_string())
+        Self::parse(&read(path)?, &path.display().to_string())
     }
 
     /// Reads a configuration from `text`; `origin` names it in errors.
@@ -76,11 +74,12 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn with_file(self, path: &Path) -> Result<Self, ConfigError> {
-        // Read on its own first, so that an error names the line.
-        Self::load(path)?;
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        overrides::overlay(&self, &text, &path.display().to_string())
+        let (text, origin) = (read(path)?, path.display().to_string());
+        // Its keys and their types, with the line of what is wrong; values are checked with the rest.
+        if let Err(error) = toml::from_str::<Self>(&text) {
+            return Err(ConfigError::from_toml(&error, &text, &origin));
+        }
+        overrides::overlay(&self, &text, &origin)
     }
 
     /// Applies `section.key=value` settings in order, presets before the keys that they stand for.
@@ -120,6 +119,11 @@ impl Config {
         self.sample.validate()?;
         self.eval.validate()
     }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })
 }
 
 /// Fails with the key and what it must be, unless `holds`.

@@ -42,7 +42,7 @@ pub enum DataError {
     /// Images lie loose, without class folders.
     #[error(
         "{}: images, but no class folders; move them into one folder per class, \
-         or do without classes: --set data.unlabelled=true, of `sar data check` --unlabelled", path.display()
+         or do without classes: --set data.unlabelled=true (with `sar data check`: --unlabelled)", path.display()
     )]
     NoClasses {
         /// The folder.

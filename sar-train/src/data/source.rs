@@ -64,6 +64,10 @@ pub(crate) fn locate(config: &DataConfig) -> Result<Source, DataError> {
         return Err(DataError::OneClass { path: root, class });
     }
     match config.num_classes {
+        Some(n) if classes.len() < n && matches!(source, Source::Sheet(_)) => {
+            let reason = format!("a glyph sheet has its {} classes and no more", classes.len());
+            Err(DataError::Config { key: "num_classes", reason })
+        }
         Some(n) if classes.len() < n => {
             // A model of more classes than there are images of: the others have numbers for names.
             if let Source::Files(listing) = &mut source {

@@ -140,6 +140,7 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
             extractor_accuracy: accuracy,
             feature_dims: seen.features.dims(),
             data: options.data.clone(),
+            side: classifier.config().height,
             reference_count: seen.features.count(),
             count: labels.len(),
             seeds: options.seeds.clone(),

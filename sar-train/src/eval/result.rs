@@ -24,10 +24,13 @@ pub struct SamplerSettings {
 }
 
 impl SamplerSettings {
-    /// Which weights were sampled from, in words.
+    /// Which weights were sampled from, in words that go on a sentence; nothing where they are of no file.
     pub fn described(&self) -> String {
-        let file = if self.weights.is_empty() { "as trained" } else { &self.weights };
-        format!("{file}, step {}{}", self.step, if self.ema { ", averaged (EMA)" } else { "" })
+        if self.weights.is_empty() {
+            return String::new();
+        }
+        let ema = if self.ema { ", averaged (EMA)" } else { "" };
+        format!("; weights {}, step {}{ema}", self.weights, self.step)
     }
 }
 
@@ -43,6 +46,8 @@ pub struct EvalSettings {
     pub feature_dims: usize,
     /// Which images, in words.
     pub data: String,
+    /// Their side in pixels; 0 where that was not kept.
+    pub side: usize,
     /// Validation images compared with.
     pub reference_count: usize,
     /// Generated images per seed, the same number of each class.
@@ -60,18 +65,12 @@ impl EvalSettings {
     /// same way to measure.
     pub fn comparable(&self, other: &Self) -> bool {
         let of = |s: &Self| {
-            let (data, extractor) = (s.data.clone(), s.extractor.clone());
-            (
-                data,
-                extractor,
-                s.feature_dims,
-                s.reference_count,
-                s.count,
-                s.seeds.len(),
-                s.neighbours,
-            )
+            let measure = (s.extractor.clone(), s.feature_dims, s.neighbours);
+            (measure, s.side, s.reference_count, s.count, s.seeds.len())
         };
-        of(self) == of(other)
+        // Of files that do not say which images they are of nothing is held against them.
+        let known = !self.data.is_empty() && !other.data.is_empty();
+        of(self) == of(other) && (!known || self.data == other.data)
     }
 }
 

@@ -155,9 +155,10 @@ pub(super) fn settings(s: &EvalSettings) -> String {
             s.reference_count,
             seeds.join(", ")
         ),
+        if s.data.is_empty() { String::new() } else { format!("Images: {}.", s.data) },
         format!("Precision and recall with {} nearest neighbours.", s.neighbours),
         format!(
-            "Sampling: schedule {}, top-k {}, top-p {}, guidance ramp {}; weights: {}.",
+            "Sampling: schedule {}, top-k {}, top-p {}, guidance ramp {}{}.",
             sampler.schedule,
             off(sampler.top_k.to_string(), sampler.top_k == 0),
             off(sampler.top_p.to_string(), sampler.top_p == 0.0),
@@ -165,6 +166,7 @@ pub(super) fn settings(s: &EvalSettings) -> String {
             sampler.described()
         ),
     ];
+    let items: Vec<String> = items.into_iter().filter(|item| !item.is_empty()).collect();
     list("", &items)
 }
 

@@ -66,12 +66,13 @@ fn settings(s: &EvalSettings) -> String {
     let seeds: Vec<String> = s.seeds.iter().map(u64::to_string).collect();
     let text = format!(
         "FD: Fréchet distance in {} (its accuracy on the validation images: {:.1} %); {} images per \
-         seed against {} validation images; ± is the spread over sampling seeds {}; schedule {}, \
-         top-k {}, top-p {}, guidance ramp {}; {} nearest neighbours; weights: {}.",
+         seed against {} validation images of {}; ± is the spread over sampling seeds {}; schedule {}, \
+         top-k {}, top-p {}, guidance ramp {}; {} nearest neighbours{}.",
         s.extractor,
         100.0 * s.extractor_accuracy,
         s.count,
         s.reference_count,
+        named(&s.data),
         seeds.join(", "),
         s.sampler.schedule,
         s.sampler.top_k,
@@ -81,6 +82,11 @@ fn settings(s: &EvalSettings) -> String {
         s.sampler.described()
     );
     wrapped(&text, "")
+}
+
+/// The images, where it is known which.
+fn named(data: &str) -> &str {
+    if data.is_empty() { "data that it does not name" } else { data }
 }
 
 /// Columns as wide as their widest cell, the first to the left, the others to the right.
@@ -168,7 +174,7 @@ mod tests {
         };
         let settings = EvalSettings {
             extractor: "features of x".into(),
-            sampler: SamplerSettings { ema: true, ..Default::default() },
+            sampler: SamplerSettings { ema: true, weights: "a file".into(), ..Default::default() },
             ..Default::default()
         };
         let report = EvalReport {

@@ -55,8 +55,8 @@ impl Interrupt {
     }
 }
 
-/// A file that grows beyond the process's limit is an error of its writer from here on, which saves what
-/// there is and says so, and not the end of the process.
+/// From here on a file that would grow beyond the process's limit is an error of the write, like a full disk,
+/// and not the end of the process.
 ///
 /// # Errors
 /// The handler cannot be installed.

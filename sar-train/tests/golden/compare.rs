@@ -15,11 +15,14 @@ const GRADIENT_FACTOR: f64 = 3.0;
 /// random sets of vectors the worst error is 0.81 of what these allow in f32 and 0.87 in bf16. A rounding of
 /// f32 is 6e-8, so that 256 are 1.5e-5; TF32 or bf16 in between would be 5e-4 and more.
 const F32_FLOORS: [f64; 2] = [16.0, 256.0];
-/// As [`F32_FLOORS`]; a rounding of bf16 is much of any error there, so there is less luck.
+/// As [`F32_FLOORS`]; a rounding of bf16, 2⁻⁹, is much of any error there, so there is less luck. 32 of them are
+/// wide, 6 % of a gradient's largest number: what one tensor of 150 in one set of 110 takes; all together are
+/// held far nearer.
 const BF16_FLOORS: [f64; 2] = [4.0, 32.0];
-/// As [`F32_FLOORS`], in either storage, of the root mean square of all tensors' errors: few are lucky at once.
-/// The worst is 0.82.
-const MEAN_FLOORS: [f64; 2] = [2.0, 32.0];
+/// As [`F32_FLOORS`], of the root mean square of all tensors' errors: few are lucky at once. The worst is 0.82.
+const F32_MEAN_FLOORS: [f64; 2] = [2.0, 32.0];
+/// As [`F32_MEAN_FLOORS`]. The worst is 0.76, of values, and 0.46 of gradients.
+const BF16_MEAN_FLOORS: [f64; 2] = [2.0, 2.0];
 /// Where a tensor's gradient is smaller than this much of the largest of all, its terms have cancelled
 /// (entirely, for a key's bias, which a softmax does not see), and the floor is relative to this.
 const CANCELLED: f64 = 1e-2;
@@ -145,7 +148,10 @@ fn faults<S: Storage>(group: &str, found: &Findings, reference: &Findings) -> Ve
     let cancelled = CANCELLED * gradients.map(|t| largest(&t.want)).fold(0.0, f64::max);
     let (mut faults, mut allowed) = (vec![], BTreeMap::new());
     let (mut values, mut gradients) = (Worst::default(), Worst::default());
-    let floors = if size_of::<S>() == size_of::<f32>() { F32_FLOORS } else { BF16_FLOORS };
+    let (floors, mean_floors) = match size_of::<S>() == size_of::<f32>() {
+        true => (F32_FLOORS, F32_MEAN_FLOORS),
+        false => (BF16_FLOORS, BF16_MEAN_FLOORS),
+    };
     for (t, r) in found.tensors.iter().zip(&reference.tensors) {
         let (error, at) = worst(&t.got, &t.want);
         let (usual, _) = worst(&r.got, &r.want);
@@ -177,8 +183,8 @@ fn faults<S: Storage>(group: &str, found: &Findings, reference: &Findings) -> Ve
     }
     values.say(group, "values");
     gradients.say(group, "gradients");
-    faults.extend(values.mean_fault::<S>("values", VALUE_FACTOR, MEAN_FLOORS[0]));
-    faults.extend(gradients.mean_fault::<S>("gradients", GRADIENT_FACTOR, MEAN_FLOORS[1]));
+    faults.extend(values.mean_fault::<S>("values", VALUE_FACTOR, mean_floors[0]));
+    faults.extend(gradients.mean_fault::<S>("gradients", GRADIENT_FACTOR, mean_floors[1]));
     faults
 }
 
@@ -255,7 +261,7 @@ mod tests {
         // Half a step of 8 bits, 1/256, of the largest number, 2; a tensor of each kind, so all together
         // are that one, relative to its largest number.
         let bound = |factor: f64, floor: f64| factor * 0.1 + floor / 256.0 * 2.0;
-        let value = bound(VALUE_FACTOR, MEAN_FLOORS[0].min(BF16_FLOORS[0]));
+        let value = bound(VALUE_FACTOR, BF16_MEAN_FLOORS[0]);
         assert_eq!(count(0.99 * value, None), 0);
         assert_eq!(count(1.01 * value, None), 1, "the mean of values, not the gradient");
         assert_eq!(count(1.01 * bound(VALUE_FACTOR, BF16_FLOORS[0]), None), 2, "and the value");

@@ -88,7 +88,7 @@ impl Driver {
             plans: Mutex::new(plans),
             held: AtomicUsize::new(plans::SPACE),
             peak: AtomicUsize::new(plans::SPACE),
-            unrecorded: recordings::switched_off(),
+            unrecorded: recordings::switched_off()?,
             gate: Gate::default(),
             released: Mutex::default(),
             gpu,

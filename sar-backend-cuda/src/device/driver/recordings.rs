@@ -11,8 +11,18 @@ use std::thread::{self, ThreadId};
 const MOST: usize = 256;
 
 /// Whether the user asked for work to be run as it is: `SAR_CUDA_GRAPHS=off`.
-pub(super) fn switched_off() -> bool {
-    std::env::var_os("SAR_CUDA_GRAPHS").is_some_and(|value| value == "off")
+///
+/// # Errors
+/// Another value than `on` and `off`.
+pub(super) fn switched_off() -> Result<bool, CudaError> {
+    match std::env::var_os("SAR_CUDA_GRAPHS") {
+        Some(value) if value == "off" => Ok(true),
+        Some(value) if value != "on" => {
+            let what = format!("{} is neither on nor off", value.to_string_lossy());
+            Err(CudaError::Unsupported { op: "SAR_CUDA_GRAPHS", what })
+        }
+        _ => Ok(false),
+    }
 }
 
 /// As [`failed`], of a call that is made for recordings alone.
