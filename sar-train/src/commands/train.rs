@@ -349,9 +349,14 @@ impl<B: Compute> Work<'_, B> {
         let (t, images) = (&self.config.train, self.data.train.len());
         let each = t.batch * t.accumulate;
         let times = t.steps as f64 * each as f64 / images.max(1) as f64;
+        // Published for batches of hundreds on a million images; a small run learns ten times slower by it.
+        let rule = match t.lr {
+            None => ", by the published rule; small models on few images learn faster at 1e-3",
+            Some(_) => "",
+        };
         format!(
             "{} steps of {each} images, {times:.1} times through them, at a learning rate of {:e} \
-             (train.steps, train.batch, train.lr)",
+             (train.steps, train.batch, train.lr){rule}",
             t.steps,
             t.peak_lr()
         )
