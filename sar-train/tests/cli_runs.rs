@@ -306,6 +306,9 @@ fn a_model_may_have_more_classes_than_there_are_images_of() {
     succeeds(&over, folder);
     let said = fs::read_to_string(folder.join("over/config.toml")).unwrap();
     says(&said, &["builtin = \"glyphs10\"", "steps = 2"]);
+    let twice = ["--data", "images", "--set", "data.path=elsewhere", "--out", "other"];
+    let said = fails(1, &[&TRAIN[..], &twice].concat(), folder);
+    says(&said, &["--set data.path", "--data images names the images already"]);
     let teacher = [&TRAIN[..], &["--out", "other", "--set", "sar.sigma=1"]].concat();
     says(&fails(1, &teacher, folder), &["--set sar.sigma=1", "it is for --mode ssr"]);
 }

@@ -47,11 +47,13 @@ impl RunArgs {
         if let Some(source) = &self.data {
             config.data = config.data.with_source(source);
         }
-        if let (Some(source), true) =
-            (&self.data, self.sets("data", "path") || self.sets("data", "builtin"))
+        if let Some(source) = &self.data
+            && let Some(key) = ["path", "builtin"].into_iter().find(|key| self.sets("data", key))
         {
-            return Err(ConfigError::Setting {
-                setting: format!("data.path beside --data {source}: name the images once"),
+            return Err(ConfigError::Invalid {
+                place: format!("--set data.{key}"),
+                key: String::new(),
+                reason: format!("--data {source} names the images already; leave one of them out"),
             });
         }
         config = config.set(&self.set)?;

@@ -81,9 +81,10 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
         Ok(())
     };
     if let Err(error) = paint() {
-        // A batch may have been written in part.
+        // A batch may have been written in part. Where this fails too, it is by what the error tells.
         record.labels.truncate(done + batch);
-        return folder.keep(&record).and(Err(error));
+        drop(folder.keep(&record));
+        return Err(error);
     }
     let rate = done as f64 / start.elapsed().as_secs_f64();
     if done > 0 {

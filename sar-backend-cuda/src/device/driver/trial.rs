@@ -15,8 +15,8 @@ use cudarc::driver::sys::CUstream;
 use half::bf16;
 use sar_math::philox::philox4x32_10;
 
-/// Rows of noise that differ; an operand repeats them. Coprime to the sizes of tiles, so that no two rows
-/// of a tile are the same.
+/// Rows of noise that differ; an operand repeats them. Coprime to the sizes of tiles, so that each comes to
+/// stand everywhere in one.
 const ROWS: usize = 61;
 /// Of the bias beside the numbers: sums of products up to 1 leave some 2⁻²⁴ each.
 const BIAS: f32 = 1.0 / (1 << 20) as f32;
