@@ -1,6 +1,6 @@
 //! GELU of the hidden layer; throughput counts each tensor read or written once.
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use sar_benches::{Backend, SETTINGS, noise, run};
 use sar_math::backend::TransformerOps;
 
@@ -21,9 +21,12 @@ fn bench(criterion: &mut Criterion) {
         });
         group.throughput(Throughput::Bytes(4 * tensor));
         group.bench_function(format!("again and backward/{}", setting.name), |bencher| {
-            // x goes towards zero in place, and takes the same time.
-            let mut x = noise(len);
-            bencher.iter(|| run(backend.regelu_backward(len, &mut x, &mut y)));
+            // Both change in place, so each run has its own.
+            bencher.iter_batched_ref(
+                || (noise(len), noise(len)),
+                |(x, dy)| run(backend.regelu_backward(len, x, dy)),
+                BatchSize::LargeInput,
+            );
         });
     }
     group.finish();

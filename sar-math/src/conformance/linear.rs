@@ -127,7 +127,7 @@ impl<B: TransformerOps> Subject<B> for Operands {
     }
 }
 
-/// Checks `linear` and `linear_backward`, with and without bias, with and without `dx`.
+/// Checks `linear` and its two backwards, with and without bias, with and without `dx`.
 ///
 /// # Errors
 /// The first property that does not hold.

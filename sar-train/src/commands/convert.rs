@@ -39,6 +39,11 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     );
     anyhow::ensure!(args.from.is_file(), "{}: no such file", args.from.display());
     anyhow::ensure!(
+        !args.to.exists() || args.to.is_file(),
+        "{} is no file; name one to write",
+        args.to.display()
+    );
+    anyhow::ensure!(
         args.to.extension().is_some_and(|e| e == "safetensors"),
         "{}: what is written is a safetensors file; name it so",
         args.to.display()

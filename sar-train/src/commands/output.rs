@@ -42,6 +42,10 @@ impl Drop for Place {
 /// its folder, and tries it.
 pub(crate) fn ready(file: &Path) -> anyhow::Result<Place> {
     anyhow::ensure!(!file.is_dir(), "{} is a folder; name a file in it", file.display());
+    if file.exists() && !file.is_file() {
+        // A pipe or a device, which is written to as it is.
+        return Ok(Place { made: Vec::new() });
+    }
     let folder = match file.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),

@@ -54,8 +54,8 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
         settings: config.sample.clone(),
         labels: (0..count).map(|k| classes[k % classes.len()]).collect(),
     };
-    folder.keep(&record)?;
     let interrupt = Interrupt::listen()?;
+    folder.keep(&record)?;
     let mut progress = Progress::new("sampling", count as u64, 0, global.quiet);
     let start = Instant::now();
     let (height, width) = painter.size(schedule.len() - 1);
@@ -63,11 +63,12 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
         if args.classes.is_empty() { columns(generator.section.classes) } else { count.min(10) };
     let in_grid = count.min(per_row * GRID_ROWS) * 3 * height * width;
     let mut shown = Vec::new();
-    let mut done = 0;
+    let (mut done, mut begun) = (0, 0);
     let mut paint = || -> anyhow::Result<()> {
         while done < count && !interrupt.is_asked() {
             let labels = &record.labels[done..count.min(done + batch)];
             let painted = painter.paint(&params, labels, done as u64, &settings, done == 0)?;
+            begun = done + labels.len();
             if done == 0 {
                 save_scales(out, &painter, &painted, labels.len())?;
             }
@@ -82,7 +83,7 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     };
     if let Err(error) = paint() {
         // A batch may have been written in part. Where this fails too, it is by what the error tells.
-        record.labels.truncate(done + batch);
+        record.labels.truncate(begun);
         drop(folder.keep(&record));
         return Err(error);
     }

@@ -7,7 +7,7 @@ use super::output;
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
 use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
-use crate::config::{Config, GeneratorSection, Mode, SarConfig};
+use crate::config::{Config, GeneratorSection, Mode, SarConfig, TrainConfig};
 use crate::data::{self, Data, DataError, grid};
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::run::{Interrupt, RunFolder};
@@ -32,6 +32,9 @@ const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is noth
 
 /// What `sar refine` does, beside its progress.
 const REFINING: &str = "refining";
+
+/// Images of a step that the published rate is of.
+const PUBLISHED_BATCH: usize = 256;
 
 /// Held-out images that the loss is measured on, at most.
 const HELD_OUT: usize = 1024;
@@ -350,9 +353,10 @@ impl<B: Compute> Work<'_, B> {
         let each = t.batch * t.accumulate;
         let times = t.steps as f64 * each as f64 / images.max(1) as f64;
         // Published for batches of hundreds on a million images; a small run learns ten times slower by it.
-        let rule = match t.lr {
-            None => ", by the published rule; small models on few images learn faster at 1e-3",
-            Some(_) => "",
+        let by_rule = t.lr.is_none() && t.base_lr == TrainConfig::default().base_lr;
+        let rule = match by_rule && each < PUBLISHED_BATCH {
+            true => " by the published rule; small models on few images learn faster at 1e-3",
+            false => "",
         };
         format!(
             "{} steps of {each} images, {times:.1} times through them, at a learning rate of {:e} \

@@ -75,6 +75,10 @@ fn with_value(
             .ok_or_else(|| ConfigError::Setting { setting: setting.to_owned() })?;
     }
     table.insert(key.to_owned(), value);
+    if sections == ["data"] && (key == "path" || key == "builtin") {
+        // One of them, not both.
+        table.remove(if key == "path" { "builtin" } else { "path" });
+    }
     if key == "preset" {
         // A preset stands for all the switches of its section, which the resolved table spells out.
         table.retain(|k, _| k == "preset");

@@ -83,6 +83,8 @@ fn settings_override_in_order() {
     assert_eq!((config.train.steps, config.train.mode), (7, Mode::Ssr));
     // As in a file: a key overrides its section's preset, whichever is named first.
     assert_eq!(config.sar, SarConfig { sigma: 2.0, ..SarConfig::preset(Preset::Paper) });
+    let images = set(&["data.builtin=glyphs10", "data.path=images"]).unwrap().data;
+    assert_eq!((images.path, images.builtin), (Some("images".into()), None));
     assert_eq!(set(&["generator.schedule=1_2_5"]).unwrap().generator.schedule.tokens(), 30);
     for (setting, expected) in [
         ("train.stepz=3", "did you mean `steps`"),

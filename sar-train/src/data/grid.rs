@@ -167,11 +167,22 @@ pub fn save_each(dir: &Path, images: Images<'_>, first: u64) -> Result<Vec<PathB
         .collect()
 }
 
-/// Writes a file under a temporary name beside it and renames it.
+/// Writes to a pipe or a device, which a file that is renamed would replace; `None` where the path is a
+/// regular file, or nothing yet.
+pub(crate) fn write_through(path: &Path, bytes: &[u8]) -> Option<std::io::Result<()>> {
+    let special = std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
+    let write = || std::fs::OpenOptions::new().write(true).open(path)?.write_all(bytes);
+    special.then(write)
+}
+
+/// Writes a file under a temporary name beside it and renames it; to a pipe or a device as it is.
 ///
 /// # Errors
 /// [`DataError::Io`] naming the file; nothing is left behind.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
+    if let Some(outcome) = write_through(path, bytes) {
+        return outcome.map_err(|e| DataError::io(path, "write", &e));
+    }
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let unique = format!("{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();

@@ -413,6 +413,27 @@ fn configurations_are_checked_and_unknown_keys_refused() {
     assert_eq!(key(DataConfig { max_pixels: u64::MAX, ..config }), "max_pixels");
 }
 
+/// A renamed file would take the place of the pipe, or of /dev/null.
+#[test]
+#[cfg(unix)]
+fn pipes_and_devices_are_written_to_and_not_replaced() {
+    use std::os::unix::fs::FileTypeExt as _;
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    for write in [
+        |path: &Path| grid::write_atomically(path, b"bytes").unwrap(),
+        |path: &Path| crate::report::summary::write_whole(path, b"bytes").unwrap(),
+    ] {
+        let reader = pipe.clone();
+        let read = std::thread::spawn(move || fs::read(reader).unwrap());
+        write(&pipe);
+        assert_eq!(read.join().unwrap(), b"bytes");
+        assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    }
+}
+
 #[test]
 fn a_check_prints_a_table_and_a_preview() {
     let dir = two_classes(3);

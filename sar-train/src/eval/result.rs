@@ -66,11 +66,12 @@ impl EvalSettings {
     pub fn comparable(&self, other: &Self) -> bool {
         let of = |s: &Self| {
             let measure = (s.extractor.clone(), s.feature_dims, s.neighbours);
-            (measure, s.side, s.reference_count, s.count, s.seeds.len())
+            (measure, s.reference_count, s.count, s.seeds.len())
         };
-        // Of files that do not say which images they are of nothing is held against them.
-        let known = !self.data.is_empty() && !other.data.is_empty();
-        of(self) == of(other) && (!known || self.data == other.data)
+        // What a file does not say is not held against it.
+        let data = self.data.is_empty() || other.data.is_empty() || self.data == other.data;
+        let side = self.side == 0 || other.side == 0 || self.side == other.side;
+        of(self) == of(other) && data && side
     }
 }
 

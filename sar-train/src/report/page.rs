@@ -135,7 +135,7 @@ fn evaluated(runs: &[Run], figures: &mut Figures) -> String {
     }
     let settings: Vec<_> =
         runs.iter().filter_map(|r| r.eval.as_ref()).map(|e| &e.settings).collect();
-    let alike = settings.windows(2).all(|pair| matches!(pair, [a, b] if a.comparable(b)));
+    let alike = settings.iter().all(|a| settings.iter().all(|b| a.comparable(b)));
     if !alike {
         out.push_str(&paragraph("warning", UNLIKE));
     }

@@ -214,6 +214,9 @@ impl Summary {
 /// ever seen under its own.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write as _;
+    if let Some(outcome) = crate::data::grid::write_through(path, bytes) {
+        return outcome;
+    }
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),

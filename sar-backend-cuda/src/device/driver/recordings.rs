@@ -17,7 +17,7 @@ const MOST: usize = 256;
 pub(super) fn switched_off() -> Result<bool, CudaError> {
     match std::env::var_os("SAR_CUDA_GRAPHS") {
         Some(value) if value == "off" => Ok(true),
-        Some(value) if value != "on" => {
+        Some(value) if value != "on" && !value.is_empty() => {
             let what = format!("{} is neither on nor off", value.to_string_lossy());
             Err(CudaError::Unsupported { op: "SAR_CUDA_GRAPHS", what })
         }

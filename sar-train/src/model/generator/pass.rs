@@ -77,7 +77,8 @@ impl Generator {
     /// [`Generator::head_backward`] has left in `grads` for every sample.
     ///
     /// `input.batch` may be smaller than the forward's: then only the first samples take part
-    /// (guided rollouts run unconditional samples beside, which have no loss).
+    /// (guided rollouts run unconditional samples beside, which have no loss). A trace serves one backward:
+    /// what is computed again takes the place of what it is computed from.
     ///
     /// # Errors
     /// As [`Generator::forward`].
