@@ -1,6 +1,6 @@
 //! `sar eval`: measures a generator, prints the numbers, keeps them as JSON.
 
-use super::models::{LoadedGenerator, LoadedTokenizer, run_data};
+use super::models::{LoadedGenerator, LoadedTokenizer, absolute, run_data};
 use super::output;
 use super::train::settings;
 use crate::backend::Compute;
@@ -129,10 +129,6 @@ fn configuration(args: &EvalArgs, mut config: Config) -> anyhow::Result<Config> 
     config.data.skip_bad_images |= args.skip_bad_images;
     config.validate()?;
     Ok(config)
-}
-
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn same_folder(a: &Path, b: &Path) -> bool {

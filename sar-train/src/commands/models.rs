@@ -213,6 +213,11 @@ fn header_of(file: &Path, kind: Kind) -> anyhow::Result<checkpoint::Header> {
     Ok(header)
 }
 
+/// A path that a record keeps: it holds from whatever folder it is read.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 fn warn_all(warnings: &[String]) {
     for warning in warnings {
         eprintln!("warning: {warning}");

@@ -1,6 +1,6 @@
 //! `sar sample`: a grid, one file per image, and a strip that shows every scale.
 
-use super::models::LoadedGenerator;
+use super::models::{LoadedGenerator, absolute};
 use super::samples::{GRID, SCALES, SampleFolder, SampleRecord};
 use super::train::settings;
 use crate::backend::Compute;
@@ -110,10 +110,6 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
 pub(super) struct SamplingInterrupted {
     done: usize,
     path: PathBuf,
-}
-
-fn absolute(path: &Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Every scale of the first images of a batch.
