@@ -136,7 +136,7 @@ impl<T: Element> RolloutOps for CpuBackend<T> {
     }
 
     fn guide(&self, len: usize, t: f64, x: &mut Buffer<T>) -> Result<(), CpuError> {
-        let x = x.head_mut("guide", "x (2*len)", 2 * len)?;
+        let x = x.head_mut("guide", "x (2*len)", size([2, len]))?;
         let (conditional, unconditional) = x.split_at_mut(len);
         guide::forward(t, conditional, unconditional);
         Ok(())
@@ -169,11 +169,9 @@ impl<T: Element> RolloutOps for CpuBackend<T> {
         out: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "cached_attention";
-        ShapeError::at_least(OP, "heads", 1, dims.heads)?;
-        ShapeError::at_least(OP, "head_dim", 1, dims.head_dim)?;
+        let width = checks::heads(OP, dims.heads, dims.head_dim)?;
         let seen = dims.past.saturating_add(dims.tokens);
         ShapeError::at_least(OP, "capacity (past+tokens)", seen, dims.capacity)?;
-        let width = size([dims.heads, dims.head_dim]);
         let rows = size([dims.batch, dims.tokens]);
         let weights = head_params(OP, dims.heads, width, params, slots)?;
         let qkv = qkv.head_mut(OP, "qkv (b*tokens*3*h*d)", size([rows, 3, width]))?;

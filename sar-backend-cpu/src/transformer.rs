@@ -215,9 +215,10 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
     ) -> Result<(), CpuError> {
         const OP: &str = "attention";
         let AttentionDims { batch, heads, head_dim, .. } = dims;
+        let width = checks::heads(OP, heads, head_dim)?;
         let rows = size([batch, dims.schedule.tokens(), heads]);
         let len = size([rows, head_dim]);
-        let params = head_params(OP, heads, size([heads, head_dim]), params, slots)?;
+        let params = head_params(OP, heads, width, params, slots)?;
         let qkv = qkv.head_mut(OP, "qkv (batch*tokens*3*heads*head_dim)", size([3, len]))?;
         let norms =
             inverse_norms.head_mut(OP, "inverse_norms (batch*tokens*2*heads)", size([2, rows]))?;
@@ -242,8 +243,9 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
     ) -> Result<(), CpuError> {
         const OP: &str = "attention_backward";
         let AttentionDims { batch, heads, head_dim, .. } = dims;
+        let width = checks::heads(OP, heads, head_dim)?;
         let rows = size([batch, dims.schedule.tokens(), heads]);
-        let (len, width) = (size([rows, head_dim]), size([heads, head_dim]));
+        let len = size([rows, head_dim]);
         let saved = attention::Saved {
             d_out: d_out.head(OP, "d_out (batch*tokens*heads*head_dim)", len)?,
             out: out.head(OP, "out (batch*tokens*heads*head_dim)", len)?,

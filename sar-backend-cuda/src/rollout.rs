@@ -152,11 +152,9 @@ impl<S: Storage, D: Device> RolloutOps for CudaBackend<S, D> {
         out: &mut Buffer<S, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "cached_attention";
-        ShapeError::at_least(OP, "heads", 1, dims.heads)?;
-        ShapeError::at_least(OP, "head_dim", 1, dims.head_dim)?;
+        let width = checks::heads(OP, dims.heads, dims.head_dim)?;
         let seen = dims.past.saturating_add(dims.tokens);
         ShapeError::at_least(OP, "capacity (past+tokens)", seen, dims.capacity)?;
-        let width = size([dims.heads, dims.head_dim]);
         let rows = size([dims.batch, dims.tokens]);
         let weights = head_params(OP, dims.heads, width, params, slots)?;
         let qkv = qkv.head_mut(OP, "qkv (b*tokens*3*h*d)", size([rows, 3, width]))?;

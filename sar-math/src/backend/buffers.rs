@@ -16,14 +16,14 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// One past the last element.
+    /// One past the last element; `usize::MAX`, where no buffer ends, if that is beyond it.
     pub const fn end(self) -> usize {
-        self.offset + self.len
+        self.offset.saturating_add(self.len)
     }
 
     /// The elements as a range.
     pub const fn range(self) -> core::ops::Range<usize> {
-        self.offset..self.offset + self.len
+        self.offset..self.end()
     }
 }
 

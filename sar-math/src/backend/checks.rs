@@ -63,6 +63,16 @@ pub fn embedding(op: &'static str, dims: &EmbeddingDims) -> Result<usize, ShapeE
     Ok(dims.span.len() - dims.class_tokens())
 }
 
+/// Checks the heads of attention; returns their width together.
+///
+/// # Errors
+/// No heads, or heads of nothing.
+pub fn heads(op: &'static str, heads: usize, head_dim: usize) -> Result<usize, ShapeError> {
+    ShapeError::at_least(op, "heads", 1, heads)?;
+    ShapeError::at_least(op, "head_dim", 1, head_dim)?;
+    Ok(size([heads, head_dim]))
+}
+
 /// Number of logits of a loss.
 ///
 /// # Errors
@@ -192,6 +202,14 @@ mod tests {
     }
 
     #[test]
+    fn attention_has_heads_of_something() {
+        assert_eq!(heads("op", 3, 4), Ok(12));
+        assert_eq!(heads("op", usize::MAX, 4), Ok(usize::MAX));
+        assert_eq!(heads("op", 0, 4).map_err(named), Err(("op", "heads")));
+        assert_eq!(heads("op", 3, 0).map_err(named), Err(("op", "head_dim")));
+    }
+
+    #[test]
     fn scales_are_a_range_of_the_schedule() {
         let Ok(schedule) = "1_2_3".parse::<ScaleSchedule>() else { unreachable!() };
         assert_eq!(scales("op", &schedule, &(1..3)), Ok(()));
@@ -216,6 +234,8 @@ mod tests {
         let fails = |dims| conv("op", dims).map_err(named);
         assert_eq!(fails(ConvDims { stride: 0, ..dims }), Err(("op", "stride")));
         assert_eq!(fails(ConvDims { kernel: 0, ..dims }), Err(("op", "kernel")));
+        let endless = ConvDims { pad_after: usize::MAX, kernel: 1, stride: 1, ..dims };
+        assert_eq!(conv("op", endless).map(|[_, y, _]| y), Ok(usize::MAX));
         let wide = ConvDims { kernel: 6, ..dims };
         assert_eq!(fails(wide), Err(("op", "height with padding (kernel)")));
         let map = MapDims { batch: 2, channels: 6, height: 1, width: 1 };

@@ -28,13 +28,19 @@ pub struct ConvDims {
 }
 
 impl ConvDims {
-    /// Rows and columns of y.
+    /// Rows and columns of y; none where the kernel is larger than the padded map or there is no stride,
+    /// which `checks::conv` tells apart.
     pub const fn output(self) -> (usize, usize) {
-        let pad = self.pad_before + self.pad_after;
-        (
-            (self.height + pad - self.kernel) / self.stride + 1,
-            (self.width + pad - self.kernel) / self.stride + 1,
-        )
+        (self.along(self.height), self.along(self.width))
+    }
+
+    /// Outputs along a side of so many elements.
+    const fn along(self, side: usize) -> usize {
+        let padded = side.saturating_add(self.pad_before).saturating_add(self.pad_after);
+        match padded.checked_sub(self.kernel) {
+            Some(room) if self.stride > 0 => (room / self.stride).saturating_add(1),
+            _ => 0,
+        }
     }
 }
 

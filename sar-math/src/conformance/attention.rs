@@ -3,10 +3,15 @@
 use super::case::{Case, Numbers, mid_schedule, storable};
 use super::math::{dot, exp, log_sum_exp, norm};
 use super::rig::{Layout, Rig};
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::subject::{
+    Expected, Outputs, Subject, Variable, Verifier, refused, repeatable, shape_error,
+};
 use super::verdict::{Mismatch, Report};
 use crate::ScaleSchedule;
-use crate::backend::{AttentionDims, AttentionSlots, NORMALIZE_EPS, SCALE_MUL_MAX, TransformerOps};
+use crate::backend::{
+    AttentionDims, AttentionSlots, Buffers, NORMALIZE_EPS, SCALE_MUL_MAX, Slot, TransformerOps,
+};
+use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -247,6 +252,29 @@ fn draw_dims(n: &mut Numbers, schedule: ScaleSchedule) -> AttentionDims {
     AttentionDims { batch, heads, head_dim, schedule }
 }
 
+/// Heads of nothing, or none: dimensions that divide nothing.
+fn without_heads<B: TransformerOps>(
+    backend: &B,
+    heads: usize,
+    head_dim: usize,
+) -> Result<[Result<(), B::Error>; 2], B::Error> {
+    let schedule = ScaleSchedule::from_sides(&[1, 2]).expect("growing sides");
+    let dims = AttentionDims { batch: 1, heads, head_dim, schedule };
+    let slot = |len| Slot { offset: 0, len };
+    let (q_bias, scale_mul) = (slot(heads * head_dim), slot(heads));
+    let slots = AttentionSlots { q_bias, v_bias: q_bias, scale_mul };
+    let [mut qkv, mut out] = [backend.activation(64)?, backend.activation(64)?];
+    let [mut norms, mut lse, mut grads] =
+        [backend.accum(64)?, backend.accum(64)?, backend.accum(64)?];
+    let (params, mut dqkv) = (Buffers::params(backend, 64)?, backend.activation(64)?);
+    let forward = backend.attention(dims, &mut qkv, &params, slots, &mut norms, &mut lse, &mut out);
+    let d_out = backend.activation(64)?;
+    let backward = backend.attention_backward(
+        dims, &d_out, &out, &qkv, &norms, &lse, &params, slots, &mut dqkv, &mut grads,
+    );
+    Ok([forward, backward])
+}
+
 /// Checks `attention` and `attention_backward`: schedules of one scale and more, square and not;
 /// `scale_mul` below, near, at and above its ceiling; zero vectors; equal keys.
 ///
@@ -283,6 +311,13 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
         let mut ceiling = Operands::draw(&mut n, dims, &[SCALE_MUL_MAX]);
         ceiling.differentiable = false;
         verifier.verify(&ceiling)?;
+    }
+    for (heads, head_dim) in [(0, 3), (2, 0)] {
+        let found =
+            without_heads(backend, heads, head_dim).map_err(|e| refused("attention", &e))?;
+        for (op, outcome) in [&["attention"], &["attention_backward"]].into_iter().zip(found) {
+            shape_error(op, &format!("{heads} heads of {head_dim}"), outcome)?;
+        }
     }
     Ok(verifier.report())
 }

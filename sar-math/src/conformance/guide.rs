@@ -65,8 +65,11 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
             verifier.verify(&Operands::draw(&mut n, len, t))?;
         }
     }
-    let short = || backend.guide(2, 1.0, &mut backend.activation(3)?);
-    shape_error(&["guide"], "no room for an unconditional twin", short())?;
+    // Twice the second length is beyond what can be counted.
+    for len in [2, usize::MAX / 2 + 1] {
+        let short = || backend.guide(len, 1.0, &mut backend.activation(3)?);
+        shape_error(&["guide"], "no room for an unconditional twin", short())?;
+    }
     Ok(verifier.report())
 }
 

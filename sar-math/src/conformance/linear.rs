@@ -3,9 +3,9 @@
 use super::case::{Case, Numbers};
 use super::math::dot;
 use super::rig::{Layout, Rig};
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable, shape_error};
 use super::verdict::{Mismatch, Report};
-use crate::backend::{Linear, LinearDims, TransformerOps};
+use crate::backend::{Buffers, Linear, LinearDims, Slot, TransformerOps};
 use alloc::vec::Vec;
 
 #[derive(Clone)]
@@ -127,6 +127,14 @@ impl<B: TransformerOps> Subject<B> for Operands {
     }
 }
 
+/// A weight whose slot ends beyond what can be counted.
+fn past_the_end<B: TransformerOps>(backend: &B) -> Result<(), B::Error> {
+    let dims = LinearDims { rows: 1, inputs: 2, outputs: 2 };
+    let layer = Linear { weight: Slot { offset: usize::MAX - 1, len: 4 }, bias: None };
+    let (x, mut y) = (backend.activation(2)?, backend.activation(2)?);
+    backend.linear(dims, &x, &Buffers::params(backend, 4)?, layer, &mut y)
+}
+
 /// Checks `linear` and its two backwards, with and without bias, with and without `dx`.
 ///
 /// # Errors
@@ -141,6 +149,7 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
     }
     let single = LinearDims { rows: 1, inputs: 1, outputs: 1 };
     verifier.verify(&Operands::draw(&mut n, single, true, true))?;
+    shape_error(&["linear"], "a weight past the end of the parameters", past_the_end(backend))?;
     Ok(verifier.report())
 }
 
