@@ -69,13 +69,14 @@ fn teacher(
     logits: &Vec<f64>,
     codes: &Vec<u32>,
 ) -> (Vec<f64>, ScaleReport) {
-    let mut loss = TeacherForcing::new(&Toy, batch.samples * whole.tokens()).unwrap();
+    let mut loss = TeacherForcing::new(&Toy, batch.samples * whole.tokens(), 1).unwrap();
     let pass = Pass::teacher(whole);
     let asked = Supervision::teacher(batch, &pass);
     loss.forward(&Toy, &asked, 0..batch.samples, logits, codes).unwrap();
     let mut gradient = logits.clone();
     loss.backward(&Toy, &asked, 0..batch.samples, &mut gradient, codes).unwrap();
-    (gradient, loss.report(&Toy, &asked).unwrap())
+    loss.keep(&Toy, &asked, 0).unwrap();
+    (gradient, loss.report(&Toy, &asked, 0).unwrap())
 }
 
 fn student(
@@ -86,12 +87,13 @@ fn student(
     targets: StudentTargets<'_, Toy>,
 ) -> (Vec<f64>, ScaleReport, Supervision) {
     let whole = WHOLE.parse().unwrap();
-    let mut loss = StudentForcing::new(&Toy, batch.samples * pass.schedule.tokens()).unwrap();
+    let mut loss = StudentForcing::new(&Toy, batch.samples * pass.schedule.tokens(), 1).unwrap();
     let asked = Supervision::student(batch, pass, &whole, sigma);
     loss.forward(&Toy, &asked, 0..batch.samples, logits, targets).unwrap();
     let mut gradient = logits.clone();
     loss.backward(&Toy, &asked, 0..batch.samples, &mut gradient, targets).unwrap();
-    (gradient, loss.report(&Toy, &asked).unwrap(), asked)
+    loss.keep(&Toy, &asked, 0).unwrap();
+    (gradient, loss.report(&Toy, &asked, 0).unwrap(), asked)
 }
 
 proptest! {
@@ -153,14 +155,15 @@ proptest! {
         let logits = normals(4 * row, seed);
         let (want, report) = teacher(batch, &whole, &logits, &codes);
         let asked = Supervision::teacher(batch, &Pass::teacher(&whole));
-        let mut loss = TeacherForcing::new(&Toy, 4 * whole.tokens()).unwrap();
+        let mut loss = TeacherForcing::new(&Toy, 4 * whole.tokens(), 1).unwrap();
         for samples in [0..1, 1..4] {
             let mut part = logits[samples.start * row..samples.end * row].to_vec();
             loss.forward(&Toy, &asked, samples.clone(), &part, &codes).unwrap();
             loss.backward(&Toy, &asked, samples.clone(), &mut part, &codes).unwrap();
             prop_assert_eq!(&part, &want[samples.start * row..samples.end * row]);
         }
-        prop_assert_eq!(loss.report(&Toy, &asked).unwrap(), report);
+        loss.keep(&Toy, &asked, 0).unwrap();
+        prop_assert_eq!(loss.report(&Toy, &asked, 0).unwrap(), report);
 
         let pass = student_pass(&whole, extent);
         let (of_teacher, row) = (normals(4 * row, seed ^ 1), pass.schedule.tokens() * VOCAB);
@@ -170,7 +173,7 @@ proptest! {
             false => StudentTargets::Hard(&codes),
         };
         let (want, report, asked) = student(batch, &pass, 0.3, &logits, targets);
-        let mut loss = StudentForcing::new(&Toy, 4 * pass.schedule.tokens()).unwrap();
+        let mut loss = StudentForcing::new(&Toy, 4 * pass.schedule.tokens(), 1).unwrap();
         for samples in [0..3, 3..4] {
             let range = |row: usize| samples.start * row..samples.end * row;
             let mut part = logits[range(row)].to_vec();
@@ -184,7 +187,8 @@ proptest! {
             loss.backward(&Toy, &asked, samples.clone(), &mut part, targets).unwrap();
             prop_assert_eq!(&part, &want[range(row)]);
         }
-        prop_assert_eq!(loss.report(&Toy, &asked).unwrap(), report);
+        loss.keep(&Toy, &asked, 0).unwrap();
+        prop_assert_eq!(loss.report(&Toy, &asked, 0).unwrap(), report);
     }
 
     #[test]
@@ -194,13 +198,22 @@ proptest! {
         let (logits, codes) = (normals(rows * VOCAB, seed), ids(rows, seed));
         let (all, report) = teacher(batch(3, 3, 0.0), &whole, &logits, &codes);
         let (mut parts, mut merged) = (vec![], ScaleReport::default());
-        for (from, to) in [(0, 2), (2, 3)] {
-            let part = logits[from * row..to * row].to_vec();
+        let mut loss = TeacherForcing::new(&Toy, 2 * whole.tokens(), 2).unwrap();
+        let micro_batches = [(0, 2), (2, 3)].map(|(from, to)| {
+            (from, to, Supervision::teacher(batch(to - from, 3, 0.0), &Pass::teacher(&whole)))
+        });
+        for (n, (from, to, asked)) in micro_batches.iter().enumerate() {
+            let mut part = logits[from * row..to * row].to_vec();
             let codes = codes[from * whole.tokens()..to * whole.tokens()].to_vec();
-            let (gradient, report) = teacher(batch(to - from, 3, 0.0), &whole, &part, &codes);
-            parts.extend(gradient);
-            merged.merge(&report);
+            loss.forward(&Toy, asked, 0..to - from, &part, &codes).unwrap();
+            loss.backward(&Toy, asked, 0..to - from, &mut part, &codes).unwrap();
+            loss.keep(&Toy, asked, n).unwrap();
+            parts.extend(part);
         }
+        for (n, (_, _, asked)) in micro_batches.iter().enumerate() {
+            merged.merge(&loss.report(&Toy, asked, n).unwrap());
+        }
+        prop_assert!(loss.keep(&Toy, &micro_batches[0].2, 2).is_err());
         assert_near(&parts, &all, TOLERANCE);
         prop_assert_eq!(merged.tokens, report.tokens);
         assert_near(&merged.loss, &report.loss, TOLERANCE);
@@ -247,7 +260,7 @@ fn a_staggered_pass_reads_the_last_columns_of_its_targets() {
 #[test]
 fn bad_operands_are_errors() {
     let whole: ScaleSchedule = WHOLE.parse().unwrap();
-    let mut loss = TeacherForcing::new(&Toy, whole.tokens()).unwrap();
+    let mut loss = TeacherForcing::new(&Toy, whole.tokens(), 1).unwrap();
     let (logits, codes) = (normals(whole.tokens() * VOCAB, 1), ids(whole.tokens(), 1));
     let pass = Pass::teacher(&whole);
     let asked = Supervision::teacher(batch(1, 1, 0.0), &pass);

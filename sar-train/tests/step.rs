@@ -72,6 +72,7 @@ impl World {
         let (b, g) = (&self.backend, &self.generator);
         let batch = parts.iter().map(|(from, to)| to - from).max().unwrap();
         let tokens = self.schedule.tokens();
+        let settings = &StepSettings { accumulate: parts.len(), ..*settings };
         let needs = settings.needs();
         let mut memory = StepMemory::new(b, g, batch, &self.schedule, tokens, needs).unwrap();
         let target = settings.sar.map_or(StudentTarget::TeacherHard, |s| s.target);
@@ -88,7 +89,6 @@ impl World {
                 labels: &self.labels[from..to],
                 plan: &plan,
                 pass: pass as u64,
-                accumulate: parts.len(),
             };
             memory.accumulate(b, settings, &input).unwrap();
         }
@@ -106,6 +106,7 @@ fn plain(method: Method, sar: Option<SarSettings>) -> StepSettings {
         smoothing: 0.0,
         recompute: Recompute::default(),
         head_tokens: usize::MAX,
+        accumulate: 1,
         seed: 5,
     }
 }
@@ -167,10 +168,11 @@ fn total(
     let all = 0..batch;
     let whole = std::slice::from_ref(&all);
     g.head(b, &params, tokens, trace.output(), whole, &mut head).unwrap();
-    let mut teacher = TeacherForcing::new(b, batch * tokens).unwrap();
+    let mut teacher = TeacherForcing::new(b, batch * tokens, 1).unwrap();
     let done = Supervision::teacher(of, &plan.first);
     teacher.forward(b, &done, all.clone(), &head.logits, &truth).unwrap();
-    let loss_tf = teacher.report(b, &done).unwrap().mean_loss();
+    teacher.keep(b, &done, 0).unwrap();
+    let loss_tf = teacher.report(b, &done, 0).unwrap().mean_loss();
     let mut own = b.ids(batch * tokens).unwrap();
     let choose = ChooseDims {
         batch,
@@ -194,11 +196,12 @@ fn total(
         StudentTarget::TeacherSoft => StudentTargets::Soft(&used.soft),
         StudentTarget::GroundTruth => StudentTargets::Hard(&used.truth),
     };
-    let mut student = StudentForcing::new(b, batch * tokens).unwrap();
+    let mut student = StudentForcing::new(b, batch * tokens, 1).unwrap();
     g.head(b, &params, second.schedule.tokens(), trace.output(), whole, &mut head).unwrap();
     let done = Supervision::student(of, &second, &schedule, SIGMA);
     student.forward(b, &done, all.clone(), &head.logits, targets).unwrap();
-    let loss_csf = student.report(b, &done).unwrap().mean_loss();
+    student.keep(b, &done, 0).unwrap();
+    let loss_csf = student.report(b, &done, 0).unwrap().mean_loss();
     (loss_tf + SIGMA * loss_csf, made)
 }
 

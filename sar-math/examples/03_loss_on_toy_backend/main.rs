@@ -32,8 +32,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let predicted: Vec<u32> =
         teacher_logits.chunks_exact(batch.vocab).map(|l| argmax(l) as u32).collect();
 
-    let mut tf = TeacherForcing::new(&Toy, rows)?;
-    let mut csf = StudentForcing::new(&Toy, rows)?;
+    let mut tf = TeacherForcing::new(&Toy, rows, 1)?;
+    let mut csf = StudentForcing::new(&Toy, rows, 1)?;
     let teacher = Supervision::teacher(batch, &plan.first);
     let pulled = Supervision::student(batch, &student, &whole, sigma);
     let targets = StudentTargets::Hard(&predicted);
@@ -46,7 +46,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     csf.backward(&Toy, &pulled, all.clone(), &mut student_logits, targets)?;
     tf.backward(&Toy, &teacher, all, &mut teacher_logits, &codes)?;
 
-    let (tf, csf) = (tf.report(&Toy, &teacher)?, csf.report(&Toy, &pulled)?);
+    // The sums of this micro-batch, the only one of the step.
+    tf.keep(&Toy, &teacher, 0)?;
+    csf.keep(&Toy, &pulled, 0)?;
+    let (tf, csf) = (tf.report(&Toy, &teacher, 0)?, csf.report(&Toy, &pulled, 0)?);
     println!("L = L_TF + σ·L_CSF = {:.4} + {:.4}", tf.total, csf.total);
     for i in 0..whole.len() {
         println!(

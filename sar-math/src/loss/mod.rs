@@ -8,8 +8,9 @@
 //!   cross-entropy against what the teacher pass predicted, hard or soft.
 //!
 //! Both work alike: a [`Supervision`] says how much every scale counts; `forward` fills per-token
-//! losses on the device; `backward` turns the logits into their gradient in place; `report` brings
-//! the sums per scale to the host, the only point that waits. Nothing allocates after `new`.
+//! losses on the device; `backward` turns the logits into their gradient in place; `keep` sums the
+//! losses of every scale there, micro-batch by micro-batch; `report` brings such sums to the host, the
+//! only point that waits. Nothing allocates after `new`.
 //!
 //! Logits come some samples at a time, so that those of a whole batch are never needed at once:
 //! `forward` and `backward` take the range of samples that the logits are of, `report` speaks of all.

@@ -63,29 +63,46 @@ impl ScaleReport {
     }
 }
 
-/// Per-token results on the device, and room for their sums per scale.
+/// Per-token results on the device, and room for the sums per scale of every micro-batch of a step.
 pub(super) struct Recorder<B: LossOps> {
     pub(super) tokens: TokenLoss<B>,
     sums: B::Accum,
 }
 
+/// Sums of a micro-batch: the losses of all scales, then the hits.
+const SUMS: usize = 2 * MAX_SCALES;
+
 impl<B: LossOps> Recorder<B> {
-    pub(super) fn new(backend: &B, rows: usize) -> Result<Self, B::Error> {
-        Ok(Self { tokens: TokenLoss::new(backend, rows)?, sums: backend.accum(2 * MAX_SCALES)? })
+    pub(super) fn new(backend: &B, rows: usize, parts: usize) -> Result<Self, B::Error> {
+        let sums = backend.accum(SUMS.saturating_mul(parts))?;
+        Ok(Self { tokens: TokenLoss::new(backend, rows)?, sums })
     }
 
-    /// Sums per scale on the device, one download.
-    pub(super) fn report(
+    /// Sums per scale, kept on the device as those of micro-batch `part`.
+    pub(super) fn keep(
         &mut self,
         backend: &B,
         supervision: &Supervision,
-    ) -> Result<ScaleReport, B::Error> {
-        let dims = &supervision.dims;
-        for (values, offset) in [(&self.tokens.loss_bl, 0), (&self.tokens.hits_bl, MAX_SCALES)] {
+        part: usize,
+    ) -> Result<(), B::Error> {
+        let (dims, start) = (&supervision.dims, SUMS.saturating_mul(part));
+        for (values, at) in [(&self.tokens.loss_bl, 0), (&self.tokens.hits_bl, MAX_SCALES)] {
+            let offset = start.saturating_add(at);
             backend.scale_sums(dims.batch, &dims.schedule, values, &mut self.sums, offset)?;
         }
-        let mut sums = [B::Host::default(); 2 * MAX_SCALES];
-        backend.download_accum(&self.sums, 0, &mut sums)?;
+        Ok(())
+    }
+
+    /// What was kept of micro-batch `part`, one download.
+    pub(super) fn kept(
+        &self,
+        backend: &B,
+        supervision: &Supervision,
+        part: usize,
+    ) -> Result<ScaleReport, B::Error> {
+        let dims = &supervision.dims;
+        let mut sums = [B::Host::default(); SUMS];
+        backend.download_accum(&self.sums, SUMS.saturating_mul(part), &mut sums)?;
         let mut report = ScaleReport::default();
         for i in 0..dims.schedule.len() {
             let tokens = dims.batch * dims.schedule.range(i).len();

@@ -31,12 +31,13 @@ pub struct StudentForcing<B: LossOps> {
 }
 
 impl<B: LossOps> StudentForcing<B> {
-    /// Room for `rows` = samples·tokens of the largest batch and the longest schedule.
+    /// Room for `rows` = samples·tokens of the largest micro-batch and the longest schedule, and for
+    /// the sums of `parts` micro-batches of a step.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new(backend: &B, rows: usize) -> Result<Self, B::Error> {
-        Ok(Self { recorder: Recorder::new(backend, rows)? })
+    pub fn new(backend: &B, rows: usize, parts: usize) -> Result<Self, B::Error> {
+        Ok(Self { recorder: Recorder::new(backend, rows, parts)? })
     }
 
     /// Per-token losses of the student's logits `[n, l, v]` of n `samples`, kept for what follows.
@@ -87,17 +88,32 @@ impl<B: LossOps> StudentForcing<B> {
         }
     }
 
-    /// Loss and accuracy of each scale, once `forward` has seen every sample. Waits for the device.
+    /// Keeps loss and accuracy of each scale, once `forward` has seen every sample, as those of
+    /// micro-batch `part`, from 0. Does not wait for the device.
+    ///
+    /// # Errors
+    /// Shape, where there is no room for that many micro-batches.
+    pub fn keep(
+        &mut self,
+        backend: &B,
+        supervision: &Supervision,
+        part: usize,
+    ) -> Result<(), B::Error> {
+        self.recorder.keep(backend, supervision, part)
+    }
+
+    /// What was kept of micro-batch `part` under the same supervision. Waits for the device.
     ///
     /// Accuracy against a soft target: the largest logit is where the teacher's is.
     ///
     /// # Errors
-    /// A device fault of earlier work.
+    /// A device fault of earlier work; as [`StudentForcing::keep`].
     pub fn report(
-        &mut self,
+        &self,
         backend: &B,
         supervision: &Supervision,
+        part: usize,
     ) -> Result<ScaleReport, B::Error> {
-        self.recorder.report(backend, supervision)
+        self.recorder.kept(backend, supervision, part)
     }
 }

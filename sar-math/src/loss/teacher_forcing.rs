@@ -14,12 +14,13 @@ pub struct TeacherForcing<B: LossOps> {
 }
 
 impl<B: LossOps> TeacherForcing<B> {
-    /// Room for `rows` = samples·tokens of the largest batch and the longest schedule.
+    /// Room for `rows` = samples·tokens of the largest micro-batch and the longest schedule, and for
+    /// the sums of `parts` micro-batches of a step.
     ///
     /// # Errors
     /// Out of memory.
-    pub fn new(backend: &B, rows: usize) -> Result<Self, B::Error> {
-        Ok(Self { recorder: Recorder::new(backend, rows)? })
+    pub fn new(backend: &B, rows: usize, parts: usize) -> Result<Self, B::Error> {
+        Ok(Self { recorder: Recorder::new(backend, rows, parts)? })
     }
 
     /// Per-token losses of the logits `[n, T, v]` of n `samples` against `targets[b, T]` of all, kept
@@ -56,15 +57,30 @@ impl<B: LossOps> TeacherForcing<B> {
         backend.cross_entropy_backward(&dims, logits_to_dlogits, targets_bl, saved)
     }
 
-    /// Loss and accuracy of each scale, once `forward` has seen every sample. Waits for the device.
+    /// Keeps loss and accuracy of each scale, once `forward` has seen every sample, as those of
+    /// micro-batch `part`, from 0. Does not wait for the device.
     ///
     /// # Errors
-    /// A device fault of earlier work.
-    pub fn report(
+    /// Shape, where there is no room for that many micro-batches.
+    pub fn keep(
         &mut self,
         backend: &B,
         supervision: &Supervision,
+        part: usize,
+    ) -> Result<(), B::Error> {
+        self.recorder.keep(backend, supervision, part)
+    }
+
+    /// What was kept of micro-batch `part` under the same supervision. Waits for the device.
+    ///
+    /// # Errors
+    /// A device fault of earlier work; as [`TeacherForcing::keep`].
+    pub fn report(
+        &self,
+        backend: &B,
+        supervision: &Supervision,
+        part: usize,
     ) -> Result<ScaleReport, B::Error> {
-        self.recorder.report(backend, supervision)
+        self.recorder.kept(backend, supervision, part)
     }
 }

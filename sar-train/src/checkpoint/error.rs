@@ -78,7 +78,7 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
         /// Its format.
-        found: u32,
+        found: u64,
         /// The program that wrote it.
         program: String,
     },

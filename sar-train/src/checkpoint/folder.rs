@@ -2,7 +2,7 @@
 
 use super::storage::{Sum, sum_of, sync_folder, write_synced};
 use super::weights::{check_length, load_sets, write_tensors};
-use super::{CheckpointError, Disk, FORMAT, Header, Kind, Storage, load_weights};
+use super::{CheckpointError, Disk, FORMAT, Header, Kind, Storage, check_format, load_weights};
 use crate::params::Layout;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -143,7 +143,13 @@ impl Checkpoints {
             };
             return Err(CheckpointError::write(folder, source, &kept));
         }
-        self.remove_old().map_err(|e| CheckpointError::write(&self.folder, e, "the new one is"))?;
+        self.remove_old().map_err(|e| {
+            CheckpointError::write(
+                &self.folder,
+                e,
+                "the new one is there, earlier ones could not be removed",
+            )
+        })?;
         Ok(folder)
     }
 
@@ -300,11 +306,7 @@ fn read_record(folder: &Path) -> Result<Record, CheckpointError> {
         reason: format!("cannot be read: {e}"),
     };
     let value: serde_json::Value = serde_json::from_str(&text).map_err(bad)?;
-    let found = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0) as u32;
-    if found > FORMAT {
-        let program = value.get("program").and_then(|p| p.as_str()).unwrap_or("?").to_owned();
-        return Err(CheckpointError::Newer { path, found, program });
-    }
+    check_format(&path, &value)?;
     serde_json::from_value(value).map_err(bad)
 }
 

@@ -24,6 +24,7 @@ pub use weights::{Weights, arrange, load_weights, read_header, read_shapes, save
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::Path;
 
 /// Format version written and the newest that can be read.
 pub const FORMAT: u32 = 1;
@@ -63,6 +64,16 @@ pub struct Header {
     pub program: String,
     /// The model's configuration, so that it can be rebuilt from the file alone.
     pub config: serde_json::Value,
+}
+
+/// Refuses what a newer program wrote, before its fields are looked at: they may be others.
+fn check_format(path: &Path, record: &serde_json::Value) -> Result<(), CheckpointError> {
+    let found = record.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    if found <= u64::from(FORMAT) {
+        return Ok(());
+    }
+    let program = record.get("program").and_then(|p| p.as_str()).unwrap_or("?").to_owned();
+    Err(CheckpointError::Newer { path: path.to_owned(), found, program })
 }
 
 impl Header {

@@ -1,7 +1,7 @@
 //! One safetensors file of named tensors.
 
 use super::storage::{Sum, Summing, write_whole};
-use super::{CheckpointError, FORMAT, Facts, Header, Kind, RawTensor, Sink, Storage};
+use super::{CheckpointError, Facts, Header, Kind, RawTensor, Sink, Storage, check_format};
 use crate::params::Layout;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::BTreeMap;
@@ -207,12 +207,7 @@ impl<'a> File<'a> {
             reason: format!("its `sar` header cannot be read: {e}"),
         };
         let value: serde_json::Value = serde_json::from_str(text).map_err(state)?;
-        // A newer format may have other fields: look at the version before anything else.
-        let found = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0) as u32;
-        if found > FORMAT {
-            let program = value.get("program").and_then(|p| p.as_str()).unwrap_or("?").to_owned();
-            return Err(CheckpointError::Newer { path, found, program });
-        }
+        check_format(&path, &value)?;
         let header: Header = serde_json::from_value(value).map_err(state)?;
         match kind {
             Some(expected) if header.kind != expected => {

@@ -1,7 +1,10 @@
 //! How a generator is measured.
 
-use super::{ConfigError, require};
+use super::{ConfigError, MOST_IMAGES, require};
 use serde::{Deserialize, Serialize};
+
+/// Sampling seeds, at most: a spread of more is a mistyped number.
+const MOST_SEEDS: u64 = 1000;
 
 /// Section `[eval]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,8 +41,10 @@ impl EvalConfig {
         let usable =
             !self.guidance.is_empty() && self.guidance.iter().all(|g| g.is_finite() && *g >= -1.0);
         require(usable, "eval.guidance", found, "a list of numbers of at least -1")?;
-        require(self.samples >= 2, "eval.samples", self.samples, "at least 2")?;
-        require(self.seeds >= 1, "eval.seeds", self.seeds, "at least 1")?;
+        let samples = (2..=MOST_IMAGES).contains(&self.samples);
+        require(samples, "eval.samples", self.samples, &format!("2 to {MOST_IMAGES}"))?;
+        let seeds = (1..=MOST_SEEDS).contains(&self.seeds);
+        require(seeds, "eval.seeds", self.seeds, &format!("1 to {MOST_SEEDS}"))?;
         let steps = self.classifier_steps;
         require(steps >= 1, "eval.classifier_steps", steps, "at least 1")
     }

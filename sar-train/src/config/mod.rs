@@ -10,6 +10,7 @@ mod overrides;
 mod sample;
 mod sar;
 mod text;
+mod tokenizer_train;
 mod train;
 
 pub use error::ConfigError;
@@ -17,13 +18,16 @@ pub use eval::EvalConfig;
 pub use generator::GeneratorSection;
 pub use sample::{Ramp, SampleConfig};
 pub use sar::{Decode, Preset, SarConfig};
+pub use tokenizer_train::TokenizerTrainConfig;
 pub use train::{Mode, TrainConfig};
 
 use crate::data::DataConfig;
 use crate::model::tokenizer::TokenizerConfig;
-use crate::train::tokenizer::TokenizerTrainConfig;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+
+/// Images of a batch or of a sampling, at most: products with it stay far below what can be counted.
+const MOST_IMAGES: usize = 1 << 24;
 
 /// Everything that decides what a run does.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -106,13 +110,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Value`] naming the first key at fault.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let of_tokenizer = |(key, found, expected): (&str, String, &str)| ConfigError::Value {
-            place: String::new(),
-            key: format!("tokenizer_train.{key}"),
-            found,
-            expected: expected.to_owned(),
-        };
-        self.tokenizer_train.validate().map_err(of_tokenizer)?;
+        self.tokenizer_train.validate()?;
         self.generator.validate()?;
         self.train.validate()?;
         self.sar.validate()?;

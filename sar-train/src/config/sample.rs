@@ -1,6 +1,6 @@
 //! How images are sampled.
 
-use super::{ConfigError, require, text};
+use super::{ConfigError, MOST_IMAGES, require, text};
 use sar_math::ScaleSchedule;
 use sar_math::guidance::Guidance;
 use serde::{Deserialize, Serialize};
@@ -95,7 +95,8 @@ impl SampleConfig {
         require(guidance, "sample.guidance", self.guidance, "a number of at least -1")?;
         let top_p = (0.0..=1.0).contains(&self.top_p);
         require(top_p, "sample.top_p", self.top_p, "between 0 and 1")?;
-        require(self.count >= 1, "sample.count", self.count, "at least 1")?;
+        let count = (1..=MOST_IMAGES).contains(&self.count);
+        require(count, "sample.count", self.count, &format!("1 to {MOST_IMAGES}"))?;
         let most = 1 << 16;
         let batch = (1..=most).contains(&self.batch);
         require(batch, "sample.batch", self.batch, &format!("1 to {most}"))

@@ -1,6 +1,6 @@
 //! How a generator is trained.
 
-use super::{ConfigError, SarConfig, require, text};
+use super::{ConfigError, MOST_IMAGES, SarConfig, require, text};
 use crate::model::generator::Recompute;
 use sar_math::anneal::{Anneal, Shape};
 use sar_math::rollout::Method;
@@ -217,9 +217,9 @@ impl TrainConfig {
     /// [`ConfigError::Value`] naming the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         require(self.steps >= 1, "train.steps", self.steps, "at least 1")?;
-        let most = 1 << 24;
         for (key, value) in [("train.batch", self.batch), ("train.accumulate", self.accumulate)] {
-            require((1..=most).contains(&value), key, value, &format!("1 to {most}"))?;
+            let held = (1..=MOST_IMAGES).contains(&value);
+            require(held, key, value, &format!("1 to {MOST_IMAGES}"))?;
         }
         require(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")?;
         require(self.head_tokens >= 1, "train.head_tokens", self.head_tokens, "at least 1")?;

@@ -82,6 +82,9 @@ impl<B: Backend> Trainer<'_, B> {
             self.generator.head(b, &self.params, tokens, normed, &part, head)?;
             m.teacher_loss.forward(b, &supervised, samples, &head.logits, &m.truth)?;
         }
-        m.teacher_loss.report(b, &supervised)
+        // After those of a step, which can still be asked for.
+        let part = self.settings.accumulate;
+        m.teacher_loss.keep(b, &supervised, part)?;
+        m.teacher_loss.report(b, &supervised, part)
     }
 }

@@ -16,6 +16,8 @@ pub struct Needs {
     pub soft: bool,
     /// Generation scale by scale (student, hybrid, interleaved forcing).
     pub sampler: bool,
+    /// Forward passes that make one optimiser step.
+    pub accumulate: usize,
     /// What the backward computes again.
     pub recompute: Recompute,
     /// Tokens whose logits there is room for, but for those of one image, which always fit.
@@ -90,8 +92,10 @@ pub struct StepMemory<B: Backend> {
     pub(crate) given: Given<B>,
     pub(crate) teacher_loss: TeacherForcing<B>,
     pub(crate) student_loss: StudentForcing<B>,
-    /// What the losses of the last forward passes were asked for: teacher's, student's.
-    pub(crate) supervised: (Option<Supervision>, Option<Supervision>),
+    /// What the losses of each micro-batch of the step were asked for: teacher's, student's.
+    pub(crate) supervised: Vec<(Supervision, Option<Supervision>)>,
+    /// Labels of the forward pass after class dropout, with those of the unconditional half.
+    pub(crate) labels: Vec<u32>,
     pub(crate) soft: Option<SoftTeacher<B>>,
     pub(crate) norm: B::Accum,
     pub(crate) sampler: Option<Sampler<B>>,
@@ -130,9 +134,11 @@ impl<B: Backend> StepMemory<B> {
                 labels: backend.ids(rows)?,
                 keep: backend.accum(2 * g.depth * rows)?,
             },
-            teacher_loss: TeacherForcing::new(backend, batch * tokens)?,
-            student_loss: StudentForcing::new(backend, batch * tokens)?,
-            supervised: (None, None),
+            // Sums of held-out images go beside those of the step.
+            teacher_loss: TeacherForcing::new(backend, batch * tokens, needs.accumulate + 1)?,
+            student_loss: StudentForcing::new(backend, batch * tokens, needs.accumulate)?,
+            supervised: Vec::with_capacity(needs.accumulate),
+            labels: Vec::with_capacity(rows),
             soft: needs.soft.then(soft).transpose()?,
             norm: backend.accum(1)?,
             sampler: needs

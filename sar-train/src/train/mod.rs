@@ -20,3 +20,7 @@ pub use session::{Outcome, PaintHook, Session};
 pub use settings::StepSettings;
 pub use step::StepInput;
 pub use trainer::{Batches, Export, StepReport, TrainState, Trainer};
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -1,8 +1,12 @@
 //! What every step of a run has in common.
 
+use super::memory::Needs;
+use crate::config::Config;
 use crate::model::generator::Recompute;
-use sar_math::backend::Filter;
-use sar_math::rollout::{Method, SarSettings};
+use sar_math::backend::{Choice, DrawKeys, Filter};
+use sar_math::guidance::Guidance;
+use sar_math::philox::{Purpose, Stream};
+use sar_math::rollout::{Decode, Method, SarSettings, StudentTarget};
 
 /// The way of training and its rates, the same for every step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +27,63 @@ pub struct StepSettings {
     pub recompute: Recompute,
     /// Tokens whose logits there is room for.
     pub head_tokens: usize,
+    /// Forward passes that make one optimiser step; gradients are divided by it.
+    pub accumulate: usize,
     /// Seed of all random numbers.
     pub seed: u64,
+}
+
+impl StepSettings {
+    /// The settings of a configuration.
+    pub fn of(config: &Config) -> Self {
+        let method = config.train.method(&config.sar);
+        Self {
+            method,
+            sar: matches!(method, Method::Sar(_)).then(|| config.sar.settings()),
+            own_samples: Filter { top_k: config.sar.top_k, top_p: config.sar.top_p },
+            class_dropout: config.train.class_dropout,
+            drop_path: config.train.last_drop_path(config.generator.depth),
+            smoothing: config.train.label_smoothing,
+            recompute: config.train.recompute,
+            head_tokens: config.train.head_tokens,
+            accumulate: config.train.accumulate,
+            seed: config.train.seed,
+        }
+    }
+
+    /// What memory the steps need.
+    pub fn needs(&self) -> Needs {
+        Needs {
+            guided: self.guidance() != Guidance::Off,
+            soft: self.sar.is_some_and(|s| s.target == StudentTarget::TeacherSoft),
+            sampler: !matches!(self.method, Method::Teacher | Method::Sar(_)),
+            accumulate: self.accumulate,
+            recompute: self.recompute,
+            head_tokens: self.head_tokens,
+        }
+    }
+
+    /// Guidance of the rollout; off without one.
+    pub fn guidance(&self) -> Guidance {
+        match self.sar.map(|s| s.decode) {
+            Some(Decode::Sample { guidance, .. }) => guidance,
+            _ => Guidance::Off,
+        }
+    }
+
+    /// Weight σ of the student pass.
+    pub fn sigma(&self) -> f64 {
+        self.sar.map_or(0.0, |s| s.sigma)
+    }
+
+    /// How the rollout of a forward pass chooses codes.
+    pub(super) fn choice(&self, pass: u64) -> Choice {
+        let filter = match self.sar.map(|s| s.decode) {
+            Some(Decode::Argmax) => return Choice::Argmax,
+            Some(Decode::Sample { filter, .. }) => filter,
+            None => self.own_samples,
+        };
+        let seed = Stream::new(self.seed, Purpose::Rollout, pass).next_u64();
+        Choice::Draw(filter, DrawKeys { seed, first_image: 0 })
+    }
 }

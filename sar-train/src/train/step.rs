@@ -7,11 +7,11 @@ use super::memory::{SoftTeacher, StepMemory};
 use super::settings::StepSettings;
 use crate::model::generator::{Generator, parts};
 use crate::sample::{self, Decoding};
-use sar_math::backend::{Backend, Buffers, Choice, ChooseDims, DrawKeys, LatentDims, RolloutDims};
+use sar_math::backend::{Backend, Buffers, ChooseDims, LatentDims, RolloutDims};
 use sar_math::guidance::Guidance;
 use sar_math::loss::{LossBatch, StudentTargets, Supervision};
 use sar_math::philox::{Purpose, Stream};
-use sar_math::rollout::{Decode, Pass, Plan, Rollout, Target};
+use sar_math::rollout::{Pass, Plan, Rollout, Target};
 use sar_math::{MAX_SCALES, ScaleSchedule};
 use std::ops::Range;
 
@@ -33,8 +33,6 @@ pub struct StepInput<'a, B: Buffers> {
     pub plan: &'a Plan,
     /// Number of this forward pass since the start of training: it names the random numbers.
     pub pass: u64,
-    /// Forward passes that make one optimiser step; gradients are divided by it.
-    pub accumulate: usize,
 }
 
 /// Whose codes a pass reads or is pulled towards.
@@ -62,10 +60,20 @@ impl<B: Backend> StepMemory<B> {
         if let Rollout::ScaleByScale { scales } = plan.rollout {
             self.decode_scale_by_scale(backend, settings, input, scales)?;
         }
-        self.teacher_pass(backend, settings, input)?;
-        if let Some(second) = &plan.second {
-            self.student_pass(backend, settings, input, second)?;
+        let part = (input.pass % settings.accumulate.max(1) as u64) as usize;
+        if part == 0 {
+            self.supervised.clear();
         }
+        let teacher = self.teacher_pass(backend, settings, input)?;
+        self.teacher_loss.keep(backend, &teacher, part)?;
+        let student = match &plan.second {
+            None => None,
+            Some(second) => Some(self.student_pass(backend, settings, input, second)?),
+        };
+        if let Some(student) = &student {
+            self.student_loss.keep(backend, student, part)?;
+        }
+        self.supervised.push((teacher, student));
         Ok(())
     }
 
@@ -91,18 +99,20 @@ impl<B: Backend> StepMemory<B> {
     ) -> Result<(), B::Error> {
         let unconditional = input.generator.shape().classes as u32;
         let mut stream = Stream::new(settings.seed, Purpose::ClassDropout, input.pass);
-        let mut labels: Vec<u32> = input
-            .labels
-            .iter()
-            .map(|&l| if stream.chance(settings.class_dropout) { unconditional } else { l })
-            .collect();
+        let kept = |&label| match stream.chance(settings.class_dropout) {
+            true => unconditional,
+            false => label,
+        };
+        self.labels.clear();
+        self.labels.extend(input.labels.iter().map(kept));
         if settings.guidance() != Guidance::Off {
-            labels.resize(2 * input.labels.len(), unconditional);
+            self.labels.resize(2 * input.labels.len(), unconditional);
         }
-        backend.upload_ids(&labels, &mut self.given.labels, 0)
+        backend.upload_ids(&self.labels, &mut self.given.labels, 0)
     }
 
-    /// Own samples for the scales that the first pass reads; ground truth for the others.
+    /// Own samples for the scales that the first pass reads; ground truth for the others. A sample whose
+    /// label was dropped is decoded without it as well: the pass repeats what was decoded.
     fn decode_scale_by_scale(
         &mut self,
         backend: &B,
@@ -120,7 +130,7 @@ impl<B: Backend> StepMemory<B> {
             input.generator,
             input.params,
             input.codebook,
-            input.labels,
+            &self.labels,
             &decoding,
             Some(&given),
             scales,
@@ -132,13 +142,13 @@ impl<B: Backend> StepMemory<B> {
         backend.merge_ids(batch, schedule, all, &sampler.ids, &mut self.own)
     }
 
-    /// The first pass with its rollout, loss and gradients.
+    /// The first pass with its rollout, loss and gradients; what its loss was asked for.
     fn teacher_pass(
         &mut self,
         backend: &B,
         settings: &StepSettings,
         input: &StepInput<'_, B>,
-    ) -> Result<(), B::Error> {
+    ) -> Result<Supervision, B::Error> {
         let (pass, batch) = (&input.plan.first, input.labels.len());
         let guided = settings.guidance() != Guidance::Off && input.plan.second.is_some();
         let rows = if guided { 2 * batch } else { batch };
@@ -154,10 +164,11 @@ impl<B: Backend> StepMemory<B> {
             let len = batch * pass.schedule.tokens() * input.generator.shape().width;
             backend.copy(self.trace.output(), 0, &mut teacher.normed, 0, len)?;
         }
-        self.teacher_head(backend, settings, input, guided)?;
+        let supervised = self.teacher_head(backend, settings, input, guided)?;
         let backward = self.given.input(pass, batch, batch, keep);
         let (trace, grads) = (&mut self.trace, &mut self.grads);
-        input.generator.backward(backend, input.params, &backward, rows, trace, grads)
+        input.generator.backward(backend, input.params, &backward, rows, trace, grads)?;
+        Ok(supervised)
     }
 
     /// Head, rollout and loss of the first pass, some samples at a time, and the head's gradients.
@@ -167,11 +178,12 @@ impl<B: Backend> StepMemory<B> {
         settings: &StepSettings,
         input: &StepInput<'_, B>,
         guided: bool,
-    ) -> Result<(), B::Error> {
+    ) -> Result<Supervision, B::Error> {
         let (pass, batch) = (&input.plan.first, input.labels.len());
         let (g, params, tokens) = (input.generator, input.params, pass.schedule.tokens());
         let halves = if guided { 2 } else { 1 };
-        let supervised = Supervision::teacher(loss_batch(input, settings.smoothing), pass);
+        let supervised =
+            Supervision::teacher(loss_batch(settings, input, settings.smoothing), pass);
         for samples in parts(batch, self.head.samples(halves * tokens)) {
             let both = [samples.clone(), batch + samples.start..batch + samples.end];
             let normed = self.trace.output();
@@ -186,27 +198,27 @@ impl<B: Backend> StepMemory<B> {
             loss.backward(backend, &supervised, samples.clone(), logits, &self.truth)?;
             g.head_backward(backend, params, tokens, samples, &self.head, &mut self.grads)?;
         }
-        self.supervised = (Some(supervised), None);
-        Ok(())
+        Ok(supervised)
     }
 
-    /// The second pass with its loss and gradients, times σ.
+    /// The second pass with its loss and gradients, times σ; what its loss was asked for.
     fn student_pass(
         &mut self,
         backend: &B,
         settings: &StepSettings,
         input: &StepInput<'_, B>,
         pass: &Pass,
-    ) -> Result<(), B::Error> {
+    ) -> Result<Supervision, B::Error> {
         let batch = input.labels.len();
         self.feed(backend, input, pass)?;
         let keep = self.draw_keep(backend, settings, input, 1, batch)?;
         let forward = self.given.input(pass, batch, batch, keep);
         input.generator.forward(backend, input.params, &forward, &mut self.trace)?;
-        self.student_head(backend, settings, input, pass)?;
+        let supervised = self.student_head(backend, settings, input, pass)?;
         let forward = self.given.input(pass, batch, batch, keep);
         let (trace, grads) = (&mut self.trace, &mut self.grads);
-        input.generator.backward(backend, input.params, &forward, batch, trace, grads)
+        input.generator.backward(backend, input.params, &forward, batch, trace, grads)?;
+        Ok(supervised)
     }
 
     /// Head and loss of the second pass, some samples at a time, and the head's gradients.
@@ -216,14 +228,14 @@ impl<B: Backend> StepMemory<B> {
         settings: &StepSettings,
         input: &StepInput<'_, B>,
         pass: &Pass,
-    ) -> Result<(), B::Error> {
+    ) -> Result<Supervision, B::Error> {
         let (batch, whole) = (input.labels.len(), &input.plan.first.schedule);
         let (g, params, tokens) = (input.generator, input.params, pass.schedule.tokens());
         let target = target_of(pass);
         let mut soft = self.soft.as_mut().filter(|_| matches!(target, Target::TeacherSoft { .. }));
         let of_teacher = soft.as_ref().map_or(batch, |s| s.head.samples(whole.tokens()));
         let supervised =
-            Supervision::student(loss_batch(input, 0.0), pass, whole, settings.sigma());
+            Supervision::student(loss_batch(settings, input, 0.0), pass, whole, settings.sigma());
         for samples in parts(batch, self.head.samples(tokens).min(of_teacher)) {
             let part = [samples.clone()];
             g.head(backend, params, tokens, self.trace.output(), &part, &mut self.head)?;
@@ -240,8 +252,7 @@ impl<B: Backend> StepMemory<B> {
             loss.backward(backend, &supervised, samples.clone(), logits, targets)?;
             g.head_backward(backend, params, tokens, samples, &self.head, &mut self.grads)?;
         }
-        self.supervised.1 = Some(supervised);
-        Ok(())
+        Ok(supervised)
     }
 
     /// The inputs of a pass: codes of the scale before, from the image or the rollout.
@@ -335,34 +346,12 @@ fn target_of(pass: &Pass) -> Target {
 }
 
 /// The batch of a loss; gradients of all forward passes of a step are divided by all its images.
-fn loss_batch<B: Buffers>(input: &StepInput<'_, B>, smoothing: f64) -> LossBatch {
+fn loss_batch<B: Buffers>(
+    settings: &StepSettings,
+    input: &StepInput<'_, B>,
+    smoothing: f64,
+) -> LossBatch {
     let samples = input.labels.len();
     let vocab = input.generator.shape().vocab;
-    LossBatch { samples, divisor: samples * input.accumulate, vocab, smoothing }
-}
-
-impl StepSettings {
-    /// Guidance of the rollout; off without one.
-    pub fn guidance(&self) -> Guidance {
-        match self.sar.map(|s| s.decode) {
-            Some(Decode::Sample { guidance, .. }) => guidance,
-            _ => Guidance::Off,
-        }
-    }
-
-    /// Weight σ of the student pass.
-    pub fn sigma(&self) -> f64 {
-        self.sar.map_or(0.0, |s| s.sigma)
-    }
-
-    /// How the rollout of a forward pass chooses codes.
-    fn choice(&self, pass: u64) -> Choice {
-        let filter = match self.sar.map(|s| s.decode) {
-            Some(Decode::Argmax) => return Choice::Argmax,
-            Some(Decode::Sample { filter, .. }) => filter,
-            None => self.own_samples,
-        };
-        let seed = Stream::new(self.seed, Purpose::Rollout, pass).next_u64();
-        Choice::Draw(filter, DrawKeys { seed, first_image: 0 })
-    }
+    LossBatch { samples, divisor: samples * settings.accumulate, vocab, smoothing }
 }

@@ -5,13 +5,12 @@
 //! area-resized to it. The gradient passes the quantiser straight through.
 
 mod evaluate;
-mod options;
 mod state;
 
 pub use evaluate::{ScaleQuality, TokenizerQuality};
-pub use options::TokenizerTrainConfig;
 pub use state::TokenizerProgress;
 
+use crate::config::TokenizerTrainConfig;
 use crate::model::tokenizer::{Gradients, IMAGE_CHANNELS, Tokenizer, Trace};
 use num_traits::Zero;
 use sar_math::Real;

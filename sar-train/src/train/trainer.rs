@@ -1,16 +1,15 @@
 //! Optimiser steps: gradients of the micro-batches, clipping, AdamW, running average.
 
 use super::TrainError;
-use super::memory::{Needs, StepMemory};
+use super::memory::StepMemory;
 use super::settings::StepSettings;
 use super::step::StepInput;
 use crate::config::{Config, TrainConfig};
 use crate::model::generator::Generator;
 use crate::run::NonFinite;
-use sar_math::backend::{AdamW, Backend, Buffers, Filter, LatentDims, Slot};
-use sar_math::guidance::Guidance;
+use sar_math::backend::{AdamW, Backend, Buffers, LatentDims, Slot};
 use sar_math::loss::ScaleReport;
-use sar_math::rollout::{Method, Plan, StudentTarget};
+use sar_math::rollout::{Plan, StudentTarget};
 use sar_math::{Real, ScaleSchedule};
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +35,7 @@ pub struct TrainState {
     pub seed: u64,
 }
 
-/// Losses of the last micro-batch of a step, and its gradient norm.
+/// Losses of a step, means over its micro-batches, and its gradient norm.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepReport {
     /// Teacher-forcing loss + σ·contrastive loss, nats per token.
@@ -79,32 +78,6 @@ pub struct Trainer<'a, B: Backend> {
     pub(crate) state: TrainState,
     decayed: Vec<Slot>,
     plain: Vec<Slot>,
-}
-
-impl StepSettings {
-    /// The settings of a configuration.
-    pub fn of(config: &Config) -> Self {
-        let method = config.train.method(&config.sar);
-        Self {
-            method,
-            sar: matches!(method, Method::Sar(_)).then(|| config.sar.settings()),
-            own_samples: Filter { top_k: config.sar.top_k, top_p: config.sar.top_p },
-            class_dropout: config.train.class_dropout,
-            drop_path: config.train.last_drop_path(config.generator.depth),
-            smoothing: config.train.label_smoothing,
-            recompute: config.train.recompute,
-            head_tokens: config.train.head_tokens,
-            seed: config.train.seed,
-        }
-    }
-
-    /// What memory the steps need.
-    pub fn needs(&self) -> Needs {
-        let soft = self.sar.is_some_and(|s| s.target == StudentTarget::TeacherSoft);
-        let guided = self.guidance() != Guidance::Off;
-        let sampler = !matches!(self.method, Method::Teacher | Method::Sar(_));
-        Needs { guided, soft, sampler, recompute: self.recompute, head_tokens: self.head_tokens }
-    }
 }
 
 impl<'a, B: Backend> Trainer<'a, B> {
@@ -262,7 +235,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
             labels,
             plan: &plan,
             pass,
-            accumulate: self.config.accumulate,
         };
         self.memory
             .accumulate(self.backend, &self.settings, &input)
@@ -317,13 +289,16 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     fn read_report(&mut self) -> Result<Option<StepReport>, B::Error> {
-        let (backend, memory) = (self.backend, &mut self.memory);
-        let (Some(teacher), student) = &memory.supervised else { return Ok(None) };
-        let first = memory.teacher_loss.report(backend, teacher)?;
-        let second = match student {
-            Some(student) => Some(memory.student_loss.report(backend, student)?),
-            None => None,
-        };
+        let (backend, memory) = (self.backend, &self.memory);
+        let Some((teacher, student)) = memory.supervised.first() else { return Ok(None) };
+        let mut first = ScaleReport::default();
+        let mut second = student.map(|_| ScaleReport::default());
+        for (part, (teacher, student)) in memory.supervised.iter().enumerate() {
+            first.merge(&memory.teacher_loss.report(backend, teacher, part)?);
+            if let (Some(second), Some(student)) = (second.as_mut(), student) {
+                second.merge(&memory.student_loss.report(backend, student, part)?);
+            }
+        }
         let scales = teacher.dims.schedule.len();
         let (loss_tf, loss_csf) = (first.mean_loss(), second.as_ref().map(ScaleReport::mean_loss));
         let schedule = teacher.dims.schedule.to_string();

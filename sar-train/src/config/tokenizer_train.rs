@@ -1,9 +1,10 @@
 //! How a tokenizer is trained.
 
+use super::{ConfigError, MOST_IMAGES, require};
 use sar_math::anneal::{Anneal, Shape};
 use serde::{Deserialize, Serialize};
 
-/// Settings of tokenizer training.
+/// Section `[tokenizer_train]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TokenizerTrainConfig {
@@ -64,7 +65,7 @@ impl Default for TokenizerTrainConfig {
 
 impl TokenizerTrainConfig {
     /// Learning rate over the steps.
-    pub(super) fn anneal(&self) -> Anneal {
+    pub(crate) fn anneal(&self) -> Anneal {
         Anneal {
             shape: Shape::Cosine,
             peak: self.lr,
@@ -77,42 +78,35 @@ impl TokenizerTrainConfig {
         }
     }
 
-    /// The first key whose value is out of range, its value, and what is expected.
+    /// Checks every value.
     ///
     /// # Errors
-    /// These three, for the caller to say where the key stands.
-    pub fn validate(&self) -> Result<(), (&'static str, String, &'static str)> {
-        let at_least_0 = |v: f64| v.is_finite() && v >= 0.0;
-        let part = |v: f64| (0.0..=1.0).contains(&v);
-        let below_1 = |v: f64| (0.0..1.0).contains(&v);
-        let checks = [
-            ("steps", self.steps >= 1, self.steps.to_string(), "at least 1"),
-            ("batch", self.batch >= 1, self.batch.to_string(), "at least 1"),
-            ("lr", self.lr > 0.0 && self.lr < 1.0, self.lr.to_string(), "above 0 and below 1"),
-            ("lr_end", part(self.lr_end), self.lr_end.to_string(), "from 0 to 1"),
-            ("beta1", below_1(self.beta1), self.beta1.to_string(), "from 0 to below 1"),
-            ("beta2", below_1(self.beta2), self.beta2.to_string(), "from 0 to below 1"),
-            ("eps", self.eps > 0.0 && self.eps < 1.0, self.eps.to_string(), "above 0 and below 1"),
-            (
-                "weight_decay",
-                at_least_0(self.weight_decay),
-                self.weight_decay.to_string(),
-                "0 or more",
-            ),
-            ("clip", at_least_0(self.clip), self.clip.to_string(), "0 or more"),
-            ("codebook", at_least_0(self.codebook), self.codebook.to_string(), "0 or more"),
-            ("commitment", at_least_0(self.commitment), self.commitment.to_string(), "0 or more"),
-            (
-                "coarse_probability",
-                part(self.coarse_probability),
-                self.coarse_probability.to_string(),
-                "from 0 to 1",
-            ),
-        ];
-        for (key, holds, found, expected) in checks {
-            if !holds {
-                return Err((key, found, expected));
-            }
+    /// [`ConfigError::Value`] naming the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        require(self.steps >= 1, "tokenizer_train.steps", self.steps, "at least 1")?;
+        let batch = (1..=MOST_IMAGES).contains(&self.batch);
+        require(batch, "tokenizer_train.batch", self.batch, &format!("1 to {MOST_IMAGES}"))?;
+        for (key, value) in [("tokenizer_train.lr", self.lr), ("tokenizer_train.eps", self.eps)] {
+            require(value > 0.0 && value < 1.0, key, value, "above 0 and below 1")?;
+        }
+        for (key, value) in
+            [("tokenizer_train.beta1", self.beta1), ("tokenizer_train.beta2", self.beta2)]
+        {
+            require((0.0..1.0).contains(&value), key, value, "at least 0 and below 1")?;
+        }
+        for (key, value) in [
+            ("tokenizer_train.lr_end", self.lr_end),
+            ("tokenizer_train.coarse_probability", self.coarse_probability),
+        ] {
+            require((0.0..=1.0).contains(&value), key, value, "between 0 and 1")?;
+        }
+        for (key, value) in [
+            ("tokenizer_train.weight_decay", self.weight_decay),
+            ("tokenizer_train.clip", self.clip),
+            ("tokenizer_train.codebook", self.codebook),
+            ("tokenizer_train.commitment", self.commitment),
+        ] {
+            require(value.is_finite() && value >= 0.0, key, value, "a number of at least 0")?;
         }
         Ok(())
     }
