@@ -173,7 +173,8 @@ measure() { # depth, batch, what, mode: ours, PyTorch's, and PyTorch's compiled
 full() { grep -qi 'out of memory' "$out/error.txt"; }
 # Bytes that our side plans for a step.
 planned() { # depth, mode, batch
-    "$sar" plan --json --backend "$backend" --dtype "$dtype" --depth "$1" --mode "$2" --batch "$3" "${shape[@]}" |
+    "$sar" plan --json --backend "$backend" --dtype "$dtype" --depth "$1" --mode "$2" --batch "$3" "${shape[@]}" \
+        --set sar.guidance=0 |
         python3 -c 'import json, sys
 memory = json.load(sys.stdin)["memory"]
 print(sum(memory[part] for part in ("weights", "gradients", "moments", "activations", "logits", "backend")))'
@@ -261,7 +262,7 @@ key = lambda r: (r["what"], r["mode"], r["depth"], r["batch"])
 ours = {key(r): r for r in rows if r["peer"].startswith("sar")}
 def used(k, row): # FLOPs that the model asks for, of those that a plain product reaches; what is computed again does not count
     what, mode, depth, batch = k
-    flags = ["--json", "--mode", mode, "--depth", str(depth), "--batch", str(batch), *shape]
+    flags = ["--json", "--mode", mode, "--depth", str(depth), "--batch", str(batch), *shape, "--set", "sar.guidance=0"]
     plan = json.loads(subprocess.run([sar, "plan", *flags], capture_output=True, check=True).stdout)
     return plan["flops_step"] / row["median_s"] / peak
 print(f"{'what':8}{'mode':9}{'depth':>6}{'batch':>6}{'ours img/s':>12}{'of peak':>9}{'eager':>10}{'compiled':>10}{'faster':>8}{'ours GB':>9}{'torch':>8}{'memory':>8}")

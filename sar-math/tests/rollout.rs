@@ -231,7 +231,7 @@ fn presets_are_the_published_settings() {
     assert_eq!((release.extent, release.sigma), (Extent::Last, 0.01));
     for preset in [paper, release] {
         assert_eq!(preset.target, StudentTarget::TeacherHard);
-        let Decode::Sample { filter, guidance } = preset.decode else { panic!("sampled") };
+        let Decode { draw: Some(filter), guidance } = preset.decode else { panic!("sampled") };
         assert_eq!((filter.top_k, filter.top_p), (900, 0.96));
         assert_eq!(guidance.ramp(3).is_some(), preset == release);
     }

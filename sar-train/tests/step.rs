@@ -112,7 +112,7 @@ fn plain(method: Method, sar: Option<SarSettings>) -> StepSettings {
 }
 
 fn sar(extent: Extent, target: StudentTarget) -> StepSettings {
-    let settings = SarSettings { extent, target, decode: Decode::Argmax, sigma: SIGMA };
+    let settings = SarSettings { extent, target, decode: Decode::ARGMAX, sigma: SIGMA };
     plain(Method::Sar(extent), Some(settings))
 }
 
@@ -275,7 +275,7 @@ fn logits_some_images_at_a_time_are_those_of_the_batch() {
     let filter = sar_math::backend::Filter { top_k: 5, top_p: 0.9 };
     let guidance = sar_math::guidance::Guidance::Rollout(1.2);
     let guided = |extent| {
-        let decode = Decode::Sample { filter, guidance };
+        let decode = Decode { draw: Some(filter), guidance };
         let target = StudentTarget::TeacherHard;
         plain(Method::Sar(extent), Some(SarSettings { extent, target, decode, sigma: SIGMA }))
     };
@@ -350,7 +350,7 @@ fn recomputation_changes_no_bit() {
     let settings = SarSettings {
         extent: Extent::Last,
         target: StudentTarget::TeacherHard,
-        decode: Decode::Sample { filter, guidance },
+        decode: Decode { draw: Some(filter), guidance },
         sigma: SIGMA,
     };
     let with = |recompute| {

@@ -47,16 +47,20 @@ pub enum Method {
 
 /// How the rollout turns logits into codes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Decode {
-    /// The largest logit.
-    Argmax,
-    /// A draw.
-    Sample {
-        /// From what remains of the distribution.
-        filter: Filter,
-        /// Guidance of the teacher pass, which then runs on a doubled batch.
-        guidance: Guidance,
-    },
+pub struct Decode {
+    /// A draw from what this leaves of the distribution; `None` is the largest logit.
+    pub draw: Option<Filter>,
+    /// Guidance of the teacher pass, which then runs on a doubled batch.
+    pub guidance: Guidance,
+}
+
+impl Decode {
+    /// The largest logit, unguided.
+    pub const ARGMAX: Self = Self { draw: None, guidance: Guidance::Off };
+    /// A draw as both presets have it, with this guidance.
+    const fn published(guidance: Guidance) -> Self {
+        Self { draw: Some(Filter { top_k: 900, top_p: 0.96 }), guidance }
+    }
 }
 
 /// SAR's switches, each independent of the others.
@@ -78,10 +82,7 @@ impl SarSettings {
     pub const PAPER: Self = Self {
         extent: Extent::All,
         target: StudentTarget::TeacherHard,
-        decode: Decode::Sample {
-            filter: Filter { top_k: 900, top_p: 0.96 },
-            guidance: Guidance::Off,
-        },
+        decode: Decode::published(Guidance::Off),
         sigma: 0.1,
     };
 
@@ -89,10 +90,7 @@ impl SarSettings {
     pub const RELEASE: Self = Self {
         extent: Extent::Last,
         target: StudentTarget::TeacherHard,
-        decode: Decode::Sample {
-            filter: Filter { top_k: 900, top_p: 0.96 },
-            guidance: Guidance::Rollout(1.2),
-        },
+        decode: Decode::published(Guidance::Rollout(1.2)),
         sigma: 0.01,
     };
 

@@ -1,7 +1,9 @@
 //! Commands about costs, correctness and the machine.
 
+use crate::config::{Config, Mode};
 use clap::{Args, Subcommand, ValueEnum};
 use sar_math::ScaleSchedule;
+use sar_math::rollout::Extent;
 use std::path::PathBuf;
 
 /// What a step trains, under the names of the comparison script.
@@ -14,6 +16,22 @@ pub enum StepMode {
     SarAll,
     /// SAR over the last scale, with only the class token as context.
     SarLast,
+}
+
+impl StepMode {
+    /// Lets a configuration train this; its other switches stay.
+    pub(crate) fn choose(self, config: &mut Config) {
+        let extent = match self {
+            Self::Tf => {
+                config.train.mode = Mode::Teacher;
+                return;
+            }
+            Self::SarAll => Extent::All,
+            Self::SarLast => Extent::Last,
+        };
+        config.train.mode = Mode::Ssr;
+        config.sar.extent = extent;
+    }
 }
 
 /// `sar plan`.
@@ -49,7 +67,7 @@ pub struct PlanArgs {
     /// Images per forward pass.
     #[arg(long)]
     pub batch: Option<usize>,
-    /// What a step trains; default: as the configuration.
+    /// What a step trains; default: as the configuration, whose guidance counts either way.
     #[arg(long)]
     pub mode: Option<StepMode>,
     /// Print one JSON object instead of a table.

@@ -5,14 +5,13 @@ use super::models::affordable;
 use super::roofline;
 use crate::backend::Compute;
 use crate::cli::{BenchArgs, BenchWhat, Dtype, GlobalArgs, StepMode};
-use crate::config::{Config, Decode, Mode};
+use crate::config::{Config, Decode};
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::sample::{Decoding, Sampler};
 use crate::train::{Batches, TrainError, Trainer};
 use sar_math::backend::{Choice, DrawKeys, Filter};
 use sar_math::guidance::Guidance;
 use sar_math::philox::{Purpose, Stream};
-use sar_math::rollout::Extent;
 use serde::Serialize;
 use std::time::Instant;
 
@@ -126,9 +125,8 @@ fn configuration(args: &BenchArgs) -> anyhow::Result<Config> {
     t.lr = Some(1e-4);
     t.class_dropout = 0.0;
     t.drop_path = Some(0.0);
-    t.mode = if args.mode == StepMode::Tf { Mode::Teacher } else { Mode::Ssr };
-    config.sar.extent = if args.mode == StepMode::SarLast { Extent::Last } else { Extent::All };
-    config.sar.decode = Decode::Argmax;
+    args.mode.choose(&mut config);
+    (config.sar.decode, config.sar.guidance) = (Decode::Argmax, 0.0);
     config.sar.sigma = 0.01;
     config.validate()?;
     Ok(config)

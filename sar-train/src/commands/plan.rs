@@ -1,12 +1,15 @@
 //! `sar plan`: what a configuration costs, before it runs.
 
-use crate::cli::{BackendName, Dtype, GlobalArgs, PlanArgs, StepMode};
-use crate::config::{Config, GeneratorSection, Mode};
+use crate::cli::{BackendName, Dtype, GlobalArgs, PlanArgs};
+use crate::config::{Config, GeneratorSection};
 use crate::model::generator::{GeneratorShape, parameters};
 use crate::run::memory;
-use crate::train::MemoryPlan;
+use crate::train::{MemoryPlan, StepSettings};
+use anyhow::Context as _;
 use sar_backend_cuda::{Driver, SCRATCH};
-use sar_math::rollout::Extent;
+use sar_math::ScaleSchedule;
+use sar_math::guidance::Guidance;
+use sar_math::rollout::{self, Extent, Method, Pass, Rollout, StudentTarget};
 use serde::Serialize;
 
 /// What a step of a generator costs. FLOPs count a multiply-add as two.
@@ -31,7 +34,7 @@ pub struct Plan {
 /// # Errors
 /// The configuration cannot be read or is not valid.
 pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let (config, mode) = configuration(args)?;
+    let config = configuration(args)?;
     let storage = match global.dtype() {
         Dtype::F32 => 4,
         Dtype::Bf16 => 2,
@@ -44,7 +47,7 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         }
         BackendName::Cuda => (Driver::PRODUCT_SPACE + SCRATCH) as u64,
     };
-    let mut plan = plan(&config, mode, storage, own);
+    let mut plan = plan(&config, storage, own)?;
     if global.backend == BackendName::Cpu {
         plan.memory = plan.memory.saved_from_here(&config);
     }
@@ -57,7 +60,7 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
 }
 
 /// The configuration that the flags ask for.
-fn configuration(args: &PlanArgs) -> anyhow::Result<(Config, StepMode)> {
+fn configuration(args: &PlanArgs) -> anyhow::Result<Config> {
     let mut config = match &args.config {
         Some(path) => Config::load(path)?,
         None => Config::default(),
@@ -79,71 +82,77 @@ fn configuration(args: &PlanArgs) -> anyhow::Result<(Config, StepMode)> {
     }
     g.schedule = args.schedule.unwrap_or(g.schedule);
     g.resolve();
-    let mode = args.mode.unwrap_or(match (config.train.mode, config.sar.extent) {
-        (Mode::Ssr, Extent::All) => StepMode::SarAll,
-        (Mode::Ssr, _) => StepMode::SarLast,
-        _ => StepMode::Tf,
-    });
-    if args.mode.is_some() {
-        // The comparison script rolls out by argmax, so without guidance.
-        config.sar.guidance = 0.0;
+    if let Some(mode) = args.mode {
+        mode.choose(&mut config);
     }
     config.validate()?;
     config.tokenizer.validate()?;
     config.data.validate_side()?;
-    Ok((config, mode))
+    Ok(config)
 }
 
-/// FLOPs of one forward pass of one image over grids of these many tokens.
-fn forward_flops(g: &GeneratorSection, grids: &[u64]) -> u64 {
+/// FLOPs of one forward pass of one image over some scales of a schedule, from the first.
+fn forward_flops(g: &GeneratorSection, schedule: &ScaleSchedule, scales: usize) -> u64 {
     let [c, k, v, d, mlp] = [g.width, g.channels, g.vocab, g.depth, g.mlp_ratio].map(|n| n as u64);
-    let tokens: u64 = grids.iter().sum();
-    let mut seen = 0;
-    let mut pairs = 0;
-    for &grid in grids {
-        seen += grid;
-        pairs += grid * seen;
+    let (mut tokens, mut pairs) = (0, 0);
+    for scale in schedule.scales().iter().take(scales) {
+        let grid = scale.tokens() as u64;
+        tokens += grid;
+        pairs += grid * tokens;
     }
     let block = 2 * (4 + 2 * mlp) * c * c * tokens + 4 * c * pairs + 2 * 6 * c * c;
     d * block + 2 * tokens * c * (k + v) + 2 * 2 * c * c
 }
 
-/// What one optimiser step of `config` costs when it trains `mode`, with activations of `storage`
-/// bytes each, on a backend that keeps `own` bytes for itself.
-pub fn plan(config: &Config, mode: StepMode, storage: u64, own: u64) -> Plan {
+/// The steps that training takes in turn: one, or where a random transition is rolled out one for each.
+fn steps(config: &Config) -> anyhow::Result<Vec<rollout::Plan>> {
+    let (method, schedule) = (config.train.method(&config.sar), &config.generator.schedule);
+    let plan = rollout::Plan::new(method, StudentTarget::TeacherHard, schedule, 0, 0)
+        .context("this cannot be trained")?;
+    Ok(match method {
+        Method::Sar(Extent::Random) => (1..schedule.len())
+            .filter_map(|scale| schedule.staggered(scale))
+            .map(|schedule| rollout::Plan { second: Some(Pass { schedule, ..plan.first }), ..plan })
+            .collect(),
+        _ => vec![plan],
+    })
+}
+
+/// What one optimiser step of `config` costs, the mean where steps differ, with activations of
+/// `storage` bytes each, on a backend that keeps `own` bytes for itself.
+///
+/// # Errors
+/// A schedule that the way of training cannot use.
+pub fn plan(config: &Config, storage: u64, own: u64) -> anyhow::Result<Plan> {
     let g = &config.generator;
     let train = &config.train;
-    let grids: Vec<u64> = g.schedule.scales().iter().map(|s| s.tokens() as u64).collect();
-    let tokens = g.schedule.tokens() as u64;
-    let last = g.schedule.last().tokens() as u64;
-    let student: Vec<u64> = match mode {
-        StepMode::Tf => Vec::new(),
-        StepMode::SarLast => vec![1, last],
-        StepMode::SarAll => grids.clone(),
-    };
-    let student_tokens: u64 = student.iter().sum();
-    let teacher = forward_flops(g, &grids);
-    // Guidance doubles the teacher's forward; backward costs twice the forward.
-    let guided = mode != StepMode::Tf && config.sar.guidance > 0.0;
-    let per_image = 3 * teacher
-        + 3 * forward_flops(g, &student) * u64::from(!student.is_empty())
-        + if guided { teacher } else { 0 };
+    let guided = StepSettings::of(config).guidance() != Guidance::Off;
+    let whole = |schedule: &ScaleSchedule| forward_flops(g, schedule, schedule.len());
+    let steps = steps(config)?;
+    let (mut flops, mut tokens_trained) = (0, 0);
+    for step in &steps {
+        // Backward costs twice the forward; guidance doubles the teacher's forward alone.
+        let teacher = whole(&step.first.schedule);
+        flops += 3 * teacher + if guided { teacher } else { 0 };
+        tokens_trained += step.first.schedule.tokens() as u64;
+        if let Some(student) = step.second {
+            flops += 3 * whole(&student.schedule);
+            tokens_trained += student.schedule.tokens() as u64;
+        }
+        if let Rollout::ScaleByScale { scales } = step.rollout {
+            flops += forward_flops(g, &step.first.schedule, scales);
+        }
+    }
+    let count = steps.len() as u64;
     let images = (train.batch * train.accumulate) as u64;
-
-    let mut trained = config.clone();
-    match (mode, train.mode) {
-        (StepMode::Tf, Mode::Ssr) => trained.train.mode = Mode::Teacher,
-        (StepMode::Tf, _) => {}
-        _ => trained.train.mode = Mode::Ssr,
-    }
-    Plan {
+    Ok(Plan {
         parameters: parameters(&GeneratorShape::from(g)),
-        tokens,
-        tokens_trained: tokens + student_tokens,
-        flops_forward: teacher,
-        flops_step: per_image.saturating_mul(images),
-        memory: MemoryPlan::of(&trained, storage, own),
-    }
+        tokens: g.schedule.tokens() as u64,
+        tokens_trained: tokens_trained / count,
+        flops_forward: whole(&g.schedule),
+        flops_step: (flops / count).saturating_mul(images),
+        memory: MemoryPlan::of(config, storage, own),
+    })
 }
 
 fn table(config: &Config, plan: &Plan) -> String {
@@ -251,7 +260,7 @@ mod tests {
     fn a_checkpoint_is_written_from_copies() {
         let mut config = published(16);
         let saving = |config: &Config| {
-            let plan = plan(config, StepMode::Tf, 4, 0);
+            let plan = plan(config, 4, 0).unwrap();
             let saved = plan.memory.clone().saved_from_here(config);
             assert_eq!(saved.total(), plan.memory.total() + saved.saving);
             saved.saving / plan.parameters
@@ -264,18 +273,43 @@ mod tests {
 
     #[test]
     fn passes_add_up() {
-        let config = published(16);
-        let tf = plan(&config, StepMode::Tf, 4, 0);
+        let mut config = published(16);
+        let (images, all) = (config.train.batch as u64, ScaleSchedule::published_256());
+        let mut of = |mode: &str, extent, guidance| {
+            config.train.mode = mode.parse().unwrap();
+            (config.sar.extent, config.sar.guidance) = (extent, guidance);
+            plan(&config, 4, 0).unwrap()
+        };
+        let tf = of("teacher", Extent::All, 1.2);
         assert_eq!((tf.tokens, tf.tokens_trained), (680, 680));
         let forward = tf.flops_forward;
-        assert_eq!(tf.flops_step, 3 * forward * config.train.batch as u64);
+        assert_eq!(tf.flops_step, 3 * forward * images);
         // 2 FLOPs per weight that every token meets, and attention on top.
         let matrices = 2 * 680 * (16 * 12 * 1024 * 1024 + 1024 * (8912 + 32));
         assert!(forward > matrices && forward < matrices * 11 / 10, "{forward} {matrices}");
-        let release = plan(&config, StepMode::SarLast, 4, 0);
-        assert_eq!(release.tokens_trained, 680 + 257);
-        let all = plan(&config, StepMode::SarAll, 4, 0);
-        assert_eq!(all.tokens_trained, 2 * 680);
-        assert!(release.flops_step < all.flops_step && tf.flops_step < release.flops_step);
+
+        let last = of("ssr", Extent::Last, 0.0);
+        assert_eq!(last.tokens_trained, 680 + 257);
+        let both = of("ssr", Extent::All, 0.0);
+        assert_eq!((both.tokens_trained, both.flops_step), (2 * 680, 6 * forward * images));
+        assert_eq!(of("ssr", Extent::All, 1.2).flops_step, 7 * forward * images);
+        // One of nine transitions a step, with the class token each.
+        let random = of("ssr", Extent::Random, 0.0);
+        assert_eq!(random.tokens_trained, 680 + (679 + 9) / 9);
+        assert!(random.flops_step < last.flops_step && tf.flops_step < random.flops_step);
+        // Own samples up to the scale before the last, scale by scale, then a pass.
+        let own = of("student", Extent::All, 1.2);
+        let g = published(16).generator;
+        assert_eq!(own.flops_step, (3 * forward + forward_flops(&g, &all, 9)) * images);
+        assert_eq!(own.tokens_trained, 680);
+    }
+
+    #[test]
+    fn what_cannot_be_trained_has_no_plan() {
+        let mut config = published(16);
+        config.generator.schedule = "1".parse().unwrap();
+        config.train.mode = "ssr".parse().unwrap();
+        let error = format!("{:#}", plan(&config, 4, 0).unwrap_err());
+        assert!(error.contains("the schedule has 1 scale"), "{error}");
     }
 }

@@ -82,15 +82,17 @@ impl ConfigError {
             return Self::Invalid { place, key, reason: message.replace('\n', ", ") };
         };
         let known: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
-        let section = match key.rsplit_once('.') {
-            Some((section, last)) if last == unknown => format!("{section}."),
-            // The section itself is unknown.
-            _ if key.split('.').next().is_none_or(|first| first.is_empty() || first == unknown) => {
-                String::new()
+        let path: Vec<&str> = key.split('.').filter(|part| !part.is_empty()).collect();
+        let (section, hint) = match path.iter().position(|&part| part == unknown) {
+            // A section of two words with a dot between them.
+            Some(1) if path.len() == 3 && path[..2] == ["tokenizer", "train"] => {
+                (&path[..1], format!("did you mean `tokenizer_train.{}`?", path[2]))
             }
-            _ => format!("{key}."),
+            Some(at) => (&path[..at], hint(unknown, &known)),
+            None => (&path[..], hint(unknown, &known)),
         };
-        Self::UnknownKey { place, key: format!("{section}{unknown}"), hint: hint(unknown, &known) }
+        let key: Vec<&str> = section.iter().copied().chain([unknown]).collect();
+        Self::UnknownKey { place, key: key.join("."), hint }
     }
 
     /// The same error with the line of `text` that sets its key, where one does.

@@ -54,19 +54,23 @@ pub struct SarConfig {
 impl SarConfig {
     /// A preset as it is.
     pub fn preset(preset: Preset) -> Self {
-        let base = Self {
-            preset,
-            extent: Extent::All,
-            target: StudentTarget::TeacherHard,
-            decode: Decode::Sample,
-            top_k: 900,
-            top_p: 0.96,
-            guidance: 0.0,
-            sigma: 0.1,
+        let SarSettings { extent, target, decode, sigma } = match preset {
+            Preset::Paper => SarSettings::PAPER,
+            Preset::Release => SarSettings::RELEASE,
         };
-        match preset {
-            Preset::Paper => base,
-            Preset::Release => Self { extent: Extent::Last, guidance: 1.2, sigma: 0.01, ..base },
+        let filter = decode.draw.unwrap_or(Filter { top_k: 0, top_p: 0.0 });
+        Self {
+            preset,
+            extent,
+            target,
+            decode: if decode.draw.is_some() { Decode::Sample } else { Decode::Argmax },
+            top_k: filter.top_k,
+            top_p: filter.top_p,
+            guidance: match decode.guidance {
+                Guidance::Rollout(g) => g,
+                _ => 0.0,
+            },
+            sigma,
         }
     }
 
@@ -74,13 +78,11 @@ impl SarConfig {
     pub fn settings(&self) -> SarSettings {
         let guidance =
             if self.guidance == 0.0 { Guidance::Off } else { Guidance::Rollout(self.guidance) };
-        let decode = match self.decode {
-            Decode::Argmax => rollout::Decode::Argmax,
-            Decode::Sample => rollout::Decode::Sample {
-                filter: Filter { top_k: self.top_k, top_p: self.top_p },
-                guidance,
-            },
+        let draw = match self.decode {
+            Decode::Argmax => None,
+            Decode::Sample => Some(Filter { top_k: self.top_k, top_p: self.top_p }),
         };
+        let decode = rollout::Decode { draw, guidance };
         SarSettings { extent: self.extent, target: self.target, decode, sigma: self.sigma }
     }
 

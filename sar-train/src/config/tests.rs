@@ -94,7 +94,14 @@ fn settings_override_in_order() {
         ("generator.depth=1000000", "expected 1 to 256"),
         ("train.batch=many", "expected"),
         ("tokenizer_train.lr=0", "tokenizer_train.lr is 0, expected above 0"),
-        ("tokenizer_train.weight_decay=inf", "expected 0 or more"),
+        ("tokenizer_train.weight_decay=inf", "expected a number of at least 0"),
+        ("tokenizer_train.batch=99999999", "expected 1 to 16777216"),
+        ("sample.count=18446744073709551615", "sample.count"),
+        ("eval.seeds=1000000000", "expected 1 to 1000"),
+        (
+            "tokenizer.train.steps=5",
+            "unknown key `tokenizer.train`; did you mean `tokenizer_train.steps`?",
+        ),
         ("trian.batch=1", "unknown key `trian`;"),
         ("trian.batch=1", "did you mean `train`"),
     ] {

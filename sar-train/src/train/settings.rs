@@ -6,7 +6,7 @@ use crate::model::generator::Recompute;
 use sar_math::backend::{Choice, DrawKeys, Filter};
 use sar_math::guidance::Guidance;
 use sar_math::philox::{Purpose, Stream};
-use sar_math::rollout::{Decode, Method, SarSettings, StudentTarget};
+use sar_math::rollout::{Method, SarSettings, StudentTarget};
 
 /// The way of training and its rates, the same for every step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -65,10 +65,7 @@ impl StepSettings {
 
     /// Guidance of the rollout; off without one.
     pub fn guidance(&self) -> Guidance {
-        match self.sar.map(|s| s.decode) {
-            Some(Decode::Sample { guidance, .. }) => guidance,
-            _ => Guidance::Off,
-        }
+        self.sar.map_or(Guidance::Off, |s| s.decode.guidance)
     }
 
     /// Weight σ of the student pass.
@@ -78,11 +75,8 @@ impl StepSettings {
 
     /// How the rollout of a forward pass chooses codes.
     pub(super) fn choice(&self, pass: u64) -> Choice {
-        let filter = match self.sar.map(|s| s.decode) {
-            Some(Decode::Argmax) => return Choice::Argmax,
-            Some(Decode::Sample { filter, .. }) => filter,
-            None => self.own_samples,
-        };
+        let draw = self.sar.map_or(Some(self.own_samples), |s| s.decode.draw);
+        let Some(filter) = draw else { return Choice::Argmax };
         let seed = Stream::new(self.seed, Purpose::Rollout, pass).next_u64();
         Choice::Draw(filter, DrawKeys { seed, first_image: 0 })
     }

@@ -12,7 +12,6 @@ use sar_math::guidance::Guidance;
 use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::Extent;
 use sar_math::{Real, ScaleSchedule};
-use sar_train::cli::StepMode;
 use sar_train::commands::plan::plan;
 use sar_train::config::{Config, Decode, Mode};
 use sar_train::model::generator::{Generator, GeneratorShape, Recompute};
@@ -50,7 +49,7 @@ fn config(mode: Mode) -> Config {
     (t.batch, t.lr, t.mode) = (BATCH, Some(1e-3), mode);
     (t.class_dropout, t.drop_path) = (0.1, Some(0.2));
     config.sar.extent = Extent::All;
-    config.sar.decode = Decode::Argmax;
+    (config.sar.decode, config.sar.guidance) = (Decode::Argmax, 0.0);
     config.sar.sigma = 0.5;
     config.validate().unwrap();
     config
@@ -413,7 +412,7 @@ fn a_profile_counts_the_work_of_a_step() {
         let named = tallies.iter().filter(|tally| tally.name.starts_with(wanted));
         named.map(|tally| tally.work.flops as f64).sum::<f64>()
     };
-    let planned = plan(&config, StepMode::Tf, 2, 0).flops_step as f64;
+    let planned = plan(&config, 2, 0).unwrap().flops_step as f64;
     let found = work("product") + work("attention_");
     // Backward attention recomputes scores: seven products instead of the plan's four.
     assert!(found > planned && found < 1.1 * planned, "{found} of {planned}");

@@ -37,7 +37,8 @@ fn the_release_rollout_decodes_guided_logits_of_the_labels_trained_on() {
     let world = World::new(4);
     let mut config = config(Mode::Ssr);
     // Strong guidance, so that it changes what is most likely; labels dropped now and then.
-    config.sar = SarConfig { guidance: 8.0, top_k: 1, ..SarConfig::preset(Preset::Release) };
+    let decode = Decode::Argmax;
+    config.sar = SarConfig { guidance: 8.0, decode, ..SarConfig::preset(Preset::Release) };
     (config.train.class_dropout, config.train.seed) = (0.5, 4);
     let mut trainer = world.trainer(&config);
     let labels = {
@@ -120,12 +121,14 @@ fn presets_are_the_published_settings() {
     let with = |guidance, extent, sigma| SarSettings {
         extent,
         target: StudentTarget::TeacherHard,
-        decode: rollout::Decode::Sample { filter, guidance },
+        decode: rollout::Decode { draw: Some(filter), guidance },
         sigma,
     };
     let of = |preset| SarConfig::preset(preset).settings();
     assert_eq!(of(Preset::Paper), with(Guidance::Off, Extent::All, 0.1));
     assert_eq!(of(Preset::Release), with(Guidance::Rollout(1.2), Extent::Last, 0.01));
-    let argmax = SarConfig { decode: Decode::Argmax, ..SarConfig::preset(Preset::Paper) };
-    assert_eq!(argmax.settings().decode, rollout::Decode::Argmax);
+    // Each switch on its own: what is most likely once guided, too.
+    let argmax = SarConfig { decode: Decode::Argmax, ..SarConfig::preset(Preset::Release) };
+    let guidance = Guidance::Rollout(1.2);
+    assert_eq!(argmax.settings().decode, rollout::Decode { draw: None, guidance });
 }

@@ -72,7 +72,7 @@ fn micro_batches_are_told_as_the_batch_that_they_make() {
     let world = World::new(8);
     for mode in [Mode::Teacher, Mode::Ssr] {
         let mut config = config(mode);
-        config.sar.decode = crate::config::Decode::Argmax;
+        (config.sar.decode, config.sar.guidance) = (crate::config::Decode::Argmax, 0.0);
         let mut whole = world.trainer(&config);
         (config.train.batch, config.train.accumulate) = (1, 4);
         let mut parts = world.trainer(&config);
