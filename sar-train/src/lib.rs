@@ -7,6 +7,7 @@ pub mod commands;
 pub mod config;
 pub mod data;
 pub mod eval;
+mod files;
 pub mod metrics;
 pub mod model;
 pub mod params;

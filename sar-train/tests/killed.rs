@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use sar_train::checkpoint::{Checkpoints, Found, Header, Kind, Resumed, Snapshot};
+use sar_train::checkpoint::{Purpose, latest_in};
 use sar_train::config::Config;
 use sar_train::params::Layout;
 use sar_train::run::RunFolder;
@@ -91,7 +92,7 @@ fn child(folder: &Path) -> Killed {
 }
 
 fn latest(run: &Path) -> u64 {
-    let found = sar_train::checkpoint::latest_in(&run.join("checkpoints")).unwrap();
+    let found = latest_in(&run.join("checkpoints"), Purpose::Resume).unwrap();
     found.map_or(0, |found| found.step)
 }
 
@@ -119,7 +120,7 @@ fn killed_at_any_moment_the_last_checkpoint_is_whole() {
 
         // A reader that comes before the next start finds a whole checkpoint, none of it damaged.
         let folder = path.join("checkpoints");
-        let found = sar_train::checkpoint::latest_in(&folder).unwrap().unwrap();
+        let found = latest_in(&folder, Purpose::Resume).unwrap().unwrap();
         assert_eq!(found.warnings, [""; 0]);
         assert_whole(&found);
         assert!(found.step > before, "round {round}");

@@ -158,7 +158,7 @@ impl Checkpoints {
     /// # Errors
     /// As [`latest_in`].
     pub fn latest(&self) -> Result<Option<Found>, CheckpointError> {
-        latest_in(&self.folder)
+        latest_in(&self.folder, Purpose::Resume)
     }
 
     /// Reads a checkpoint back.
@@ -232,17 +232,26 @@ impl Checkpoints {
     }
 }
 
+/// What a checkpoint is looked for for, and so which of its files must be whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To go on training: all of them.
+    Resume,
+    /// To use the weights: the optimiser's moments may have been removed to save room.
+    Weights,
+}
+
 /// The newest whole checkpoint of a `checkpoints/` folder; `None` where there is no `step-N` at all.
 ///
 /// # Errors
 /// [`CheckpointError::None`] where all of them are damaged, [`CheckpointError::Newer`] where the
 /// newest was written by a newer program.
-pub fn latest_in(folder: &Path) -> Result<Option<Found>, CheckpointError> {
+pub fn latest_in(folder: &Path, purpose: Purpose) -> Result<Option<Found>, CheckpointError> {
     // While a run goes on in the folder, what was listed may be gone when it is looked at: list anew.
     const LISTINGS: usize = 10;
     let mut last = Ok(None);
     for _ in 0..LISTINGS {
-        let (found, gone) = list(folder);
+        let (found, gone) = list(folder, purpose);
         if !gone {
             return found;
         }
@@ -252,8 +261,8 @@ pub fn latest_in(folder: &Path) -> Result<Option<Found>, CheckpointError> {
 }
 
 /// The newest whole checkpoint, and whether one disappeared meanwhile.
-fn list(folder: &Path) -> (Result<Option<Found>, CheckpointError>, bool) {
-    let mut warnings = Vec::new();
+fn list(folder: &Path, purpose: Purpose) -> (Result<Option<Found>, CheckpointError>, bool) {
+    let mut damaged = Vec::new();
     let mut gone = false;
     let steps = match steps(folder) {
         Ok(steps) => steps,
@@ -262,23 +271,31 @@ fn list(folder: &Path) -> (Result<Option<Found>, CheckpointError>, bool) {
     };
     for &step in steps.iter().rev() {
         let candidate = folder.join(format!("step-{step}"));
-        match verify(&candidate) {
-            Ok(()) => return (Ok(Some(Found { step, folder: candidate, warnings })), gone),
+        match verify(&candidate, purpose) {
+            Ok(()) => {
+                let warning = |damage| format!("{damage}; trying the checkpoint before it");
+                let warnings = damaged.into_iter().map(warning).collect();
+                return (Ok(Some(Found { step, folder: candidate, warnings })), gone);
+            }
             Err(newer @ CheckpointError::Newer { .. }) => return (Err(newer), false),
             Err(damage) => {
                 gone |= !candidate.exists();
-                warnings.push(format!("{damage}; trying the checkpoint before it"));
+                damaged.push(damage.to_string());
             }
         }
     }
-    let Some(first) = warnings.first() else { return (Ok(None), false) };
-    let reason = format!("has {} checkpoints, all damaged: {first}", warnings.len());
+    let Some(first) = damaged.first() else { return (Ok(None), false) };
+    let reason = match damaged.len() {
+        1 => format!("has one checkpoint, and it is damaged: {first}"),
+        n => format!("has {n} checkpoints, all damaged; the newest: {first}"),
+    };
     (Err(CheckpointError::None { path: folder.to_owned(), reason }), gone)
 }
 
-/// Fails unless every file of the checkpoint is as it was written.
-pub(super) fn verify(folder: &Path) -> Result<(), CheckpointError> {
-    for (name, expected) in read_record(folder)?.files {
+/// Fails unless every file of the checkpoint that the purpose needs is as it was written.
+pub(super) fn verify(folder: &Path, purpose: Purpose) -> Result<(), CheckpointError> {
+    let files = read_record(folder)?.files.into_iter();
+    for (name, expected) in files.filter(|(n, _)| purpose == Purpose::Resume || n != OPTIMIZER) {
         let path = folder.join(&name);
         let found = sum_of(&path).map_err(|e| CheckpointError::read(&path, e))?;
         match (found.bytes, expected.bytes) {

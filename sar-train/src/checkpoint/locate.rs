@@ -1,7 +1,7 @@
 //! Finds weights by what a user types: a run folder, a checkpoint folder or a file.
 
 use super::CheckpointError;
-use super::folder::{latest_in, verify};
+use super::folder::{Purpose, latest_in, verify};
 use std::path::{Path, PathBuf};
 
 /// Weights that were found.
@@ -30,9 +30,9 @@ pub fn locate(path: &Path, ema: bool) -> Result<Located, CheckpointError> {
         return Err(none("does not exist; give a run folder, a checkpoint or a .safetensors file"));
     }
     let (folder, run, warnings) = if path.join("state.json").is_file() {
-        verify(path)?;
+        verify(path, Purpose::Weights)?;
         (path.to_owned(), run_of(path), Vec::new())
-    } else if let Some(found) = latest_in(&path.join("checkpoints"))? {
+    } else if let Some(found) = latest_in(&path.join("checkpoints"), Purpose::Weights)? {
         (found.folder, Some(path.to_owned()), found.warnings)
     } else {
         return Err(none("holds no checkpoint; give a run folder that has saved one"));

@@ -15,10 +15,9 @@ mod weights;
 
 pub use error::CheckpointError;
 pub use facts::Facts;
-pub use folder::{Checkpoints, Found, Resumed, Snapshot, latest_in};
+pub use folder::{Checkpoints, Found, Purpose, Resumed, Snapshot, latest_in};
 pub use locate::{Located, locate};
 pub use pth::{RawTensor, read_pth};
-pub(crate) use storage::write_whole;
 pub use storage::{Disk, Sink, Storage};
 pub use weights::{Weights, arrange, load_weights, read_header, read_shapes, save_weights};
 

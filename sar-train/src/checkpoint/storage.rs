@@ -113,7 +113,7 @@ pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
 }
 
 /// Writes a file under `path` so that it is there whole or not at all.
-pub(crate) fn write_whole<T>(
+pub(super) fn write_whole<T>(
     storage: &dyn Storage,
     path: &Path,
     write: impl FnOnce(&mut dyn Sink) -> io::Result<T>,

@@ -16,9 +16,9 @@ pub struct SampleArgs {
     /// Folder for the images.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Classes to sample, by index, in turn; default: all.
-    #[arg(long, value_delimiter = ',', value_name = "0,1,…")]
-    pub classes: Vec<u32>,
+    /// Classes to sample, by index or by name, in turn; default: all.
+    #[arg(long, value_delimiter = ',', value_name = "0,cat,…")]
+    pub classes: Vec<String>,
     /// Images.
     #[arg(long, value_name = "N")]
     pub count: Option<usize>,
@@ -74,8 +74,29 @@ pub struct EvalArgs {
     /// Sampling seeds; their spread is reported.
     #[arg(long, value_name = "N")]
     pub seeds: Option<u64>,
-    /// Where to write the numbers as JSON; default, for a run folder measured as it was made: `eval.json` in it,
-    /// where `sar report` looks for them.
+    /// How guidance grows over the scales; this and the next five default to the run's.
+    #[arg(long)]
+    pub ramp: Option<Ramp>,
+    /// Keep the k most likely tokens; 0 is off, 1 is greedy.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Keep this cumulative probability; 0 is off.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f64>,
+    /// Grids to sample in.
+    #[arg(long, value_name = "1_2_4_8")]
+    pub schedule: Option<ScaleSchedule>,
+    /// First sampling seed.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Images at once; never changes them.
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// Side of the images to compare with, in pixels; default: the run's, or that of what the weights draw.
+    #[arg(long, value_name = "PIXELS")]
+    pub image_side: Option<usize>,
+    /// Where to write the numbers as JSON, `-` for standard output; default, for a run folder measured as it
+    /// was made: `eval.json` in it, where `sar report` looks for them.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Evaluate the running average of the weights, where the checkpoint has one.
@@ -104,6 +125,9 @@ pub struct ConvertArgs {
     pub from: PathBuf,
     /// The `.safetensors` file to write.
     pub to: PathBuf,
+    /// Grids that the generator was trained on, which weights alone do not say; default: the published ones.
+    #[arg(long, value_name = "1_2_4_8")]
+    pub schedule: Option<ScaleSchedule>,
     /// Replace the target where it exists.
     #[arg(long)]
     pub force: bool,

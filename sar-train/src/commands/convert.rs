@@ -56,15 +56,15 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         let shapes: Shapes = shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
         // A file of this program's own says itself what it is.
         let model = match checkpoint::read_header(&args.from)? {
-            Some(header) => Model::of_header(&header)?,
-            None => Model::of(&shapes).with_context(unknown)?,
+            Some(header) => Model::of_header(&header, args.schedule)?,
+            None => Model::of(&shapes, args.schedule).with_context(unknown)?,
         };
         let flat = load_weights(&args.from, model.kind, &model.layout)?.flat;
         (model, flat)
     } else {
         let tensors = read_pth(&args.from)?;
         let shapes = tensors.iter().map(|(n, t)| (n.as_str(), t.shape.as_slice())).collect();
-        let model = Model::of(&shapes).with_context(unknown)?;
+        let model = Model::of(&shapes, args.schedule).with_context(unknown)?;
         let flat = arrange(&args.from, &model.layout, &tensors)?;
         (model, flat)
     };
@@ -77,6 +77,9 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
             model.about,
             model.layout.parameters()
         );
+        if let Some(assumed) = model.assumed {
+            eprintln!("note: {assumed}");
+        }
     }
     Ok(())
 }
@@ -89,23 +92,40 @@ struct Model {
     /// Optimiser steps it was trained for; 0 for published files, which do not say it.
     step: u64,
     about: String,
+    /// What its tensors do not tell and was taken for granted.
+    assumed: Option<String>,
 }
 
 impl Model {
-    fn of_header(header: &Header) -> anyhow::Result<Self> {
+    fn of_header(header: &Header, schedule: Option<ScaleSchedule>) -> anyhow::Result<Self> {
         let mut model = match header.kind {
-            Kind::Generator => Self::of_section(&header.config()?)?,
-            Kind::Tokenizer => Self::of_tokenizer(&header.config()?)?,
+            Kind::Generator => {
+                let section: GeneratorSection = header.config()?;
+                let schedule = schedule.unwrap_or(section.schedule);
+                Self::of_section(&GeneratorSection { schedule, ..section })?
+            }
+            Kind::Tokenizer => {
+                no_schedule(schedule)?;
+                Self::of_tokenizer(&header.config()?)?
+            }
             Kind::Classifier => anyhow::bail!("a classifier's file needs no conversion"),
         };
         model.step = header.step;
         Ok(model)
     }
 
-    fn of(shapes: &Shapes<'_>) -> anyhow::Result<Self> {
-        if shapes.contains_key("pos_start") {
-            Self::generator(shapes)
+    fn of(shapes: &Shapes<'_>, schedule: Option<ScaleSchedule>) -> anyhow::Result<Self> {
+        let of_var =
+            |name: &&&str| name.starts_with("lvl_embed") || name.starts_with("quantize.quant_resi");
+        if let Some(name) = shapes.keys().find(of_var) {
+            anyhow::bail!(
+                "`{name}` is of VAR, whose scales are residual; this program reads FlexVAR's \
+                 generators and tokenizers"
+            )
+        } else if shapes.contains_key("pos_start") {
+            Self::generator(shapes, schedule)
         } else if shapes.contains_key("quantize.embedding.weight") {
+            no_schedule(schedule)?;
             Self::tokenizer(shapes)
         } else {
             anyhow::bail!(
@@ -117,7 +137,7 @@ impl Model {
         }
     }
 
-    fn generator(shapes: &Shapes<'_>) -> anyhow::Result<Self> {
+    fn generator(shapes: &Shapes<'_>, schedule: Option<ScaleSchedule>) -> anyhow::Result<Self> {
         let facts = Facts::of(shapes.iter().map(|(n, s)| (*n, *s)));
         let need = |what: &str, value: Option<usize>| {
             value.with_context(|| format!("no tensor of the generator tells its {what}"))
@@ -132,21 +152,29 @@ impl Model {
             pos_side: need("position table", facts.pos_side)?,
             mlp_ratio: need("FFN width", facts.mlp_ratio)?,
             // Weights fit any schedule; this is the one the published models were trained with.
-            schedule: ScaleSchedule::published_256(),
+            schedule: schedule.unwrap_or_else(ScaleSchedule::published_256),
             ..GeneratorSection::default()
         };
-        Self::of_section(&section)
+        let mut model = Self::of_section(&section)?;
+        model.assumed = schedule.is_none().then(|| {
+            format!(
+                "the weights do not say which grids they were trained on; {} is taken, that of the \
+                 published models (--schedule names another)",
+                section.schedule
+            )
+        });
+        Ok(model)
     }
 
     fn of_section(section: &GeneratorSection) -> anyhow::Result<Self> {
         section.validate()?;
         let layout = Generator::new(&GeneratorShape::from(section))?.layout().clone();
         let about = format!(
-            "generator of depth {}, width {}, vocabulary {}, {} classes",
-            section.depth, section.width, section.vocab, section.classes
+            "generator of depth {}, width {}, vocabulary {}, {} classes, schedule {}",
+            section.depth, section.width, section.vocab, section.classes, section.schedule
         );
         let config = serde_json::to_value(section)?;
-        Ok(Self { kind: Kind::Generator, config, layout, step: 0, about })
+        Ok(Self { kind: Kind::Generator, config, layout, step: 0, about, assumed: None })
     }
 
     fn tokenizer(shapes: &Shapes<'_>) -> anyhow::Result<Self> {
@@ -183,6 +211,12 @@ impl Model {
             config.vocab
         );
         let config = serde_json::to_value(config)?;
-        Ok(Self { kind: Kind::Tokenizer, config, layout, step: 0, about })
+        Ok(Self { kind: Kind::Tokenizer, config, layout, step: 0, about, assumed: None })
     }
+}
+
+/// A schedule is a generator's.
+fn no_schedule(asked: Option<ScaleSchedule>) -> anyhow::Result<()> {
+    anyhow::ensure!(asked.is_none(), "--schedule is for a generator, and this is a tokenizer");
+    Ok(())
 }

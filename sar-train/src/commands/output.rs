@@ -62,6 +62,22 @@ pub(crate) fn ready(file: &Path) -> anyhow::Result<Place> {
     Ok(place)
 }
 
+/// As [`ready`], for a file that must bear the name of its kind: what would replace a file of another kind
+/// is a mistyped name.
+pub(crate) fn ready_as(file: &Path, extensions: &[&str]) -> anyhow::Result<Place> {
+    let regular = !file.exists() || file.is_file();
+    let named = extensions
+        .iter()
+        .any(|kind| file.extension().is_some_and(|found| found.eq_ignore_ascii_case(kind)));
+    anyhow::ensure!(
+        named || !regular,
+        "{}: name the file .{}, which is what is written",
+        file.display(),
+        extensions.first().unwrap_or(&"")
+    );
+    ready(file)
+}
+
 /// Writes a line to standard error, if anybody reads it.
 pub(crate) fn note(line: Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{line}");

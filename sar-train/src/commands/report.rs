@@ -14,7 +14,7 @@ pub fn run(args: &ReportArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         (None, None) => anyhow::bail!("no run folder given"),
     };
     let there = args.runs.iter().all(|run| run.is_dir());
-    let _place = there.then(|| super::output::ready(&out)).transpose()?;
+    let _place = there.then(|| super::output::ready_as(&out, &["html", "htm"])).transpose()?;
     let report = report::write(&args.runs, &out)?;
     for note in &report.notes {
         eprintln!("note: {note}");

@@ -1,7 +1,7 @@
 //! The folder that `sar sample` writes: whose images are in it, and how they came about.
 
 use crate::config::SampleConfig;
-use crate::report::summary::write_whole;
+use crate::files::write_whole;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -22,8 +22,8 @@ pub(super) struct SampleRecord {
     pub program: String,
     /// The weights' file.
     pub generator: PathBuf,
-    /// The tokenizer's, where it is not the run's own.
-    pub tokenizer: Option<PathBuf>,
+    /// The tokenizer's.
+    pub tokenizer: PathBuf,
     /// Optimiser steps they were trained for.
     pub step: u64,
     /// Whether they are the averaged ones (EMA).
@@ -32,6 +32,9 @@ pub(super) struct SampleRecord {
     pub schedule: String,
     /// The other settings.
     pub settings: SampleConfig,
+    /// Names of all classes, in the order of their labels; none where they are not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
     /// Class of image k, which is `{k:06}.png`.
     pub labels: Vec<u32>,
 }

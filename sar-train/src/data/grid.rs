@@ -4,10 +4,9 @@
 //! whole or not at all: they are written under a temporary name and renamed.
 
 use super::DataError;
+use crate::files::write_quickly;
 use image::{ImageEncoder, Rgb, RgbImage};
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Pixels between the images of a grid.
 const GAP: usize = 2;
@@ -129,7 +128,8 @@ pub fn encode_png(picture: &RgbImage) -> Result<Vec<u8>, DataError> {
 /// # Errors
 /// [`DataError::Io`] naming the file; nothing is left behind.
 pub fn save_png(path: &Path, picture: &RgbImage) -> Result<(), DataError> {
-    write_atomically(path, &encode_png(picture)?)
+    let png = encode_png(picture)?;
+    write_quickly(path, &png).map_err(|e| DataError::io(path, "write", &e))
 }
 
 /// Writes [`grid`] to a file.
@@ -165,39 +165,6 @@ pub fn save_each(dir: &Path, images: Images<'_>, first: u64) -> Result<Vec<PathB
             Ok(path)
         })
         .collect()
-}
-
-/// Writes to a pipe or a device, which a file that is renamed would replace; `None` where the path is a
-/// regular file, or nothing yet.
-pub(crate) fn write_through(path: &Path, bytes: &[u8]) -> Option<std::io::Result<()>> {
-    let special = std::fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
-    let write = || std::fs::OpenOptions::new().write(true).open(path)?.write_all(bytes);
-    special.then(write)
-}
-
-/// Writes a file under a temporary name beside it and renames it; to a pipe or a device as it is.
-///
-/// # Errors
-/// [`DataError::Io`] naming the file; nothing is left behind.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
-    if let Some(outcome) = write_through(path, bytes) {
-        return outcome.map_err(|e| DataError::io(path, "write", &e));
-    }
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let unique = format!("{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let temporary = path.with_file_name(format!(".{name}.{unique}.tmp"));
-    let write = || {
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        drop(file);
-        std::fs::rename(&temporary, path)
-    };
-    write().map_err(|e| {
-        // The error that matters is the first; the temporary file may not even exist.
-        drop(std::fs::remove_file(&temporary));
-        DataError::io(path, "write", &e)
-    })
 }
 
 fn page(rows: usize, columns: usize, height: usize, width: usize) -> Result<RgbImage, DataError> {

@@ -75,7 +75,7 @@ pub fn render(runs: &[PathBuf]) -> Result<Report, ReportError> {
 /// As [`render`], or the file cannot be written.
 pub fn write(runs: &[PathBuf], out: &Path) -> Result<Report, ReportError> {
     let report = render(runs)?;
-    summary::write_whole(out, report.html.as_bytes())
+    crate::files::write_whole(out, report.html.as_bytes())
         .map_err(|source| ReportError::Write { path: out.into(), source })?;
     Ok(report)
 }

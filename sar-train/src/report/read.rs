@@ -2,8 +2,8 @@
 
 use super::ReportError;
 use super::summary::{SUMMARY_FILE, Summary};
-use crate::commands::eval::EVAL_FILE;
 use crate::eval::EvalReport;
+use crate::run::EVAL_FILE;
 use base64::Engine as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};

@@ -1,6 +1,7 @@
 //! `summary.json`: the numbers of a comparison, written by the demo, read by the report.
 
 use crate::eval::{EvalSettings, Floor, SweepPoint};
+use crate::files::write_whole;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -91,7 +92,7 @@ pub struct TokenizerSummary {
     pub steps: u64,
     /// Peak signal-to-noise ratio on validation images, dB.
     pub psnr: Option<f64>,
-    /// Codebook entries used on the training images.
+    /// Codebook entries used on the validation images.
     pub codes_used: Option<usize>,
     /// Codebook size.
     pub vocab: Option<usize>,
@@ -208,30 +209,6 @@ impl Summary {
             .map_err(|source| SummaryError::Json { path: path.clone(), source })?;
         write_whole(&path, text.as_bytes()).map_err(|source| SummaryError::Io { path, source })
     }
-}
-
-/// Writes a file under a temporary name in the same folder and renames it, so that no half of it is
-/// ever seen under its own.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    use std::io::Write as _;
-    if let Some(outcome) = crate::data::grid::write_through(path, bytes) {
-        return outcome;
-    }
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    // A temporary file is readable by its owner alone; a report is for everyone who may read the run.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt as _;
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    }
-    file.persist(path).map_err(|e| e.error)?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,14 +1,17 @@
 //! The folder of a run, and the lock that keeps it to one process.
 
 use super::{Log, RunError, TensorBoard};
-use crate::checkpoint::{CheckpointError, Checkpoints, Disk, write_whole};
+use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::config::Config;
+use crate::data::{DataError, grid};
+use crate::files::write_whole;
 use std::fs::{self, File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.toml";
 const IMAGES: &str = "images.txt";
+const CLASSES: &str = "classes.json";
 const LOCK: &str = "run.lock";
 
 /// A run folder that this process alone may write to, until this is dropped.
@@ -138,7 +141,7 @@ impl RunFolder {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(RunError::write(folder))?;
         }
-        write_whole(&Disk, &path, |to| to.write_all(content)).map_err(RunError::write(&path))?;
+        write_whole(&path, content).map_err(RunError::write(&path))?;
         Ok(path)
     }
 
@@ -156,16 +159,51 @@ impl RunFolder {
         Ok((before != now).then_some(before))
     }
 
+    /// Keeps the names of the run's classes, in the order of their labels, when it begins; says what they
+    /// were where that has changed.
+    ///
+    /// # Errors
+    /// [`RunError::Read`], [`RunError::Write`].
+    pub fn other_classes(&self, now: &[String]) -> Result<Option<Vec<String>>, RunError> {
+        match class_names(&self.path)? {
+            Some(before) => Ok((before != now).then_some(before)),
+            None => {
+                let text = serde_json::to_vec(now).map_err(std::io::Error::from);
+                self.write(CLASSES, &text.map_err(RunError::write(self.path.join(CLASSES)))?)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Writes the configuration that the run goes on with in the place of the one it had.
+    ///
+    /// # Errors
+    /// [`RunError::Write`].
+    pub fn reconfigure(&self, config: &Config) -> Result<(), RunError> {
+        self.write(CONFIG, config.to_toml()?.as_bytes()).map(drop)
+    }
+
     /// Writes a picture as PNG, as [`RunFolder::write`].
     ///
     /// # Errors
     /// [`RunError::Write`].
     pub fn write_png(&self, name: &str, image: &image::RgbImage) -> Result<PathBuf, RunError> {
-        let failed = |e: image::ImageError| {
-            RunError::write(self.path.join(name))(std::io::Error::other(e.to_string()))
-        };
-        self.write(name, &png(image).map_err(failed)?)
+        let failed = |e: DataError| RunError::write(self.path.join(name))(std::io::Error::other(e));
+        self.write(name, &grid::encode_png(image).map_err(failed)?)
     }
+}
+
+/// Names of the classes of the run in a folder, in the order of their labels, where it kept them.
+///
+/// # Errors
+/// [`RunError::Read`].
+pub fn class_names(run: &Path) -> Result<Option<Vec<String>>, RunError> {
+    let path = run.join(CLASSES);
+    let text = match fs::read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(RunError::read(&path))?,
+    };
+    serde_json::from_slice(&text).map(Some).map_err(|e| RunError::read(&path)(e.into()))
 }
 
 impl Drop for RunFolder {
@@ -174,11 +212,4 @@ impl Drop for RunFolder {
         let _ = self.lock.set_len(0);
         let _ = self.lock.unlock();
     }
-}
-
-/// A picture as the bytes of a PNG file.
-pub(super) fn png(image: &image::RgbImage) -> Result<Vec<u8>, image::ImageError> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    image.write_to(&mut bytes, image::ImageFormat::Png)?;
-    Ok(bytes.into_inner())
 }

@@ -1,7 +1,7 @@
 //! `log.jsonl`: one JSON object per line.
 
 use super::RunError;
-use crate::checkpoint::{Disk, write_whole};
+use crate::files::write_whole;
 use serde::Serialize;
 use serde_json::Value;
 use std::fs::File;
@@ -71,5 +71,5 @@ fn keep_until(path: &Path, file: File, step: u64) -> Result<(), RunError> {
             kept.push(b'\n');
         }
     }
-    write_whole(&Disk, path, |to| to.write_all(&kept)).map_err(RunError::write(path))
+    write_whole(path, &kept).map_err(RunError::write(path))
 }

@@ -2,11 +2,14 @@
 //!
 //! ```text
 //! config.toml      what the run resolved to
+//! classes.json     names of the classes, in the order of their labels
+//! images.txt       how many images there were
 //! log.jsonl        one object per record, `step` in each
 //! tensorboard/     the same numbers as TensorBoard events, and sample grids
 //! samples/         PNGs
 //! checkpoints/     step-N, see [`crate::checkpoint`]
-//! summary.json     report.html
+//! eval.json        what `sar eval` measured; the demo's: summary.json
+//! report.html      of `sar report`
 //! run.lock         held while a process writes to the folder
 //! ```
 
@@ -20,12 +23,15 @@ mod signals;
 mod tensorboard;
 
 pub use error::RunError;
-pub use folder::RunFolder;
+pub use folder::{RunFolder, class_names};
 pub use log::Log;
 pub use non_finite::{NonFinite, NonFiniteError};
 pub use progress::Progress;
 pub use signals::{Interrupt, Interrupted, survive_file_limits};
 pub use tensorboard::TensorBoard;
+
+/// Name of the numbers that `sar eval` leaves in a run folder, where `sar report` looks for them.
+pub const EVAL_FILE: &str = "eval.json";
 
 #[cfg(test)]
 #[path = "tests.rs"]

@@ -4,7 +4,7 @@
 //! are needed, are encoded here, because that crate's own writer panics where the disk is full.
 
 use super::RunError;
-use super::folder::png;
+use crate::data::grid::encode_png;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -51,8 +51,8 @@ impl TensorBoard {
     /// # Errors
     /// [`RunError::Write`].
     pub fn image(&mut self, tag: &str, step: u64, image: &image::RgbImage) -> Result<(), RunError> {
-        let failed = |e: image::ImageError| std::io::Error::other(e.to_string());
-        let content = png(image).map_err(failed).map_err(RunError::write(&self.path))?;
+        let content = encode_png(image).map_err(std::io::Error::other);
+        let content = content.map_err(RunError::write(&self.path))?;
         self.value(tag, step, |v| {
             v.message(4, |i| {
                 i.varint(1, u64::from(image.height()));

@@ -37,9 +37,19 @@ pub fn read_pth(path: &Path) -> Result<BTreeMap<String, RawTensor>, CheckpointEr
     let bad = |reason: String| CheckpointError::State { path: path.to_owned(), reason };
     let mut head = [0; 2];
     let mut file = File::open(path).map_err(|e| CheckpointError::read(path, e))?;
-    file.read_exact(&mut head).map_err(|e| CheckpointError::read(path, e))?;
-    if &head == b"PK" { read_zip(path) } else { read_legacy(path) }
-        .map_err(|reason| bad(format!("not a usable PyTorch file: {reason}")))
+    file.read_exact(&mut head)
+        .map_err(|_| bad("not a usable PyTorch file: it has hardly a byte".to_owned()))?;
+    let tensors = if &head == b"PK" { read_zip(path) } else { read_legacy(path) };
+    tensors.map(bare).map_err(|reason| bad(format!("not a usable PyTorch file: {reason}")))
+}
+
+/// The names without the prefix that data-parallel training puts before all of them.
+fn bare(tensors: BTreeMap<String, RawTensor>) -> BTreeMap<String, RawTensor> {
+    const PREFIX: &str = "module.";
+    match tensors.keys().all(|name| name.starts_with(PREFIX)) {
+        true => tensors.into_iter().map(|(name, t)| (name[PREFIX.len()..].to_owned(), t)).collect(),
+        false => tensors,
+    }
 }
 
 fn read_zip(path: &Path) -> Result<BTreeMap<String, RawTensor>, String> {

@@ -1,7 +1,7 @@
 //! A classifier as a safetensors file: flat named tensors, its shape in the metadata.
 
 use super::{Classifier, ClassifierConfig, ClassifierError, ClassifierOps};
-use crate::report::summary::write_whole;
+use crate::files::write_whole;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use sar_math::Real as _;
