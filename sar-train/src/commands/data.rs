@@ -1,5 +1,6 @@
 //! `sar data check`: decodes every image and says what is there.
 
+use super::output::ready_as;
 use crate::cli::{DataArgs, DataCommand, GlobalArgs};
 use crate::data::grid::{Images, save_grid};
 use crate::data::{
@@ -28,7 +29,7 @@ pub fn run(args: &DataArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
     let mut config = DataConfig::from_argument(&args.source);
     config.image_side = args.size.unwrap_or(config.image_side);
     config.unlabelled = args.unlabelled;
-    let _place = args.preview.as_deref().map(super::output::ready).transpose()?;
+    let _place = args.preview.as_deref().map(|path| ready_as(path, &["png"])).transpose()?;
     let report = check(&config, args.preview.as_deref())?;
     println!("{report}");
     let accepted = args.skip_bad_images && report.total > 0;
@@ -54,7 +55,7 @@ pub struct DataReport {
     pub validation: usize,
     /// Files that cannot be used, in order, and why.
     pub bad: Vec<(PathBuf, BadImage)>,
-    /// Images beside the class folders: of no class, so not used.
+    /// Images beside the class folders, of no class, and folders beside `train`: not used.
     pub loose: Vec<PathBuf>,
     /// Width and height of the image of fewest pixels.
     pub smallest: Option<(u32, u32)>,
@@ -205,7 +206,7 @@ impl fmt::Display for DataReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.source.display())?;
         let names = self.classes.iter().map(|(name, _)| name).chain(self.modes.keys());
-        let wide = names.map(|n| n.chars().count()).max().unwrap_or(0).clamp(12, 40);
+        let wide = names.map(|n| n.chars().count()).max().unwrap_or(0).clamp(17, 40);
         writeln!(f, "\n{:<wide$}  {:>9}", "class", "images")?;
         for (name, count) in &self.classes {
             writeln!(f, "{name:<wide$}  {count:>9}")?;
@@ -213,7 +214,7 @@ impl fmt::Display for DataReport {
         writeln!(f, "{:<wide$}  {:>9}", "total", self.total)?;
         match self.validation {
             0 => writeln!(f, "validation is held out when training starts")?,
-            n => writeln!(f, "{:<wide$}  {n:>9}", "- validation")?,
+            n => writeln!(f, "{:<wide$}  {n:>9}", "of these held out")?,
         }
         writeln!(f, "\n{:<wide$}  {:>9}", "mode", "images")?;
         for (mode, count) in &self.modes {
@@ -232,7 +233,7 @@ impl fmt::Display for DataReport {
         }
         if !self.loose.is_empty() {
             let n = self.loose.len();
-            writeln!(f, "\nimages beside the class folders, of no class and not used: {n}")?;
+            writeln!(f, "\nbeside the class folders, of no class and not used: {n}")?;
         }
         for path in self.loose.iter().take(LOOSE_SHOWN) {
             writeln!(f, "  {}", path.display())?;

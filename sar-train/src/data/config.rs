@@ -157,6 +157,9 @@ impl DataConfig {
             let reason = format!("expected 1 to {MAX_PIXELS}, found {}", self.max_pixels);
             return fail("max_pixels", reason);
         }
+        if let Some(n) = self.num_classes.filter(|n| !(1..=MAX_CLASSES).contains(n)) {
+            return fail("num_classes", format!("expected 1 to {MAX_CLASSES}, found {n}"));
+        }
         if self.workers > MAX_WORKERS {
             let reason = format!("expected at most {MAX_WORKERS}, found {}", self.workers);
             return fail("workers", reason);
@@ -169,5 +172,7 @@ impl DataConfig {
 const MAX_SIDE: usize = 8192;
 /// Largest `max_pixels`: 16-bit RGBA of this size takes 8 GB to decode.
 const MAX_PIXELS: u64 = 1_000_000_000;
+/// More classes than this are a typing error.
+const MAX_CLASSES: usize = 1 << 24;
 /// More decoding threads than this are a typing error.
 const MAX_WORKERS: usize = 256;

@@ -39,6 +39,17 @@ pub enum DataError {
         /// What to do next, beginning with punctuation; may be empty.
         hint: &'static str,
     },
+    /// Two folders could be one part of the data.
+    #[error(
+        "{}: {found} are names of one and the same part of the data; leave one of them there",
+        path.display()
+    )]
+    SeveralParts {
+        /// The folder that holds them.
+        path: PathBuf,
+        /// Their names.
+        found: String,
+    },
     /// Images lie loose, without class folders.
     #[error(
         "{}: images, but no class folders; move them into one folder per class, \

@@ -6,23 +6,35 @@ use std::path::{Path, PathBuf};
 /// Deeper nesting than this means a link that leads back to its own parent.
 const MAX_DEPTH: usize = 32;
 
+/// What the folder of training images may be called, in letters of either case.
+const TRAIN: [&str; 2] = ["train", "training"];
+/// What the folder of validation images may be called.
+const VALIDATION: [&str; 3] = ["val", "valid", "validation"];
+
 /// Lists a folder. Hidden names (leading dot) are passed over; every other file counts as an image.
 pub(super) fn list(root: &Path, unlabelled: bool) -> Result<Listing, DataError> {
     let (folders, _) = entries(root)?;
     // A class may be called `train`: it is a part of the data only if it holds folders itself.
     let part = |names: &[&str]| -> Result<Option<&PathBuf>, DataError> {
-        let named = |f: &&PathBuf| f.file_name().is_some_and(|n| names.iter().any(|m| n == *m));
-        match folders.iter().find(named) {
-            Some(f) if unlabelled || !entries(f)?.0.is_empty() => Ok(Some(f)),
-            _ => Ok(None),
+        let named = |f: &&&PathBuf| names.iter().any(|m| name(f).eq_ignore_ascii_case(m));
+        let found: Vec<&PathBuf> = folders.iter().filter(|f| named(&f)).collect();
+        match found.as_slice() {
+            [] => Ok(None),
+            [f] if unlabelled || !entries(f)?.0.is_empty() => Ok(Some(f)),
+            [_] => Ok(None),
+            several => {
+                let found = several.iter().map(|f| name(f)).collect::<Vec<_>>().join(", ");
+                Err(DataError::SeveralParts { path: root.to_path_buf(), found })
+            }
         }
     };
-    let Some(train) = part(&["train"])? else {
+    let Some(train) = part(&TRAIN)? else {
         let labelled = labelled(root, unlabelled)?;
         return Ok(listing(root, unlabelled, labelled, None));
     };
     let mut training = labelled(train, unlabelled)?;
-    let validation = match part(&["val", "validation"])? {
+    let named = part(&VALIDATION)?;
+    let validation = match named {
         Some(folder) => {
             let mut named = labelled(folder, unlabelled)?;
             training.loose.append(&mut named.loose);
@@ -30,6 +42,8 @@ pub(super) fn list(root: &Path, unlabelled: bool) -> Result<Listing, DataError> 
         }
         None => None,
     };
+    let others = folders.iter().filter(|f| *f != train && Some(*f) != named);
+    training.loose.extend(others.cloned());
     Ok(listing(root, unlabelled, training, validation))
 }
 
@@ -48,7 +62,7 @@ fn listing(
 struct Labelled {
     classes: Vec<String>,
     files: Vec<(PathBuf, u32)>,
-    /// Images beside the class folders.
+    /// Images beside the class folders, and folders beside `train` that are no part of the data.
     loose: Vec<PathBuf>,
 }
 

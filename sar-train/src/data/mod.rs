@@ -34,7 +34,7 @@ pub use dataset::{Batch, Dataset};
 pub use decode::BadImage;
 pub use error::DataError;
 pub use loader::{Loader, LoaderConfig};
-pub(crate) use source::{Listing, Source, locate};
+pub(crate) use source::{Listing, Source, locate, some_of};
 
 use std::path::PathBuf;
 

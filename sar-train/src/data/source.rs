@@ -39,8 +39,21 @@ pub(crate) struct Listing {
     pub(crate) train: Vec<(PathBuf, u32)>,
     /// Where the source names its validation images.
     pub(crate) validation: Option<Vec<(PathBuf, u32)>>,
-    /// Files beside the class folders: of no class, so not used.
+    /// Files beside the class folders, of no class, and folders beside `train` that are no part of the data:
+    /// not used.
     pub(crate) loose: Vec<PathBuf>,
+}
+
+/// A path below a folder as it is written there; a folder ends in a slash.
+fn named_in(root: &Path, path: &Path) -> String {
+    let slash = if path.is_dir() { "/" } else { "" };
+    format!("{}{slash}", path.strip_prefix(root).unwrap_or(path).display())
+}
+
+/// The first few of some names.
+pub(crate) fn some_of(names: &[&str]) -> String {
+    let more = if names.len() > NAMED { ", …" } else { "" };
+    format!("{}{more}", names.iter().take(NAMED).copied().collect::<Vec<_>>().join(", "))
 }
 
 /// Finds and lists the source of a configuration.
@@ -142,9 +155,11 @@ pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, 
             (train, held, format!("{share} % of each class, by seed {}", config.split_seed))
         }
     };
-    let kind = match loose.len() {
+    let names: Vec<String> = loose.iter().map(|path| named_in(&root, path)).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let kind = match names.len() {
         0 => kind.to_owned(),
-        n => format!("{kind}; images beside them, of no class and not used: {n}"),
+        n => format!("{kind}; beside them and not used: {n} ({})", some_of(&names)),
     };
     Ok(assemble(config, root, &kind, classes, train, validation, how, skipped))
 }
@@ -169,14 +184,14 @@ fn assemble(
     if !skipped.is_empty() {
         summary += &format!(", {} bad images skipped", skipped.len());
     }
-    let shown: BTreeSet<u32> = train.iter().map(|item| item.label).collect();
-    let unseen = classes.iter().zip(0..).filter(|(_, label)| !shown.contains(label));
-    let unseen: Vec<&str> = unseen.map(|(name, _)| name.as_str()).collect();
-    if !unseen.is_empty() {
-        let named = unseen.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
-        let more = if unseen.len() > NAMED { ", …" } else { "" };
-        summary +=
-            &format!("; {} of the classes without a training image: {named}{more}", unseen.len());
+    for (part, items) in [("training", &train), ("validation", &validation)] {
+        let shown: BTreeSet<u32> = items.iter().map(|item| item.label).collect();
+        let unseen = classes.iter().zip(0..).filter(|(_, label)| !shown.contains(label));
+        let unseen: Vec<&str> = unseen.map(|(name, _)| name.as_str()).collect();
+        if !unseen.is_empty() && !items.is_empty() {
+            let (count, named) = (unseen.len(), some_of(&unseen));
+            summary += &format!("; {count} of the classes without a {part} image: {named}");
+        }
     }
     Data {
         train: Dataset::new(root.clone(), train, config),

@@ -283,7 +283,7 @@ fn folders_that_hold_no_data_are_told_apart() {
     write(&dir.path().join("dog/deep/er/a.png"), &red(8, 8), ImageFormat::Png);
     let data = open(&at(dir.path())).unwrap();
     assert_eq!(data.classes, ["cat", "dog"]);
-    assert!(data.summary.contains("of no class and not used: 1"), "{}", data.summary);
+    assert!(data.summary.contains("beside them and not used: 1 (loose.png)"), "{}", data.summary);
     let narrow = DataConfig { num_classes: Some(1), ..at(dir.path()) };
     assert!(matches!(fail(&narrow), DataError::LabelOutOfRange { label: 1, classes: 1, .. }));
 }
@@ -423,8 +423,8 @@ fn pipes_and_devices_are_written_to_and_not_replaced() {
     let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
     assert!(made.success());
     for write in [
-        |path: &Path| grid::write_atomically(path, b"bytes").unwrap(),
-        |path: &Path| crate::report::summary::write_whole(path, b"bytes").unwrap(),
+        |path: &Path| crate::files::write_quickly(path, b"bytes").unwrap(),
+        |path: &Path| crate::files::write_whole(path, b"bytes").unwrap(),
     ] {
         let reader = pipe.clone();
         let read = std::thread::spawn(move || fs::read(reader).unwrap());
@@ -442,7 +442,7 @@ fn a_check_prints_a_table_and_a_preview() {
     assert_eq!((report.total, report.exit_code()), (6, 0));
     assert_eq!(report.classes, [("cat".to_owned(), 3), ("dog".to_owned(), 3)]);
     let text = report.to_string();
-    assert!(text.contains("cat                   3"), "{text}");
+    assert!(text.contains("cat                        3"), "{text}");
     assert!(text.contains("sizes from 9×7 to 9×7"), "{text}");
     assert!(report.loose.is_empty() && !text.contains("of no class"), "{text}");
     assert_eq!(image::image_dimensions(&preview).unwrap(), (8 * 10 - 2, 2 * 10 - 2));
