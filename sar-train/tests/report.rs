@@ -67,6 +67,8 @@ fn summary() -> Summary {
         settings: EvalSettings {
             extractor: "features of a small classifier trained on the training images".into(),
             extractor_accuracy: 0.9753,
+            extractor_steps: Some(400),
+            extractor_seed: Some(0),
             feature_dims: 64,
             data: "ten classes of glyphs".into(),
             side: 32,

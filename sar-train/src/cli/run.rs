@@ -11,14 +11,15 @@ pub struct RunArgs {
     /// Configuration in TOML; absent keys have their defaults (for `refine`: what the generator's run has).
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Override one key of the configuration; may be repeated.
+    /// Override one key of the configuration; may be repeated. With --resume: how long and how often, such
+    /// as train.steps.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
     /// The run folder; must be new or empty unless --resume is given.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Continue the run in --out from its last checkpoint, bit for bit.
-    #[arg(long, conflicts_with_all = ["config", "set", "data", "seed", "init_from"])]
+    #[arg(long, conflicts_with_all = ["config", "data", "seed", "init_from"])]
     pub resume: bool,
     /// Images: class folders, a list file, a glyph sheet or `builtin:glyphs10`.
     #[arg(long, value_name = "SOURCE")]
@@ -30,7 +31,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// Leave out images that cannot be read, and count them, instead of stopping.
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long)]
     pub skip_bad_images: bool,
 }
 
@@ -61,12 +62,23 @@ impl RunArgs {
         if let Some(seed) = self.seed {
             (config.train.seed, config.tokenizer_train.seed) = (seed, seed);
         }
-        // So that the run goes on from wherever it is continued or measured.
-        if let Some(path) = &mut config.data.path
-            && let Ok(absolute) = std::path::absolute(&*path)
-        {
-            *path = absolute;
+        whole_path(&mut config);
+        Ok(config)
+    }
+
+    /// The configuration of a run that goes on: `had`, and what `--set` may still change of it, keys that
+    /// `free` names.
+    ///
+    /// # Errors
+    /// A `--set` of another key, or that cannot be used.
+    pub(crate) fn continued(&self, had: &Config, free: &[&str]) -> anyhow::Result<Config> {
+        let fixed = format!("a run goes on as it began, but for {}", free.join(", "));
+        if let Some(setting) = self.set.iter().find(|setting| !within(setting, free)) {
+            anyhow::bail!("--set {setting}: {fixed}");
         }
+        let mut config = had.clone().set(&self.set)?;
+        config.data.skip_bad_images |= self.skip_bad_images;
+        whole_path(&mut config);
         Ok(config)
     }
 
@@ -74,9 +86,7 @@ impl RunArgs {
     /// keys of them, and `instead` says where to look.
     pub(crate) fn sets_only(&self, used: &[&str], instead: &str) -> anyhow::Result<()> {
         for setting in &self.set {
-            let name: Vec<&str> = parts(setting).collect();
-            let known =
-                used.iter().any(|used| name.starts_with(&used.split('.').collect::<Vec<_>>()));
+            let known = within(setting, used);
             anyhow::ensure!(known, "--set {setting}: it would change nothing here; {instead}");
         }
         Ok(())
@@ -96,6 +106,21 @@ impl RunArgs {
     }
 }
 
+/// Makes the images' path hold from wherever the run is continued or measured.
+fn whole_path(config: &mut Config) {
+    if let Some(path) = &mut config.data.path
+        && let Ok(absolute) = std::path::absolute(&*path)
+    {
+        *path = absolute;
+    }
+}
+
+/// Whether a setting is of one of the sections, or single keys of them, that `names` are.
+fn within(setting: &str, names: &[&str]) -> bool {
+    let key: Vec<&str> = parts(setting).collect();
+    names.iter().any(|name| key.starts_with(&name.split('.').collect::<Vec<_>>()))
+}
+
 /// `section` and `key` of `section.key=value`.
 fn parts(setting: &str) -> impl Iterator<Item = &str> {
     setting.split('=').next().unwrap_or_default().split('.').map(str::trim)
@@ -107,14 +132,19 @@ pub struct TrainArgs {
     /// Folder, configuration, resume.
     #[command(flatten)]
     pub run: RunArgs,
-    /// The trained tokenizer: a run folder, a checkpoint folder or a .safetensors file.
+    /// The trained tokenizer: a run folder, a checkpoint folder or a .safetensors file; default: the one of
+    /// the run that --init-from names.
     #[arg(
         long,
         value_name = "PATH",
-        required_unless_present = "resume",
+        required_unless_present_any = ["resume", "init_from"],
         conflicts_with = "resume"
     )]
     pub tokenizer: Option<PathBuf>,
+    /// The images have other classes than the weights of --init-from: those of the same name keep what they
+    /// learned, the others begin anew.
+    #[arg(long, requires = "init_from")]
+    pub new_classes: bool,
     /// Way of training: teacher, ssr, student, hybrid:N, interleaved; overrides train.mode.
     #[arg(long, conflicts_with = "resume")]
     pub mode: Option<Mode>,

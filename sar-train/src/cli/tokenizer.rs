@@ -47,6 +47,9 @@ pub struct TokenizerEvalArgs {
     /// Where to write a grid of images beside their reconstructions.
     #[arg(long, value_name = "PNG")]
     pub grid: Option<PathBuf>,
+    /// Side of the images in pixels; default: that of the tokenizer's run, or 32.
+    #[arg(long, value_name = "PIXELS")]
+    pub image_side: Option<usize>,
     /// Leave out images that cannot be read, and count them, instead of stopping.
     #[arg(long)]
     pub skip_bad_images: bool,
@@ -66,6 +69,9 @@ pub struct TokenizerEncodeArgs {
     /// Grids, coarse to fine; default: those of the tokenizer's run.
     #[arg(long, value_name = "1_2_4_8")]
     pub schedule: Option<ScaleSchedule>,
+    /// Side of the images in pixels; default: that of the tokenizer's run, or 32.
+    #[arg(long, value_name = "PIXELS")]
+    pub image_side: Option<usize>,
     /// Leave out images that cannot be read, and count them, instead of stopping.
     #[arg(long)]
     pub skip_bad_images: bool,

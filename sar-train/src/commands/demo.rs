@@ -1,20 +1,19 @@
 //! `sar demo`: tokenizer, generator, two arms of equal steps from the same checkpoint, comparison.
 
-use super::tokenizer::{Trained, train_in};
-use super::train::{Start, Work};
+use super::generator_run::{Start, Work};
+use super::tokenizer::{Trained, reconstruct, train_in};
 use crate::backend::Compute;
 use crate::cli::{DemoArgs, GlobalArgs};
-use crate::config::{Config, Mode, Preset, SarConfig};
-use crate::data::{self, Data, DataConfig, Dataset, grid};
-use crate::eval::{AnyError, EvalOptions, Evaluator, Labelled, SamplerSettings};
-use crate::model::classifier::{Classifier, ClassifierConfig, ClassifierTraining};
+use crate::config::{Config, Mode, Preset, SampleConfig, SarConfig};
+use crate::data::{self, Data, DataConfig, grid};
+use crate::eval::{AnyError, EvalOptions, Evaluator, SamplerSettings, prepare};
+use crate::model::classifier::ClassifierTraining;
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::report::summary::{Arm, ArmRole, Summary, TokenizerSummary};
 use crate::report::{self, REPORT_FILE, verdict::verdict};
 use crate::run::{Interrupt, Progress, RunError, RunFolder};
 use crate::sample::{Painter, SampleSettings};
 use crate::train::Outcome;
-use sar_math::backend::Filter;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -199,38 +198,35 @@ impl<B: Compute> Demo<'_, B> {
 
     /// The classifier, the validation features and the floors.
     fn evaluator(&self, trained: &Trained<B>) -> anyhow::Result<Evaluator<'_, B>> {
-        let (images, labels) = all(&self.data.train)?;
-        let side = self.data.train.side();
-        let config = ClassifierConfig::for_images(3, side, side, self.data.classes.len());
         let training = ClassifierTraining {
             steps: self.budget.classifier_steps,
             seed: self.config.train.seed,
             ..ClassifierTraining::default()
         };
-        let mut progress = Progress::new("classifier", training.steps, 0, self.quiet);
-        let classifier =
-            Classifier::train(self.backend, config, &training, &images, &labels, |step| {
-                progress.update(step, "")
-            })?
-            .classifier;
-        let (validation, validation_labels) = all(&self.data.validation)?;
+        let sample = &self.config.sample;
         let options = EvalOptions {
             count: self.budget.samples,
             seeds: SAMPLING_SEEDS.to_vec(),
             data: self.data.summary.clone(),
             sampler: SamplerSettings {
-                ramp: "t = g·i/min(N−1, 9)".into(),
-                top_k: self.config.sample.top_k,
-                top_p: self.config.sample.top_p,
+                ramp: sample.ramp.formula().into(),
+                top_k: sample.top_k,
+                top_p: sample.top_p,
                 schedule: self.config.generator.schedule.to_string(),
                 ..SamplerSettings::default()
             },
         };
-        let reference = Labelled { images: &validation, labels: &validation_labels };
-        let mut evaluator = Evaluator::new(self.backend, classifier, reference, &options)?;
-        let reconstructed =
-            Labelled { images: &trained.reconstructions, labels: &validation_labels };
-        evaluator.measure_floors(reconstructed, Labelled { images: &images, labels: &labels })?;
+        let mut progress = Progress::new("classifier", training.steps, 0, self.quiet);
+        let (tokenizer, params) = (&trained.loaded.tokenizer, &trained.loaded.params);
+        let side = self.data.validation.side();
+        let evaluator = prepare(
+            self.backend,
+            &self.data,
+            &training,
+            &options,
+            |images| Ok(reconstruct(self.backend, tokenizer, params, images, side)?),
+            |step| progress.update(step, ""),
+        )?;
         progress.finish(&format!(
             "{:.1} % of validation images right",
             100.0 * evaluator.settings().extractor_accuracy
@@ -254,7 +250,7 @@ impl<B: Compute> Demo<'_, B> {
             t.lr = Some(3e-4);
             t.warmup = 0;
             // Other images in another order than the base saw first; the same for both arms.
-            t.seed = self.config.train.seed + 1;
+            t.seed = self.config.train.seed.wrapping_add(1);
         }
         if role == ArmRole::Refined {
             config.train.mode = Mode::Ssr;
@@ -303,11 +299,8 @@ impl<B: Compute> Demo<'_, B> {
         let decoder = trained.loaded.decoder();
         let mut painter =
             Painter::new(self.backend, &generator, decoder, &schedule, SAMPLE_BATCH, true)?;
-        let settings = |guidance: f64, seed: u64| SampleSettings {
-            guidance: self.config.sample.ramp.guidance(guidance),
-            filter: Filter { top_k: self.config.sample.top_k, top_p: self.config.sample.top_p },
-            seed,
-            published_greedy: self.config.sample.published_greedy,
+        let settings = |guidance: f64, seed: u64| {
+            SampleConfig { guidance, ..self.config.sample.clone() }.settings(seed)
         };
         let (mut images, mut seconds) = (0usize, 0.0);
         let total = (self.budget.guidances.len() * SAMPLING_SEEDS.len()) as u64;
@@ -355,16 +348,7 @@ impl<B: Compute> Demo<'_, B> {
         let samples = self.root.path().join(arm.run.as_deref().unwrap_or("base")).join("samples");
         std::fs::create_dir_all(&samples)?;
         grid::save_grid(&samples.join("samples-at-best-guidance.png"), images, classes)?;
-        let strips: Vec<grid::Images<'_>> = painted
-            .scales
-            .iter()
-            .enumerate()
-            .map(|(scale, images)| {
-                let (height, width) = painter.size(scale);
-                let shown = STRIP.min(labels.len()) * 3 * height * width;
-                grid::Images { images_b3hw: images.get(..shown).unwrap_or(images), height, width }
-            })
-            .collect();
+        let strips = painter.strips(&painted, STRIP.min(labels.len()));
         grid::save_strips(&samples.join("every-scale.png"), &strips)?;
         Ok(())
     }
@@ -429,12 +413,6 @@ fn words(role: ArmRole) -> (&'static str, &'static str, &'static str, &'static s
         ),
         _ => ("base", "base", "base", "Teacher forcing from initial weights."),
     }
-}
-
-/// All images of a set with their labels.
-fn all(images: &Dataset) -> anyhow::Result<(Vec<f32>, Vec<u32>)> {
-    let batch = images.batch(0, images.len())?;
-    Ok((batch.images_b3hw, batch.labels_b))
 }
 
 /// A note where held-out loss was rising at the end: then the arms start from an overfitted base.

@@ -21,6 +21,7 @@ pub mod data;
 pub mod demo;
 pub mod doctor;
 pub mod eval;
+mod generator_run;
 pub mod kernels;
 mod models;
 mod output;

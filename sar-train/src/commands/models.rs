@@ -7,7 +7,7 @@ use crate::config::{Config, GeneratorSection};
 use crate::data::{self, Data, DataError};
 use crate::model::generator::{Generator, GeneratorShape, parameters};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
-use crate::run::{RunFolder, memory};
+use crate::run::{RunFolder, class_names, memory};
 use crate::sample::Decoder;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
@@ -57,6 +57,24 @@ pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<
         ));
     }
     Ok(())
+}
+
+/// The first label that means another class in `now` than in `before`, told.
+pub(crate) fn other_class(before: &[String], now: &[String]) -> Option<String> {
+    let (label, (was, is)) = before.iter().zip(now).enumerate().find(|(_, (a, b))| a != b)?;
+    Some(format!("class {label} was `{was}` and is `{is}` now"))
+}
+
+/// Keeps the classes of a new run, and stops one that goes on where its labels would mean others.
+pub(crate) fn compare_classes(folder: &RunFolder, data: &Data) -> anyhow::Result<()> {
+    let Some(before) = folder.other_classes(&data.classes)? else { return Ok(()) };
+    let difference = other_class(&before, &data.classes)
+        .unwrap_or_else(|| format!("there were {} classes", before.len()));
+    anyhow::bail!(
+        "the images have other classes than when the run began: {difference}; give the folders their \
+         names back, or begin another run with `sar train --init-from {} --new-classes`",
+        folder.path().display()
+    )
 }
 
 /// Fails where this machine could not even hold a generator's weights.
@@ -140,6 +158,8 @@ pub(crate) struct LoadedGenerator {
     pub step: u64,
     /// The run folder it came from.
     pub run: Option<PathBuf>,
+    /// Names of its classes, where its run kept them.
+    pub classes: Option<Vec<String>>,
 }
 
 impl LoadedGenerator {
@@ -153,7 +173,37 @@ impl LoadedGenerator {
         let layout = generator.layout();
         let weights = checkpoint::load_weights(&found.file, Kind::Generator, layout)?.flat;
         let (file, step) = (found.file, header.step);
-        Ok(Self { generator, section, weights, file, step, run: found.run })
+        let classes = found.run.as_deref().map(class_names).transpose()?.flatten();
+        // Of a run that was edited by hand, perhaps.
+        let classes = classes.filter(|names| names.len() == section.classes);
+        Ok(Self { generator, section, weights, file, step, run: found.run, classes })
+    }
+
+    /// Warns where a label means another class to these images than to those it was trained on.
+    pub(crate) fn compare_classes(&self, data: &Data) {
+        let before = self.classes.as_deref().unwrap_or_default();
+        if let Some(difference) = other_class(before, &data.classes) {
+            output::note(format_args!(
+                "warning: the images have other classes than those that the generator was trained on: \
+                 {difference}"
+            ));
+        }
+    }
+
+    /// Lets it have the classes `names`, those of the same name as they are, the others anew.
+    pub(crate) fn adopt_classes(&mut self, names: &[String], seed: u64) -> anyhow::Result<()> {
+        let known = self.classes.take().unwrap_or_default();
+        let rows: Vec<Option<usize>> =
+            names.iter().map(|name| known.iter().position(|k| k == name)).collect();
+        (self.generator, self.weights) = self.generator.with_classes(&self.weights, &rows, seed)?;
+        self.section.classes = names.len();
+        let kept = rows.iter().flatten().count();
+        output::note(format_args!(
+            "note: {kept} of {} classes keep what the weights know of them by name, the others begin anew",
+            names.len()
+        ));
+        self.classes = Some(names.to_vec());
+        Ok(())
     }
 
     /// Its weights on the backend.
@@ -173,20 +223,25 @@ impl LoadedGenerator {
         Ok(Some(Config::load(&path)?))
     }
 
-    /// The tokenizer named, or the one its run keeps.
-    pub(crate) fn tokenizer<B: Compute>(
-        &self,
-        backend: &B,
-        named: Option<&Path>,
-    ) -> anyhow::Result<LoadedTokenizer<B>> {
-        let path = match (named, &self.run) {
+    /// Where the tokenizer named lies, or the one its run keeps.
+    pub(crate) fn tokenizer_path(&self, named: Option<&Path>) -> anyhow::Result<PathBuf> {
+        Ok(match (named, &self.run) {
             (Some(path), _) => path.to_owned(),
             (None, Some(run)) => run.join(RUN_TOKENIZER),
             (None, None) => anyhow::bail!(
                 "the generator is a file of its own, so its tokenizer is not known; name it with \
                  --tokenizer"
             ),
-        };
+        })
+    }
+
+    /// The tokenizer named, or the one its run keeps.
+    pub(crate) fn tokenizer<B: Compute>(
+        &self,
+        backend: &B,
+        named: Option<&Path>,
+    ) -> anyhow::Result<LoadedTokenizer<B>> {
+        let path = self.tokenizer_path(named)?;
         let tokenizer = LoadedTokenizer::open(backend, &path)?;
         tokenizer.fits(&self.section)?;
         Ok(tokenizer)

@@ -2,15 +2,15 @@
 
 use super::models::{LoadedGenerator, absolute};
 use super::samples::{GRID, SCALES, SampleFolder, SampleRecord};
-use super::train::settings;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, SampleArgs};
 use crate::config::Config;
 use crate::data::grid::{self, Images};
 use crate::run::{Interrupt, Progress};
-use crate::sample::{Painted, Painter, columns};
+use crate::sample::{Painter, columns};
+use anyhow::Context as _;
 use sar_math::guidance::Guidance;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Images whose every scale the strip shows, at most.
@@ -26,10 +26,10 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let config = configuration(args, generator.run_config()?.unwrap_or_default())?;
-    let classes = asked_classes(&args.classes, generator.section.classes)?;
+    let classes = asked_classes(&args.classes, &generator)?;
     let count = config.sample.count;
     let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
-    let settings = settings(&config, config.sample.seed);
+    let settings = config.sample.settings(config.sample.seed);
     let params = generator.params(backend)?;
     let batch = config.sample.batch.min(count);
     let guided = settings.guidance != Guidance::Off;
@@ -47,11 +47,12 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let mut record = SampleRecord {
         program: env!("CARGO_PKG_VERSION").to_owned(),
         generator: absolute(&generator.file),
-        tokenizer: args.tokenizer.as_deref().map(absolute),
+        tokenizer: absolute(&generator.tokenizer_path(args.tokenizer.as_deref())?),
         step: generator.step,
         ema: args.ema,
         schedule: schedule.to_string(),
         settings: config.sample.clone(),
+        classes: generator.classes.clone().unwrap_or_default(),
         labels: (0..count).map(|k| classes[k % classes.len()]).collect(),
     };
     let interrupt = Interrupt::listen()?;
@@ -70,7 +71,8 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
             let painted = painter.paint(&params, labels, done as u64, &settings, done == 0)?;
             begun = done + labels.len();
             if done == 0 {
-                save_scales(out, &painter, &painted, labels.len())?;
+                let strips = painter.strips(&painted, STRIP.min(labels.len()));
+                grid::save_strips(&out.join(SCALES), &strips)?;
             }
             let images = Images { images_b3hw: &painted.images, height, width };
             grid::save_each(out, images, done as u64)?;
@@ -112,27 +114,6 @@ pub(super) struct SamplingInterrupted {
     path: PathBuf,
 }
 
-/// Every scale of the first images of a batch.
-fn save_scales<B: Compute>(
-    folder: &Path,
-    painter: &Painter<'_, B>,
-    painted: &Painted,
-    batch: usize,
-) -> anyhow::Result<()> {
-    let strips: Vec<Images<'_>> = painted
-        .scales
-        .iter()
-        .enumerate()
-        .map(|(scale, images)| {
-            let (height, width) = painter.size(scale);
-            let shown = STRIP.min(batch) * 3 * height * width;
-            Images { images_b3hw: images.get(..shown).unwrap_or(images), height, width }
-        })
-        .collect();
-    grid::save_strips(&folder.join(SCALES), &strips)?;
-    Ok(())
-}
-
 fn configuration(args: &SampleArgs, mut config: Config) -> anyhow::Result<Config> {
     let s = &mut config.sample;
     s.count = args.count.unwrap_or(s.count);
@@ -149,9 +130,28 @@ fn configuration(args: &SampleArgs, mut config: Config) -> anyhow::Result<Config
 }
 
 /// The classes asked for, or all; images have them in turn.
-fn asked_classes(asked: &[u32], classes: usize) -> anyhow::Result<Vec<u32>> {
-    if let Some(bad) = asked.iter().find(|&&c| c as usize >= classes) {
-        anyhow::bail!("class {bad} does not exist: the generator has {classes}, counted from 0");
+fn asked_classes(asked: &[String], generator: &LoadedGenerator) -> anyhow::Result<Vec<u32>> {
+    let classes = generator.section.classes;
+    let names = generator.classes.as_deref().unwrap_or_default();
+    let index = |asked: &String| -> anyhow::Result<u32> {
+        if let Ok(index) = asked.parse::<u32>() {
+            anyhow::ensure!(
+                (index as usize) < classes,
+                "class {index} does not exist: the generator has {classes}, counted from 0"
+            );
+            return Ok(index);
+        }
+        let named = names.iter().position(|name| name == asked);
+        named.map(|index| index as u32).with_context(|| match names {
+            [] => format!(
+                "class `{asked}` is not known: the generator's run kept no names of its {classes} \
+                 classes; give their numbers"
+            ),
+            names => format!("class `{asked}` does not exist; there are {}", names.join(", ")),
+        })
+    };
+    match asked {
+        [] => Ok((0..classes as u32).collect()),
+        asked => asked.iter().map(index).collect(),
     }
-    Ok(if asked.is_empty() { (0..classes as u32).collect() } else { asked.to_vec() })
 }

@@ -1,7 +1,9 @@
 //! How images are sampled.
 
 use super::{ConfigError, MOST_IMAGES, require, text};
+use crate::sample::SampleSettings;
 use sar_math::ScaleSchedule;
+use sar_math::backend::Filter;
 use sar_math::guidance::Guidance;
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +87,16 @@ impl Ramp {
 }
 
 impl SampleConfig {
+    /// How a painter samples, with this seed.
+    pub fn settings(&self, seed: u64) -> SampleSettings {
+        SampleSettings {
+            guidance: self.ramp.guidance(self.guidance),
+            filter: Filter { top_k: self.top_k, top_p: self.top_p },
+            seed,
+            published_greedy: self.published_greedy,
+        }
+    }
+
     /// Checks every value.
     ///
     /// # Errors

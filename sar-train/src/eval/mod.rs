@@ -51,6 +51,12 @@ pub enum EvalError {
         /// What the generator said.
         source: AnyError,
     },
+    /// There is nothing to train the classifier to tell apart.
+    #[error(
+        "evaluation: images are measured in the features of a classifier, and these are of one class; \
+         name images of several with --data"
+    )]
+    OneClass,
     /// Sizes that do not fit.
     #[error("evaluation: {what}: expected {expected}, found {found}")]
     Shape {
@@ -138,6 +144,8 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
         let settings = EvalSettings {
             extractor: EXTRACTOR.into(),
             extractor_accuracy: accuracy,
+            extractor_steps: None,
+            extractor_seed: None,
             feature_dims: seen.features.dims(),
             data: options.data.clone(),
             side: classifier.config().height,
@@ -299,11 +307,6 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
         &self.floors
     }
 
-    /// Labels of the images that each measurement asks for.
-    pub fn labels(&self) -> &[u32] {
-        &self.labels
-    }
-
     /// What to keep in mind when reading the numbers.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.warnings.clone();
@@ -323,11 +326,6 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
     /// Adds a sentence to [`Evaluator::warnings`].
     pub fn warn(&mut self, warning: String) {
         self.warnings.push(warning);
-    }
-
-    /// The classifier.
-    pub fn classifier(&self) -> &Classifier<B> {
-        &self.classifier
     }
 }
 

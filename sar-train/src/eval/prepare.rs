@@ -30,6 +30,9 @@ pub fn prepare<'a, B: ClassifierOps>(
         let what = "validation images (set data.val_fraction)";
         return Err(EvalError::Shape { what, expected: 1, found: 0 });
     }
+    if data.classes.len() < 2 {
+        return Err(EvalError::OneClass);
+    }
     let (train, left_out) = collect(&data.train)?;
     let side = data.train.side();
     let config = ClassifierConfig::for_images(CHANNELS, side, side, data.classes.len());
@@ -39,6 +42,8 @@ pub fn prepare<'a, B: ClassifierOps>(
     let labels = &validation.labels_b;
     let seen = Labelled { images: &validation.images_b3hw, labels };
     let mut evaluator = Evaluator::new(backend, trained.classifier, seen, options)?;
+    evaluator.settings.extractor_steps = Some(training.steps);
+    evaluator.settings.extractor_seed = Some(training.seed);
     let found = reconstruct(&validation.images_b3hw).map_err(EvalError::Reconstruction)?;
     let expected = validation.images_b3hw.len();
     if found.len() != expected {

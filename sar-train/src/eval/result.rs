@@ -42,6 +42,10 @@ pub struct EvalSettings {
     pub extractor: String,
     /// The extractor's class accuracy on the validation images, 0..1.
     pub extractor_accuracy: f64,
+    /// Steps that the extractor was trained for, where it was trained here.
+    pub extractor_steps: Option<u64>,
+    /// Seed of that training.
+    pub extractor_seed: Option<u64>,
     /// Width of the features.
     pub feature_dims: usize,
     /// Which images, in words.
@@ -62,7 +66,7 @@ pub struct EvalSettings {
 
 impl EvalSettings {
     /// Whether numbers of both may be held against each other: the same images, as many of them, and the
-    /// same way to measure.
+    /// same way to measure, in the features of one classifier.
     pub fn comparable(&self, other: &Self) -> bool {
         let of = |s: &Self| {
             let measure = (s.extractor.clone(), s.feature_dims, s.neighbours);
@@ -71,7 +75,12 @@ impl EvalSettings {
         // What a file does not say is not held against it.
         let data = self.data.is_empty() || other.data.is_empty() || self.data == other.data;
         let side = self.side == 0 || other.side == 0 || self.side == other.side;
-        of(self) == of(other) && data && side
+        let alike = |a: Option<u64>, b: Option<u64>| a.is_none() || b.is_none() || a == b;
+        of(self) == of(other)
+            && data
+            && side
+            && alike(self.extractor_steps, other.extractor_steps)
+            && alike(self.extractor_seed, other.extractor_seed)
     }
 }
 
@@ -119,4 +128,30 @@ pub struct EvalReport {
     pub points: Vec<SweepPoint>,
     /// What to keep in mind when reading the numbers (too few samples …).
     pub warnings: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_one_classifier_and_the_same_images_are_comparable() {
+        let settings = EvalSettings {
+            extractor_steps: Some(500),
+            extractor_seed: Some(0),
+            data: "glyphs".into(),
+            count: 930,
+            ..EvalSettings::default()
+        };
+        let with = |change: fn(&mut EvalSettings)| {
+            let mut other = settings.clone();
+            change(&mut other);
+            settings.comparable(&other)
+        };
+        assert!(with(|_| {}));
+        // The sampler is what is compared, and its seeds may be others.
+        assert!(with(|s| s.sampler.top_k = 5) && with(|s| s.extractor_seed = None));
+        assert!(!with(|s| s.extractor_steps = Some(400)) && !with(|s| s.extractor_seed = Some(1)));
+        assert!(!with(|s| s.data = "letters".into()) && !with(|s| s.count = 931));
+    }
 }

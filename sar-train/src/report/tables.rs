@@ -145,8 +145,9 @@ pub(super) fn settings(s: &EvalSettings) -> String {
     let items = [
         format!("Features: {} ({} dimensions).", s.extractor, s.feature_dims),
         format!(
-            "Accuracy of that classifier on the validation images: {:.2} %.",
-            100.0 * s.extractor_accuracy
+            "Accuracy of that classifier on the validation images: {:.2} %{}.",
+            100.0 * s.extractor_accuracy,
+            trained(s)
         ),
         format!(
             "{} generated images per seed, the same number of each class, against {} validation \
@@ -168,6 +169,14 @@ pub(super) fn settings(s: &EvalSettings) -> String {
     ];
     let items: Vec<String> = items.into_iter().filter(|item| !item.is_empty()).collect();
     list("", &items)
+}
+
+/// How the classifier was trained, where that is known.
+fn trained(s: &EvalSettings) -> String {
+    match (s.extractor_steps, s.extractor_seed) {
+        (Some(steps), Some(seed)) => format!(" after {steps} steps, seed {seed}"),
+        _ => String::new(),
+    }
 }
 
 /// Seed, time, memory and tokenizer of the whole.

@@ -1,6 +1,7 @@
 //! From labels to pictures: codes by the generator, pixels by the tokenizer's decoder.
 
 use super::{Decoding, Sampler};
+use crate::data::grid::Images;
 use crate::model::generator::Generator;
 use crate::model::tokenizer::{DecoderMemory, Tokenizer};
 use sar_math::backend::{Backend, Choice, DrawKeys, Filter, RolloutDims};
@@ -87,6 +88,16 @@ impl<'a, B: Backend> Painter<'a, B> {
     pub fn size(&self, scale: usize) -> (usize, usize) {
         let factor = self.decoder.tokenizer.downsample_factor();
         self.schedule.scales().get(scale).map_or((0, 0), |s| (s.height * factor, s.width * factor))
+    }
+
+    /// The first `count` images of a batch that was painted at every scale, a strip each.
+    pub fn strips<'p>(&self, painted: &'p Painted, count: usize) -> Vec<Images<'p>> {
+        let strip = |(scale, images): (usize, &'p Vec<f32>)| {
+            let (height, width) = self.size(scale);
+            let shown = count * 3 * height * width;
+            Images { images_b3hw: images.get(..shown).unwrap_or(images), height, width }
+        };
+        painted.scales.iter().enumerate().map(strip).collect()
     }
 
     /// Paints one image per label; image k of the seed is number `first_image + k`.

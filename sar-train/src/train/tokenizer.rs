@@ -5,9 +5,11 @@
 //! area-resized to it. The gradient passes the quantiser straight through.
 
 mod evaluate;
+mod session;
 mod state;
 
-pub use evaluate::{ScaleQuality, TokenizerQuality};
+pub use evaluate::{Reconstructor, ScaleQuality, TokenizerQuality};
+pub use session::TokenizerSession;
 pub use state::TokenizerProgress;
 
 use crate::config::TokenizerTrainConfig;
@@ -72,6 +74,21 @@ struct Space<B: Buffers> {
     norm: B::Accum,
 }
 
+/// Rows and columns of the latents of images, which must be whole ones.
+fn check_size(
+    op: &'static str,
+    tokenizer: &Tokenizer,
+    batch: usize,
+    (height, width): (usize, usize),
+) -> Result<(usize, usize), ShapeError> {
+    let f = tokenizer.downsample_factor();
+    ShapeError::at_least(op, "height and width", f, height.min(width))?;
+    ShapeError::equal(op, "height % downsample factor", 0, height % f)?;
+    ShapeError::equal(op, "width % downsample factor", 0, width % f)?;
+    ShapeError::at_least(op, "batch", 1, batch)?;
+    Ok((height / f, width / f))
+}
+
 impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
     /// A trainer of new parameters for images of `height`×`width`.
     ///
@@ -83,13 +100,9 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
         config: &TokenizerTrainConfig,
         (height, width): (usize, usize),
     ) -> Result<Self, B::Error> {
-        const OP: &str = "tokenizer training";
-        let f = tokenizer.downsample_factor();
-        ShapeError::at_least(OP, "height and width", f, height.min(width))?;
-        ShapeError::equal(OP, "height % downsample factor", 0, height % f)?;
-        ShapeError::equal(OP, "width % downsample factor", 0, width % f)?;
-        ShapeError::at_least(OP, "batch", 1, config.batch)?;
-        let (b, rows, columns) = (config.batch, height / f, width / f);
+        let (rows, columns) =
+            check_size("tokenizer training", tokenizer, config.batch, (height, width))?;
+        let b = config.batch;
         let (layout, shape) = (tokenizer.layout(), tokenizer.config());
         let image = b * IMAGE_CHANNELS * height * width;
         let space = Space {

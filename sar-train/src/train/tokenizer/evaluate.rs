@@ -1,10 +1,10 @@
 //! How well a tokenizer reconstructs, at each scale, and how much of its codebook it uses.
 
-use super::{Space, TokenizerTrainer};
-use crate::model::tokenizer::IMAGE_CHANNELS;
+use super::check_size;
+use crate::model::tokenizer::{IMAGE_CHANNELS, Tokenizer, Trace};
 use num_traits::Zero;
 use sar_math::Real;
-use sar_math::backend::{MapDims, OptimizerOps, ShapeError, TokenizerOps};
+use sar_math::backend::{Buffers, MapDims, ShapeError, TokenizerOps};
 
 /// Reconstruction at one scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,6 +16,8 @@ pub struct ScaleQuality {
     pub psnr: f64,
     /// Mean squared error.
     pub mse: f64,
+    /// Part of the codebook that was used at this scale.
+    pub codebook_used: f64,
 }
 
 /// Quality over a set of images.
@@ -29,35 +31,87 @@ pub struct TokenizerQuality {
     pub perplexity: f64,
 }
 
+/// What errors of shape are of.
+const OP: &str = "tokenizer evaluation";
 /// Peak to peak of a pixel is 2, so its square is 4.
 const PEAK_SQUARED: f64 = 4.0;
 
-impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
-    /// Reconstructs images `[n, 3, h, w]` at each of the grids; any number, in the trainer's memory.
+/// Takes images through a tokenizer and back, in memory of its own for so many at a time.
+pub struct Reconstructor<'a, B: Buffers> {
+    backend: &'a B,
+    tokenizer: &'a Tokenizer,
+    batch: usize,
+    /// Rows and columns of an image.
+    size: (usize, usize),
+    encoder: Trace<B>,
+    decoder: Trace<B>,
+    /// The images once more: the encoder's layers take turns in its memory, input included.
+    images: B::Activation,
+    /// Latent and image at the scale that is decoded.
+    latent: B::Activation,
+    target: B::Activation,
+    ids: B::Ids,
+    distance: B::Accum,
+}
+
+impl<'a, B: TokenizerOps> Reconstructor<'a, B> {
+    /// Room for `batch` images of `height`×`width` at a time.
+    ///
+    /// # Errors
+    /// Shape, where the downsampling does not divide the sides; out of memory.
+    pub fn new(
+        backend: &'a B,
+        tokenizer: &'a Tokenizer,
+        batch: usize,
+        (height, width): (usize, usize),
+    ) -> Result<Self, B::Error> {
+        let (rows, columns) = check_size(OP, tokenizer, batch, (height, width))?;
+        let channels = tokenizer.config().latent_channels;
+        Ok(Self {
+            backend,
+            tokenizer,
+            batch,
+            size: (height, width),
+            encoder: tokenizer.encoder().trace(backend, batch, height, width, false)?,
+            decoder: tokenizer.decoder().trace(backend, batch, rows, columns, false)?,
+            images: backend.activation(batch * IMAGE_CHANNELS * height * width)?,
+            latent: backend.activation(batch * channels * rows * columns)?,
+            target: backend.activation(batch * IMAGE_CHANNELS * height * width)?,
+            ids: backend.ids(batch * rows * columns)?,
+            distance: backend.accum(1)?,
+        })
+    }
+
+    /// Quality of any number of images `[n, 3, h, w]`, reconstructed at each of the grids.
     ///
     /// # Errors
     /// Shape, where the images are not whole ones or a grid is larger than the full one.
     pub fn evaluate(
         &mut self,
+        params: &B::Params,
         images_b3hw: &[B::Host],
         grids: &[(usize, usize)],
     ) -> Result<TokenizerQuality, B::Error> {
-        let mut counts = vec![0u64; self.tokenizer.config().vocab];
+        let vocab = self.tokenizer.config().vocab;
+        let mut counts = vec![0u64; vocab];
         let mut scales = Vec::new();
         for &grid in grids {
             let (mut error, mut count) = (0.0, 0usize);
-            self.reconstruct_each(images_b3hw, grid, |images, targets, ids| {
+            let mut of_scale = vec![0u64; vocab];
+            self.reconstruct_each(params, images_b3hw, grid, |images, targets, ids| {
                 for (&x, &t) in images.iter().zip(targets) {
                     let difference = x.wide().clamp(-1.0, 1.0) - t.wide();
                     error += difference * difference;
                 }
                 count += images.len();
                 for &id in ids {
-                    counts[id as usize] += 1;
+                    of_scale[id as usize] += 1;
                 }
             })?;
             let mse = error / count.max(1) as f64;
-            scales.push(ScaleQuality { grid, psnr: 10.0 * (PEAK_SQUARED / mse).log10(), mse });
+            let psnr = 10.0 * (PEAK_SQUARED / mse).log10();
+            scales.push(ScaleQuality { grid, psnr, mse, codebook_used: used(&of_scale) });
+            counts.iter_mut().zip(of_scale).for_each(|(all, n)| *all += n);
         }
         let total: u64 = counts.iter().sum();
         let entropy: f64 = counts
@@ -66,33 +120,35 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
             .map(|&n| n as f64 / total as f64)
             .map(|p| -p * p.ln())
             .sum();
-        let used = counts.iter().filter(|&&n| n > 0).count();
-        let codebook_used = used as f64 / counts.len() as f64;
+        let codebook_used = used(&counts);
         Ok(TokenizerQuality { scales, codebook_used, perplexity: entropy.exp() })
     }
 
     /// Reconstructions of images at a grid, `[n, 3, grid·f]`, not clamped.
     ///
     /// # Errors
-    /// As [`TokenizerTrainer::evaluate`].
+    /// As [`Reconstructor::evaluate`].
     pub fn reconstruct(
         &mut self,
+        params: &B::Params,
         images_b3hw: &[B::Host],
         grid: (usize, usize),
     ) -> Result<Vec<B::Host>, B::Error> {
         let mut all = Vec::new();
-        self.reconstruct_each(images_b3hw, grid, |images, _, _| all.extend_from_slice(images))?;
+        self.reconstruct_each(params, images_b3hw, grid, |images, _, _| {
+            all.extend_from_slice(images);
+        })?;
         Ok(all)
     }
 
     /// Calls `f` with the reconstructions, targets and ids of each batch.
     fn reconstruct_each(
         &mut self,
+        params: &B::Params,
         images_b3hw: &[B::Host],
         grid: (usize, usize),
         mut f: impl FnMut(&[B::Host], &[B::Host], &[u32]),
     ) -> Result<(), B::Error> {
-        const OP: &str = "tokenizer evaluation";
         let (height, width) = self.size;
         let sample = IMAGE_CHANNELS * height * width;
         ShapeError::equal(OP, "images % (3*height*width)", 0, images_b3hw.len() % sample)?;
@@ -100,12 +156,13 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
         let factor = self.tokenizer.downsample_factor();
         ShapeError::at_least(OP, "rows of the full grid", grid.0, height / factor)?;
         ShapeError::at_least(OP, "columns of the full grid", grid.1, width / factor)?;
-        let Self { backend, tokenizer, params, space, .. } = self;
-        let Space { encoder, decoder, latent, target, ids, distance, .. } = space;
+        let Self { backend, tokenizer, encoder, decoder, latent, target, ids, distance, .. } = self;
+        let pixels = &mut self.images;
         let (vocab, codebook) = (tokenizer.config().vocab, tokenizer.codebook());
-        for images in images_b3hw.chunks(self.config.batch * sample) {
+        for images in images_b3hw.chunks(self.batch * sample) {
             let batch = images.len() / sample;
-            backend.upload(images, encoder.input_mut(), 0)?;
+            backend.upload(images, pixels, 0)?;
+            backend.copy(pixels, 0, encoder.input_mut(), 0, images.len())?;
             let full =
                 tokenizer.encoder().forward(*backend, params, batch, height, width, encoder)?;
             let scaled = MapDims { height: grid.0, width: grid.1, ..full };
@@ -115,8 +172,8 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
                 .vector_quantize(scaled, vocab, latent, params, codebook, ids, codes, distance)?;
             let out =
                 tokenizer.decoder().forward(*backend, params, batch, grid.0, grid.1, decoder)?;
-            let pixels = MapDims { height, width, ..out };
-            backend.area_resize(pixels, out.height, out.width, encoder.input(), target)?;
+            let whole = MapDims { height, width, ..out };
+            backend.area_resize(whole, out.height, out.width, pixels, target)?;
             let mut reconstructions = vec![B::Host::zero(); out.len()];
             let mut targets = reconstructions.clone();
             let mut host_ids = vec![0; batch * grid.0 * grid.1];
@@ -127,4 +184,9 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
         }
         Ok(())
     }
+}
+
+/// The part of the counts that is not 0.
+fn used(counts: &[u64]) -> f64 {
+    counts.iter().filter(|&&n| n > 0).count() as f64 / counts.len() as f64
 }

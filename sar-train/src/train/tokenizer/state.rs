@@ -63,6 +63,16 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
         &self.progress
     }
 
+    /// Starts from the weights of another training, at step 0 and with moments of zero.
+    ///
+    /// # Errors
+    /// Shape, where they are of another tokenizer; nothing has changed then.
+    pub fn start_from(&mut self, weights: &[B::Host]) -> Result<(), B::Error> {
+        let zeros = vec![B::Host::zero(); self.tokenizer.layout().len()];
+        let progress = TokenizerProgress::new(self.tokenizer.config().vocab);
+        self.restore(weights, [&zeros, &zeros], &progress)
+    }
+
     /// Continues from what [`TokenizerTrainer::weights`], [`TokenizerTrainer::moments`] and
     /// [`TokenizerTrainer::progress`] gave; the steps that follow are the same to the bit.
     ///

@@ -49,7 +49,8 @@ fn training_lowers_the_error_and_counts_what_it_used() {
     let mut trainer = TokenizerTrainer::new(&backend, &tokenizer, &options(), (8, 8)).unwrap();
     let held_out = images(7, 8, 1 << 40);
     let grids = [(4, 4), (2, 2), (1, 3)];
-    let before = trainer.evaluate(&held_out, &grids).unwrap();
+    let mut reconstructor = Reconstructor::new(&backend, &tokenizer, 3, (8, 8)).unwrap();
+    let before = reconstructor.evaluate(trainer.params(), &held_out, &grids).unwrap();
     let first = trainer.step(&images(3, 8, 0)).unwrap();
     assert!(first.revived > 0, "the first batch places the codes it does not use");
     let mut coarse = 0;
@@ -60,12 +61,15 @@ fn training_lowers_the_error_and_counts_what_it_used() {
     }
     // 59 draws with probability ½: outside 10..50 less than once in a million.
     assert!((10..50).contains(&coarse), "{coarse}");
-    let after = trainer.evaluate(&held_out, &grids).unwrap();
+    let after = reconstructor.evaluate(trainer.params(), &held_out, &grids).unwrap();
     for (before, after) in before.scales.iter().zip(&after.scales) {
         assert!(after.mse < 0.8 * before.mse, "{before:?} {after:?}");
+        assert!(after.codebook_used > 0.0);
         assert!((after.psnr - 10.0 * (4.0 / after.mse).log10()).abs() < 1e-9);
     }
-    assert!(after.codebook_used > 0.0 && after.codebook_used <= 1.0);
+    let of_scales: Vec<f64> = after.scales.iter().map(|s| s.codebook_used).collect();
+    assert!(of_scales.iter().all(|&used| used <= after.codebook_used), "{of_scales:?}");
+    assert!(after.codebook_used <= of_scales.iter().sum::<f64>().min(1.0));
     assert!(after.perplexity >= 1.0 && after.perplexity <= 12.0);
 }
 
@@ -120,6 +124,9 @@ fn wrong_sizes_are_errors() {
     assert!(trainer.step(&[]).is_err());
     assert!(trainer.step(&[0.0; 7]).is_err());
     assert!(trainer.step(&images(4, 8, 0)).is_err(), "more than the configured batch");
-    assert!(trainer.evaluate(&images(1, 8, 0), &[(5, 4)]).is_err());
+    let mut reconstructor = Reconstructor::new(&backend, &tokenizer, 3, (8, 8)).unwrap();
+    let mut evaluate =
+        |images: &[f32], grid| reconstructor.evaluate(trainer.params(), images, &[grid]).is_err();
+    assert!(evaluate(&images(1, 8, 0), (5, 4)) && evaluate(&[0.0; 7], (4, 4)));
     assert!(trainer.restore(&[], [&[], &[]], &TokenizerProgress::new(12)).is_err());
 }

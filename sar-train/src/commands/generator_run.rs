@@ -1,0 +1,226 @@
+//! The run of a generator in its folder: everything that `sar train`, `sar refine` and `sar demo` share
+//! once it is settled what is trained on what.
+
+use super::models::{LoadedTokenizer, RUN_TOKENIZER, compare_classes, compare_images};
+use crate::backend::Compute;
+use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
+use crate::config::{Config, TrainConfig};
+use crate::data::{Data, grid};
+use crate::model::generator::{Generator, GeneratorShape};
+use crate::run::{Interrupt, RunFolder};
+use crate::sample::{Painter, columns, grid_labels};
+use crate::train::{EncodedBatches, Outcome, Session, TrainError, TrainState, Trainer, encode_all};
+use anyhow::Context as _;
+use sar_math::rollout::Plan;
+
+/// What to do about a run without a checkpoint.
+pub(super) const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is nothing to resume; start it anew in an empty folder";
+
+/// Images of a step that the published rate is of.
+const PUBLISHED_BATCH: usize = 256;
+
+/// Held-out images that the loss is measured on, at most.
+const HELD_OUT: usize = 1024;
+
+/// Where a run's weights come from.
+pub(crate) enum Start {
+    /// Initial values from the seed.
+    New,
+    /// Weights of another run; moments start anew.
+    From(Vec<f32>),
+    /// The newest checkpoint of this run.
+    Resume,
+}
+
+/// A generator's run with all that it needs.
+pub(crate) struct Work<'w, B: Compute> {
+    pub backend: &'w B,
+    pub config: &'w Config,
+    pub data: &'w Data,
+    pub tokenizer: &'w LoadedTokenizer<B>,
+    pub folder: &'w RunFolder,
+}
+
+impl<B: Compute> Work<'_, B> {
+    /// Trains to the last step; returns the outcome and the weights.
+    pub(crate) fn train(
+        &self,
+        start: Start,
+        what: &str,
+        interrupt: &Interrupt,
+        quiet: bool,
+    ) -> anyhow::Result<(Outcome, Vec<f32>)> {
+        let (backend, config, tokenizer) = (self.backend, self.config, self.tokenizer);
+        check(config, self.data, tokenizer)?;
+        compare_classes(self.folder, self.data)?;
+        compare_images(self.folder, self.data)?;
+        if !quiet {
+            eprintln!("{}", self.data.summary);
+            eprintln!("{}", self.effort());
+            if let Some(note) = self.small() {
+                eprintln!("note: {note}");
+            }
+        }
+        self.keep_tokenizer()?;
+        let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
+        let mut trainer = self.trainer(&generator, start)?;
+        let train = &config.train;
+        let first = trainer.step_number() * train.accumulate as u64;
+        let (model, params, side) =
+            (&tokenizer.tokenizer, &tokenizer.params, self.data.train.side());
+        // Before the memory for training images is had, so that one takes the place of the other.
+        let held_out = match self.data.validation.is_empty() {
+            true => None,
+            false => Some(encode_all(backend, model, params, &self.data.validation, HELD_OUT)?),
+        };
+        let loader = self.data.loader(train.batch, train.seed, first)?;
+        let mut batches = EncodedBatches::new(backend, loader, model, params, train.batch, side)?;
+        let settings = config.sample.settings(train.seed);
+        let guided = settings.guidance != sar_math::guidance::Guidance::Off;
+        let labels = grid_labels(config.generator.classes);
+        let schedule = config.sample.schedule.unwrap_or(config.generator.schedule);
+        let mut painter = Painter::new(
+            backend,
+            &generator,
+            tokenizer.decoder(),
+            &schedule,
+            config.sample.batch.min(labels.len()),
+            guided,
+        )?;
+        let mut paint = |trainer: &Trainer<'_, B>| {
+            let painted = painter
+                .paint(trainer.params(), &labels, 0, &settings, false)
+                .map_err(TrainError::backend)?;
+            let (height, width) = painter.size(schedule.len() - 1);
+            let images = grid::Images { images_b3hw: &painted.images, height, width };
+            Ok(grid::grid(images, columns(config.generator.classes))?)
+        };
+        let mut session = Session {
+            run: self.folder,
+            config,
+            held_out: held_out.as_ref(),
+            paint: Some(&mut paint),
+            interrupt,
+            what,
+            quiet,
+        };
+        let outcome = session.train(&mut trainer, &mut batches)?;
+        Ok((outcome, trainer.export()?.weights))
+    }
+
+    fn trainer(&self, generator: &Generator, start: Start) -> anyhow::Result<Trainer<'_, B>> {
+        let config = self.config;
+        let size = {
+            let side = self.tokenizer.tokenizer.latent_side(self.data.train.side());
+            (side, side)
+        };
+        let codebook = self.tokenizer.codebook_on_host(self.backend)?;
+        let new = |weights: &[f32]| {
+            Trainer::new(self.backend, generator.clone(), config, weights, &codebook, size)
+        };
+        Ok(match start {
+            Start::New => new(&generator.initial(config.train.seed))?,
+            Start::From(weights) => new(&weights)?,
+            Start::Resume => {
+                let checkpoints = self.folder.checkpoints(config.train.keep)?;
+                let Some(found) = checkpoints.latest()? else {
+                    anyhow::bail!("{}: {NOTHING_TO_RESUME}", self.folder.path().display());
+                };
+                for warning in &found.warnings {
+                    eprintln!("warning: {warning}");
+                }
+                let saved =
+                    Checkpoints::load::<TrainState>(&found, Kind::Generator, generator.layout())?;
+                let mut trainer = new(&saved.weights)?;
+                let (first, second) = (&saved.first_moment, &saved.second_moment);
+                trainer.restore(saved.state, first, second, saved.ema.as_deref())?;
+                trainer
+            }
+        })
+    }
+
+    /// How much work the run is.
+    fn effort(&self) -> String {
+        let (t, images) = (&self.config.train, self.data.train.len());
+        let each = t.batch * t.accumulate;
+        let times = t.steps as f64 * each as f64 / images.max(1) as f64;
+        // Published for batches of hundreds on a million images; a small run learns ten times slower by it.
+        let by_rule = t.lr.is_none() && t.base_lr == TrainConfig::default().base_lr;
+        let rule = match by_rule && each < PUBLISHED_BATCH {
+            true => " by the published rule; small models on few images learn faster at 1e-3",
+            false => "",
+        };
+        format!(
+            "{} steps of {each} images, {times:.1} times through them, at a learning rate of {:e} \
+             (train.steps, train.batch, train.lr){rule}",
+            t.steps,
+            t.peak_lr()
+        )
+    }
+
+    /// What to know where the last grid is smaller than the images' latents.
+    fn small(&self) -> Option<String> {
+        let side = self.data.train.side();
+        let factor = self.tokenizer.tokenizer.downsample_factor();
+        let last = self.config.generator.schedule.last();
+        (last.height.max(last.width) < side / factor).then(|| {
+            format!(
+                "images of {side} px have latents of {latent}×{latent}, but generator.schedule ends \
+                 in a grid of {last}: samples will be {}×{} px",
+                last.height * factor,
+                last.width * factor,
+                latent = side / factor,
+            )
+        })
+    }
+
+    /// Keeps the tokenizer in the run, so that the run is whole on its own.
+    fn keep_tokenizer(&self) -> anyhow::Result<()> {
+        let path = self.folder.path().join(RUN_TOKENIZER);
+        if path.is_file() {
+            return Ok(());
+        }
+        let t = self.tokenizer;
+        let header = Header::new(Kind::Tokenizer, t.step, t.tokenizer.config())?;
+        save_weights(&Disk, &path, &header, t.tokenizer.layout(), &t.weights)?;
+        Ok(())
+    }
+}
+
+/// Whether generator, tokenizer, schedule and data fit each other.
+pub(super) fn check<B: Compute>(
+    config: &Config,
+    data: &Data,
+    tokenizer: &LoadedTokenizer<B>,
+) -> anyhow::Result<()> {
+    let generator = &config.generator;
+    tokenizer.fits(generator)?;
+    anyhow::ensure!(
+        data.classes.len() == generator.classes,
+        "the data have {} classes, the generator {}; train it on data of its classes, with `sar train \
+         --init-from … --new-classes` where they are others, or, where these are the first of them, with \
+         --set data.num_classes={}",
+        data.classes.len(),
+        generator.classes,
+        generator.classes
+    );
+    let (side, last) = (data.train.side(), generator.schedule.last());
+    let factor = tokenizer.tokenizer.downsample_factor();
+    anyhow::ensure!(
+        side.is_multiple_of(factor),
+        "images are {side} px, which the tokenizer's factor of {factor} does not divide; set \
+         data.image_side to a multiple"
+    );
+    let latent = side / factor;
+    anyhow::ensure!(
+        last.height.max(last.width) <= latent,
+        "the schedule {} ends in a grid of {last}, but images of {side} px have latents of \
+         {latent}×{latent}; end generator.schedule at {latent} or less",
+        generator.schedule
+    );
+    // The way of training may ask for more scales than there are.
+    let method = config.train.method(&config.sar);
+    Plan::new(method, config.sar.target, &generator.schedule, config.train.seed, 0)
+        .with_context(|| format!("train.mode {} on {}", config.train.mode, generator.schedule))?;
+    Ok(())
+}

@@ -1,0 +1,37 @@
+//! `sar tokenizer eval`.
+
+use super::{Use, compared, measure};
+use crate::backend::Compute;
+use crate::cli::TokenizerEvalArgs;
+use crate::commands::models::LoadedTokenizer;
+use crate::commands::output;
+use crate::data::grid;
+
+pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()> {
+    let _place = args.grid.as_deref().map(|path| output::ready_as(path, &["png"])).transpose()?;
+    let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
+    let (tokenizer, params) = (&loaded.tokenizer, &loaded.params);
+    let source = args.data.as_deref();
+    let skip = args.skip_bad_images;
+    let Use { config, data } =
+        Use::open(&args.tokenizer, tokenizer, source, args.image_side, skip)?;
+    let images = &data.validation;
+    anyhow::ensure!(
+        !images.is_empty(),
+        "no image is held out for validation; raise data.val_fraction"
+    );
+    let quality = measure(backend, tokenizer, params, images, &config)?;
+    println!("{} held-out images of {} px", images.len().min(super::EVALUATED), images.side());
+    println!("{:>8}  {:>9}  {:>10}", "grid", "PSNR (dB)", "codes used");
+    for scale in &quality.scales {
+        let grid = format!("{}x{}", scale.grid.0, scale.grid.1);
+        println!("{grid:>8}  {:>9.2}  {:>9.1}%", scale.psnr, 100.0 * scale.codebook_used);
+    }
+    println!("codebook used: {:.1} %", 100.0 * quality.codebook_used);
+    println!("perplexity of the codes: {:.1}", quality.perplexity);
+    if let Some(path) = &args.grid {
+        grid::save_png(path, &compared(backend, tokenizer, params, images)?)?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}

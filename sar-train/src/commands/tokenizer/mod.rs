@@ -1,0 +1,145 @@
+//! `sar tokenizer train|eval|encode`.
+
+mod encode;
+mod eval;
+mod train;
+
+pub(crate) use train::{Trained, train_in};
+
+use super::models::run_data;
+use crate::backend::Compute;
+use crate::cli::{GlobalArgs, TokenizerArgs, TokenizerCommand};
+use crate::config::Config;
+use crate::data::{self, Data, Dataset, grid};
+use crate::model::tokenizer::Tokenizer;
+use crate::train::tokenizer::{Reconstructor, TokenizerQuality};
+use std::path::{Path, PathBuf};
+
+/// Validation images that quality is measured on, at most.
+const EVALUATED: usize = 512;
+/// Images beside their reconstructions in a grid.
+const SHOWN: usize = 20;
+/// Images that go through a tokenizer at a time where they are not trained on.
+const BATCH: usize = 32;
+
+/// Dispatches the subcommands.
+///
+/// # Errors
+/// A configuration, data or checkpoint that cannot be used.
+pub fn run<B: Compute>(
+    backend: &B,
+    args: &TokenizerArgs,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
+    match &args.command {
+        TokenizerCommand::Train(args) => train::run(backend, args, global),
+        TokenizerCommand::Eval(args) => eval::run(backend, args),
+        TokenizerCommand::Encode(args) => encode::run(backend, args, global),
+    }
+}
+
+/// Images must be whole latents.
+fn check_side(tokenizer: &Tokenizer, data: &Data) -> anyhow::Result<()> {
+    let (side, factor) = (data.train.side(), tokenizer.downsample_factor());
+    anyhow::ensure!(
+        side.is_multiple_of(factor),
+        "images are {side} px, which the tokenizer's factor of {factor} does not divide; set \
+         data.image_side to a multiple"
+    );
+    Ok(())
+}
+
+/// Images through the tokenizer and back, `[n, 3, s, s]`.
+pub(crate) fn reconstruct<B: Compute>(
+    backend: &B,
+    tokenizer: &Tokenizer,
+    params: &B::Params,
+    images: &[f32],
+    side: usize,
+) -> Result<Vec<f32>, B::Error> {
+    let grid = side / tokenizer.downsample_factor();
+    let mut through = Reconstructor::new(backend, tokenizer, BATCH, (side, side))?;
+    through.reconstruct(params, images, (grid, grid))
+}
+
+/// Quality at every scale of the generator's schedule, on some of the images.
+fn measure<B: Compute>(
+    backend: &B,
+    tokenizer: &Tokenizer,
+    params: &B::Params,
+    images: &Dataset,
+    config: &Config,
+) -> anyhow::Result<TokenizerQuality> {
+    let side = images.side();
+    let full = side / tokenizer.downsample_factor();
+    let mut grids: Vec<(usize, usize)> = config
+        .generator
+        .schedule
+        .scales()
+        .iter()
+        .map(|s| (s.height, s.width))
+        .filter(|&(h, w)| h.max(w) < full)
+        .collect();
+    grids.push((full, full));
+    let pixels = pixels(images, EVALUATED)?;
+    let mut through = Reconstructor::new(backend, tokenizer, BATCH, (side, side))?;
+    Ok(through.evaluate(params, &pixels, &grids)?)
+}
+
+/// At most `limit` images of a set, spread over it evenly.
+fn pixels(images: &Dataset, limit: usize) -> anyhow::Result<Vec<f32>> {
+    let count = images.len().min(limit);
+    let chosen: Vec<usize> = (0..count).map(|i| i * images.len() / count.max(1)).collect();
+    Ok(images.select(&chosen)?.images_b3hw)
+}
+
+/// A row of images above their reconstructions.
+fn compared<B: Compute>(
+    backend: &B,
+    tokenizer: &Tokenizer,
+    params: &B::Params,
+    images: &Dataset,
+) -> anyhow::Result<image::RgbImage> {
+    let side = images.side();
+    let mut both = pixels(images, SHOWN)?;
+    let count = both.len() / (3 * side * side);
+    both.extend(reconstruct(backend, tokenizer, params, &both, side)?);
+    Ok(grid::grid(grid::Images::square(&both, side), count.max(1))?)
+}
+
+/// What a tokenizer that was trained elsewhere is used on.
+struct Use {
+    /// Of its run, or the defaults.
+    config: Config,
+    data: Data,
+}
+
+impl Use {
+    /// The images that the flags name, or those of the tokenizer's run.
+    fn open(
+        path: &Path,
+        tokenizer: &Tokenizer,
+        source: Option<&str>,
+        side: Option<usize>,
+        skip_bad_images: bool,
+    ) -> anyhow::Result<Self> {
+        let run = crate::checkpoint::locate(path, false)?.run;
+        let file: Option<PathBuf> = run.as_deref().map(|run| run.join("config.toml"));
+        let mut config = match file.filter(|f| f.is_file()) {
+            Some(file) => Config::load(&file)?,
+            None => Config::default(),
+        };
+        config.tokenizer = tokenizer.config().clone();
+        config.data.skip_bad_images |= skip_bad_images;
+        if let Some(source) = source {
+            config.data = config.data.with_source(source);
+        }
+        config.data.image_side = side.unwrap_or(config.data.image_side);
+        let data = match source {
+            Some(_) => data::open(&config.data)?,
+            None => run_data(&config, run.as_deref())?,
+        };
+        check_side(tokenizer, &data)?;
+        Ok(Self { config, data })
+    }
+}

@@ -1,0 +1,186 @@
+//! `sar tokenizer train`, and the tokenizer of `sar demo`.
+
+use super::{check_side, compared, measure};
+use crate::backend::Compute;
+use crate::checkpoint::{Checkpoints, Kind};
+use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs};
+use crate::commands::models::{LoadedTokenizer, RUN_TOKENIZER, compare_images, run_data};
+use crate::commands::output;
+use crate::config::Config;
+use crate::data::{self, Data};
+use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
+use crate::run::{Interrupt, RunFolder};
+use crate::train::tokenizer::{
+    TokenizerProgress, TokenizerQuality, TokenizerSession, TokenizerTrainer,
+};
+use serde::Serialize;
+
+/// Sections and keys that training a tokenizer uses.
+const USED: [&str; 8] = [
+    "data",
+    "tokenizer",
+    "tokenizer_train",
+    "generator.schedule",
+    "train.keep",
+    "train.log_every",
+    "train.save_every",
+    "train.non_finite_limit",
+];
+/// Of these, what may change while a run goes on.
+const FREE: [&str; 8] = [
+    "tokenizer_train.steps",
+    "train.keep",
+    "train.log_every",
+    "train.save_every",
+    "train.non_finite_limit",
+    "data.path",
+    "data.workers",
+    "data.skip_bad_images",
+];
+
+pub(super) fn run<B: Compute>(
+    backend: &B,
+    args: &TokenizerTrainArgs,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
+    let (folder, config, data, start) = if args.run.resume {
+        let (folder, had) = RunFolder::open_for_resume(&args.run.out)?;
+        let config = args.run.continued(&had, &FREE)?;
+        anyhow::ensure!(
+            !folder.path().join(RUN_TOKENIZER).exists(),
+            "{} is the run of a generator, which goes on with `sar train --resume`",
+            folder.path().display()
+        );
+        let data = run_data(&config, Some(folder.path()))?;
+        if config != had {
+            folder.reconfigure(&config)?;
+        }
+        (folder, config, data, None)
+    } else {
+        let mut config = args.run.config(Config::default())?;
+        args.run.sets_only(&USED, "a tokenizer's training is set in tokenizer_train")?;
+        let start = match &args.run.init_from {
+            Some(path) => {
+                let from = LoadedTokenizer::open(backend, path)?;
+                adopt(&mut config, from.tokenizer.config(), &args.run)?;
+                Some(from.weights)
+            }
+            None => None,
+        };
+        // Before the folder: a run that cannot start leaves none behind.
+        let data = data::open(&config.data)?;
+        check_side(&Tokenizer::new(&config.tokenizer)?, &data)?;
+        (RunFolder::create(&args.run.out, &config)?, config, data, start)
+    };
+    if !global.quiet {
+        eprintln!("{}", data.summary);
+    }
+    let interrupt = Interrupt::listen()?;
+    train_in(backend, &folder, &config, &data, start.as_deref(), &interrupt, global.quiet)?;
+    output::result(format_args!("{}\n", folder.path().display()));
+    Ok(())
+}
+
+/// A run that starts from weights has their shape, and its user may not have asked for another.
+fn adopt(config: &mut Config, weights: &TokenizerConfig, args: &RunArgs) -> anyhow::Result<()> {
+    let (asked, found) =
+        (toml::Table::try_from(&config.tokenizer)?, toml::Table::try_from(weights)?);
+    for (key, asked) in asked {
+        let found = found.get(&key).map(toml::Value::to_string).unwrap_or_default();
+        anyhow::ensure!(
+            asked.to_string() == found || !args.names("tokenizer", &key),
+            "tokenizer.{key} is {asked}, but the weights of --init-from have {found}; leave the key out"
+        );
+    }
+    config.tokenizer = weights.clone();
+    Ok(())
+}
+
+/// A tokenizer that has been trained in a run folder.
+pub(crate) struct Trained<B: Compute> {
+    pub loaded: LoadedTokenizer<B>,
+    pub quality: TokenizerQuality,
+}
+
+/// Trains (or goes on training) the tokenizer of a run folder to its last step, from `start` where it
+/// has weights to start from, and measures it.
+pub(crate) fn train_in<B: Compute>(
+    backend: &B,
+    folder: &RunFolder,
+    config: &Config,
+    data: &Data,
+    start: Option<&[f32]>,
+    interrupt: &Interrupt,
+    quiet: bool,
+) -> anyhow::Result<Trained<B>> {
+    compare_images(folder, data)?;
+    let settings = &config.tokenizer_train;
+    let tokenizer = Tokenizer::new(&config.tokenizer)?;
+    let side = data.train.side();
+    let mut trainer = TokenizerTrainer::new(backend, &tokenizer, settings, (side, side))?;
+    let resumed = resume(&mut trainer, &folder.checkpoints(config.train.keep)?, &tokenizer)?;
+    if let Some(weights) = start.filter(|_| !resumed) {
+        trainer.start_from(weights)?;
+    }
+    let mut loader = data.loader(settings.batch, settings.seed, trainer.steps())?;
+    let session = TokenizerSession { run: folder, config, interrupt, quiet };
+    let progress = session.train(&mut trainer, &mut loader)?;
+    let (weights, steps) = (trainer.weights()?, trainer.steps());
+    // Its memory goes before that of what measures it is had.
+    drop(trainer);
+    let loaded = LoadedTokenizer::new(backend, &config.tokenizer, weights, steps)?;
+    let mut held = &data.validation;
+    if held.is_empty() {
+        progress
+            .warn("no image is held out (data.val_fraction); quality is that of training images");
+        held = &data.train;
+    }
+    let quality = measure(backend, &tokenizer, &loaded.params, held, config)?;
+    folder.log(steps)?.record(steps, "eval", &quality_record(&quality))?;
+    let picture = compared(backend, &tokenizer, &loaded.params, held)?;
+    folder.write_png("samples/reconstructions.png", &picture)?;
+    let full = quality.scales.last().map_or(f64::NAN, |s| s.psnr);
+    progress.finish(&format!(
+        "PSNR {full:.2} dB, {:.0} % of the codebook used",
+        100.0 * quality.codebook_used
+    ));
+    Ok(Trained { loaded, quality })
+}
+
+/// Whether there was a checkpoint to go on from.
+fn resume<B: Compute>(
+    trainer: &mut TokenizerTrainer<'_, B>,
+    checkpoints: &Checkpoints,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<bool> {
+    let Some(found) = checkpoints.latest()? else { return Ok(false) };
+    for warning in &found.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let saved =
+        Checkpoints::load::<TokenizerProgress>(&found, Kind::Tokenizer, tokenizer.layout())?;
+    let moments = [&saved.first_moment[..], &saved.second_moment[..]];
+    trainer.restore(&saved.weights, moments, &saved.state)?;
+    Ok(true)
+}
+
+/// A record of the log.
+#[derive(Serialize)]
+struct QualityRecord {
+    psnr: Vec<f64>,
+    grids: Vec<String>,
+    scale_codebook_used: Vec<f64>,
+    codebook_used: f64,
+    perplexity: f64,
+}
+
+fn quality_record(quality: &TokenizerQuality) -> QualityRecord {
+    let scales = &quality.scales;
+    QualityRecord {
+        psnr: scales.iter().map(|s| s.psnr).collect(),
+        grids: scales.iter().map(|s| format!("{}x{}", s.grid.0, s.grid.1)).collect(),
+        scale_codebook_used: scales.iter().map(|s| s.codebook_used).collect(),
+        codebook_used: quality.codebook_used,
+        perplexity: quality.perplexity,
+    }
+}

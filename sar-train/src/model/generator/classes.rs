@@ -1,0 +1,67 @@
+//! A trained generator for other classes.
+
+use super::{Generator, GeneratorError, GeneratorShape};
+
+impl Generator {
+    /// This generator and `weights` of it, with `rows.len()` classes.
+    ///
+    /// Row i of the class table is row `rows[i]` of the one that `weights` has, or where that is none (or
+    /// no class) an initial value by `seed`. The unconditional row stays, and so does all else.
+    ///
+    /// # Errors
+    /// No classes at all.
+    pub fn with_classes(
+        &self,
+        weights: &[f32],
+        rows: &[Option<usize>],
+        seed: u64,
+    ) -> Result<(Self, Vec<f32>), GeneratorError> {
+        let (classes, width) = (self.shape().classes, self.shape().width);
+        let other = Self::new(&GeneratorShape { classes: rows.len(), ..self.shape().clone() })?;
+        let mut values = other.initial(seed);
+        for tensor in self.layout().tensors().iter().filter(|t| t.slot != self.class_emb) {
+            if let Some(to) = other.layout().get(&tensor.name) {
+                values[to.slot.range()].copy_from_slice(&weights[tensor.slot.range()]);
+            }
+        }
+        let table = &weights[self.class_emb.range()];
+        let kept = rows.iter().enumerate().filter_map(|(to, from)| Some((to, (*from)?)));
+        let kept = kept.filter(|&(_, from)| from < classes).chain([(rows.len(), classes)]);
+        let new = &mut values[other.class_emb.range()];
+        for (to, from) in kept {
+            new[to * width..][..width].copy_from_slice(&table[from * width..][..width]);
+        }
+        Ok((other, values))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_follow_their_classes_and_the_rest_stays() {
+        let shape = GeneratorShape { width: 4, heads: 2, ..GeneratorShape::of_depth(1, 5, 3, 3) };
+        let generator = Generator::new(&shape).unwrap();
+        let weights: Vec<f32> = (0..generator.layout().len()).map(|i| 100.0 + i as f32).collect();
+        let rows = [Some(2), None, Some(0), Some(7)];
+        let (other, found) = generator.with_classes(&weights, &rows, 1).unwrap();
+        assert_eq!(other.shape().classes, 4);
+        let initial = other.initial(1);
+        let row = |values: &[f32], of: &Generator, i: usize| {
+            values[of.class_emb.range()][4 * i..][..4].to_vec()
+        };
+        for (to, from) in [(0, 2), (2, 0), (4, 3)] {
+            assert_eq!(row(&found, &other, to), row(&weights, &generator, from));
+        }
+        for new in [1, 3] {
+            assert_eq!(row(&found, &other, new), row(&initial, &other, new));
+        }
+        for tensor in other.layout().tensors().iter().filter(|t| t.name != "class_emb.weight") {
+            let from = generator.layout().get(&tensor.name).unwrap();
+            assert_eq!(found[tensor.slot.range()], weights[from.slot.range()], "{}", tensor.name);
+        }
+        assert!(generator.with_classes(&weights, &[], 1).is_err());
+    }
+}

@@ -1,0 +1,132 @@
+//! The loop around a tokenizer's trainer: log, checkpoints, interruption.
+
+use super::{TokenizerLosses, TokenizerTrainer};
+use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
+use crate::config::Config;
+use crate::data::Loader;
+use crate::run::{Interrupt, Interrupted, Log, NonFinite, Progress, RunFolder, TensorBoard};
+use crate::train::TrainError;
+use sar_math::backend::{OptimizerOps, TokenizerOps};
+use serde::Serialize;
+
+/// A tokenizer's training run in its folder.
+pub struct TokenizerSession<'s> {
+    /// The folder; this process holds its lock.
+    pub run: &'s RunFolder,
+    /// The run's resolved configuration.
+    pub config: &'s Config,
+    /// Ctrl-C.
+    pub interrupt: &'s Interrupt,
+    /// No progress.
+    pub quiet: bool,
+}
+
+/// A record of the log.
+#[derive(Serialize)]
+struct Record {
+    loss: f64,
+    quantization: f64,
+    grad_norm: f64,
+    lr: f64,
+    grid: String,
+    revived: usize,
+}
+
+impl Record {
+    fn of(losses: &TokenizerLosses) -> Self {
+        Self {
+            loss: losses.reconstruction,
+            quantization: losses.quantization,
+            grad_norm: losses.grad_norm,
+            lr: losses.lr,
+            grid: format!("{}x{}", losses.grid.0, losses.grid.1),
+            revived: losses.revived,
+        }
+    }
+}
+
+impl TokenizerSession<'_> {
+    /// Trains to the last step of the configuration, from wherever the trainer is; the progress, which the
+    /// caller finishes.
+    ///
+    /// # Errors
+    /// The images', the backend's, the disk's; too many non-finite steps in a row; [`Interrupted`] after
+    /// the state has been saved.
+    pub fn train<B>(
+        &self,
+        trainer: &mut TokenizerTrainer<'_, B>,
+        loader: &mut Loader,
+    ) -> Result<Progress, TrainError>
+    where
+        B: TokenizerOps<Host = f32> + OptimizerOps,
+    {
+        let settings = &self.config.tokenizer_train;
+        let checkpoints = self.run.checkpoints(self.config.train.keep)?;
+        if trainer.steps() == 0 && checkpoints.latest()?.is_none() {
+            // From here on there is something to resume, and a disk without room is found out early.
+            save(trainer, &checkpoints)?;
+        }
+        let mut log = self.run.log(trainer.steps())?;
+        let mut board = self.run.tensorboard(trainer.steps())?;
+        let mut progress = Progress::new("tokenizer", settings.steps, trainer.steps(), self.quiet);
+        let mut non_finite = NonFinite::new(self.config.train.non_finite_limit);
+        while trainer.steps() < settings.steps {
+            let batch = loader.next_batch()?;
+            let losses = trainer.step(&batch.images_b3hw).map_err(TrainError::backend)?;
+            let step = trainer.steps();
+            let skipped = non_finite.note(step, !losses.skipped)?;
+            if skipped {
+                progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
+            }
+            if step.is_multiple_of(self.config.train.log_every) || step == settings.steps {
+                log_step(step, &losses, &mut log, &mut board, &mut progress)?;
+            }
+            let asked = self.interrupt.is_asked() && step < settings.steps;
+            let every = self.config.train.save_every;
+            let due = every > 0 && step.is_multiple_of(every);
+            // Not while steps are skipped: the checkpoints before are the ones to go back to.
+            if (due && !skipped) || asked || step == settings.steps {
+                save(trainer, &checkpoints)?;
+            }
+            if asked {
+                return Err(Interrupted { step }.into());
+            }
+        }
+        Ok(progress)
+    }
+}
+
+fn log_step(
+    step: u64,
+    losses: &TokenizerLosses,
+    log: &mut Log,
+    board: &mut TensorBoard,
+    progress: &mut Progress,
+) -> Result<(), TrainError> {
+    let record = Record::of(losses);
+    log.record(step, "train", &record)?;
+    board.scalar("tokenizer/reconstruction", step, losses.reconstruction)?;
+    board.scalar("tokenizer/quantization", step, losses.quantization)?;
+    // Coarse grids are compared with smaller images, so errors of different grids are no curve.
+    progress.update(step, &format!("mse {:.4} at {}", losses.reconstruction, record.grid));
+    Ok(())
+}
+
+fn save<B>(trainer: &TokenizerTrainer<'_, B>, checkpoints: &Checkpoints) -> Result<(), TrainError>
+where
+    B: TokenizerOps<Host = f32> + OptimizerOps,
+{
+    let tokenizer = trainer.tokenizer;
+    let header = Header::new(Kind::Tokenizer, trainer.steps(), tokenizer.config())?;
+    let [first_moment, second_moment] = trainer.moments().map_err(TrainError::backend)?;
+    checkpoints.save(&Snapshot {
+        header: &header,
+        layout: tokenizer.layout(),
+        weights: &trainer.weights().map_err(TrainError::backend)?,
+        ema: None,
+        first_moment: &first_moment,
+        second_moment: &second_moment,
+        state: trainer.progress(),
+    })?;
+    Ok(())
+}
