@@ -46,6 +46,9 @@ pub struct SampleArgs {
     /// Greedy on grids outside the published sampler's fixed list, as that is.
     #[arg(long)]
     pub published_greedy: bool,
+    /// Also write all images as one array, uint8 `[n, h, w, 3]`, which published evaluators read.
+    #[arg(long, value_name = "FILE")]
+    pub npz: Option<PathBuf>,
     /// Sample from the running average of the weights, where the checkpoint has one.
     #[arg(long)]
     pub ema: bool,

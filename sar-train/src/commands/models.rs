@@ -24,6 +24,8 @@ pub(crate) struct LoadedTokenizer<B: Compute> {
     pub codebook: B::Accum,
     /// Optimiser steps it was trained for.
     pub step: u64,
+    /// Side of the images that it was trained on, where its run says it.
+    pub side: Option<usize>,
 }
 
 /// The images that a run was made with.
@@ -103,7 +105,7 @@ impl<B: Compute> LoadedTokenizer<B> {
         let mut params = backend.params(weights.len())?;
         backend.upload_params(&weights, &mut params, 0)?;
         let codebook = tokenizer.codebook_normalised(backend, &params)?;
-        Ok(Self { tokenizer, weights, params, codebook, step })
+        Ok(Self { tokenizer, weights, params, codebook, step, side: None })
     }
 
     /// From a run folder, a checkpoint or a file.
@@ -114,8 +116,12 @@ impl<B: Compute> LoadedTokenizer<B> {
         let config: TokenizerConfig = header.config()?;
         let layout = Tokenizer::new(&config)?.layout().clone();
         let weights = checkpoint::load_weights(&found.file, Kind::Tokenizer, &layout)?;
-        Self::new(backend, &config, weights.flat, header.step)
-            .with_context(|| format!("tokenizer {}", found.file.display()))
+        let mut loaded = Self::new(backend, &config, weights.flat, header.step)
+            .with_context(|| format!("tokenizer {}", found.file.display()))?;
+        if let Some(run) = found.run.as_deref() {
+            loaded.side = config_of(run)?.map(|config| config.data.image_side);
+        }
+        Ok(loaded)
     }
 
     /// The codebook on the host.
@@ -215,12 +221,7 @@ impl LoadedGenerator {
 
     /// The configuration of its run, where it came from one.
     pub(crate) fn run_config(&self) -> anyhow::Result<Option<Config>> {
-        let Some(run) = &self.run else { return Ok(None) };
-        let path = run.join("config.toml");
-        if !path.is_file() {
-            return Ok(None);
-        }
-        Ok(Some(Config::load(&path)?))
+        Ok(self.run.as_deref().map(config_of).transpose()?.flatten())
     }
 
     /// Where the tokenizer named lies, or the one its run keeps.
@@ -248,12 +249,18 @@ impl LoadedGenerator {
     }
 }
 
+/// The configuration of a run, where it has one.
+pub(crate) fn config_of(run: &Path) -> anyhow::Result<Option<Config>> {
+    let path = run.join("config.toml");
+    Ok(path.is_file().then(|| Config::load(&path)).transpose()?)
+}
+
 fn header_of(file: &Path, kind: Kind) -> anyhow::Result<checkpoint::Header> {
     let header = checkpoint::read_header(file)?;
     let header = header.with_context(|| {
         format!(
-            "{}: holds weights but not the configuration of their {kind}; `sar convert` makes a \
-             file that does",
+            "{}: holds tensors but not the configuration of their {kind}; `sar convert` makes a file \
+             that does of a published {kind}'s weights",
             file.display()
         )
     })?;

@@ -1,16 +1,19 @@
 //! `sar sample`: a grid, one file per image, and a strip that shows every scale.
 
 use super::models::{LoadedGenerator, absolute};
+use super::output::ready_as;
 use super::samples::{GRID, SCALES, SampleFolder, SampleRecord};
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, SampleArgs};
 use crate::config::Config;
 use crate::data::grid::{self, Images};
+use crate::data::npz::NpzWriter;
 use crate::run::{Interrupt, Progress};
 use crate::sample::{Painter, columns};
 use anyhow::Context as _;
+use sar_math::ScaleSchedule;
 use sar_math::guidance::Guidance;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Images whose every scale the strip shows, at most.
@@ -26,60 +29,45 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let config = configuration(args, generator.run_config()?.unwrap_or_default())?;
-    let classes = asked_classes(&args.classes, &generator)?;
-    let count = config.sample.count;
     let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
+    let mut record = record(args, &config, &generator, &schedule)?;
+    let count = record.labels.len();
     let settings = config.sample.settings(config.sample.seed);
     let params = generator.params(backend)?;
     let batch = config.sample.batch.min(count);
     let guided = settings.guidance != Guidance::Off;
-    let model = &generator.generator;
-    let decoder = tokenizer.decoder();
+    let (model, decoder) = (&generator.generator, tokenizer.decoder());
     let mut painter = Painter::new(backend, model, decoder, &schedule, batch, guided)?;
+    let size = painter.size(schedule.len() - 1);
     if schedule != generator.section.schedule {
         eprintln!(
             "note: the generator was trained on {}, not on {schedule}; unseen grids may look worse",
             generator.section.schedule
         );
     }
+    let _place = args.npz.as_deref().map(|path| ready_as(path, &["npz"])).transpose()?;
+    let npz = args.npz.as_deref().map(|path| NpzWriter::create(path, count, size)).transpose()?;
     let folder = SampleFolder::open(&args.out, args.force)?;
-    let out = folder.path();
-    let mut record = SampleRecord {
-        program: env!("CARGO_PKG_VERSION").to_owned(),
-        generator: absolute(&generator.file),
-        tokenizer: absolute(&generator.tokenizer_path(args.tokenizer.as_deref())?),
-        step: generator.step,
-        ema: args.ema,
-        schedule: schedule.to_string(),
-        settings: config.sample.clone(),
-        classes: generator.classes.clone().unwrap_or_default(),
-        labels: (0..count).map(|k| classes[k % classes.len()]).collect(),
-    };
     let interrupt = Interrupt::listen()?;
     folder.keep(&record)?;
     let mut progress = Progress::new("sampling", count as u64, 0, global.quiet);
     let start = Instant::now();
-    let (height, width) = painter.size(schedule.len() - 1);
     let per_row =
         if args.classes.is_empty() { columns(generator.section.classes) } else { count.min(10) };
-    let in_grid = count.min(per_row * GRID_ROWS) * 3 * height * width;
-    let mut shown = Vec::new();
-    let (mut done, mut begun) = (0, 0);
+    let mut sheets = Sheets::new(folder.path(), size, count.min(per_row * GRID_ROWS), npz);
+    let mut begun = 0;
     let mut paint = || -> anyhow::Result<()> {
-        while done < count && !interrupt.is_asked() {
+        while sheets.done < count && !interrupt.is_asked() {
+            let (done, first) = (sheets.done, sheets.done == 0);
             let labels = &record.labels[done..count.min(done + batch)];
-            let painted = painter.paint(&params, labels, done as u64, &settings, done == 0)?;
+            let painted = painter.paint(&params, labels, done as u64, &settings, first)?;
             begun = done + labels.len();
-            if done == 0 {
+            if first {
                 let strips = painter.strips(&painted, STRIP.min(labels.len()));
-                grid::save_strips(&out.join(SCALES), &strips)?;
+                grid::save_strips(&folder.path().join(SCALES), &strips)?;
             }
-            let images = Images { images_b3hw: &painted.images, height, width };
-            grid::save_each(out, images, done as u64)?;
-            let room = (in_grid - shown.len()).min(painted.images.len());
-            shown.extend_from_slice(&painted.images[..room]);
-            done += labels.len();
-            progress.update(done as u64, "");
+            sheets.add(&painted.images, labels.len())?;
+            progress.update(sheets.done as u64, "");
         }
         Ok(())
     };
@@ -89,11 +77,8 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
         drop(folder.keep(&record));
         return Err(error);
     }
-    let rate = done as f64 / start.elapsed().as_secs_f64();
-    if done > 0 {
-        let images = Images { images_b3hw: &shown, height, width };
-        grid::save_grid(&out.join(GRID), images, per_row)?;
-    }
+    let rate = sheets.done as f64 / start.elapsed().as_secs_f64();
+    let done = sheets.finish(per_row, count)?;
     if done < count {
         record.labels.truncate(done);
         folder.keep(&record)?;
@@ -101,9 +86,85 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     }
     progress.finish(&format!("{count} images, {rate:.0} images/s"));
     if !global.quiet {
-        println!("{}", out.join(GRID).display());
+        println!("{}", folder.path().join(GRID).display());
     }
     Ok(())
+}
+
+/// What is to be sampled, of which classes.
+fn record(
+    args: &SampleArgs,
+    config: &Config,
+    generator: &LoadedGenerator,
+    schedule: &ScaleSchedule,
+) -> anyhow::Result<SampleRecord> {
+    let (classes, count) = (asked_classes(&args.classes, generator)?, config.sample.count);
+    if args.npz.is_some() && !count.is_multiple_of(classes.len()) {
+        eprintln!(
+            "note: {count} images are not the same number of each of {} classes, which published numbers \
+             are of",
+            classes.len()
+        );
+    }
+    Ok(SampleRecord {
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        generator: absolute(&generator.file),
+        tokenizer: absolute(&generator.tokenizer_path(args.tokenizer.as_deref())?),
+        step: generator.step,
+        ema: args.ema,
+        schedule: schedule.to_string(),
+        settings: config.sample.clone(),
+        classes: generator.classes.clone().unwrap_or_default(),
+        labels: (0..count).map(|k| classes[k % classes.len()]).collect(),
+    })
+}
+
+/// What the images are written to as they come.
+struct Sheets<'a> {
+    folder: &'a Path,
+    /// Height and width of an image.
+    size: (usize, usize),
+    npz: Option<NpzWriter>,
+    /// Images of the grid so far, and how many values it has room for.
+    shown: Vec<f32>,
+    room: usize,
+    /// Images written.
+    done: usize,
+}
+
+impl<'a> Sheets<'a> {
+    fn new(folder: &'a Path, size: (usize, usize), in_grid: usize, npz: Option<NpzWriter>) -> Self {
+        Self { folder, size, npz, shown: Vec::new(), room: in_grid * 3 * size.0 * size.1, done: 0 }
+    }
+
+    fn images<'i>(&self, images_b3hw: &'i [f32]) -> Images<'i> {
+        Images { images_b3hw, height: self.size.0, width: self.size.1 }
+    }
+
+    /// Writes a batch of `count` images.
+    fn add(&mut self, images: &[f32], count: usize) -> anyhow::Result<()> {
+        grid::save_each(self.folder, self.images(images), self.done as u64)?;
+        let batch = self.images(images);
+        if let Some(npz) = &mut self.npz {
+            npz.write(batch)?;
+        }
+        let room = (self.room - self.shown.len()).min(images.len());
+        self.shown.extend_from_slice(&images[..room]);
+        self.done += count;
+        Ok(())
+    }
+
+    /// Writes the grid, and the array where all `count` images are there; how many there are.
+    fn finish(self, per_row: usize, count: usize) -> anyhow::Result<usize> {
+        if self.done > 0 {
+            grid::save_grid(&self.folder.join(GRID), self.images(&self.shown), per_row)?;
+        }
+        match self.npz {
+            Some(npz) if self.done == count => npz.finish()?,
+            _ => {}
+        }
+        Ok(self.done)
+    }
 }
 
 /// Sampling that the user stopped; the exit code is 130.

@@ -1,7 +1,9 @@
 //! `sar train` and `sar refine`: a generator on the images of a configuration.
 
 use super::generator_run::{NOTHING_TO_RESUME, Start, Work, check};
-use super::models::{LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER, affordable, run_data};
+use super::models::{
+    LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER, affordable, compare_classes, run_data,
+};
 use super::output;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
@@ -63,11 +65,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     let mut config = args.run.config(Config::default())?;
     args.run.sets_only(&USED, TRAINED_ALREADY)?;
     config.train.mode = args.mode.unwrap_or(config.train.mode);
-    if config.train.mode != Mode::Ssr {
-        let rest: Vec<&str> = USED.into_iter().filter(|section| *section != "sar").collect();
-        let mode = config.train.mode;
-        args.run.sets_only(&rest, &format!("it is for --mode ssr, and this run's is {mode}"))?;
-    }
+    used_by(config.train.mode, &args.run)?;
     let mut from =
         args.run.init_from.as_deref().map(|path| LoadedGenerator::open(path, false)).transpose()?;
     let tokenizer = match (&args.tokenizer, &from) {
@@ -124,6 +122,20 @@ pub fn refine<B: Compute>(
     switch(&mut config.sar, &args.sar);
     let data = open_data(&config, &run, Task::Refine)?;
     begin(backend, config, &args.run, global, (&tokenizer, &data), Some(from), Task::Refine)
+}
+
+/// Fails where `--set` names a switch of SAR that the way of training has no use for.
+fn used_by(mode: Mode, args: &RunArgs) -> anyhow::Result<()> {
+    let mut used: Vec<&str> = USED.into_iter().filter(|section| *section != "sar").collect();
+    let what = match mode {
+        Mode::Ssr => return Ok(()),
+        Mode::Teacher => "it is for --mode ssr",
+        Mode::Student | Mode::Hybrid { .. } | Mode::Interleaved => {
+            used.extend(["sar.top_k", "sar.top_p"]);
+            "of [sar] it takes the filter of its own samples, sar.top_k and sar.top_p"
+        }
+    };
+    args.sets_only(&used, &format!("this run's mode is {mode}, and {what}"))
 }
 
 /// The images of a configuration.
@@ -216,6 +228,13 @@ fn begin<B: Compute>(
         fixed(args, "classes", g.classes, classes, "the data have")?;
         (g.vocab, g.channels, g.classes) = (t.vocab, t.latent_channels, classes);
     }
+    if let Some(side) = tokenizer.side.filter(|side| *side != data.train.side()) {
+        eprintln!(
+            "note: the tokenizer was trained on images of {side} px, and here they are {} px \
+             (data.image_side)",
+            data.train.side()
+        );
+    }
     config.validate()?;
     // Before the folder: a run that cannot start leaves none behind.
     affordable(&config.generator)?;
@@ -248,7 +267,10 @@ fn resume<B: Compute>(backend: &B, args: &RunArgs, global: &GlobalArgs) -> anyho
     }
     let data = run_data(&config, Some(folder.path()))?;
     let tokenizer = LoadedTokenizer::open(backend, &kept)?;
+    check(&config, &data, &tokenizer)?;
+    compare_classes(&folder, &data)?;
     if config != had {
+        // Once nothing stands in its way.
         folder.reconfigure(&config)?;
     }
     if config.train.steps != had.train.steps {

@@ -25,6 +25,7 @@ pub mod glyphs;
 pub mod grid;
 mod list;
 mod loader;
+pub mod npz;
 mod resize;
 mod source;
 

@@ -17,7 +17,7 @@ pub(super) fn arms(summary: &Summary) -> String {
         "class accuracy",
         "training images/s",
         "sampled images/s",
-        "peak memory",
+        "peak memory so far",
     ];
     let mut rows = Vec::new();
     let lowest = |value: fn(&Arm) -> Option<f64>| {

@@ -28,6 +28,15 @@ pub enum TrainError {
     /// Gradients that are not finite, several times in a row.
     #[error(transparent)]
     NonFinite(#[from] NonFiniteError),
+    /// Weights that give no loss.
+    #[error(
+        "training: the loss on held-out images is not finite at step {step}; start again with a lower \
+         train.lr, or a smaller train.clip"
+    )]
+    Diverged {
+        /// When it was seen.
+        step: u64,
+    },
     /// The user stopped it.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -41,9 +50,6 @@ pub enum TrainError {
         /// As given.
         found: usize,
     },
-    /// The tokenizer and the generator do not fit each other.
-    #[error("training: {0}")]
-    Mismatch(String),
 }
 
 impl TrainError {

@@ -167,6 +167,10 @@ impl<B: Backend> Session<'_, B> {
         let Some(images) = self.held_out else { return Ok(()) };
         let report = trainer.held_out(images)?;
         let step = trainer.step_number();
+        if !report.heldout_loss.is_finite() {
+            // Before this step is saved: the checkpoints before are the ones to go back to.
+            return Err(TrainError::Diverged { step });
+        }
         log.record(step, "eval", &report)?;
         board.scalar("AR_loss/heldout", step, report.heldout_loss)?;
         outcome.curve.push((step, report.heldout_loss));

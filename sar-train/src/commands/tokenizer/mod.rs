@@ -6,14 +6,14 @@ mod train;
 
 pub(crate) use train::{Trained, train_in};
 
-use super::models::run_data;
+use super::models::{config_of, run_data};
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, TokenizerArgs, TokenizerCommand};
 use crate::config::Config;
 use crate::data::{self, Data, Dataset, grid};
 use crate::model::tokenizer::Tokenizer;
 use crate::train::tokenizer::{Reconstructor, TokenizerQuality};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Validation images that quality is measured on, at most.
 const EVALUATED: usize = 512;
@@ -124,11 +124,7 @@ impl Use {
         skip_bad_images: bool,
     ) -> anyhow::Result<Self> {
         let run = crate::checkpoint::locate(path, false)?.run;
-        let file: Option<PathBuf> = run.as_deref().map(|run| run.join("config.toml"));
-        let mut config = match file.filter(|f| f.is_file()) {
-            Some(file) => Config::load(&file)?,
-            None => Config::default(),
-        };
+        let mut config = run.as_deref().map(config_of).transpose()?.flatten().unwrap_or_default();
         config.tokenizer = tokenizer.config().clone();
         config.data.skip_bad_images |= skip_bad_images;
         if let Some(source) = source {

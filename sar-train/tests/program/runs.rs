@@ -1,66 +1,7 @@
 //! What the program makes of its flags: what is asked for is done, or refused before anything is made.
-#![allow(clippy::unwrap_used)]
 
-use std::fs;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
-
-fn sar(arguments: &[&str], folder: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sar")).args(arguments).current_dir(folder).output().unwrap()
-}
-
-#[track_caller]
-fn fails(code: i32, arguments: &[&str], folder: &Path) -> String {
-    let output = sar(arguments, folder);
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
-    assert!(!text.contains("panicked"), "{arguments:?}: {text}");
-    text
-}
-
-#[track_caller]
-fn succeeds(arguments: &[&str], folder: &Path) -> String {
-    let output = sar(arguments, folder);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {text}");
-    text
-}
-
-#[track_caller]
-fn says(text: &str, expected: &[&str]) {
-    for part in expected {
-        assert!(text.contains(part), "no `{part}` in: {text}");
-    }
-}
-
-/// The steps of the checkpoints of a run.
-fn steps(run: &Path) -> Vec<String> {
-    let entries = fs::read_dir(run.join("checkpoints")).unwrap();
-    let mut names: Vec<_> =
-        entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-const SMALL: &str = "[data]\nbuiltin = \"glyphs10\"\nimage_side = 32\nflip = false\n\
-    crop = \"center\"\n\
-    [tokenizer]\nch = 8\nch_mult = [1, 1, 2]\nz_channels = 8\nlatent_channels = 4\nvocab = 16\n\
-    groups = 4\n[tokenizer_train]\nsteps = 1\nbatch = 2\n\
-    [generator]\ndepth = 1\nwidth = 16\nheads = 1\n\
-    [train]\nsteps = 2\nbatch = 2\nsample_every = 0\n";
-
-/// A folder with `small.toml`, a tokenizer `tok` and a generator `base`.
-fn trained() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("small.toml"), SMALL).unwrap();
-    let said =
-        succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder.path());
-    says(&said, &["10 classes, 3700 training"]);
-    succeeds(&[&TRAIN[..], &["--out", "base"]].concat(), folder.path());
-    folder
-}
-
-const TRAIN: [&str; 5] = ["train", "--config", "small.toml", "--tokenizer", "tok"];
+use super::*;
+use std::process::Stdio;
 
 #[test]
 fn a_run_that_cannot_start_leaves_no_folder() {
@@ -147,17 +88,6 @@ fn images_without_any_held_out_are_measured_on_themselves() {
     let said = succeeds(&[&["tokenizer", "train"], &none[..]].concat(), folder);
     says(&said, &["warning: no image is held out (data.val_fraction)", "PSNR"]);
     says(&fails(1, &["tokenizer", "eval", "new"], folder), &["no image is held out"]);
-}
-
-/// `images/a` and `images/b`.
-fn two_classes(folder: &Path, each: usize) {
-    for class in ["a", "b"] {
-        fs::create_dir_all(folder.join("images").join(class)).unwrap();
-        for n in 0..each {
-            let picture = image::RgbImage::new(20, 20);
-            picture.save(folder.join(format!("images/{class}/{n}.png"))).unwrap();
-        }
-    }
 }
 
 #[test]

@@ -1,38 +1,6 @@
 //! The program tells its users what went wrong: one line that names the thing, and an exit code.
-#![allow(clippy::unwrap_used)]
 
-use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
-
-fn sar(arguments: &[&str], folder: &Path) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sar")).args(arguments).current_dir(folder).output().unwrap()
-}
-
-/// Runs the program, expects this exit code, and returns what it said on standard error.
-#[track_caller]
-fn fails(code: i32, arguments: &[&str], folder: &Path) -> String {
-    let output = sar(arguments, folder);
-    let text = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {text}");
-    assert!(!text.contains("panicked"), "{arguments:?}: {text}");
-    text
-}
-
-#[track_caller]
-fn succeeds(arguments: &[&str], folder: &Path) -> String {
-    let output = sar(arguments, folder);
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {text}");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-#[track_caller]
-fn says(text: &str, expected: &[&str]) {
-    for part in expected {
-        assert!(text.contains(part), "no `{part}` in: {text}");
-    }
-}
+use super::*;
 
 #[test]
 fn wrong_usage_is_exit_code_2() {
@@ -78,12 +46,12 @@ fn plan_and_doctor_answer() {
     let schedule = "1_2_3_4_5_6_8_10_13_16";
     let flags =
         ["plan", "--depth", "16", "--vocab", "8912", "--channels", "32", "--classes", "1000"];
-    let text = succeeds(&[&flags[..], &["--schedule", schedule, "--json"]].concat(), folder.path());
+    let text = prints(&[&flags[..], &["--schedule", schedule, "--json"]].concat(), folder.path());
     let plan: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(plan["parameters"], 315_561_936);
     assert_eq!(plan["tokens"], 680);
-    says(&succeeds(&["plan"], folder.path()), &["parameters", "tokens", "FLOP", "activations"]);
-    let found = succeeds(&["doctor"], folder.path());
+    says(&prints(&["plan"], folder.path()), &["parameters", "tokens", "FLOP", "activations"]);
+    let found = prints(&["doctor"], folder.path());
     let parts = ["cores", "cuda driver", "nvrtc", "cublasLt", "nccl", "writable", "cpu: ready"];
     says(&found, &parts);
 }
@@ -94,7 +62,7 @@ fn a_backend_that_is_not_to_be_had_is_an_error() {
     let folder = folder.path();
     let small = ["bench", "step", "--depth", "1", "--width", "16", "--heads", "1", "--vocab", "8"];
     let small = [&small[..], &["--schedule", "1_2", "--steps", "1", "--warmup", "0"]].concat();
-    let line = succeeds(&[&small[..], &["--backend", "cpu", "--dtype", "f32"]].concat(), folder);
+    let line = prints(&[&small[..], &["--backend", "cpu", "--dtype", "f32"]].concat(), folder);
     says(&line, &["\"dtype\":\"f32\"", "\"device\":\"cpu\""]);
     let said = fails(1, &[&small[..], &["--dtype", "bf16"]].concat(), folder);
     says(&said, &["--dtype bf16 needs --backend cuda", "cpu backend computes in f32"]);
@@ -140,7 +108,7 @@ fn data_is_refused_with_its_name() {
     assert_eq!(output.status.code(), Some(1));
     says(&text, &["one.png", "two.png", "three.jpg"]);
     says(&String::from_utf8(output.stderr).unwrap(), &["3 of 3 images cannot be used"]);
-    says(&succeeds(&["data", "check", "builtin:glyphs10"], folder.path()), &["10"]);
+    says(&prints(&["data", "check", "builtin:glyphs10"], folder.path()), &["10"]);
 }
 
 #[test]
@@ -170,7 +138,7 @@ fn generators_are_not_taken_for_tokenizers() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../golden/pth/flexvar_bare.pth");
-    succeeds(&["convert", golden, "generator.safetensors"], folder);
+    prints(&["convert", golden, "generator.safetensors"], folder);
     let train = ["train", "--out", "new", "--data", "builtin:glyphs10"];
     let with = |tokenizer| [&train[..], &["--tokenizer", tokenizer]].concat();
     let said = fails(1, &with("generator.safetensors"), folder);

@@ -1,0 +1,157 @@
+//! Images as the array that published evaluators read: `arr_0`, uint8 `[n, h, w, 3]`, in an `.npz` file.
+
+use super::DataError;
+use super::grid::{Images, to_u8};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
+
+/// An array that is written batch by batch, under a temporary name until it is whole.
+pub struct NpzWriter {
+    path: PathBuf,
+    archive: ZipWriter<BufWriter<NamedTempFile>>,
+    /// Bytes of the array that are still to come.
+    left: u64,
+}
+
+impl NpzWriter {
+    /// Begins the file `path` of `count` images of `height`×`width`.
+    ///
+    /// # Errors
+    /// [`DataError::Io`]; likewise below.
+    pub fn create(
+        path: &Path,
+        count: usize,
+        (height, width): (usize, usize),
+    ) -> Result<Self, DataError> {
+        let begin = || {
+            let folder = match path.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => folder,
+                _ => Path::new("."),
+            };
+            let file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder)?;
+            let mut archive = ZipWriter::new(BufWriter::new(file));
+            // Pixels hardly shrink, and the published evaluators' own files are stored as well.
+            let options = SimpleFileOptions::default()
+                .compression_method(CompressionMethod::Stored)
+                .large_file(true);
+            archive.start_file("arr_0.npy", options)?;
+            archive.write_all(&header(&[count, height, width, 3]))?;
+            Ok(archive)
+        };
+        let archive = begin().map_err(failed(path))?;
+        let left = [height, width, 3].iter().fold(count as u64, |n, &d| n.saturating_mul(d as u64));
+        Ok(Self { path: path.to_owned(), archive, left })
+    }
+
+    /// Adds images, of the size that the file was begun with.
+    ///
+    /// # Errors
+    /// [`DataError::Shape`] where there are more than it was begun for.
+    pub fn write(&mut self, images: Images<'_>) -> Result<(), DataError> {
+        let plane = images.height * images.width;
+        let values = images.images_b3hw;
+        if values.len() as u64 > self.left {
+            return Err(DataError::Shape {
+                what: "npz",
+                expected: format!("at most {} values more", self.left),
+                found: values.len().to_string(),
+            });
+        }
+        let mut bytes = Vec::with_capacity(values.len());
+        for image in values.chunks_exact(3 * plane) {
+            bytes.extend((0..plane).flat_map(|at| [0, 1, 2].map(|c| to_u8(image[c * plane + at]))));
+        }
+        self.left -= bytes.len() as u64;
+        self.archive.write_all(&bytes).map_err(failed(&self.path))
+    }
+
+    /// Puts the file in its place.
+    ///
+    /// # Errors
+    /// [`DataError::Shape`] where images are missing: nothing is left behind then.
+    pub fn finish(self) -> Result<(), DataError> {
+        if self.left > 0 {
+            let expected = format!("{} values more", self.left);
+            return Err(DataError::Shape { what: "npz", expected, found: "0".into() });
+        }
+        let Self { path, archive, .. } = self;
+        let end = || {
+            let file = archive.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.as_file().sync_all()?;
+            #[cfg(unix)]
+            {
+                use std::os::unix::fs::PermissionsExt as _;
+                file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+            }
+            file.persist(&path).map_err(|e| e.error)?;
+            Ok(())
+        };
+        end().map_err(failed(&path))
+    }
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> DataError + '_ {
+    |e| DataError::io(path, "write", &e)
+}
+
+/// What stands before the elements of an array: format 1.0 of NumPy, padded to whole 64 bytes.
+fn header(shape: &[usize]) -> Vec<u8> {
+    let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
+    let text =
+        format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({}), }}", shape.join(", "));
+    // The magic bytes, the version and the length of the text come before it, a line break after.
+    let length = (10 + text.len() + 1).next_multiple_of(64) - 10;
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((length as u16).to_le_bytes());
+    bytes.extend(format!("{text:<width$}\n", width = length - 1).into_bytes());
+    bytes
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+
+    #[test]
+    fn the_array_is_as_numpy_writes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        // Two images of 1×2, the second of the first batch alone.
+        let values: Vec<f32> = (0..12).map(|i| i as f32 / 6.0 - 1.0).collect();
+        let mut file = NpzWriter::create(&path, 2, (1, 2)).unwrap();
+        for image in values.chunks(6) {
+            file.write(Images { images_b3hw: image, height: 1, width: 2 }).unwrap();
+        }
+        let more = Images { images_b3hw: &values[..6], height: 1, width: 2 };
+        assert!(file.write(more).is_err(), "more than it was begun for");
+        file.finish().unwrap();
+
+        let mut archive = zip::ZipArchive::new(std::fs::File::open(&path).unwrap()).unwrap();
+        let mut bytes = Vec::new();
+        archive.by_name("arr_0.npy").unwrap().read_to_end(&mut bytes).unwrap();
+        let (head, pixels) = bytes.split_at(128);
+        assert_eq!(&head[..10], b"\x93NUMPY\x01\x00\x76\x00");
+        let text = std::str::from_utf8(&head[10..]).unwrap();
+        let expected = "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 1, 2, 3), }";
+        assert_eq!(text.trim_end(), expected);
+        assert!(text.ends_with(" \n"));
+        // Planes become pixels.
+        let of = |i: usize| to_u8(values[i]);
+        assert_eq!(pixels, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11].map(of));
+    }
+
+    #[test]
+    fn a_file_that_lacks_images_is_not_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        let file = NpzWriter::create(&path, 2, (1, 1)).unwrap();
+        assert!(file.finish().is_err());
+        drop(NpzWriter::create(&path, 2, (1, 1)).unwrap());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert!(NpzWriter::create(&folder.path().join("no/a.npz"), 1, (1, 1)).is_err());
+    }
+}

@@ -1,0 +1,109 @@
+//! Classes by their names, weights for other classes, and runs that go on under other settings.
+
+use super::*;
+
+/// Images of the classes `a` and `b`, a tokenizer `tok` and a generator `two` of them.
+fn two_trained() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(
+        folder.path().join("small.toml"),
+        SMALL.replace("builtin = \"glyphs10\"", "path = \"images\""),
+    )
+    .unwrap();
+    two_classes(folder.path(), 12);
+    succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder.path());
+    let more = ["--set", "data.val_fraction=0.4", "--set", "eval.classifier_steps=2"];
+    succeeds(&[&TRAIN[..], &["--out", "two"], &more].concat(), folder.path());
+    folder
+}
+
+#[test]
+fn a_class_that_was_renamed_stops_a_run_and_is_told_elsewhere() {
+    let folder = two_trained();
+    let folder = folder.path();
+    let names = fs::read_to_string(folder.join("two/classes.json")).unwrap();
+    assert_eq!(names, r#"["a","b"]"#);
+    fs::rename(folder.join("images/a"), folder.join("images/z")).unwrap();
+    let on = ["train", "--resume", "--out", "two", "--set", "train.steps=3"];
+    let said = fails(1, &on, folder);
+    says(&said, &["other classes", "class 0 was `a` and is `b` now", "--new-classes"]);
+    let refine = ["refine", "--init-from", "two", "--out", "refined", "--set", "train.steps=1"];
+    says(&succeeds(&refine, folder), &["warning: the images have other classes", "`a` and is `b`"]);
+    let eval = ["eval", "two", "--samples", "4", "--guidance", "0", "--seeds", "1"];
+    says(&succeeds(&eval, folder), &["warning: the images have other classes"]);
+    fs::rename(folder.join("images/z"), folder.join("images/a")).unwrap();
+    let said = succeeds(&on, folder);
+    says(&said, &["train.steps is 3 now and was 2"]);
+    assert!(!said.contains("warning"), "{said}");
+    assert_eq!(steps(&folder.join("two")).last().unwrap(), "step-3");
+}
+
+#[test]
+fn a_run_goes_on_for_longer_and_refuses_what_would_make_it_another() {
+    let folder = trained();
+    let folder = folder.path();
+    let with = |set| ["train", "--resume", "--out", "base", "--set", set];
+    says(&fails(1, &with("train.lr=1"), folder), &["--set train.lr=1", "but for train.steps"]);
+    succeeds(&with("train.steps=4"), folder);
+    says(&fs::read_to_string(folder.join("base/config.toml")).unwrap(), &["\nsteps = 4\n"]);
+    assert_eq!(steps(&folder.join("base")).last().unwrap(), "step-4");
+    let tokenizer = ["tokenizer", "train", "--resume", "--out", "tok", "--set"];
+    let said = fails(1, &[&tokenizer[..], &["tokenizer.ch=4"]].concat(), folder);
+    says(&said, &["--set tokenizer.ch=4", "tokenizer_train.steps"]);
+    succeeds(&[&tokenizer[..], &["tokenizer_train.steps=2"]].concat(), folder);
+    assert_eq!(steps(&folder.join("tok")).last().unwrap(), "step-2");
+}
+
+#[test]
+fn a_run_goes_on_without_an_image_that_went_bad() {
+    let folder = two_trained();
+    let folder = folder.path();
+    fs::write(folder.join("images/a/0.png"), "no picture").unwrap();
+    let on = ["train", "--resume", "--out", "two", "--set", "train.steps=3"];
+    says(&fails(1, &on, folder), &["0.png", "--skip-bad-images"]);
+    let said = succeeds(&[&on[..], &["--skip-bad-images"]].concat(), folder);
+    says(&said, &["1 bad images skipped"]);
+}
+
+#[test]
+fn weights_serve_other_classes_by_name() {
+    let folder = two_trained();
+    let folder = folder.path();
+    fs::create_dir(folder.join("more")).unwrap();
+    for class in ["b", "c", "d"] {
+        let from = if class == "b" { "b" } else { "a" };
+        fs::create_dir(folder.join("more").join(class)).unwrap();
+        for n in 0..12 {
+            let (from, to) = (format!("images/{from}/{n}.png"), format!("more/{class}/{n}.png"));
+            fs::copy(folder.join(from), folder.join(to)).unwrap();
+        }
+    }
+    let tune = ["train", "--init-from", "two", "--data", "more", "--out", "three"];
+    let few = ["--set", "train.steps=1", "--set", "train.batch=2", "--set", "data.image_side=32"];
+    let said = fails(1, &[&tune[..], &few].concat(), folder);
+    says(&said, &["the data have 3 classes, the generator 2", "--new-classes"]);
+    let said = succeeds(&[&tune[..], &few, &["--new-classes"]].concat(), folder);
+    says(&said, &["1 of 3 classes keep what the weights know"]);
+    let resolved = fs::read_to_string(folder.join("three/config.toml")).unwrap();
+    says(&resolved, &["classes = 3"]);
+    let sample = ["sample", "three", "--count", "2", "--out", "s", "--classes", "d,0"];
+    succeeds(&sample, folder);
+    let record = fs::read_to_string(folder.join("s/samples.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["classes"], serde_json::json!(["b", "c", "d"]));
+    assert_eq!(record["labels"], serde_json::json!([2, 0]));
+    let unknown = ["sample", "three", "--out", "t", "--classes", "e"];
+    says(&fails(1, &unknown, folder), &["class `e` does not exist; there are b, c, d"]);
+    let needless = ["train", "--tokenizer", "tok", "--data", "more", "--out", "x", "--new-classes"];
+    says(&fails(2, &needless, folder), &["--init-from"]);
+}
+
+#[test]
+fn own_samples_take_the_filter_of_the_rollout() {
+    let folder = trained();
+    let folder = folder.path();
+    let student = [&TRAIN[..], &["--mode", "student", "--out", "own", "--set"]].concat();
+    succeeds(&[&student[..], &["sar.top_k=3"]].concat(), folder);
+    let said = fails(1, &[&student[..], &["sar.sigma=1"]].concat(), folder);
+    says(&said, &["--set sar.sigma=1", "this run's mode is student", "sar.top_k and sar.top_p"]);
+}

@@ -1,0 +1,137 @@
+//! What is made of a run's weights: samples, numbers, files for others.
+
+use super::*;
+
+/// `base` and `tok` of [`trained`] as files of their own, `gen.safetensors` and `tok.safetensors`.
+fn files(folder: &Path) {
+    for (run, to) in [("base", "gen.safetensors"), ("tok", "tok.safetensors")] {
+        let step = steps(&folder.join(run)).pop().unwrap();
+        let from = folder.join(run).join("checkpoints").join(step).join("model.safetensors");
+        fs::copy(from, folder.join(to)).unwrap();
+    }
+}
+
+const FEW: [&str; 6] = ["--samples", "10", "--guidance", "0", "--seeds", "1"];
+
+#[test]
+fn weights_of_a_file_are_measured_at_the_size_that_they_draw() {
+    let folder = trained();
+    let folder = folder.path();
+    files(folder);
+    let eval =
+        ["eval", "gen.safetensors", "--tokenizer", "tok.safetensors", "--data", "builtin:glyphs10"];
+    let json = prints(&[&eval[..], &FEW, &["--json", "-"]].concat(), folder);
+    let numbers: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(numbers["settings"]["side"], 32);
+    assert_eq!(numbers["settings"]["extractor_steps"], 500);
+    assert_eq!(numbers["settings"]["extractor_seed"], 0);
+    assert!(!folder.join("-").exists());
+    // A smaller last grid draws smaller images, and is compared with smaller ones.
+    let small = ["--schedule", "1_2_4", "--top-k", "1", "--ramp", "constant", "--json", "s.json"];
+    succeeds(&[&eval[..], &FEW, &small].concat(), folder);
+    let numbers = fs::read_to_string(folder.join("s.json")).unwrap();
+    let numbers: serde_json::Value = serde_json::from_str(&numbers).unwrap();
+    let settings = &numbers["settings"];
+    assert_eq!((&settings["side"], &settings["sampler"]["top_k"]), (&16.into(), &1.into()));
+    assert_eq!(settings["sampler"]["schedule"], "1_2_4");
+
+    let quality = |side: &str| {
+        let flags = ["--data", "builtin:glyphs10", "--image-side", side];
+        prints(&[&["tokenizer", "eval", "tok.safetensors"][..], &flags].concat(), folder)
+    };
+    says(&quality("16"), &["images of 16 px", "1x1", "4x4", "codes used"]);
+    assert!(!quality("16").contains("8x8") && quality("32").contains("8x8"));
+}
+
+#[test]
+fn weights_are_used_without_their_moments() {
+    let folder = trained();
+    let folder = folder.path();
+    for step in steps(&folder.join("base")) {
+        let of = folder.join("base/checkpoints").join(step).join("optimizer.safetensors");
+        fs::remove_file(of).unwrap();
+    }
+    succeeds(&["sample", "base", "--count", "1", "--out", "s"], folder);
+    let step = format!("base/checkpoints/{}", steps(&folder.join("base")).pop().unwrap());
+    succeeds(&["sample", &step, "--count", "1", "--out", "t"], folder);
+    let said = fails(1, &["train", "--resume", "--out", "base"], folder);
+    says(&said, &["all damaged; the newest: cannot read", "optimizer.safetensors"]);
+    assert!(!said.contains("trying the checkpoint before it"), "{said}");
+}
+
+#[test]
+fn samples_are_an_array_for_published_evaluators() {
+    let folder = trained();
+    let folder = folder.path();
+    let sample = ["sample", "base", "--count", "11", "--out", "s", "--npz", "s.npz"];
+    says(&succeeds(&sample, folder), &["11 images are not the same number of each of 10 classes"]);
+    let mut archive = zip::ZipArchive::new(fs::File::open(folder.join("s.npz")).unwrap()).unwrap();
+    let mut bytes = Vec::new();
+    std::io::Read::read_to_end(&mut archive.by_name("arr_0.npy").unwrap(), &mut bytes).unwrap();
+    let pixels = &bytes[bytes.len() - 11 * 32 * 32 * 3..];
+    for (k, pixels) in pixels.chunks(32 * 32 * 3).enumerate() {
+        let image = image::open(folder.join(format!("s/{k:06}.png"))).unwrap().to_rgb8();
+        assert!(image.as_raw() == pixels, "image {k}");
+    }
+    let other = ["sample", "base", "--out", "t", "--npz", "small.toml"];
+    says(&fails(1, &other, folder), &["small.toml: name the file .npz"]);
+    assert!(!folder.join("t").exists());
+}
+
+#[test]
+fn a_result_does_not_replace_a_file_of_another_kind() {
+    let folder = trained();
+    let folder = folder.path();
+    let config = "base/config.toml";
+    let before = fs::read(folder.join(config)).unwrap();
+    for (command, expected) in [
+        (&["report", "base", "--out", config][..], "name the file .html"),
+        (&["eval", "base", "--json", config], "name the file .json"),
+        (&["data", "check", "builtin:glyphs10", "--preview", config], "name the file .png"),
+        (&["tokenizer", "eval", "tok", "--grid", config], "name the file .png"),
+    ] {
+        says(&fails(1, command, folder), &[config, expected]);
+    }
+    assert_eq!(fs::read(folder.join(config)).unwrap(), before);
+}
+
+#[test]
+fn convert_says_what_it_takes_for_granted() {
+    let folder = trained();
+    let folder = folder.path();
+    files(folder);
+    // Without this program's header, as another library would have saved them.
+    let bytes = fs::read(folder.join("gen.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let bare = safetensors::serialize(tensors.tensors(), None).unwrap();
+    fs::write(folder.join("bare.safetensors"), bare).unwrap();
+    let said = succeeds(&["convert", "bare.safetensors", "a.safetensors"], folder);
+    says(&said, &["do not say which grids", "1_2_3_4_5_6_8_10_13_16 is taken", "--schedule"]);
+    let own = ["convert", "bare.safetensors", "b.safetensors", "--schedule", "1_2_4_8"];
+    let output = sar(&own, folder);
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    says(&String::from_utf8(output.stdout).unwrap(), &["10 classes, schedule 1_2_4_8"]);
+    let sample = ["sample", "b.safetensors", "--tokenizer", "tok", "--count", "1", "--out", "s"];
+    assert!(!succeeds(&sample, folder).contains("was trained on"));
+    let tokenizer = ["convert", "tok.safetensors", "c.safetensors", "--schedule", "1_2"];
+    says(&fails(1, &tokenizer, folder), &["--schedule is for a generator"]);
+}
+
+#[test]
+fn a_run_that_diverged_is_no_success() {
+    let folder = trained();
+    let folder = folder.path();
+    let wild = ["--set", "train.lr=1e30", "--set", "train.steps=2", "--set", "train.eval_every=1"];
+    let said = fails(1, &[&TRAIN[..], &["--out", "wild"], &wild].concat(), folder);
+    says(&said, &["held-out images is not finite at step 1", "train.lr"]);
+    assert_eq!(steps(&folder.join("wild")), ["step-0"], "the checkpoint before stays the newest");
+}
+
+#[test]
+fn a_tokenizer_of_another_size_is_told() {
+    let folder = trained();
+    let folder = folder.path();
+    let small = ["--set", "data.image_side=16", "--set", "generator.schedule=1_2_4"];
+    let said = succeeds(&[&TRAIN[..], &["--out", "half"], &small].concat(), folder);
+    says(&said, &["trained on images of 32 px, and here they are 16 px"]);
+}
