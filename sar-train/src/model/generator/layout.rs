@@ -255,10 +255,11 @@ mod tests {
         let values = generator.initial(1);
         assert_eq!(values, generator.initial(1));
         assert_ne!(values, generator.initial(2));
-        let spread = |name: &str| {
-            let v = &values[generator.layout().get(name).unwrap().slot.range()];
+        let of = |name: &str| &values[generator.layout().get(name).unwrap().slot.range()];
+        let deviation = |v: &[f32]| {
             (v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / v.len() as f64).sqrt()
         };
+        let spread = |name: &str| deviation(of(name));
         let sigma = (1.0f64 / (3.0 * 128.0)).sqrt();
         // 16k samples and more: the sample deviation lies within 3 % of the true one.
         for (name, factor) in [
@@ -266,9 +267,72 @@ mod tests {
             ("blocks.1.attn.proj.weight", 0.5),
             ("blocks.1.ffn.fc2.weight", 0.5),
             ("head_nm.ada_lin.1.weight", 0.5),
+            ("blocks.0.ffn.fc1.weight", 1.0),
+            ("head.weight", 0.02),
         ] {
             assert!((spread(name) / (sigma * factor) - 1.0).abs() < 0.03, "{name}");
         }
-        assert_eq!(spread("blocks.0.ffn.fc1.bias"), 0.0);
+        // 1,408 and 1,024 samples: within four deviations, 8 %.
+        for name in ["class_emb.weight", "word_embed.weight"] {
+            assert!((spread(name) / sigma - 1.0).abs() < 0.08, "{name}");
+        }
+        assert!((spread("pos_start") / sigma - 1.0).abs() < 0.25, "128 samples");
+        // γ1 and γ2 first, then scales and shifts.
+        let (gates, others) = of("blocks.1.ada_lin.1.weight").split_at(2 * 128 * 128);
+        assert!((deviation(gates) / (sigma * 1e-3) - 1.0).abs() < 0.03);
+        assert!((deviation(others) / (sigma * 0.5) - 1.0).abs() < 0.03);
+        assert!(of("blocks.1.attn.scale_mul_1H11").iter().all(|&s| s == 4f32.ln()));
+        for tensor in generator.layout().tensors().iter().filter(|t| t.name.ends_with("bias")) {
+            assert_eq!(spread(&tensor.name), 0.0, "{}", tensor.name);
+        }
+    }
+
+    /// Channel 2j is sin(y·10000^(−2j/C)), channel 2j+1 cos(x·10000^(−2j/C)).
+    #[test]
+    fn positions_begin_as_sines_of_rows_and_cosines_of_columns() {
+        let shape = GeneratorShape { width: 8, heads: 2, ..GeneratorShape::of_depth(1, 5, 3, 2) };
+        let generator = Generator::new(&shape).unwrap();
+        let values = generator.initial(1);
+        let table = &values[generator.layout().get("pos_1LC").unwrap().slot.range()];
+        for (channel, y, x, expected) in [
+            (0, 5, 9, 5f64.sin()),
+            (1, 5, 9, 9f64.cos()),
+            (2, 31, 0, 3.1f64.sin()),
+            (3, 0, 7, 0.7f64.cos()),
+            (6, 30, 1, 0.03f64.sin()),
+            (7, 1, 30, 0.03f64.cos()),
+        ] {
+            let found = f64::from(table[(channel * 32 + y) * 32 + x]);
+            assert!((found - expected).abs() < 1e-6, "channel {channel}: {found}, {expected}");
+        }
+    }
+
+    /// None of 1-D tensors, biases, `pos_1LC`, `pos_start`, `scale_mul` (DESIGN §1, optimiser).
+    #[test]
+    fn weights_decay_but_for_positions_scales_and_biases() {
+        let generator = Generator::new(&GeneratorShape::of_depth(1, 50, 8, 10)).unwrap();
+        let names = |decay: bool| -> Vec<&str> {
+            let tensors = generator.layout().tensors().iter();
+            tensors.filter(|t| t.decay == decay).map(|t| t.name.as_str()).collect()
+        };
+        let mut decayed = names(true);
+        decayed.sort_unstable();
+        let expected = [
+            "blocks.0.ada_lin.1.weight",
+            "blocks.0.attn.mat_qkv.weight",
+            "blocks.0.attn.proj.weight",
+            "blocks.0.ffn.fc1.weight",
+            "blocks.0.ffn.fc2.weight",
+            "class_emb.weight",
+            "head.weight",
+            "head_nm.ada_lin.1.weight",
+            "word_embed.weight",
+        ];
+        assert_eq!(decayed, expected);
+        assert!(
+            ["pos_1LC", "pos_start", "blocks.0.attn.scale_mul_1H11", "blocks.0.attn.q_bias"]
+                .iter()
+                .all(|name| names(false).contains(name))
+        );
     }
 }

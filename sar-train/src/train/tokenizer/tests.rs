@@ -130,3 +130,81 @@ fn wrong_sizes_are_errors() {
     assert!(evaluate(&images(1, 8, 0), (5, 4)) && evaluate(&[0.0; 7], (4, 4)));
     assert!(trainer.restore(&[], [&[], &[]], &TokenizerProgress::new(12)).is_err());
 }
+
+/// Rows of the codebook.
+fn codes(trainer: &TokenizerTrainer<'_, CpuBackend<f32>>, of: &[f32]) -> Vec<Vec<f32>> {
+    let slot = trainer.tokenizer.codebook();
+    of[slot.range()]
+        .chunks(trainer.tokenizer.config().latent_channels)
+        .map(<[f32]>::to_vec)
+        .collect()
+}
+
+/// Codes go where nothing used them for so many steps, and their moments begin anew.
+#[test]
+fn codes_that_nothing_used_are_put_on_latents_in_their_turn() {
+    let (backend, tokenizer) = (CpuBackend::<f32>::new(), tiny());
+    let config = TokenizerTrainConfig { coarse_probability: 0.0, ..options() };
+    let mut trainer = TokenizerTrainer::new(&backend, &tokenizer, &config, (8, 8)).unwrap();
+    // One image without a pattern: most of the twelve codes have nothing to stand for.
+    let blank = vec![0.5; 3 * IMAGE_CHANNELS * 64];
+    let first = trainer.step(&blank).unwrap();
+    assert!(first.revived > 0, "as if never used");
+    let mut ages = trainer.progress().unused.clone();
+    let mut later = 0;
+    for step in 1..20 {
+        let [before, _] = trainer.moments().unwrap();
+        let losses = trainer.step(&blank).unwrap();
+        let [after, _] = trainer.moments().unwrap();
+        let ages_now = trainer.progress().unused.clone();
+        // Four steps without use, and not before.
+        let ripe = ages.iter().filter(|&&age| age + 1 >= 4).count();
+        assert!(losses.revived <= ripe, "step {step}: {} of {ripe}", losses.revived);
+        let put: Vec<usize> =
+            (0..12).filter(|&code| ages[code] + 1 >= 4 && ages_now[code] == 0).collect();
+        assert!(put.len() >= losses.revived);
+        let reset = |code: &&usize| codes(&trainer, &after)[**code].iter().all(|m| *m == 0.0);
+        assert!(put.iter().filter(reset).count() >= losses.revived, "step {step}");
+        assert_ne!(before, after);
+        later += losses.revived;
+        ages = ages_now;
+    }
+    assert!(later > 0, "unused codes come to their turn");
+    let never = TokenizerTrainConfig { revive_after: 0, ..config };
+    let mut trainer = TokenizerTrainer::new(&backend, &tokenizer, &never, (8, 8)).unwrap();
+    assert!((0..8).all(|_| trainer.step(&blank).unwrap().revived == 0));
+}
+
+/// Each loss has its weight: the codebook follows the latents by one, the encoder its codes by the other.
+#[test]
+fn the_weights_of_the_losses_reach_what_they_are_for() {
+    let (backend, tokenizer) = (CpuBackend::<f32>::new(), tiny());
+    let trained = |codebook: f64, commitment: f64| {
+        let config = TokenizerTrainConfig {
+            codebook,
+            commitment,
+            revive_after: 0,
+            weight_decay: 0.0,
+            clip: 0.0,
+            ..options()
+        };
+        let mut trainer = TokenizerTrainer::new(&backend, &tokenizer, &config, (8, 8)).unwrap();
+        let before = trainer.weights().unwrap();
+        trainer.step(&images(3, 8, 0)).unwrap();
+        let [moment, _] = trainer.moments().unwrap();
+        let after = trainer.weights().unwrap();
+        let moved = codes(&trainer, &after) != codes(&trainer, &before);
+        let encoder = tokenizer.layout().get("quant_conv.weight").unwrap().slot;
+        (moved, codes(&trainer, &moment), moment[encoder.range()].to_vec())
+    };
+    let (moved, codes_once, encoder) = trained(1.0, 0.25);
+    assert!(moved);
+    let (moved, _, same) = trained(0.0, 0.25);
+    assert!(!moved, "a codebook without a loss stays");
+    assert_eq!(encoder, same, "and is nothing to the encoder");
+    let (_, codes_twice, other) = trained(2.0, 0.5);
+    assert_ne!(encoder, other, "the commitment is");
+    for (once, twice) in codes_once.iter().flatten().zip(codes_twice.iter().flatten()) {
+        assert!((2.0 * once - twice).abs() <= 1e-6 * twice.abs(), "{once} {twice}");
+    }
+}
