@@ -1,7 +1,8 @@
 //! Curves of the logs, and the sweep over guidance.
 
+use super::log::Field;
 use super::plot::{Chart, Level, Point, Series};
-use super::read::{Field, Run};
+use super::read::Run;
 use super::summary::Arm;
 use crate::eval::{Floor, SweepPoint};
 use crate::metrics::Measured;

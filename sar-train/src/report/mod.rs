@@ -6,7 +6,9 @@
 
 mod curves;
 mod html;
+mod log;
 mod page;
+mod pictures;
 mod plot;
 mod read;
 pub mod summary;

@@ -2,7 +2,8 @@
 
 use super::curves::{self, Figures, gallery};
 use super::html::{escape, list, paragraph, section};
-use super::read::{Comparison, Material, Picture, Run};
+use super::pictures::Picture;
+use super::read::{Comparison, Material, Run};
 use super::summary::{Arm, Verdict};
 use super::{tables, verdict};
 use std::fmt::Write as _;

@@ -1,16 +1,13 @@
 //! Reads run folders: what is there, and what is missing or damaged.
 
 use super::ReportError;
+use super::log::{Log, read_log};
+use super::pictures::{Picture, read_pictures};
 use super::summary::{SUMMARY_FILE, Summary};
 use crate::eval::EvalReport;
 use crate::run::EVAL_FILE;
-use base64::Engine as _;
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead as _, BufReader};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-
-/// Larger images are left out: the page would no longer open everywhere.
-const LARGEST_IMAGE: u64 = 8 << 20;
 
 /// Everything a page is made of.
 #[derive(Debug, Default)]
@@ -42,87 +39,6 @@ pub(super) struct Run {
     pub pictures: Vec<Picture>,
     pub eval: Option<EvalReport>,
     pub notes: Vec<String>,
-}
-
-/// A sample grid or strip.
-#[derive(Debug)]
-pub(super) struct Picture {
-    /// The file's name without its ending.
-    pub name: String,
-    pub base64: String,
-    pub width: u32,
-    pub height: u32,
-}
-
-impl Picture {
-    /// Whether it shows one image at every scale, by its name.
-    pub(super) fn is_strip(&self) -> bool {
-        ["strip", "scale"].iter().any(|word| self.name.to_lowercase().contains(word))
-    }
-}
-
-/// What a value in a log is: the record's kind, the field, and for lists the place in the list.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Field {
-    pub kind: String,
-    pub name: String,
-    pub index: Option<usize>,
-}
-
-/// Numbers of `log.jsonl`, by field, in ascending order of steps.
-#[derive(Debug, Default)]
-pub(super) struct Log {
-    fields: BTreeMap<Field, Vec<(f64, f64)>>,
-}
-
-impl Log {
-    /// Steps and values of a field.
-    pub(super) fn get(&self, kind: &str, name: &str, index: Option<usize>) -> &[(f64, f64)] {
-        let field = Field { kind: kind.into(), name: name.into(), index };
-        self.fields.get(&field).map_or(&[], Vec::as_slice)
-    }
-
-    /// All fields.
-    pub(super) fn fields(&self) -> impl Iterator<Item = &Field> {
-        self.fields.keys()
-    }
-
-    fn push(&mut self, kind: &str, name: &str, index: Option<usize>, step: f64, value: f64) {
-        let field = Field { kind: kind.into(), name: name.into(), index };
-        self.fields.entry(field).or_default().push((step, value));
-    }
-
-    /// Adds one record; false where it is none.
-    fn record(&mut self, line: &[u8]) -> bool {
-        let Ok(serde_json::Value::Object(record)) = serde_json::from_slice(line) else {
-            return false;
-        };
-        let Some(step) = record.get("step").and_then(serde_json::Value::as_f64) else {
-            return false;
-        };
-        let kind = record.get("kind").and_then(serde_json::Value::as_str).unwrap_or("train");
-        for (name, value) in record.iter().filter(|(name, _)| *name != "step") {
-            if let Some(value) = value.as_f64() {
-                self.push(kind, name, None, step, value);
-            } else if let Some(values) = value.as_array() {
-                for (index, value) in values.iter().enumerate() {
-                    if let Some(value) = value.as_f64() {
-                        self.push(kind, name, Some(index), step, value);
-                    }
-                }
-            }
-        }
-        true
-    }
-
-    /// A resumed run writes some steps twice; the later record is the one that counts.
-    fn settle(&mut self) {
-        for values in self.fields.values_mut() {
-            values.reverse();
-            values.sort_by(|a, b| a.0.total_cmp(&b.0));
-            values.dedup_by(|a, b| a.0 == b.0);
-        }
-    }
 }
 
 impl Material {
@@ -255,7 +171,7 @@ impl Run {
 
     fn is_empty(&self) -> bool {
         self.config.is_none()
-            && self.log.fields.is_empty()
+            && self.log.is_empty()
             && self.pictures.is_empty()
             && self.eval.is_none()
             && self.notes.is_empty()
@@ -295,39 +211,6 @@ fn read_config(folder: &Path, expected: bool, run: &mut Run) {
     }
 }
 
-fn read_log(folder: &Path, expected: bool, run: &mut Run) {
-    let file = match std::fs::File::open(folder.join("log.jsonl")) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !expected => return,
-        Err(e) => {
-            run.notes.push(format!("log.jsonl cannot be read, so there are no curves: {e}"));
-            return;
-        }
-    };
-    let mut bad = Vec::new();
-    for (number, line) in BufReader::new(file).split(b'\n').enumerate() {
-        match line {
-            Ok(line) if line.trim_ascii().is_empty() => {}
-            Ok(line) if run.log.record(&line) => {}
-            Ok(_) => bad.push(number + 1),
-            Err(e) => {
-                run.notes.push(format!("log.jsonl breaks off after line {number}: {e}"));
-                break;
-            }
-        }
-    }
-    run.log.settle();
-    if let Some(first) = bad.first() {
-        let count = bad.len();
-        run.notes.push(format!(
-            "log.jsonl: {count} unreadable line(s) left out, the first is line {first}"
-        ));
-    }
-    if expected && run.log.fields.is_empty() {
-        run.notes.push("log.jsonl has no records yet".into());
-    }
-}
-
 fn read_eval(folder: &Path, run: &mut Run) {
     let Ok(text) = std::fs::read(folder.join(EVAL_FILE)) else { return };
     match serde_json::from_slice(&text) {
@@ -336,95 +219,9 @@ fn read_eval(folder: &Path, run: &mut Run) {
     }
 }
 
-fn read_pictures(folder: &Path, run: &mut Run) {
-    let entries = match std::fs::read_dir(folder.join("samples")) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return,
-        Err(e) => {
-            run.notes.push(format!("samples cannot be read: {e}"));
-            return;
-        }
-    };
-    let mut paths: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|p| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")))
-        .collect();
-    paths.sort_by_cached_key(|p| natural(&p.to_string_lossy()));
-    for path in paths {
-        match read_picture(&path) {
-            Ok(picture) => run.pictures.push(picture),
-            Err(problem) => {
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                run.notes.push(format!("samples/{name} is not shown: {problem}"));
-            }
-        }
-    }
-}
-
-fn read_picture(path: &Path) -> Result<Picture, String> {
-    let size = std::fs::metadata(path).map_err(|e| e.to_string())?.len();
-    if size > LARGEST_IMAGE {
-        return Err(format!("{size} bytes, more than {LARGEST_IMAGE}"));
-    }
-    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
-    // Decoded in full: a truncated file would show as a broken image.
-    let image = image::load_from_memory_with_format(&bytes, image::ImageFormat::Png)
-        .map_err(|e| e.to_string())?;
-    Ok(Picture {
-        name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
-        base64: base64::engine::general_purpose::STANDARD.encode(&bytes),
-        width: image.width(),
-        height: image.height(),
-    })
-}
-
-/// A sort key by which step-2 comes before step-10.
-fn natural(name: &str) -> Vec<(u128, String)> {
-    let mut parts = vec![(0u128, String::new())];
-    let mut digits = String::new();
-    for c in name.chars().chain(std::iter::once('\0')) {
-        if c.is_ascii_digit() {
-            digits.push(c);
-            continue;
-        }
-        if !digits.is_empty() {
-            parts.push((digits.parse().unwrap_or(u128::MAX), String::new()));
-            digits.clear();
-        }
-        if let Some((_, text)) = parts.last_mut() {
-            text.push(c);
-        }
-    }
-    parts
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_in_names_sort_as_numbers() {
-        let mut names = ["step-10.png", "step-2.png", "base.png", "step-2-strip.png"];
-        names.sort_by_cached_key(|n| natural(n));
-        assert_eq!(names, ["base.png", "step-2-strip.png", "step-2.png", "step-10.png"]);
-    }
-
-    #[test]
-    fn a_log_keeps_the_later_of_two_records_and_skips_what_is_none() {
-        let mut log = Log::default();
-        assert!(log.record(br#"{"step":2,"kind":"train","loss":1.0,"scale_loss":[1,null,3]}"#));
-        assert!(log.record(br#"{"step":1,"loss":2.0}"#));
-        assert!(log.record(br#"{"step":2,"loss":0.5,"note":"resumed"}"#));
-        assert!(!log.record(br#"{"loss":0.5}"#));
-        assert!(!log.record(br#"{"step":3,"lo"#));
-        assert!(!log.record(b"\xff\xfe"));
-        log.settle();
-        assert_eq!(log.get("train", "loss", None), [(1.0, 2.0), (2.0, 0.5)]);
-        assert_eq!(log.get("train", "scale_loss", Some(2)), [(2.0, 3.0)]);
-        assert!(log.get("train", "scale_loss", Some(1)).is_empty());
-        assert!(log.get("eval", "loss", None).is_empty());
-    }
 
     #[test]
     fn a_summary_cannot_name_folders_elsewhere() {

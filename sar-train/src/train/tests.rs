@@ -137,7 +137,9 @@ impl World {
         };
         g.forward(b, params, &input, &mut trace).unwrap();
         let mut head = Head::new(b, g, batch * tokens).unwrap();
-        g.head(b, params, tokens, trace.output(), &[0..batch], &mut head).unwrap();
+        let all = 0..batch;
+        let all = std::slice::from_ref(&all);
+        g.head(b, params, tokens, trace.output(), all, &mut head).unwrap();
         head.logits.as_slice()[..batch * tokens * VOCAB].to_vec()
     }
 }

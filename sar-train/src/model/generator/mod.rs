@@ -3,6 +3,7 @@
 //! The graph is fixed: `2·depth + 1` modulated norms with a branch between each two, attention after
 //! even norms and the FFN after odd ones; the last norm feeds the head, some samples at a time.
 
+mod branches;
 mod classes;
 mod head;
 mod layout;

@@ -35,13 +35,13 @@ impl<B: Buffers> Copy for PassInput<'_, B> {}
 
 /// Dimensions that all layers of a pass share.
 #[derive(Clone, Copy)]
-struct Dims {
-    tokens: TokenDims,
-    attention: AttentionDims,
+pub(super) struct Dims {
+    pub(super) tokens: TokenDims,
+    pub(super) attention: AttentionDims,
 }
 
 impl Dims {
-    fn linear(&self, inputs: usize, outputs: usize) -> LinearDims {
+    pub(super) fn linear(&self, inputs: usize, outputs: usize) -> LinearDims {
         LinearDims { rows: self.tokens.rows(), inputs, outputs }
     }
 }
@@ -321,111 +321,5 @@ impl Generator {
             dbranch,
             &mut g.d_ada,
         )
-    }
-
-    fn attention<B: Backend>(
-        &self,
-        backend: &B,
-        params: &B::Params,
-        dims: Dims,
-        i: usize,
-        t: &mut Trace<B>,
-    ) -> Result<(), B::Error> {
-        let (c, slots) = (dims.tokens.width, &self.blocks[i]);
-        let (normed, at, out) = (t.normed_of(2 * i), t.block(i), t.branch_of(2 * i));
-        let qkv = &mut t.qkv[at];
-        backend.linear(dims.linear(c, 3 * c), &t.normed[normed], params, slots.qkv, qkv)?;
-        backend.attention(
-            dims.attention,
-            qkv,
-            params,
-            slots.attention,
-            &mut t.inverse_norms[at],
-            &mut t.lse[at],
-            &mut t.attended[at],
-        )?;
-        let out = &mut t.branches[out];
-        backend.linear(dims.linear(c, c), &t.attended[at], params, slots.proj, out)
-    }
-
-    fn attention_backward<B: Backend>(
-        &self,
-        backend: &B,
-        params: &B::Params,
-        dims: Dims,
-        i: usize,
-        t: &Trace<B>,
-        g: &mut Gradients<B>,
-    ) -> Result<(), B::Error> {
-        let (c, slots) = (dims.tokens.width, &self.blocks[i]);
-        let (at, proj) = (t.block(i), dims.linear(c, c));
-        backend.linear_backward_input(proj, &g.dbranch, params, slots.proj, &mut g.dy)?;
-        let attended = &t.attended[at];
-        backend.linear_backward_weight(proj, &g.dbranch, attended, slots.proj, &mut g.params)?;
-        backend.attention_backward(
-            dims.attention,
-            &g.dy,
-            attended,
-            &t.qkv[at],
-            &t.inverse_norms[at],
-            &t.lse[at],
-            params,
-            slots.attention,
-            &mut g.wide,
-            &mut g.params,
-        )?;
-        let (qkv, normed) = (dims.linear(c, 3 * c), &t.normed[t.normed_of(2 * i)]);
-        backend.linear_backward_input(qkv, &g.wide, params, slots.qkv, &mut g.dy)?;
-        backend.linear_backward_weight(qkv, &g.wide, normed, slots.qkv, &mut g.params)
-    }
-
-    fn ffn<B: Backend>(
-        &self,
-        backend: &B,
-        params: &B::Params,
-        dims: Dims,
-        i: usize,
-        t: &mut Trace<B>,
-    ) -> Result<(), B::Error> {
-        let (c, slots) = (dims.tokens.width, &self.blocks[i]);
-        let wide = self.shape().mlp_ratio * c;
-        let (normed, at, out) = (t.normed_of(2 * i + 1), t.block(i), t.branch_of(2 * i + 1));
-        let activated = t.activated_of(i);
-        let (hidden, activated) = (&mut t.hidden[at], &mut t.activated[activated]);
-        backend.linear(dims.linear(c, wide), &t.normed[normed], params, slots.fc1, hidden)?;
-        backend.gelu(dims.tokens.rows() * wide, hidden, activated)?;
-        let out = &mut t.branches[out];
-        backend.linear(dims.linear(wide, c), activated, params, slots.fc2, out)
-    }
-
-    fn ffn_backward<B: Backend>(
-        &self,
-        backend: &B,
-        params: &B::Params,
-        dims: Dims,
-        i: usize,
-        t: &mut Trace<B>,
-        g: &mut Gradients<B>,
-    ) -> Result<(), B::Error> {
-        let (c, slots) = (dims.tokens.width, &self.blocks[i]);
-        let wide = self.shape().mlp_ratio * c;
-        let len = dims.tokens.rows() * wide;
-        let (at, fc1, fc2) = (t.block(i), dims.linear(c, wide), dims.linear(wide, c));
-        backend.linear_backward_input(fc2, &g.dbranch, params, slots.fc2, &mut g.wide)?;
-        // Nothing reads the hidden layer after this: where its activation was not kept, it becomes that.
-        let activated = match t.recompute {
-            Recompute::Nothing => {
-                backend.gelu_backward(len, &t.hidden[at], &mut g.wide)?;
-                &t.activated[t.activated_of(i)]
-            }
-            Recompute::Norms | Recompute::Blocks => {
-                backend.regelu_backward(len, &mut t.hidden[at], &mut g.wide)?;
-                &t.hidden[at]
-            }
-        };
-        backend.linear_backward_weight(fc2, &g.dbranch, activated, slots.fc2, &mut g.params)?;
-        let normed = &t.normed[t.normed_of(2 * i + 1)];
-        backend.linear_backward_input(fc1, &g.wide, params, slots.fc1, &mut g.dy)?;
-        backend.linear_backward_weight(fc1, &g.wide, normed, slots.fc1, &mut g.params)
     }
 }

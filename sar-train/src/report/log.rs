@@ -1,0 +1,130 @@
+//! The numbers of a run's `log.jsonl`.
+
+use super::read::Run;
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+
+/// What a value in a log is: the record's kind, the field, and for lists the place in the list.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Field {
+    pub kind: String,
+    pub name: String,
+    pub index: Option<usize>,
+}
+
+/// Numbers of `log.jsonl`, by field, in ascending order of steps.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    fields: BTreeMap<Field, Vec<(f64, f64)>>,
+}
+
+impl Log {
+    /// Steps and values of a field.
+    pub(super) fn get(&self, kind: &str, name: &str, index: Option<usize>) -> &[(f64, f64)] {
+        let field = Field { kind: kind.into(), name: name.into(), index };
+        self.fields.get(&field).map_or(&[], Vec::as_slice)
+    }
+
+    /// All fields.
+    pub(super) fn fields(&self) -> impl Iterator<Item = &Field> {
+        self.fields.keys()
+    }
+
+    /// Whether there is no number at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.fields.is_empty()
+    }
+
+    fn push(&mut self, kind: &str, name: &str, index: Option<usize>, step: f64, value: f64) {
+        let field = Field { kind: kind.into(), name: name.into(), index };
+        self.fields.entry(field).or_default().push((step, value));
+    }
+
+    /// Adds one record; false where it is none.
+    fn record(&mut self, line: &[u8]) -> bool {
+        let Ok(serde_json::Value::Object(record)) = serde_json::from_slice(line) else {
+            return false;
+        };
+        let Some(step) = record.get("step").and_then(serde_json::Value::as_f64) else {
+            return false;
+        };
+        let kind = record.get("kind").and_then(serde_json::Value::as_str).unwrap_or("train");
+        for (name, value) in record.iter().filter(|(name, _)| *name != "step") {
+            if let Some(value) = value.as_f64() {
+                self.push(kind, name, None, step, value);
+            } else if let Some(values) = value.as_array() {
+                for (index, value) in values.iter().enumerate() {
+                    if let Some(value) = value.as_f64() {
+                        self.push(kind, name, Some(index), step, value);
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    /// A resumed run writes some steps twice; the later record is the one that counts.
+    fn settle(&mut self) {
+        for values in self.fields.values_mut() {
+            values.reverse();
+            values.sort_by(|a, b| a.0.total_cmp(&b.0));
+            values.dedup_by(|a, b| a.0 == b.0);
+        }
+    }
+}
+
+/// Reads the log of a run; one that is `expected` is missed.
+pub(super) fn read_log(folder: &Path, expected: bool, run: &mut Run) {
+    let file = match std::fs::File::open(folder.join("log.jsonl")) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !expected => return,
+        Err(e) => {
+            run.notes.push(format!("log.jsonl cannot be read, so there are no curves: {e}"));
+            return;
+        }
+    };
+    let mut bad = Vec::new();
+    for (number, line) in BufReader::new(file).split(b'\n').enumerate() {
+        match line {
+            Ok(line) if line.trim_ascii().is_empty() => {}
+            Ok(line) if run.log.record(&line) => {}
+            Ok(_) => bad.push(number + 1),
+            Err(e) => {
+                run.notes.push(format!("log.jsonl breaks off after line {number}: {e}"));
+                break;
+            }
+        }
+    }
+    run.log.settle();
+    if let Some(first) = bad.first() {
+        let count = bad.len();
+        run.notes.push(format!(
+            "log.jsonl: {count} unreadable line(s) left out, the first is line {first}"
+        ));
+    }
+    if expected && run.log.fields.is_empty() {
+        run.notes.push("log.jsonl has no records yet".into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_keeps_the_later_of_two_records_and_skips_what_is_none() {
+        let mut log = Log::default();
+        assert!(log.record(br#"{"step":2,"kind":"train","loss":1.0,"scale_loss":[1,null,3]}"#));
+        assert!(log.record(br#"{"step":1,"loss":2.0}"#));
+        assert!(log.record(br#"{"step":2,"loss":0.5,"note":"resumed"}"#));
+        assert!(!log.record(br#"{"loss":0.5}"#));
+        assert!(!log.record(br#"{"step":3,"lo"#));
+        assert!(!log.record(b"\xff\xfe"));
+        log.settle();
+        assert_eq!(log.get("train", "loss", None), [(1.0, 2.0), (2.0, 0.5)]);
+        assert_eq!(log.get("train", "scale_loss", Some(2)), [(2.0, 3.0)]);
+        assert!(log.get("train", "scale_loss", Some(1)).is_empty());
+        assert!(log.get("eval", "loss", None).is_empty());
+    }
+}
