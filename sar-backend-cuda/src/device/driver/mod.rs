@@ -1,8 +1,10 @@
 //! A GPU: memory, kernels and products on one stream of the CUDA driver.
 
 mod descriptors;
+mod errors;
 mod functions;
 mod plans;
+mod pool;
 mod profile;
 mod recordings;
 mod staging;
@@ -15,25 +17,23 @@ use crate::gemm::Gemm;
 use crate::probe::{self, Gpu};
 use crate::work::{Tally, Work};
 use core::ffi::c_void;
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaStream, result, sys};
+use errors::{failed, failed_unless_full};
 use functions::Functions;
 use plans::Plans;
+use pool::Pool;
 use profile::Profile;
 use recordings::{Gate, Next, Recordings, State};
 use staging::Staging;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
 
 /// A GPU of this machine.
 pub struct Driver {
     gpu: Gpu,
-    held: AtomicUsize,
-    peak: AtomicUsize,
+    pool: Pool,
     /// Whether work to be replayed is run as it is, each time.
     unrecorded: bool,
     gate: Gate,
-    /// Memory released while the stream was recorded.
-    released: Mutex<Vec<u64>>,
     // Fields are dropped in this order: what is of the context goes before it.
     profile: Mutex<Option<Profile>>,
     recordings: Mutex<Recordings>,
@@ -78,7 +78,6 @@ impl Driver {
         // SAFETY: there is one stream, whose order is the order of work: nothing is tracked by events.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
-        keep_freed_memory(&context)?;
         let plans = Plans::new(&stream)?;
         Ok(Self {
             profile: Mutex::default(),
@@ -86,11 +85,9 @@ impl Driver {
             staging: Mutex::new(Staging::new()?),
             recordings: Mutex::default(),
             plans: Mutex::new(plans),
-            held: AtomicUsize::new(plans::SPACE),
-            peak: AtomicUsize::new(plans::SPACE),
+            pool: Pool::of(&context, plans::SPACE)?,
             unrecorded: recordings::switched_off()?,
             gate: Gate::default(),
-            released: Mutex::default(),
             gpu,
             context,
             stream,
@@ -158,27 +155,6 @@ impl Driver {
         Ok(())
     }
 
-    /// Gives back what was released while the stream was recorded; says how many times.
-    fn release_deferred(&self) -> usize {
-        let released = std::mem::take(&mut *locked(&self.released));
-        for &address in &released {
-            // SAFETY: the caller of `release` saw to it that nothing uses it any more.
-            let _ = unsafe { result::free_async(address, self.stream.cu_stream()) };
-        }
-        released.len()
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        // The fields need the context, which this thread may never have used, and the end of all
-        // work. A fault of that work has nobody left to be told to.
-        let _ = self.context.bind_to_thread();
-        let _ = self.synchronize();
-    }
-}
-
-impl Driver {
     /// Gives work to the stream, and to the profile where one is taken.
     fn accounted(
         &self,
@@ -194,50 +170,17 @@ impl Driver {
     }
 }
 
-/// Names the call in a driver's error; a want of memory is one whatever was called.
-fn failed(call: &str) -> impl Fn(DriverError) -> CudaError + '_ {
-    move |error| match error.0 {
-        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => CudaError::NoRoom { call: call.to_owned() },
-        _ => CudaError::device(call, error),
-    }
-}
-
-/// What a call gave, or `None` where it found no room.
-fn failed_unless_full<T>(
-    call: &str,
-    outcome: Result<T, DriverError>,
-) -> Result<Option<T>, CudaError> {
-    match outcome.map_err(failed(call)) {
-        Ok(value) => Ok(Some(value)),
-        Err(CudaError::NoRoom { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// As [`failed`], of an allocation of so many bytes.
-fn out_of_memory(bytes: usize, in_use: usize) -> impl Fn(DriverError) -> CudaError {
-    move |error| match error.0 {
-        sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => CudaError::OutOfMemory { bytes, in_use },
-        _ => failed("cuMemAllocAsync")(error),
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // The fields need the context, which this thread may never have used, and the end of all
+        // work. A fault of that work has nobody left to be told to.
+        let _ = self.context.bind_to_thread();
+        let _ = self.synchronize();
     }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The driver's pool gives memory back to the system at every synchronisation unless told to keep it.
-fn keep_freed_memory(context: &CudaContext) -> Result<(), CudaError> {
-    let most = u64::MAX;
-    // SAFETY: the device is a valid one, and the attribute a 64-bit number.
-    unsafe {
-        let pool = result::device::get_mem_pool(context.cu_device())
-            .map_err(failed("cuDeviceGetMemPool"))?;
-        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-        sys::cuMemPoolSetAttribute(pool, attribute, (&raw const most).cast_mut().cast())
-            .result()
-            .map_err(failed("cuMemPoolSetAttribute"))
-    }
 }
 
 impl Device for Driver {
@@ -252,30 +195,15 @@ impl Device for Driver {
 
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
         let turn = self.enter_unrecorded("allocation")?;
-        let in_use = self.held.load(Ordering::Relaxed);
-        // SAFETY: memory of the stream, zeroed in its order before anyone is given the address.
-        let address = unsafe {
-            let address =
-                result::malloc_async(turn.stream, bytes).map_err(out_of_memory(bytes, in_use))?;
-            if let Err(error) = result::memset_d8_async(address, 0, bytes, turn.stream) {
-                let _ = result::free_async(address, turn.stream);
-                return Err(failed("cuMemsetD8Async")(error));
-            }
-            address
-        };
-        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.peak.fetch_max(held, Ordering::Relaxed);
-        Ok(address)
+        self.pool.allocate(turn.stream, bytes)
     }
 
     unsafe fn release(&self, address: u64, bytes: usize) {
-        self.held.fetch_sub(bytes, Ordering::Relaxed);
         if self.gate.is_recorder() {
-            // A recording can give back only what it allocated itself.
-            locked(&self.released).push(address);
+            self.pool.defer(address, bytes);
         } else if let Ok(turn) = self.enter() {
-            // SAFETY: the caller's. A failure is one of earlier work, which the next call reports.
-            let _ = unsafe { result::free_async(address, turn.stream) };
+            // SAFETY: the caller's.
+            unsafe { self.pool.release(turn.stream, address, bytes) }
         }
     }
 
@@ -388,7 +316,7 @@ impl Device for Driver {
             }
             Next::Record => {
                 let recorded = self.gate.record(self.stream.cu_stream(), work);
-                let released = self.release_deferred();
+                let released = self.pool.release_deferred(self.stream.cu_stream());
                 let recording = State::Recorded(recorded?);
                 if released > 0 {
                     let what = "memory was given back while work was recorded to be replayed";
@@ -414,6 +342,6 @@ impl Device for Driver {
     }
 
     fn peak_bytes(&self) -> usize {
-        self.peak.load(Ordering::Relaxed)
+        self.pool.peak()
     }
 }

@@ -7,8 +7,8 @@
 //! rows takes an algorithm of its own where a trial shows the same bits (see [`trial`]).
 
 use super::descriptors::{BEST_ALIGNMENT, Descriptors, Preference, Shape, failed_lt};
+use super::errors::{failed, out_of_memory};
 use super::trial::{self, Noise};
-use super::{failed, out_of_memory};
 use crate::error::CudaError;
 use crate::gemm::{Gemm, Sample};
 use crate::libraries::Library;

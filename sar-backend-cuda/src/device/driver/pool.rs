@@ -1,0 +1,92 @@
+//! Memory of the stream, from the driver's own pool.
+
+use super::errors::{failed, out_of_memory};
+use super::locked;
+use crate::error::CudaError;
+use cudarc::driver::{CudaContext, result, sys};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What is held of the pool, and what was at most.
+pub(super) struct Pool {
+    held: AtomicUsize,
+    peak: AtomicUsize,
+    /// Memory released while the stream was recorded.
+    released: Mutex<Vec<u64>>,
+}
+
+impl Pool {
+    /// The pool of a context, of which `kept` bytes are held from the start.
+    pub(super) fn of(context: &CudaContext, kept: usize) -> Result<Self, CudaError> {
+        keep_freed_memory(context)?;
+        Ok(Self {
+            held: AtomicUsize::new(kept),
+            peak: AtomicUsize::new(kept),
+            released: Mutex::default(),
+        })
+    }
+
+    /// Zeroed memory, in the stream's order.
+    pub(super) fn allocate(&self, stream: sys::CUstream, bytes: usize) -> Result<u64, CudaError> {
+        let in_use = self.held.load(Ordering::Relaxed);
+        // SAFETY: memory of the stream, zeroed in its order before anyone is given the address.
+        let address = unsafe {
+            let address =
+                result::malloc_async(stream, bytes).map_err(out_of_memory(bytes, in_use))?;
+            if let Err(error) = result::memset_d8_async(address, 0, bytes, stream) {
+                let _ = result::free_async(address, stream);
+                return Err(failed("cuMemsetD8Async")(error));
+            }
+            address
+        };
+        let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.peak.fetch_max(held, Ordering::Relaxed);
+        Ok(address)
+    }
+
+    /// Gives memory back, in the stream's order.
+    ///
+    /// # Safety
+    /// It is of this pool, and nothing that is given to the stream later uses it.
+    pub(super) unsafe fn release(&self, stream: sys::CUstream, address: u64, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+        // SAFETY: the caller's. A failure is one of earlier work, which the next call reports.
+        let _ = unsafe { result::free_async(address, stream) };
+    }
+
+    /// Keeps memory that is released while the stream is recorded: a recording can give back only what
+    /// it allocated itself.
+    pub(super) fn defer(&self, address: u64, bytes: usize) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+        locked(&self.released).push(address);
+    }
+
+    /// Gives back what [`Pool::defer`] kept; says how many times.
+    pub(super) fn release_deferred(&self, stream: sys::CUstream) -> usize {
+        let released = std::mem::take(&mut *locked(&self.released));
+        for &address in &released {
+            // SAFETY: the caller of `Device::release` saw to it that nothing uses it any more.
+            let _ = unsafe { result::free_async(address, stream) };
+        }
+        released.len()
+    }
+
+    /// Most bytes that were held at once.
+    pub(super) fn peak(&self) -> usize {
+        self.peak.load(Ordering::Relaxed)
+    }
+}
+
+/// The driver's pool gives memory back to the system at every synchronisation unless told to keep it.
+fn keep_freed_memory(context: &CudaContext) -> Result<(), CudaError> {
+    let most = u64::MAX;
+    // SAFETY: the device is a valid one, and the attribute a 64-bit number.
+    unsafe {
+        let pool = result::device::get_mem_pool(context.cu_device())
+            .map_err(failed("cuDeviceGetMemPool"))?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        sys::cuMemPoolSetAttribute(pool, attribute, (&raw const most).cast_mut().cast())
+            .result()
+            .map_err(failed("cuMemPoolSetAttribute"))
+    }
+}
