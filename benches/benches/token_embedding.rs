@@ -2,7 +2,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sar_benches::{Backend, SETTINGS, noise, run, slot};
-use sar_math::backend::{EmbeddingDims, EmbeddingSlots, Linear, TransformerOps};
+use sar_math::backend::{EmbeddingDims, EmbeddingOps, EmbeddingSlots, Linear};
 
 fn bench(criterion: &mut Criterion) {
     let backend = Backend::new();

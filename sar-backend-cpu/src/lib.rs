@@ -4,6 +4,7 @@
 //! (`transformer`, `loss`, `rollout`, `tokenizer`, `optimizer`) check shapes at the door and call them.
 
 mod buffer;
+mod embedding;
 mod error;
 mod loss;
 mod mat;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use sar_backend_cpu::CpuBackend;
-use sar_math::backend::{Backend, BackendError, Buffers, ErrorKind, RolloutOps, TransformerOps};
+use sar_math::backend::{Backend, BackendError, Buffers, EmbeddingOps, ErrorKind, RolloutOps};
 use sar_math::conformance::{Case, fingerprints, run_all};
 
 mod f64 {

@@ -12,6 +12,7 @@
 mod backend;
 mod cache;
 mod device;
+mod embedding;
 mod error;
 mod gemm;
 pub mod kernels;

@@ -7,7 +7,9 @@ mod compare;
 
 use compare::{Case, Kind, Output, accum, activation, compare, noise, params, read, read_accum};
 use sar_backend_cuda::{CudaBackend, TestDevice, bf16};
-use sar_math::backend::{Buffers, EmbeddingDims, EmbeddingSlots, Linear, Slot, TransformerOps};
+use sar_math::backend::{
+    Backend, Buffers, EmbeddingDims, EmbeddingOps, EmbeddingSlots, Linear, Slot,
+};
 use sar_math::{Scale, ScaleSchedule};
 
 /// 680 tokens.
@@ -20,7 +22,7 @@ struct Classes {
 }
 
 impl Case for Classes {
-    fn run<B: TransformerOps>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
+    fn run<B: Backend>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
         let (batch, width) = (self.labels.len(), self.width);
         // An offset that aligns to nothing.
         let table = Slot { offset: 1, len: self.rows * width };
@@ -72,7 +74,7 @@ struct Positions {
 }
 
 impl Case for Positions {
-    fn run<B: TransformerOps>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
+    fn run<B: Backend>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
         let table = Slot { offset: 3, len: self.width * self.side * self.side };
         let len = self.schedule.tokens() * self.width;
         let params = params(backend, &noise(4, table.end()))?;
@@ -113,7 +115,7 @@ impl Tokens {
 }
 
 impl Case for Tokens {
-    fn run<B: TransformerOps>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
+    fn run<B: Backend>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
         let EmbeddingDims { batch, input_batch, ref span, width, channels } = self.dims;
         let words = span.len() - usize::from(span.start == 0);
         let weight = Slot { offset: 1, len: width * channels };

@@ -6,9 +6,7 @@
 mod compare;
 
 use compare::{Case, Kind, Output, accum, activation, compare, noise, read, read_accum};
-use sar_math::backend::{
-    Branch, Linear, LinearDims, Modulation, Slot, TokenDims, TransformerOps, Write,
-};
+use sar_math::backend::{Backend, Branch, Linear, LinearDims, Modulation, Slot, TokenDims, Write};
 
 /// As published.
 const EPS: f64 = 1e-6;
@@ -29,7 +27,7 @@ impl Norm {
 }
 
 impl Case for Norm {
-    fn run<B: TransformerOps>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
+    fn run<B: Backend>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
         let (dims, len, c) = (self.dims, self.dims.len(), self.dims.width);
         let stride = 4 * c + self.extra;
         let m = Modulation { stride, scale: c, shift: 3 * c };
@@ -122,7 +120,7 @@ struct Activation {
 }
 
 impl Case for Activation {
-    fn run<B: TransformerOps>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
+    fn run<B: Backend>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
         let len = self.len;
         let ramp: Vec<f64> = noise(6, len).into_iter().map(|value| 8.0 * value).collect();
         let x = activation(backend, &ramp)?;
@@ -160,7 +158,7 @@ struct Bias {
 }
 
 impl Case for Bias {
-    fn run<B: TransformerOps>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
+    fn run<B: Backend>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
         let dims = LinearDims { rows: self.rows, inputs: 1, outputs: self.columns };
         let weight = Slot { offset: self.columns + 1, len: self.columns };
         let layer = Linear { weight, bias: Some(Slot { offset: 1, len: self.columns }) };

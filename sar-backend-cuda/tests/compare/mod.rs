@@ -4,7 +4,7 @@
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
 use sar_math::Real;
-use sar_math::backend::TransformerOps;
+use sar_math::backend::{Backend, Buffers};
 
 /// Values of f32 may be wrong by as many times the error of the CPU backend in f32, which sums in
 /// another order.
@@ -37,7 +37,7 @@ pub type Output = (&'static str, Kind, Vec<f64>);
 /// An op with its operands.
 pub trait Case {
     /// All outputs on a backend.
-    fn run<B: TransformerOps>(&self, backend: &B) -> Result<Vec<Output>, B::Error>;
+    fn run<B: Backend>(&self, backend: &B) -> Result<Vec<Output>, B::Error>;
 }
 
 /// Numbers of about variance 1/3 that every storage type holds.
@@ -51,22 +51,19 @@ pub fn noise(seed: u64, len: usize) -> Vec<f64> {
     std::iter::repeat_with(next).take(len).collect()
 }
 
-fn host<B: TransformerOps>(values: &[f64]) -> Vec<B::Host> {
+fn host<B: Buffers>(values: &[f64]) -> Vec<B::Host> {
     values.iter().map(|&value| B::Host::of(value)).collect()
 }
 
 /// An activation that holds `values`.
-pub fn activation<B: TransformerOps>(
-    backend: &B,
-    values: &[f64],
-) -> Result<B::Activation, B::Error> {
+pub fn activation<B: Buffers>(backend: &B, values: &[f64]) -> Result<B::Activation, B::Error> {
     let mut buffer = backend.activation(values.len())?;
     backend.upload(&host::<B>(values), &mut buffer, 0)?;
     Ok(buffer)
 }
 
 /// As [`activation`], f32 or wider.
-pub fn accum<B: TransformerOps>(backend: &B, values: &[f64]) -> Result<B::Accum, B::Error> {
+pub fn accum<B: Buffers>(backend: &B, values: &[f64]) -> Result<B::Accum, B::Error> {
     let mut buffer = backend.accum(values.len())?;
     backend.upload_accum(&host::<B>(values), &mut buffer, 0)?;
     Ok(buffer)
@@ -74,14 +71,14 @@ pub fn accum<B: TransformerOps>(backend: &B, values: &[f64]) -> Result<B::Accum,
 
 /// As [`activation`], parameters.
 #[allow(dead_code)] // not every test has any
-pub fn params<B: TransformerOps>(backend: &B, values: &[f64]) -> Result<B::Params, B::Error> {
+pub fn params<B: Buffers>(backend: &B, values: &[f64]) -> Result<B::Params, B::Error> {
     let mut buffer = backend.params(values.len())?;
     backend.upload_params(&host::<B>(values), &mut buffer, 0)?;
     Ok(buffer)
 }
 
 /// The first `len` elements.
-pub fn read<B: TransformerOps>(
+pub fn read<B: Buffers>(
     backend: &B,
     from: &B::Activation,
     len: usize,
@@ -92,7 +89,7 @@ pub fn read<B: TransformerOps>(
 }
 
 /// As [`read`], f32 or wider.
-pub fn read_accum<B: TransformerOps>(
+pub fn read_accum<B: Buffers>(
     backend: &B,
     from: &B::Accum,
     len: usize,

@@ -17,6 +17,7 @@
 
 mod buffers;
 pub mod checks;
+mod embedding;
 mod error;
 mod loss;
 mod optimizer;
@@ -27,6 +28,7 @@ mod transformer;
 #[cfg(target_has_atomic = "ptr")]
 pub use buffers::next_replay_key;
 pub use buffers::{Buffers, Slot};
+pub use embedding::{EmbeddingDims, EmbeddingOps, EmbeddingSlots};
 pub use error::{BackendError, ErrorKind, ShapeError};
 pub use loss::{LossDims, LossOps, TargetRows, TokenLoss};
 pub use optimizer::{AdamW, OptimizerOps};
@@ -35,11 +37,17 @@ pub use rollout::{
 };
 pub use tokenizer::{Conv, ConvDims, GroupNorm, MapDims, QuantizeWeights, TokenizerOps};
 pub use transformer::{
-    AttentionDims, AttentionSlots, Branch, EmbeddingDims, EmbeddingSlots, Linear, LinearDims,
-    Modulation, NORMALIZE_EPS, SCALE_MUL_MAX, TokenDims, TransformerOps, Write,
+    AttentionDims, AttentionSlots, Branch, Linear, LinearDims, Modulation, NORMALIZE_EPS,
+    SCALE_MUL_MAX, TokenDims, TransformerOps, Write,
 };
 
 /// Everything a trainer needs of a backend.
-pub trait Backend: TransformerOps + LossOps + RolloutOps + TokenizerOps + OptimizerOps {}
+pub trait Backend:
+    TransformerOps + EmbeddingOps + LossOps + RolloutOps + TokenizerOps + OptimizerOps
+{
+}
 
-impl<T: TransformerOps + LossOps + RolloutOps + TokenizerOps + OptimizerOps> Backend for T {}
+impl<T: TransformerOps + EmbeddingOps + LossOps + RolloutOps + TokenizerOps + OptimizerOps> Backend
+    for T
+{
+}

@@ -1,10 +1,9 @@
 //! The steps of a transformer block, forward and backward.
 //!
-//! Shape suffixes: b batch, l tokens, c width, h heads, d head size, k latent channels.
+//! Shape suffixes: b batch, l tokens, c width, h heads, d head size.
 
 use super::{Buffers, Slot};
 use crate::ScaleSchedule;
-use core::ops::Range;
 
 /// Dimensions of [`TransformerOps::linear`]: `y[rows, outputs] = x[rows, inputs]·Wᵀ + bias`.
 #[derive(Clone, Copy, Debug)]
@@ -110,45 +109,12 @@ pub struct AttentionSlots {
     pub scale_mul: Slot,
 }
 
-/// Parameters of [`TransformerOps::token_embedding`].
-#[derive(Clone, Copy, Debug)]
-pub struct EmbeddingSlots {
-    /// `[C, K]` and `[C]`.
-    pub word: Linear,
-    /// `[C]`, added to the class token; `None` in a student pass.
-    pub pos_start: Option<Slot>,
-}
-
-/// Dimensions of [`TransformerOps::token_embedding`].
-#[derive(Clone, Debug)]
-pub struct EmbeddingDims {
-    /// Samples B of x.
-    pub batch: usize,
-    /// Samples of the inputs; B must be a multiple, and sample b reads inputs `b % input_batch`
-    /// (sampling with guidance runs each image twice on the same inputs).
-    pub input_batch: usize,
-    /// Which tokens of the schedule x holds; where it starts at 0, the first is the class token,
-    /// and the inputs hold the others.
-    pub span: Range<usize>,
-    /// Width C.
-    pub width: usize,
-    /// Latent channels K.
-    pub channels: usize,
-}
-
-impl EmbeddingDims {
-    /// Class tokens of a sample: 1 where the span holds the first token, else 0.
-    pub fn class_tokens(&self) -> usize {
-        usize::from(self.span.start == 0 && !self.span.is_empty())
-    }
-}
-
 /// ln 100, taken in f32 as the published implementation does: the ceiling of `scale_mul`.
 pub const SCALE_MUL_MAX: f64 = 4.605_170_249_938_965;
 /// Under the root of an L2 norm: the norm is `max(‖v‖, NORMALIZE_EPS)`.
 pub const NORMALIZE_EPS: f64 = 1e-12;
 
-/// Linear, norms, attention, activations and embeddings.
+/// Linear, norms, attention and activations.
 ///
 /// Each forward has its backward, and neither has a default body.
 pub trait TransformerOps: Buffers {
@@ -304,74 +270,5 @@ pub trait TransformerOps: Buffers {
         len: usize,
         x: &Self::Activation,
         dy_to_dx: &mut Self::Activation,
-    ) -> Result<(), Self::Error>;
-
-    /// `cond[b, c] = table[labels_b, c]`; the table is `[classes+1, C]`, its last row unconditional.
-    fn class_embedding(
-        &self,
-        batch: usize,
-        width: usize,
-        labels: &Self::Ids,
-        params: &Self::Params,
-        table: Slot,
-        cond_bc: &mut Self::Activation,
-    ) -> Result<(), Self::Error>;
-    /// `dtable[labels_b] += dcond_b`.
-    fn class_embedding_backward(
-        &self,
-        batch: usize,
-        width: usize,
-        labels: &Self::Ids,
-        dcond_bc: &Self::Activation,
-        table: Slot,
-        grads: &mut Self::Accum,
-    ) -> Result<(), Self::Error>;
-
-    /// `pos[l, c]`: the learned table `[1, C, side, side]` (square; side from its length),
-    /// area-resized to every scale.
-    fn positions(
-        &self,
-        schedule: &ScaleSchedule,
-        width: usize,
-        params: &Self::Params,
-        table: Slot,
-        pos_lc: &mut Self::Activation,
-    ) -> Result<(), Self::Error>;
-    /// Backward of [`TransformerOps::positions`].
-    fn positions_backward(
-        &self,
-        schedule: &ScaleSchedule,
-        width: usize,
-        dpos_lc: &Self::Activation,
-        table: Slot,
-        grads: &mut Self::Accum,
-    ) -> Result<(), Self::Error>;
-
-    /// Tokens of a pass: the class token `cond_b + pos_start + pos_0`, others
-    /// `word(inputs) + pos`, for the tokens in `dims.span`.
-    ///
-    /// `inputs` is `[input_batch, m, K]` where m is the number of tokens of the span that are not the
-    /// class token; `pos_lc` is of the whole schedule; `x` is `[b, span, c]`.
-    fn token_embedding(
-        &self,
-        dims: &EmbeddingDims,
-        cond_bc: &Self::Activation,
-        inputs: &Self::Activation,
-        params: &Self::Params,
-        slots: EmbeddingSlots,
-        pos_lc: &Self::Activation,
-        x: &mut Self::Activation,
-    ) -> Result<(), Self::Error>;
-    /// Backward of [`TransformerOps::token_embedding`] for a span that is a whole schedule and
-    /// `input_batch == batch`. `dcond` and `dpos` are overwritten; inputs take no gradient.
-    fn token_embedding_backward(
-        &self,
-        dims: &EmbeddingDims,
-        dx: &Self::Activation,
-        inputs: &Self::Activation,
-        slots: EmbeddingSlots,
-        dcond_bc: &mut Self::Activation,
-        dpos_lc: &mut Self::Activation,
-        grads: &mut Self::Accum,
     ) -> Result<(), Self::Error>;
 }

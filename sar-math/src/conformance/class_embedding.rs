@@ -5,7 +5,7 @@ use super::math::dot;
 use super::rig::{Layout, Rig};
 use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
 use super::verdict::{Mismatch, Report};
-use crate::backend::{Slot, TransformerOps};
+use crate::backend::{EmbeddingOps, Slot};
 use alloc::vec::Vec;
 
 #[derive(Clone)]
@@ -31,7 +31,7 @@ impl Operands {
     }
 }
 
-impl<B: TransformerOps> Subject<B> for Operands {
+impl<B: EmbeddingOps> Subject<B> for Operands {
     fn ops(&self) -> &'static [&'static str] {
         &["class_embedding"]
     }
@@ -90,7 +90,7 @@ impl<B: TransformerOps> Subject<B> for Operands {
 ///
 /// # Errors
 /// The first property that does not hold.
-pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
+pub fn check<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
     let mut verifier = Verifier::new(backend, "class_embedding", case)?;
     let mut n = case.numbers("class_embedding");
     let (classes, batch) = (n.between(1, 4), n.between(1, 5));
@@ -106,7 +106,7 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
 ///
 /// # Errors
 /// Where a second run, or a label alone, gives other bits.
-pub fn fingerprint<B: TransformerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
+pub fn fingerprint<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("class_embedding");
     let labels = n.ids(48, 11);
     repeatable(backend, &Operands::draw(&mut n, labels, 96, 10))

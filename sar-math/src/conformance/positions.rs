@@ -6,7 +6,7 @@ use super::rig::{Layout, Rig};
 use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::ScaleSchedule;
-use crate::backend::{Slot, TransformerOps};
+use crate::backend::{EmbeddingOps, Slot};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -41,7 +41,7 @@ impl Operands {
     }
 }
 
-impl<B: TransformerOps> Subject<B> for Operands {
+impl<B: EmbeddingOps> Subject<B> for Operands {
     fn ops(&self) -> &'static [&'static str] {
         &["positions"]
     }
@@ -84,7 +84,7 @@ impl<B: TransformerOps> Subject<B> for Operands {
 }
 
 /// A table of 2 channels × 6 places, which is no square.
-fn not_square<B: TransformerOps>(backend: &B) -> Result<(), B::Error> {
+fn not_square<B: EmbeddingOps>(backend: &B) -> Result<(), B::Error> {
     let schedule = ScaleSchedule::from_sides(&[1]).expect("one token");
     let params = backend.params(12)?;
     let mut pos = backend.activation(2)?;
@@ -95,7 +95,7 @@ fn not_square<B: TransformerOps>(backend: &B) -> Result<(), B::Error> {
 ///
 /// # Errors
 /// The first property that does not hold.
-pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
+pub fn check<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
     let mut verifier = Verifier::new(backend, "positions", case)?;
     let mut n = case.numbers("positions");
     for side in [1, 4, n.between(2, 7)] {
@@ -110,7 +110,7 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
 ///
 /// # Errors
 /// Where a second run gives other bits.
-pub fn fingerprint<B: TransformerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
+pub fn fingerprint<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("positions");
     repeatable(backend, &Operands::draw(&mut n, mid_schedule(), 96, 16))
 }

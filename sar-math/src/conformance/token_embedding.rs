@@ -5,7 +5,7 @@ use super::math::dot;
 use super::rig::{Layout, Rig};
 use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
 use super::verdict::{Mismatch, Report};
-use crate::backend::{EmbeddingDims, EmbeddingSlots, Linear, TransformerOps};
+use crate::backend::{EmbeddingDims, EmbeddingOps, EmbeddingSlots, Linear};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -85,7 +85,7 @@ impl Operands {
     }
 }
 
-impl<B: TransformerOps> Subject<B> for Operands {
+impl<B: EmbeddingOps> Subject<B> for Operands {
     fn ops(&self) -> &'static [&'static str] {
         &["token_embedding"]
     }
@@ -180,7 +180,7 @@ impl<B: TransformerOps> Subject<B> for Operands {
 ///
 /// # Errors
 /// The first property that does not hold.
-pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
+pub fn check<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
     let mut verifier = Verifier::new(backend, "token_embedding", case)?;
     let mut n = case.numbers("token_embedding");
     for pos_start in [true, false] {
@@ -201,7 +201,7 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
 ///
 /// # Errors
 /// Where a second run, or a sample alone, gives other bits.
-pub fn fingerprint<B: TransformerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
+pub fn fingerprint<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("token_embedding");
     let tokens = mid_schedule().tokens();
     repeatable(backend, &Operands::draw(&mut n, tokens, 0..tokens, (3, 3, 96, 8), true))

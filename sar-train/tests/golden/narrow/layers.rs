@@ -3,9 +3,9 @@
 use super::{Buf, Done, Ids, NarrowCpu, branch, narrowed, rounding, store, store_some};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{
-    AttentionDims, AttentionSlots, Branch, Conv, ConvDims, EmbeddingDims, EmbeddingSlots,
-    GroupNorm, Linear, LinearDims, MapDims, Modulation, QuantizeWeights, Slot, TokenDims,
-    TokenizerOps, TransformerOps, Write,
+    AttentionDims, AttentionSlots, Branch, Conv, ConvDims, EmbeddingDims, EmbeddingOps,
+    EmbeddingSlots, GroupNorm, Linear, LinearDims, MapDims, Modulation, QuantizeWeights, Slot,
+    TokenDims, TokenizerOps, TransformerOps, Write,
 };
 
 fn slots(layer: Linear) -> Vec<Slot> {
@@ -111,6 +111,11 @@ impl TransformerOps for NarrowCpu {
         regelu_backward(len: usize, x: &mut Buf, dy: &mut Buf) -> [x, dy];
         silu(len: usize, x: &Buf, y: &mut Buf) -> [y];
         silu_backward(len: usize, x: &Buf, dy: &mut Buf) -> [dy];
+    }
+}
+
+impl EmbeddingOps for NarrowCpu {
+    rounding! {
         class_embedding(
             batch: usize, width: usize, labels: &Ids, params: &Buf, table: Slot, cond: &mut Buf,
         ) -> [cond];
