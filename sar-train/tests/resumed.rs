@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 const STEPS: u64 = 160;
 
-/// Small enough for a few seconds; dropout, running average and random classes are on.
-const SMALL: [&str; 18] = [
+/// Small enough for a few seconds; dropout, running average, random classes, accumulation and random
+/// schedules are on.
+const SMALL: [&str; 22] = [
     "--set",
     "generator.depth=2",
     "--set",
@@ -18,7 +19,11 @@ const SMALL: [&str; 18] = [
     "--set",
     "generator.heads=2",
     "--set",
-    "train.batch=4",
+    "train.batch=2",
+    "--set",
+    "train.accumulate=2",
+    "--set",
+    "train.random_schedules=true",
     "--set",
     "train.steps=160",
     "--set",

@@ -36,8 +36,6 @@ pub enum Kind {
     Generator,
     /// A convolutional VQ tokenizer.
     Tokenizer,
-    /// The classifier whose features the metrics use.
-    Classifier,
 }
 
 impl fmt::Display for Kind {
@@ -45,7 +43,6 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Generator => "generator",
             Self::Tokenizer => "tokenizer",
-            Self::Classifier => "classifier",
         })
     }
 }

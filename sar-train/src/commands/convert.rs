@@ -108,7 +108,6 @@ impl Model {
                 no_schedule(schedule)?;
                 Self::of_tokenizer(&header.config()?)?
             }
-            Kind::Classifier => anyhow::bail!("a classifier's file needs no conversion"),
         };
         model.step = header.step;
         Ok(model)

@@ -39,15 +39,6 @@ pub(crate) use source::{Listing, Source, locate, some_of};
 
 use std::path::PathBuf;
 
-/// Which part of the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Split {
-    /// What parameters are fitted to.
-    Train,
-    /// What is only measured.
-    Validation,
-}
-
 /// A training set, a validation set and their classes.
 #[derive(Clone, Debug)]
 pub struct Data {
@@ -67,14 +58,6 @@ pub struct Data {
 }
 
 impl Data {
-    /// One of the two sets.
-    pub fn split(&self, split: Split) -> &Dataset {
-        match split {
-            Split::Train => &self.train,
-            Split::Validation => &self.validation,
-        }
-    }
-
     /// The loader of training batches, starting at batch number `step`.
     ///
     /// # Errors

@@ -59,15 +59,6 @@ impl Progress {
         say(&line);
     }
 
-    /// Prints a line of its own, above the bar where there is one.
-    pub fn say(&self, line: &str) {
-        match &self.shown {
-            Shown::Bar(bar) => bar.suspend(|| say(line)),
-            Shown::Lines { .. } => say(line),
-            Shown::Nothing => {}
-        }
-    }
-
     /// Prints a warning, also when quiet.
     pub fn warn(&self, line: &str) {
         let line = format!("warning: {line}");

@@ -10,7 +10,6 @@
 
 mod network;
 mod train;
-mod weights;
 
 pub use network::{Network, Workspace};
 pub use train::{ClassifierTraining, TrainedClassifier};
@@ -19,7 +18,6 @@ use crate::metrics::{Features, MetricsError};
 use crate::params::Layout;
 use sar_math::Real as _;
 use sar_math::backend::{BackendError, LossOps, OptimizerOps, TokenizerOps, TransformerOps};
-use std::path::PathBuf;
 use thiserror::Error;
 
 /// How the features are named wherever a number depends on them.
@@ -100,7 +98,7 @@ impl ClassifierConfig {
     }
 }
 
-/// Why a classifier cannot be built, trained, run, saved or loaded.
+/// Why a classifier cannot be built, trained or run.
 #[derive(Debug, Error)]
 pub enum ClassifierError {
     /// The backend failed.
@@ -142,14 +140,6 @@ pub enum ClassifierError {
     Diverged {
         /// The step.
         step: u64,
-    },
-    /// A file that cannot be read or written.
-    #[error("{path}: {problem}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, and what to do.
-        problem: String,
     },
     /// Features that are not finite.
     #[error("classifier: {0}")]

@@ -29,7 +29,7 @@ fn config() -> ClassifierConfig {
 }
 
 #[test]
-fn it_learns_and_comes_back_from_a_file() {
+fn it_learns_and_gives_features_and_probabilities() {
     let backend = CpuBackend::<f32>::new();
     let (images, labels) = halves(64);
     let mut steps = 0;
@@ -41,21 +41,11 @@ fn it_learns_and_comes_back_from_a_file() {
     let accuracy = trained.classifier.accuracy(&backend, &unseen, &unseen_labels).unwrap();
     assert!(accuracy > 0.9, "{accuracy}");
 
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("classifier.safetensors");
-    trained.classifier.save(&backend, &path).unwrap();
-    let loaded = Classifier::load(&backend, &path).unwrap();
-    let found = loaded.extract(&backend, &unseen).unwrap();
-    assert_eq!(found, trained.classifier.extract(&backend, &unseen).unwrap());
+    let found = trained.classifier.extract(&backend, &unseen).unwrap();
     assert_eq!(found.features.dims(), FEATURES);
     for row in found.probabilities().chunks_exact(2) {
         assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12);
     }
-
-    let bytes = std::fs::read(&path).unwrap();
-    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-    let text = Classifier::load(&backend, &path).err().unwrap().to_string();
-    assert!(text.contains("classifier.safetensors"), "{text}");
 }
 
 #[test]
