@@ -67,6 +67,11 @@ impl GlobalArgs {
             BackendName::Cuda => Dtype::Bf16,
         })
     }
+
+    /// What computes, to be written beside numbers: `cpu f32`.
+    pub(crate) fn computed(&self) -> String {
+        format!("{} {}", self.backend, self.dtype())
+    }
 }
 
 /// Backends of the program.

@@ -1,9 +1,48 @@
 //! Commands on what a run has made.
 
-use crate::config::Ramp;
+use crate::config::{Ramp, SampleConfig};
 use clap::Args;
 use sar_math::ScaleSchedule;
 use std::path::PathBuf;
+
+/// How images are sampled; what is not given is as in the generator's run.
+#[derive(Clone, Debug, Args)]
+pub struct SamplerArgs {
+    /// Images at once; never changes them.
+    #[arg(long, value_name = "N")]
+    pub batch: Option<usize>,
+    /// How guidance grows over the scales.
+    #[arg(long)]
+    pub ramp: Option<Ramp>,
+    /// Keep the k most likely tokens; 0 is off, 1 is greedy.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Keep this cumulative probability; 0 is off.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f64>,
+    /// Grids to sample in; default: the generator's.
+    #[arg(long, value_name = "1_2_4_8")]
+    pub schedule: Option<ScaleSchedule>,
+    /// Seed, the first of several: image k of a seed is always the same.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Greedy on grids outside the published sampler's fixed list, as that is.
+    #[arg(long)]
+    pub published_greedy: bool,
+}
+
+impl SamplerArgs {
+    /// Puts what is given over a configuration.
+    pub(crate) fn over(&self, sample: &mut SampleConfig) {
+        sample.batch = self.batch.unwrap_or(sample.batch);
+        sample.ramp = self.ramp.unwrap_or(sample.ramp);
+        sample.top_k = self.top_k.unwrap_or(sample.top_k);
+        sample.top_p = self.top_p.unwrap_or(sample.top_p);
+        sample.schedule = self.schedule.or(sample.schedule);
+        sample.seed = self.seed.unwrap_or(sample.seed);
+        sample.published_greedy |= self.published_greedy;
+    }
+}
 
 /// `sar sample`.
 #[derive(Clone, Debug, Args)]
@@ -22,30 +61,12 @@ pub struct SampleArgs {
     /// Images.
     #[arg(long, value_name = "N")]
     pub count: Option<usize>,
-    /// Images at once; never changes them.
-    #[arg(long, value_name = "N")]
-    pub batch: Option<usize>,
     /// Guidance; 0 is off.
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
-    /// How guidance grows over the scales.
-    #[arg(long)]
-    pub ramp: Option<Ramp>,
-    /// Keep the k most likely tokens; 0 is off, 1 is greedy.
-    #[arg(long, value_name = "K")]
-    pub top_k: Option<usize>,
-    /// Keep this cumulative probability; 0 is off.
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    pub top_p: Option<f64>,
-    /// Grids to sample in; default: the generator's.
-    #[arg(long, value_name = "1_2_4_8")]
-    pub schedule: Option<ScaleSchedule>,
-    /// Seed: image k of a seed is always the same.
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
-    /// Greedy on grids outside the published sampler's fixed list, as that is.
-    #[arg(long)]
-    pub published_greedy: bool,
+    /// The sampler.
+    #[command(flatten)]
+    pub sampler: SamplerArgs,
     /// Also write all images as one array, uint8 `[n, h, w, 3]`, which published evaluators read.
     #[arg(long, value_name = "FILE")]
     pub npz: Option<PathBuf>,
@@ -77,24 +98,9 @@ pub struct EvalArgs {
     /// Sampling seeds; their spread is reported.
     #[arg(long, value_name = "N")]
     pub seeds: Option<u64>,
-    /// How guidance grows over the scales; this and the next five default to the run's.
-    #[arg(long)]
-    pub ramp: Option<Ramp>,
-    /// Keep the k most likely tokens; 0 is off, 1 is greedy.
-    #[arg(long, value_name = "K")]
-    pub top_k: Option<usize>,
-    /// Keep this cumulative probability; 0 is off.
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    pub top_p: Option<f64>,
-    /// Grids to sample in.
-    #[arg(long, value_name = "1_2_4_8")]
-    pub schedule: Option<ScaleSchedule>,
-    /// First sampling seed.
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
-    /// Images at once; never changes them.
-    #[arg(long, value_name = "N")]
-    pub batch: Option<usize>,
+    /// The sampler.
+    #[command(flatten)]
+    pub sampler: SamplerArgs,
     /// Side of the images to compare with, in pixels; default: the run's, or that of what the weights draw.
     #[arg(long, value_name = "PIXELS")]
     pub image_side: Option<usize>,

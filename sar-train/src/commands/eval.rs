@@ -34,7 +34,7 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         .filter(|_| !piped)
         .map(|path| output::ready_as(path, &["json"]))
         .transpose()?;
-    let evaluator = measured.evaluator(backend, args, global.quiet)?;
+    let evaluator = measured.evaluator(backend, args, global)?;
     let report = measured.sweep(backend, &evaluator, global.quiet)?;
     let numbers = serde_json::to_string_pretty(&report)?;
     if piped {
@@ -60,6 +60,7 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
 struct Measured<B: Compute> {
     generator: LoadedGenerator,
     tokenizer: LoadedTokenizer<B>,
+    tokenizer_file: PathBuf,
     config: Config,
     data: Data,
     schedule: ScaleSchedule,
@@ -73,7 +74,8 @@ impl<B: Compute> Measured<B> {
         let config = configuration(args, &generator, factor)?;
         let data = run_data(&config, generator.run.as_deref().filter(|_| args.data.is_none()))?;
         let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
-        let measured = Self { generator, tokenizer, config, data, schedule };
+        let tokenizer_file = generator.tokenizer_path(args.tokenizer.as_deref())?;
+        let measured = Self { generator, tokenizer, tokenizer_file, config, data, schedule };
         measured.check()?;
         Ok(measured)
     }
@@ -137,7 +139,7 @@ impl<B: Compute> Measured<B> {
         &self,
         backend: &'b B,
         args: &EvalArgs,
-        quiet: bool,
+        global: &GlobalArgs,
     ) -> anyhow::Result<Evaluator<'b, B>> {
         // Of one seed, whatever the run's: a base and its refinement are measured by the same features.
         let training = ClassifierTraining {
@@ -146,12 +148,12 @@ impl<B: Compute> Measured<B> {
         };
         let (tokenizer, params) = (&self.tokenizer.tokenizer, &self.tokenizer.params);
         let side = self.data.validation.side();
-        let mut progress = Progress::new("classifier", training.steps, 0, quiet);
+        let mut progress = Progress::new("classifier", training.steps, 0, global.quiet);
         let evaluator = prepare(
             backend,
             &self.data,
             &training,
-            &self.options(args.ema),
+            &self.options(args.ema, &global.computed()),
             |images| Ok(reconstruct(backend, tokenizer, params, images, side)?),
             |step| progress.update(step, ""),
         )?;
@@ -159,7 +161,7 @@ impl<B: Compute> Measured<B> {
         Ok(evaluator)
     }
 
-    fn options(&self, ema: bool) -> EvalOptions {
+    fn options(&self, ema: bool, computed: &str) -> EvalOptions {
         let s = &self.config.sample;
         EvalOptions {
             count: self.config.eval.samples,
@@ -172,6 +174,9 @@ impl<B: Compute> Measured<B> {
                 top_k: s.top_k,
                 top_p: s.top_p,
                 schedule: self.schedule.to_string(),
+                published_greedy: s.published_greedy,
+                program: format!("sar {}, {computed}", env!("CARGO_PKG_VERSION")),
+                tokenizer: absolute(&self.tokenizer_file).display().to_string(),
                 ema,
             },
         }
@@ -219,15 +224,9 @@ fn configuration(
     config.eval.samples = args.samples.unwrap_or(config.eval.samples);
     config.eval.seeds = args.seeds.unwrap_or(config.eval.seeds);
     config.data.skip_bad_images |= args.skip_bad_images;
-    let s = &mut config.sample;
-    s.ramp = args.ramp.unwrap_or(s.ramp);
-    s.top_k = args.top_k.unwrap_or(s.top_k);
-    s.top_p = args.top_p.unwrap_or(s.top_p);
-    s.schedule = args.schedule.or(s.schedule);
-    s.seed = args.seed.unwrap_or(s.seed);
-    s.batch = args.batch.unwrap_or(s.batch);
+    args.sampler.over(&mut config.sample);
     // Weights of a file of their own do not say the images' side, but what they draw has one.
-    let drawn = s.schedule.unwrap_or(generator.section.schedule).last();
+    let drawn = config.sample.schedule.unwrap_or(generator.section.schedule).last();
     let side = alone.then_some(drawn.height * factor);
     config.data.image_side = args.image_side.or(side).unwrap_or(config.data.image_side);
     config.validate()?;

@@ -178,14 +178,8 @@ pub(super) struct SamplingInterrupted {
 fn configuration(args: &SampleArgs, mut config: Config) -> anyhow::Result<Config> {
     let s = &mut config.sample;
     s.count = args.count.unwrap_or(s.count);
-    s.batch = args.batch.unwrap_or(s.batch);
     s.guidance = args.guidance.unwrap_or(s.guidance);
-    s.ramp = args.ramp.unwrap_or(s.ramp);
-    s.top_k = args.top_k.unwrap_or(s.top_k);
-    s.top_p = args.top_p.unwrap_or(s.top_p);
-    s.schedule = args.schedule.or(s.schedule);
-    s.seed = args.seed.unwrap_or(s.seed);
-    s.published_greedy |= args.published_greedy;
+    args.sampler.over(s);
     s.validate()?;
     Ok(config)
 }

@@ -15,6 +15,12 @@ pub struct SamplerSettings {
     pub top_p: f64,
     /// Scale schedule, `1_2_4_8`.
     pub schedule: String,
+    /// Greedy on grids outside the published sampler's list.
+    pub published_greedy: bool,
+    /// The program that sampled, and what on: `sar 0.1.0, cpu f32`.
+    pub program: String,
+    /// The tokenizer's file; empty where it came from none.
+    pub tokenizer: String,
     /// The file of the weights; empty where they came from none.
     pub weights: String,
     /// Optimiser steps that they were trained for.
@@ -30,7 +36,8 @@ impl SamplerSettings {
             return String::new();
         }
         let ema = if self.ema { ", averaged (EMA)" } else { "" };
-        format!("; weights {}, step {}{ema}", self.weights, self.step)
+        let program = if self.program.is_empty() { "" } else { ", by " };
+        format!("; weights {}, step {}{ema}{program}{}", self.weights, self.step, self.program)
     }
 }
 

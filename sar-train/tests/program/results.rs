@@ -34,6 +34,9 @@ fn weights_of_a_file_are_measured_at_the_size_that_they_draw() {
     let settings = &numbers["settings"];
     assert_eq!((&settings["side"], &settings["sampler"]["top_k"]), (&16.into(), &1.into()));
     assert_eq!(settings["sampler"]["schedule"], "1_2_4");
+    let program = settings["sampler"]["program"].as_str().unwrap();
+    assert!(program.starts_with("sar ") && program.ends_with(", cpu f32"), "{program}");
+    assert!(settings["sampler"]["tokenizer"].as_str().unwrap().ends_with("tok.safetensors"));
 
     let quality = |side: &str| {
         let flags = ["--data", "builtin:glyphs10", "--image-side", side];
