@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::Path;
+use tempfile::NamedTempFile;
 
 /// Writes a file under a temporary name beside it, syncs and renames it, so that no half of it is ever seen
 /// under its own, not even after a loss of power; to a pipe or a device, which a rename would replace, as
@@ -23,23 +24,43 @@ pub(crate) fn write_quickly(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn write(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
-    if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+    if is_special(path) {
         return fs::OpenOptions::new().write(true).open(path)?.write_all(bytes);
     }
+    let mut file = beside(path)?;
+    file.write_all(bytes)?;
+    put(file, path, sync)
+}
+
+/// Whether there is a pipe or a device, which a file that is renamed would replace.
+pub(crate) fn is_special(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
+}
+
+/// A temporary file in the folder of `path`, removed unless [`put`] in its place.
+pub(crate) fn beside(path: &Path) -> io::Result<NamedTempFile> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let mut file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    if sync {
-        file.as_file().sync_all()?;
-    }
-    // A temporary file is readable by its owner alone; a result is for everyone who may read its folder.
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".").suffix(".tmp");
+    // As any new file, by the user's mask; a temporary one would be its owner's alone.
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
-        file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
+}
+
+/// Puts a temporary file in the place of `path`, whose permissions it takes where it replaces one.
+pub(crate) fn put(file: NamedTempFile, path: &Path, sync: bool) -> io::Result<()> {
+    if let Ok(replaced) = fs::metadata(path) {
+        file.as_file().set_permissions(replaced.permissions())?;
+    }
+    if sync {
+        file.as_file().sync_all()?;
     }
     file.persist(path).map_err(|e| e.error)?;
     Ok(())
@@ -61,6 +82,22 @@ mod tests {
         assert!(write_whole(folder.path(), b"over a folder").is_err());
         assert!(write_whole(&folder.path().join("no/a.txt"), b"no folder").is_err());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_file_keeps_the_permissions_that_it_had() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        write_whole(&path, b"new").unwrap();
+        let plain = folder.path().join("plain");
+        fs::write(&plain, b"as any other").unwrap();
+        assert_eq!(mode(), fs::metadata(&plain).unwrap().permissions().mode() & 0o777);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
+        write_whole(&path, b"again").unwrap();
+        assert_eq!(mode(), 0o664);
     }
 
     #[test]

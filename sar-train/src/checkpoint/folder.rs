@@ -289,6 +289,10 @@ fn list(folder: &Path, purpose: Purpose) -> (Result<Option<Found>, CheckpointErr
         1 => format!("has one checkpoint, and it is damaged: {first}"),
         n => format!("has {n} checkpoints, all damaged; the newest: {first}"),
     };
+    let reason = match purpose {
+        Purpose::Resume => format!("{reason} (weights that are whole serve --init-from)"),
+        Purpose::Weights => reason,
+    };
     (Err(CheckpointError::None { path: folder.to_owned(), reason }), gone)
 }
 

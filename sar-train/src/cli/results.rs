@@ -55,7 +55,7 @@ pub struct SampleArgs {
     /// Folder for the images.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Classes to sample, by index or by name, in turn; default: all.
+    /// Classes to sample, by name or by number from 0, in turn; default: all.
     #[arg(long, value_delimiter = ',', value_name = "0,cat,…")]
     pub classes: Vec<String>,
     /// Images.
@@ -73,7 +73,7 @@ pub struct SampleArgs {
     /// Sample from the running average of the weights, where the checkpoint has one.
     #[arg(long)]
     pub ema: bool,
-    /// Replace the samples of an earlier call in --out.
+    /// Replace the samples of an earlier call in --out, and the file of --npz.
     #[arg(long)]
     pub force: bool,
 }

@@ -11,8 +11,8 @@ pub struct RunArgs {
     /// Configuration in TOML; absent keys have their defaults (for `refine`: what the generator's run has).
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Override one key of the configuration; may be repeated. With --resume: how long and how often, such
-    /// as train.steps.
+    /// Override one key of the configuration; may be repeated. With --resume: how long and how often
+    /// (train.steps), where the images are (data.path), how samples are drawn.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
     /// The run folder; must be new or empty unless --resume is given.
@@ -72,11 +72,11 @@ impl RunArgs {
     /// # Errors
     /// A `--set` of another key, or that cannot be used.
     pub(crate) fn continued(&self, had: &Config, free: &[&str]) -> anyhow::Result<Config> {
+        let mut config = had.clone().set(&self.set)?;
         let fixed = format!("a run goes on as it began, but for {}", free.join(", "));
         if let Some(setting) = self.set.iter().find(|setting| !within(setting, free)) {
             anyhow::bail!("--set {setting}: {fixed}");
         }
-        let mut config = had.clone().set(&self.set)?;
         config.data.skip_bad_images |= self.skip_bad_images;
         whole_path(&mut config);
         Ok(config)

@@ -233,10 +233,11 @@ impl fmt::Display for DataReport {
         }
         if !self.loose.is_empty() {
             let n = self.loose.len();
-            writeln!(f, "\nbeside the class folders, of no class and not used: {n}")?;
+            writeln!(f, "\nno part of the data, and not used: {n}")?;
         }
         for path in self.loose.iter().take(LOOSE_SHOWN) {
-            writeln!(f, "  {}", path.display())?;
+            let slash = if path.is_dir() { "/" } else { "" };
+            writeln!(f, "  {}{slash}", path.display())?;
         }
         Ok(())
     }

@@ -61,6 +61,8 @@ struct Measured<B: Compute> {
     generator: LoadedGenerator,
     tokenizer: LoadedTokenizer<B>,
     tokenizer_file: PathBuf,
+    /// Whether sampler and size are those of the run.
+    as_made: bool,
     config: Config,
     data: Data,
     schedule: ScaleSchedule,
@@ -71,11 +73,12 @@ impl<B: Compute> Measured<B> {
         let generator = LoadedGenerator::open(&args.generator, args.ema)?;
         let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
         let factor = tokenizer.tokenizer.downsample_factor();
-        let config = configuration(args, &generator, factor)?;
+        let (config, as_made) = configuration(args, &generator, factor)?;
         let data = run_data(&config, generator.run.as_deref().filter(|_| args.data.is_none()))?;
         let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
         let tokenizer_file = generator.tokenizer_path(args.tokenizer.as_deref())?;
-        let measured = Self { generator, tokenizer, tokenizer_file, config, data, schedule };
+        let measured =
+            Self { generator, tokenizer, tokenizer_file, as_made, config, data, schedule };
         measured.check()?;
         Ok(measured)
     }
@@ -128,7 +131,7 @@ impl<B: Compute> Measured<B> {
     /// Where the numbers go: of a run measured as it was made, where the report looks for them; of other
     /// weights or images they are not the run's.
     fn json(&self, args: &EvalArgs) -> Option<PathBuf> {
-        let own = args.data.is_none() && args.tokenizer.is_none();
+        let own = args.data.is_none() && args.tokenizer.is_none() && !args.ema && self.as_made;
         let whole = |run: &&PathBuf| own && same_folder(run, &args.generator);
         let kept = self.generator.run.as_ref().filter(whole).map(|run| run.join(EVAL_FILE));
         args.json.clone().or(kept)
@@ -211,10 +214,11 @@ fn configuration(
     args: &EvalArgs,
     generator: &LoadedGenerator,
     factor: usize,
-) -> anyhow::Result<Config> {
+) -> anyhow::Result<(Config, bool)> {
     let of_run = generator.run_config()?;
     let alone = of_run.is_none();
     let mut config = of_run.unwrap_or_default();
+    let made = (config.sample.clone(), config.data.image_side);
     if let Some(source) = &args.data {
         config.data = config.data.with_source(source);
     }
@@ -230,7 +234,10 @@ fn configuration(
     let side = alone.then_some(drawn.height * factor);
     config.data.image_side = args.image_side.or(side).unwrap_or(config.data.image_side);
     config.validate()?;
-    Ok(config)
+    let batch = made.0.batch;
+    let sampled = SampleConfig { batch, ..config.sample.clone() };
+    let as_made = (sampled, config.data.image_side) == made;
+    Ok((config, as_made))
 }
 
 fn same_folder(a: &Path, b: &Path) -> bool {

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use sar_math::rollout::Plan;
 
 /// What to do about a run without a checkpoint.
-pub(super) const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is nothing to resume; start it anew in an empty folder";
+pub(crate) const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is nothing to resume; start it anew in an empty folder";
 
 /// Images of a step that the published rate is of.
 const PUBLISHED_BATCH: usize = 256;
@@ -222,5 +222,18 @@ pub(super) fn check<B: Compute>(
     let method = config.train.method(&config.sar);
     Plan::new(method, config.sar.target, &generator.schedule, config.train.seed, 0)
         .with_context(|| format!("train.mode {} on {}", config.train.mode, generator.schedule))?;
+    Ok(())
+}
+
+/// Says so where a run goes on to another last step, which must lie before it.
+pub(crate) fn longer(folder: &RunFolder, key: &str, now: u64, before: u64) -> anyhow::Result<()> {
+    if now == before {
+        return Ok(());
+    }
+    let reached = folder.checkpoints(usize::MAX)?.latest()?.map_or(0, |found| found.step);
+    anyhow::ensure!(now > reached, "{key} is {now}, but the run has reached step {reached}");
+    eprintln!(
+        "note: {key} is {now} now and was {before}: the learning rate goes on as in a run of that length"
+    );
     Ok(())
 }

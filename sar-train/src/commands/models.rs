@@ -4,7 +4,7 @@ use super::output;
 use crate::backend::Compute;
 use crate::checkpoint::{self, CheckpointError, Kind};
 use crate::config::{Config, GeneratorSection};
-use crate::data::{self, Data, DataError};
+use crate::data::{self, Data, DataError, some_of};
 use crate::model::generator::{Generator, GeneratorShape, parameters};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::run::{RunFolder, class_names, memory};
@@ -35,8 +35,8 @@ pub(crate) struct LoadedTokenizer<B: Compute> {
 pub(crate) fn run_data(config: &Config, run: Option<&Path>) -> anyhow::Result<Data> {
     data::open(&config.data).map_err(|error| match (run, &error) {
         (Some(run), DataError::Missing { .. }) => anyhow::Error::from(error).context(format!(
-            "the images that {} was made with have moved: say where to in data.path of its \
-             config.toml",
+            "the images that {} was made with have moved: name them with --data, or, to go on, with \
+             --resume --set data.path=…",
             run.display()
         )),
         _ => error.into(),
@@ -61,20 +61,50 @@ pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<
     Ok(())
 }
 
+/// Whether a class has a name, and not just the number that list files and classes without images have.
+fn is_named(label: usize, name: &str) -> bool {
+    name != label.to_string()
+}
+
 /// The first label that means another class in `now` than in `before`, told.
-pub(crate) fn other_class(before: &[String], now: &[String]) -> Option<String> {
-    let (label, (was, is)) = before.iter().zip(now).enumerate().find(|(_, (a, b))| a != b)?;
-    Some(format!("class {label} was `{was}` and is `{is}` now"))
+fn other_class(before: &[String], now: &[String]) -> Option<String> {
+    let pairs = before.iter().zip(now).enumerate();
+    let named = |(label, (a, b)): &(usize, (&String, &String))| {
+        is_named(*label, a) && is_named(*label, b) && a != b
+    };
+    let changed = pairs.into_iter().find(named);
+    let without = |all: &[String], others: &[String]| -> Vec<String> {
+        let kept = all.iter().enumerate().filter(|(label, name)| is_named(*label, name));
+        kept.filter(|(_, name)| !others.contains(name))
+            .map(|(_, name)| format!("`{name}`"))
+            .collect()
+    };
+    let told = |names: Vec<String>, what: &str| {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        (!names.is_empty()).then(|| format!("{} {what}", some_of(&names)))
+    };
+    let mut parts: Vec<String> = changed
+        .map(|(label, (was, is))| format!("class {label} was `{was}` and is `{is}` now"))
+        .into_iter()
+        .collect();
+    if changed.is_some() || before.len() != now.len() {
+        parts.extend(told(without(before, now), "missing"));
+        parts.extend(told(without(now, before), "new"));
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 /// Keeps the classes of a new run, and stops one that goes on where its labels would mean others.
 pub(crate) fn compare_classes(folder: &RunFolder, data: &Data) -> anyhow::Result<()> {
     let Some(before) = folder.other_classes(&data.classes)? else { return Ok(()) };
-    let difference = other_class(&before, &data.classes)
-        .unwrap_or_else(|| format!("there were {} classes", before.len()));
+    let difference = match other_class(&before, &data.classes) {
+        Some(difference) => difference,
+        None if before.len() == data.classes.len() => return Ok(()),
+        None => format!("there were {} and are {} now", before.len(), data.classes.len()),
+    };
     anyhow::bail!(
         "the images have other classes than when the run began: {difference}; give the folders their \
-         names back, or begin another run with `sar train --init-from {} --new-classes`",
+         names back, or begin another run with `sar train --init-from {} --new-classes --data …`",
         folder.path().display()
     )
 }
@@ -185,6 +215,17 @@ impl LoadedGenerator {
         Ok(Self { generator, section, weights, file, step, run: found.run, classes })
     }
 
+    /// Gives classes that these images leave without a name the one that the generator's run has for them.
+    pub(crate) fn name_classes(&self, data: &mut Data) {
+        for (label, name) in data.classes.iter_mut().enumerate() {
+            if let Some(known) = self.classes.as_ref().and_then(|names| names.get(label))
+                && !is_named(label, name)
+            {
+                name.clone_from(known);
+            }
+        }
+    }
+
     /// Warns where a label means another class to these images than to those it was trained on.
     pub(crate) fn compare_classes(&self, data: &Data) {
         let before = self.classes.as_deref().unwrap_or_default();
@@ -199,15 +240,23 @@ impl LoadedGenerator {
     /// Lets it have the classes `names`, those of the same name as they are, the others anew.
     pub(crate) fn adopt_classes(&mut self, names: &[String], seed: u64) -> anyhow::Result<()> {
         let known = self.classes.take().unwrap_or_default();
-        let rows: Vec<Option<usize>> =
-            names.iter().map(|name| known.iter().position(|k| k == name)).collect();
+        let row = |(label, name): (usize, &String)| {
+            let known = || known.iter().position(|k| k == name);
+            is_named(label, name).then(known).flatten()
+        };
+        let rows: Vec<Option<usize>> = names.iter().enumerate().map(row).collect();
         (self.generator, self.weights) = self.generator.with_classes(&self.weights, &rows, seed)?;
         self.section.classes = names.len();
-        let kept = rows.iter().flatten().count();
-        output::note(format_args!(
-            "note: {kept} of {} classes keep what the weights know of them by name, the others begin anew",
-            names.len()
-        ));
+        let (kept, all) = (rows.iter().flatten().count(), names.len());
+        match known.as_slice() {
+            [] => output::note(format_args!(
+                "note: the weights' run kept no names of its classes, so all {all} begin anew"
+            )),
+            _ => output::note(format_args!(
+                "note: {kept} of {all} classes keep what the weights know of them by name, the others \
+                 begin anew"
+            )),
+        }
         self.classes = Some(names.to_vec());
         Ok(())
     }
@@ -243,8 +292,21 @@ impl LoadedGenerator {
         named: Option<&Path>,
     ) -> anyhow::Result<LoadedTokenizer<B>> {
         let path = self.tokenizer_path(named)?;
-        let tokenizer = LoadedTokenizer::open(backend, &path)?;
+        let tokenizer = LoadedTokenizer::open(backend, &path).map_err(|error| match named {
+            None => error.context("the run's tokenizer cannot be used; name one with --tokenizer"),
+            Some(_) => error,
+        })?;
         tokenizer.fits(&self.section)?;
+        let own = self.run.as_ref().map(|run| run.join(RUN_TOKENIZER)).filter(|own| own.is_file());
+        if let Some(own) = own.filter(|_| named.is_some())
+            && LoadedTokenizer::open(backend, &own)?.weights != tokenizer.weights
+        {
+            output::note(format_args!(
+                "warning: {} is not the tokenizer that the generator was trained with, which is {}",
+                path.display(),
+                own.display()
+            ));
+        }
         Ok(tokenizer)
     }
 }

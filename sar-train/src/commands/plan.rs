@@ -158,14 +158,16 @@ pub fn plan(config: &Config, storage: u64, own: u64) -> anyhow::Result<Plan> {
 fn table(config: &Config, plan: &Plan) -> String {
     let g = &config.generator;
     let m = &plan.memory;
+    // A schedule that is drawn has no more tokens than the generator's own, and mostly fewer.
+    let at_most = if config.train.random_schedules { "at most " } else { "" };
     let rows = [
         ("generator", format!("depth {}, width {}, heads {}", g.depth, g.width, g.heads)),
         ("vocabulary", format!("{} codes of {} channels", g.vocab, g.channels)),
         ("schedule", format!("{}: {} tokens", g.schedule, plan.tokens)),
         ("parameters", grouped(plan.parameters)),
-        ("tokens", format!("{} per image and step, all passes", plan.tokens_trained)),
+        ("tokens", format!("{at_most}{} per image and step, all passes", plan.tokens_trained)),
         ("forward", format!("{} per image", flops(plan.flops_forward))),
-        ("step", format!("{} forward and backward", flops(plan.flops_step))),
+        ("step", format!("{at_most}{} forward and backward", flops(plan.flops_step))),
         ("memory", format!("about {}, of which:", memory::text(m.total()))),
         ("  weights", memory::text(m.weights)),
         ("  gradients", memory::text(m.gradients)),

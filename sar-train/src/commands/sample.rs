@@ -8,6 +8,7 @@ use crate::cli::{GlobalArgs, SampleArgs};
 use crate::config::Config;
 use crate::data::grid::{self, Images};
 use crate::data::npz::NpzWriter;
+use crate::data::some_of;
 use crate::run::{Interrupt, Progress};
 use crate::sample::{Painter, columns};
 use anyhow::Context as _;
@@ -44,6 +45,9 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
             "note: the generator was trained on {}, not on {schedule}; unseen grids may look worse",
             generator.section.schedule
         );
+    }
+    if let Some(npz) = args.npz.as_deref().filter(|npz| npz.exists() && !args.force) {
+        anyhow::bail!("{} exists; choose another name, or replace it with --force", npz.display());
     }
     let _place = args.npz.as_deref().map(|path| ready_as(path, &["npz"])).transpose()?;
     let npz = args.npz.as_deref().map(|path| NpzWriter::create(path, count, size)).transpose()?;
@@ -189,21 +193,23 @@ fn asked_classes(asked: &[String], generator: &LoadedGenerator) -> anyhow::Resul
     let classes = generator.section.classes;
     let names = generator.classes.as_deref().unwrap_or_default();
     let index = |asked: &String| -> anyhow::Result<u32> {
-        if let Ok(index) = asked.parse::<u32>() {
-            anyhow::ensure!(
-                (index as usize) < classes,
-                "class {index} does not exist: the generator has {classes}, counted from 0"
-            );
-            return Ok(index);
+        let asked = asked.trim();
+        // Names first: a folder may be called by a number.
+        if let Some(index) = names.iter().position(|name| name == asked) {
+            return Ok(index as u32);
         }
-        let named = names.iter().position(|name| name == asked);
-        named.map(|index| index as u32).with_context(|| match names {
-            [] => format!(
-                "class `{asked}` is not known: the generator's run kept no names of its {classes} \
-                 classes; give their numbers"
-            ),
-            names => format!("class `{asked}` does not exist; there are {}", names.join(", ")),
-        })
+        let known = || match names {
+            [] => format!("the generator has {classes}, by numbers from 0: its run kept no names"),
+            names => {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                format!(
+                    "the generator has {classes}, by number from 0 or by name: {}",
+                    some_of(&names)
+                )
+            }
+        };
+        let index = asked.parse().ok().filter(|index: &u32| (*index as usize) < classes);
+        index.with_context(|| format!("class {asked} does not exist: {}", known()))
     };
     match asked {
         [] => Ok((0..classes as u32).collect()),

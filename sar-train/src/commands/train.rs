@@ -1,13 +1,13 @@
 //! `sar train` and `sar refine`: a generator on the images of a configuration.
 
-use super::generator_run::{NOTHING_TO_RESUME, Start, Work, check};
+use super::generator_run::{NOTHING_TO_RESUME, Start, Work, check, longer};
 use super::models::{
     LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER, affordable, compare_classes, run_data,
 };
 use super::output;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
-use crate::config::{Config, GeneratorSection, Mode, SarConfig};
+use crate::config::{Config, Decode, GeneratorSection, Mode, SarConfig};
 use crate::data::{self, Data, DataError};
 use crate::run::{Interrupt, RunFolder};
 use anyhow::Context as _;
@@ -68,15 +68,16 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     used_by(config.train.mode, &args.run)?;
     let mut from =
         args.run.init_from.as_deref().map(|path| LoadedGenerator::open(path, false)).transpose()?;
-    let tokenizer = match (&args.tokenizer, &from) {
-        (Some(path), _) => LoadedTokenizer::open(backend, path)?,
-        (None, Some(from)) => from.tokenizer(backend, None)?,
+    let tokenizer = match (&from, &args.tokenizer) {
+        (Some(from), named) => from.tokenizer(backend, named.as_deref())?,
+        (None, Some(path)) => LoadedTokenizer::open(backend, path)?,
         (None, None) => anyhow::bail!("no tokenizer given; name it with --tokenizer"),
     };
-    let data = open_data(&config, &args.run, Task::Train)?;
+    let mut data = open_data(&config, &args.run, Task::Train)?;
     if let Some(from) = &mut from {
-        if args.new_classes {
-            from.adopt_classes(&data.classes, config.train.seed)?;
+        match args.new_classes {
+            true => from.adopt_classes(&data.classes, config.train.seed)?,
+            false => from.name_classes(&mut data),
         }
         adopt(&mut config, from, &args.run)?;
     }
@@ -93,6 +94,12 @@ pub fn refine<B: Compute>(
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
     if args.run.resume {
+        let refined = RunFolder::open_for_resume(&args.run.out)?.1.train.mode;
+        anyhow::ensure!(
+            refined == Mode::Ssr,
+            "{} trains by {refined}, and goes on with `sar train --resume`",
+            args.run.out.display()
+        );
         return resume(backend, &args.run, global);
     }
     let path = args
@@ -120,7 +127,12 @@ pub fn refine<B: Compute>(
     adopt(&mut config, &from, &run)?;
     config.train.mode = Mode::Ssr;
     switch(&mut config.sar, &args.sar);
-    let data = open_data(&config, &run, Task::Refine)?;
+    anyhow::ensure!(
+        config.sar.decode == Decode::Sample || (args.sar.top_k, args.sar.top_p) == (None, None),
+        "--top-k and --top-p filter draws, and --decode argmax takes none: leave them out"
+    );
+    let mut data = open_data(&config, &run, Task::Refine)?;
+    from.name_classes(&mut data);
     begin(backend, config, &args.run, global, (&tokenizer, &data), Some(from), Task::Refine)
 }
 
@@ -260,24 +272,19 @@ fn resume<B: Compute>(backend: &B, args: &RunArgs, global: &GlobalArgs) -> anyho
         match folder.checkpoints(config.train.keep)?.latest()? {
             None => anyhow::bail!("{path}: {NOTHING_TO_RESUME}"),
             Some(_) => anyhow::bail!(
-                "{path} has no {RUN_TOKENIZER}, so it is no run of a generator; a tokenizer's goes on \
-                 with `sar tokenizer train --resume`"
+                "{path} has no {RUN_TOKENIZER}, which a generator's run keeps: put its tokenizer's \
+                 model.safetensors there; a tokenizer's run goes on with `sar tokenizer train --resume`"
             ),
         }
     }
     let data = run_data(&config, Some(folder.path()))?;
     let tokenizer = LoadedTokenizer::open(backend, &kept)?;
-    check(&config, &data, &tokenizer)?;
     compare_classes(&folder, &data)?;
+    check(&config, &data, &tokenizer)?;
+    longer(&folder, "train.steps", config.train.steps, had.train.steps)?;
     if config != had {
         // Once nothing stands in its way.
         folder.reconfigure(&config)?;
-    }
-    if config.train.steps != had.train.steps {
-        eprintln!(
-            "note: train.steps is {} now and was {}: the learning rate goes on as in a run of that length",
-            config.train.steps, had.train.steps
-        );
     }
     let interrupt = Interrupt::listen()?;
     let work =

@@ -122,3 +122,18 @@ fn recipes_are_valid() {
     }
     assert!(count >= 4, "{count} recipes in {folder}");
 }
+
+/// Refining goes over the configuration of the run that it refines: what a recipe leaves out is the base's.
+#[test]
+fn refining_recipes_say_how_their_rate_goes() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../recipes");
+    for name in ["glyphs10", "imagenet256-d16"] {
+        let base = Config::load(format!("{folder}/{name}.toml").as_ref()).unwrap();
+        let recipe = format!("{folder}/{name}-sar.toml");
+        let refined = base.clone().with_file(recipe.as_ref()).unwrap();
+        assert_eq!(refined.train.mode, Mode::Ssr);
+        let (first, peak) = (refined.train.anneal().learning_rate(0), refined.train.peak_lr());
+        assert!((first - peak).abs() < 1e-12, "{name} begins at {first}, below its peak {peak}");
+        assert!(peak < base.train.peak_lr(), "{name}: no higher than the base");
+    }
+}

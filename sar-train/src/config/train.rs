@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
+/// Forward passes of a step, at most: each keeps its losses until they are told.
+const MOST_PASSES: usize = 1 << 16;
+
 /// The way of training: what feeds each scale.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
@@ -217,9 +220,11 @@ impl TrainConfig {
     /// [`ConfigError::Value`] naming the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         require(self.steps >= 1, "train.steps", self.steps, "at least 1")?;
-        for (key, value) in [("train.batch", self.batch), ("train.accumulate", self.accumulate)] {
-            let held = (1..=MOST_IMAGES).contains(&value);
-            require(held, key, value, &format!("1 to {MOST_IMAGES}"))?;
+        for (key, value, most) in [
+            ("train.batch", self.batch, MOST_IMAGES),
+            ("train.accumulate", self.accumulate, MOST_PASSES),
+        ] {
+            require((1..=most).contains(&value), key, value, &format!("1 to {most}"))?;
         }
         require(self.log_every >= 1, "train.log_every", self.log_every, "at least 1")?;
         require(self.head_tokens >= 1, "train.head_tokens", self.head_tokens, "at least 1")?;

@@ -29,6 +29,13 @@ pub(super) fn list(root: &Path, unlabelled: bool) -> Result<Listing, DataError> 
         }
     };
     let Some(train) = part(&TRAIN)? else {
+        let called = |names: &[&str]| {
+            folders.iter().find(|f| names.iter().any(|m| name(f).eq_ignore_ascii_case(m)))
+        };
+        // Two classes of just these names are hardly meant.
+        if let (false, Some(train), Some(_)) = (unlabelled, called(&TRAIN), called(&VALIDATION)) {
+            return Err(DataError::NoClasses { path: train.clone() });
+        }
         let labelled = labelled(root, unlabelled)?;
         return Ok(listing(root, unlabelled, labelled, None));
     };

@@ -2,7 +2,7 @@
 //!
 //! Paths are relative to the list's folder and may contain blanks: a line is split at its last
 //! one. Labels are whole numbers from 0. Empty lines and lines beginning with `#` are passed over.
-//! A `val.txt` beside a `train.txt` names the validation images.
+//! A `val.txt` (or `valid.txt`, `validation.txt`) beside a `train.txt` names the validation images.
 
 use super::{DataError, Listing};
 use std::path::{Path, PathBuf};
@@ -10,14 +10,18 @@ use std::path::{Path, PathBuf};
 /// A label above this without a stated number of classes is a mistake in the file.
 const MAX_CLASSES: usize = 1 << 20;
 
+/// What the list of validation images may be called.
+const VALIDATION: [&str; 3] = ["val.txt", "valid.txt", "validation.txt"];
+
 /// Reads a list file; labels must lie below `num_classes` if given.
 pub(super) fn list(path: &Path, num_classes: Option<usize>) -> Result<Listing, DataError> {
     let train = read(path, num_classes.unwrap_or(MAX_CLASSES))?;
     let highest = train.iter().map(|&(_, label)| label as usize).max().unwrap_or(0);
     let classes = num_classes.unwrap_or(highest + 1);
-    let beside = path.with_file_name("val.txt");
-    let paired = path.file_name().is_some_and(|n| n == "train.txt") && beside.is_file();
-    let validation = if paired { Some(read(&beside, classes)?) } else { None };
+    let paired = path.file_name().is_some_and(|n| n == "train.txt");
+    let beside = VALIDATION.map(|name| path.with_file_name(name));
+    let beside = beside.into_iter().find(|list| paired && list.is_file());
+    let validation = beside.map(|list| read(&list, classes)).transpose()?;
     Ok(Listing {
         root: path.to_path_buf(),
         kind: "list file",

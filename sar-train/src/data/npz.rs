@@ -2,6 +2,7 @@
 
 use super::DataError;
 use super::grid::{Images, to_u8};
+use crate::files;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
@@ -27,12 +28,11 @@ impl NpzWriter {
         (height, width): (usize, usize),
     ) -> Result<Self, DataError> {
         let begin = || {
-            let folder = match path.parent() {
-                Some(folder) if !folder.as_os_str().is_empty() => folder,
-                _ => Path::new("."),
-            };
-            let file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder)?;
-            let mut archive = ZipWriter::new(BufWriter::new(file));
+            if files::is_special(path) {
+                // The directory of an archive comes last and speaks of what came before.
+                return Err(io::Error::other("an archive is not written to a pipe or a device"));
+            }
+            let mut archive = ZipWriter::new(BufWriter::new(files::beside(path)?));
             // Pixels hardly shrink, and the published evaluators' own files are stored as well.
             let options = SimpleFileOptions::default()
                 .compression_method(CompressionMethod::Stored)
@@ -80,14 +80,7 @@ impl NpzWriter {
         let Self { path, archive, .. } = self;
         let end = || {
             let file = archive.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
-            file.as_file().sync_all()?;
-            #[cfg(unix)]
-            {
-                use std::os::unix::fs::PermissionsExt as _;
-                file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-            }
-            file.persist(&path).map_err(|e| e.error)?;
-            Ok(())
+            files::put(file, &path, true)
         };
         end().map_err(failed(&path))
     }
@@ -153,5 +146,6 @@ mod tests {
         drop(NpzWriter::create(&path, 2, (1, 1)).unwrap());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         assert!(NpzWriter::create(&folder.path().join("no/a.npz"), 1, (1, 1)).is_err());
+        assert!(NpzWriter::create(Path::new("/dev/null"), 1, (1, 1)).is_err());
     }
 }

@@ -434,6 +434,44 @@ fn pipes_and_devices_are_written_to_and_not_replaced() {
     }
 }
 
+/// Parts go by the names that people give them; what is no part is told, and two of one are refused.
+#[test]
+fn parts_of_the_data_are_known_by_several_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let put = |path: &str| write(&dir.path().join(path), &red(8, 8), ImageFormat::Png);
+    for class in ["cat", "dog"] {
+        put(&format!("Training/{class}/a.png"));
+        put(&format!("test/{class}/a.png"));
+    }
+    put("valid/dog/b.png");
+    let data = open(&at(dir.path())).unwrap();
+    assert_eq!((data.train.len(), data.validation.len()), (2, 1));
+    assert_eq!(data.classes, ["cat", "dog"]);
+    assert!(data.summary.contains("not used: 1 (test/)"), "{}", data.summary);
+    let missing = "1 of the classes without a validation image: cat";
+    assert!(data.summary.contains(missing), "{}", data.summary);
+    put("validation/dog/b.png");
+    let error = open(&at(dir.path())).unwrap_err();
+    assert!(
+        matches!(&error, DataError::SeveralParts { found, .. } if found == "valid, validation")
+    );
+    // Images directly in the parts are of no class, and `train` is none.
+    let flat = tempfile::tempdir().unwrap();
+    for part in ["train", "val"] {
+        write(&flat.path().join(part).join("a.png"), &red(8, 8), ImageFormat::Png);
+    }
+    assert!(matches!(open(&at(flat.path())), Err(DataError::NoClasses { .. })));
+    // The list of validation images as well.
+    let listed = tempfile::tempdir().unwrap();
+    for name in ["a.png", "b.png", "c.png"] {
+        write(&listed.path().join(name), &red(8, 8), ImageFormat::Png);
+    }
+    fs::write(listed.path().join("train.txt"), "a.png 0\nb.png 1\n").unwrap();
+    fs::write(listed.path().join("valid.txt"), "c.png 1\n").unwrap();
+    let data = open(&at(listed.path())).unwrap();
+    assert_eq!((data.train.len(), data.validation.len()), (2, 1));
+}
+
 #[test]
 fn a_check_prints_a_table_and_a_preview() {
     let dir = two_classes(3);
@@ -444,12 +482,12 @@ fn a_check_prints_a_table_and_a_preview() {
     let text = report.to_string();
     assert!(text.contains("cat                        3"), "{text}");
     assert!(text.contains("sizes from 9×7 to 9×7"), "{text}");
-    assert!(report.loose.is_empty() && !text.contains("of no class"), "{text}");
+    assert!(report.loose.is_empty() && !text.contains("not used"), "{text}");
     assert_eq!(image::image_dimensions(&preview).unwrap(), (8 * 10 - 2, 2 * 10 - 2));
     fs::write(dir.path().join("notes.txt"), "no image").unwrap();
     let report = crate::commands::data::check(&at(dir.path()), None).unwrap();
     assert_eq!((report.total, report.loose.as_slice()), (6, &[preview.clone()][..]));
-    assert!(report.to_string().contains("of no class and not used: 1"), "{report}");
+    assert!(report.to_string().contains("no part of the data, and not used: 1"), "{report}");
 
     let report = crate::commands::data::check(&DataConfig::glyphs10(), Some(&preview)).unwrap();
     assert_eq!((report.total, report.validation, report.exit_code()), (4630, 930, 0));

@@ -29,10 +29,7 @@ pub enum TrainError {
     #[error(transparent)]
     NonFinite(#[from] NonFiniteError),
     /// Weights that give no loss.
-    #[error(
-        "training: the loss on held-out images is not finite at step {step}; start again with a lower \
-         train.lr, or a smaller train.clip"
-    )]
+    #[error("training: the loss on held-out images is not finite at step {step}; {}", advice(*.step))]
     Diverged {
         /// When it was seen.
         step: u64,
@@ -50,6 +47,16 @@ pub enum TrainError {
         /// As given.
         found: usize,
     },
+}
+
+/// What to do where weights give no loss.
+fn advice(step: u64) -> &'static str {
+    match step {
+        0 => "the weights that it starts from are not usable",
+        _ => {
+            "begin anew with a lower train.lr, or from an earlier checkpoint with `sar train --init-from`"
+        }
+    }
 }
 
 impl TrainError {

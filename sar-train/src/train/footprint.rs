@@ -7,7 +7,7 @@ use crate::config::{Config, GeneratorSection};
 use crate::model::generator::{GeneratorShape, parameters};
 use crate::model::tokenizer::Tokenizer;
 use crate::sample::grid_labels;
-use sar_math::ScaleSchedule;
+use sar_math::{MAX_SCALES, ScaleSchedule};
 use serde::Serialize;
 
 /// Bytes of statistics, gradients, moments, losses and master weights, and of ids.
@@ -172,7 +172,8 @@ fn elements(config: &Config, needs: Needs) -> (u64, u64) {
     let images = batch * (2 * tokens + g.schedule.last().tokens() as u64) * k;
     let sampler = if needs.sampler { scales(g, &g.schedule, batch) } else { 0 };
     let norms = rows * tokens * (2 * (2 * d + 1) + blocks * 3 * h);
-    let losses = 2 * 4 * batch * tokens;
+    // Of each token, and the sums of every pass of the step (and of held-out images).
+    let losses = 2 * 4 * batch * tokens + 4 * MAX_SCALES as u64 * (needs.accumulate as u64 + 1);
     let ids = 3 * batch * tokens;
     let narrow = forward + head + backward + modulation + positions + images + sampler;
     (narrow, norms + losses + ids + v * k)

@@ -8,7 +8,7 @@ use sar_math::loss::{StudentForcing, Supervision, TeacherForcing};
 use sar_math::rollout::Pass;
 
 /// What a way of training needs beside teacher forcing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// An unconditional half beside the teacher pass (guided rollouts).
     pub guided: bool,
@@ -137,7 +137,7 @@ impl<B: Backend> StepMemory<B> {
             // Sums of held-out images go beside those of the step.
             teacher_loss: TeacherForcing::new(backend, batch * tokens, needs.accumulate + 1)?,
             student_loss: StudentForcing::new(backend, batch * tokens, needs.accumulate)?,
-            supervised: Vec::with_capacity(needs.accumulate),
+            supervised: Vec::new(),
             labels: Vec::with_capacity(rows),
             soft: needs.soft.then(soft).transpose()?,
             norm: backend.accum(1)?,

@@ -168,7 +168,7 @@ impl<B: Backend> Session<'_, B> {
         let report = trainer.held_out(images)?;
         let step = trainer.step_number();
         if !report.heldout_loss.is_finite() {
-            // Before this step is saved: the checkpoints before are the ones to go back to.
+            // Before this step is saved: the checkpoints before may be whole.
             return Err(TrainError::Diverged { step });
         }
         log.record(step, "eval", &report)?;

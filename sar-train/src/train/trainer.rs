@@ -9,7 +9,7 @@ use crate::model::generator::Generator;
 use crate::run::NonFinite;
 use sar_math::backend::{AdamW, Backend, Buffers, LatentDims, Slot};
 use sar_math::loss::ScaleReport;
-use sar_math::rollout::{Plan, StudentTarget};
+use sar_math::rollout::{Method, Plan, StudentTarget};
 use sar_math::{Real, ScaleSchedule};
 use serde::{Deserialize, Serialize};
 
@@ -225,7 +225,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
             false => self.schedule,
         };
         let target = self.settings.sar.map_or(StudentTarget::TeacherHard, |s| s.target);
-        let plan = Plan::new(self.settings.method, target, &schedule, seed, step)?;
+        let method = match self.settings.method {
+            // A drawn schedule may have fewer scales than ground truth is to feed: then it feeds all.
+            Method::Hybrid { teacher_scales } => {
+                Method::Hybrid { teacher_scales: teacher_scales.min(schedule.len()) }
+            }
+            other => other,
+        };
+        let plan = Plan::new(method, target, &schedule, seed, step)?;
         let input = StepInput {
             generator: &self.generator,
             params: &self.params,
@@ -284,11 +291,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
     ///
     /// # Errors
     /// A device fault.
-    pub fn report(&mut self) -> Result<Option<StepReport>, TrainError> {
+    pub fn report(&self) -> Result<Option<StepReport>, TrainError> {
         self.read_report().map_err(TrainError::backend)
     }
 
-    fn read_report(&mut self) -> Result<Option<StepReport>, B::Error> {
+    fn read_report(&self) -> Result<Option<StepReport>, B::Error> {
         let (backend, memory) = (self.backend, &self.memory);
         let Some((teacher, student)) = memory.supervised.first() else { return Ok(None) };
         let mut first = ScaleReport::default();

@@ -26,7 +26,8 @@ fn a_class_that_was_renamed_stops_a_run_and_is_told_elsewhere() {
     fs::rename(folder.join("images/a"), folder.join("images/z")).unwrap();
     let on = ["train", "--resume", "--out", "two", "--set", "train.steps=3"];
     let said = fails(1, &on, folder);
-    says(&said, &["other classes", "class 0 was `a` and is `b` now", "--new-classes"]);
+    let renamed = "class 0 was `a` and is `b` now, `a` missing, `z` new";
+    says(&said, &["other classes", renamed, "--new-classes"]);
     let refine = ["refine", "--init-from", "two", "--out", "refined", "--set", "train.steps=1"];
     says(&succeeds(&refine, folder), &["warning: the images have other classes", "`a` and is `b`"]);
     let eval = ["eval", "two", "--samples", "4", "--guidance", "0", "--seeds", "1"];
@@ -44,6 +45,11 @@ fn a_run_goes_on_for_longer_and_refuses_what_would_make_it_another() {
     let folder = folder.path();
     let with = |set| ["train", "--resume", "--out", "base", "--set", set];
     says(&fails(1, &with("train.lr=1"), folder), &["--set train.lr=1", "but for train.steps"]);
+    says(&fails(1, &with("trian.steps=4"), folder), &["did you mean `train`"]);
+    let said = fails(1, &with("train.steps=1"), folder);
+    says(&said, &["train.steps is 1, but the run has reached step 2"]);
+    let said = fails(1, &["refine", "--resume", "--out", "base"], folder);
+    says(&said, &["base trains by teacher, and goes on with `sar train --resume`"]);
     succeeds(&with("train.steps=4"), folder);
     says(&fs::read_to_string(folder.join("base/config.toml")).unwrap(), &["\nsteps = 4\n"]);
     assert_eq!(steps(&folder.join("base")).last().unwrap(), "step-4");
@@ -93,9 +99,35 @@ fn weights_serve_other_classes_by_name() {
     assert_eq!(record["classes"], serde_json::json!(["b", "c", "d"]));
     assert_eq!(record["labels"], serde_json::json!([2, 0]));
     let unknown = ["sample", "three", "--out", "t", "--classes", "e"];
-    says(&fails(1, &unknown, folder), &["class `e` does not exist; there are b, c, d"]);
+    says(&fails(1, &unknown, folder), &["class e does not exist", "by name: b, c, d"]);
     let needless = ["train", "--tokenizer", "tok", "--data", "more", "--out", "x", "--new-classes"];
     says(&fails(2, &needless, folder), &["--init-from"]);
+}
+
+#[test]
+fn a_folder_may_be_called_by_a_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::write(
+        folder.join("small.toml"),
+        SMALL.replace("builtin = \"glyphs10\"", "path = \"images\""),
+    )
+    .unwrap();
+    two_classes(folder, 12);
+    for (from, to) in [("a", "10"), ("b", "2")] {
+        fs::rename(folder.join("images").join(from), folder.join("images").join(to)).unwrap();
+    }
+    succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder);
+    succeeds(&[&TRAIN[..], &["--out", "two"]].concat(), folder);
+    let labels = |asked: &str, out: &str| {
+        succeeds(&["sample", "two", "--count", "2", "--classes", asked, "--out", out], folder);
+        let record = fs::read_to_string(folder.join(out).join("samples.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&record).unwrap()["labels"].clone()
+    };
+    assert_eq!(labels("10, 2", "s"), serde_json::json!([0, 1]));
+    assert_eq!(labels("0,1", "t"), serde_json::json!([0, 1]));
+    let said = fails(1, &["sample", "two", "--classes", "3", "--out", "u"], folder);
+    says(&said, &["class 3 does not exist", "by number from 0 or by name: 10, 2"]);
 }
 
 #[test]

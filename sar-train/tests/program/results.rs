@@ -76,7 +76,9 @@ fn samples_are_an_array_for_published_evaluators() {
         let image = image::open(folder.join(format!("s/{k:06}.png"))).unwrap().to_rgb8();
         assert!(image.as_raw() == pixels, "image {k}");
     }
-    let other = ["sample", "base", "--out", "t", "--npz", "small.toml"];
+    let again = ["sample", "base", "--count", "1", "--out", "t", "--npz", "s.npz"];
+    says(&fails(1, &again, folder), &["s.npz exists", "--force"]);
+    let other = ["sample", "base", "--out", "t", "--npz", "small.toml", "--force"];
     says(&fails(1, &other, folder), &["small.toml: name the file .npz"]);
     assert!(!folder.join("t").exists());
 }
@@ -127,7 +129,33 @@ fn a_run_that_diverged_is_no_success() {
     let wild = ["--set", "train.lr=1e30", "--set", "train.steps=2", "--set", "train.eval_every=1"];
     let said = fails(1, &[&TRAIN[..], &["--out", "wild"], &wild].concat(), folder);
     says(&said, &["held-out images is not finite at step 1", "train.lr"]);
-    assert_eq!(steps(&folder.join("wild")), ["step-0"], "the checkpoint before stays the newest");
+    assert_eq!(steps(&folder.join("wild")), ["step-0"], "the step is not saved");
+}
+
+#[test]
+fn another_tokenizer_than_the_generators_is_told() {
+    let folder = trained();
+    let folder = folder.path();
+    let other = ["tokenizer", "train", "--config", "small.toml", "--seed", "5", "--out", "other"];
+    succeeds(&other, folder);
+    let sample = ["sample", "base", "--count", "1", "--out", "s", "--tokenizer"];
+    let said = succeeds(&[&sample[..], &["other", "--force"]].concat(), folder);
+    says(&said, &["warning: other is not the tokenizer that the generator was trained with"]);
+    assert!(!succeeds(&[&sample[..], &["tok", "--force"]].concat(), folder).contains("warning"));
+    let greedy =
+        ["refine", "--init-from", "base", "--out", "new", "--decode", "argmax", "--top-k", "5"];
+    says(&fails(1, &greedy, folder), &["--decode argmax takes none"]);
+}
+
+#[test]
+fn numbers_of_another_sampler_are_not_the_runs() {
+    let folder = trained();
+    let folder = folder.path();
+    succeeds(&[&["eval", "base"][..], &FEW].concat(), folder);
+    let own = fs::read(folder.join("base/eval.json")).unwrap();
+    let said = succeeds(&[&["eval", "base", "--top-k", "1"][..], &FEW].concat(), folder);
+    says(&said, &["the numbers are not kept; --json FILE does that"]);
+    assert_eq!(fs::read(folder.join("base/eval.json")).unwrap(), own);
 }
 
 #[test]

@@ -283,10 +283,13 @@ fn a_run_goes_on_from_any_folder_and_says_where_its_images_were() {
     says(&said, &["warning: the run began with 10 training", "now there are 12 training"]);
     fs::rename(folder.join("images"), folder.join("moved")).unwrap();
     let said = fails(1, &resume, folder);
-    says(&said, &["have moved", "data.path of its config.toml", "no such file or folder"]);
+    says(&said, &["have moved", "--set data.path=", "no such file or folder"]);
     let tokenizer = folder.join("tok");
     let other = ["train", "--resume", "--out", tokenizer.to_str().unwrap()];
-    says(&fails(1, &other, folder), &["no run of a generator", "sar tokenizer train --resume"]);
+    says(
+        &fails(1, &other, folder),
+        &["which a generator's run keeps", "sar tokenizer train --resume"],
+    );
 }
 
 #[test]

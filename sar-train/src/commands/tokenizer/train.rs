@@ -4,6 +4,7 @@ use super::{check_side, compared, measure};
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
 use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs};
+use crate::commands::generator_run::{NOTHING_TO_RESUME, longer};
 use crate::commands::models::{LoadedTokenizer, RUN_TOKENIZER, compare_images, run_data};
 use crate::commands::output;
 use crate::config::Config;
@@ -51,7 +52,14 @@ pub(super) fn run<B: Compute>(
             "{} is the run of a generator, which goes on with `sar train --resume`",
             folder.path().display()
         );
+        anyhow::ensure!(
+            folder.checkpoints(config.train.keep)?.latest()?.is_some(),
+            "{}: {NOTHING_TO_RESUME}",
+            folder.path().display()
+        );
         let data = run_data(&config, Some(folder.path()))?;
+        let (now, before) = (config.tokenizer_train.steps, had.tokenizer_train.steps);
+        longer(&folder, "tokenizer_train.steps", now, before)?;
         if config != had {
             folder.reconfigure(&config)?;
         }

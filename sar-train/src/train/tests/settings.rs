@@ -64,7 +64,8 @@ fn drop_path_rises_over_depth_and_keeps_the_mean() {
 fn schedules_are_drawn_for_each_step() {
     let world = World::new(8);
     let own: ScaleSchedule = "1_2_3_4".parse().unwrap();
-    for mode in [Mode::Teacher, Mode::Ssr, Mode::Student, Mode::Interleaved] {
+    let hybrid = Mode::Hybrid { teacher_scales: 4 };
+    for mode in [Mode::Teacher, Mode::Ssr, Mode::Student, Mode::Interleaved, hybrid] {
         let mut config = config(mode);
         config.generator.schedule = own;
         (config.train.batch, config.train.accumulate) = (2, 2);
@@ -76,6 +77,8 @@ fn schedules_are_drawn_for_each_step() {
             let report = trainer.report().unwrap().unwrap();
             let expected = own.random_at(9, step);
             assert_eq!(report.schedule, expected.to_string(), "{mode}");
+            let of_passes = trainer.memory.supervised.iter().map(|(s, _)| s.dims.schedule);
+            assert_eq!(of_passes.collect::<Vec<_>>(), [expected; 2], "{mode}");
             assert_eq!(report.scale_loss.len(), expected.len());
             seen.insert(report.schedule);
         }
