@@ -142,7 +142,7 @@ pub struct TrainArgs {
     )]
     pub tokenizer: Option<PathBuf>,
     /// The images have other classes than the weights of --init-from: those of the same name keep what they
-    /// learned, the others begin anew.
+    /// learned, the others begin anew. A class that is called by its own number counts as without a name.
     #[arg(long, requires = "init_from")]
     pub new_classes: bool,
     /// Way of training: teacher, ssr, student, hybrid:N, interleaved; overrides train.mode.
