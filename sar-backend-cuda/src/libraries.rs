@@ -106,6 +106,21 @@ impl Library {
         Err(CudaError::Library { library: self.name(), reason, hint: self.hint() })
     }
 
+    /// What a function of an open library of this path, `int f(int *number)`, gives; `None` where it has no
+    /// such function or that fails.
+    ///
+    /// # Safety
+    /// The library has no other function of this name.
+    pub(crate) unsafe fn ask(path: &Path, function: &str) -> Option<i32> {
+        // SAFETY: as in `open`, where it was opened; a function as the caller says.
+        unsafe {
+            let handle = Handle::new(path).ok()?;
+            let ask = handle.get::<unsafe extern "C" fn(*mut i32) -> i32>(function).ok()?;
+            let mut number = 0;
+            (ask(&mut number) == 0).then_some(number)
+        }
+    }
+
     /// cudarc will open the library by name, and the first name that leads anywhere counts: a file
     /// called `libnvrtc.so` on the loader's path comes before a `libnvrtc.so.12` that is open.
     fn is_what_names_lead_to(self, handle: &Handle, path: &Path) -> Result<(), CudaError> {

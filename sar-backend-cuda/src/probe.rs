@@ -115,17 +115,46 @@ pub fn usable(ordinal: usize) -> Result<Gpu, CudaError> {
     if let Ok(nvrtc) = Nvrtc::load() {
         serves(Library::Nvrtc, nvrtc.version, info.version)?;
     }
-    serves(Library::CublasLt, cublaslt()?, info.version)?;
+    if let Some(version) = cublaslt()?.version {
+        serves(Library::CublasLt, version, info.version)?;
+    }
     Ok(gpu)
 }
 
-/// The version of the library of matrix products.
-fn cublaslt() -> Result<(i32, i32), CudaError> {
-    Library::CublasLt.open()?;
+/// A library of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Where it came from: a file, or a name on the loader's path.
+    pub path: PathBuf,
+    /// Its version; `None` where it does not say it.
+    pub version: Option<(i32, i32)>,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.version {
+            Some((major, minor)) => write!(f, "{major}.{minor}, {}", self.path.display()),
+            None => write!(f, "of no known version, {}", self.path.display()),
+        }
+    }
+}
+
+/// The library of matrix products.
+fn cublaslt() -> Result<Found, CudaError> {
+    let path = Library::CublasLt.open()?;
     // SAFETY: the library is open, and every version of it has this function.
     let number = unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() } as i32;
     // As its header puts it together, from version 12 on: 12.9.1 is 120901.
-    Ok((number / 10_000, number / 100 % 100))
+    Ok(Found { path, version: Some((number / 10_000, number / 100 % 100)) })
+}
+
+/// The library of communication.
+fn nccl() -> Result<Found, CudaError> {
+    let path = Library::Nccl.open()?;
+    // SAFETY: NCCL's own, `ncclResult_t ncclGetVersion(int *)`.
+    let number = unsafe { Library::ask(&path, "ncclGetVersion") };
+    // As its header puts it together, from version 2.9 on: 2.27.3 is 22703.
+    Ok(Found { path, version: number.map(|n| (n / 10_000, n / 100 % 100)) })
 }
 
 /// Machine code of a newer CUDA than the driver's is refused by it, except within a major version.
@@ -154,9 +183,9 @@ pub struct Probe {
     /// The compiler's version, needed where kernels are not yet in the cache.
     pub nvrtc: Result<(i32, i32), CudaError>,
     /// Where matrix products come from.
-    pub cublaslt: Result<PathBuf, CudaError>,
+    pub cublaslt: Result<Found, CudaError>,
     /// Where communication comes from; not needed on one GPU.
-    pub nccl: Result<PathBuf, CudaError>,
+    pub nccl: Result<Found, CudaError>,
 }
 
 /// Looks at everything, and goes on where something is missing.
@@ -164,8 +193,8 @@ pub fn probe() -> Probe {
     Probe {
         driver: driver(),
         nvrtc: Nvrtc::load().map(|nvrtc| nvrtc.version),
-        cublaslt: Library::CublasLt.open(),
-        nccl: Library::Nccl.open(),
+        cublaslt: cublaslt(),
+        nccl: nccl(),
     }
 }
 

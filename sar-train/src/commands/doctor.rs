@@ -4,7 +4,7 @@ use crate::cli::{DoctorArgs, GlobalArgs};
 use crate::run::memory;
 use anyhow::Context as _;
 use sar_backend_cuda::CudaError;
-use sar_backend_cuda::probe::{Probe, probe, usable};
+use sar_backend_cuda::probe::{Found, Probe, probe, usable};
 use std::path::Path;
 
 /// Prints the findings.
@@ -71,10 +71,9 @@ fn cuda_lines(found: &Probe) -> Vec<(&'static str, String)> {
         }
     }
     lines.push(("nvrtc", or_missing(found.nvrtc.as_ref().map(|&v| version(v)))));
-    let path = |path: &std::path::PathBuf| path.display().to_string();
-    lines.push(("cublasLt", or_missing(found.cublaslt.as_ref().map(path))));
-    let nccl = or_missing(found.nccl.as_ref().map(path));
-    lines.push(("nccl", format!("{nccl} (one GPU needs none)")));
+    lines.push(("cublasLt", or_missing(found.cublaslt.as_ref().map(Found::to_string))));
+    let nccl = or_missing(found.nccl.as_ref().map(Found::to_string));
+    lines.push(("nccl", format!("{nccl} (not used yet: the program trains on one GPU)")));
     lines
 }
 

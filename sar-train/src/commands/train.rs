@@ -57,7 +57,7 @@ impl Task {
 /// `sar train`.
 ///
 /// # Errors
-/// A configuration, data or checkpoint that cannot be used; see [`TrainError`].
+/// A configuration, data or checkpoint that cannot be used; see [`TrainError`](crate::train::TrainError).
 pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     if args.run.resume {
         return resume(backend, &args.run, global);
