@@ -2,7 +2,8 @@
 //!
 //! A backend is checked in two number types, and both are held to every property of the kit. The
 //! table shows values of the one that trains and gradients of the one where differences are sharp: on
-//! the CPU f32 and f64, on a GPU bf16 and f32.
+//! the CPU f32 and f64, on a GPU bf16 and f32. Beside a GPU's errors stand those of the CPU backend in f32
+//! on the same cases: rounding alone, which is what the GPU's f32 should come close to.
 
 use crate::backend;
 use crate::cli::{BackendName, CheckArgs, GlobalArgs};
@@ -11,7 +12,6 @@ use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::bf16;
 use sar_math::backend::Backend;
 use sar_math::conformance::{Case, Mismatch, OpFn, Report, checks};
-use std::fmt::Write as _;
 
 /// What was found about one op over all cases.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +22,8 @@ pub struct OpCheck {
     pub value: (f64, f64),
     /// Largest error of a gradient in the second, and what it may be; `None` without a backward.
     pub gradient: Option<(f64, f64)>,
+    /// The same two errors of the reference, where there is one.
+    pub reference: Option<(f64, Option<f64>)>,
     /// What is wrong, first of all: number type, seed of the case, property.
     pub fault: Option<(&'static str, u64, Mismatch)>,
 }
@@ -34,11 +36,15 @@ pub struct Numbers<'b, B: Backend> {
     pub backend: &'b B,
 }
 
+/// The backend that a GPU's errors are shown beside.
+type Reference = CpuBackend<f32>;
+
 /// Runs `cases` cases, from seed `seed` on, of every op whose name contains `only`: values are taken
-/// from `trains`, gradients from `sharp`.
+/// from `trains`, gradients from `sharp`, and both from the reference, where there is one.
 pub fn check_ops<T: Backend, S: Backend>(
     trains: &Numbers<'_, T>,
     sharp: &Numbers<'_, S>,
+    reference: Option<&Numbers<'_, Reference>>,
     only: &str,
     cases: u32,
     seed: u64,
@@ -46,9 +52,11 @@ pub fn check_ops<T: Backend, S: Backend>(
     checks::<T>()
         .into_iter()
         .zip(checks::<S>())
-        .filter(|((op, _), _)| op.contains(only))
-        .map(|((op, values), (_, gradients))| {
-            let mut found = OpCheck { op, value: (0.0, 0.0), gradient: None, fault: None };
+        .zip(checks::<Reference>())
+        .filter(|(((op, _), _), _)| op.contains(only))
+        .map(|(((op, values), (_, gradients)), (_, of_reference))| {
+            let mut found =
+                OpCheck { op, value: (0.0, 0.0), gradient: None, reference: None, fault: None };
             for seed in (0..u64::from(cases)).map(|i| seed.wrapping_add(i)) {
                 if let Some(report) = one(trains, values, seed, &mut found.fault) {
                     let worst = found.value.0.max(report.value_error);
@@ -58,6 +66,13 @@ pub fn check_ops<T: Backend, S: Backend>(
                 if let Some((report, error)) = report.and_then(|r| Some((r, r.gradient_error?))) {
                     let worst = found.gradient.map_or(error, |(worst, _)| error.max(worst));
                     found.gradient = Some((worst, report.tolerance.gradient));
+                }
+                let report =
+                    reference.and_then(|cpu| one(cpu, of_reference, seed, &mut found.fault));
+                if let Some(report) = report {
+                    let (value, gradient) = found.reference.unwrap_or((0.0, None));
+                    let steeper = report.gradient_error.map(|e| e.max(gradient.unwrap_or(0.0)));
+                    found.reference = Some((value.max(report.value_error), steeper));
                 }
             }
             found
@@ -84,25 +99,34 @@ fn one<B: Backend>(
 /// The findings as a table of one line per op, faults below it.
 pub fn table(found: &[OpCheck]) -> String {
     let width = found.iter().map(|f| f.op.len()).max().unwrap_or(0).max("op".len());
-    let mut text = format!(
-        "{:width$}  {:>9} {:>9}  {:>9} {:>9}  result\n",
-        "op", "value", "allowed", "gradient", "allowed"
-    );
-    let mut faults = String::new();
-    for OpCheck { op, value, gradient, fault } in found {
-        let number = |v: f64| format!("{v:.1e}");
-        let pair = |pair: Option<(f64, f64)>| {
-            pair.map_or(("-".into(), "-".into()), |(error, most)| (number(error), number(most)))
-        };
-        let ((v, v_most), (g, g_most)) = (pair(Some(*value)), pair(*gradient));
-        let result = if fault.is_none() { "ok" } else { "FAILED" };
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "{op:width$}  {v:>9} {v_most:>9}  {g:>9} {g_most:>9}  {result}");
-        if let Some((number, seed, mismatch)) = fault {
-            let _ = writeln!(faults, "{number}, seed {seed}: {mismatch}");
+    let compared = found.iter().any(|f| f.reference.is_some());
+    let mut rows = vec![
+        ["value", "allowed", "CPU f32", "gradient", "allowed", "CPU f32"]
+            .map(String::from)
+            .to_vec(),
+    ];
+    let number = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{v:.1e}"));
+    rows.extend(found.iter().map(|OpCheck { value, gradient, reference, .. }| {
+        let (error, most) = gradient.unzip();
+        let cpu = reference.map(|(value, _)| value);
+        let cpu_gradient = reference.and_then(|(_, gradient)| gradient);
+        [Some(value.0), Some(value.1), cpu, error, most, cpu_gradient].map(number).to_vec()
+    }));
+    let ops = std::iter::once("op").chain(found.iter().map(|f| f.op));
+    let results = found.iter().map(|f| if f.fault.is_none() { "ok" } else { "FAILED" });
+    let mut text = String::new();
+    for ((op, cells), result) in ops.zip(&rows).zip(std::iter::once("result").chain(results)) {
+        text += &format!("{op:width$} ");
+        for (column, cell) in cells.iter().enumerate().filter(|(c, _)| compared || c % 3 != 2) {
+            let gap = if column % 3 == 0 { "  " } else { " " };
+            text += &format!("{gap}{cell:>9}");
         }
+        text += &format!("  {result}\n");
     }
-    text + &faults
+    for (number, seed, mismatch) in found.iter().filter_map(|f| f.fault.as_ref()) {
+        text += &format!("{number}, seed {seed}: {mismatch}\n");
+    }
+    text
 }
 
 /// Checks the ops and prints the table.
@@ -114,13 +138,15 @@ pub fn run(args: &CheckArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         BackendName::Cpu => {
             let (single, double) = (backend::cpu(global)?, CpuBackend::<f64>::new());
             let trains = Numbers { name: "f32", backend: &single };
-            print_checks(args, &trains, &Numbers { name: "f64", backend: &double })
+            print_checks(args, &trains, &Numbers { name: "f64", backend: &double }, None)
         }
         BackendName::Cuda => {
             let single = backend::cuda::<f32>(global)?;
             let narrow = backend::cuda::<bf16>(global)?;
             let trains = Numbers { name: "bf16", backend: &narrow };
-            print_checks(args, &trains, &Numbers { name: "f32", backend: &single })
+            let cpu = Reference::new();
+            let cpu = Numbers { name: "f32 of the CPU", backend: &cpu };
+            print_checks(args, &trains, &Numbers { name: "f32", backend: &single }, Some(&cpu))
         }
     }
 }
@@ -129,6 +155,7 @@ fn print_checks<T: Backend, S: Backend>(
     args: &CheckArgs,
     trains: &Numbers<'_, T>,
     sharp: &Numbers<'_, S>,
+    reference: Option<&Numbers<'_, Reference>>,
 ) -> anyhow::Result<()> {
     let only = args.only.as_deref().unwrap_or("");
     let known: Vec<&str> = checks::<T>().into_iter().map(|(op, _)| op).collect();
@@ -138,7 +165,7 @@ fn print_checks<T: Backend, S: Backend>(
     if args.cases == 0 {
         bail!("--cases is 0: nothing would be checked; give at least 1");
     }
-    let found = check_ops(trains, sharp, only, args.cases, args.seed);
+    let found = check_ops(trains, sharp, reference, only, args.cases, args.seed);
     print!("{}", table(&found));
     let failed: Vec<&str> = found.iter().filter(|f| f.fault.is_some()).map(|f| f.op).collect();
     if !failed.is_empty() {
@@ -165,7 +192,7 @@ mod tests {
         let (single, double) = (CpuBackend::<f32>::new(), CpuBackend::<f64>::new());
         let trains = Numbers { name: "f32", backend: &single };
         let sharp = Numbers { name: "f64", backend: &double };
-        let mut found = check_ops(&trains, &sharp, "silu", 2, 7);
+        let mut found = check_ops(&trains, &sharp, None, "silu", 2, 7);
         assert_eq!(found.len(), 1);
         assert!(found[0].fault.is_none() && found[0].value.0 > 0.0);
         let (error, allowed) = found[0].gradient.unwrap();
@@ -180,9 +207,25 @@ mod tests {
         let mismatch = Mismatch { op: "silu", property: "runs".into(), fault };
         found[0].fault = Some(("f64", 8, mismatch));
         let text = table(&found);
-        assert!(text.contains("FAILED"));
+        assert!(text.contains("FAILED") && !text.contains("CPU"));
         let last = "f64, seed 8: silu: runs: expected success, found an error";
         assert_eq!(text.lines().last(), Some(last));
+    }
+
+    /// The reference on the same cases: of itself, the same errors.
+    #[test]
+    fn errors_stand_beside_those_of_the_cpu() {
+        let (single, double) = (CpuBackend::<f32>::new(), CpuBackend::<f64>::new());
+        let trains = Numbers { name: "f32", backend: &single };
+        let sharp = Numbers { name: "f64", backend: &double };
+        let found = check_ops(&trains, &sharp, Some(&trains), "gelu", 3, 1);
+        assert_eq!(found.len(), 1);
+        let (value, gradient) = found[0].reference.unwrap();
+        assert_eq!(value, found[0].value.0);
+        assert!(gradient.unwrap() > found[0].gradient.unwrap().0, "f32 beside f64");
+        let text = table(&found);
+        let columns = |line: usize| text.lines().nth(line).unwrap().split_whitespace().count();
+        assert_eq!((columns(0), columns(1)), (10, 8), "{text}");
     }
 
     #[test]
