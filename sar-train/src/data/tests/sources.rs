@@ -1,0 +1,130 @@
+//! Which files of a folder or a list are data, and as what.
+
+use super::*;
+
+#[test]
+fn folders_that_hold_no_data_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let fail = |config: &DataConfig| open(config).unwrap_err();
+    let missing = fail(&at(&dir.path().join("nowhere")));
+    assert!(matches!(missing, DataError::Missing { .. }), "{missing}");
+    assert!(matches!(fail(&at(dir.path())), DataError::Empty { .. }));
+    write(&dir.path().join("loose.png"), &red(8, 8), ImageFormat::Png);
+    assert!(matches!(fail(&at(dir.path())), DataError::NoClasses { .. }));
+    let loose = DataConfig { unlabelled: true, ..at(dir.path()) };
+    let data = open(&loose).unwrap();
+    assert_eq!((data.classes, data.train.len()), (vec!["images".to_owned()], 1));
+
+    write(&dir.path().join("cat/a.png"), &red(8, 8), ImageFormat::Png);
+    let one = fail(&at(dir.path()));
+    assert!(matches!(&one, DataError::OneClass { class, .. } if class == "cat"), "{one}");
+    assert!(open(&DataConfig { allow_one_class: true, ..at(dir.path()) }).is_ok());
+    fs::create_dir(dir.path().join("dog")).unwrap();
+    assert!(
+        matches!(fail(&at(dir.path())), DataError::Empty { path, .. } if path.ends_with("dog"))
+    );
+    write(&dir.path().join("dog/deep/er/a.png"), &red(8, 8), ImageFormat::Png);
+    let data = open(&at(dir.path())).unwrap();
+    assert_eq!(data.classes, ["cat", "dog"]);
+    assert!(data.summary.contains("beside them and not used: 1 (loose.png)"), "{}", data.summary);
+    let narrow = DataConfig { num_classes: Some(1), ..at(dir.path()) };
+    assert!(matches!(fail(&narrow), DataError::LabelOutOfRange { label: 1, classes: 1, .. }));
+}
+
+#[test]
+fn train_and_val_folders_share_labels() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["train/cat/a.png", "train/dog/a.png", "train/dog/b.png", "val/dog/c.png"] {
+        write(&dir.path().join(name), &red(8, 8), ImageFormat::Png);
+    }
+    let data = open(&at(dir.path())).unwrap();
+    assert_eq!((data.train.labels(), data.validation.labels()), (vec![0, 1, 1], vec![1]));
+    write(&dir.path().join("val/emu/c.png"), &red(8, 8), ImageFormat::Png);
+    let unknown = open(&at(dir.path())).unwrap_err();
+    assert!(matches!(unknown, DataError::UnknownClass { class, .. } if class == "emu"));
+
+    // A class may be called train.
+    let vehicles = tempfile::tempdir().unwrap();
+    for name in ["train/a.png", "plane/a.png", ".hidden/a.png"] {
+        write(&vehicles.path().join(name), &red(8, 8), ImageFormat::Png);
+    }
+    assert_eq!(open(&at(vehicles.path())).unwrap().classes, ["plane", "train"]);
+}
+
+#[test]
+fn lists_name_files_with_blanks_and_wrong_lines() {
+    let dir = two_classes(2);
+    let list = dir.path().join("train.txt");
+    fs::rename(dir.path().join("cat/000.png"), dir.path().join("cat/my cat.png")).unwrap();
+    let text = "\u{feff}# two classes\n\ncat/my cat.png 0\r\n  dog/000.png\t2  \ndog/001.png 2\n";
+    fs::write(&list, text).unwrap();
+    let config = DataConfig { val_fraction: 0.0, ..at(&list) };
+    let data = open(&config).unwrap();
+    assert_eq!(data.train.labels(), [0, 2, 2]);
+    assert_eq!(data.classes, ["0", "1", "2"]);
+    assert_eq!(open(&DataConfig { val_fraction: 0.0, ..at(dir.path()) }).unwrap().train.len(), 3);
+
+    let narrow = open(&DataConfig { num_classes: Some(2), ..config.clone() }).unwrap_err();
+    assert!(
+        matches!(narrow, DataError::LabelOutOfRange { line: 4, label: 2, classes: 2, .. }),
+        "{narrow}"
+    );
+    for (line, word) in
+        [("cat/my.png", "not a whole number"), ("cat.png", "no label"), ("a.png -1", "-1")]
+    {
+        let line = if line == "cat/my.png" { "cat/my cat.png" } else { line };
+        fs::write(&list, format!("dog/000.png 1\n{line}\n")).unwrap();
+        let message = open(&config).unwrap_err().to_string();
+        assert!(message.contains(word) && message.contains("train.txt:2"), "{message}");
+    }
+    fs::write(&list, "a.png 99999999999\n").unwrap();
+    assert!(matches!(open(&config), Err(DataError::LabelOutOfRange { label: 99999999999, .. })));
+    fs::write(&list, "# nothing\n").unwrap();
+    assert!(matches!(open(&config), Err(DataError::Empty { .. })));
+    fs::write(&list, [0xff, 0xfe, 0x00, 0x80]).unwrap();
+    assert!(matches!(open(&config), Err(DataError::Io { .. })));
+
+    fs::write(&list, "dog/000.png 0\nmissing.png 1\n").unwrap();
+    let message = open(&config).unwrap_err().to_string();
+    assert!(message.contains("missing.png: cannot be read"), "{message}");
+    fs::write(&list, "dog/000.png 0\ncat/001.png 1\n").unwrap();
+    fs::write(dir.path().join("val.txt"), "dog/001.png 1\n").unwrap();
+    assert_eq!(open(&config).unwrap().validation.labels(), [1]);
+}
+
+#[test]
+fn parts_of_the_data_are_known_by_several_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let put = |path: &str| write(&dir.path().join(path), &red(8, 8), ImageFormat::Png);
+    for class in ["cat", "dog"] {
+        put(&format!("Training/{class}/a.png"));
+        put(&format!("test/{class}/a.png"));
+    }
+    put("valid/dog/b.png");
+    let data = open(&at(dir.path())).unwrap();
+    assert_eq!((data.train.len(), data.validation.len()), (2, 1));
+    assert_eq!(data.classes, ["cat", "dog"]);
+    assert!(data.summary.contains("not used: 1 (test/)"), "{}", data.summary);
+    let missing = "1 of the classes without a validation image: cat";
+    assert!(data.summary.contains(missing), "{}", data.summary);
+    put("validation/dog/b.png");
+    let error = open(&at(dir.path())).unwrap_err();
+    assert!(
+        matches!(&error, DataError::SeveralParts { found, .. } if found == "valid, validation")
+    );
+    // Images directly in the parts are of no class, and `train` is none.
+    let flat = tempfile::tempdir().unwrap();
+    for part in ["train", "val"] {
+        write(&flat.path().join(part).join("a.png"), &red(8, 8), ImageFormat::Png);
+    }
+    assert!(matches!(open(&at(flat.path())), Err(DataError::NoClasses { .. })));
+    // The list of validation images as well.
+    let listed = tempfile::tempdir().unwrap();
+    for name in ["a.png", "b.png", "c.png"] {
+        write(&listed.path().join(name), &red(8, 8), ImageFormat::Png);
+    }
+    fs::write(listed.path().join("train.txt"), "a.png 0\nb.png 1\n").unwrap();
+    fs::write(listed.path().join("valid.txt"), "c.png 1\n").unwrap();
+    let data = open(&at(listed.path())).unwrap();
+    assert_eq!((data.train.len(), data.validation.len()), (2, 1));
+}
