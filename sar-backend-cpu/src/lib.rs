@@ -1,7 +1,12 @@
 //! The reference backend: every op written out on the CPU, in `f32` to train and `f64` to check.
 //!
 //! One file per op in `ops`, named as in `sar_math::conformance`; the trait implementations
-//! (`transformer`, `loss`, `rollout`, `tokenizer`, `optimizer`) check shapes at the door and call them.
+//! (`transformer`, `embedding`, `loss`, `rollout`, `tokenizer`, `optimizer`) check shapes at the door and
+//! call them.
+//!
+//! Arrays are flat slices and strided matrix views of their own (`mat`), not ndarray's: an op is given its
+//! dimensions with each call, several threads write parts of one matrix, and what `gemm` and the vector
+//! loops take are strides and slices, which ndarray's views would have to be turned into at every call.
 
 mod buffer;
 mod embedding;
