@@ -17,8 +17,8 @@ template <int D> DEV void append(act* __restrict__ qkv, act* __restrict__ cache,
   const bool exists = vector < 3 * heads;
   const int part = exists ? vector / heads : 2, head = exists ? vector % heads : 0;
   act* const at = qkv + ((u64)row * 3 * heads + (exists ? vector : 0)) * d;
-  float x[CHUNK];
-  load_chunk(x, at, c, d);
+  float x[CHUNK] = {};
+  if (exists) load_chunk(x, at, c, d);  // what no lane owns, its owner may be writing already
   normalize<D>(x, part, head, c, d, params);
   if (!exists) return;
   act* to = at;

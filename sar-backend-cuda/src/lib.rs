@@ -2,7 +2,8 @@
 //!
 //! Kernels are the `.cu` files of `kernels/`, one a file of `ops`, compiled at run time for the GPU
 //! that is there; matrix products go through cuBLASLt. Everything NVIDIA's is loaded at run time, so
-//! building needs no CUDA. With the feature `emulator` (tests) the same kernels run on the CPU.
+//! building needs no CUDA. With the feature `emulator` (tests) the same kernels run on the CPU, from
+//! their sources (`Emulator`) or from what NVRTC makes of them (`PtxDevice`).
 //!
 //! From the bottom up: [`Device`] (memory, launches, products; a GPU or the emulator), the buffers
 //! on it, `ops` (one file an op: grids, arguments and scratch of its kernels), and the trait
@@ -36,7 +37,7 @@ pub use device::{
     Device, Driver, GuidanceRamp, Kernel, KernelArg, Launch, ScaleTable, ScaleWeights,
 };
 #[cfg(feature = "emulator")]
-pub use device::{Emulator, TestDevice};
+pub use device::{Emulator, PtxDevice, TestDevice};
 pub use error::CudaError;
 pub use gemm::{DataType, Gemm, Matrix, Sample};
 pub use half::bf16;

@@ -82,6 +82,25 @@ impl Emulator {
         self.allocations.load(Ordering::Relaxed)
     }
 
+    /// Start and length of what is allocated, in the order of addresses.
+    pub(super) fn allocated(&self) -> Vec<(u64, usize)> {
+        self.held().iter().map(|(&start, &bytes)| (start, bytes)).collect()
+    }
+
+    /// Enters a launch, whose arguments are known to be sound, into recordings and accounts.
+    pub(super) fn note_launch(&self, launch: &Launch<'_>) {
+        let values = launch.args.iter().map(|arg| {
+            // SAFETY: an argument lies at its place with all its bytes.
+            unsafe { core::slice::from_raw_parts(arg.place().cast::<u8>(), arg.bytes()) }
+        });
+        let values: Vec<&[u8]> = values.collect();
+        let name = (launch.variant, launch.kernel.name);
+        self.replays().note((name, launch.grid, launch.block, launch.shared, values));
+        if let Some(tallies) = self.profile().as_mut() {
+            tallies.add(launch.kernel.name, launch.work, 0.0);
+        }
+    }
+
     fn replays(&self) -> MutexGuard<'_, Replays> {
         self.replays.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -250,12 +269,7 @@ impl Device for Emulator {
             return Err(CudaError::device(name, reason));
         }
         let args: Vec<*mut c_void> = launch.args.iter().map(|arg| arg.place()).collect();
-        let values = launch.args.iter().map(|arg| {
-            // SAFETY: an argument lies at its place with all its bytes.
-            unsafe { core::slice::from_raw_parts(arg.place().cast::<u8>(), arg.bytes()) }
-        });
-        let values: Vec<&[u8]> = values.collect();
-        self.replays().note((&name, launch.grid, launch.block, launch.shared, values));
+        self.note_launch(launch);
         let mut error = [0u8; 512];
         // SAFETY: arguments have the sizes of the parameters; what they point to is the caller's.
         let code = unsafe {
@@ -272,9 +286,6 @@ impl Device for Emulator {
             )
         };
         if code == 0 {
-            if let Some(tallies) = self.profile().as_mut() {
-                tallies.add(launch.kernel.name, launch.work, 0.0);
-            }
             return Ok(());
         }
         let end = error.iter().position(|&byte| byte == 0).unwrap_or(error.len());

@@ -5,12 +5,16 @@ mod driver;
 #[cfg(feature = "emulator")]
 mod emulator;
 #[cfg(feature = "emulator")]
+mod ptx;
+#[cfg(feature = "emulator")]
 mod testing;
 
 pub use args::{GuidanceRamp, KernelArg, ScaleTable, ScaleWeights};
 pub use driver::Driver;
 #[cfg(feature = "emulator")]
 pub use emulator::Emulator;
+#[cfg(feature = "emulator")]
+pub use ptx::PtxDevice;
 #[cfg(feature = "emulator")]
 pub use testing::TestDevice;
 

@@ -1,19 +1,24 @@
-//! The device that tests run on: the emulator, or the GPU where `SAR_REQUIRE_GPU` asks for it.
+//! The device that tests run on: the emulator; or what NVRTC makes of the kernels, carried out on the CPU,
+//! where `SAR_PTX` names an architecture; or the GPU where `SAR_REQUIRE_GPU` asks for it.
 
-use super::{Device, Driver, Emulator, Launch};
+use super::{Device, Driver, Emulator, Launch, PtxDevice};
 use crate::error::CudaError;
 use crate::gemm::Gemm;
 use crate::work::Tally;
 
 /// Set where tests must run on a GPU, and fail where there is none.
 const REQUIRE_GPU: &str = "SAR_REQUIRE_GPU";
+/// The architecture, as in `sm_80`, whose PTX tests are to run.
+const PTX: &str = "SAR_PTX";
 
-/// The emulator, or the first GPU where the environment has `SAR_REQUIRE_GPU`.
+/// The emulator, unless the environment has `SAR_REQUIRE_GPU` or `SAR_PTX`.
 // One a test: the size of the larger is nothing.
 #[allow(clippy::large_enum_variant)]
 pub enum TestDevice {
     /// Kernels executed on the CPU.
     Emulated(Emulator),
+    /// What NVRTC made of them.
+    Compiled(PtxDevice),
     /// A GPU.
     Gpu(Driver),
 }
@@ -22,7 +27,7 @@ impl TestDevice {
     /// One thread and the natural order of threads, where they are emulated.
     ///
     /// # Errors
-    /// A GPU that is asked for and cannot be used.
+    /// A GPU or a compiler that is asked for and cannot be used.
     pub fn new() -> Result<Self, CudaError> {
         Self::with_order(1, 0)
     }
@@ -32,9 +37,12 @@ impl TestDevice {
     /// # Errors
     /// As [`TestDevice::new`].
     pub fn with_order(threads: u32, order: u64) -> Result<Self, CudaError> {
-        match std::env::var_os(REQUIRE_GPU) {
-            None => Ok(Self::Emulated(Emulator::with_order(threads, order))),
-            Some(_) => Driver::new(0).map(Self::Gpu),
+        if std::env::var_os(REQUIRE_GPU).is_some() {
+            return Driver::new(0).map(Self::Gpu);
+        }
+        match std::env::var(PTX) {
+            Ok(arch) => PtxDevice::new(&arch, order).map(Self::Compiled),
+            Err(_) => Ok(Self::Emulated(Emulator::with_order(threads, order))),
         }
     }
 }
@@ -44,6 +52,7 @@ macro_rules! either {
     ($self:ident.$method:ident($($arg:expr),*)) => {
         match $self {
             TestDevice::Emulated(device) => device.$method($($arg),*),
+            TestDevice::Compiled(device) => device.$method($($arg),*),
             TestDevice::Gpu(device) => device.$method($($arg),*),
         }
     };

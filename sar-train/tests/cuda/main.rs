@@ -1,12 +1,14 @@
 //! Whole training steps and sampling runs on the CUDA backend beside the CPU backend on the same work:
-//! its kernels executed on the CPU, and on the GPU where there is one (`SAR_REQUIRE_GPU=1` makes a
-//! missing one a failure).
+//! its kernels executed on the CPU, and what NVRTC makes of them where `SAR_PTX` names an architecture, and
+//! on the GPU where there is one (`SAR_REQUIRE_GPU=1` makes a missing one a failure).
 #![allow(clippy::unwrap_used)]
 
 mod plan;
 
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, Device as _, Driver, Emulator, Storage, bf16};
+use sar_backend_cuda::{
+    CudaBackend, Device as _, Driver, Emulator, PtxDevice, Storage, TestDevice, bf16,
+};
 use sar_math::backend::{Backend, Choice, DrawKeys, Filter};
 use sar_math::guidance::Guidance;
 use sar_math::philox::{Purpose, Stream};
@@ -125,9 +127,14 @@ fn emulated<S: Storage>() -> CudaBackend<S, Emulator> {
     CudaBackend::new(Emulator::new()).unwrap()
 }
 
-fn gpu<S: Storage>() -> Option<CudaBackend<S, Driver>> {
-    match Driver::new(0).and_then(CudaBackend::new) {
-        Ok(backend) => Some(backend),
+fn ptx(order: u64) -> Option<PtxDevice> {
+    let arch = std::env::var("SAR_PTX").ok()?;
+    Some(PtxDevice::new(&arch, order).unwrap())
+}
+
+fn gpu() -> Option<Driver> {
+    match Driver::new(0) {
+        Ok(driver) => Some(driver),
         Err(error) => {
             assert!(std::env::var_os("SAR_REQUIRE_GPU").is_none(), "{error}");
             eprintln!("on the CPU alone: {error}");
@@ -136,18 +143,22 @@ fn gpu<S: Storage>() -> Option<CudaBackend<S, Driver>> {
     }
 }
 
+/// Every device there is.
+fn each<S: Storage>() -> Vec<CudaBackend<S, TestDevice>> {
+    let mut devices = vec![TestDevice::Emulated(Emulator::new())];
+    devices.extend(ptx(0).map(TestDevice::Compiled));
+    devices.extend(gpu().map(TestDevice::Gpu));
+    devices.into_iter().map(|device| CudaBackend::new(device).unwrap()).collect()
+}
+
 /// What steps leave on every device there is.
 fn train_on_each<S: Storage>(config: &Config, steps: usize) -> Vec<Trained> {
-    let mut found = vec![train(&emulated::<S>(), config, steps)];
-    found.extend(gpu::<S>().map(|backend| train(&backend, config, steps)));
-    found
+    each::<S>().iter().map(|backend| train(backend, config, steps)).collect()
 }
 
 /// Codes on every device there is.
 fn sample_on_each<S: Storage>(choice: Choice, labels: &[u32]) -> Vec<Vec<u32>> {
-    let mut found = vec![sample(&emulated::<S>(), choice, labels)];
-    found.extend(gpu::<S>().map(|backend| sample(&backend, choice, labels)));
-    found
+    each::<S>().iter().map(|backend| sample(backend, choice, labels)).collect()
 }
 
 /// The largest difference, relative to the largest element.
@@ -296,7 +307,7 @@ fn a_few_sar_steps_follow_the_cpu() {
 
 #[test]
 fn steps_have_the_same_bits_whatever_the_order_of_threads_and_whatever_is_recomputed() {
-    let run = |device: Emulator, recompute: Recompute| {
+    let run = |device: TestDevice, recompute: Recompute| {
         let mut config = config(Mode::Ssr);
         config.sar.decode = Decode::Sample;
         config.sar.guidance = 1.2;
@@ -304,14 +315,20 @@ fn steps_have_the_same_bits_whatever_the_order_of_threads_and_whatever_is_recomp
         let backend = CudaBackend::<bf16, _>::new(device).unwrap();
         train(&backend, &config, 2).weights
     };
-    let first = run(Emulator::new(), Recompute::Norms);
-    for (threads, order, recompute) in
-        [(1, 1, Recompute::Nothing), (2, 2, Recompute::Blocks), (4, 3, Recompute::Norms)]
-    {
-        let other = run(Emulator::with_order(threads, order), recompute);
-        let differing =
-            first.iter().zip(&other).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-        assert_eq!(differing, 0, "{threads} threads, order {order}, {recompute} computed again");
+    let orders = [(1, 1, Recompute::Nothing), (2, 2, Recompute::Blocks), (4, 3, Recompute::Norms)];
+    let emulated =
+        |threads, order| Some(TestDevice::Emulated(Emulator::with_order(threads, order)));
+    let compiled = |_: u32, order| ptx(order).map(TestDevice::Compiled);
+    let devices: [&dyn Fn(u32, u64) -> Option<TestDevice>; 2] = [&emulated, &compiled];
+    for device in devices {
+        let Some(natural) = device(1, 0) else { continue };
+        let first = run(natural, Recompute::Norms);
+        for (threads, order, recompute) in orders {
+            let other = run(device(threads, order).unwrap(), recompute);
+            let differing =
+                first.iter().zip(&other).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+            assert_eq!(differing, 0, "{threads} threads, order {order}, {recompute} again");
+        }
     }
 }
 

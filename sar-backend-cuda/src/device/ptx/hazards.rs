@@ -1,0 +1,143 @@
+//! Whether two threads may meet in an element of memory, one of them writing, with no barrier between them.
+//!
+//! Whatever order the threads have run in here, on a GPU it is another one each time.
+
+use super::operations::WARP;
+
+/// Elements of two bytes are the smallest that kernels keep.
+pub(super) const ELEMENT: usize = 2;
+
+/// When something happened: how many barriers of the block, and then of the warp, came before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Moment {
+    pub block: u32,
+    pub warp: u32,
+}
+
+/// Who touches memory, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Access {
+    /// Number of the block in the grid.
+    pub block: u32,
+    /// Number of the thread in its block.
+    pub thread: u32,
+    pub now: Moment,
+}
+
+impl Access {
+    fn warp(&self) -> u32 {
+        self.thread / WARP as u32
+    }
+
+    /// Whether this is done before a later access, whatever the order of threads.
+    fn before(&self, later: &Self) -> bool {
+        self.block == later.block
+            && (self.now.block < later.now.block
+                || self.thread == later.thread
+                || self.warp() == later.warp() && self.now.warp < later.now.warp)
+    }
+}
+
+/// Who read an element since the last barrier that orders the reads, besides the last one who did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Others {
+    #[default]
+    None,
+    OfTheWarp,
+    OfTheBlock,
+    OfOtherBlocks,
+}
+
+/// What has happened to an element in this launch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Element {
+    written: Option<Access>,
+    by_atomic: bool,
+    read: Option<Access>,
+    others: Others,
+    as_constant: bool,
+}
+
+impl Element {
+    /// Whether it was written at all.
+    pub fn is_written(&self) -> bool {
+        self.written.is_some()
+    }
+
+    /// Enters a read.
+    pub fn read(&mut self, access: Access) -> Result<(), String> {
+        self.check_written(access)?;
+        self.others = match self.read {
+            None => Others::None,
+            Some(last) if last.block != access.block => Others::OfOtherBlocks,
+            Some(_) if self.others == Others::OfOtherBlocks => Others::OfOtherBlocks,
+            Some(last) if last.now.block < access.now.block => Others::None,
+            Some(last) if last.warp() != access.warp() => Others::OfTheBlock,
+            Some(_) if self.others == Others::OfTheBlock => Others::OfTheBlock,
+            Some(last) if last.now.warp < access.now.warp => Others::None,
+            Some(last) if last.thread != access.thread => Others::OfTheWarp,
+            Some(_) => self.others,
+        };
+        self.read = Some(access);
+        Ok(())
+    }
+
+    /// Enters a read by the path that sees no store of the same launch.
+    pub fn read_as_constant(&mut self, access: Access) -> Result<(), String> {
+        if let Some(written) = self.written {
+            return Err(format!("read as constant, and {} wrote it", named(&written)));
+        }
+        self.as_constant = true;
+        self.read(access)
+    }
+
+    /// Enters a write.
+    pub fn write(&mut self, access: Access, atomic: bool) -> Result<(), String> {
+        if self.as_constant {
+            return Err("written, and read as constant before".to_owned());
+        }
+        if !(atomic && self.by_atomic) {
+            self.check_written(access)?;
+        }
+        self.check_read(access)?;
+        (self.written, self.by_atomic) = (Some(access), atomic);
+        Ok(())
+    }
+
+    fn check_written(&self, access: Access) -> Result<(), String> {
+        match self.written {
+            Some(written) if !written.before(&access) => Err(format!(
+                "no barrier between {}, which wrote it, and {}",
+                named(&written),
+                named(&access)
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_read(&self, access: Access) -> Result<(), String> {
+        let Some(read) = self.read else { return Ok(()) };
+        let same_block = read.block == access.block;
+        let sound = match self.others {
+            Others::None => read.before(&access),
+            Others::OfTheWarp => {
+                let same_warp = read.warp() == access.warp() && read.now.warp < access.now.warp;
+                same_block && (read.now.block < access.now.block || same_warp)
+            }
+            Others::OfTheBlock => same_block && read.now.block < access.now.block,
+            Others::OfOtherBlocks => false,
+        };
+        match sound {
+            true => Ok(()),
+            false => Err(format!(
+                "no barrier between {}, which read it, and {}, which writes",
+                named(&read),
+                named(&access)
+            )),
+        }
+    }
+}
+
+fn named(access: &Access) -> String {
+    format!("thread {} of block {}", access.thread, access.block)
+}

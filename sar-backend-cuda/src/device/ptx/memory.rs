@@ -1,0 +1,204 @@
+//! Memory as threads see it, with faults looked for: where it ends, how it is aligned, and whether two threads
+//! may meet in an element without a barrier between them.
+
+use super::hazards::{Access, ELEMENT, Element};
+use super::operands::BASE;
+use std::collections::HashMap;
+
+/// What fresh memory holds: a NaN in every format.
+pub(super) const POISON: u8 = 0xff;
+
+/// Up to eight bytes as a number.
+pub(super) fn number(bytes: &[u8]) -> u64 {
+    let mut whole = [0; 8];
+    whole[..bytes.len()].copy_from_slice(bytes);
+    u64::from_le_bytes(whole)
+}
+
+/// A GPU refuses accesses that are not aligned to their size.
+pub(super) fn check_alignment(at: u64, bytes: usize) -> Result<(), String> {
+    match at.is_multiple_of(bytes as u64) {
+        true => Ok(()),
+        false => Err(format!("{at:#x} is not aligned to {bytes} bytes")),
+    }
+}
+
+/// How a launch takes what it reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Path {
+    Plain,
+    /// Constant for as long as the launch lasts.
+    Constant,
+}
+
+/// Bytes whose elements are looked after together.
+const PAGE: usize = 64;
+
+/// The device's memory during a launch.
+pub(super) struct Global {
+    /// What is held, in the order of addresses.
+    held: Vec<(u64, usize)>,
+    pages: HashMap<u64, [Element; PAGE / ELEMENT]>,
+}
+
+impl Global {
+    /// Memory of which no thread has touched anything yet.
+    pub fn new(held: Vec<(u64, usize)>) -> Self {
+        Self { held, pages: HashMap::new() }
+    }
+
+    fn check(&self, at: u64, bytes: usize) -> Result<(), String> {
+        check_alignment(at, bytes)?;
+        let next = self.held.partition_point(|&(start, _)| start <= at);
+        let inside = next.checked_sub(1).map(|i| self.held[i]);
+        match inside {
+            Some((start, len)) if at - start + bytes as u64 <= len as u64 => Ok(()),
+            _ => Err(format!("{bytes} bytes at {at:#x} are not held")),
+        }
+    }
+
+    /// The elements of an access, which is aligned and so lies in one page.
+    fn elements(&mut self, at: u64, bytes: usize) -> &mut [Element] {
+        let page = self.pages.entry(at / PAGE as u64).or_default();
+        let start = at as usize % PAGE;
+        &mut page[start / ELEMENT..(start + bytes).div_ceil(ELEMENT)]
+    }
+
+    /// Copies from the device.
+    pub fn read(
+        &mut self,
+        at: u64,
+        to: &mut [u8],
+        path: Path,
+        access: Access,
+    ) -> Result<(), String> {
+        self.check(at, to.len())?;
+        for element in self.elements(at, to.len()) {
+            match path {
+                Path::Plain => element.read(access)?,
+                Path::Constant => element.read_as_constant(access)?,
+            }
+        }
+        // SAFETY: the range lies in an allocation that is held, and no slice of the host's does.
+        unsafe { core::ptr::copy_nonoverlapping(at as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
+    /// Copies to the device.
+    pub fn write(&mut self, at: u64, from: &[u8], access: Access) -> Result<(), String> {
+        self.enter_write(at, from.len(), access, false)?;
+        // SAFETY: as above; one thread executes all blocks.
+        unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), at as *mut u8, from.len()) };
+        Ok(())
+    }
+
+    /// Replaces a word by what `change` makes of it; gives what it was.
+    pub fn change(
+        &mut self,
+        at: u64,
+        access: Access,
+        change: impl FnOnce(u32) -> u32,
+    ) -> Result<u32, String> {
+        self.enter_write(at, 4, access, true)?;
+        // SAFETY: as above, and aligned.
+        let word = unsafe { &mut *(at as *mut u32) };
+        let before = *word;
+        *word = change(before);
+        Ok(before)
+    }
+
+    fn enter_write(
+        &mut self,
+        at: u64,
+        bytes: usize,
+        access: Access,
+        atomic: bool,
+    ) -> Result<(), String> {
+        self.check(at, bytes)?;
+        self.elements(at, bytes).iter_mut().try_for_each(|element| element.write(access, atomic))
+    }
+}
+
+/// A block's shared memory.
+#[derive(Default)]
+pub(super) struct Shared {
+    bytes: Vec<u8>,
+    elements: Vec<Element>,
+}
+
+impl Shared {
+    /// For a new block: nothing in it has been written.
+    pub fn reset(&mut self, bytes: usize) {
+        self.bytes.clear();
+        self.bytes.resize(bytes, POISON);
+        self.elements.clear();
+        self.elements.resize(bytes.div_ceil(ELEMENT), Element::default());
+    }
+
+    fn place(&self, at: u64, bytes: usize) -> Result<usize, String> {
+        check_alignment(at, bytes)?;
+        let start =
+            at.checked_sub(BASE).filter(|start| start + bytes as u64 <= self.bytes.len() as u64);
+        start.map(|start| start as usize).ok_or_else(|| {
+            let len = self.bytes.len();
+            format!("{bytes} bytes at {at:#x} are not in the block's {len} bytes of shared memory")
+        })
+    }
+
+    fn elements(&mut self, start: usize, bytes: usize) -> &mut [Element] {
+        &mut self.elements[start / ELEMENT..(start + bytes).div_ceil(ELEMENT)]
+    }
+
+    pub fn read(&mut self, at: u64, to: &mut [u8], access: Access) -> Result<(), String> {
+        let start = self.place(at, to.len())?;
+        for element in self.elements(start, to.len()) {
+            if !element.is_written() {
+                return Err(format!("the block has not written all {} bytes at {at:#x}", to.len()));
+            }
+            element.read(access)?;
+        }
+        to.copy_from_slice(&self.bytes[start..][..to.len()]);
+        Ok(())
+    }
+
+    pub fn write(&mut self, at: u64, from: &[u8], access: Access) -> Result<(), String> {
+        self.enter_write(at, from.len(), access, false)?;
+        let start = self.place(at, from.len())?;
+        self.bytes[start..][..from.len()].copy_from_slice(from);
+        Ok(())
+    }
+
+    /// Replaces a word by what `change` makes of it; gives what it was.
+    pub fn change(
+        &mut self,
+        at: u64,
+        access: Access,
+        change: impl FnOnce(u32) -> u32,
+    ) -> Result<u32, String> {
+        self.enter_write(at, 4, access, true)?;
+        let start = self.place(at, 4)?;
+        let word = &mut self.bytes[start..][..4];
+        let before = number(word) as u32;
+        word.copy_from_slice(&change(before).to_le_bytes());
+        Ok(before)
+    }
+
+    /// A write that is under way: what is there holds nothing until it has come.
+    pub fn announce(&mut self, at: u64, bytes: usize, access: Access) -> Result<(), String> {
+        self.enter_write(at, bytes, access, false)?;
+        let start = self.place(at, bytes)?;
+        self.bytes[start..][..bytes].fill(POISON);
+        Ok(())
+    }
+
+    fn enter_write(
+        &mut self,
+        at: u64,
+        bytes: usize,
+        access: Access,
+        atomic: bool,
+    ) -> Result<(), String> {
+        let start = self.place(at, bytes)?;
+        self.elements(start, bytes).iter_mut().try_for_each(|element| element.write(access, atomic))
+    }
+}
