@@ -234,8 +234,8 @@ fn padded_heads() {
 }
 
 #[test]
-fn heads_of_32_and_128() {
-    for (heads, head_dim) in [(3, 32), (1, 128)] {
+fn heads_of_32_and_128_and_what_is_padded_to_them() {
+    for (heads, head_dim) in [(3, 32), (1, 128), (1, 75), (1, 104)] {
         let case = Case::new(schedule("1_2_3_4_5_6_8"), [1, heads, head_dim], INITIAL_SCALE);
         check_f32(&case);
         check_bf16(&case);
@@ -319,6 +319,8 @@ fn cached_scale_by_scale() {
         ("1_2_3_6_9", [1, 3, 32], 1),
         ("1_2_3_6_9", [1, 1, 128], 7),
         ("1_2_3_6_9", [1, 3, 21], 5),
+        ("1_2_3_6_9", [1, 2, 50], 5),
+        ("1_2_3_6_9", [1, 1, 75], 0),
     ] {
         let case = Case::new(schedule(sides), shape, INITIAL_SCALE);
         let capacity = case.dims.schedule.tokens() + spare;

@@ -163,6 +163,7 @@ fn tokens_of_odd_sizes() {
     }
     compare(&Tokens { bias: false, pos_start: false, ..Tokens::whole(2, 30, 64, 8) });
     compare(&Tokens::whole(2, 1, 64, 8));
+    compare(&Tokens::whole(9, 13, 68, 5));
 }
 
 #[test]

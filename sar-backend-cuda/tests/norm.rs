@@ -91,7 +91,7 @@ fn norm_of_a_published_generator() {
 #[test]
 fn norm_of_every_kernel() {
     // Up to 256, 512, 1536 and 2048 in registers, then past them; whole vectors of both types.
-    for width in [64, 264, 1280, 2048, 2304] {
+    for width in [64, 264, 1280, 1536, 2048, 2304] {
         compare(&Norm::new([2, 35, width]));
     }
     // More vectors than the backward has threads: in f32, then in bf16 as well.

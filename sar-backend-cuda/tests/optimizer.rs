@@ -27,7 +27,13 @@ struct Layout {
 fn layout() -> Layout {
     let (mut decayed, mut plain, mut offset) = (Vec::new(), Vec::new(), 0);
     for tensor in 0..180 {
-        let len = if tensor == 40 { 10_001 } else { 1 + tensor * 7 % 61 };
+        // The last of these end in each of the quads that a thread updates.
+        let len = match tensor {
+            40 => 10_001,
+            41 => 3_081,
+            43 => 2_057,
+            _ => 1 + tensor * 7 % 61,
+        };
         let slot = Slot { offset, len };
         if tensor % 2 == 0 {
             decayed.push(slot)

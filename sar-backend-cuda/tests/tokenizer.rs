@@ -399,7 +399,9 @@ fn resampling() {
     for to in [(1, 1), (5, 13), (16, 16), (19, 3)] {
         check(&Resample(dims, to));
     }
-    check(&Resample(MapDims { batch: 3, channels: 5, height: 7, width: 9 }, (4, 5)));
+    for to in [(4, 5), (40, 47)] {
+        check(&Resample(MapDims { batch: 3, channels: 5, height: 7, width: 9 }, to));
+    }
 }
 
 #[test]
@@ -420,6 +422,7 @@ fn quantisation_of_many_positions() {
     let dims = MapDims { batch: 3, channels: 20, height: 32, width: 33 };
     check(&Quantize { dims, vocab: 70, chosen: 41 });
     check(&Quantize { dims: MapDims { channels: 40, ..dims }, vocab: 65, chosen: 1 });
+    check(&Quantize { dims: MapDims { batch: 9, ..dims }, vocab: 70, chosen: 2 });
 }
 
 /// An id that is no code reads nothing beyond the table and makes the step's gradients NaN there.
