@@ -1,4 +1,4 @@
-//! Every kernel compiles for A100 and H100, spills nothing, stays within its recorded budget, and reads
+//! Every kernel compiles for A100 and H100, spills nothing and needs no stack, stays within its recorded budget, and reads
 //! nothing as constant that it writes.
 //!
 //! Needs NVRTC, not a GPU: skipped aloud where it is missing, unless `SAR_REQUIRE_NVRTC=1`.
@@ -109,6 +109,9 @@ fn every_kernel_compiles_within_its_budget() {
         let spilled = kernel.spill_stores + kernel.spill_loads;
         if spilled > 0 {
             faults.push(format!("{key}: spills {spilled} bytes"));
+        }
+        if kernel.stack > 0 {
+            faults.push(format!("{key}: each thread has {} bytes of stack", kernel.stack));
         }
         match budget.get(key) {
             None => faults.push(format!("{key}: not in kernels/budget.txt")),
