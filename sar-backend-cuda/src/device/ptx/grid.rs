@@ -37,6 +37,9 @@ pub(super) struct Shape {
     pub shared: usize,
 }
 
+/// Bytes of shared memory that a block may have on the smallest of the GPUs that are supported (sm_80).
+const MOST_SHARED: usize = 163 << 10;
+
 /// Runs a kernel. `parameters` lie as the program has them.
 pub(super) fn run(
     program: &Program,
@@ -45,9 +48,13 @@ pub(super) fn run(
     global: &mut Global,
     order: Order,
 ) -> Result<(), String> {
-    if shape.threads > program.threads {
+    if shape.threads == 0 || shape.threads > program.threads {
         let (found, most) = (shape.threads, program.threads);
         return Err(format!("blocks of {found} threads, and it is compiled for {most} at most"));
+    }
+    let shared = program.shared.next_multiple_of(16) + shape.shared;
+    if shared > MOST_SHARED {
+        return Err(format!("{shared} bytes of shared memory; a block has {MOST_SHARED} at most"));
     }
     let mut around = Surroundings { program, parameters, global, shared: Shared::default() };
     let count = shape.threads.div_ceil(WARP);
@@ -56,7 +63,7 @@ pub(super) fn run(
     for number in order.of(width as usize * height as usize * depth as usize, 0) {
         let number = number as u32;
         let block = [number % width, number / width % height, number / width / height];
-        around.shared.reset(program.shared.next_multiple_of(16) + shape.shared);
+        around.shared.reset(shared);
         for warp in &mut warps {
             warp.start(program, block, shape.grid, shape.threads);
         }
@@ -83,6 +90,9 @@ fn run_block(
         }
         if waiting < warps.len() {
             return Err(format!("{waiting} of {} warps wait at a barrier", warps.len()));
+        }
+        if warps.iter().any(|warp| warp.at() != warps[0].at()) {
+            return Err("warps wait at different barriers".to_owned());
         }
         warps.iter_mut().for_each(Warp::pass_barrier);
     }

@@ -38,7 +38,7 @@ impl Access {
     }
 }
 
-/// Who read an element since the last barrier that orders the reads, besides the last one who did.
+/// Who did the same as the last one, unordered with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Others {
     #[default]
@@ -48,14 +48,62 @@ enum Others {
     OfOtherBlocks,
 }
 
+/// Accesses of a kind that need no order among themselves.
+#[derive(Clone, Copy, Debug, Default)]
+struct Touches {
+    last: Option<Access>,
+    others: Others,
+}
+
+impl Touches {
+    fn enter(&mut self, access: Access) {
+        self.others = match self.last {
+            None => Others::None,
+            Some(last) if last.block != access.block => Others::OfOtherBlocks,
+            Some(_) if self.others == Others::OfOtherBlocks => Others::OfOtherBlocks,
+            Some(last) if last.now.block < access.now.block => Others::None,
+            Some(last) if last.warp() != access.warp() => Others::OfTheBlock,
+            Some(_) if self.others == Others::OfTheBlock => Others::OfTheBlock,
+            Some(last) if last.now.warp < access.now.warp => Others::None,
+            Some(last) if last.thread != access.thread => Others::OfTheWarp,
+            Some(_) => self.others,
+        };
+        self.last = Some(access);
+    }
+
+    /// That all of them are done before an access; `what` they did.
+    fn check(&self, access: Access, what: &str) -> Result<(), String> {
+        let Some(last) = self.last else { return Ok(()) };
+        let same_block = last.block == access.block;
+        let sound = match self.others {
+            Others::None => last.before(&access),
+            Others::OfTheWarp => {
+                let same_warp = last.warp() == access.warp() && last.now.warp < access.now.warp;
+                same_block && (last.now.block < access.now.block || same_warp)
+            }
+            Others::OfTheBlock => same_block && last.now.block < access.now.block,
+            Others::OfOtherBlocks => false,
+        };
+        match sound {
+            true => Ok(()),
+            false => Err(format!(
+                "no barrier between {}, which {what} it, and {}",
+                named(&last),
+                named(&access)
+            )),
+        }
+    }
+}
+
 /// What has happened to an element in this launch.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Element {
     written: Option<Access>,
-    by_atomic: bool,
-    read: Option<Access>,
-    others: Others,
+    atomics: Touches,
+    reads: Touches,
     as_constant: bool,
+    /// A copy into it has begun and was not waited for.
+    under_way: bool,
 }
 
 impl Element {
@@ -67,24 +115,14 @@ impl Element {
     /// Enters a read.
     pub fn read(&mut self, access: Access) -> Result<(), String> {
         self.check_written(access)?;
-        self.others = match self.read {
-            None => Others::None,
-            Some(last) if last.block != access.block => Others::OfOtherBlocks,
-            Some(_) if self.others == Others::OfOtherBlocks => Others::OfOtherBlocks,
-            Some(last) if last.now.block < access.now.block => Others::None,
-            Some(last) if last.warp() != access.warp() => Others::OfTheBlock,
-            Some(_) if self.others == Others::OfTheBlock => Others::OfTheBlock,
-            Some(last) if last.now.warp < access.now.warp => Others::None,
-            Some(last) if last.thread != access.thread => Others::OfTheWarp,
-            Some(_) => self.others,
-        };
-        self.read = Some(access);
+        self.atomics.check(access, "changed")?;
+        self.reads.enter(access);
         Ok(())
     }
 
     /// Enters a read by the path that sees no store of the same launch.
     pub fn read_as_constant(&mut self, access: Access) -> Result<(), String> {
-        if let Some(written) = self.written {
+        if let Some(written) = self.written.or(self.atomics.last) {
             return Err(format!("read as constant, and {} wrote it", named(&written)));
         }
         self.as_constant = true;
@@ -92,48 +130,50 @@ impl Element {
     }
 
     /// Enters a write.
-    pub fn write(&mut self, access: Access, atomic: bool) -> Result<(), String> {
+    pub fn write(&mut self, access: Access) -> Result<(), String> {
+        self.atomics.check(access, "changed")?;
+        self.check_change(access)?;
+        self.written = Some(access);
+        Ok(())
+    }
+
+    /// Enters a read and a write that nothing comes between.
+    pub fn change(&mut self, access: Access) -> Result<(), String> {
+        self.check_change(access)?;
+        self.atomics.enter(access);
+        Ok(())
+    }
+
+    /// Enters the begin of a copy, which may write at any time from now on.
+    pub fn announce(&mut self, access: Access) -> Result<(), String> {
+        self.write(access)?;
+        self.under_way = true;
+        Ok(())
+    }
+
+    /// Enters the end of a copy.
+    pub fn arrive(&mut self, access: Access) -> Result<(), String> {
+        self.under_way = false;
+        self.write(access)
+    }
+
+    fn check_change(&self, access: Access) -> Result<(), String> {
         if self.as_constant {
             return Err("written, and read as constant before".to_owned());
         }
-        if !(atomic && self.by_atomic) {
-            self.check_written(access)?;
-        }
-        self.check_read(access)?;
-        (self.written, self.by_atomic) = (Some(access), atomic);
-        Ok(())
+        self.check_written(access)?;
+        self.reads.check(access, "read")
     }
 
     fn check_written(&self, access: Access) -> Result<(), String> {
         match self.written {
+            Some(_) if self.under_way => Err("a copy to it was not waited for".to_owned()),
             Some(written) if !written.before(&access) => Err(format!(
                 "no barrier between {}, which wrote it, and {}",
                 named(&written),
                 named(&access)
             )),
             _ => Ok(()),
-        }
-    }
-
-    fn check_read(&self, access: Access) -> Result<(), String> {
-        let Some(read) = self.read else { return Ok(()) };
-        let same_block = read.block == access.block;
-        let sound = match self.others {
-            Others::None => read.before(&access),
-            Others::OfTheWarp => {
-                let same_warp = read.warp() == access.warp() && read.now.warp < access.now.warp;
-                same_block && (read.now.block < access.now.block || same_warp)
-            }
-            Others::OfTheBlock => same_block && read.now.block < access.now.block,
-            Others::OfOtherBlocks => false,
-        };
-        match sound {
-            true => Ok(()),
-            false => Err(format!(
-                "no barrier between {}, which read it, and {}, which writes",
-                named(&read),
-                named(&access)
-            )),
         }
     }
 }

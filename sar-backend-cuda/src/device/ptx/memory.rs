@@ -86,7 +86,8 @@ impl Global {
 
     /// Copies to the device.
     pub fn write(&mut self, at: u64, from: &[u8], access: Access) -> Result<(), String> {
-        self.enter_write(at, from.len(), access, false)?;
+        self.check(at, from.len())?;
+        self.elements(at, from.len()).iter_mut().try_for_each(|element| element.write(access))?;
         // SAFETY: as above; one thread executes all blocks.
         unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), at as *mut u8, from.len()) };
         Ok(())
@@ -99,23 +100,13 @@ impl Global {
         access: Access,
         change: impl FnOnce(u32) -> u32,
     ) -> Result<u32, String> {
-        self.enter_write(at, 4, access, true)?;
+        self.check(at, 4)?;
+        self.elements(at, 4).iter_mut().try_for_each(|element| element.change(access))?;
         // SAFETY: as above, and aligned.
         let word = unsafe { &mut *(at as *mut u32) };
         let before = *word;
         *word = change(before);
         Ok(before)
-    }
-
-    fn enter_write(
-        &mut self,
-        at: u64,
-        bytes: usize,
-        access: Access,
-        atomic: bool,
-    ) -> Result<(), String> {
-        self.check(at, bytes)?;
-        self.elements(at, bytes).iter_mut().try_for_each(|element| element.write(access, atomic))
     }
 }
 
@@ -149,21 +140,27 @@ impl Shared {
         &mut self.elements[start / ELEMENT..(start + bytes).div_ceil(ELEMENT)]
     }
 
-    pub fn read(&mut self, at: u64, to: &mut [u8], access: Access) -> Result<(), String> {
-        let start = self.place(at, to.len())?;
-        for element in self.elements(start, to.len()) {
-            if !element.is_written() {
-                return Err(format!("the block has not written all {} bytes at {at:#x}", to.len()));
-            }
-            element.read(access)?;
+    /// The elements of a range, all of which the block has written.
+    fn written(&mut self, at: u64, bytes: usize) -> Result<(usize, &mut [Element]), String> {
+        let start = self.place(at, bytes)?;
+        let elements = self.elements(start, bytes);
+        match elements.iter().all(Element::is_written) {
+            true => Ok((start, elements)),
+            false => Err(format!("the block has not written all {bytes} bytes at {at:#x}")),
         }
+    }
+
+    pub fn read(&mut self, at: u64, to: &mut [u8], access: Access) -> Result<(), String> {
+        let (start, elements) = self.written(at, to.len())?;
+        elements.iter_mut().try_for_each(|element| element.read(access))?;
         to.copy_from_slice(&self.bytes[start..][..to.len()]);
         Ok(())
     }
 
     pub fn write(&mut self, at: u64, from: &[u8], access: Access) -> Result<(), String> {
-        self.enter_write(at, from.len(), access, false)?;
         let start = self.place(at, from.len())?;
+        let elements = self.elements(start, from.len());
+        elements.iter_mut().try_for_each(|element| element.write(access))?;
         self.bytes[start..][..from.len()].copy_from_slice(from);
         Ok(())
     }
@@ -175,30 +172,27 @@ impl Shared {
         access: Access,
         change: impl FnOnce(u32) -> u32,
     ) -> Result<u32, String> {
-        self.enter_write(at, 4, access, true)?;
-        let start = self.place(at, 4)?;
+        let (start, elements) = self.written(at, 4)?;
+        elements.iter_mut().try_for_each(|element| element.change(access))?;
         let word = &mut self.bytes[start..][..4];
         let before = number(word) as u32;
         word.copy_from_slice(&change(before).to_le_bytes());
         Ok(before)
     }
 
-    /// A write that is under way: what is there holds nothing until it has come.
+    /// Begins a copy of so many bytes.
     pub fn announce(&mut self, at: u64, bytes: usize, access: Access) -> Result<(), String> {
-        self.enter_write(at, bytes, access, false)?;
         let start = self.place(at, bytes)?;
-        self.bytes[start..][..bytes].fill(POISON);
-        Ok(())
+        let elements = self.elements(start, bytes);
+        elements.iter_mut().try_for_each(|element| element.announce(access))
     }
 
-    fn enter_write(
-        &mut self,
-        at: u64,
-        bytes: usize,
-        access: Access,
-        atomic: bool,
-    ) -> Result<(), String> {
-        let start = self.place(at, bytes)?;
-        self.elements(start, bytes).iter_mut().try_for_each(|element| element.write(access, atomic))
+    /// Ends a copy.
+    pub fn arrive(&mut self, at: u64, from: &[u8], access: Access) -> Result<(), String> {
+        let start = self.place(at, from.len())?;
+        let elements = self.elements(start, from.len());
+        elements.iter_mut().try_for_each(|element| element.arrive(access))?;
+        self.bytes[start..][..from.len()].copy_from_slice(from);
+        Ok(())
     }
 }

@@ -126,7 +126,7 @@ impl Names {
         if let Some(number) = number {
             return Ok(*self.numbers.entry(number).or_insert_with(|| next(&mut self.registers)));
         }
-        if text.starts_with('%') {
+        if text.starts_with('%') || self.banks.contains_key(text) {
             return self.register(text);
         }
         let constant = match self.variables.get(text) {

@@ -39,6 +39,7 @@ macro_rules! bits {
 bits!(
     bool, |bits| bits & 1 == 1, u64::from;
     u16, |bits| bits as u16, u64::from;
+    i16, |bits| bits as i16, |value| u64::from(value as u16);
     u32, |bits| bits as u32, u64::from;
     i32, |bits| bits as i32, |value| u64::from(value as u32);
     u64, |bits| bits, |value| value;
@@ -82,6 +83,8 @@ fn same(name: &str) -> Option<(Lanes, usize)> {
 
 fn whole_numbers(name: &str) -> Option<(Lanes, usize)> {
     match name {
+        "add.s16" | "add.u16" => op!(a: u16, b: u16 => a.wrapping_add(b)),
+        "sub.s16" | "sub.u16" => op!(a: u16, b: u16 => a.wrapping_sub(b)),
         "add.s32" | "add.u32" => op!(a: u32, b: u32 => a.wrapping_add(b)),
         "add.s64" | "add.u64" => op!(a: u64, b: u64 => a.wrapping_add(b)),
         "sub.s32" | "sub.u32" => op!(a: u32, b: u32 => a.wrapping_sub(b)),
@@ -106,13 +109,16 @@ fn whole_numbers(name: &str) -> Option<(Lanes, usize)> {
             op!(a: u32, b: u32, c: u64 => (u64::from(a) * u64::from(b)).wrapping_add(c))
         }
         // A GPU does not stop at a division by zero, and answers with all ones.
-        "div.s32" => op!(a: i32, b: i32 => a.checked_div(b).unwrap_or(-1)),
+        "div.s32" => op!(a: i32, b: i32 => if b == 0 { -1 } else { a.wrapping_div(b) }),
+        "div.u16" => op!(a: u16, b: u16 => a.checked_div(b).unwrap_or(u16::MAX)),
+        "rem.u16" => op!(a: u16, b: u16 => a.checked_rem(b).unwrap_or(a)),
+        "mul.lo.s16" | "mul.lo.u16" => op!(a: u16, b: u16 => a.wrapping_mul(b)),
         "div.u32" => op!(a: u32, b: u32 => a.checked_div(b).unwrap_or(u32::MAX)),
-        "div.s64" => op!(a: i64, b: i64 => a.checked_div(b).unwrap_or(-1)),
+        "div.s64" => op!(a: i64, b: i64 => if b == 0 { -1 } else { a.wrapping_div(b) }),
         "div.u64" => op!(a: u64, b: u64 => a.checked_div(b).unwrap_or(u64::MAX)),
-        "rem.s32" => op!(a: i32, b: i32 => a.checked_rem(b).unwrap_or(a)),
+        "rem.s32" => op!(a: i32, b: i32 => if b == 0 { a } else { a.wrapping_rem(b) }),
         "rem.u32" => op!(a: u32, b: u32 => a.checked_rem(b).unwrap_or(a)),
-        "rem.s64" => op!(a: i64, b: i64 => a.checked_rem(b).unwrap_or(a)),
+        "rem.s64" => op!(a: i64, b: i64 => if b == 0 { a } else { a.wrapping_rem(b) }),
         "rem.u64" => op!(a: u64, b: u64 => a.checked_rem(b).unwrap_or(a)),
         "min.s32" => op!(a: i32, b: i32 => a.min(b)),
         "max.s32" => op!(a: i32, b: i32 => a.max(b)),
@@ -150,11 +156,11 @@ fn bits_of_numbers(name: &str) -> Option<(Lanes, usize)> {
         "bfind.shiftamt.u32" => op!(a: u32 => if a == 0 { u32::MAX } else { a.leading_zeros() }),
         "bfi.b32" => op!(a: u32, b: u32, at: u32, len: u32 => {
             let field = field(at, len, 32) as u32;
-            b & !field | a.checked_shl(at).unwrap_or(0) & field
+            b & !field | a.checked_shl(at & 0xff).unwrap_or(0) & field
         }),
         "bfi.b64" => op!(a: u64, b: u64, at: u32, len: u32 => {
             let field = field(at, len, 64);
-            b & !field | a.checked_shl(at).unwrap_or(0) & field
+            b & !field | a.checked_shl(at & 0xff).unwrap_or(0) & field
         }),
         _ => None,
     }
@@ -239,11 +245,11 @@ fn convert(types: &str) -> Option<(Lanes, usize)> {
         "rn.f64.u64" => op!(a: u64 => a as f64),
         "f64.f32" => op!(a: f32 => f64::from(a)),
         "rn.f32.f64" => op!(a: f64 => a as f32),
-        // Out of range the nearest number there is; of no number, zero.
+        // Out of range the nearest number there is; of what is none, the upper bit, or zero of an f32.
         "rzi.s32.f32" => op!(a: f32 => a as i32),
         "rzi.u32.f32" => op!(a: f32 => a as u32),
-        "rzi.s32.f64" => op!(a: f64 => a as i32),
-        "rzi.u64.f64" => op!(a: f64 => a as u64),
+        "rzi.s32.f64" => op!(a: f64 => if a.is_nan() { i32::MIN } else { a as i32 }),
+        "rzi.u64.f64" => op!(a: f64 => if a.is_nan() { 1 << 63 } else { a as u64 }),
         "rmi.f32.f32" => op!(a: f32 => a.floor()),
         "sat.f32.f32" => op!(a: f32 => if a.is_nan() { 0.0 } else { a.clamp(0.0, 1.0) }),
         "rn.bf16.f32" => op!(a: f32 => bf16_bits(a)),
@@ -262,6 +268,7 @@ fn bf16_bits(a: f32) -> u16 {
 fn compare(types: &str) -> Option<(Lanes, usize)> {
     let (relation, type_name) = types.split_once('.')?;
     match type_name {
+        "s16" => ordered_i16(relation),
         "s32" => ordered_i32(relation),
         "s64" => ordered_i64(relation),
         "u32" | "b32" => ordered_u32(relation),
@@ -290,6 +297,7 @@ macro_rules! ordered {
 }
 
 ordered!(
+    ordered_i16 i16;
     ordered_i32 i32;
     ordered_i64 i64;
     ordered_u16 u16;

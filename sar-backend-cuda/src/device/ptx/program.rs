@@ -58,6 +58,8 @@ pub(super) enum Action {
     Load {
         space: Space,
         path: Path,
+        /// Extended to the register as a signed number.
+        signed: bool,
         at: Address,
         bytes: usize,
         to: Vec<Register>,
@@ -125,6 +127,13 @@ pub(super) struct Instruction {
     pub text: String,
 }
 
+impl Instruction {
+    /// Whether no thread that comes here goes on.
+    pub fn ends(&self) -> bool {
+        self.guard.is_none() && matches!(self.action, Action::Exit)
+    }
+}
+
 /// A kernel.
 pub(super) struct Program {
     pub code: Vec<Instruction>,
@@ -162,8 +171,7 @@ fn program(text: &str) -> Result<Program, String> {
     for line in parameters.lines().map(str::trim).filter(|line| !line.is_empty()) {
         offsets.push(names.declare_parameter(line.trim_end_matches(','))?);
     }
-    let threads = directives.lines().find_map(|line| line.trim().strip_prefix(".maxntid "));
-    let threads = threads.and_then(|counts| counts.split(',').next()?.trim().parse().ok());
+    let threads = threads_of(directives)?;
     let (lines, labels) = lines(body, &mut names)?;
     let code: Result<Vec<Instruction>, String> = lines
         .into_iter()
@@ -178,8 +186,23 @@ fn program(text: &str) -> Result<Program, String> {
         shared: names.shared,
         local: names.local,
         names,
-        threads: threads.unwrap_or(1024),
+        threads,
     })
+}
+
+/// What the directives before the body allow.
+fn threads_of(directives: &str) -> Result<usize, String> {
+    let mut threads = 1024;
+    for line in directives.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let fault = || format!("`{line}` is not known here");
+        if let Some(counts) = line.strip_prefix(".maxntid ") {
+            let first = counts.split(',').next().unwrap_or_default().trim();
+            threads = first.parse().map_err(|_| fault())?;
+        } else if !line.starts_with(".minnctapersm ") {
+            return Err(fault());
+        }
+    }
+    Ok(threads)
 }
 
 /// The instructions of a body, and where each label points; declarations go to `names`.
@@ -190,6 +213,15 @@ fn lines<'t>(
     let (mut lines, mut labels) = (Vec::new(), HashMap::new());
     for line in body.lines() {
         let line = line.split("//").next().unwrap_or_default().trim();
+        // A register of one instruction alone comes in brackets with it.
+        let line = match line.strip_prefix('{').and_then(|inner| inner.trim().strip_suffix('}')) {
+            Some(inner) => {
+                let (declared, rest) = inner.split_once(';').ok_or("brackets around nothing")?;
+                names.declare(declared.trim())?;
+                rest.trim()
+            }
+            None => line,
+        };
         if let Some(label) = line.strip_suffix(':') {
             labels.insert(label, lines.len());
         } else if line.starts_with(".pragma") {
@@ -292,6 +324,7 @@ fn memory(name: &str, given: &[&str], names: &mut Names) -> Result<Option<Action
         (["ld", space, rest @ .., kind], [to, from]) => Action::Load {
             space: space_of(space)?,
             path: if rest.contains(&"nc") { Path::Constant } else { Path::Plain },
+            signed: kind.starts_with('s'),
             at: names.address(from)?,
             bytes: bytes_of(kind)?,
             to: names.several(to)?,
@@ -383,11 +416,11 @@ fn space_of(name: &str) -> Result<Space, String> {
     }
 }
 
-/// Bytes of a type; narrow signed ones would have to be extended, which no kernel has needed.
+/// Bytes of a type.
 pub(super) fn bytes_of(kind: &str) -> Result<usize, String> {
     match kind {
-        "b8" | "u8" => Ok(1),
-        "b16" | "u16" => Ok(2),
+        "b8" | "u8" | "s8" => Ok(1),
+        "b16" | "u16" | "s16" => Ok(2),
         "b32" | "u32" | "s32" | "f32" => Ok(4),
         "b64" | "u64" | "s64" | "f64" => Ok(8),
         _ => Err(format!("type {kind} is not known here")),

@@ -152,6 +152,11 @@ fn one_element_is_written_by_one_thread_unless_atomically() {
         ld.shared.u32 %r3, [%rd3];
         st.global.u32 [%rd5], %r3;";
     assert_eq!(words(count, 64, 0).unwrap(), [5 + 2 * 64; 64]);
+    let early = count.replace("2;\n        bar.sync 0;", "2;");
+    assert!(early != *count && refused(&early, 64).contains("which changed it"));
+    let unwritten =
+        count.replace("st.shared.u32", "ld.shared.u32").replace("[%rd3], %r9", "%r9, [%rd4+256]");
+    assert!(refused(&unwritten, 64).contains("has not written"));
 }
 
 #[test]
@@ -167,12 +172,16 @@ fn copies_have_come_once_they_are_waited_for() {
              st.global.u32 [%rd5+128], %r3;"
         )
     };
-    let first = |wait: &str| words(&copy(wait), 8, 0).unwrap()[32..36].to_vec();
-    assert_eq!(first(""), [u32::MAX; 4]);
     // A group that is not committed is not waited for.
-    assert_eq!(first("cp.async.wait_group 0;"), [u32::MAX; 4]);
-    assert_eq!(first("cp.async.commit_group;\n cp.async.wait_group 1;"), [u32::MAX; 4]);
-    assert_eq!(first("cp.async.commit_group;\n cp.async.wait_group 0;"), [1, 5, 9, 13]);
+    let early = ["", "cp.async.wait_group 0;", "cp.async.commit_group;\n cp.async.wait_group 1;"];
+    for wait in early {
+        assert!(refused(&copy(wait), 8).contains("was not waited for"), "{wait}");
+    }
+    let waited = "cp.async.commit_group;\n cp.async.wait_group 0;";
+    assert_eq!(words(&copy(waited), 8, 0).unwrap()[32..36], [1, 5, 9, 13]);
+    // Nor does anything else go where a copy is on its way.
+    let overwritten = format!("st.shared.u32 [%rd7], %r1;\n {waited}");
+    assert!(refused(&copy(&overwritten), 8).contains("was not waited for"));
     let fault = refused("cp.async.cg.shared.global [%rd3], [%rd1+4], 16;", 1);
     assert!(fault.contains("aligned"), "{fault}");
 }
@@ -208,6 +217,51 @@ fn threads_that_parted_meet_again() {
         st.global.u32 [%rd5], %r3;";
     let expected: Vec<u32> = (0..64).map(|i| if i < 32 { 7 + i } else { i }).collect();
     assert_eq!(words(body, 64, 0).unwrap(), expected);
+}
+
+#[test]
+fn threads_at_the_end_keep_nobody_waiting() {
+    let body = |leave: &str| {
+        format!(
+            "setp.ge.u32 %p1, %r1, 40;
+             @%p1 {leave};
+             bar.warp.sync -1;
+             vote.sync.ballot.b32 %r3, %p1, -1;
+             st.global.u32 [%rd5], %r3;
+         $end:"
+        )
+    };
+    let mut expected: Vec<u32> = (0..64).collect();
+    expected[..40].fill(0);
+    for leave in ["ret", "bra $end"] {
+        assert_eq!(words(&body(leave), 64, 0).unwrap(), expected, "{leave}");
+    }
+}
+
+#[test]
+fn all_warps_wait_at_the_same_barrier() {
+    let body = "setp.lt.u32 %p1, %r1, 32;
+        @%p1 bra $other;
+        bar.sync 0;
+        bra.uni $end;
+    $other:
+        bar.sync 0;
+    $end:";
+    assert!(refused(body, 64).contains("different barriers"));
+}
+
+#[test]
+fn signed_numbers_keep_their_sign() {
+    let body = "mov.b32 %r2, -5;
+        st.shared.u32 [%rd3], %r2;
+        ld.shared.s32 %rd6, [%rd3];
+        shr.u64 %rd6, %rd6, 32;
+        cvt.u32.u64 %r3, %rd6;
+        ld.shared.u32 %rd7, [%rd3];
+        shr.u64 %rd7, %rd7, 32;
+        cvt.u32.u64 %r4, %rd7;
+        st.global.v2.u32 [%rd1], {%r3, %r4};";
+    assert_eq!(words(body, 1, 0).unwrap()[..2], [u32::MAX, 0]);
 }
 
 #[test]
@@ -310,6 +364,8 @@ fn whole_numbers_are_those_of_the_isa() {
     assert_eq!(value("shr.u64", &[1 << 63, 63]), 1);
     assert_eq!(value("div.u32", &[7, 0]), u64::from(u32::MAX));
     assert_eq!(value("rem.s32", &[minus(7), 4]), minus(3));
+    assert_eq!(value("div.s32", &[1 << 31, minus(1)]), 1 << 31);
+    assert_eq!(value("rem.s32", &[1 << 31, minus(1)]), 0);
     assert_eq!(value("bfi.b32", &[0xab, 0x1111_1111, 8, 8]), 0x1111_ab11);
     assert_eq!(value("bfi.b32", &[0xab, 0x1111_1111, 28, 8]), 0xb111_1111);
     assert_eq!(value("bfind.shiftamt.u32", &[1 << 20]), 11);
@@ -345,6 +401,8 @@ fn fractions_are_those_of_the_isa() {
     assert_eq!(value("cvt.rn.bf16x2.f32", &[bits(1.0), bits(2.0)]), 0x3f80_4000);
     assert_eq!(value("cvt.rn.bf16.f32", &[bits(1.0 + 2f32.powi(-8))]), 0x3f80);
     assert_eq!(value("cvt.rn.bf16.f32", &[nan]), 0x7fff);
+    assert_eq!(value("cvt.rzi.u64.f64", &[f64::NAN.to_bits()]), 1 << 63);
+    assert_eq!(value("cvt.rzi.u64.f64", &[(-1.5f64).to_bits()]), 0);
     for (relation, expected) in
         [("eq", 0), ("ne", 0), ("neu", 1), ("ltu", 1), ("lt", 0), ("nan", 1)]
     {

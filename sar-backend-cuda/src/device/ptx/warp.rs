@@ -10,7 +10,7 @@ use super::hazards::Moment;
 use super::memory::{Global, POISON, Shared};
 use super::operands::Number;
 use super::operations::{Row, WARP};
-use super::program::{Action, Program, Register};
+use super::program::{Action, Instruction, Program, Register};
 
 /// A set of threads of a warp, a bit each.
 type Threads = u32;
@@ -100,6 +100,11 @@ impl Warp {
         }
     }
 
+    /// Which instruction comes next.
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
     /// The block's barrier lies behind.
     pub fn pass_barrier(&mut self) {
         self.now = Moment { block: self.now.block + 1, warp: 0 };
@@ -109,7 +114,7 @@ impl Warp {
     pub fn run(&mut self, around: &mut Surroundings<'_>) -> Result<Stop, String> {
         let program = around.program;
         loop {
-            self.settle();
+            self.settle(program);
             if self.here == 0 {
                 return Ok(Stop::Exit);
             }
@@ -157,13 +162,23 @@ impl Warp {
     }
 
     /// Threads that stand at the same instruction become one group, and the group furthest behind is next.
-    fn settle(&mut self) {
+    ///
+    /// Those at the end leave first: what the others do together does not wait for them.
+    fn settle(&mut self, program: &Program) {
         if self.elsewhere.is_empty() {
             return;
         }
         if self.here != 0 {
             self.elsewhere.push((self.at, self.here));
         }
+        let alive = &mut self.alive;
+        self.elsewhere.retain(|&(at, threads)| {
+            let ends = program.code.get(at).is_some_and(Instruction::ends);
+            if ends {
+                *alive &= !threads;
+            }
+            !ends
+        });
         let first = self.elsewhere.iter().map(|&(at, _)| at).min();
         self.at = first.unwrap_or(self.at);
         self.here = 0;
@@ -211,8 +226,8 @@ impl Warp {
                     self.set(register, &shifted, active);
                 }
             }
-            Action::Load { space, path, at, bytes, ref to } => {
-                self.load((space, path), at, bytes, to, active, around)?;
+            Action::Load { space, path, signed, at, bytes, ref to } => {
+                self.load((space, path, signed), at, bytes, to, active, around)?;
             }
             Action::Store { space, at, bytes, ref from } => {
                 self.store(space, at, bytes, from, active, around)?;

@@ -17,6 +17,9 @@ impl Warp {
         match *action {
             Action::WarpBarrier { members } => {
                 self.check_members(members, active)?;
+                if active != self.alive {
+                    return Err("a barrier of a part of the warp is not known here".to_owned());
+                }
                 self.now.warp += 1;
             }
             Action::Shuffle { kind, to, inside, value, by, clamp, members } => {
@@ -45,7 +48,10 @@ impl Warp {
                         let lane = 8 * i + row;
                         let mut bytes = [0; 16];
                         let place = self.place(at, lane);
-                        around.shared.read(place, &mut bytes, self.access(lane))?;
+                        // Four lanes take a row, whoever gives its address.
+                        for reader in 4 * row..4 * row + 4 {
+                            around.shared.read(place, &mut bytes, self.access(reader))?;
+                        }
                         for (element, bytes) in elements.iter_mut().zip(bytes.chunks_exact(2)) {
                             *element = number(bytes) as u16;
                         }

@@ -18,7 +18,7 @@ impl Warp {
 
     pub(super) fn load(
         &mut self,
-        (space, path): (Space, Path),
+        (space, path, signed): (Space, Path, bool),
         at: Address,
         bytes: usize,
         to: &[Register],
@@ -40,7 +40,12 @@ impl Warp {
                 }
             }
             for (&register, part) in to.iter().zip(buffer.chunks_exact(bytes)) {
-                self.registers[register][lane] = number(part);
+                let value = number(part);
+                let high = u64::BITS - 8 * bytes as u32;
+                self.registers[register][lane] = match signed {
+                    true => (((value << high) as i64) >> high) as u64,
+                    false => value,
+                };
             }
         }
         Ok(())
@@ -140,7 +145,7 @@ impl Warp {
             for copy in self.copies[lane].drain(..due) {
                 let mut bytes = [0; 16];
                 around.global.read(copy.from, &mut bytes, Path::Plain, access)?;
-                around.shared.write(copy.to, &bytes, access)?;
+                around.shared.arrive(copy.to, &bytes, access)?;
             }
         }
         Ok(())
