@@ -45,7 +45,7 @@ pub struct GlobalArgs {
     /// Worker threads; 0 is one per core. Changes speed, never a result.
     #[arg(long, global = true, default_value_t = 0, value_name = "N", value_parser = threads)]
     pub threads: usize,
-    /// No progress, only results and errors.
+    /// No progress: results, notes and errors alone.
     #[arg(long, short, global = true)]
     pub quiet: bool,
     /// Where models run.

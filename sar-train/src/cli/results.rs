@@ -55,8 +55,8 @@ pub struct SampleArgs {
     /// Folder for the images.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Classes to sample, by name or by number from 0, in turn; default: all.
-    #[arg(long, value_delimiter = ',', value_name = "0,cat,…")]
+    /// Classes to sample, in turn, by name or by number from 0; what is both is a name. Default: all.
+    #[arg(long, value_delimiter = ',', value_name = "0,cat,…", allow_hyphen_values = true)]
     pub classes: Vec<String>,
     /// Images.
     #[arg(long, value_name = "N")]
@@ -90,7 +90,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "SOURCE")]
     pub data: Option<String>,
     /// Guidance values to sweep.
-    #[arg(long, value_delimiter = ',', value_name = "G,…", allow_negative_numbers = true)]
+    #[arg(long, value_delimiter = ',', value_name = "G,…", allow_hyphen_values = true)]
     pub guidance: Vec<f64>,
     /// Samples per guidance value and sampling seed.
     #[arg(long, value_name = "N")]

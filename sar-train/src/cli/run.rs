@@ -12,7 +12,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Override one key of the configuration; may be repeated. With --resume: how long and how often
-    /// (train.steps), where the images are (data.path), how samples are drawn.
+    /// (train.steps; of a tokenizer, tokenizer_train.steps), where the images are (data.path), how samples are drawn.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
     /// The run folder; must be new or empty unless --resume is given.

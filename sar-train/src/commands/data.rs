@@ -29,9 +29,14 @@ pub fn run(args: &DataArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
     let mut config = DataConfig::from_argument(&args.source);
     config.image_side = args.size.unwrap_or(config.image_side);
     config.unlabelled = args.unlabelled;
+    // It is said below, with what training has to be told.
+    config.allow_one_class = true;
     let _place = args.preview.as_deref().map(|path| ready_as(path, &["png"])).transpose()?;
     let report = check(&config, args.preview.as_deref())?;
     println!("{report}");
+    if report.classes.len() == 1 && !args.unlabelled {
+        println!("only one class: if that is meant, train with --set data.allow_one_class=true");
+    }
     let accepted = args.skip_bad_images && report.total > 0;
     anyhow::ensure!(
         report.exit_code() == 0 || accepted,

@@ -1,6 +1,6 @@
 //! `sar eval`: measures a generator, prints the numbers, keeps them as JSON.
 
-use super::models::{LoadedGenerator, LoadedTokenizer, absolute, run_data};
+use super::models::{LoadedGenerator, LoadedTokenizer, absolute, compare_with_run, run_data};
 use super::output;
 use super::tokenizer::reconstruct;
 use crate::backend::Compute;
@@ -11,7 +11,7 @@ use crate::eval::{EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSetting
 use crate::files::write_whole;
 use crate::model::classifier::ClassifierTraining;
 use crate::report::text;
-use crate::run::{EVAL_FILE, Progress};
+use crate::run::{EVAL_FILE, Interrupt, Progress};
 use crate::sample::Painter;
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
@@ -35,23 +35,44 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         .map(|path| output::ready_as(path, &["json"]))
         .transpose()?;
     let evaluator = measured.evaluator(backend, args, global)?;
-    let report = measured.sweep(backend, &evaluator, global.quiet)?;
-    let numbers = serde_json::to_string_pretty(&report)?;
-    if piped {
-        println!("{numbers}");
-        return Ok(());
-    }
-    print!("{}", text::evaluation(&report));
-    match json {
-        Some(json) => {
-            write_whole(&json, numbers.as_bytes())
-                .with_context(|| format!("{}", json.display()))?;
-            if !global.quiet {
-                eprintln!("the numbers are in {}", json.display());
-            }
+    let interrupt = Interrupt::listen()?;
+    let report = measured.sweep(backend, &evaluator, &interrupt, global.quiet)?;
+    let (done, of) = (report.points.len(), measured.config.eval.guidance.len());
+    if done > 0 {
+        match piped {
+            true => println!("{}", serde_json::to_string_pretty(&report)?),
+            false => keep(&report, json.as_deref(), global.quiet)?,
         }
-        None if global.quiet => {}
-        None => eprintln!("the numbers are not kept; --json FILE does that"),
+    }
+    match done == of {
+        true => Ok(()),
+        false => Err(EvalInterrupted { done, of }.into()),
+    }
+}
+
+/// Prints the numbers, and writes them to a file.
+fn keep(report: &EvalReport, json: Option<&Path>, quiet: bool) -> anyhow::Result<()> {
+    print!("{}", text::evaluation(report));
+    let Some(json) = json else {
+        if !quiet {
+            eprintln!("the numbers are not kept; --json FILE does that");
+        }
+        return Ok(());
+    };
+    let before = std::fs::read(json).ok();
+    let before = before.and_then(|b| serde_json::from_slice::<EvalReport>(&b).ok());
+    if let Some(before) = before.filter(|before| before.larger_than(report)) {
+        output::note(format_args!(
+            "note: {} had {}, and now has {}",
+            json.display(),
+            before.extent(),
+            report.extent()
+        ));
+    }
+    let numbers = serde_json::to_string_pretty(report)?;
+    write_whole(json, numbers.as_bytes()).with_context(|| format!("{}", json.display()))?;
+    if !quiet {
+        eprintln!("the numbers are in {}", json.display());
     }
     Ok(())
 }
@@ -77,6 +98,9 @@ impl<B: Compute> Measured<B> {
         let data = run_data(&config, generator.run.as_deref().filter(|_| args.data.is_none()))?;
         let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
         let tokenizer_file = generator.tokenizer_path(args.tokenizer.as_deref())?;
+        if args.data.is_none() {
+            compare_with_run(generator.run.as_deref(), &data)?;
+        }
         let measured =
             Self { generator, tokenizer, tokenizer_file, as_made, config, data, schedule };
         measured.check()?;
@@ -95,6 +119,13 @@ impl<B: Compute> Measured<B> {
         generator.compare_classes(data);
         let (last, factor) = (self.schedule.last(), self.tokenizer.tokenizer.downsample_factor());
         let side = data.validation.side();
+        anyhow::ensure!(
+            last.height == last.width,
+            "samples are {}×{} px, and the images to compare with are square: a schedule that ends in a \
+             square is measured",
+            last.height * factor,
+            last.width * factor
+        );
         anyhow::ensure!(
             (last.height * factor, last.width * factor) == (side, side),
             "samples are {}×{} px, the images to compare with {side}×{side}; let them agree with \
@@ -185,29 +216,50 @@ impl<B: Compute> Measured<B> {
         }
     }
 
-    /// Samples and measures at every guidance value.
+    /// Samples and measures at every guidance value, in ascending order, until the user asks to stop.
     fn sweep(
         &self,
         backend: &B,
         evaluator: &Evaluator<'_, B>,
+        interrupt: &Interrupt,
         quiet: bool,
     ) -> anyhow::Result<EvalReport> {
         let params = self.generator.params(backend)?;
         let (model, decoder) = (&self.generator.generator, self.tokenizer.decoder());
-        let (batch, guidances) = (self.config.sample.batch, &self.config.eval.guidance);
+        let (batch, mut guidances) = (self.config.sample.batch, self.config.eval.guidance.clone());
+        guidances.sort_by(f64::total_cmp);
         let mut painter = Painter::new(backend, model, decoder, &self.schedule, batch, true)?;
         let total = guidances.len() as u64 * self.config.eval.seeds;
         let mut progress = Progress::new("sampling", total, 0, quiet);
         let mut done = 0;
         let mut generate = |labels: &[u32], seed: u64, guidance: f64| {
+            if interrupt.is_asked() {
+                return Err("interrupted".into());
+            }
             let settings = SampleConfig { guidance, ..self.config.sample.clone() }.settings(seed);
             let painted = painter.paint(&params, labels, 0, &settings, false)?;
             done += 1;
             progress.update(done, &format!("guidance {guidance}"));
             Ok(painted.images)
         };
-        Ok(evaluator.sweep(&mut generate, guidances)?)
+        let mut points = Vec::with_capacity(guidances.len());
+        for guidance in guidances {
+            match evaluator.measure(&mut generate, guidance) {
+                Ok(point) => points.push(point),
+                Err(_) if interrupt.is_asked() => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(evaluator.report(points))
     }
+}
+
+/// An evaluation that the user stopped; the exit code is 130.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; {done} of {of} guidance values were measured")]
+pub(super) struct EvalInterrupted {
+    done: usize,
+    of: usize,
 }
 
 fn configuration(

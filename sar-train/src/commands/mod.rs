@@ -87,6 +87,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         cause.is::<Interrupted>()
             || cause.is::<demo::DemoInterrupted>()
             || cause.is::<sample::SamplingInterrupted>()
+            || cause.is::<eval::EvalInterrupted>()
             || matches!(cause.downcast_ref(), Some(TrainError::Interrupted(_)))
     });
     if interrupted { 130 } else { 1 }

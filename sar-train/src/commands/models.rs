@@ -7,7 +7,7 @@ use crate::config::{Config, GeneratorSection};
 use crate::data::{self, Data, DataError, some_of};
 use crate::model::generator::{Generator, GeneratorShape, parameters};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
-use crate::run::{RunFolder, class_names, memory};
+use crate::run::{RunFolder, class_names, images_of, memory};
 use crate::sample::Decoder;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
@@ -43,19 +43,32 @@ pub(crate) fn run_data(config: &Config, run: Option<&Path>) -> anyhow::Result<Da
     })
 }
 
+fn counted(data: &Data) -> String {
+    let (training, held_out) = (data.train.len(), data.validation.len());
+    format!("{training} training and {held_out} held-out images of {} classes", data.classes.len())
+}
+
+/// Warns where a run's images are more or fewer than it was trained on: what is held out is drawn anew then.
+pub(crate) fn compare_with_run(run: Option<&Path>, data: &Data) -> anyhow::Result<()> {
+    let (before, now) = (run.map(images_of).transpose()?.flatten(), counted(data));
+    if let Some(before) = before.filter(|before| *before != now) {
+        output::note(format_args!(
+            "warning: the generator was trained where there were {before}, and now there are {now}: where \
+             held-out images are drawn from all of them, some of these it was trained on"
+        ));
+    }
+    Ok(())
+}
+
 /// Warns where a run goes on with more or fewer images than it began with; whether an image's content has
 /// changed is not looked at.
 pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<()> {
-    let now = format!(
-        "{} training and {} held-out images of {} classes",
-        data.train.len(),
-        data.validation.len(),
-        data.classes.len()
-    );
+    let now = counted(data);
     if let Some(before) = folder.other_images(&now)? {
         output::note(format_args!(
             "warning: the run began with {before}, and now there are {now}: it goes on, but not as it \
-             would have with the same"
+             would have with the same, and where held-out images are drawn from all of them, some \
+             that are held out now may have been trained on"
         ));
     }
     Ok(())

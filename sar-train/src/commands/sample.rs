@@ -1,7 +1,7 @@
 //! `sar sample`: a grid, one file per image, and a strip that shows every scale.
 
 use super::models::{LoadedGenerator, absolute};
-use super::output::ready_as;
+use super::output::{self, ready_as};
 use super::samples::{GRID, SCALES, SampleFolder, SampleRecord};
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, SampleArgs};
@@ -46,7 +46,8 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
             generator.section.schedule
         );
     }
-    if let Some(npz) = args.npz.as_deref().filter(|npz| npz.exists() && !args.force) {
+    let replaced = |npz: &&Path| npz.is_file() && !args.force;
+    if let Some(npz) = args.npz.as_deref().filter(replaced) {
         anyhow::bail!("{} exists; choose another name, or replace it with --force", npz.display());
     }
     let _place = args.npz.as_deref().map(|path| ready_as(path, &["npz"])).transpose()?;
@@ -89,9 +90,7 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
         return Err(SamplingInterrupted { done, path: args.out.clone() }.into());
     }
     progress.finish(&format!("{count} images, {rate:.0} images/s"));
-    if !global.quiet {
-        println!("{}", folder.path().join(GRID).display());
-    }
+    println!("{}", folder.path().join(GRID).display());
     Ok(())
 }
 
@@ -196,6 +195,12 @@ fn asked_classes(asked: &[String], generator: &LoadedGenerator) -> anyhow::Resul
         let asked = asked.trim();
         // Names first: a folder may be called by a number.
         if let Some(index) = names.iter().position(|name| name == asked) {
+            if asked.parse().is_ok_and(|number: usize| number != index && number < classes) {
+                output::note(format_args!(
+                    "note: {asked} is the class of that name, number {index}; class number {asked} is {}",
+                    names[asked.parse().unwrap_or(index)]
+                ));
+            }
             return Ok(index as u32);
         }
         let known = || match names {

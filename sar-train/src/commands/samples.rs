@@ -5,7 +5,7 @@ use crate::files::write_whole;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 /// Name of the record beside the images. What has none beside it was not written here.
@@ -42,6 +42,21 @@ pub(super) struct SampleRecord {
 /// A folder for samples, with no others in it.
 pub(super) struct SampleFolder {
     path: PathBuf,
+    /// Nobody else writes to the folder meanwhile; the system releases it with the process.
+    _lock: Option<File>,
+}
+
+/// Keeps a folder to this process; nothing where the system locks no folders.
+fn lock(path: &Path) -> anyhow::Result<Option<File>> {
+    let Ok(folder) = File::open(path) else { return Ok(None) };
+    match folder.try_lock() {
+        Ok(()) => Ok(Some(folder)),
+        Err(TryLockError::WouldBlock) => anyhow::bail!(
+            "{} is in use: another `sar sample` writes to it; choose another --out",
+            path.display()
+        ),
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
 }
 
 impl SampleRecord {
@@ -58,9 +73,10 @@ impl SampleFolder {
     /// # Errors
     /// Images are there that would be replaced, or stay beside the new ones; the folder cannot be written.
     pub(super) fn open(path: &Path, force: bool) -> anyhow::Result<Self> {
+        anyhow::ensure!(!path.is_file(), "{} is a file; --out names a folder", path.display());
         fs::create_dir_all(path)
             .with_context(|| format!("{}: the folder cannot be made", path.display()))?;
-        let folder = Self { path: path.to_owned() };
+        let folder = Self { path: path.to_owned(), _lock: lock(path)? };
         let earlier = match path.join(RECORD).exists() {
             true => Some(folder.record()?),
             false => None,

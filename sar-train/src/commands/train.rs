@@ -2,7 +2,8 @@
 
 use super::generator_run::{NOTHING_TO_RESUME, Start, Work, check, longer};
 use super::models::{
-    LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER, affordable, compare_classes, run_data,
+    LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER, affordable, compare_classes, compare_with_run,
+    run_data,
 };
 use super::output;
 use crate::backend::Compute;
@@ -132,6 +133,9 @@ pub fn refine<B: Compute>(
         "--top-k and --top-p filter draws, and --decode argmax takes none: leave them out"
     );
     let mut data = open_data(&config, &run, Task::Refine)?;
+    if from.run_config()?.is_some_and(|of| of.data.path == config.data.path) {
+        compare_with_run(from.run.as_deref(), &data)?;
+    }
     from.name_classes(&mut data);
     begin(backend, config, &args.run, global, (&tokenizer, &data), Some(from), Task::Refine)
 }

@@ -53,7 +53,7 @@ pub enum DataError {
     /// Images lie loose, without class folders.
     #[error(
         "{}: images, but no class folders; move them into one folder per class, \
-         or do without classes: --set data.unlabelled=true (with `sar data check`: --unlabelled)", path.display()
+         or do without classes: train with --set data.unlabelled=true (`sar data check`: --unlabelled)", path.display()
     )]
     NoClasses {
         /// The folder.
@@ -62,7 +62,7 @@ pub enum DataError {
     /// Only one class where a class-conditional model needs two.
     #[error(
         "{}: only one class ({class:?}); expected at least two; \
-         set data.allow_one_class=true if that is meant", path.display()
+         if that is meant, train with --set data.allow_one_class=true", path.display()
     )]
     OneClass {
         /// The source.

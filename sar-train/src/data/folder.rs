@@ -11,7 +11,11 @@ const TRAIN: [&str; 2] = ["train", "training"];
 /// What the folder of validation images may be called.
 const VALIDATION: [&str; 3] = ["val", "valid", "validation"];
 
-/// Lists a folder. Hidden names (leading dot) are passed over; every other file counts as an image.
+/// What systems leave in folders of images.
+const LITTER: [&str; 3] = ["thumbs.db", "desktop.ini", "__macosx"];
+
+/// Lists a folder. Hidden names (leading dot) and what systems leave are passed over; every other file counts
+/// as an image. Folders of runs are no part of the data.
 pub(super) fn list(root: &Path, unlabelled: bool) -> Result<Listing, DataError> {
     let (folders, _) = entries(root)?;
     // A class may be called `train`: it is a part of the data only if it holds folders itself.
@@ -85,6 +89,7 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
         return Ok(Labelled { classes, files, loose: Vec::new() });
     }
     let (folders, mut loose) = entries(root)?;
+    let (runs, folders): (Vec<_>, Vec<_>) = folders.into_iter().partition(|f| is_run(f));
     if folders.is_empty() {
         let path = root.to_path_buf();
         return Err(match loose.is_empty() {
@@ -104,6 +109,7 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
     }
     // Notes and lists of names may lie there; an image was meant to be used.
     loose.retain(|path| image::ImageFormat::from_path(path).is_ok());
+    loose.extend(runs);
     Ok(Labelled { classes, files, loose })
 }
 
@@ -136,7 +142,13 @@ fn walk(
     }
     let (folders, found) = entries(folder)?;
     files.extend(found.into_iter().map(|path| (path, label)));
-    folders.iter().try_for_each(|f| walk(f, label, depth + 1, files))
+    let folders = folders.iter().filter(|f| !is_run(f));
+    folders.into_iter().try_for_each(|f| walk(f, label, depth + 1, files))
+}
+
+/// Whether a folder is that of a run: trained beside its images, it is none of them.
+fn is_run(folder: &Path) -> bool {
+    folder.join(crate::run::LOCK).is_file()
 }
 
 /// Folders and files in a folder, each sorted by name.
@@ -146,7 +158,8 @@ fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), DataError> {
     for entry in std::fs::read_dir(folder).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let path = entry.path();
-        if name(&path).starts_with('.') {
+        let called = name(&path).to_lowercase();
+        if called.starts_with('.') || LITTER.contains(&called.as_str()) {
             continue;
         }
         // Only links need a second look at the disk, which counts with a million images.

@@ -3,7 +3,9 @@
 use super::DataError;
 use super::grid::{Images, to_u8};
 use crate::files;
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 use zip::write::SimpleFileOptions;
@@ -12,7 +14,10 @@ use zip::{CompressionMethod, ZipWriter};
 /// An array that is written batch by batch, under a temporary name until it is whole.
 pub struct NpzWriter {
     path: PathBuf,
-    archive: ZipWriter<BufWriter<NamedTempFile>>,
+    /// Not dropped unfinished: it would try to end the file, and speak of it where it cannot.
+    archive: ManuallyDrop<ZipWriter<BufWriter<File>>>,
+    /// What the archive goes to; removed unless it is put in its place.
+    file: NamedTempFile,
     /// Bytes of the array that are still to come.
     left: u64,
 }
@@ -32,18 +37,20 @@ impl NpzWriter {
                 // The directory of an archive comes last and speaks of what came before.
                 return Err(io::Error::other("an archive is not written to a pipe or a device"));
             }
-            let mut archive = ZipWriter::new(BufWriter::new(files::beside(path)?));
+            let file = files::beside(path)?;
+            let archive = ZipWriter::new(BufWriter::new(file.as_file().try_clone()?));
+            let mut archive = ManuallyDrop::new(archive);
             // Pixels hardly shrink, and the published evaluators' own files are stored as well.
             let options = SimpleFileOptions::default()
                 .compression_method(CompressionMethod::Stored)
                 .large_file(true);
             archive.start_file("arr_0.npy", options)?;
             archive.write_all(&header(&[count, height, width, 3]))?;
-            Ok(archive)
+            Ok((archive, file))
         };
-        let archive = begin().map_err(failed(path))?;
+        let (archive, file) = begin().map_err(failed(path))?;
         let left = [height, width, 3].iter().fold(count as u64, |n, &d| n.saturating_mul(d as u64));
-        Ok(Self { path: path.to_owned(), archive, left })
+        Ok(Self { path: path.to_owned(), archive, file, left })
     }
 
     /// Adds images, of the size that the file was begun with.
@@ -77,9 +84,10 @@ impl NpzWriter {
             let expected = format!("{} values more", self.left);
             return Err(DataError::Shape { what: "npz", expected, found: "0".into() });
         }
-        let Self { path, archive, .. } = self;
+        let Self { path, archive, file, .. } = self;
         let end = || {
-            let file = archive.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+            let archive = ManuallyDrop::into_inner(archive);
+            archive.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
             files::put(file, &path, true)
         };
         end().map_err(failed(&path))

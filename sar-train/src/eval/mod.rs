@@ -287,14 +287,18 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
     ) -> Result<EvalReport, EvalError> {
         let mut sorted = guidances.to_vec();
         sorted.sort_by(f64::total_cmp);
-        let points =
-            sorted.iter().map(|g| self.measure(generator, *g)).collect::<Result<_, _>>()?;
-        Ok(EvalReport {
+        let points = sorted.iter().map(|g| self.measure(generator, *g));
+        Ok(self.report(points.collect::<Result<_, _>>()?))
+    }
+
+    /// What was measured, with floors and settings.
+    pub fn report(&self, points: Vec<SweepPoint>) -> EvalReport {
+        EvalReport {
             settings: self.settings.clone(),
             floors: self.floors.clone(),
             points,
             warnings: self.warnings(),
-        })
+        }
     }
 
     /// Everything the numbers depend on.

@@ -137,6 +137,20 @@ pub struct EvalReport {
     pub warnings: Vec<String>,
 }
 
+impl EvalReport {
+    /// How much was measured, in words.
+    pub fn extent(&self) -> String {
+        let (points, s) = (self.points.len(), &self.settings);
+        format!("{points} guidance values of {} samples by {} seeds", s.count, s.seeds.len())
+    }
+
+    /// Whether it took more samples than another.
+    pub fn larger_than(&self, other: &Self) -> bool {
+        let images = |of: &Self| of.points.len() * of.settings.count * of.settings.seeds.len();
+        images(self) > images(other)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 const CONFIG: &str = "config.toml";
 const IMAGES: &str = "images.txt";
 const CLASSES: &str = "classes.json";
-const LOCK: &str = "run.lock";
+/// Held while a process writes to the folder; what has it is the folder of a run.
+pub(crate) const LOCK: &str = "run.lock";
 
 /// A run folder that this process alone may write to, until this is dropped.
 #[derive(Debug)]
@@ -150,13 +151,10 @@ impl RunFolder {
     /// # Errors
     /// [`RunError::Read`], [`RunError::Write`].
     pub fn other_images(&self, now: &str) -> Result<Option<String>, RunError> {
-        let path = self.path.join(IMAGES);
-        if !path.is_file() {
-            self.write(IMAGES, now.as_bytes())?;
-            return Ok(None);
+        match images_of(&self.path)? {
+            Some(before) => Ok((before != now).then_some(before)),
+            None => self.write(IMAGES, now.as_bytes()).map(|_| None),
         }
-        let before = fs::read_to_string(&path).map_err(RunError::read(&path))?;
-        Ok((before != now).then_some(before))
     }
 
     /// Keeps the names of the run's classes, in the order of their labels, when it begins; says what they
@@ -190,6 +188,18 @@ impl RunFolder {
     pub fn write_png(&self, name: &str, image: &image::RgbImage) -> Result<PathBuf, RunError> {
         let failed = |e: DataError| RunError::write(self.path.join(name))(std::io::Error::other(e));
         self.write(name, &grid::encode_png(image).map_err(failed)?)
+    }
+}
+
+/// What the images of the run in a folder were when it began, where it kept that.
+///
+/// # Errors
+/// [`RunError::Read`].
+pub fn images_of(run: &Path) -> Result<Option<String>, RunError> {
+    let path = run.join(IMAGES);
+    match path.is_file() {
+        true => fs::read_to_string(&path).map(Some).map_err(RunError::read(&path)),
+        false => Ok(None),
     }
 }
 

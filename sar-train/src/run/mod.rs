@@ -23,7 +23,8 @@ mod signals;
 mod tensorboard;
 
 pub use error::RunError;
-pub use folder::{RunFolder, class_names};
+pub(crate) use folder::LOCK;
+pub use folder::{RunFolder, class_names, images_of};
 pub use log::Log;
 pub use non_finite::{NonFinite, NonFiniteError};
 pub use progress::Progress;

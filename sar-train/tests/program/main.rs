@@ -3,6 +3,7 @@
 
 mod classes;
 mod errors;
+mod folders;
 mod results;
 mod runs;
 

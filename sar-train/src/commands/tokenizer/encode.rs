@@ -24,7 +24,7 @@ pub(super) fn run<B: Compute>(
 ) -> anyhow::Result<()> {
     let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     anyhow::ensure!(
-        args.force || !args.out.exists(),
+        args.force || !args.out.is_file(),
         "{} exists; choose another name, or replace it with --force",
         args.out.display()
     );
@@ -32,7 +32,7 @@ pub(super) fn run<B: Compute>(
     let skip = args.skip_bad_images;
     let Use { config, data } =
         Use::open(&args.tokenizer, tokenizer, source, args.image_side, skip)?;
-    let _place = output::ready(&args.out)?;
+    let _place = output::ready_as(&args.out, &["safetensors"])?;
     let schedule = args.schedule.unwrap_or(config.generator.schedule);
     let (last, latent) = (schedule.last(), tokenizer.latent_side(data.train.side()));
     anyhow::ensure!(

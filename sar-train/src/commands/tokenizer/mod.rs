@@ -7,10 +7,11 @@ mod train;
 pub(crate) use train::{Trained, train_in};
 
 use super::models::{config_of, run_data};
+use super::output;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, TokenizerArgs, TokenizerCommand};
 use crate::config::Config;
-use crate::data::{self, Data, Dataset, grid};
+use crate::data::{self, Data, DataConfig, DataError, Dataset, grid};
 use crate::model::tokenizer::Tokenizer;
 use crate::train::tokenizer::{Reconstructor, TokenizerQuality};
 use std::path::Path;
@@ -107,6 +108,11 @@ fn compared<B: Compute>(
     Ok(grid::grid(grid::Images::square(&both, side), count.max(1))?)
 }
 
+/// Whether a source is a folder of images without folders of classes.
+fn is_loose(config: &DataConfig) -> bool {
+    matches!(data::locate(config), Err(DataError::NoClasses { path }) if Some(&path) == config.path.as_ref())
+}
+
 /// What a tokenizer that was trained elsewhere is used on.
 struct Use {
     /// Of its run, or the defaults.
@@ -129,6 +135,9 @@ impl Use {
         config.data.skip_bad_images |= skip_bad_images;
         if let Some(source) = source {
             config.data = config.data.with_source(source);
+            // What a tokenizer is used on need have no classes.
+            config.data.allow_one_class = true;
+            config.data.unlabelled |= is_loose(&config.data);
         }
         config.data.image_side = side.unwrap_or(config.data.image_side);
         let data = match source {
@@ -136,6 +145,9 @@ impl Use {
             None => run_data(&config, run.as_deref())?,
         };
         check_side(tokenizer, &data)?;
+        if !data.skipped.is_empty() {
+            output::note(format_args!("{} bad images skipped", data.skipped.len()));
+        }
         Ok(Self { config, data })
     }
 }

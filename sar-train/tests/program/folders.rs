@@ -1,0 +1,116 @@
+//! Folders that hold more than they are asked for, or that somebody else is in.
+
+use super::*;
+
+#[test]
+fn two_calls_do_not_sample_into_one_folder() {
+    let folder = trained();
+    let folder = folder.path();
+    let sample = ["sample", "base", "--out", "s", "--count", "3", "--quiet"];
+    assert_eq!(prints(&sample, folder).trim(), "s/grid.png");
+    let held = fs::File::open(folder.join("s")).unwrap();
+    held.lock().unwrap();
+    let forced = [&sample[..], &["--force"]].concat();
+    says(&fails(1, &forced, folder), &["s is in use: another `sar sample` writes to it"]);
+    drop(held);
+    prints(&forced, folder);
+    fs::write(folder.join("file"), "mine").unwrap();
+    let said = fails(1, &["sample", "base", "--out", "file"], folder);
+    says(&said, &["file is a file; --out names a folder"]);
+}
+
+#[test]
+fn a_run_among_its_images_is_none_of_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::write(
+        folder.join("small.toml"),
+        SMALL.replace("builtin = \"glyphs10\"", "path = \"images\""),
+    )
+    .unwrap();
+    two_classes(folder, 6);
+    for litter in ["images/a/Thumbs.db", "images/desktop.ini"] {
+        fs::write(folder.join(litter), "of the system's").unwrap();
+    }
+    let tokenizer = ["tokenizer", "train", "--config", "small.toml", "--out", "images/tok"];
+    says(&succeeds(&tokenizer, folder), &["2 classes", "5 % of each class and at least one"]);
+    let train =
+        ["train", "--config", "small.toml", "--tokenizer", "images/tok", "--out", "images/a/run"];
+    let said = succeeds(&train, folder);
+    says(&said, &["2 classes, 10 training", "not used: 1 (tok/)"]);
+    let on = ["train", "--resume", "--out", "images/a/run", "--set", "train.steps=3"];
+    let said = succeeds(&on, folder);
+    assert!(!said.contains("warning"), "{said}");
+}
+
+/// Held-out images are drawn from all of a class: with one more, they are others.
+#[test]
+fn images_that_came_later_are_told_where_a_run_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let config = SMALL.replace("builtin = \"glyphs10\"", "path = \"images\"\nval_fraction = 0.4")
+        + "[eval]\nclassifier_steps = 2\n";
+    fs::write(folder.join("small.toml"), config).unwrap();
+    two_classes(folder, 8);
+    succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder);
+    succeeds(&[&TRAIN[..], &["--out", "base"]].concat(), folder);
+    let eval = ["eval", "base", "--samples", "4", "--seeds", "1", "--guidance", "-0.25,0"];
+    let refine = ["refine", "--init-from", "base", "--set", "train.steps=1", "--out"];
+    let trained_on = "some of these it was trained on";
+    assert!(!succeeds(&eval, folder).contains(trained_on));
+    assert!(!succeeds(&[&refine[..], &["before"]].concat(), folder).contains(trained_on));
+    two_classes(folder, 9);
+    says(&succeeds(&eval, folder), &["10 training and 6 held-out images of 2 classes", trained_on]);
+    says(&succeeds(&[&refine[..], &["after"]].concat(), folder), &[trained_on]);
+    let fewer = |count| ["eval", "base", "--samples", count, "--seeds", "1", "--guidance", "0"];
+    says(&fails(1, &fewer("3"), folder), &["eval.samples", "4 to"]);
+    let said = succeeds(&fewer("4"), folder);
+    says(&said, &["had 2 guidance values of 4 samples by 1 seeds, and now has 1 guidance values"]);
+    let said = fails(1, &["eval", "base", "--schedule", "1_2x4_4x8"], folder);
+    says(&said, &["samples are 16×32 px, and the images to compare with are square"]);
+}
+
+#[test]
+fn a_tokenizer_is_used_on_images_without_classes() {
+    let folder = trained();
+    let folder = folder.path();
+    two_classes(folder, 3);
+    let picture = |n: usize| format!("images/a/{n}.png");
+    fs::write(folder.join("images/a/3.png"), "no image").unwrap();
+    fs::create_dir(folder.join("one")).unwrap();
+    fs::rename(folder.join("images/b"), folder.join("one/b")).unwrap();
+    for source in ["images/a", "one"] {
+        let encode = ["tokenizer", "encode", "tok", "--data", source, "--skip-bad-images", "--out"];
+        let said = succeeds(&[&encode[..], &["t.safetensors", "--force"]].concat(), folder);
+        says(&said, &["3 images of"]);
+        assert_eq!(said.contains("1 bad images skipped"), source == "images/a", "{said}");
+        for name in ["t.npz", "-", "small.toml"] {
+            says(&fails(1, &[&encode[..], &[name, "--force"]].concat(), folder), &[".safetensors"]);
+        }
+    }
+    fs::remove_file(folder.join(picture(3))).unwrap();
+    let said = prints(&["data", "check", "one"], folder);
+    says(&said, &["only one class", "--set data.allow_one_class=true"]);
+    says(&fails(1, &["data", "check", "images/a"], folder), &["--unlabelled"]);
+}
+
+#[test]
+fn a_class_called_by_a_number_is_told_from_the_class_of_that_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::write(
+        folder.join("small.toml"),
+        SMALL.replace("builtin = \"glyphs10\"", "path = \"images\""),
+    )
+    .unwrap();
+    two_classes(folder, 4);
+    fs::rename(folder.join("images/a"), folder.join("images/1")).unwrap();
+    succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder);
+    succeeds(&[&TRAIN[..], &["--out", "base"]].concat(), folder);
+    let sample =
+        |classes| ["sample", "base", "--count", "1", "--force", "--out", "s", "--classes", classes];
+    let said = succeeds(&sample("1"), folder);
+    says(&said, &["note: 1 is the class of that name, number 0; class number 1 is b"]);
+    assert!(!succeeds(&sample("b"), folder).contains("note"));
+    says(&fails(1, &sample("-1"), folder), &["class -1 does not exist"]);
+}
