@@ -60,6 +60,9 @@ pub struct Header {
     pub program: String,
     /// The model's configuration, so that it can be rebuilt from the file alone.
     pub config: serde_json::Value,
+    /// Names of a generator's classes, where its run is not beside the file to tell them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
 }
 
 /// Refuses what a newer program wrote, before its fields are looked at: they may be others.
@@ -81,7 +84,7 @@ impl Header {
         let config = serde_json::to_value(config)
             .map_err(|e| CheckpointError::State { path: "header".into(), reason: e.to_string() })?;
         let program = env!("CARGO_PKG_VERSION").to_owned();
-        Ok(Self { format: FORMAT, kind, step, program, config })
+        Ok(Self { format: FORMAT, kind, step, program, config, classes: Vec::new() })
     }
 
     /// The configuration as its type.

@@ -8,6 +8,7 @@ use crate::config::GeneratorSection;
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::params::Layout;
+use crate::run::class_names;
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
 use std::collections::BTreeMap;
@@ -56,7 +57,13 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         let shapes: Shapes = shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
         // A file of this program's own says itself what it is.
         let model = match checkpoint::read_header(&args.from)? {
-            Some(header) => Model::of_header(&header, args.schedule)?,
+            Some(header) => {
+                let run = checkpoint::locate(&args.from, false)?.run;
+                let run = run.filter(|_| header.kind == Kind::Generator);
+                let named = run.as_deref().map(class_names).transpose()?.flatten();
+                let classes = named.unwrap_or_else(|| header.classes.clone());
+                Model { classes, ..Model::of_header(&header, args.schedule)? }
+            }
             None => Model::of(&shapes, args.schedule).with_context(unknown)?,
         };
         let flat = load_weights(&args.from, model.kind, &model.layout)?.flat;
@@ -68,7 +75,8 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         let flat = arrange(&args.from, &model.layout, &tensors)?;
         (model, flat)
     };
-    let header = Header::new(model.kind, model.step, &model.config)?;
+    let header =
+        Header { classes: model.classes, ..Header::new(model.kind, model.step, &model.config)? };
     save_weights(&Disk, &args.to, &header, &model.layout, &flat)?;
     if !global.quiet {
         println!(
@@ -91,6 +99,8 @@ struct Model {
     layout: Layout,
     /// Optimiser steps it was trained for; 0 for published files, which do not say it.
     step: u64,
+    /// Names of a generator's classes, where they are known.
+    classes: Vec<String>,
     about: String,
     /// What its tensors do not tell and was taken for granted.
     assumed: Option<String>,
@@ -173,7 +183,15 @@ impl Model {
             section.depth, section.width, section.vocab, section.classes, section.schedule
         );
         let config = serde_json::to_value(section)?;
-        Ok(Self { kind: Kind::Generator, config, layout, step: 0, about, assumed: None })
+        Ok(Self {
+            kind: Kind::Generator,
+            config,
+            layout,
+            step: 0,
+            classes: Vec::new(),
+            about,
+            assumed: None,
+        })
     }
 
     fn tokenizer(shapes: &Shapes<'_>) -> anyhow::Result<Self> {
@@ -210,7 +228,15 @@ impl Model {
             config.vocab
         );
         let config = serde_json::to_value(config)?;
-        Ok(Self { kind: Kind::Tokenizer, config, layout, step: 0, about, assumed: None })
+        Ok(Self {
+            kind: Kind::Tokenizer,
+            config,
+            layout,
+            step: 0,
+            classes: Vec::new(),
+            about,
+            assumed: None,
+        })
     }
 }
 

@@ -222,7 +222,8 @@ impl LoadedGenerator {
         let layout = generator.layout();
         let weights = checkpoint::load_weights(&found.file, Kind::Generator, layout)?.flat;
         let (file, step) = (found.file, header.step);
-        let classes = found.run.as_deref().map(class_names).transpose()?.flatten();
+        let named = found.run.as_deref().map(class_names).transpose()?.flatten();
+        let classes = named.or_else(|| (!header.classes.is_empty()).then_some(header.classes));
         // Of a run that was edited by hand, perhaps.
         let classes = classes.filter(|names| names.len() == section.classes);
         Ok(Self { generator, section, weights, file, step, run: found.run, classes })

@@ -18,6 +18,8 @@ use thiserror::Error;
 
 /// Neighbours of the manifolds, as published.
 pub(crate) const NEIGHBOURS: usize = 3;
+/// A manifold of fewer images is mostly gaps.
+const FEW: usize = 100;
 
 /// Any error, boxed: what a generator may fail with.
 pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
@@ -319,6 +321,13 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
             warnings.push(format!(
                 "Only {count} generated images for {dims} feature dimensions: Fréchet distances are \
                  biased upwards; generate more than {dims}."
+            ));
+        }
+        let held_out = self.settings.reference_count;
+        if held_out < FEW {
+            warnings.push(format!(
+                "Only {held_out} validation images: precision and recall are rough; hold out more \
+                 (data.val_fraction), or name more with --data."
             ));
         }
         if self.settings.seeds.len() == 1 {

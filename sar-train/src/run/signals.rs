@@ -33,7 +33,7 @@ impl Interrupt {
             if asked.fetch_add(1, Ordering::SeqCst) > 0 {
                 std::process::exit(130);
             }
-            let text = "\nstopping after this step; press Ctrl-C again to stop at once";
+            let text = "\nstopping after this step; a second Ctrl-C (or signal) stops at once";
             let _ = writeln!(std::io::stderr(), "{text}");
         })?;
         Ok(interrupt)

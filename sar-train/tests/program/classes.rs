@@ -139,3 +139,20 @@ fn own_samples_take_the_filter_of_the_rollout() {
     let said = fails(1, &[&student[..], &["sar.sigma=1"]].concat(), folder);
     says(&said, &["--set sar.sigma=1", "this run's mode is student", "sar.top_k and sar.top_p"]);
 }
+
+#[test]
+fn weights_that_are_handed_on_keep_the_names_of_their_classes() {
+    let folder = two_trained();
+    let folder = folder.path();
+    let last = steps(&folder.join("two")).pop().unwrap();
+    let own = format!("two/checkpoints/{last}/model.safetensors");
+    succeeds(&["convert", &own, "given.safetensors"], folder);
+    succeeds(&["convert", "given.safetensors", "again.safetensors"], folder);
+    let sample =
+        ["sample", "again.safetensors", "--tokenizer", "tok", "--count", "1", "--out", "s"];
+    succeeds(&[&sample[..], &["--classes", "b"]].concat(), folder);
+    let record = fs::read_to_string(folder.join("s/samples.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["labels"], serde_json::json!([1]));
+    assert_eq!(record["classes"], serde_json::json!(["a", "b"]));
+}
