@@ -18,7 +18,7 @@ template <int D> DEV void append(act* __restrict__ qkv, act* __restrict__ cache,
   const int part = exists ? vector / heads : 2, head = exists ? vector % heads : 0;
   act* const at = qkv + ((u64)row * 3 * heads + (exists ? vector : 0)) * d;
   float x[CHUNK] = {};
-  if (exists) load_chunk(x, at, c, d);  // what no lane owns, its owner may be writing already
+  if (exists) load_chunk(x, at, c, d);  // spare lanes point at vector 0, which its owner may be writing
   normalize<D>(x, part, head, c, d, params);
   if (!exists) return;
   act* to = at;

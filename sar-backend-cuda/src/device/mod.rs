@@ -1,4 +1,5 @@
-//! The two devices behind one trait: a GPU, and the CPU that executes the same kernels in tests.
+//! The devices behind one trait: a GPU, and in tests the CPU, which executes the kernels' sources or what
+//! NVRTC makes of them.
 
 mod args;
 mod driver;

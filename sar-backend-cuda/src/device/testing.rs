@@ -32,7 +32,7 @@ impl TestDevice {
         Self::with_order(1, 0)
     }
 
-    /// As [`Emulator::with_order`]; a GPU has an order of its own.
+    /// As [`Emulator::with_order`]; PTX is carried out by one thread, and a GPU has an order of its own.
     ///
     /// # Errors
     /// As [`TestDevice::new`].
@@ -40,9 +40,10 @@ impl TestDevice {
         if std::env::var_os(REQUIRE_GPU).is_some() {
             return Driver::new(0).map(Self::Gpu);
         }
-        match std::env::var(PTX) {
-            Ok(arch) => PtxDevice::new(&arch, order).map(Self::Compiled),
-            Err(_) => Ok(Self::Emulated(Emulator::with_order(threads, order))),
+        match std::env::var_os(PTX) {
+            // Of a name that is none, NVRTC says so.
+            Some(arch) => PtxDevice::new(&arch.to_string_lossy(), order).map(Self::Compiled),
+            None => Ok(Self::Emulated(Emulator::with_order(threads, order))),
         }
     }
 }

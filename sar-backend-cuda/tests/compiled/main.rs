@@ -1,5 +1,5 @@
-//! Every kernel compiles for A100 and H100, spills nothing and needs no stack, stays within its recorded budget, and reads
-//! nothing as constant that it writes.
+//! Every kernel compiles for A100 and H100, spills nothing and needs no stack, stays within its recorded
+//! budget, and reads nothing as constant that it writes.
 //!
 //! Needs NVRTC, not a GPU: skipped aloud where it is missing, unless `SAR_REQUIRE_NVRTC=1`.
 //! `SAR_RECORD_BUDGET=1` writes what is found as the new budget; a reviewer then sees the change.

@@ -23,7 +23,8 @@ pub struct Located {
 pub fn locate(path: &Path, ema: bool) -> Result<Located, CheckpointError> {
     let none = |reason: &str| CheckpointError::None { path: path.into(), reason: reason.into() };
     if path.is_file() {
-        let run = path.parent().and_then(run_of);
+        let whole = std::path::absolute(path).ok();
+        let run = whole.as_deref().and_then(Path::parent).and_then(run_of);
         return Ok(Located { file: path.to_owned(), run, warnings: Vec::new() });
     }
     if !path.exists() {

@@ -61,8 +61,10 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
                 let run = checkpoint::locate(&args.from, false)?.run;
                 let run = run.filter(|_| header.kind == Kind::Generator);
                 let named = run.as_deref().map(class_names).transpose()?.flatten();
-                let classes = named.unwrap_or_else(|| header.classes.clone());
-                Model { classes, ..Model::of_header(&header, args.schedule)? }
+                let model = Model::of_header(&header, args.schedule)?;
+                let all = model.config["classes"].as_u64().unwrap_or(0);
+                let named = named.filter(|names| names.len() as u64 == all);
+                Model { classes: named.unwrap_or(header.classes), ..model }
             }
             None => Model::of(&shapes, args.schedule).with_context(unknown)?,
         };

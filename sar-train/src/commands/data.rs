@@ -34,7 +34,8 @@ pub fn run(args: &DataArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
     let _place = args.preview.as_deref().map(|path| ready_as(path, &["png"])).transpose()?;
     let report = check(&config, args.preview.as_deref())?;
     println!("{report}");
-    if report.classes.len() == 1 && !args.unlabelled {
+    let shown = report.classes.iter().filter(|(_, images)| *images > 0).count();
+    if shown == 1 && !args.unlabelled {
         println!("only one class: if that is meant, train with --set data.allow_one_class=true");
     }
     let accepted = args.skip_bad_images && report.total > 0;

@@ -15,6 +15,7 @@ use crate::run::{EVAL_FILE, Interrupt, Progress};
 use crate::sample::Painter;
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -35,13 +36,17 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         .map(|path| output::ready_as(path, &["json"]))
         .transpose()?;
     let evaluator = measured.evaluator(backend, args, global)?;
+    // Not before: what comes until here keeps nothing, and is ended at once.
     let interrupt = Interrupt::listen()?;
-    let report = measured.sweep(backend, &evaluator, &interrupt, global.quiet)?;
+    let mut report = measured.sweep(backend, &evaluator, &interrupt, global.quiet)?;
     let (done, of) = (report.points.len(), measured.config.eval.guidance.len());
+    if done < of {
+        report.warnings.push(format!("Interrupted: {done} of {of} guidance values."));
+    }
     if done > 0 {
         match piped {
             true => println!("{}", serde_json::to_string_pretty(&report)?),
-            false => keep(&report, json.as_deref(), global.quiet)?,
+            false => keep(&report, done == of, json.as_deref(), global.quiet)?,
         }
     }
     match done == of {
@@ -50,31 +55,36 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     }
 }
 
-/// Prints the numbers, and writes them to a file.
-fn keep(report: &EvalReport, json: Option<&Path>, quiet: bool) -> anyhow::Result<()> {
-    print!("{}", text::evaluation(report));
-    let Some(json) = json else {
-        if !quiet {
-            eprintln!("the numbers are not kept; --json FILE does that");
-        }
-        return Ok(());
+/// Writes the numbers to a file, and prints them. A part does not replace what is larger.
+fn keep(report: &EvalReport, whole: bool, json: Option<&Path>, quiet: bool) -> anyhow::Result<()> {
+    let told = match json {
+        None => "the numbers are not kept; --json FILE does that".to_owned(),
+        Some(json) => match larger_at(json, report) {
+            Some(larger) if !whole => {
+                format!("{} keeps its {larger}; --json FILE keeps these", json.display())
+            }
+            larger => {
+                let numbers = serde_json::to_string_pretty(report)?;
+                write_whole(json, numbers.as_bytes())
+                    .with_context(|| format!("{}", json.display()))?;
+                let instead = larger.map(|larger| format!(", which had {larger}"));
+                format!("the numbers are in {}{}", json.display(), instead.unwrap_or_default())
+            }
+        },
     };
-    let before = std::fs::read(json).ok();
-    let before = before.and_then(|b| serde_json::from_slice::<EvalReport>(&b).ok());
-    if let Some(before) = before.filter(|before| before.larger_than(report)) {
-        output::note(format_args!(
-            "note: {} had {}, and now has {}",
-            json.display(),
-            before.extent(),
-            report.extent()
-        ));
-    }
-    let numbers = serde_json::to_string_pretty(report)?;
-    write_whole(json, numbers.as_bytes()).with_context(|| format!("{}", json.display()))?;
+    print!("{}", text::evaluation(report));
     if !quiet {
-        eprintln!("the numbers are in {}", json.display());
+        eprintln!("{told}");
     }
     Ok(())
+}
+
+/// What a file has, in words, where that is an evaluation by more samples.
+fn larger_at(json: &Path, report: &EvalReport) -> Option<String> {
+    // A pipe or a device is not read.
+    let text = json.is_file().then(|| std::fs::read(json).ok())??;
+    let there: EvalReport = serde_json::from_slice(&text).ok()?;
+    there.larger_than(report).then(|| there.extent())
 }
 
 /// A generator, and all that it is measured with.
@@ -98,7 +108,7 @@ impl<B: Compute> Measured<B> {
         let data = run_data(&config, generator.run.as_deref().filter(|_| args.data.is_none()))?;
         let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
         let tokenizer_file = generator.tokenizer_path(args.tokenizer.as_deref())?;
-        if args.data.is_none() {
+        if args.data.is_none() && data.drawn {
             compare_with_run(generator.run.as_deref(), &data)?;
         }
         let measured =
@@ -150,6 +160,12 @@ impl<B: Compute> Measured<B> {
                 some_of(&missing)
             ));
         }
+        let samples = self.config.eval.samples;
+        anyhow::ensure!(
+            samples > NEIGHBOURS,
+            "{samples} samples are too few to measure; --samples {} is the least",
+            NEIGHBOURS + 1
+        );
         let held_out = data.validation.len();
         anyhow::ensure!(
             held_out > NEIGHBOURS,
@@ -231,9 +247,10 @@ impl<B: Compute> Measured<B> {
         let mut painter = Painter::new(backend, model, decoder, &self.schedule, batch, true)?;
         let total = guidances.len() as u64 * self.config.eval.seeds;
         let mut progress = Progress::new("sampling", total, 0, quiet);
-        let mut done = 0;
+        let (mut done, stopped) = (0, Cell::new(false));
         let mut generate = |labels: &[u32], seed: u64, guidance: f64| {
             if interrupt.is_asked() {
+                stopped.set(true);
                 return Err("interrupted".into());
             }
             let settings = SampleConfig { guidance, ..self.config.sample.clone() }.settings(seed);
@@ -246,7 +263,7 @@ impl<B: Compute> Measured<B> {
         for guidance in guidances {
             match evaluator.measure(&mut generate, guidance) {
                 Ok(point) => points.push(point),
-                Err(_) if interrupt.is_asked() => break,
+                Err(_) if stopped.get() => break,
                 Err(error) => return Err(error.into()),
             }
         }

@@ -53,8 +53,8 @@ pub(crate) fn compare_with_run(run: Option<&Path>, data: &Data) -> anyhow::Resul
     let (before, now) = (run.map(images_of).transpose()?.flatten(), counted(data));
     if let Some(before) = before.filter(|before| *before != now) {
         output::note(format_args!(
-            "warning: the generator was trained where there were {before}, and now there are {now}: where \
-             held-out images are drawn from all of them, some of these it was trained on"
+            "warning: the generator was trained where there were {before}, and now there are {now}: held-out \
+             images are drawn from all of them, so that it was trained on some of these"
         ));
     }
     Ok(())
@@ -207,7 +207,7 @@ pub(crate) struct LoadedGenerator {
     pub step: u64,
     /// The run folder it came from.
     pub run: Option<PathBuf>,
-    /// Names of its classes, where its run kept them.
+    /// Names of its classes, where its run or its file kept them.
     pub classes: Option<Vec<String>>,
 }
 
@@ -223,9 +223,9 @@ impl LoadedGenerator {
         let weights = checkpoint::load_weights(&found.file, Kind::Generator, layout)?.flat;
         let (file, step) = (found.file, header.step);
         let named = found.run.as_deref().map(class_names).transpose()?.flatten();
-        let classes = named.or_else(|| (!header.classes.is_empty()).then_some(header.classes));
         // Of a run that was edited by hand, perhaps.
-        let classes = classes.filter(|names| names.len() == section.classes);
+        let of_all = |names: &Vec<String>| names.len() == section.classes;
+        let classes = named.filter(of_all).or(Some(header.classes).filter(of_all));
         Ok(Self { generator, section, weights, file, step, run: found.run, classes })
     }
 
@@ -264,7 +264,7 @@ impl LoadedGenerator {
         let (kept, all) = (rows.iter().flatten().count(), names.len());
         match known.as_slice() {
             [] => output::note(format_args!(
-                "note: the weights' run kept no names of its classes, so all {all} begin anew"
+                "note: no names of the weights' classes were kept, so all {all} begin anew"
             )),
             _ => output::note(format_args!(
                 "note: {kept} of {all} classes keep what the weights know of them by name, the others \

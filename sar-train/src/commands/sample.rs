@@ -204,7 +204,9 @@ fn asked_classes(asked: &[String], generator: &LoadedGenerator) -> anyhow::Resul
             return Ok(index as u32);
         }
         let known = || match names {
-            [] => format!("the generator has {classes}, by numbers from 0: its run kept no names"),
+            [] => {
+                format!("the generator has {classes}, by numbers from 0: their names were not kept")
+            }
             names => {
                 let names: Vec<&str> = names.iter().map(String::as_str).collect();
                 format!(

@@ -133,7 +133,9 @@ pub fn refine<B: Compute>(
         "--top-k and --top-p filter draws, and --decode argmax takes none: leave them out"
     );
     let mut data = open_data(&config, &run, Task::Refine)?;
-    if from.run_config()?.is_some_and(|of| of.data.path == config.data.path) {
+    let real = |path: &Option<std::path::PathBuf>| path.as_ref()?.canonicalize().ok();
+    let own = from.run_config()?.is_some_and(|of| real(&of.data.path) == real(&config.data.path));
+    if own && data.drawn {
         compare_with_run(from.run.as_deref(), &data)?;
     }
     from.name_classes(&mut data);

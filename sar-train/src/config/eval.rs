@@ -1,7 +1,6 @@
 //! How a generator is measured.
 
 use super::{ConfigError, MOST_IMAGES, require};
-use crate::eval::NEIGHBOURS;
 use serde::{Deserialize, Serialize};
 
 /// Sampling seeds, at most: a spread of more is a mistyped number.
@@ -42,11 +41,8 @@ impl EvalConfig {
         let usable =
             !self.guidance.is_empty() && self.guidance.iter().all(|g| g.is_finite() && *g >= -1.0);
         require(usable, "eval.guidance", found, "a list of numbers of at least -1")?;
-        // Precision and recall look for that many neighbours of each.
-        let least = NEIGHBOURS + 1;
-        let samples = (least..=MOST_IMAGES).contains(&self.samples);
-        let expected = format!("{least} to {MOST_IMAGES}");
-        require(samples, "eval.samples", self.samples, &expected)?;
+        let samples = (2..=MOST_IMAGES).contains(&self.samples);
+        require(samples, "eval.samples", self.samples, &format!("2 to {MOST_IMAGES}"))?;
         let seeds = (1..=MOST_SEEDS).contains(&self.seeds);
         require(seeds, "eval.seeds", self.seeds, &format!("1 to {MOST_SEEDS}"))?;
         let steps = self.classifier_steps;

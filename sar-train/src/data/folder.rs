@@ -11,6 +11,11 @@ const TRAIN: [&str; 2] = ["train", "training"];
 /// What the folder of validation images may be called.
 const VALIDATION: [&str; 3] = ["val", "valid", "validation"];
 
+/// Whether a folder is called as one of validation images is.
+pub(crate) fn is_validation(folder: &Path) -> bool {
+    VALIDATION.iter().any(|known| name(folder).eq_ignore_ascii_case(known))
+}
+
 /// What systems leave in folders of images.
 const LITTER: [&str; 3] = ["thumbs.db", "desktop.ini", "__macosx"];
 
@@ -89,7 +94,6 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
         return Ok(Labelled { classes, files, loose: Vec::new() });
     }
     let (folders, mut loose) = entries(root)?;
-    let (runs, folders): (Vec<_>, Vec<_>) = folders.into_iter().partition(|f| is_run(f));
     if folders.is_empty() {
         let path = root.to_path_buf();
         return Err(match loose.is_empty() {
@@ -109,7 +113,6 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
     }
     // Notes and lists of names may lie there; an image was meant to be used.
     loose.retain(|path| image::ImageFormat::from_path(path).is_ok());
-    loose.extend(runs);
     Ok(Labelled { classes, files, loose })
 }
 
@@ -142,8 +145,7 @@ fn walk(
     }
     let (folders, found) = entries(folder)?;
     files.extend(found.into_iter().map(|path| (path, label)));
-    let folders = folders.iter().filter(|f| !is_run(f));
-    folders.into_iter().try_for_each(|f| walk(f, label, depth + 1, files))
+    folders.iter().try_for_each(|f| walk(f, label, depth + 1, files))
 }
 
 /// Whether a folder is that of a run: trained beside its images, it is none of them.
@@ -165,7 +167,9 @@ fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), DataError> {
         // Only links need a second look at the disk, which counts with a million images.
         let kind = entry.file_type().map_err(fail)?;
         if kind.is_dir() || (kind.is_symlink() && path.is_dir()) {
-            folders.push(path)
+            if !is_run(&path) {
+                folders.push(path)
+            }
         } else {
             files.push(path)
         }

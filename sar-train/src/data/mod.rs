@@ -34,6 +34,7 @@ pub use config::DataConfig;
 pub use dataset::{Batch, Dataset};
 pub use decode::BadImage;
 pub use error::DataError;
+pub(crate) use folder::is_validation;
 pub use loader::{Loader, LoaderConfig};
 pub(crate) use source::{Listing, Source, locate, some_of};
 
@@ -48,6 +49,8 @@ pub struct Data {
     pub validation: Dataset,
     /// Class names; a label is an index into them.
     pub classes: Vec<String>,
+    /// Whether validation was drawn from all images, and not named by the source.
+    pub drawn: bool,
     /// How training images are cut.
     pub augment: Augment,
     /// One line for the log: source, counts and how validation was chosen.

@@ -84,7 +84,9 @@ impl NpzWriter {
             let expected = format!("{} values more", self.left);
             return Err(DataError::Shape { what: "npz", expected, found: "0".into() });
         }
-        let Self { path, archive, file, .. } = self;
+        let Self { path, mut archive, file, .. } = self;
+        // What has no room is found while an unfinished archive is not dropped.
+        archive.flush().map_err(failed(&path))?;
         let end = || {
             let archive = ManuallyDrop::into_inner(archive);
             archive.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;

@@ -133,7 +133,8 @@ pub(super) fn from_sheet(config: &DataConfig, sheet: &Sheet) -> Result<Data, Dat
     let validation = items(sheet.validation_columns());
     let how = format!("the last {} columns", glyphs::VALIDATION_COLUMNS);
     let listing_kind = "glyph sheet";
-    Ok(assemble(config, root, listing_kind, sheet.classes.clone(), train, validation, how, vec![]))
+    let classes = sheet.classes.clone();
+    Ok(assemble(config, root, listing_kind, classes, train, validation, (how, false), vec![]))
 }
 
 /// Data of a listing: looks at the files, drops bad ones if asked to, holds out validation.
@@ -147,16 +148,13 @@ pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, 
     };
     let train = admit(train)?;
     let named = validation.map(admit).transpose()?;
+    let drawn = named.is_none();
     let (train, validation, how) = match named {
         Some(validation) => (train, validation, "as the source names it".to_owned()),
         None => {
             let (train, held) = hold_out(train, classes.len(), config);
             let share = config.val_fraction * 100.0;
-            (
-                train,
-                held,
-                format!("{share} % of each class and at least one, by seed {}", config.split_seed),
-            )
+            (train, held, format!("{share} % of each class, by seed {}", config.split_seed))
         }
     };
     let names: Vec<String> = loose.iter().map(|path| named_in(&root, path)).collect();
@@ -165,7 +163,7 @@ pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, 
         0 => kind.to_owned(),
         n => format!("{kind}; beside them and not used: {n} ({})", some_of(&names)),
     };
-    Ok(assemble(config, root, &kind, classes, train, validation, how, skipped))
+    Ok(assemble(config, root, &kind, classes, train, validation, (how, drawn), skipped))
 }
 
 fn assemble(
@@ -175,7 +173,7 @@ fn assemble(
     classes: Vec<String>,
     train: Vec<Item>,
     validation: Vec<Item>,
-    how: String,
+    (how, drawn): (String, bool),
     skipped: Vec<(PathBuf, BadImage)>,
 ) -> Data {
     let mut summary = format!(
@@ -201,6 +199,7 @@ fn assemble(
         train: Dataset::new(root.clone(), train, config),
         validation: Dataset::new(root, validation, config),
         classes,
+        drawn,
         augment: config.augment(),
         summary,
         skipped,

@@ -4,7 +4,7 @@ use sar_backend_cuda::{CudaBackend, Storage, TestDevice};
 use sar_math::Real;
 use sar_math::backend::Buffers;
 
-/// The CUDA backend with its kernels executed on the CPU, or on a GPU where `SAR_REQUIRE_GPU` is set.
+/// The CUDA backend with its kernels executed on the CPU, or what `SAR_PTX` or `SAR_REQUIRE_GPU` asks for.
 pub fn emulated<S: Storage>() -> CudaBackend<S, TestDevice> {
     CudaBackend::new(TestDevice::new().unwrap()).unwrap()
 }

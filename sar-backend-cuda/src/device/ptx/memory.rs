@@ -79,7 +79,7 @@ impl Global {
                 Path::Constant => element.read_as_constant(access)?,
             }
         }
-        // SAFETY: the range lies in an allocation that is held, and no slice of the host's does.
+        // SAFETY: the range lies in an allocation that is held, and no slice of the host's overlaps it.
         unsafe { core::ptr::copy_nonoverlapping(at as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
     }
@@ -102,11 +102,12 @@ impl Global {
     ) -> Result<u32, String> {
         self.check(at, 4)?;
         self.elements(at, 4).iter_mut().try_for_each(|element| element.change(access))?;
-        // SAFETY: as above, and aligned.
-        let word = unsafe { &mut *(at as *mut u32) };
-        let before = *word;
-        *word = change(before);
-        Ok(before)
+        // SAFETY: as above; a word is aligned.
+        unsafe {
+            let before = (at as *const u32).read();
+            (at as *mut u32).write(change(before));
+            Ok(before)
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! The emulator runs the kernels as a C++ compiler understands them. Here NVRTC compiles them as for a GPU,
 //! and the code of its virtual machine (PTX) is carried out: with the order that the compiler has chosen for
 //! reads and writes, its fused products, the operands of instructions that stand in the kernels as text, and
-//! addresses that a GPU would refuse. What `ptxas` does after that, and time, only a GPU shows.
+//! addresses that a GPU would refuse. What `ptxas` does after that, the errors of approximate instructions, how
+//! tensor cores round, and time, only a GPU shows.
 //!
 //! Matrix products and memory are the emulator's.
 

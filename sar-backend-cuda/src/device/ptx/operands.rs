@@ -132,13 +132,13 @@ impl Names {
         let constant = match self.variables.get(text) {
             Some(&address) => address,
             // Declared outside of kernels: what a launch adds to the kernel's own.
-            None if text == "dynamic_shared_" => return Ok(self.number_of_dynamic()),
+            None if text == "dynamic_shared_" => return Ok(self.dynamic_shared()),
             None => literal(text).ok_or_else(|| format!("{text} is no operand known here"))?,
         };
         Ok(*self.constants.entry(constant).or_insert_with(|| next(&mut self.registers)))
     }
 
-    fn number_of_dynamic(&mut self) -> Register {
+    fn dynamic_shared(&mut self) -> Register {
         // All of the kernel's own variables are declared before its first instruction.
         let address = BASE + self.shared.next_multiple_of(16) as u64;
         *self.constants.entry(address).or_insert_with(|| next(&mut self.registers))

@@ -1,7 +1,8 @@
 //! What instructions compute that each thread carries out for itself: one function a name, for a warp.
 //!
 //! The names are those that NVRTC gives the project's kernels, and no others: what is not here is refused
-//! when a kernel is read. Results are those of the PTX ISA, NaNs aside, whose payloads nothing reads.
+//! when a kernel is read. Results are those of the PTX ISA, NaNs aside, whose payloads nothing reads;
+//! where it allows an error (`ex2.approx`, `rcp.approx`), they have none.
 
 use core::cmp::Ordering;
 use half::bf16;
@@ -9,7 +10,7 @@ use half::bf16;
 /// Threads of a warp.
 pub(super) const WARP: usize = 32;
 
-/// A register of every thread of a warp; narrower values in the low bits, the others zero.
+/// A register of every thread of a warp; of narrower values the low bits count, whatever the others are.
 pub(super) type Row = [u64; WARP];
 
 /// Computes a row from up to four.

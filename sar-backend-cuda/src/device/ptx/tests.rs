@@ -1,4 +1,4 @@
-//! Written PTX with planted bugs is refused, and sound PTX gives what a GPU gives.
+//! Hand-written PTX with planted bugs is refused, and sound PTX gives what a GPU gives.
 
 use super::grid::{Order, Shape, run};
 use super::memory::Global;

@@ -138,11 +138,11 @@ impl Warp {
                     self.alive &= !active;
                     Ok(())
                 }
+                _ if active == 0 => Ok(()),
                 Action::Barrier => match active == self.alive {
                     true => return Ok(Stop::Barrier),
                     false => Err("a barrier that some threads of the warp do not reach".to_owned()),
                 },
-                _ if active == 0 => Ok(()),
                 ref action => self.carry_out(action, active, around),
             };
             done.map_err(|reason| {

@@ -22,6 +22,7 @@ pub(super) fn run<B: Compute>(
     args: &TokenizerEncodeArgs,
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
+    let _place = output::ready_as(&args.out, &["safetensors"])?;
     let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     anyhow::ensure!(
         args.force || !args.out.is_file(),
@@ -32,7 +33,6 @@ pub(super) fn run<B: Compute>(
     let skip = args.skip_bad_images;
     let Use { config, data } =
         Use::open(&args.tokenizer, tokenizer, source, args.image_side, skip)?;
-    let _place = output::ready_as(&args.out, &["safetensors"])?;
     let schedule = args.schedule.unwrap_or(config.generator.schedule);
     let (last, latent) = (schedule.last(), tokenizer.latent_side(data.train.side()));
     anyhow::ensure!(
@@ -52,6 +52,13 @@ pub(super) fn run<B: Compute>(
             coder.code(set, first, validation, &mut coded)?;
             progress.update(coded.labels.len() as u64, "");
         }
+    }
+    let replaced = data.train.skipped().len() + data.validation.skipped().len();
+    if replaced > 0 {
+        output::note(format_args!(
+            "warning: {replaced} images could not be read once they were needed; the tokens of the next \
+             stand in their place"
+        ));
     }
     coded.write(&args.out, schedule.tokens(), &schedule.to_string())?;
     progress.finish(&format!("{} images of {} tokens", coded.labels.len(), schedule.tokens()));

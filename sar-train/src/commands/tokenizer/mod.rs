@@ -108,9 +108,17 @@ fn compared<B: Compute>(
     Ok(grid::grid(grid::Images::square(&both, side), count.max(1))?)
 }
 
-/// Whether a source is a folder of images without folders of classes.
-fn is_loose(config: &DataConfig) -> bool {
-    matches!(data::locate(config), Err(DataError::NoClasses { path }) if Some(&path) == config.path.as_ref())
+/// Images that need no classes: those of class folders with theirs, and loose ones.
+fn open_any(config: &mut DataConfig) -> Result<Data, DataError> {
+    (config.allow_one_class, config.unlabelled) = (true, false);
+    match data::open(config) {
+        // Not where validation images alone are loose: the others have classes.
+        Err(DataError::NoClasses { path }) if !data::is_validation(&path) => {
+            config.unlabelled = true;
+            data::open(config)
+        }
+        other => other,
+    }
 }
 
 /// What a tokenizer that was trained elsewhere is used on.
@@ -135,13 +143,10 @@ impl Use {
         config.data.skip_bad_images |= skip_bad_images;
         if let Some(source) = source {
             config.data = config.data.with_source(source);
-            // What a tokenizer is used on need have no classes.
-            config.data.allow_one_class = true;
-            config.data.unlabelled |= is_loose(&config.data);
         }
         config.data.image_side = side.unwrap_or(config.data.image_side);
         let data = match source {
-            Some(_) => data::open(&config.data)?,
+            Some(_) => open_any(&mut config.data)?,
             None => run_data(&config, run.as_deref())?,
         };
         check_side(tokenizer, &data)?;

@@ -42,21 +42,19 @@ impl Warp {
             }
             Action::LoadMatrices { ref to, at, transposed } => {
                 check_full(active)?;
-                for (i, &register) in to.iter().enumerate() {
-                    let mut matrix = Matrix::default();
-                    for (row, elements) in matrix.iter_mut().enumerate() {
-                        let lane = 8 * i + row;
-                        let mut bytes = [0; 16];
-                        let place = self.place(at, lane);
-                        // Four lanes take a row, whoever gives its address.
-                        for reader in 4 * row..4 * row + 4 {
-                            around.shared.read(place, &mut bytes, self.access(reader))?;
-                        }
-                        for (element, bytes) in elements.iter_mut().zip(bytes.chunks_exact(2)) {
-                            *element = number(bytes) as u16;
-                        }
+                let mut matrices = vec![Matrix::default(); to.len()];
+                for (lane, elements) in matrices.iter_mut().flatten().enumerate() {
+                    let (mut bytes, place) = ([0; 16], self.place(at, lane));
+                    // Four lanes take a row, whoever gives its address.
+                    for reader in 4 * (lane % 8)..4 * (lane % 8) + 4 {
+                        around.shared.read(place, &mut bytes, self.access(reader))?;
                     }
-                    self.registers[register] = spread(&matrix, transposed);
+                    for (element, bytes) in elements.iter_mut().zip(bytes.chunks_exact(2)) {
+                        *element = number(bytes) as u16;
+                    }
+                }
+                for (&register, matrix) in to.iter().zip(&matrices) {
+                    self.registers[register] = spread(matrix, transposed);
                 }
             }
             Action::MultiplyMatrices { ref d, ref a, ref b, ref c } => {
