@@ -109,6 +109,11 @@ struct Model {
 }
 
 impl Model {
+    /// Of which no more is known.
+    fn new(kind: Kind, config: serde_json::Value, layout: Layout, about: String) -> Self {
+        Self { kind, config, layout, step: 0, classes: Vec::new(), about, assumed: None }
+    }
+
     fn of_header(header: &Header, schedule: Option<ScaleSchedule>) -> anyhow::Result<Self> {
         let mut model = match header.kind {
             Kind::Generator => {
@@ -185,15 +190,7 @@ impl Model {
             section.depth, section.width, section.vocab, section.classes, section.schedule
         );
         let config = serde_json::to_value(section)?;
-        Ok(Self {
-            kind: Kind::Generator,
-            config,
-            layout,
-            step: 0,
-            classes: Vec::new(),
-            about,
-            assumed: None,
-        })
+        Ok(Self::new(Kind::Generator, config, layout, about))
     }
 
     fn tokenizer(shapes: &Shapes<'_>) -> anyhow::Result<Self> {
@@ -230,15 +227,7 @@ impl Model {
             config.vocab
         );
         let config = serde_json::to_value(config)?;
-        Ok(Self {
-            kind: Kind::Tokenizer,
-            config,
-            layout,
-            step: 0,
-            classes: Vec::new(),
-            about,
-            assumed: None,
-        })
+        Ok(Self::new(Kind::Tokenizer, config, layout, about))
     }
 }
 

@@ -5,11 +5,7 @@ use super::*;
 /// Images of the classes `a` and `b`, a tokenizer `tok` and a generator `two` of them.
 fn two_trained() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(
-        folder.path().join("small.toml"),
-        SMALL.replace("builtin = \"glyphs10\"", "path = \"images\""),
-    )
-    .unwrap();
+    on_images(folder.path());
     two_classes(folder.path(), 12);
     succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder.path());
     let more = ["--set", "data.val_fraction=0.4", "--set", "eval.classifier_steps=2"];
@@ -108,11 +104,7 @@ fn weights_serve_other_classes_by_name() {
 fn a_folder_may_be_called_by_a_number() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    fs::write(
-        folder.join("small.toml"),
-        SMALL.replace("builtin = \"glyphs10\"", "path = \"images\""),
-    )
-    .unwrap();
+    on_images(folder);
     two_classes(folder, 12);
     for (from, to) in [("a", "10"), ("b", "2")] {
         fs::rename(folder.join("images").join(from), folder.join("images").join(to)).unwrap();

@@ -25,11 +25,7 @@ fn two_calls_do_not_sample_into_one_folder() {
 fn a_run_among_its_images_is_none_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    fs::write(
-        folder.join("small.toml"),
-        SMALL.replace("builtin = \"glyphs10\"", "path = \"images\""),
-    )
-    .unwrap();
+    on_images(folder);
     two_classes(folder, 6);
     for litter in ["images/a/Thumbs.db", "images/desktop.ini"] {
         fs::write(folder.join(litter), "of the system's").unwrap();
@@ -52,12 +48,11 @@ fn a_run_among_its_images_is_none_of_them() {
 fn images_that_came_later_are_told_where_a_run_is_measured() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let config = SMALL.replace("builtin = \"glyphs10\"", "path = \"images\"\nval_fraction = 0.4")
-        + "[eval]\nclassifier_steps = 2\n";
-    fs::write(folder.join("small.toml"), config).unwrap();
+    on_images(folder);
     two_classes(folder, 8);
     succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder);
-    succeeds(&[&TRAIN[..], &["--out", "base"]].concat(), folder);
+    let more = ["--set", "data.val_fraction=0.4", "--set", "eval.classifier_steps=2"];
+    succeeds(&[&TRAIN[..], &["--out", "base"], &more].concat(), folder);
     let eval = ["eval", "base", "--samples", "4", "--seeds", "1", "--guidance", "-0.25,0"];
     let refine = ["refine", "--init-from", "base", "--set", "train.steps=1", "--out"];
     let trained_on = "it was trained on some of these";
@@ -112,11 +107,7 @@ fn a_tokenizer_is_used_on_images_without_classes() {
 fn a_class_called_by_a_number_is_told_from_the_class_of_that_number() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    fs::write(
-        folder.join("small.toml"),
-        SMALL.replace("builtin = \"glyphs10\"", "path = \"images\""),
-    )
-    .unwrap();
+    on_images(folder);
     two_classes(folder, 4);
     fs::rename(folder.join("images/a"), folder.join("images/1")).unwrap();
     succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder);

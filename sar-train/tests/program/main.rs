@@ -79,6 +79,12 @@ fn trained() -> tempfile::TempDir {
 
 const TRAIN: [&str; 5] = ["train", "--config", "small.toml", "--tokenizer", "tok"];
 
+/// [`SMALL`] on the folder `images`, as `small.toml`.
+fn on_images(folder: &Path) {
+    let config = SMALL.replace("builtin = \"glyphs10\"", "path = \"images\"");
+    fs::write(folder.join("small.toml"), config).unwrap();
+}
+
 /// `images/a` and `images/b`.
 fn two_classes(folder: &Path, each: usize) {
     for class in ["a", "b"] {

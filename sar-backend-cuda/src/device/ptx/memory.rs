@@ -158,10 +158,20 @@ impl Shared {
         Ok(())
     }
 
+    /// Enters something into every element of a range, and says where the range starts.
+    fn enter(
+        &mut self,
+        at: u64,
+        bytes: usize,
+        into: impl FnMut(&mut Element) -> Result<(), String>,
+    ) -> Result<usize, String> {
+        let start = self.place(at, bytes)?;
+        self.elements(start, bytes).iter_mut().try_for_each(into)?;
+        Ok(start)
+    }
+
     pub fn write(&mut self, at: u64, from: &[u8], access: Access) -> Result<(), String> {
-        let start = self.place(at, from.len())?;
-        let elements = self.elements(start, from.len());
-        elements.iter_mut().try_for_each(|element| element.write(access))?;
+        let start = self.enter(at, from.len(), |element| element.write(access))?;
         self.bytes[start..][..from.len()].copy_from_slice(from);
         Ok(())
     }
@@ -183,16 +193,12 @@ impl Shared {
 
     /// Begins a copy of so many bytes.
     pub fn announce(&mut self, at: u64, bytes: usize, access: Access) -> Result<(), String> {
-        let start = self.place(at, bytes)?;
-        let elements = self.elements(start, bytes);
-        elements.iter_mut().try_for_each(|element| element.announce(access))
+        self.enter(at, bytes, |element| element.announce(access)).map(drop)
     }
 
     /// Ends a copy.
     pub fn arrive(&mut self, at: u64, from: &[u8], access: Access) -> Result<(), String> {
-        let start = self.place(at, from.len())?;
-        let elements = self.elements(start, from.len());
-        elements.iter_mut().try_for_each(|element| element.arrive(access))?;
+        let start = self.enter(at, from.len(), |element| element.arrive(access))?;
         self.bytes[start..][..from.len()].copy_from_slice(from);
         Ok(())
     }
