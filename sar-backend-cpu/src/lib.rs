@@ -4,9 +4,9 @@
 //! (`transformer`, `embedding`, `loss`, `rollout`, `tokenizer`, `optimizer`) check shapes at the door and
 //! call them.
 //!
-//! Arrays are flat slices and strided matrix views of their own (`mat`), not ndarray's: an op is given its
-//! dimensions with each call, several threads write parts of one matrix, and what `gemm` and the vector
-//! loops take are strides and slices, which ndarray's views would have to be turned into at every call.
+//! Buffers are flat, since an op is given its dimensions with each call. Where it multiplies matrices it looks
+//! at them as ndarray's views (`mat`), whose strides say what is transposed or lies between other heads, and
+//! which are split among the threads; loops over elements run over slices.
 
 mod buffer;
 mod embedding;

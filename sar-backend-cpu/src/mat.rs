@@ -1,83 +1,68 @@
-//! Views of matrices with strides, and what a product is added to.
+//! Matrices: ndarray's views of an op's flat operands, and what a product is added to.
+//!
+//! An op checks its operands at the door and is given their dimensions; a matrix whose slice is too short
+//! for them is an error of ours, and a panic.
 
 use crate::Element;
 use crate::transpose::Transpose;
 use core::ops::Range;
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, ShapeBuilder, s};
 
-/// A read-only matrix view.
-#[derive(Clone, Copy)]
-pub(crate) struct Mat<'a, T> {
-    /// Elements, the first of the view at index 0.
-    pub data: &'a [T],
-    pub rows: usize,
-    pub cols: usize,
-    pub row_stride: usize,
-    pub col_stride: usize,
+/// A row-major matrix whose rows lie next to each other.
+pub(crate) fn matrix<T>(data: &[T], rows: usize, cols: usize) -> ArrayView2<'_, T> {
+    strided(data, rows, cols, cols)
 }
 
-impl<'a, T> Mat<'a, T> {
-    /// A row-major matrix whose rows lie next to each other.
-    pub(crate) fn rows(data: &'a [T], rows: usize, cols: usize) -> Self {
-        Self::strided(data, rows, cols, cols)
-    }
-
-    /// A row-major matrix with `row_stride` elements from row to row.
-    pub(crate) fn strided(data: &'a [T], rows: usize, cols: usize, row_stride: usize) -> Self {
-        Self { data, rows, cols, row_stride, col_stride: 1 }
-    }
-
-    /// Rows `range` alone.
-    pub(crate) fn some_rows(self, range: Range<usize>) -> Self {
-        Self { data: tail(self.data, range.start * self.row_stride), rows: range.len(), ..self }
-    }
-
-    /// Row i, whose elements must lie next to each other.
-    #[inline(always)]
-    pub(crate) fn row(self, i: usize) -> &'a [T] {
-        debug_assert_eq!(self.col_stride, 1, "a row in one piece");
-        &self.data[i * self.row_stride..][..self.cols]
-    }
-
-    /// The transpose, without moving anything.
-    pub(crate) fn t(self) -> Self {
-        Self {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
-    }
+/// A row-major matrix with `stride` elements from row to row.
+pub(crate) fn strided<T>(data: &[T], rows: usize, cols: usize, stride: usize) -> ArrayView2<'_, T> {
+    let view = if rows * cols == 0 {
+        ArrayView2::from_shape((rows, cols), &data[..0])
+    } else {
+        ArrayView2::from_shape((rows, cols).strides((stride, 1)), data)
+    };
+    view.expect("a matrix within its slice")
 }
 
-impl<T: Element> Mat<'_, T> {
-    /// Copies the transpose: row j of `to`, which begins at `j·to_stride`, receives column j. Elements of a
-    /// row must lie next to each other.
-    pub(crate) fn transpose_into(self, to: &mut [T], to_stride: usize) {
-        let Self { data: from, rows, cols, row_stride: stride, col_stride } = self;
-        debug_assert_eq!(col_stride, 1, "rows in one piece");
-        T::transpose(Transpose { from, rows, cols, stride, to, to_stride });
-    }
+/// As [`matrix`], to write.
+pub(crate) fn matrix_mut<T>(data: &mut [T], rows: usize, cols: usize) -> ArrayViewMut2<'_, T> {
+    strided_mut(data, rows, cols, cols)
 }
 
-/// A matrix view to write, row-major.
-pub(crate) struct MatMut<'a, T> {
-    pub data: &'a mut [T],
-    pub rows: usize,
-    pub cols: usize,
-    pub row_stride: usize,
+/// As [`strided`], to write.
+pub(crate) fn strided_mut<T>(
+    data: &mut [T],
+    rows: usize,
+    cols: usize,
+    stride: usize,
+) -> ArrayViewMut2<'_, T> {
+    let view = if rows * cols == 0 {
+        ArrayViewMut2::from_shape((rows, cols), &mut data[..0])
+    } else {
+        ArrayViewMut2::from_shape((rows, cols).strides((stride, 1)), data)
+    };
+    view.expect("a matrix within its slice")
 }
 
-impl<'a, T> MatMut<'a, T> {
-    /// A row-major matrix whose rows lie next to each other.
-    pub(crate) fn rows(data: &'a mut [T], rows: usize, cols: usize) -> Self {
-        Self { data, rows, cols, row_stride: cols }
-    }
+/// Rows `range` alone.
+pub(crate) fn some_rows<T>(of: ArrayView2<'_, T>, range: Range<usize>) -> ArrayView2<'_, T> {
+    of.slice_move(s![range, ..])
+}
 
-    /// A row-major matrix with `row_stride` elements from row to row.
-    pub(crate) fn strided(data: &'a mut [T], rows: usize, cols: usize, row_stride: usize) -> Self {
-        Self { data, rows, cols, row_stride }
-    }
+/// The first `cols` columns alone.
+pub(crate) fn first_columns<T>(of: ArrayView2<'_, T>, cols: usize) -> ArrayView2<'_, T> {
+    of.slice_move(s![.., ..cols])
+}
+
+/// Row i, whose elements must lie next to each other.
+#[inline(always)]
+pub(crate) fn row_slice<T>(of: ArrayView2<'_, T>, i: usize) -> &[T] {
+    of.index_axis_move(Axis(0), i).to_slice().expect("a row in one piece")
+}
+
+/// Copies the transpose: row j of `to`, which begins at `j·to_stride`, receives column j. Elements of a row
+/// must lie next to each other.
+pub(crate) fn transpose<T: Element>(from: ArrayView2<'_, T>, to: &mut [T], to_stride: usize) {
+    T::transpose(Transpose { from, to, to_stride });
 }
 
 /// What a product is added to.
@@ -91,17 +76,16 @@ pub(crate) enum Onto<'a, T> {
     Row(&'a [T]),
 }
 
-impl<'a, T: Element> Onto<'a, T> {
-    /// For the columns of c from `first` on.
-    pub(crate) fn columns_from(self, first: usize) -> Self {
+impl<'a, T> Onto<'a, T> {
+    /// For the first `columns` of c, and for the others.
+    pub(crate) fn split_at(self, columns: usize) -> (Self, Self) {
         match self {
-            Self::Row(row) => Self::Row(&row[first..]),
-            other => other,
+            Self::Row(row) => {
+                let (first, others) = row.split_at(columns);
+                (Self::Row(first), Self::Row(others))
+            }
+            Self::Nothing => (Self::Nothing, Self::Nothing),
+            Self::Itself => (Self::Itself, Self::Itself),
         }
     }
-}
-
-/// What lies behind the first `len` elements; nothing where there are fewer.
-pub(crate) fn tail<T>(data: &[T], len: usize) -> &[T] {
-    &data[len.min(data.len())..]
 }

@@ -5,35 +5,18 @@
 mod tests;
 
 use crate::Element;
-use crate::mat::{Mat, MatMut, Onto, tail};
-use crate::simd::{Shared, carve, sum2, vectorized, with_scratch};
-use rayon::prelude::*;
+use crate::mat::{Onto, matrix, matrix_mut, some_rows, strided, transpose};
+use crate::simd::{carve, sum2, vectorized, with_scratch};
+use core::ops::Range;
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
 
-/// A row-major part of c; parts that are written at the same time do not overlap.
-#[derive(Clone, Copy)]
-struct Part<'p, 'c, T> {
-    shared: &'p Shared<'c, T>,
-    /// First element.
-    start: usize,
-    row_stride: usize,
-}
-
-impl<T> Part<'_, '_, T> {
-    /// What begins `elements` further on.
-    fn at(self, elements: usize) -> Self {
-        Self { start: self.start + elements, ..self }
-    }
-}
-
-/// `c = alpha·a·b + onto`, in whole or in part, for one thread. Parts that are done at the same time do not
-/// overlap in c.
-#[derive(Clone, Copy)]
-struct Product<'p, 'c, T> {
+/// `c = alpha·a·b + onto`, in whole or in part.
+struct Product<'p, T> {
     alpha: T,
-    a: Mat<'p, T>,
-    b: Mat<'p, T>,
+    a: ArrayView2<'p, T>,
+    b: ArrayView2<'p, T>,
     onto: Onto<'p, T>,
-    c: Part<'p, 'c, T>,
+    c: ArrayViewMut2<'p, T>,
 }
 
 /// Terms added up in registers before they go to c. The crate's choice depends on the number of
@@ -56,7 +39,12 @@ const TURN: usize = 512;
 /// Products of fewer multiplications are not worth handing to another thread.
 const TASK: usize = 1 << 19;
 
-/// `c = alpha·a·b + onto`, on one thread or on the pool.
+/// The rows of c.
+const ROWS: Axis = Axis(0);
+/// The columns of c.
+const COLUMNS: Axis = Axis(1);
+
+/// `c = alpha·a·b + onto`, on one thread or on the pool. Elements of a row of c lie next to each other.
 ///
 /// An element of c is the same to the bit whatever `parallel` is, and whatever number of rows of a
 /// there are: the crate's kernels add in an order that does not depend on the tile, and the cases where
@@ -64,187 +52,179 @@ const TASK: usize = 1 << 19;
 /// dimensions are cut; a single row or a tiny c gets more rows).
 pub(crate) fn matmul<T: Element>(
     alpha: T,
-    a: Mat<'_, T>,
-    b: Mat<'_, T>,
+    a: ArrayView2<'_, T>,
+    b: ArrayView2<'_, T>,
     onto: Onto<'_, T>,
-    c: MatMut<'_, T>,
+    c: ArrayViewMut2<'_, T>,
     parallel: bool,
 ) {
-    assert!(a.cols == b.rows && a.rows == c.rows && b.cols == c.cols, "matmul: inner shapes");
-    let last = |rows: usize, cols: usize, rs: usize, cs: usize| {
-        if rows == 0 || cols == 0 { 0 } else { (rows - 1) * rs + (cols - 1) * cs + 1 }
-    };
-    assert!(last(a.rows, a.cols, a.row_stride, a.col_stride) <= a.data.len(), "matmul: a");
-    assert!(last(b.rows, b.cols, b.row_stride, b.col_stride) <= b.data.len(), "matmul: b");
-    assert!(last(c.rows, c.cols, c.row_stride, 1) <= c.data.len(), "matmul: c");
+    let (rows, cols) = c.dim();
+    assert!(a.dim() == (rows, b.nrows()) && b.ncols() == cols, "matmul: inner shapes");
+    assert!(cols < 2 || c.strides()[1] == 1, "matmul: rows of c in one piece");
     if let Onto::Row(row) = onto {
-        assert!(row.len() == c.cols, "matmul: row");
+        assert!(row.len() == cols, "matmul: row");
     }
-    if c.rows == 0 || c.cols == 0 {
+    if rows == 0 || cols == 0 {
         return;
     }
     // Rows from which on the crate takes neither its vector nor its tiny-product path.
-    let needed = if b.row_stride == 1 { 2.max(SMALL / c.cols + 1) } else { 2 };
-    if c.cols == 1 {
-        column(alpha, a, b, onto, c);
-    } else if c.rows < needed {
-        with_more_rows(alpha, a, b, onto, c, needed);
+    let needed = if columns_in_one_piece(b) { 2.max(SMALL / cols + 1) } else { 2 };
+    let product = Product { alpha, a, b, onto, c };
+    if cols == 1 {
+        product.column();
+    } else if rows < needed {
+        product.with_more_rows(needed);
     } else {
-        split(alpha, a, b, onto, c, parallel);
+        product.share(parallel);
     }
 }
 
-/// Shares the product out over the threads: by columns of c, since each then rearranges its own part of b
-/// alone; by rows where c has too few columns for every thread, and where a is transposed, so that it is
-/// rearranged as well, and not smaller than b.
-fn split<T: Element>(
-    alpha: T,
-    a: Mat<'_, T>,
-    b: Mat<'_, T>,
-    onto: Onto<'_, T>,
-    c: MatMut<'_, T>,
-    parallel: bool,
-) {
-    let threads = if parallel { rayon::current_num_threads() } else { 1 };
-    let narrow = c.cols < 2 * TILE * threads && c.rows > c.cols;
-    let by_rows =
-        c.cols < 2 * TILE || narrow || (a.col_stride != 1 && c.rows >= c.cols.max(2 * TILE));
-    let (extent, other) = if by_rows { (c.rows, c.cols) } else { (c.cols, c.rows) };
-    // A part has whole tiles and more than SMALL elements, so that the crate takes the same path as
-    // for the whole.
-    let tiles = extent / TILE;
-    let least = (SMALL / other + 1).div_ceil(TILE);
-    let work = extent.saturating_mul(other).saturating_mul(a.cols);
-    let parts = threads.min(work / TASK).min(tiles / least).max(1);
-    let stride = c.row_stride;
-    let (a_all, b_all, shared) = (a, b, Shared::new(c.data));
-    let c = Part { shared: &shared, start: 0, row_stride: stride };
-    let start = |part| if part == parts { extent } else { tiles * part / parts * TILE };
-    let product = |part: usize| {
-        let (from, count) = (start(part), start(part + 1) - start(part));
-        if by_rows {
-            let a = Mat { data: &a_all.data[from * a_all.row_stride..], rows: count, ..a_all };
-            Product { alpha, a, b: b_all, onto, c: c.at(from * stride) }.cut();
+/// Whether elements of a column lie next to each other.
+fn columns_in_one_piece<T>(of: ArrayView2<'_, T>) -> bool {
+    of.strides()[0] == 1
+}
+
+/// Whether it is a row-major matrix's transpose.
+fn transposed<T>(of: ArrayView2<'_, T>) -> bool {
+    columns_in_one_piece(of) && of.strides()[1] != 1
+}
+
+impl<T: Element> Product<'_, T> {
+    /// Shares the product out over the threads: by columns of c, since each then rearranges its own part of b
+    /// alone; by rows where c has too few columns for every thread, and where a is transposed, so that it is
+    /// rearranged as well, and not smaller than b.
+    fn share(self, parallel: bool) {
+        let (rows, cols) = self.c.dim();
+        let threads = if parallel { rayon::current_num_threads() } else { 1 };
+        let narrow = cols < 2 * TILE * threads && rows > cols;
+        let turned = self.a.strides()[1] != 1 && rows >= cols.max(2 * TILE);
+        let by_rows = cols < 2 * TILE || narrow || turned;
+        let (axis, extent, other) =
+            if by_rows { (ROWS, rows, cols) } else { (COLUMNS, cols, rows) };
+        // A part has whole tiles and more than SMALL elements, so that the crate takes the same path as
+        // for the whole.
+        let tiles = extent / TILE;
+        let least = (SMALL / other + 1).div_ceil(TILE);
+        let work = extent.saturating_mul(other).saturating_mul(self.a.ncols());
+        let parts = threads.min(work / TASK).min(tiles / least).max(1);
+        self.halve(axis, 0..parts, &|part| tiles * part / parts * TILE);
+    }
+
+    /// Those of the parts that `range` names, each beginning at `start(part)` of `axis`, on the pool.
+    fn halve(self, axis: Axis, range: Range<usize>, start: &(impl Fn(usize) -> usize + Sync)) {
+        if range.len() == 1 {
+            return self.cut();
+        }
+        let middle = range.start + range.len() / 2;
+        let (first, second) = self.split_at(axis, start(middle) - start(range.start));
+        rayon::join(
+            || first.halve(axis, range.start..middle, start),
+            || second.halve(axis, middle..range.end, start),
+        );
+    }
+
+    /// What is computed before place `at` of `axis`, and the rest.
+    fn split_at(self, axis: Axis, at: usize) -> (Self, Self) {
+        let Self { alpha, a, b, onto, c } = self;
+        let (first_c, second_c) = c.split_at(axis, at);
+        let (mut first, mut second) =
+            (Self { alpha, a, b, onto, c: first_c }, Self { alpha, a, b, onto, c: second_c });
+        if axis == ROWS {
+            (first.a, second.a) = a.split_at(ROWS, at);
         } else {
-            let b = Mat { data: &b_all.data[from * b_all.col_stride..], cols: count, ..b_all };
-            let onto = onto.columns_from(from);
-            Product { alpha, a: a_all, b, onto, c: c.at(from) }.cut();
+            (first.b, second.b) = b.split_at(COLUMNS, at);
+            (first.onto, second.onto) = onto.split_at(at);
         }
-    };
-    if parts == 1 {
-        product(0);
-    } else {
-        (0..parts).into_par_iter().for_each(product);
+        (first, second)
     }
-}
 
-/// A product with a vector: one dot product per row.
-fn column<T: Element>(alpha: T, a: Mat<'_, T>, b: Mat<'_, T>, onto: Onto<'_, T>, c: MatMut<'_, T>) {
-    let depth = a.cols;
-    with_scratch(2 * depth, |scratch: &mut [T]| {
-        let [row, vector] = carve(scratch, [depth, depth]);
-        for k in 0..depth {
-            vector[k] = b.data[k * b.row_stride];
-        }
-        for i in 0..c.rows {
-            for k in 0..depth {
-                row[k] = a.data[i * a.row_stride + k * a.col_stride];
+    /// A product with a vector: one dot product per row.
+    fn column(self) {
+        let Self { alpha, a, b, onto, mut c } = self;
+        let depth = a.ncols();
+        with_scratch(2 * depth, |scratch: &mut [T]| {
+            let [row, vector] = carve(scratch, [depth, depth]);
+            for (to, &from) in vector.iter_mut().zip(b.column(0)) {
+                *to = from;
             }
-            let product = alpha
-                * vectorized(
-                    #[inline(always)]
-                    || sum2(row, vector, |a, b| a * b),
-                );
-            let c = &mut c.data[i * c.row_stride];
-            *c = match onto {
-                Onto::Nothing => product,
-                Onto::Itself => *c + product,
-                Onto::Row(row) => row[0] + product,
-            };
-        }
-    });
-}
+            for (c, a) in c.column_mut(0).iter_mut().zip(a.rows()) {
+                for (to, &from) in row.iter_mut().zip(a) {
+                    *to = from;
+                }
+                let product = alpha
+                    * vectorized(
+                        #[inline(always)]
+                        || sum2(row, vector, |a, b| a * b),
+                    );
+                *c = match onto {
+                    Onto::Nothing => product,
+                    Onto::Itself => *c + product,
+                    Onto::Row(row) => row[0] + product,
+                };
+            }
+        });
+    }
 
-/// The product with rows of zeros appended to a and c.
-fn with_more_rows<T: Element>(
-    alpha: T,
-    a: Mat<'_, T>,
-    b: Mat<'_, T>,
-    onto: Onto<'_, T>,
-    c: MatMut<'_, T>,
-    rows: usize,
-) {
-    let (depth, cols) = (a.cols, c.cols);
-    with_scratch(rows * (depth + cols), |scratch: &mut [T]| {
-        scratch.fill(T::zero());
-        let [more_a, more_c] = carve(scratch, [rows * depth, rows * cols]);
-        for i in 0..c.rows {
-            for k in 0..depth {
-                more_a[i * depth + k] = a.data[i * a.row_stride + k * a.col_stride];
-            }
+    /// The product with rows of zeros appended to a and c, so that there are `needed` of them.
+    fn with_more_rows(self, needed: usize) {
+        let Self { alpha, a, b, onto, mut c } = self;
+        let ((rows, depth), cols) = (a.dim(), b.ncols());
+        with_scratch(needed * (depth + cols), |scratch: &mut [T]| {
+            scratch.fill(T::zero());
+            let [more_a, more_c] = carve(scratch, [needed * depth, needed * cols]);
+            let mut more_a = matrix_mut(more_a, needed, depth);
+            let mut more_c = matrix_mut(more_c, needed, cols);
+            more_a.slice_mut(s![..rows, ..]).assign(&a);
             if let Onto::Itself = onto {
-                let row = i * c.row_stride;
-                more_c[i * cols..][..cols].copy_from_slice(&c.data[row..row + cols]);
+                more_c.slice_mut(s![..rows, ..]).assign(&c);
             }
-        }
-        let a = Mat::rows(more_a, rows, depth);
-        let shared = Shared::new(more_c);
-        let c_all = Part { shared: &shared, start: 0, row_stride: cols };
-        Product { alpha, a, b, onto, c: c_all }.cut();
-        for i in 0..c.rows {
-            c.data[i * c.row_stride..][..cols].copy_from_slice(&more_c[i * cols..][..cols]);
-        }
-    });
-}
+            Product { alpha, a: more_a.view(), b, onto, c: more_c.view_mut() }.cut();
+            c.assign(&more_c.slice(s![..rows, ..]));
+        });
+    }
 
-impl<T: Element> Product<'_, '_, T> {
     /// In pieces of at most [`DEPTH`] terms of nearly equal size.
-    fn cut(self) {
-        let Self { a, b, mut onto, .. } = self;
-        let pieces = a.cols.div_ceil(DEPTH).max(1);
-        let size = a.cols.div_ceil(pieces);
+    fn cut(mut self) {
+        let depth = self.a.ncols();
+        let pieces = depth.div_ceil(DEPTH).max(1);
+        let size = depth.div_ceil(pieces);
         for piece in 0..pieces {
-            let first = piece * size;
-            let depth = size.min(a.cols - first);
-            let a = Mat { data: tail(a.data, first * a.col_stride), cols: depth, ..a };
-            let b = b.some_rows(first..first + depth);
-            let piece = Product { a, b, onto, ..self };
+            let terms = piece * size..depth.min((piece + 1) * size);
+            let (a, b) = (self.a.slice_move(s![.., terms.clone()]), some_rows(self.b, terms));
+            let piece = Product { a, b, c: self.c.view_mut(), ..self };
             // Up to two tiles the crate reads a transposed a where it lies.
-            if a.row_stride == 1 && a.col_stride != 1 && b.cols > 2 * TILE {
+            if transposed(a) && b.ncols() > 2 * TILE {
                 piece.by_turned_rows();
             } else {
                 piece.arranged();
             }
-            onto = Onto::Itself;
+            self.onto = Onto::Itself;
         }
     }
 
     /// With a transposed a turned around, some rows at a time: the crate would rearrange it six rows at a
     /// time, in narrow loads and stores.
     fn by_turned_rows(self) {
-        let Self { a, c, .. } = self;
-        let pieces = a.rows.div_ceil(TURN).max(1);
+        let Self { alpha, a, b, onto, mut c } = self;
+        let (rows, depth) = a.dim();
+        let pieces = rows.div_ceil(TURN).max(1);
         // Of nearly equal size: a single row left over would be no matrix to the crate.
-        let start = |piece| a.rows * piece / pieces;
+        let start = |piece| rows * piece / pieces;
         // Rows a power of two apart would share few sets of the caches.
-        let stride = a.cols.next_multiple_of(LINE) + LINE;
-        with_scratch(a.rows.div_ceil(pieces) * stride, |scratch: &mut [T]| {
+        let stride = depth.next_multiple_of(LINE) + LINE;
+        with_scratch(rows.div_ceil(pieces) * stride, |scratch: &mut [T]| {
             for piece in 0..pieces {
                 let rows = start(piece)..start(piece + 1);
-                a.some_rows(rows.clone()).t().transpose_into(scratch, stride);
-                let turned = Mat::strided(&*scratch, rows.len(), a.cols, stride);
-                Product { a: turned, c: c.at(rows.start * c.row_stride), ..self }.arranged();
+                transpose(some_rows(a, rows.clone()).reversed_axes(), scratch, stride);
+                let a = strided(scratch, rows.len(), depth, stride);
+                Product { alpha, a, b, onto, c: c.slice_mut(s![rows, ..]) }.arranged();
             }
         });
     }
 
     /// With b as the crate wants it.
     fn arranged(self) {
-        if self.b.row_stride == 1 && self.b.col_stride != 1 {
-            self.by_panels();
-        } else {
-            self.whole();
-        }
+        if transposed(self.b) { self.by_panels() } else { self.whole() }
     }
 
     /// With b rearranged: its columns a tile at a time, row behind row.
@@ -252,53 +232,56 @@ impl<T: Element> Product<'_, '_, T> {
     /// The crate does so itself where b is transposed, as weights are, but in an order that waits for
     /// memory: with few rows of a, as in sampling, a quarter of all time.
     fn by_panels(self) {
-        let Self { b, onto, c, .. } = self;
+        let (depth, cols) = self.b.dim();
         // The last panel has what is left over as well: a panel of one column is no matrix to the crate.
-        let panels = (b.cols / TILE).max(1);
-        let widest = b.cols - (panels - 1) * TILE;
-        with_scratch(b.rows * widest, |scratch: &mut [T]| {
-            for panel in 0..panels {
-                let first = panel * TILE;
-                let width = if panel + 1 == panels { widest } else { TILE };
-                b.t().some_rows(first..first + width).transpose_into(scratch, width);
-                let b = Mat::rows(&*scratch, b.rows, width);
-                Product { b, onto: onto.columns_from(first), c: c.at(first), ..self }.whole();
+        let panels = (cols / TILE).max(1);
+        let widest = cols - (panels - 1) * TILE;
+        with_scratch(depth * widest, |scratch: &mut [T]| {
+            let mut rest = self;
+            for _ in 1..panels {
+                let (panel, others) = rest.split_at(COLUMNS, TILE);
+                panel.rearranged(scratch);
+                rest = others;
             }
+            rest.rearranged(scratch);
         });
+    }
+
+    /// With all of b rearranged.
+    fn rearranged(self, scratch: &mut [T]) {
+        let (depth, cols) = self.b.dim();
+        transpose(self.b.reversed_axes(), scratch, cols);
+        Product { b: matrix(scratch, depth, cols), ..self }.whole();
     }
 
     /// Hands it to the crate as it is; it has at most [`DEPTH`] terms.
     fn whole(self) {
-        let Self { alpha, a, b, onto, c } = self;
+        let Self { alpha, a, b, onto, mut c } = self;
         if let Onto::Row(row) = onto {
-            for i in 0..a.rows {
-                // SAFETY: within the part of c that is this task's alone.
-                let to = unsafe { c.shared.part(c.start + i * c.row_stride, b.cols) };
-                to.copy_from_slice(&row[..b.cols]);
-            }
+            c.assign(&ArrayView1::from(row));
         }
         let (read, beta) = match onto {
             Onto::Nothing => (false, T::zero()),
             Onto::Itself | Onto::Row(_) => (true, T::one()),
         };
-        // SAFETY: `matmul` has checked that the three views lie within their slices, and parts, pieces and
-        // panels lie within the views or are copies of them. c stands for a unique borrow, so it overlaps
-        // neither a nor b, and parts of it do not overlap each other.
+        // SAFETY: the dimensions and strides are those of the three views, and their shapes fit (`matmul`
+        // has checked that, and parts, pieces and panels are cut alike). c is a unique borrow, so it
+        // overlaps neither a nor b.
         unsafe {
             gemm::gemm(
-                a.rows,
-                b.cols,
-                a.cols,
-                c.shared.at(c.start),
-                1,
-                c.row_stride as isize,
+                a.nrows(),
+                b.ncols(),
+                a.ncols(),
+                c.as_mut_ptr(),
+                c.strides()[1],
+                c.strides()[0],
                 read,
-                a.data.as_ptr(),
-                a.col_stride as isize,
-                a.row_stride as isize,
-                b.data.as_ptr(),
-                b.col_stride as isize,
-                b.row_stride as isize,
+                a.as_ptr(),
+                a.strides()[1],
+                a.strides()[0],
+                b.as_ptr(),
+                b.strides()[1],
+                b.strides()[0],
                 beta,
                 alpha,
                 false,

@@ -244,14 +244,6 @@ impl<'a, T> Shared<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), borrow: PhantomData }
     }
 
-    /// Where element `start` lies; the end of the slice at most.
-    #[inline(always)]
-    pub(crate) fn at(&self, start: usize) -> *mut T {
-        assert!(start <= self.len, "element outside its slice");
-        // SAFETY: within the slice or at its end, as just checked.
-        unsafe { self.start.add(start) }
-    }
-
     /// `len` elements from `start` on.
     ///
     /// # Safety

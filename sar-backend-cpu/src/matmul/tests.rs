@@ -1,6 +1,7 @@
 //! Products against their sums, and the same bits however they are shared out.
 
 use super::*;
+use crate::mat::strided_mut;
 
 fn noise(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
@@ -29,21 +30,21 @@ fn product<T: Element>(
         (of(noise(A_STRIDE * depth.max(A_STRIDE), 1)), of(noise((cols + 5) * (depth + 5), 2)));
     let ends = |rows: usize, cols: usize, stride: usize| (rows.max(1) - 1) * stride + cols;
     let a = if a_t {
-        Mat::strided(&a[..ends(depth, rows, A_STRIDE)], depth, rows, A_STRIDE).t()
+        strided(&a[..ends(depth, rows, A_STRIDE)], depth, rows, A_STRIDE).reversed_axes()
     } else {
-        Mat::strided(&a[..ends(rows, depth, depth)], rows, depth, depth)
+        strided(&a[..ends(rows, depth, depth)], rows, depth, depth)
     };
     let b = if b_t {
-        Mat::strided(&b[..ends(cols, depth, depth + 5)], cols, depth, depth + 5).t()
+        strided(&b[..ends(cols, depth, depth + 5)], cols, depth, depth + 5).reversed_axes()
     } else {
-        Mat::strided(&b[..ends(depth, cols, cols + 5)], depth, cols, cols + 5)
+        strided(&b[..ends(depth, cols, cols + 5)], depth, cols, cols + 5)
     };
     let mut c = vec![T::of(f64::from(UNTOUCHED)); ends(rows, cols, cols + GAP)];
     let before = of(noise(rows * cols, 3));
     for (c, before) in c.chunks_mut(cols + GAP).zip(before.chunks(cols)) {
         c[..cols].copy_from_slice(before);
     }
-    matmul(T::one(), a, b, onto, MatMut::strided(&mut c, rows, cols, cols + GAP), parallel);
+    matmul(T::one(), a, b, onto, strided_mut(&mut c, rows, cols, cols + GAP), parallel);
     let mut out = Vec::new();
     for row in c.chunks(cols + GAP) {
         out.extend_from_slice(&row[..cols]);

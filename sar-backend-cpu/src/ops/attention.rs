@@ -12,10 +12,11 @@ mod tests;
 pub(crate) use backward::{Saved, add_partials, backward, partial_len};
 
 use crate::Element;
-use crate::mat::{Mat, MatMut, Onto};
+use crate::mat::{Onto, matrix, matrix_mut, strided, strided_mut, transpose};
 use crate::matmul::matmul;
 use crate::simd::{Shared, carve, exp_sum, max, sum1, vectorized, with_scratch};
 use core::ops::Range;
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 use sar_math::backend::{AttentionDims, NORMALIZE_EPS, SCALE_MUL_MAX};
 
@@ -110,7 +111,7 @@ pub(crate) fn normalize<T: Element>(x: &mut [T], bias: Option<&[T]>, factor: T) 
 /// `kt` is the keys transposed, `[d, kt_stride]`; `v` is `[keys, d]`. The scores become unnormalised
 /// probabilities; `out[rows, d]` is normalised, and `lse` receives the log-sum-exp of each row.
 pub(crate) fn attend<T: Element>(
-    q: Mat<'_, T>,
+    q: ArrayView2<'_, T>,
     kt: &[T],
     kt_stride: usize,
     v: &[T],
@@ -119,10 +120,10 @@ pub(crate) fn attend<T: Element>(
     out: &mut [T],
     lse: &mut [T],
 ) {
-    let (rows, size) = (q.rows, q.cols);
+    let (rows, size) = q.dim();
     let stride = keys.next_multiple_of(LINE);
-    let kt = Mat::strided(kt, size, keys, kt_stride);
-    matmul(T::one(), q, kt, Onto::Nothing, MatMut::strided(scores, rows, keys, stride), false);
+    let kt = strided(kt, size, keys, kt_stride);
+    matmul(T::one(), q, kt, Onto::Nothing, strided_mut(scores, rows, keys, stride), false);
     let mut sums = [T::zero(); TILE];
     vectorized(
         #[inline(always)]
@@ -134,9 +135,9 @@ pub(crate) fn attend<T: Element>(
             }
         },
     );
-    let probabilities = Mat::strided(scores, rows, keys, stride);
-    let v = Mat::rows(v, keys, size);
-    matmul(T::one(), probabilities, v, Onto::Nothing, MatMut::rows(out, rows, size), false);
+    let probabilities = strided(scores, rows, keys, stride);
+    let v = matrix(v, keys, size);
+    matmul(T::one(), probabilities, v, Onto::Nothing, matrix_mut(out, rows, size), false);
     vectorized(
         #[inline(always)]
         || {
@@ -200,12 +201,12 @@ fn forward_head<T: Element>(
             #[inline(always)]
             || load_head(place, qkv, params, norms, q, k, v),
         );
-        Mat::rows(&*k, tokens, size).transpose_into(kt, stride);
+        transpose(matrix(k, tokens, size), kt, stride);
         for scale in 0..dims.schedule.len() {
             let range = dims.schedule.range(scale);
             let keys = range.end;
             for rows in tiles(range) {
-                let q = Mat::rows(&q[rows.start * size..], rows.len(), size);
+                let q = matrix(&q[rows.start * size..], rows.len(), size);
                 let lse = &mut lse[rows.clone()];
                 attend(q, kt, stride, v, keys, scores, tile_out, lse);
                 for (token, row) in rows.zip(tile_out.chunks_exact(size)) {

@@ -4,7 +4,7 @@
 
 use super::attention::{HeadParams, attend, normalize, scores_len, tiles};
 use crate::Element;
-use crate::mat::Mat;
+use crate::mat::{matrix, transpose};
 use crate::simd::{Shared, carve, vectorized, with_scratch};
 use rayon::prelude::*;
 use sar_math::backend::CachedAttentionDims;
@@ -74,9 +74,9 @@ fn one_head<T: Element>(
                 }
             },
         );
-        Mat::rows(&*k, tokens, size).transpose_into(&mut kt[past..], capacity);
+        transpose(matrix(k, tokens, size), &mut kt[past..], capacity);
         for rows in tiles(0..tokens) {
-            let q = Mat::rows(&q[rows.start * size..], rows.len(), size);
+            let q = matrix(&q[rows.start * size..], rows.len(), size);
             let lse = &mut lse[..rows.len()];
             attend(q, kt, capacity, v, keys, scores, tile_out, lse);
             for (token, row) in rows.zip(tile_out.chunks_exact(size)) {

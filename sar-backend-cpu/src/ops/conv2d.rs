@@ -12,7 +12,7 @@ pub(crate) use gradients::backward;
 
 use super::conv_kernel::{Correlate, ROWS, with_offsets};
 use crate::Element;
-use crate::mat::{Mat, MatMut, Onto};
+use crate::mat::{Onto, matrix, matrix_mut};
 use crate::matmul::matmul;
 use crate::simd::{carve, with_scratch};
 use plan::Plan;
@@ -56,9 +56,9 @@ pub(crate) fn forward<T: Element>(d: ConvDims, x: &[T], weight: &[T], bias: &[T]
             for (y, &bias) in y.chunks_exact_mut(area).zip(bias) {
                 y.fill(bias);
             }
-            let w = Mat::rows(weight, d.outputs, d.inputs);
-            let y = MatMut::rows(y, d.outputs, area);
-            matmul(T::one(), w, Mat::rows(x, d.inputs, area), Onto::Itself, y, false);
+            let w = matrix(weight, d.outputs, d.inputs);
+            let y = matrix_mut(y, d.outputs, area);
+            matmul(T::one(), w, matrix(x, d.inputs, area), Onto::Itself, y, false);
         });
         return;
     }

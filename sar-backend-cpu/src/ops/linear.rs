@@ -1,7 +1,7 @@
 //! `y = x·Wᵀ + bias` and its gradients.
 
 use crate::Element;
-use crate::mat::{Mat, MatMut, Onto};
+use crate::mat::{Onto, matrix, matrix_mut};
 use crate::matmul::matmul;
 use crate::simd::vectorized;
 use rayon::prelude::*;
@@ -23,15 +23,8 @@ pub(crate) fn forward<T: Element>(
         return;
     }
     let onto = bias.map_or(Onto::Nothing, Onto::Row);
-    let weight = Mat::rows(weight, outputs, inputs).t();
-    matmul(
-        T::one(),
-        Mat::rows(x, rows, inputs),
-        weight,
-        onto,
-        MatMut::rows(y, rows, outputs),
-        true,
-    );
+    let weight = matrix(weight, outputs, inputs);
+    matmul(T::one(), matrix(x, rows, inputs), weight.t(), onto, matrix_mut(y, rows, outputs), true);
 }
 
 /// `dx = dy·W`.
@@ -41,8 +34,8 @@ pub(crate) fn backward_input<T: Element>(
     weight: &[T],
     dx: &mut [T],
 ) {
-    let (dy, weight) = (Mat::rows(dy, rows, outputs), Mat::rows(weight, outputs, inputs));
-    matmul(T::one(), dy, weight, Onto::Nothing, MatMut::rows(dx, rows, inputs), true);
+    let (dy, weight) = (matrix(dy, rows, outputs), matrix(weight, outputs, inputs));
+    matmul(T::one(), dy, weight, Onto::Nothing, matrix_mut(dx, rows, inputs), true);
 }
 
 /// `dW += dyᵀ·x`.
@@ -55,8 +48,8 @@ pub(crate) fn backward_weight<T: Element>(
     if rows == 0 {
         return;
     }
-    let (dy, x) = (Mat::rows(dy, rows, outputs).t(), Mat::rows(x, rows, inputs));
-    matmul(T::one(), dy, x, Onto::Itself, MatMut::rows(dweight, outputs, inputs), true);
+    let (dy, x) = (matrix(dy, rows, outputs), matrix(x, rows, inputs));
+    matmul(T::one(), dy.t(), x, Onto::Itself, matrix_mut(dweight, outputs, inputs), true);
 }
 
 /// `dbias += Σ dy`, the rows of `dy` being `dbias.len()` long.

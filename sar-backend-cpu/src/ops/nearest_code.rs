@@ -8,7 +8,7 @@
 
 use super::cross_entropy::BLOCK;
 use crate::Element;
-use crate::mat::{Mat, MatMut, Onto};
+use crate::mat::{Onto, matrix, matrix_mut};
 use crate::matmul::matmul;
 use crate::simd::{self, carve, vectorized, with_scratch};
 use rayon::prelude::*;
@@ -51,10 +51,10 @@ pub(crate) fn forward<T: Element>(
                     let block = &codebook_vk[from * channels..][..codes * channels];
                     matmul(
                         T::one(),
-                        Mat::rows(unit, ids.len(), channels),
-                        Mat::rows(block, codes, channels).t(),
+                        matrix(unit, ids.len(), channels),
+                        matrix(block, codes, channels).t(),
                         Onto::Nothing,
-                        MatMut::rows(&mut scores[..ids.len() * codes], ids.len(), codes),
+                        matrix_mut(&mut scores[..ids.len() * codes], ids.len(), codes),
                         false,
                     );
                     for (r, best) in best.iter_mut().enumerate().take(ids.len()) {

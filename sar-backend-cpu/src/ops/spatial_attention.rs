@@ -1,7 +1,7 @@
 //! One-head attention over all positions of a map, forward and backward, one task per sample.
 
 use crate::Element;
-use crate::mat::{Mat, MatMut, Onto};
+use crate::mat::{Onto, matrix, matrix_mut};
 use crate::matmul::matmul;
 use crate::simd::{exp_sum, max, sum1, vectorized, with_scratch};
 use rayon::prelude::*;
@@ -26,22 +26,15 @@ pub(crate) fn forward<T: Element>(
         .zip(q.par_chunks(c * n))
         .zip(k.par_chunks(c * n).zip(v.par_chunks(c * n)))
         .for_each(|(((y, p), q), (k, v))| {
-            let (q, k, v) = (Mat::rows(q, c, n), Mat::rows(k, c, n), Mat::rows(v, c, n));
-            matmul(scale, q.t(), k, Onto::Nothing, MatMut::rows(p, n, n), false);
+            let (q, k, v) = (matrix(q, c, n), matrix(k, c, n), matrix(v, c, n));
+            matmul(scale, q.t(), k, Onto::Nothing, matrix_mut(p, n, n), false);
             for row in p.chunks_exact_mut(n) {
                 vectorized(
                     #[inline(always)]
                     || softmax(row),
                 );
             }
-            matmul(
-                T::one(),
-                v,
-                Mat::rows(p, n, n).t(),
-                Onto::Nothing,
-                MatMut::rows(y, c, n),
-                false,
-            );
+            matmul(T::one(), v, matrix(p, n, n).t(), Onto::Nothing, matrix_mut(y, c, n), false);
         });
 }
 
@@ -73,11 +66,11 @@ pub(crate) fn backward<T: Element>(
     let outputs = dq.par_chunks_mut(len).zip(dk.par_chunks_mut(len).zip(dv.par_chunks_mut(len)));
     let given = dy.par_chunks(len).zip(probabilities.par_chunks(n * n));
     inputs.zip(outputs).zip(given).for_each(|(((q, (k, v)), (dq, (dk, dv))), (dy, p))| {
-        let (q, k, v) = (Mat::rows(q, c, n), Mat::rows(k, c, n), Mat::rows(v, c, n));
-        let dy = Mat::rows(dy, c, n);
+        let (q, k, v) = (matrix(q, c, n), matrix(k, c, n), matrix(v, c, n));
+        let dy = matrix(dy, c, n);
         with_scratch(n * n, |ds: &mut [T]| {
-            matmul(one, dy, Mat::rows(p, n, n), Onto::Nothing, MatMut::rows(dv, c, n), false);
-            matmul(one, dy.t(), v, Onto::Nothing, MatMut::rows(ds, n, n), false);
+            matmul(one, dy, matrix(p, n, n), Onto::Nothing, matrix_mut(dv, c, n), false);
+            matmul(one, dy.t(), v, Onto::Nothing, matrix_mut(ds, n, n), false);
             for (ds, p) in ds.chunks_exact_mut(n).zip(p.chunks_exact(n)) {
                 vectorized(
                     #[inline(always)]
@@ -92,9 +85,9 @@ pub(crate) fn backward<T: Element>(
                     },
                 );
             }
-            let ds = Mat::rows(ds, n, n);
-            matmul(scale, k, ds.t(), Onto::Nothing, MatMut::rows(dq, c, n), false);
-            matmul(scale, q, ds, Onto::Nothing, MatMut::rows(dk, c, n), false);
+            let ds = matrix(ds, n, n);
+            matmul(scale, k, ds.t(), Onto::Nothing, matrix_mut(dq, c, n), false);
+            matmul(scale, q, ds, Onto::Nothing, matrix_mut(dk, c, n), false);
         });
     });
 }

@@ -2,7 +2,7 @@
 
 use super::linear;
 use crate::Element;
-use crate::mat::{Mat, MatMut, Onto};
+use crate::mat::{Onto, matrix, matrix_mut};
 use crate::matmul::matmul;
 use rayon::prelude::*;
 use sar_math::backend::EmbeddingDims;
@@ -46,11 +46,13 @@ pub(crate) fn forward<T: Element>(
                 }
             }
         }
+        if words == 0 {
+            return; // scale 1 alone, for which no words are given
+        }
         let size = words * dims.channels;
-        let inputs =
-            Mat::rows(&inputs[b % dims.input_batch * size..][..size], words, dims.channels);
-        let word = Mat::rows(weights.word, width, dims.channels).t();
-        matmul(T::one(), inputs, word, Onto::Itself, MatMut::rows(others, words, width), false);
+        let inputs = matrix(&inputs[b % dims.input_batch * size..][..size], words, dims.channels);
+        let word = matrix(weights.word, width, dims.channels);
+        matmul(T::one(), inputs, word.t(), Onto::Itself, matrix_mut(others, words, width), false);
     });
 }
 
@@ -93,9 +95,9 @@ pub(crate) fn backward_word<T: Element>(
     }
     let samples = dx.chunks_exact((words + 1) * width);
     for (dx, inputs) in samples.zip(inputs.chunks_exact(words * channels)) {
-        let dx = Mat::rows(&dx[width..], words, width).t();
-        let inputs = Mat::rows(inputs, words, channels);
-        matmul(T::one(), dx, inputs, Onto::Itself, MatMut::rows(dword, width, channels), true);
+        let dx = matrix(&dx[width..], words, width);
+        let inputs = matrix(inputs, words, channels);
+        matmul(T::one(), dx.t(), inputs, Onto::Itself, matrix_mut(dword, width, channels), true);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Straight-through vector quantisation of maps, forward and backward.
 
 use crate::Element;
-use crate::mat::{Mat, MatMut, Onto};
+use crate::mat::{Onto, matrix, matrix_mut};
 use crate::matmul::matmul;
 use crate::simd::{carve, with_scratch};
 use rayon::prelude::*;
@@ -74,9 +74,9 @@ fn quantize_sample<T: Element>(
                 }
                 normalise(row);
             }
-            let out = MatMut::rows(&mut *scores, count, vocab);
-            let z = Mat::rows(rows, count, k);
-            matmul(T::one(), z, Mat::rows(codes, vocab, k).t(), Onto::Nothing, out, false);
+            let out = matrix_mut(&mut *scores, count, vocab);
+            let z = matrix(rows, count, k);
+            matmul(T::one(), z, matrix(codes, vocab, k).t(), Onto::Nothing, out, false);
             for (p, id) in ids.iter_mut().enumerate() {
                 let best = nearest(&scores[p * vocab..][..vocab], half_norms);
                 *id = best as u32;

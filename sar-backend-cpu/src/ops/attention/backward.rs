@@ -2,10 +2,13 @@
 
 use super::{HeadParams, LINE, Place, TILE, scores_len, tiles};
 use crate::Element;
-use crate::mat::{Mat, MatMut, Onto};
+use crate::mat::{
+    Onto, first_columns, matrix_mut, row_slice, some_rows, strided, strided_mut, transpose,
+};
 use crate::matmul::matmul;
 use crate::simd::{Shared, carve, sum2, vectorized, with_scratch};
 use core::ops::Range;
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 use sar_math::backend::{AttentionDims, NORMALIZE_EPS, SCALE_MUL_MAX};
 
@@ -62,12 +65,12 @@ pub(crate) fn add_partials<T: Element>(
 /// What the tiles of a head read.
 struct Head<'a, T> {
     /// `[tokens, d]`, where they lie between those of other heads.
-    q: Mat<'a, T>,
-    k: Mat<'a, T>,
-    d_out: Mat<'a, T>,
+    q: ArrayView2<'a, T>,
+    k: ArrayView2<'a, T>,
+    d_out: ArrayView2<'a, T>,
     /// Keys and values transposed, `[d, tokens]`.
-    kt: Mat<'a, T>,
-    vt: Mat<'a, T>,
+    kt: ArrayView2<'a, T>,
+    vt: ArrayView2<'a, T>,
     /// Σ d_out∘out of each row.
     inner: &'a [T],
 }
@@ -86,13 +89,12 @@ fn backward_head<T: Element>(
     with_scratch(sizes.iter().sum(), |scratch: &mut [T]| {
         let [kt, vt, inner, dq, dk, dv, p, ds] = carve(scratch, sizes);
         let row = 3 * place.heads * size;
-        let part = |part| Mat::strided(&saved.qkv[place.qkv(0, part)..], tokens, size, row);
+        let part = |part| strided(&saved.qkv[place.qkv(0, part)..], tokens, size, row);
         let (q, k, v) = (part(0), part(1), part(2));
-        let d_out = Mat::strided(&saved.d_out[place.out(0)..], tokens, size, row / 3);
-        k.transpose_into(kt, stride);
-        v.transpose_into(vt, stride);
-        let (kt, vt) =
-            (Mat::strided(&*kt, size, tokens, stride), Mat::strided(&*vt, size, tokens, stride));
+        let d_out = strided(&saved.d_out[place.out(0)..], tokens, size, row / 3);
+        transpose(k, kt, stride);
+        transpose(v, vt, stride);
+        let (kt, vt) = (strided(&*kt, size, tokens, stride), strided(&*vt, size, tokens, stride));
         inner_products(place, saved, inner);
         let head = Head { q, k, d_out, kt, vt, inner };
         dk.fill(T::zero());
@@ -137,13 +139,12 @@ fn backward_tile<T: Element>(
     dk: &mut [T],
     dv: &mut [T],
 ) {
-    let (one, size) = (T::one(), head.q.cols);
+    let (one, size) = (T::one(), head.q.ncols());
     let (count, stride) = (rows.len(), keys.next_multiple_of(LINE));
-    let (q, d_out) = (head.q.some_rows(rows.clone()), head.d_out.some_rows(rows.clone()));
-    let kt = Mat { cols: keys, ..head.kt };
-    let vt = Mat { cols: keys, ..head.vt };
-    matmul(one, q, kt, Onto::Nothing, MatMut::strided(p, count, keys, stride), false);
-    matmul(one, d_out, vt, Onto::Nothing, MatMut::strided(ds, count, keys, stride), false);
+    let (q, d_out) = (some_rows(head.q, rows.clone()), some_rows(head.d_out, rows.clone()));
+    let (kt, vt) = (first_columns(head.kt, keys), first_columns(head.vt, keys));
+    matmul(one, q, kt, Onto::Nothing, strided_mut(p, count, keys, stride), false);
+    matmul(one, d_out, vt, Onto::Nothing, strided_mut(ds, count, keys, stride), false);
     vectorized(
         #[inline(always)]
         || {
@@ -158,13 +159,13 @@ fn backward_tile<T: Element>(
             }
         },
     );
-    let p = Mat::strided(p, count, keys, stride);
-    let ds = Mat::strided(ds, count, keys, stride);
-    let k = head.k.some_rows(0..keys);
+    let p = strided(p, count, keys, stride);
+    let ds = strided(ds, count, keys, stride);
+    let k = some_rows(head.k, 0..keys);
     let dq = &mut dq[rows.start * size..rows.end * size];
-    matmul(one, ds, k, Onto::Nothing, MatMut::rows(dq, count, size), false);
-    matmul(one, ds.t(), q, Onto::Itself, MatMut::rows(dk, keys, size), false);
-    matmul(one, p.t(), d_out, Onto::Itself, MatMut::rows(dv, keys, size), false);
+    matmul(one, ds, k, Onto::Nothing, matrix_mut(dq, count, size), false);
+    matmul(one, ds.t(), q, Onto::Itself, matrix_mut(dk, keys, size), false);
+    matmul(one, p.t(), d_out, Onto::Itself, matrix_mut(dv, keys, size), false);
 }
 
 /// Through the normalisations, and the sums over tokens that the parameters take.
@@ -190,7 +191,8 @@ fn finish_head<T: Element>(
         let norm = |part| saved.inverse_norms[place.norm(token, part)];
         // SAFETY: this head's part of a token, which no other task touches.
         let to = unsafe { dqkv.part(place.qkv(token, 0), size) };
-        let along = normalize_backward(&dq[row.clone()], head.q.row(token), norm(0), scale, to);
+        let along =
+            normalize_backward(&dq[row.clone()], row_slice(head.q, token), norm(0), scale, to);
         if !clamped {
             dscale[0] += along;
         }
@@ -199,7 +201,7 @@ fn finish_head<T: Element>(
         }
         // SAFETY: as above.
         let to = unsafe { dqkv.part(place.qkv(token, 1), size) };
-        normalize_backward(&dk[row.clone()], head.k.row(token), norm(1), T::one(), to);
+        normalize_backward(&dk[row.clone()], row_slice(head.k, token), norm(1), T::one(), to);
         // SAFETY: as above.
         let to = unsafe { dqkv.part(place.qkv(token, 2), size) };
         to.copy_from_slice(&dv[row.clone()]);

@@ -3,7 +3,7 @@
 use super::plan::Plan;
 use super::{pack, pointwise};
 use crate::Element;
-use crate::mat::{Mat, MatMut, Onto};
+use crate::mat::{Onto, matrix, matrix_mut};
 use crate::matmul::matmul;
 use crate::ops::conv_kernel::{Correlate, CorrelateWeights, ROWS, with_offsets};
 use crate::simd::{carve, sum1, vectorized, with_scratch};
@@ -137,12 +137,12 @@ fn pointwise_backward<T: Element>(
     let area = d.height * d.width;
     let (x_sample, y_sample) = (d.inputs * area, d.outputs * area);
     for (s, (dy, x)) in dy.chunks_exact(y_sample).zip(x.chunks_exact(x_sample)).enumerate() {
-        let dy = Mat::rows(dy, d.outputs, area);
-        let dw = MatMut::rows(dw, d.outputs, d.inputs);
-        matmul(T::one(), dy, Mat::rows(x, d.inputs, area).t(), Onto::Itself, dw, false);
+        let dy = matrix(dy, d.outputs, area);
+        let dw = matrix_mut(dw, d.outputs, d.inputs);
+        matmul(T::one(), dy, matrix(x, d.inputs, area).t(), Onto::Itself, dw, false);
         if let Some(dx) = dx.as_deref_mut() {
-            let dx = MatMut::rows(&mut dx[s * x_sample..][..x_sample], d.inputs, area);
-            let w = Mat::rows(weight, d.outputs, d.inputs);
+            let dx = matrix_mut(&mut dx[s * x_sample..][..x_sample], d.inputs, area);
+            let w = matrix(weight, d.outputs, d.inputs);
             matmul(T::one(), w.t(), dy, Onto::Nothing, dx, false);
         }
     }
