@@ -10,12 +10,12 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, ShapeBuilder, s};
 
 /// A row-major matrix whose rows lie next to each other.
 pub(crate) fn matrix<T>(data: &[T], rows: usize, cols: usize) -> ArrayView2<'_, T> {
-    strided(data, rows, cols, cols)
+    ArrayView2::from_shape((rows, cols), data).expect("a matrix within its slice")
 }
 
 /// A row-major matrix with `stride` elements from row to row.
 pub(crate) fn strided<T>(data: &[T], rows: usize, cols: usize, stride: usize) -> ArrayView2<'_, T> {
-    let view = if rows * cols == 0 {
+    let view = if rows == 0 || cols == 0 {
         ArrayView2::from_shape((rows, cols), &data[..0])
     } else {
         ArrayView2::from_shape((rows, cols).strides((stride, 1)), data)
@@ -25,7 +25,7 @@ pub(crate) fn strided<T>(data: &[T], rows: usize, cols: usize, stride: usize) ->
 
 /// As [`matrix`], to write.
 pub(crate) fn matrix_mut<T>(data: &mut [T], rows: usize, cols: usize) -> ArrayViewMut2<'_, T> {
-    strided_mut(data, rows, cols, cols)
+    ArrayViewMut2::from_shape((rows, cols), data).expect("a matrix within its slice")
 }
 
 /// As [`strided`], to write.
@@ -35,7 +35,7 @@ pub(crate) fn strided_mut<T>(
     cols: usize,
     stride: usize,
 ) -> ArrayViewMut2<'_, T> {
-    let view = if rows * cols == 0 {
+    let view = if rows == 0 || cols == 0 {
         ArrayViewMut2::from_shape((rows, cols), &mut data[..0])
     } else {
         ArrayViewMut2::from_shape((rows, cols).strides((stride, 1)), data)

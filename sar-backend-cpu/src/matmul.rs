@@ -8,7 +8,7 @@ use crate::Element;
 use crate::mat::{Onto, matrix, matrix_mut, some_rows, strided, transpose};
 use crate::simd::{carve, sum2, vectorized, with_scratch};
 use core::ops::Range;
-use ndarray::{ArrayView1, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis, s};
 
 /// `c = alpha·a·b + onto`, in whole or in part.
 struct Product<'p, T> {
@@ -60,12 +60,12 @@ pub(crate) fn matmul<T: Element>(
 ) {
     let (rows, cols) = c.dim();
     assert!(a.dim() == (rows, b.nrows()) && b.ncols() == cols, "matmul: inner shapes");
-    assert!(cols < 2 || c.strides()[1] == 1, "matmul: rows of c in one piece");
+    if rows == 0 || cols == 0 {
+        return; // strides of what is empty are zero
+    }
+    assert!(cols == 1 || c.strides()[1] == 1, "matmul: rows of c in one piece");
     if let Onto::Row(row) = onto {
         assert!(row.len() == cols, "matmul: row");
-    }
-    if rows == 0 || cols == 0 {
-        return;
     }
     // Rows from which on the crate takes neither its vector nor its tiny-product path.
     let needed = if columns_in_one_piece(b) { 2.max(SMALL / cols + 1) } else { 2 };
@@ -84,9 +84,9 @@ fn columns_in_one_piece<T>(of: ArrayView2<'_, T>) -> bool {
     of.strides()[0] == 1
 }
 
-/// Whether it is a row-major matrix's transpose.
+/// Whether it is a row-major matrix's transpose, and not a single column besides.
 fn transposed<T>(of: ArrayView2<'_, T>) -> bool {
-    columns_in_one_piece(of) && of.strides()[1] != 1
+    columns_in_one_piece(of) && of.strides()[1] != 1 && of.ncols() > 1
 }
 
 impl<T: Element> Product<'_, T> {
@@ -144,13 +144,9 @@ impl<T: Element> Product<'_, T> {
         let depth = a.ncols();
         with_scratch(2 * depth, |scratch: &mut [T]| {
             let [row, vector] = carve(scratch, [depth, depth]);
-            for (to, &from) in vector.iter_mut().zip(b.column(0)) {
-                *to = from;
-            }
+            ArrayViewMut1::from(&mut *vector).assign(&b.column(0));
             for (c, a) in c.column_mut(0).iter_mut().zip(a.rows()) {
-                for (to, &from) in row.iter_mut().zip(a) {
-                    *to = from;
-                }
+                ArrayViewMut1::from(&mut *row).assign(&a);
                 let product = alpha
                     * vectorized(
                         #[inline(always)]
@@ -258,7 +254,8 @@ impl<T: Element> Product<'_, T> {
     fn whole(self) {
         let Self { alpha, a, b, onto, mut c } = self;
         if let Onto::Row(row) = onto {
-            c.assign(&ArrayView1::from(row));
+            let row = ArrayView1::from(row);
+            c.rows_mut().into_iter().for_each(|mut to| to.assign(&row));
         }
         let (read, beta) = match onto {
             Onto::Nothing => (false, T::zero()),

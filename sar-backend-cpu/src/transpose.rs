@@ -62,10 +62,12 @@ impl<T: Element> Transpose<'_, T> {
                 }
             }
             for i in 0..rows {
-                let from = row_slice(from, i);
                 let start = if i < whole_rows { whole_end } else { first };
-                for j in start..end {
-                    to[j * to_stride + i] = from[j];
+                if start < end {
+                    let from = row_slice(from, i);
+                    for j in start..end {
+                        to[j * to_stride + i] = from[j];
+                    }
                 }
             }
         }

@@ -134,3 +134,14 @@ fn products_are_right_in_either_precision() {
     products_are_right::<f32>(F32);
     products_are_right::<f64>(F64);
 }
+
+#[test]
+fn nothing_is_done_where_c_has_no_rows_or_no_columns() {
+    for (rows, depth, cols) in [(0, 3, 2), (2, 3, 0), (0, 0, 5), (0, 2, 1), (1, 0, 0)] {
+        let (a, b) = (noise(rows * depth, 1), noise(depth * cols, 2));
+        let (a, b) = (matrix(&a, rows, depth), matrix(&b, depth, cols));
+        for onto in [Onto::Nothing, Onto::Itself] {
+            matmul(1.0, a, b, onto, matrix_mut(&mut [], rows, cols), true);
+        }
+    }
+}

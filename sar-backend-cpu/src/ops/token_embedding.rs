@@ -46,9 +46,6 @@ pub(crate) fn forward<T: Element>(
                 }
             }
         }
-        if words == 0 {
-            return; // scale 1 alone, for which no words are given
-        }
         let size = words * dims.channels;
         let inputs = matrix(&inputs[b % dims.input_batch * size..][..size], words, dims.channels);
         let word = matrix(weights.word, width, dims.channels);
