@@ -17,7 +17,8 @@ pub use machine::{
 pub use results::{ConvertArgs, EvalArgs, ReportArgs, SampleArgs};
 pub use run::{RefineArgs, RunArgs, SarArgs, TrainArgs};
 pub use tokenizer::{
-    TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs, TokenizerTrainArgs,
+    ImagesArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,
+    TokenizerTrainArgs,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};

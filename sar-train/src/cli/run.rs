@@ -47,6 +47,8 @@ impl RunArgs {
         };
         if let Some(source) = &self.data {
             config.data = config.data.with_source(source);
+            // They are of the images that there were.
+            config.train.latents = None;
         }
         if let Some(source) = &self.data
             && let Some(key) = ["path", "builtin"].into_iter().find(|key| self.sets("data", key))
@@ -106,12 +108,13 @@ impl RunArgs {
     }
 }
 
-/// Makes the images' path hold from wherever the run is continued or measured.
+/// Makes the paths of images and latents hold from wherever the run is continued or measured.
 fn whole_path(config: &mut Config) {
-    if let Some(path) = &mut config.data.path
-        && let Ok(absolute) = std::path::absolute(&*path)
-    {
-        *path = absolute;
+    let paths = [config.data.path.as_mut(), config.train.latents.as_mut()];
+    for path in paths.into_iter().flatten() {
+        if let Ok(absolute) = std::path::absolute(&*path) {
+            *path = absolute;
+        }
     }
 }
 
@@ -145,6 +148,9 @@ pub struct TrainArgs {
     /// learned, the others begin anew. A class that is called by its own number counts as without a name.
     #[arg(long, requires = "init_from")]
     pub new_classes: bool,
+    /// Latents of the images, from `sar tokenizer encode --latents`, so that they are not encoded again.
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    pub latents: Option<PathBuf>,
     /// Way of training: teacher, ssr, student, hybrid:N, interleaved; overrides train.mode.
     #[arg(long, conflicts_with = "resume")]
     pub mode: Option<Mode>,
@@ -159,6 +165,10 @@ pub struct RefineArgs {
     /// The tokenizer; default: the one of the generator's run.
     #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     pub tokenizer: Option<PathBuf>,
+    /// Latents of the images, from `sar tokenizer encode --latents`; default: those of the generator's run,
+    /// if it has any, unless --data names the images.
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    pub latents: Option<PathBuf>,
     /// The switches of SAR.
     #[command(flatten)]
     pub sar: SarArgs,

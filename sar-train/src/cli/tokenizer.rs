@@ -5,6 +5,9 @@ use clap::{Args, Subcommand};
 use sar_math::ScaleSchedule;
 use std::path::PathBuf;
 
+/// More views than this are a typing error.
+const MOST_VIEWS: u64 = 10_000;
+
 /// `sar tokenizer`.
 #[derive(Clone, Debug, Args)]
 pub struct TokenizerArgs {
@@ -23,8 +26,11 @@ pub enum TokenizerCommand {
     /// Measure its reconstructions and codebook use on held-out images.
     #[command(after_help = "Example: sar tokenizer eval runs/tokenizer")]
     Eval(TokenizerEvalArgs),
-    /// Write the tokens of a data set.
-    #[command(after_help = "Example: sar tokenizer encode runs/tokenizer --out tokens.safetensors")]
+    /// Write the latents of a data set, to train on, or its tokens.
+    #[command(
+        after_help = "Examples: sar tokenizer encode runs/tokenizer --latents --views 4 --out latents.safetensors\n          \
+                            sar tokenizer encode runs/tokenizer --out tokens.safetensors"
+    )]
     Encode(TokenizerEncodeArgs),
 }
 
@@ -36,17 +42,12 @@ pub struct TokenizerTrainArgs {
     pub run: RunArgs,
 }
 
-/// `sar tokenizer eval`.
+/// Which images a trained tokenizer is used on.
 #[derive(Clone, Debug, Args)]
-pub struct TokenizerEvalArgs {
-    /// A run folder, a checkpoint folder or a .safetensors file.
-    pub tokenizer: PathBuf,
+pub struct ImagesArgs {
     /// Images; default: the data of the tokenizer's run.
     #[arg(long, value_name = "SOURCE")]
     pub data: Option<String>,
-    /// Where to write a grid of images beside their reconstructions.
-    #[arg(long, value_name = "PNG")]
-    pub grid: Option<PathBuf>,
     /// Side of the images in pixels; default: that of the tokenizer's run, or 32.
     #[arg(long, value_name = "PIXELS")]
     pub image_side: Option<usize>,
@@ -55,26 +56,50 @@ pub struct TokenizerEvalArgs {
     pub skip_bad_images: bool,
 }
 
+/// `sar tokenizer eval`.
+#[derive(Clone, Debug, Args)]
+pub struct TokenizerEvalArgs {
+    /// A run folder, a checkpoint folder or a .safetensors file.
+    pub tokenizer: PathBuf,
+    /// The images.
+    #[command(flatten)]
+    pub images: ImagesArgs,
+    /// Where to write a grid of images beside their reconstructions.
+    #[arg(long, value_name = "PNG")]
+    pub grid: Option<PathBuf>,
+}
+
 /// `sar tokenizer encode`.
 #[derive(Clone, Debug, Args)]
 pub struct TokenizerEncodeArgs {
     /// A run folder, a checkpoint folder or a .safetensors file.
     pub tokenizer: PathBuf,
-    /// Images; default: the data of the tokenizer's run.
-    #[arg(long, value_name = "SOURCE")]
-    pub data: Option<String>,
-    /// The file to write: `ids [images, T]`, `labels [images]`, `validation [images]`.
+    /// The images.
+    #[command(flatten)]
+    pub images: ImagesArgs,
+    /// The file to write: `ids [images, T]`, `labels [images]`, `validation [images]`; with --latents
+    /// `train [views, n, k, h, w]`, `validation [m, k, h, w]` and the labels of both.
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Grids, coarse to fine; default: those of the tokenizer's run.
-    #[arg(long, value_name = "1_2_4_8")]
+    /// Grids of the tokens, coarse to fine; default: those of the tokenizer's run.
+    #[arg(long, value_name = "1_2_4_8", conflicts_with = "latents")]
     pub schedule: Option<ScaleSchedule>,
-    /// Side of the images in pixels; default: that of the tokenizer's run, or 32.
-    #[arg(long, value_name = "PIXELS")]
-    pub image_side: Option<usize>,
-    /// Leave out images that cannot be read, and count them, instead of stopping.
+    /// Write latents, which `sar train --latents FILE` takes in place of encoding the images in every epoch.
     #[arg(long)]
-    pub skip_bad_images: bool,
+    pub latents: bool,
+    /// Latents of each training image: as so many epochs cut, mirror and move it; later ones see them again.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "latents", value_parser = clap::value_parser!(u64).range(1..=MOST_VIEWS))]
+    pub views: u64,
+    /// Seed of the cuts; default: that of the tokenizer's run for training. With the seed of the training run
+    /// its first epochs are the same, bit for bit, as without --latents.
+    #[arg(long, value_name = "N", requires = "latents")]
+    pub seed: Option<u64>,
+    /// Store latents in 16 bits, half the size; now and then a code becomes another (on glyphs one in 2,200).
+    #[arg(long, requires = "latents")]
+    pub half: bool,
+    /// Override one key of section `data`, such as data.flip: how training images are cut; may be repeated.
+    #[arg(long, value_name = "data.KEY=VALUE", requires = "latents")]
+    pub set: Vec<String>,
     /// Replace the file of --out where it exists.
     #[arg(long)]
     pub force: bool,

@@ -177,7 +177,7 @@ fn preview_sheet(config: &DataConfig, path: &Path) -> Result<(), DataError> {
         })
         .collect();
     let batch = data.train.select(&chosen)?;
-    save_grid(path, Images::square(&batch.images_b3hw, data.train.side()), PREVIEW_COLUMNS)
+    save_grid(path, Images::square(&batch.values_b, data.train.side()), PREVIEW_COLUMNS)
 }
 
 /// Classes with fewer images than columns leave the rest of their row white.

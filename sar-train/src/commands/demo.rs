@@ -263,6 +263,7 @@ impl<B: Compute> Demo<'_, B> {
             config: &config,
             data: &self.data,
             tokenizer: &trained.loaded,
+            latents: None,
             folder: &folder,
         };
         let start = from.map_or(Start::New, |weights| Start::From(weights.clone()));

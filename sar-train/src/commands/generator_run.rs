@@ -5,11 +5,14 @@ use super::models::{LoadedTokenizer, RUN_TOKENIZER, compare_classes, compare_ima
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
 use crate::config::{Config, TrainConfig};
-use crate::data::{Data, grid};
+use crate::data::{Data, Latents, grid};
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::run::{Interrupt, RunFolder};
 use crate::sample::{Painter, columns, grid_labels};
-use crate::train::{EncodedBatches, Outcome, Session, TrainError, TrainState, Trainer, encode_all};
+use crate::train::{
+    Batches, CachedBatches, EncodedBatches, HeldOut, Outcome, Session, TrainError, TrainState,
+    Trainer, encode_all, held_out_of,
+};
 use anyhow::Context as _;
 use sar_math::rollout::Plan;
 
@@ -38,6 +41,8 @@ pub(crate) struct Work<'w, B: Compute> {
     pub config: &'w Config,
     pub data: &'w Data,
     pub tokenizer: &'w LoadedTokenizer<B>,
+    /// What it trains on in place of images.
+    pub latents: Option<&'w Latents>,
     pub folder: &'w RunFolder,
 }
 
@@ -57,6 +62,9 @@ impl<B: Compute> Work<'_, B> {
         if !quiet {
             eprintln!("{}", self.data.summary);
             eprintln!("{}", self.effort());
+            if let Some(latents) = self.latents {
+                eprintln!("on latents of {} views of each image", latents.sizes().views);
+            }
             if let Some(note) = self.small() {
                 eprintln!("note: {note}");
             }
@@ -65,16 +73,9 @@ impl<B: Compute> Work<'_, B> {
         let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
         let mut trainer = self.trainer(&generator, start)?;
         let train = &config.train;
-        let first = trainer.step_number() * train.accumulate as u64;
-        let (model, params, side) =
-            (&tokenizer.tokenizer, &tokenizer.params, self.data.train.side());
         // Before the memory for training images is had, so that one takes the place of the other.
-        let held_out = match self.data.validation.is_empty() {
-            true => None,
-            false => Some(encode_all(backend, model, params, &self.data.validation, HELD_OUT)?),
-        };
-        let loader = self.data.loader(train.batch, train.seed, first)?;
-        let mut batches = EncodedBatches::new(backend, loader, model, params, train.batch, side)?;
+        let held_out = self.held_out()?;
+        let mut batches = self.batches(trainer.step_number() * train.accumulate as u64)?;
         let settings = config.sample.settings(train.seed);
         let guided = settings.guidance != sar_math::guidance::Guidance::Off;
         let labels = grid_labels(config.generator.classes);
@@ -104,8 +105,38 @@ impl<B: Compute> Work<'_, B> {
             what,
             quiet,
         };
-        let outcome = session.train(&mut trainer, &mut batches)?;
+        let outcome = session.train(&mut trainer, &mut *batches)?;
         Ok((outcome, trainer.export()?.weights))
+    }
+
+    /// Latents of images that training does not see.
+    fn held_out(&self) -> Result<Option<HeldOut<B::Host>>, TrainError> {
+        let (of, images) = (&self.tokenizer.tokenizer, &self.data.validation);
+        if images.is_empty() {
+            return Ok(None);
+        }
+        match self.latents {
+            Some(latents) => held_out_of::<B>(latents, HELD_OUT),
+            None => encode_all(self.backend, of, &self.tokenizer.params, images, HELD_OUT),
+        }
+        .map(Some)
+    }
+
+    /// Latents of training images from batch number `first` on.
+    fn batches(&self, first: u64) -> Result<Box<dyn Batches<B> + '_>, TrainError> {
+        let (of, train) = (&self.tokenizer.tokenizer, &self.config.train);
+        let (batch, side) = (train.batch, self.data.train.side());
+        Ok(match self.latents {
+            Some(latents) => {
+                let loader = self.data.loader_of(latents.clone(), batch, train.seed, first)?;
+                Box::new(CachedBatches { loader })
+            }
+            None => {
+                let loader = self.data.loader(batch, train.seed, first)?;
+                let params = &self.tokenizer.params;
+                Box::new(EncodedBatches::new(self.backend, loader, of, params, batch, side)?)
+            }
+        })
     }
 
     fn trainer(&self, generator: &Generator, start: Start) -> anyhow::Result<Trainer<'_, B>> {

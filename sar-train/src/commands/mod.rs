@@ -88,6 +88,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
             || cause.is::<demo::DemoInterrupted>()
             || cause.is::<sample::SamplingInterrupted>()
             || cause.is::<eval::EvalInterrupted>()
+            || cause.is::<tokenizer::EncodingInterrupted>()
             || matches!(cause.downcast_ref(), Some(TrainError::Interrupted(_)))
     });
     if interrupted { 130 } else { 1 }

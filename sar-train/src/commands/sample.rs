@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::data::grid::{self, Images};
 use crate::data::npz::NpzWriter;
 use crate::data::some_of;
-use crate::run::{Interrupt, Progress};
+use crate::run::{Interrupt, Progress, rate};
 use crate::sample::{Painter, columns};
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
@@ -82,14 +82,14 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
         drop(folder.keep(&record));
         return Err(error);
     }
-    let rate = sheets.done as f64 / start.elapsed().as_secs_f64();
+    let speed = sheets.done as f64 / start.elapsed().as_secs_f64();
     let done = sheets.finish(per_row, count)?;
     if done < count {
         record.labels.truncate(done);
         folder.keep(&record)?;
         return Err(SamplingInterrupted { done, path: args.out.clone() }.into());
     }
-    progress.finish(&format!("{count} images, {rate:.0} images/s"));
+    progress.finish(&format!("{count} images, {}", rate(speed)));
     println!("{}", folder.path().join(GRID).display());
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use super::generator_run::{NOTHING_TO_RESUME, Start, Work, check, longer};
 use super::models::{
-    LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER, affordable, compare_classes, compare_with_run,
-    run_data,
+    LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER, absolute, affordable, compare_classes,
+    compare_with_run, run_data,
 };
 use super::output;
 use crate::backend::Compute;
@@ -14,11 +14,12 @@ use crate::run::{Interrupt, RunFolder};
 use anyhow::Context as _;
 use clap::ValueEnum as _;
 use std::fmt::Display;
+use std::path::Path;
 
 /// Sections that training a generator uses.
 const USED: [&str; 6] = ["data", "generator", "train", "sar", "sample", "eval"];
 /// Of these, what may change while a run goes on: how long and how often, and where the images are.
-const FREE: [&str; 12] = [
+const FREE: [&str; 13] = [
     "train.steps",
     "train.log_every",
     "train.sample_every",
@@ -26,6 +27,7 @@ const FREE: [&str; 12] = [
     "train.eval_every",
     "train.keep",
     "train.non_finite_limit",
+    "train.latents",
     "sample",
     "eval",
     "data.path",
@@ -65,6 +67,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     }
     let mut config = args.run.config(Config::default())?;
     args.run.sets_only(&USED, TRAINED_ALREADY)?;
+    on_latents(&mut config, args.latents.as_deref());
     config.train.mode = args.mode.unwrap_or(config.train.mode);
     used_by(config.train.mode, &args.run)?;
     let mut from =
@@ -117,6 +120,7 @@ pub fn refine<B: Compute>(
     }
     let mut config = run.config(from.run_config()?.unwrap_or_default())?;
     args.run.sets_only(&USED, TRAINED_ALREADY)?;
+    on_latents(&mut config, args.latents.as_deref());
     // A file may be that of the run to be refined, which says how it was trained.
     anyhow::ensure!(
         config.train.mode == Mode::Ssr || !args.run.sets("train", "mode"),
@@ -140,6 +144,13 @@ pub fn refine<B: Compute>(
     }
     from.name_classes(&mut data);
     begin(backend, config, &args.run, global, (&tokenizer, &data), Some(from), Task::Refine)
+}
+
+/// Lets a run train on the latents of a flag.
+fn on_latents(config: &mut Config, flag: Option<&Path>) {
+    if let Some(path) = flag {
+        config.train.latents = Some(absolute(path));
+    }
 }
 
 /// Fails where `--set` names a switch of SAR that the way of training has no use for.
@@ -257,11 +268,13 @@ fn begin<B: Compute>(
     // Before the folder: a run that cannot start leaves none behind.
     affordable(&config.generator)?;
     check(&config, data, tokenizer)?;
+    let latents = tokenizer.latents(&config, data)?;
     // What is resolved is what is used.
     config.tokenizer = tokenizer.tokenizer.config().clone();
     let folder = RunFolder::create(&args.out, &config)?;
     let interrupt = Interrupt::listen()?;
-    let work = Work { backend, config: &config, data, tokenizer, folder: &folder };
+    let latents = latents.as_ref();
+    let work = Work { backend, config: &config, data, tokenizer, latents, folder: &folder };
     let start = from.map_or(Start::New, |from| Start::From(from.weights));
     work.train(start, task.label(), &interrupt, global.quiet)?;
     output::result(format_args!("{}\n", folder.path().display()));
@@ -287,14 +300,21 @@ fn resume<B: Compute>(backend: &B, args: &RunArgs, global: &GlobalArgs) -> anyho
     let tokenizer = LoadedTokenizer::open(backend, &kept)?;
     compare_classes(&folder, &data)?;
     check(&config, &data, &tokenizer)?;
+    let latents = tokenizer.latents(&config, &data)?;
     longer(&folder, "train.steps", config.train.steps, had.train.steps)?;
     if config != had {
         // Once nothing stands in its way.
         folder.reconfigure(&config)?;
     }
     let interrupt = Interrupt::listen()?;
-    let work =
-        Work { backend, config: &config, data: &data, tokenizer: &tokenizer, folder: &folder };
+    let work = Work {
+        backend,
+        config: &config,
+        data: &data,
+        tokenizer: &tokenizer,
+        latents: latents.as_ref(),
+        folder: &folder,
+    };
     work.train(Start::Resume, "resuming", &interrupt, global.quiet)?;
     output::result(format_args!("{}\n", folder.path().display()));
     Ok(())

@@ -6,6 +6,7 @@ use sar_math::anneal::{Anneal, Shape};
 use sar_math::rollout::Method;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 /// Forward passes of a step, at most: each keeps its losses until they are told.
@@ -73,6 +74,9 @@ pub struct TrainConfig {
     /// `teacher` (default), `ssr`, `student`, `hybrid:N` or `interleaved`.
     #[serde(with = "text")]
     pub mode: Mode,
+    /// Latents of the images, from `sar tokenizer encode --latents`; without it images are encoded as they come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latents: Option<PathBuf>,
     /// Optimiser steps. Default 4000.
     pub steps: u64,
     /// Images of one forward pass. Default 64.
@@ -144,6 +148,7 @@ impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             mode: Mode::Teacher,
+            latents: None,
             steps: 4000,
             batch: 64,
             accumulate: 1,

@@ -23,7 +23,7 @@ pub enum Crop {
 }
 
 /// What is done to a training image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Augment {
     /// Side of the result, in pixels.
     pub side: usize,

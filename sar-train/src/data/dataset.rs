@@ -33,11 +33,11 @@ pub(super) struct Item {
     pub(super) picture: Option<Arc<Picture>>,
 }
 
-/// Images and labels of one step.
+/// Examples and labels of one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// `[b,3,s,s]` in \[−1,1\].
-    pub images_b3hw: Vec<f32>,
+    /// Images `[b,3,s,s]` in \[−1,1\], or what else a loader makes batches of.
+    pub values_b: Vec<f32>,
     /// `[b]`, indices into the class names.
     pub labels_b: Vec<u32>,
     /// Place of the first image: in the endless shuffled sequence for a loader's batch, in the data
@@ -143,6 +143,16 @@ impl Dataset {
         bad.iter().filter_map(named).collect()
     }
 
+    /// Appends the names of all images, as they are written below the set's folder, and their labels.
+    pub(super) fn name_to(&self, names: &mut Vec<u8>) {
+        for item in &self.inner.items {
+            let path = item.path.strip_prefix(&self.inner.root).unwrap_or(&item.path);
+            names.extend(path.as_os_str().as_encoded_bytes());
+            names.push(0);
+            names.extend(item.label.to_le_bytes());
+        }
+    }
+
     /// Image `index` cut as `augment` says, with random numbers from `draws`.
     pub(super) fn cut(
         &self,
@@ -161,14 +171,14 @@ impl Dataset {
 
     fn gather(&self, indices: &[usize], first_index: u64) -> Result<Batch, DataError> {
         let cut: Vec<_> = indices.par_iter().map(|&i| self.image(i)).collect();
-        let mut images_b3hw = Vec::with_capacity(indices.len() * 3 * self.side() * self.side());
+        let mut values_b = Vec::with_capacity(indices.len() * 3 * self.side() * self.side());
         let mut labels_b = Vec::with_capacity(indices.len());
         for image in cut {
             let (pixels, label) = image?;
-            images_b3hw.extend_from_slice(&pixels);
+            values_b.extend_from_slice(&pixels);
             labels_b.push(label);
         }
-        Ok(Batch { images_b3hw, labels_b, first_index })
+        Ok(Batch { values_b, labels_b, first_index })
     }
 
     /// The picture at `index`, or with `skip_bad` the next good one: which one depends on the files

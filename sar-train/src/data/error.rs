@@ -157,6 +157,14 @@ pub enum DataError {
         /// What was found.
         found: String,
     },
+    /// A file that does not hold the latents that are asked for.
+    #[error("{}: {reason}; `sar tokenizer encode TOKENIZER --latents` makes such a file", path.display())]
+    Latents {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+    },
     /// A decoding thread could not be started or died.
     #[error("decoding thread: {reason}")]
     Worker {

@@ -1,6 +1,6 @@
 //! Training batches, decoded ahead on threads.
 //!
-//! The images of a run are one endless sequence: epoch after epoch, each in an order that depends on
+//! The examples of a run are one endless sequence: epoch after epoch, each in an order that depends on
 //! (seed, epoch) alone. Batch n is its places n·b to (n+1)·b; how the image at a place is cut depends
 //! on (seed, place) alone. So a batch is a pure function of (data, seed, n), whatever the number of
 //! threads and wherever the run was resumed.
@@ -15,18 +15,65 @@ use std::thread::JoinHandle;
 
 /// Batches in the making besides the one that is awaited.
 const AHEAD: u64 = 2;
-/// Values a thread cuts before it takes the lock: one image of 148 px, or 21 of 32 px.
+/// Values a thread makes before it takes the lock: one image of 148 px, or 21 of 32 px.
 const CHUNK_VALUES: usize = 1 << 16;
+
+/// What a [`Loader`] makes batches of.
+pub trait Examples: Send + Sync {
+    /// Examples of an epoch.
+    fn len(&self) -> usize;
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Values of an example.
+    fn values(&self) -> usize;
+    /// Example `index` as `epoch` sees it, and its label; what is random about it comes from `draws`.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn example(
+        &self,
+        index: usize,
+        epoch: u64,
+        draws: &mut Stream,
+    ) -> Result<(Vec<f32>, u32), DataError>;
+}
+
+/// The images of a set, each cut anew in every epoch: `[3, s, s]` in \[−1,1\].
+pub struct Cuts {
+    /// The images.
+    pub images: Dataset,
+    /// How they are cut; its side is the side of the images returned.
+    pub augment: Augment,
+}
+
+impl Examples for Cuts {
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn values(&self) -> usize {
+        3 * self.augment.side * self.augment.side
+    }
+
+    fn example(
+        &self,
+        index: usize,
+        _epoch: u64,
+        draws: &mut Stream,
+    ) -> Result<(Vec<f32>, u32), DataError> {
+        self.images.cut(index, &self.augment, draws)
+    }
+}
 
 /// How a [`Loader`] makes batches.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoaderConfig {
-    /// Images per batch.
+    /// Examples per batch.
     pub batch: usize,
     /// Decides order and cuts.
     pub seed: u64,
-    /// How images are cut; its side is the side of the images returned.
-    pub augment: Augment,
     /// Threads; 0 picks up to 8 by the machine. The batches do not depend on it.
     pub workers: usize,
 }
@@ -38,7 +85,7 @@ pub struct Loader {
 }
 
 struct Shared {
-    dataset: Dataset,
+    examples: Box<dyn Examples>,
     config: LoaderConfig,
     state: Mutex<State>,
     /// A batch is complete, or a thread died.
@@ -58,7 +105,7 @@ struct State {
 
 /// A batch in the making.
 struct Making {
-    images_b3hw: Vec<f32>,
+    values_b: Vec<f32>,
     labels_b: Vec<u32>,
     /// Rows handed to threads.
     taken: usize,
@@ -73,8 +120,8 @@ impl Loader {
     ///
     /// # Errors
     /// As [`Loader::start_at`].
-    pub fn new(dataset: &Dataset, config: LoaderConfig) -> Result<Self, DataError> {
-        Self::start_at(dataset, config, 0)
+    pub fn new(examples: impl Examples + 'static, config: LoaderConfig) -> Result<Self, DataError> {
+        Self::start_at(examples, config, 0)
     }
 
     /// Starts at batch `step`, to resume a run after so many steps.
@@ -83,18 +130,18 @@ impl Loader {
     /// [`DataError::Config`] for an empty batch or data set, [`DataError::Worker`] if no thread
     /// starts.
     pub fn start_at(
-        dataset: &Dataset,
+        examples: impl Examples + 'static,
         mut config: LoaderConfig,
         step: u64,
     ) -> Result<Self, DataError> {
-        check(dataset, &config)?;
+        check(&examples, &config)?;
         if config.workers == 0 {
             config.workers = std::thread::available_parallelism().map_or(1, |n| n.get().min(8));
         }
         let workers = config.workers;
         let state = State { step, making: VecDeque::new(), stop: false, died: false };
         let shared = Arc::new(Shared {
-            dataset: dataset.clone(),
+            examples: Box::new(examples),
             config,
             state: Mutex::new(state),
             ready: Condvar::new(),
@@ -142,8 +189,8 @@ impl Loader {
         shared.room.notify_all();
         match made {
             Some(Making { error: Some((_, error)), .. }) => Err(error),
-            Some(Making { images_b3hw, labels_b, .. }) => {
-                Ok(Batch { images_b3hw, labels_b, first_index })
+            Some(Making { values_b, labels_b, .. }) => {
+                Ok(Batch { values_b, labels_b, first_index })
             }
             None => Err(DataError::Worker { reason: "the queue is empty".into() }),
         }
@@ -164,27 +211,39 @@ impl Drop for Loader {
 impl std::fmt::Debug for Loader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Loader")
-            .field("dataset", &self.shared.dataset)
+            .field("examples", &self.shared.examples.len())
             .field("config", &self.shared.config)
             .finish_non_exhaustive()
     }
 }
 
-fn check(dataset: &Dataset, config: &LoaderConfig) -> Result<(), DataError> {
+fn check(examples: &impl Examples, config: &LoaderConfig) -> Result<(), DataError> {
     let fail = |key, reason: &str| Err(DataError::Config { key, reason: reason.into() });
     if config.batch == 0 {
         return fail("batch", "expected at least 1 image, found 0");
     }
-    if config.augment.side == 0 {
+    if examples.values() == 0 {
         return fail("image_side", "expected at least 1 pixel, found 0");
     }
-    if dataset.is_empty() {
+    if examples.is_empty() {
         return fail("path", "expected at least one training image, found none");
     }
-    if u32::try_from(dataset.len()).is_err() {
+    if u32::try_from(examples.len()).is_err() {
         return fail("path", "expected fewer than 2³² images");
     }
     Ok(())
+}
+
+/// The order in which an epoch of a run sees its examples.
+pub(super) fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..len as u32).collect();
+    Stream::new(seed, Purpose::Shuffle, epoch).shuffle(&mut order);
+    order
+}
+
+/// What decides how the image at a place of the sequence is cut.
+pub(super) fn cut_draws(seed: u64, place: u64) -> Stream {
+    Stream::new(seed, Purpose::Augment, place)
 }
 
 /// Some rows of one batch, for one thread.
@@ -198,20 +257,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn image_len(&self) -> usize {
-        3 * self.config.augment.side * self.config.augment.side
-    }
-
     fn work(&self) {
         let _report = ReportDeath(self);
         while let Some(task) = self.next_task() {
-            let mut images = Vec::with_capacity(task.rows.len() * self.image_len());
+            let mut values = Vec::with_capacity(task.rows.len() * self.examples.values());
             let mut labels = Vec::with_capacity(task.rows.len());
             let mut error = None;
             for row in task.rows.clone() {
-                match self.cut(task.step, row) {
-                    Ok((image, label)) => {
-                        images.extend_from_slice(&image);
+                match self.example(task.step, row) {
+                    Ok((example, label)) => {
+                        values.extend_from_slice(&example);
                         labels.push(label);
                     }
                     Err(e) => {
@@ -220,14 +275,14 @@ impl Shared {
                     }
                 }
             }
-            self.hand_in(&task, &images, &labels, error);
+            self.hand_in(&task, &values, &labels, error);
         }
     }
 
-    /// Waits for rows to cut; `None` when the loader is dropped.
+    /// Waits for rows to make; `None` when the loader is dropped.
     fn next_task(&self) -> Option<Task> {
         let batch = self.config.batch;
-        let chunk = (CHUNK_VALUES / self.image_len()).clamp(1, batch);
+        let chunk = (CHUNK_VALUES / self.examples.values()).clamp(1, batch);
         let mut state = self.lock();
         loop {
             if state.stop {
@@ -242,7 +297,7 @@ impl Shared {
             }
             if (state.making.len() as u64) <= AHEAD {
                 state.making.push_back(Making {
-                    images_b3hw: vec![0.0; batch * self.image_len()],
+                    values_b: vec![0.0; batch * self.examples.values()],
                     labels_b: vec![0; batch],
                     taken: 0,
                     done: 0,
@@ -254,13 +309,12 @@ impl Shared {
         }
     }
 
-    fn cut(&self, step: u64, row: usize) -> Result<(Vec<f32>, u32), DataError> {
+    fn example(&self, step: u64, row: usize) -> Result<(Vec<f32>, u32), DataError> {
         let place = step.wrapping_mul(self.config.batch as u64).wrapping_add(row as u64);
-        let len = self.dataset.len() as u64;
-        let order = self.order(place / len);
+        let len = self.examples.len() as u64;
+        let (epoch, order) = (place / len, self.order(place / len));
         let index = order[(place % len) as usize] as usize;
-        let mut draws = Stream::new(self.config.seed, Purpose::Augment, place);
-        self.dataset.cut(index, &self.config.augment, &mut draws)
+        self.examples.example(index, epoch, &mut cut_draws(self.config.seed, place))
     }
 
     /// The order of an epoch; the few in use at a time are kept.
@@ -269,10 +323,7 @@ impl Shared {
         if let Some((_, order)) = orders.iter().find(|(e, _)| *e == epoch) {
             return order.clone();
         }
-        let mut draws = Stream::new(self.config.seed, Purpose::Shuffle, epoch);
-        let mut order: Vec<u32> = (0..self.dataset.len() as u32).collect();
-        draws.shuffle(&mut order);
-        let order = Arc::new(order);
+        let order = Arc::new(epoch_order(self.config.seed, epoch, self.examples.len()));
         if orders.len() >= 4 {
             orders.remove(0);
         }
@@ -283,7 +334,7 @@ impl Shared {
     fn hand_in(
         &self,
         task: &Task,
-        images: &[f32],
+        values: &[f32],
         labels: &[u32],
         error: Option<(usize, DataError)>,
     ) {
@@ -293,8 +344,8 @@ impl Shared {
         let Some(making) = state.making.get_mut(ahead) else { return };
         let start = task.rows.start;
         making.labels_b[start..start + labels.len()].copy_from_slice(labels);
-        let at = start * self.image_len();
-        making.images_b3hw[at..at + images.len()].copy_from_slice(images);
+        let at = start * self.examples.values();
+        making.values_b[at..at + values.len()].copy_from_slice(values);
         making.done += task.rows.len();
         if let Some((row, error)) = error
             && making.error.as_ref().is_none_or(|(first, _)| row < *first)

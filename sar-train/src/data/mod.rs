@@ -23,11 +23,13 @@ mod error;
 mod folder;
 pub mod glyphs;
 pub mod grid;
+mod latents;
 mod list;
 mod loader;
 pub mod npz;
 mod resize;
 mod source;
+mod views;
 
 pub use augment::{Augment, Crop};
 pub use config::DataConfig;
@@ -35,8 +37,11 @@ pub use dataset::{Batch, Dataset};
 pub use decode::BadImage;
 pub use error::DataError;
 pub(crate) use folder::is_validation;
-pub use loader::{Loader, LoaderConfig};
+pub(crate) use latents::sha256;
+pub use latents::{Latents, LatentsWriter, Origin, Precision, Sizes};
+pub use loader::{Cuts, Examples, Loader, LoaderConfig};
 pub(crate) use source::{Listing, Source, locate, some_of};
+pub(crate) use views::View;
 
 use std::path::PathBuf;
 
@@ -66,9 +71,20 @@ impl Data {
     /// # Errors
     /// [`DataError::Config`] if `batch` is 0, [`DataError::Worker`] if no thread can be started.
     pub fn loader(&self, batch: usize, seed: u64, step: u64) -> Result<Loader, DataError> {
-        let config =
-            LoaderConfig { batch, seed, augment: self.augment.clone(), workers: self.workers };
-        Loader::start_at(&self.train, config, step)
+        let cuts = Cuts { images: self.train.clone(), augment: self.augment.clone() };
+        self.loader_of(cuts, batch, seed, step)
+    }
+
+    /// As [`Data::loader`], of what else stands for the training images.
+    pub(crate) fn loader_of(
+        &self,
+        examples: impl Examples + 'static,
+        batch: usize,
+        seed: u64,
+        step: u64,
+    ) -> Result<Loader, DataError> {
+        let config = LoaderConfig { batch, seed, workers: self.workers };
+        Loader::start_at(examples, config, step)
     }
 }
 

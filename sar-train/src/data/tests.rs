@@ -2,6 +2,7 @@
 //! Data from files made on the spot: every colour mode, every kind of damage.
 
 mod batches;
+mod latents;
 mod sources;
 
 use super::*;
@@ -237,8 +238,9 @@ fn damage_that_appears_later_is_an_error_or_is_skipped_alike_for_all_threads() {
     let load = |skip: bool, workers: usize| {
         let config = DataConfig { skip_bad_images: skip, ..at(dir.path()) };
         let set = Dataset::new(dir.path().into(), items(dir.path()), &config);
-        let loader = LoaderConfig { batch: 4, seed: 3, augment: config.augment(), workers };
-        (Loader::new(&set, loader).unwrap(), set)
+        let loader = LoaderConfig { batch: 4, seed: 3, workers };
+        let cuts = Cuts { images: set.clone(), augment: config.augment() };
+        (Loader::new(cuts, loader).unwrap(), set)
     };
     let (mut strict, _) = load(false, 2);
     for _ in 0..3 {

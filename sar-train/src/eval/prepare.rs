@@ -36,22 +36,22 @@ pub fn prepare<'a, B: ClassifierOps>(
     let (train, left_out) = collect(&data.train)?;
     let side = data.train.side();
     let config = ClassifierConfig::for_images(CHANNELS, side, side, data.classes.len());
-    let (images, labels) = (&train.images_b3hw, &train.labels_b);
+    let (images, labels) = (&train.values_b, &train.labels_b);
     let trained = Classifier::train(backend, config, training, images, labels, on_step)?;
     let (validation, left_out_validation) = collect(&data.validation)?;
     let labels = &validation.labels_b;
-    let seen = Labelled { images: &validation.images_b3hw, labels };
+    let seen = Labelled { images: &validation.values_b, labels };
     let mut evaluator = Evaluator::new(backend, trained.classifier, seen, options)?;
     evaluator.settings.extractor_steps = Some(training.steps);
     evaluator.settings.extractor_seed = Some(training.seed);
-    let found = reconstruct(&validation.images_b3hw).map_err(EvalError::Reconstruction)?;
-    let expected = validation.images_b3hw.len();
+    let found = reconstruct(&validation.values_b).map_err(EvalError::Reconstruction)?;
+    let expected = validation.values_b.len();
     if found.len() != expected {
         let found = found.len();
         return Err(EvalError::Shape { what: "reconstructed pixel values", expected, found });
     }
     let reconstructions = Labelled { images: &found, labels };
-    let training = Labelled { images: &train.images_b3hw, labels: &train.labels_b };
+    let training = Labelled { images: &train.values_b, labels: &train.labels_b };
     evaluator.measure_floors(reconstructions, training)?;
     for (name, left_out) in [("training", left_out), ("validation", left_out_validation)] {
         if left_out > 0 {

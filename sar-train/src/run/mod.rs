@@ -28,6 +28,7 @@ pub use folder::{RunFolder, class_names, images_of};
 pub use log::Log;
 pub use non_finite::{NonFinite, NonFiniteError};
 pub use progress::Progress;
+pub(crate) use progress::rate;
 pub use signals::{Interrupt, Interrupted, survive_file_limits};
 pub use tensorboard::TensorBoard;
 

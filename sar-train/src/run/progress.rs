@@ -8,6 +8,12 @@ use std::time::{Duration, Instant};
 /// Shortest time between two plain lines: a log file of a day stays readable.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
+/// Images a second, for people: with a decimal where there are few.
+pub(crate) fn rate(images_per_s: f64) -> String {
+    let decimals = usize::from(images_per_s < 10.0);
+    format!("{images_per_s:.decimals$} images/s")
+}
+
 /// Shows how far a piece of work is, on standard error. Never fails: progress is not a result.
 #[derive(Debug)]
 pub struct Progress {

@@ -1,8 +1,8 @@
-//! Latents of training images, encoded as they come.
+//! Latents of training images, encoded as they come or kept in a file.
 
 use super::trainer::Batches;
 use super::{HeldOut, TrainError};
-use crate::data::{Dataset, Loader};
+use crate::data::{Dataset, Latents, Loader};
 use crate::model::tokenizer::{EncoderMemory, Tokenizer};
 use sar_math::Real;
 use sar_math::backend::Backend;
@@ -38,12 +38,51 @@ impl<'a, B: Backend> EncodedBatches<'a, B> {
 impl<B: Backend> Batches<B> for EncodedBatches<'_, B> {
     fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
         let batch = self.loader.next_batch()?;
-        let (images, size) = (on_host::<B>(&batch.images_b3hw), (self.side, self.side));
+        let (images, size) = (on_host::<B>(&batch.values_b), (self.side, self.side));
         self.tokenizer
             .encode(backend, self.params, &mut self.memory, &images, size, latents)
             .map_err(TrainError::backend)?;
         Ok(batch.labels_b)
     }
+}
+
+/// Batches of a loader of [`Latents`].
+pub struct CachedBatches {
+    /// The next latents, read ahead.
+    pub loader: Loader,
+}
+
+impl<B: Backend> Batches<B> for CachedBatches {
+    fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
+        let batch = self.loader.next_batch()?;
+        let values = on_host::<B>(&batch.values_b);
+        backend.upload(&values, latents, 0).map_err(TrainError::backend)?;
+        Ok(batch.labels_b)
+    }
+}
+
+/// `count` of `len` images, spread over them evenly, so that every class of a set ordered by class has its
+/// share.
+fn spread(len: usize, limit: usize) -> Vec<usize> {
+    let count = len.min(limit);
+    (0..count).map(|i| i * len / count.max(1)).collect()
+}
+
+/// Latents and labels of at most `limit` held-out images of a file, spread over them evenly.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn held_out_of<B: Backend>(
+    latents: &Latents,
+    limit: usize,
+) -> Result<HeldOut<B::Host>, TrainError> {
+    let mut held = HeldOut { latents: Vec::new(), labels: Vec::new() };
+    let labels = latents.validation_labels();
+    for index in spread(labels.len(), limit) {
+        held.latents.extend(on_host::<B>(&latents.validation(index)?));
+        held.labels.push(labels[index]);
+    }
+    Ok(held)
 }
 
 /// Images of a data set at a time while it is encoded.
@@ -61,9 +100,8 @@ pub fn encode_all<B: Backend>(
     limit: usize,
 ) -> Result<HeldOut<B::Host>, TrainError> {
     let side = dataset.side();
-    let count = dataset.len().min(limit);
-    // Evenly, so that every class of a set ordered by class has its share.
-    let chosen: Vec<usize> = (0..count).map(|i| i * dataset.len() / count.max(1)).collect();
+    let chosen = spread(dataset.len(), limit);
+    let count = chosen.len();
     let latent = tokenizer.encoder().output(1, side, side).len();
     let room = || -> Result<_, B::Error> {
         let memory = tokenizer.encoder_memory(backend, ENCODE_BATCH, (side, side))?;
@@ -75,7 +113,7 @@ pub fn encode_all<B: Backend>(
     let parts = held.latents.chunks_mut(ENCODE_BATCH * latent);
     for (part, to) in chosen.chunks(ENCODE_BATCH).zip(parts) {
         let batch = dataset.select(part)?;
-        let images = on_host::<B>(&batch.images_b3hw);
+        let images = on_host::<B>(&batch.values_b);
         tokenizer
             .encode(backend, params, &mut memory, &images, (side, side), &mut latents)
             .and_then(|()| backend.download(&latents, 0, to))
@@ -85,6 +123,6 @@ pub fn encode_all<B: Backend>(
     Ok(held)
 }
 
-fn on_host<B: Backend>(images: &[f32]) -> Vec<B::Host> {
-    images.iter().map(|&v| B::Host::of(f64::from(v))).collect()
+fn on_host<B: Backend>(values: &[f32]) -> Vec<B::Host> {
+    values.iter().map(|&v| B::Host::of(f64::from(v))).collect()
 }

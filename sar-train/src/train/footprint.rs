@@ -115,10 +115,9 @@ fn tokenizer(config: &Config, storage: u64) -> Option<u64> {
     }
     let tokenizer = Tokenizer::new(t).ok()?;
     let (side, last) = (config.data.image_side, painted_schedule(config).last());
-    let (narrow, wide) = tokenizer.memory_elements(
-        (config.train.batch, (side, side)),
-        (painted(config), (last.height, last.width)),
-    );
+    let encoded = if config.train.latents.is_some() { 0 } else { config.train.batch };
+    let (narrow, wide) = tokenizer
+        .memory_elements((encoded, (side, side)), (painted(config), (last.height, last.width)));
     let copy = if storage < WIDE { storage } else { 0 };
     let weights = (WIDE + copy) * tokenizer.layout().len() as u64;
     let codebook = WIDE * (t.vocab * t.latent_channels) as u64;

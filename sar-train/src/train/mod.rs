@@ -11,7 +11,7 @@ mod step;
 pub mod tokenizer;
 mod trainer;
 
-pub use batches::{EncodedBatches, encode_all};
+pub use batches::{CachedBatches, EncodedBatches, encode_all, held_out_of};
 pub use error::TrainError;
 pub use footprint::MemoryPlan;
 pub use heldout::{HeldOut, HeldOutReport};

@@ -4,7 +4,7 @@ use super::trainer::{Batches, TrainState, Trainer};
 use super::{HeldOut, HeldOutReport, StepReport, TrainError};
 use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
 use crate::config::Config;
-use crate::run::{Interrupt, Interrupted, Log, Progress, RunFolder, TensorBoard};
+use crate::run::{Interrupt, Interrupted, Log, Progress, RunFolder, TensorBoard, rate};
 use sar_math::backend::Backend;
 use serde::Serialize;
 use std::time::Instant;
@@ -74,7 +74,7 @@ impl<B: Backend> Session<'_, B> {
     pub fn train(
         &mut self,
         trainer: &mut Trainer<'_, B>,
-        batches: &mut impl Batches<B>,
+        batches: &mut dyn Batches<B>,
     ) -> Result<Outcome, TrainError> {
         let train = &self.config.train;
         let checkpoints = self.run.checkpoints(train.keep)?;
@@ -126,7 +126,7 @@ impl<B: Backend> Session<'_, B> {
         outcome.skipped = trainer.state().non_finite.skipped;
         let loss = outcome.held_out.as_ref().map(|h| h.heldout_loss);
         let loss = loss.map_or(String::new(), |l| format!("held-out loss {l:.4}, "));
-        progress.finish(&format!("{loss}{:.0} images/s", clock.rate()));
+        progress.finish(&format!("{loss}{}", rate(clock.rate())));
         Ok(outcome)
     }
 
@@ -153,7 +153,7 @@ impl<B: Backend> Session<'_, B> {
             board.scalar(&format!("AR_scale_loss/scale_{}_loss", i + 1), step, *loss)?;
             board.scalar(&format!("AR_scale_acc/scale_{}_acc", i + 1), step, *acc)?;
         }
-        progress.update(step, &format!("loss {:.3}  {images_per_s:.0} images/s", report.loss));
+        progress.update(step, &format!("loss {:.3}  {}", report.loss, rate(images_per_s)));
         Ok(())
     }
 

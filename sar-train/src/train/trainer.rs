@@ -203,7 +203,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     ///
     /// # Errors
     /// The images', the backend's; too many skipped steps in a row.
-    pub fn step(&mut self, batches: &mut impl Batches<B>) -> Result<bool, TrainError> {
+    pub fn step(&mut self, batches: &mut dyn Batches<B>) -> Result<bool, TrainError> {
         let len = self.generator.layout().len();
         let grads = &mut self.memory.grads.params;
         self.backend.zero_accum(grads, len).map_err(TrainError::backend)?;

@@ -4,6 +4,7 @@
 mod classes;
 mod errors;
 mod folders;
+mod latents;
 mod results;
 mod runs;
 

@@ -11,10 +11,7 @@ pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::
     let _place = args.grid.as_deref().map(|path| output::ready_as(path, &["png"])).transpose()?;
     let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
     let (tokenizer, params) = (&loaded.tokenizer, &loaded.params);
-    let source = args.data.as_deref();
-    let skip = args.skip_bad_images;
-    let Use { config, data } =
-        Use::open(&args.tokenizer, tokenizer, source, args.image_side, skip)?;
+    let Use { config, data } = Use::open(&args.tokenizer, tokenizer, &args.images, &[])?;
     let images = &data.validation;
     anyhow::ensure!(
         !images.is_empty(),

@@ -4,12 +4,13 @@ mod encode;
 mod eval;
 mod train;
 
+pub(super) use encode::EncodingInterrupted;
 pub(crate) use train::{Trained, train_in};
 
 use super::models::{config_of, run_data};
 use super::output;
 use crate::backend::Compute;
-use crate::cli::{GlobalArgs, TokenizerArgs, TokenizerCommand};
+use crate::cli::{GlobalArgs, ImagesArgs, TokenizerArgs, TokenizerCommand};
 use crate::config::Config;
 use crate::data::{self, Data, DataConfig, DataError, Dataset, grid};
 use crate::model::tokenizer::Tokenizer;
@@ -91,7 +92,7 @@ fn measure<B: Compute>(
 fn pixels(images: &Dataset, limit: usize) -> anyhow::Result<Vec<f32>> {
     let count = images.len().min(limit);
     let chosen: Vec<usize> = (0..count).map(|i| i * images.len() / count.max(1)).collect();
-    Ok(images.select(&chosen)?.images_b3hw)
+    Ok(images.select(&chosen)?.values_b)
 }
 
 /// A row of images above their reconstructions.
@@ -133,19 +134,23 @@ impl Use {
     fn open(
         path: &Path,
         tokenizer: &Tokenizer,
-        source: Option<&str>,
-        side: Option<usize>,
-        skip_bad_images: bool,
+        images: &ImagesArgs,
+        set: &[String],
     ) -> anyhow::Result<Self> {
+        let other = set.iter().find(|setting| !setting.trim_start().starts_with("data."));
+        if let Some(other) = other {
+            anyhow::bail!("--set {other}: it would change nothing here; only keys of [data] do");
+        }
         let run = crate::checkpoint::locate(path, false)?.run;
         let mut config = run.as_deref().map(config_of).transpose()?.flatten().unwrap_or_default();
         config.tokenizer = tokenizer.config().clone();
-        config.data.skip_bad_images |= skip_bad_images;
-        if let Some(source) = source {
+        if let Some(source) = &images.data {
             config.data = config.data.with_source(source);
         }
-        config.data.image_side = side.unwrap_or(config.data.image_side);
-        let data = match source {
+        config = config.set(set)?;
+        config.data.skip_bad_images |= images.skip_bad_images;
+        config.data.image_side = images.image_side.unwrap_or(config.data.image_side);
+        let data = match images.data {
             Some(_) => open_any(&mut config.data)?,
             None => run_data(&config, run.as_deref())?,
         };

@@ -10,7 +10,7 @@ fn evaluation_batches_are_images_in_order() {
     let batch = data.train.batch(6, 5).unwrap();
     assert_eq!((batch.labels_b.as_slice(), batch.first_index), (&[1, 1][..], 6));
     let (image, _) = data.train.image(7).unwrap();
-    assert_eq!(batch.images_b3hw[image.len()..], image[..]);
+    assert_eq!(batch.values_b[image.len()..], image[..]);
     assert!(data.train.batch(8, 1).is_err());
     let subset = data.train.subset(&[7, 0]).unwrap();
     assert_eq!(subset.labels(), [1, 0]);
@@ -29,7 +29,7 @@ fn an_epoch_shows_every_image_once() {
     while seen.len() < 40 {
         let batch = loader.next_batch().unwrap();
         assert_eq!(batch.first_index as usize, seen.len());
-        seen.extend(batch.images_b3hw.chunks(image).map(|c| c.to_vec()));
+        seen.extend(batch.values_b.chunks(image).map(|c| c.to_vec()));
     }
     let sorted = |mut images: Vec<Vec<f32>>| {
         images.sort_by(|a, b| a[0].total_cmp(&b[0]));
@@ -60,8 +60,9 @@ fn a_loader_can_be_dropped_at_any_time() {
     }
     assert!(matches!(data.loader(0, 1, 0), Err(DataError::Config { key: "batch", .. })));
     let none = data.train.subset(&[]).unwrap();
-    let config = LoaderConfig { batch: 1, seed: 0, augment: data.augment.clone(), workers: 1 };
-    assert!(matches!(Loader::new(&none, config), Err(DataError::Config { key: "path", .. })));
+    let config = LoaderConfig { batch: 1, seed: 0, workers: 1 };
+    let none = Cuts { images: none, augment: data.augment.clone() };
+    assert!(matches!(Loader::new(none, config), Err(DataError::Config { key: "path", .. })));
 }
 
 proptest! {
@@ -82,18 +83,19 @@ proptest! {
             let item = |(path, label)| dataset::Item { path, label, picture: None };
             Dataset::new(listing.root, listing.train.into_iter().map(item).collect(), &config)
         };
-        let one = LoaderConfig { batch, seed, augment, workers: 1 };
-        let mut alone = Loader::start_at(&set, one.clone(), 0).unwrap();
+        let one = LoaderConfig { batch, seed, workers: 1 };
+        let cuts = || Cuts { images: set.clone(), augment: augment.clone() };
+        let mut alone = Loader::start_at(cuts(), one.clone(), 0).unwrap();
         let all: Vec<Batch> = (0..resume + 3).map(|_| alone.next_batch().unwrap()).collect();
         let mut resumed =
-            Loader::start_at(&set, LoaderConfig { workers, ..one.clone() }, resume).unwrap();
+            Loader::start_at(cuts(), LoaderConfig { workers, ..one.clone() }, resume).unwrap();
         for expected in &all[resume as usize..] {
             prop_assert_eq!(&resumed.next_batch().unwrap(), expected);
         }
         prop_assert_eq!(resumed.step(), resume + 3);
-        let mut single = Loader::new(&set, LoaderConfig { batch: 1, ..one }).unwrap();
-        for image in all[0].images_b3hw.chunks(3 * 64) {
-            prop_assert_eq!(&single.next_batch().unwrap().images_b3hw[..], image);
+        let mut single = Loader::new(cuts(), LoaderConfig { batch: 1, ..one }).unwrap();
+        for image in all[0].values_b.chunks(3 * 64) {
+            prop_assert_eq!(&single.next_batch().unwrap().values_b[..], image);
         }
     }
 }

@@ -88,15 +88,16 @@ impl Tokenizer {
         Ok(DecoderMemory { at_a_time, codes, trace })
     }
 
-    /// Elements of both memories, activations and wide numbers: to encode `images` of `pixels` and to
-    /// decode `maps` of `codes`.
+    /// Elements of both memories, activations and wide numbers: to encode `images` of `pixels` (nothing
+    /// where there are none) and to decode `maps` of `codes`.
     pub(crate) fn memory_elements(
         &self,
         (images, pixels): (usize, (usize, usize)),
         (maps, codes): (usize, (usize, usize)),
     ) -> (u64, u64) {
-        let of = |network: &Network, batch, (height, width)| {
-            network.elements(at_a_time(network, batch, (height, width)), height, width)
+        let of = |network: &Network, batch, (height, width)| match batch {
+            0 => (0, 0),
+            _ => network.elements(at_a_time(network, batch, (height, width)), height, width),
         };
         let (narrow, wide) = of(self.encoder(), images, self.whole(pixels.0, pixels.1));
         let (more_narrow, more_wide) = of(self.decoder(), maps, codes);

@@ -72,7 +72,7 @@ impl TokenizerSession<'_> {
         let mut non_finite = NonFinite::new(self.config.train.non_finite_limit);
         while trainer.steps() < settings.steps {
             let batch = loader.next_batch()?;
-            let losses = trainer.step(&batch.images_b3hw).map_err(TrainError::backend)?;
+            let losses = trainer.step(&batch.values_b).map_err(TrainError::backend)?;
             let step = trainer.steps();
             let skipped = non_finite.note(step, !losses.skipped)?;
             if skipped {

@@ -1,0 +1,233 @@
+//! Latents of a data set in a file, so that training does not encode its images again in every epoch.
+//!
+//! Random schedules take another grid of every latent in each step, so what is kept are latents and not
+//! tokens. A training image has one latent for each *view*: view e is cut as epoch e of a run of the file's
+//! seed cuts the image. While a run has not taken more epochs than there are views, it is bit for bit
+//! the run that encodes its images (in f32); after that views are seen again.
+//!
+//! The file is safetensors: `train [views, n, k, h, w]`, `validation [m, k, h, w]`, `train_labels [n]`,
+//! `validation_labels [m]`, and [`Origin`] in the metadata. It may be larger than memory: rows are written
+//! and read one by one.
+
+mod header;
+mod writer;
+
+pub use writer::{LatentsWriter, Sizes};
+
+use super::augment::Augment;
+use super::loader::Examples;
+use super::{Data, DataError};
+use header::Header;
+use sar_math::philox::Stream;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What latents were made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// SHA-256 of the tokenizer's weights.
+    pub tokenizer: String,
+    /// SHA-256 of names and labels of the images; see [`Data::fingerprint`].
+    pub images: String,
+    /// How training images were cut.
+    pub augment: Augment,
+    /// Decides the cuts.
+    pub seed: u64,
+}
+
+/// How values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// As they are.
+    F32,
+    /// Rounded to IEEE binary16.
+    F16,
+}
+
+impl Precision {
+    /// Bytes of a value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 => 2,
+        }
+    }
+
+    fn encode(self, values: &[f32]) -> Vec<u8> {
+        match self {
+            Self::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            Self::F16 => {
+                values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect()
+            }
+        }
+    }
+
+    fn decode(self, bytes: &[u8]) -> Vec<f32> {
+        match self {
+            Self::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Self::F16 => {
+                let value = |b: &[u8; 2]| half::f16::from_le_bytes(*b).to_f32();
+                bytes.as_chunks().0.iter().map(value).collect()
+            }
+        }
+    }
+}
+
+/// Latents in a file; clones share it.
+#[derive(Clone)]
+pub struct Latents {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: PathBuf,
+    header: Header,
+    file: Mutex<File>,
+    train_labels: Vec<u32>,
+    validation_labels: Vec<u32>,
+}
+
+impl Latents {
+    /// Opens a file; its latents are read when they are asked for.
+    ///
+    /// # Errors
+    /// [`DataError::Latents`] for a file of another kind or a truncated one, [`DataError::Missing`],
+    /// [`DataError::Io`].
+    pub fn open(path: &Path) -> Result<Self, DataError> {
+        let mut file = File::open(path).map_err(|e| DataError::io(path, "read", &e))?;
+        let header = Header::read(path, &mut file)?;
+        let mut labels = |at: u64, count: usize| {
+            let mut bytes = vec![0; 4 * count];
+            file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut bytes))?;
+            Ok(bytes.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect::<Vec<u32>>())
+        };
+        let both = labels(header.train_labels, header.sizes.train).and_then(|train| {
+            Ok((train, labels(header.validation_labels, header.sizes.validation)?))
+        });
+        let (train_labels, validation_labels) =
+            both.map_err(|e: std::io::Error| DataError::io(path, "read", &e))?;
+        let (path, file) = (path.to_owned(), Mutex::new(file));
+        Ok(Self { inner: Arc::new(Inner { path, header, file, train_labels, validation_labels }) })
+    }
+
+    /// How many images, views and values there are.
+    pub fn sizes(&self) -> Sizes {
+        self.inner.header.sizes
+    }
+
+    /// What they were made of.
+    pub fn origin(&self) -> &Origin {
+        &self.inner.header.origin
+    }
+
+    /// Labels of held-out images, in order.
+    pub fn validation_labels(&self) -> &[u32] {
+        &self.inner.validation_labels
+    }
+
+    /// Latents `[k, h, w]` of a held-out image.
+    ///
+    /// # Errors
+    /// [`DataError::OutOfBounds`], [`DataError::Io`].
+    pub fn validation(&self, index: usize) -> Result<Vec<f32>, DataError> {
+        let len = self.sizes().validation;
+        if index >= len {
+            return Err(DataError::OutOfBounds { index, len });
+        }
+        self.row(self.inner.header.validation, index)
+    }
+
+    /// Fails unless these are the latents of a run: of its images, cut as it cuts them, through its
+    /// tokenizer.
+    ///
+    /// # Errors
+    /// [`DataError::Latents`], with what differs.
+    pub fn check(&self, run: &Origin) -> Result<(), DataError> {
+        let made = self.origin();
+        let cut = |of: &Augment| {
+            let Augment { side, crop, flip, shift } = of;
+            let crop = format!("{crop:?}").to_lowercase();
+            format!("data.image_side={side} crop={crop} flip={flip} shift={shift}")
+        };
+        let reason = if made.tokenizer != run.tokenizer {
+            "these are latents of another tokenizer".to_owned()
+        } else if made.images != run.images {
+            "these are latents of other images, or others of them were held out".to_owned()
+        } else if made.augment != run.augment {
+            let (made, run) = (cut(&made.augment), cut(&run.augment));
+            format!("their images were cut by {made}, and this run says {run}")
+        } else {
+            return Ok(());
+        };
+        Err(DataError::Latents { path: self.inner.path.clone(), reason })
+    }
+
+    /// The latents of row `index` of those that begin at byte `from`.
+    fn row(&self, from: u64, index: usize) -> Result<Vec<f32>, DataError> {
+        let header = &self.inner.header;
+        let mut bytes = vec![0; header.sizes.values() * header.precision.bytes()];
+        let at = from + index as u64 * bytes.len() as u64;
+        let mut file = self.inner.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(at))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(|e| DataError::io(&self.inner.path, "read", &e))?;
+        drop(file);
+        Ok(header.precision.decode(&bytes))
+    }
+}
+
+impl Examples for Latents {
+    fn len(&self) -> usize {
+        self.sizes().train
+    }
+
+    fn values(&self) -> usize {
+        self.sizes().values()
+    }
+
+    fn example(
+        &self,
+        index: usize,
+        epoch: u64,
+        _draws: &mut Stream,
+    ) -> Result<(Vec<f32>, u32), DataError> {
+        let (sizes, labels) = (self.sizes(), &self.inner.train_labels);
+        let outside = DataError::OutOfBounds { index, len: sizes.train };
+        let label = labels.get(index).copied().ok_or(outside)?;
+        let view = (epoch % sizes.views as u64) as usize;
+        Ok((self.row(self.inner.header.train, view * sizes.train + index)?, label))
+    }
+}
+
+impl std::fmt::Debug for Latents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Latents")
+            .field("path", &self.inner.path)
+            .field("sizes", &self.sizes())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Data {
+    /// SHA-256 of the names and labels of all images, training before held-out ones, in order: of which images
+    /// these are, wherever they lie. What is in the files is not looked at.
+    pub fn fingerprint(&self) -> String {
+        let mut names = Vec::new();
+        for set in [&self.train, &self.validation] {
+            set.name_to(&mut names);
+            names.push(0);
+        }
+        sha256([names])
+    }
+}
+
+/// Of some bytes behind one another, in hexadecimal.
+pub(crate) fn sha256(parts: impl IntoIterator<Item: AsRef<[u8]>>) -> String {
+    use sha2::Digest as _;
+    let mut hash = sha2::Sha256::new();
+    parts.into_iter().for_each(|part| hash.update(part));
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,119 @@
+//! Writing latents as they are encoded.
+
+use super::{Origin, Precision, header};
+use crate::data::DataError;
+use crate::files::{beside, is_special, put};
+use std::io::{self, BufWriter, ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+
+/// How many latents a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Views of each training image.
+    pub views: usize,
+    /// Training images.
+    pub train: usize,
+    /// Held-out images.
+    pub validation: usize,
+    /// Channels, height and width of a latent.
+    pub latent: [usize; 3],
+}
+
+impl Sizes {
+    /// Values of a latent.
+    pub fn values(&self) -> usize {
+        self.latent.iter().product()
+    }
+
+    /// Latents in all.
+    pub fn rows(&self) -> usize {
+        self.views * self.train + self.validation
+    }
+}
+
+/// A file in the making, which is there under its name once it is whole.
+pub struct LatentsWriter {
+    path: PathBuf,
+    to: BufWriter<NamedTempFile>,
+    sizes: Sizes,
+    precision: Precision,
+    /// Values that are still to come.
+    missing: usize,
+}
+
+impl LatentsWriter {
+    /// Begins a file beside `path`, and has the system keep the room for all of it.
+    ///
+    /// # Errors
+    /// [`DataError::Io`] where there is no room or the file cannot be made, [`DataError::Latents`] where `path`
+    /// is a pipe or a device.
+    pub fn create(
+        path: &Path,
+        origin: &Origin,
+        sizes: Sizes,
+        precision: Precision,
+    ) -> Result<Self, DataError> {
+        let unusable = |reason: String| DataError::Latents { path: path.to_owned(), reason };
+        if is_special(path) {
+            return Err(unusable("it is a pipe or a device, and latents need a file".to_owned()));
+        }
+        let (header, data) = header::encode(origin, sizes, precision).map_err(unusable)?;
+        let begin = || -> io::Result<_> {
+            let file = beside(path)?;
+            let room = (header.len() + data) as u64;
+            match fs4::FileExt::allocate(file.as_file(), room) {
+                Err(e) if e.kind() == ErrorKind::StorageFull => return Err(e),
+                // A file system that cannot promise it says so when it is full.
+                _ => {}
+            }
+            let mut to = BufWriter::new(file);
+            to.write_all(&header)?;
+            Ok(to)
+        };
+        let to = begin().map_err(|e| DataError::io(path, "write", &e))?;
+        let missing = sizes.rows() * sizes.values();
+        Ok(Self { path: path.to_owned(), to, sizes, precision, missing })
+    }
+
+    /// Adds the next latents: view by view, then those of held-out images.
+    ///
+    /// # Errors
+    /// [`DataError::Io`]; [`DataError::Shape`] where there are more than was said at the beginning.
+    pub fn push(&mut self, latents: &[f32]) -> Result<(), DataError> {
+        let left = self.missing.checked_sub(latents.len());
+        self.missing = left.ok_or_else(|| self.counts(self.missing, latents.len()))?;
+        let bytes = self.precision.encode(latents);
+        self.to.write_all(&bytes).map_err(|e| DataError::io(&self.path, "write", &e))
+    }
+
+    /// Adds the labels, training images first, and gives the file its name.
+    ///
+    /// # Errors
+    /// As [`LatentsWriter::push`], and where latents or labels are missing.
+    pub fn finish(self, train: &[u32], validation: &[u32]) -> Result<(), DataError> {
+        if self.missing > 0 {
+            return Err(self.counts(0, self.missing));
+        }
+        for (expected, labels) in [(self.sizes.train, train), (self.sizes.validation, validation)] {
+            if labels.len() != expected {
+                return Err(self.counts(expected, labels.len()));
+            }
+        }
+        let Self { path, mut to, .. } = self;
+        let labels: Vec<u8> =
+            train.iter().chain(validation).flat_map(|label| label.to_le_bytes()).collect();
+        to.write_all(&labels)
+            .and_then(|()| to.into_inner().map_err(|e| e.into_error()))
+            .and_then(|file| put(file, &path, true))
+            .map_err(|e| DataError::io(&path, "write", &e))
+    }
+
+    fn counts(&self, expected: usize, found: usize) -> DataError {
+        DataError::Shape {
+            what: "latents to be written",
+            expected: expected.to_string(),
+            found: found.to_string(),
+        }
+    }
+}

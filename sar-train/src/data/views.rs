@@ -1,0 +1,46 @@
+//! Training images as an epoch sees them, in the order of the set.
+
+use super::dataset::Batch;
+use super::loader::{cut_draws, epoch_order};
+use super::{Data, DataError};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// The training images as one epoch of a run cuts them.
+pub(crate) struct View<'a> {
+    data: &'a Data,
+    seed: u64,
+    /// Place of each image in the run's sequence.
+    places: Vec<u64>,
+}
+
+impl<'a> View<'a> {
+    /// As `epoch` of a run with this seed sees them.
+    pub(crate) fn new(data: &'a Data, seed: u64, epoch: u64) -> Self {
+        let len = data.train.len();
+        let mut places = vec![0; len];
+        for (place, image) in epoch_order(seed, epoch, len).into_iter().enumerate() {
+            places[image as usize] = epoch * len as u64 + place as u64;
+        }
+        Self { data, seed, places }
+    }
+
+    /// Images `range`, cut on all threads.
+    ///
+    /// # Errors
+    /// As [`Dataset::image`](super::Dataset::image); the first in order if there are several.
+    pub(crate) fn batch(&self, range: Range<usize>) -> Result<Batch, DataError> {
+        let Data { train, augment, .. } = self.data;
+        let cut =
+            |index: usize| train.cut(index, augment, &mut cut_draws(self.seed, self.places[index]));
+        let first_index = range.start as u64;
+        let cut: Vec<_> = range.into_par_iter().map(cut).collect();
+        let (mut values_b, mut labels_b) = (Vec::new(), Vec::new());
+        for image in cut {
+            let (pixels, label) = image?;
+            values_b.extend(pixels);
+            labels_b.push(label);
+        }
+        Ok(Batch { values_b, labels_b, first_index })
+    }
+}

@@ -1,0 +1,136 @@
+//! Training on latents that were encoded before.
+
+use super::*;
+
+/// Two classes of images that crops and mirroring change.
+fn uneven_classes(folder: &Path) {
+    for (class, tint) in [("a", 0), ("b", 120)] {
+        fs::create_dir_all(folder.join("images").join(class)).unwrap();
+        for n in 0..6 {
+            let colour = |x: u32, y: u32| image::Rgb([(x * 9 + y) as u8, (y * 7) as u8, tint + n]);
+            let picture = image::RgbImage::from_fn(40, 44, colour);
+            picture.save(folder.join(format!("images/{class}/{n}.png"))).unwrap();
+        }
+    }
+}
+
+/// Ten training images, so that five steps of two are an epoch; cut, mirrored and moved.
+const CUT: &str = "crop = \"random\"\nflip = true\nshift = 2\n";
+
+fn on_uneven_images(folder: &Path) {
+    uneven_classes(folder);
+    let small = SMALL
+        .replace("builtin = \"glyphs10\"\n", "path = \"images\"\n")
+        .replace("flip = false\ncrop = \"center\"\n", CUT);
+    assert!(small.contains(CUT));
+    fs::write(folder.join("small.toml"), small).unwrap();
+    succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder);
+}
+
+const ENCODE: [&str; 6] = ["tokenizer", "encode", "tok", "--latents", "--out", "l.safetensors"];
+
+fn weights(folder: &Path, run: &str, step: u64) -> Vec<u8> {
+    fs::read(folder.join(format!("{run}/checkpoints/step-{step}/model.safetensors"))).unwrap()
+}
+
+#[test]
+fn a_run_on_latents_is_the_run_on_images_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    on_uneven_images(folder);
+    says(&succeeds(&[&ENCODE[..], &["--views", "2"]].concat(), folder), &["2 views", "22 latents"]);
+    let run = |out: &str, more: &[&str]| {
+        let steps = ["--set", "train.save_every=5", "--out", out];
+        succeeds(&[&TRAIN[..], &steps, more].concat(), folder)
+    };
+    run("images-run", &["--set", "train.steps=15"]);
+    let said = run("latents-run", &["--latents", "l.safetensors", "--set", "train.steps=7"]);
+    says(&said, &["on latents of 2 views"]);
+    let on = ["train", "--resume", "--out", "latents-run", "--set", "train.steps=15"];
+    succeeds(&on, Path::new(&folder));
+    // Not yet: the rate of a run of seven steps fell sooner.
+    run("whole", &["--latents", "l.safetensors", "--set", "train.steps=15"]);
+    for step in [5, 10] {
+        assert!(weights(folder, "images-run", step) == weights(folder, "whole", step), "{step}");
+    }
+    // The third epoch sees the first view again, and not a third.
+    assert!(weights(folder, "images-run", 15) != weights(folder, "whole", 15));
+    let held_out = |run: &str| {
+        let log = fs::read_to_string(folder.join(run).join("log.jsonl")).unwrap();
+        log.lines().find(|line| line.contains("heldout_loss")).map(str::to_owned)
+    };
+    assert!(held_out("images-run").is_some());
+
+    // What comes after it: the latents are the run's, and other images have none.
+    let refine = ["refine", "--init-from", "whole", "--set", "train.steps=1", "--out"];
+    says(&succeeds(&[&refine[..], &["sar"]].concat(), folder), &["on latents of 2 views"]);
+    let anew = succeeds(&[&refine[..], &["anew", "--data", "images"]].concat(), folder);
+    assert!(!anew.contains("on latents"), "{anew}");
+    fs::rename(folder.join("l.safetensors"), folder.join("m.safetensors")).unwrap();
+    let said = fails(1, &[&refine[..], &["gone"]].concat(), folder);
+    says(&said, &["the latents to train on are not there", "--latents"]);
+    assert!(!folder.join("gone").exists(), "a run that cannot start leaves no folder");
+    let moved = ["--set", "train.latents=m.safetensors", "--set", "train.steps=16"];
+    succeeds(&[&["train", "--resume", "--out", "whole"][..], &moved].concat(), folder);
+}
+
+#[test]
+fn latents_in_sixteen_bits_take_half_the_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    on_uneven_images(folder);
+    let size = |name: &str| fs::metadata(folder.join(name)).unwrap().len();
+    succeeds(&ENCODE, folder);
+    let whole = size("l.safetensors");
+    succeeds(&[&ENCODE[..], &["--half", "--force"]].concat(), folder);
+    let (half, values) = (size("l.safetensors"), (10 + 2) * 4 * 8 * 8);
+    let header = 8; // padded to this, and of some digits less
+    assert!((whole - half).abs_diff(2 * values) <= header, "{whole} and {half}");
+    succeeds(&[&TRAIN[..], &["--latents", "l.safetensors", "--out", "run"]].concat(), folder);
+}
+
+#[test]
+fn latents_of_something_else_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    on_uneven_images(folder);
+    succeeds(&ENCODE, folder);
+    says(&fails(1, &ENCODE, folder), &["l.safetensors exists", "--force"]);
+    let refused = |file: &str, more: &[&str], expected: &[&str]| {
+        let run = ["--latents", file, "--out", "run"];
+        says(&fails(1, &[&TRAIN[..], &run, more].concat(), folder), expected);
+        assert!(!folder.join("run").exists(), "a run that cannot start leaves no folder");
+    };
+    refused(
+        "l.safetensors",
+        &["--set", "data.flip=false"],
+        &["flip=true", "this run says", "flip=false"],
+    );
+    refused("l.safetensors", &["--set", "data.split_seed=1"], &["other images, or others of them"]);
+    refused("none.safetensors", &[], &["the latents to train on are not there"]);
+    succeeds(&["tokenizer", "encode", "tok", "--out", "t.safetensors"], folder);
+    refused("t.safetensors", &[], &["the tokens of one schedule", "--latents"]);
+    let bytes = fs::read(folder.join("l.safetensors")).unwrap();
+    for (broken, expected) in [
+        (&bytes[..bytes.len() - 1], "bytes, expected"),
+        (&bytes[..100], "no safetensors file"),
+        (&b"\x89PNG"[..], "no safetensors file"),
+        (&b""[..], "no safetensors file"),
+    ] {
+        fs::write(folder.join("b.safetensors"), broken).unwrap();
+        refused("b.safetensors", &[], &["b.safetensors", expected]);
+    }
+    let other = ["tokenizer", "train", "--config", "small.toml", "--seed", "9", "--out", "other"];
+    succeeds(&other, folder);
+    let train = ["train", "--config", "small.toml", "--tokenizer", "other", "--out", "run"];
+    let said = fails(1, &[&train[..], &["--latents", "l.safetensors"]].concat(), folder);
+    says(&said, &["latents of another tokenizer"]);
+    fs::remove_file(folder.join("images/b/5.png")).unwrap();
+    refused("l.safetensors", &[], &["other images, or others of them were held out"]);
+
+    let encode = |more: &[&str]| fails(2, &[&ENCODE[..], more].concat(), folder);
+    says(&encode(&["--views", "0"]), &["--views"]);
+    says(&encode(&["--schedule", "1_2"]), &["--schedule", "--latents"]);
+    let set = [&ENCODE[..], &["--force", "--set", "train.steps=1"]].concat();
+    says(&fails(1, &set, folder), &["train.steps=1", "only keys of [data]"]);
+}
