@@ -19,7 +19,7 @@ const GRADIENTS: f64 = 3.0;
 /// Where the CPU backend is exact by luck: eight roundings of f32, on up to so many keys.
 const F32_FLOOR: f64 = 5e-7;
 const FLOOR_KEYS: f64 = 680.0;
-/// bf16 rounds q and k, probabilities, values and results to 2⁻⁹ each; scores of up to four move a
+/// bf16 rounds q and k, probabilities, values and results to 2⁻⁸ each at most; scores of up to four move a
 /// probability by four times that.
 const BF16_VALUES: f64 = 1e-2;
 /// And once more the output, its gradient, and the gradient of scores.

@@ -16,7 +16,7 @@ const GRADIENT_FACTOR: f64 = 3.0;
 /// Errors relative to the largest element that are nobody's fault: four roundings of f32, where the
 /// CPU happens to have none.
 const F32_FLOOR: f64 = 4.0 * 6e-8;
-/// Of bf16: an element is rounded by 2⁻⁹ of itself when stored, and a gradient meets a stored
+/// Of bf16: an element is rounded by up to 2⁻⁸ of itself when stored, and a gradient meets a stored
 /// tensor (columns, probabilities, scores' gradients) on its way, whose roundings add up.
 const BF16_VALUE: f64 = 4e-3;
 const BF16_GRADIENT: f64 = 1.2e-2;

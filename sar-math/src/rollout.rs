@@ -16,7 +16,7 @@
 //!
 //! Attention is block-causal, so the logits of scale i depend on the inputs of scales ..=i alone: the
 //! last three decode scale by scale without gradient, and then repeat *in one parallel pass* what was
-//! decoded. Second passes drop `pos_start` from the class token (DESIGN: "Pass 2, student").
+//! decoded. Second passes drop `pos_start` from the class token (`docs/method.md`, pass 2).
 
 mod settings;
 

@@ -13,7 +13,7 @@ const VALUES: f64 = 2.0;
 const GRADIENTS: f64 = 3.0;
 /// Where the CPU backend is exact by luck: eight roundings of f32, of the largest element.
 const F32_FLOOR: f64 = 5e-7;
-/// Results are rounded to bf16, by 2⁻⁹ of themselves, from operands that bf16 holds; a norm sees a sum
+/// Results are rounded to bf16, by up to 2⁻⁸ of themselves, from operands that bf16 holds; a norm sees a sum
 /// that was rounded as well, and its gradient multiplies that.
 const BF16_FLOOR: f64 = 1e-2;
 /// Tensor cores cut off what does not fit beside the largest of the numbers that they add, where an f32 sum

@@ -86,7 +86,7 @@ const F64: Tolerance =
 /// Rounding of f32 is 6e-8; sums of a hundred terms, two exponentials in a row and a
 /// cancellation of one digit leave 1e-5, and a gradient passes through twice as many steps.
 const F32: Tolerance = Tolerance { value: 2e-5, gradient: 1e-4, rounding: 6e-8, narrow: false };
-/// Storage of eight significant bits rounds every tensor by 2e-3, and a gradient meets several
+/// Storage of eight significant bits rounds every tensor by up to 4e-3, and a gradient meets several
 /// rounded tensors on its way.
 const NARROW: Tolerance = Tolerance { value: 2e-2, gradient: 6e-2, rounding: 6e-8, narrow: true };
 

@@ -1,6 +1,6 @@
 //! Teacher-forcing and contrastive student-forcing losses, generic over the backend.
 //!
-//! A step's loss is `L = L_TF + σ·L_CSF` (DESIGN §1):
+//! A step's loss is `L = L_TF + σ·L_CSF` (`docs/method.md`):
 //!
 //! - [`TeacherForcing`]: `L_TF`, the mean over all tokens of the cross-entropy against the image's
 //!   codes.

@@ -1,9 +1,10 @@
 //! Commands that make or continue a run of a generator.
 
-use crate::config::{Config, ConfigError, Decode, Mode, Preset};
+use crate::config::{self, Config, ConfigError, Decode, Mode, Preset};
 use clap::Args;
 use sar_math::rollout::{Extent, StudentTarget};
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 /// Flags of every command that makes or continues a run folder.
 #[derive(Clone, Debug, Args)]
@@ -33,6 +34,9 @@ pub struct RunArgs {
     /// Leave out images that cannot be read, and count them, instead of stopping.
     #[arg(long)]
     pub skip_bad_images: bool,
+    /// The keys of the file of --config, which may be a pipe and is read once.
+    #[arg(skip)]
+    pub(crate) keys: Arc<OnceLock<toml::Table>>,
 }
 
 impl RunArgs {
@@ -42,7 +46,12 @@ impl RunArgs {
     /// The file or a `--set` cannot be used.
     pub fn config(&self, base: Config) -> Result<Config, ConfigError> {
         let mut config = match &self.config {
-            Some(path) => base.with_file(path)?,
+            Some(path) => {
+                let text = config::read(path)?;
+                let config = base.with_text(&text, path)?;
+                self.keys.get_or_init(|| text.parse().unwrap_or_default());
+                config
+            }
             None => base,
         };
         if let Some(source) = &self.data {
@@ -97,9 +106,7 @@ impl RunArgs {
     /// Whether the user asked for a value of `section.key`, in the file or by `--set`.
     pub(crate) fn names(&self, section: &str, key: &str) -> bool {
         let of = |table: &toml::Table| table.get(section).is_some_and(|s| s.get(key).is_some());
-        let file = self.config.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
-        file.and_then(|text| text.parse().ok()).is_some_and(|table| of(&table))
-            || self.sets(section, key)
+        self.keys.get().is_some_and(of) || self.sets(section, key)
     }
 
     /// Whether `--set` names `section.key`.

@@ -246,7 +246,7 @@ impl<B: Compute> Demo<'_, B> {
             let t = &mut config.train;
             t.steps = self.budget.arm_steps;
             t.eval_every = t.steps / self.budget.evaluations;
-            // Where the base's rate ended, and falling: both arms alike.
+            // Twice what the base's rate had fallen to, and falling again: both arms alike.
             t.lr = Some(3e-4);
             t.warmup = 0;
             // Other images in another order than the base saw first; the same for both arms.

@@ -343,9 +343,13 @@ impl LoadedGenerator {
         })?;
         tokenizer.fits(&self.section)?;
         let own = self.run.as_ref().map(|run| run.join(RUN_TOKENIZER)).filter(|own| own.is_file());
-        if let Some(own) = own.filter(|_| named.is_some())
-            && LoadedTokenizer::open(backend, &own)?.weights != tokenizer.weights
-        {
+        // One that cannot be read is no reason against the one that is named.
+        let other = |own: &PathBuf| {
+            let layout = tokenizer.tokenizer.layout();
+            checkpoint::load_weights(own, Kind::Tokenizer, layout)
+                .is_ok_and(|weights| weights.flat != tokenizer.weights)
+        };
+        if let Some(own) = own.filter(|own| named.is_some() && other(own)) {
             output::note(format_args!(
                 "warning: {} is not the tokenizer that the generator was trained with, which is {}",
                 path.display(),

@@ -78,12 +78,17 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn with_file(self, path: &Path) -> Result<Self, ConfigError> {
-        let (text, origin) = (read(path)?, path.display().to_string());
+        self.with_text(&read(path)?, path)
+    }
+
+    /// As [`Config::with_file`], of what was read from it.
+    pub(crate) fn with_text(self, text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let origin = path.display().to_string();
         // Its keys and their types, with the line of what is wrong; values are checked with the rest.
-        if let Err(error) = toml::from_str::<Self>(&text) {
-            return Err(ConfigError::from_toml(&error, &text, &origin));
+        if let Err(error) = toml::from_str::<Self>(text) {
+            return Err(ConfigError::from_toml(&error, text, &origin));
         }
-        overrides::overlay(&self, &text, &origin)
+        overrides::overlay(&self, text, &origin)
     }
 
     /// Applies `section.key=value` settings in order, presets before the keys that they stand for.
@@ -119,7 +124,8 @@ impl Config {
     }
 }
 
-fn read(path: &Path) -> Result<String, ConfigError> {
+/// The text of a configuration file.
+pub(crate) fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })
 }

@@ -1,7 +1,7 @@
 //! Teacher-forcing loss on images that training does not see.
 
 use super::TrainError;
-use super::trainer::Trainer;
+use super::trainer::{Trainer, expect_length};
 use crate::model::generator::parts;
 use sar_math::backend::{Backend, LatentDims, RolloutDims};
 use sar_math::loss::{LossBatch, ScaleReport, Supervision};
@@ -32,10 +32,14 @@ impl<B: Backend> Trainer<'_, B> {
     /// Teacher-forcing loss and accuracy on held-out images: no dropout of any kind.
     ///
     /// # Errors
-    /// A device fault.
+    /// No images, or not a latent for each label; a device fault.
     pub fn held_out(&mut self, images: &HeldOut<B::Host>) -> Result<HeldOutReport, TrainError> {
         let mut all = ScaleReport::default();
-        let each = images.latents.len() / images.labels.len().max(1);
+        let each = LatentDims { batch: 1, ..self.latent_dims };
+        let each = each.channels * each.height * each.width;
+        let labels = images.labels.len();
+        expect_length("labels of held-out images", labels.max(1), labels)?;
+        expect_length("latents of held-out images", each * labels, images.latents.len())?;
         let batch = self.config.batch;
         for (latents, labels) in
             images.latents.chunks(batch * each).zip(images.labels.chunks(batch))

@@ -195,7 +195,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
             expect_length("running average", len, host.len())?;
             upload(host, average)?;
         }
-        self.state = state;
+        // How many in a row are too many is the configuration's, which may have changed since.
+        let limit = self.state.non_finite.limit;
+        self.state = TrainState { non_finite: NonFinite { limit, ..state.non_finite }, ..state };
         Ok(())
     }
 
@@ -365,6 +367,10 @@ pub(crate) fn hosted<B: Buffers>(values: &[f32]) -> Vec<B::Host> {
     values.iter().map(|&v| B::Host::of(f64::from(v))).collect()
 }
 
-fn expect_length(what: &'static str, expected: usize, found: usize) -> Result<(), TrainError> {
+pub(super) fn expect_length(
+    what: &'static str,
+    expected: usize,
+    found: usize,
+) -> Result<(), TrainError> {
     if expected == found { Ok(()) } else { Err(TrainError::Length { what, expected, found }) }
 }

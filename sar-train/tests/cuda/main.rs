@@ -25,7 +25,7 @@ use sar_train::train::{Batches, TrainError, Trainer};
 const FLOOR: f64 = 2e-6;
 /// Gradients may be so many times as far from f64 as those of the CPU backend in f32.
 const GRADIENT_FACTOR: f64 = 3.0;
-/// Storage of eight significant bits, 2⁻⁹ each time a tensor is stored, some twenty times on the way
+/// Storage of eight significant bits, 2⁻⁸ at most each time a tensor is stored, some twenty times on the way
 /// through two blocks and back; measured 1e-2 at most.
 const BF16_GRADIENT: f64 = 3e-2;
 /// The same on a loss of about ln 37, where rounding averages out over the tokens.

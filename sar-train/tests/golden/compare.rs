@@ -15,8 +15,8 @@ const GRADIENT_FACTOR: f64 = 3.0;
 /// random sets of vectors the worst error is 0.81 of what these allow in f32 and 0.87 in bf16. A rounding of
 /// f32 is 6e-8, so that 256 are 1.5e-5; TF32 or bf16 in between would be 5e-4 and more.
 const F32_FLOORS: [f64; 2] = [16.0, 256.0];
-/// As [`F32_FLOORS`]; a rounding of bf16, 2⁻⁹, is much of any error there, so there is less luck. 32 of them are
-/// wide, 6 % of a gradient's largest number: what one tensor of 150 in one set of 110 takes; all together are
+/// As [`F32_FLOORS`]; a rounding of bf16, 2⁻⁸, is much of any error there, so there is less luck. 32 of them are
+/// wide, an eighth of a gradient's largest number: what one tensor of 150 in one set of 110 takes; all together are
 /// held far nearer.
 const BF16_FLOORS: [f64; 2] = [4.0, 32.0];
 /// As [`F32_FLOORS`], of the root mean square of all tensors' errors: few are lucky at once. The worst is 0.82.

@@ -90,7 +90,7 @@ impl Generator {
         EmbeddingSlots { word: self.word, pos_start: with_start.then_some(self.pos_start) }
     }
 
-    /// Initial parameters, as published (DESIGN §1, initialisation), from a seed.
+    /// Initial parameters, as published (`docs/method.md`, initialisation), from a seed.
     pub fn initial(&self, seed: u64) -> Vec<f32> {
         let mut values = vec![0f32; self.layout.len()];
         let mut rest = values.as_mut_slice();
@@ -307,7 +307,7 @@ mod tests {
         }
     }
 
-    /// None of 1-D tensors, biases, `pos_1LC`, `pos_start`, `scale_mul` (DESIGN §1, optimiser).
+    /// None of 1-D tensors, biases, `pos_1LC`, `pos_start`, `scale_mul` (`docs/method.md`, optimiser).
     #[test]
     fn weights_decay_but_for_positions_scales_and_biases() {
         let generator = Generator::new(&GeneratorShape::of_depth(1, 50, 8, 10)).unwrap();

@@ -7,7 +7,7 @@ pub const NORM_EPS: f64 = 1e-6;
 /// Side of the learned position table of the published models.
 pub const POSITION_SIDE: usize = 32;
 
-/// Depth, width and tables of a generator (DESIGN: transformer block, inputs).
+/// Depth, width and tables of a generator (`docs/method.md`: inputs, transformer block).
 #[derive(Clone, Debug, PartialEq)]
 pub struct GeneratorShape {
     /// Transformer blocks d.

@@ -111,7 +111,7 @@ fn student_forcing_decodes_what_its_pass_repeats() {
     }
 }
 
-/// The switches of the presets, DESIGN's table, as a step takes them.
+/// The switches of the presets, the table of `docs/method.md`, as a step takes them.
 #[test]
 fn presets_are_the_published_settings() {
     use sar_math::backend::Filter;

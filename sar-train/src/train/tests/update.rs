@@ -141,3 +141,29 @@ fn held_out_images_leave_the_report_of_the_step() {
     trainer.held_out(&held).unwrap();
     assert_eq!(trainer.report().unwrap(), before);
 }
+
+#[test]
+fn held_out_latents_must_be_those_of_their_labels() {
+    let world = World::new(4);
+    let mut trainer = world.trainer(&config(Mode::Teacher));
+    for (latents, labels) in [(0, 0), (36, 0), (35, 1), (36, 2), (0, 1)] {
+        let held = HeldOut { latents: world.latents[..latents].to_vec(), labels: vec![0; labels] };
+        let refused = trainer.held_out(&held);
+        assert!(matches!(refused, Err(TrainError::Length { .. })), "{latents} {labels}");
+    }
+}
+
+/// How many steps in a row are too many is said by the configuration that a run goes on with.
+#[test]
+fn a_run_goes_on_with_another_limit_of_steps_that_are_not_finite() {
+    let world = World::new(4);
+    let mut config = config(Mode::Teacher);
+    let mut state = world.trainer(&config).state().clone();
+    (state.non_finite.skipped, state.non_finite.in_a_row) = (7, 2);
+    config.train.non_finite_limit = 9;
+    let mut trainer = world.trainer(&config);
+    let zeros = vec![0.0; world.weights.len()];
+    trainer.restore(state.clone(), &zeros, &zeros, None).unwrap();
+    state.non_finite.limit = 9;
+    assert_eq!(trainer.state(), &state);
+}
