@@ -13,7 +13,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Override one key of the configuration; may be repeated. With --resume: how long and how often
-    /// (train.steps; of a tokenizer, tokenizer_train.steps), where the images are (data.path), how samples are drawn.
+    /// (train.steps; of a tokenizer, tokenizer_train.steps), where images and latents are (data.path, train.latents),
+    /// how samples are drawn.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
     /// The run folder; must be new or empty unless --resume is given.
@@ -44,7 +45,9 @@ impl RunArgs {
     ///
     /// # Errors
     /// The file or a `--set` cannot be used.
-    pub fn config(&self, base: Config) -> Result<Config, ConfigError> {
+    pub fn config(&self, mut base: Config) -> Result<Config, ConfigError> {
+        // Those of a run are of its own images.
+        let inherited = base.train.latents.take();
         let mut config = match &self.config {
             Some(path) => {
                 let text = config::read(path)?;
@@ -56,8 +59,6 @@ impl RunArgs {
         };
         if let Some(source) = &self.data {
             config.data = config.data.with_source(source);
-            // They are of the images that there were.
-            config.train.latents = None;
         }
         if let Some(source) = &self.data
             && let Some(key) = ["path", "builtin"].into_iter().find(|key| self.sets("data", key))
@@ -69,6 +70,11 @@ impl RunArgs {
             });
         }
         config = config.set(&self.set)?;
+        let own = |section, key| self.names(section, key);
+        let others = self.data.is_some() || own("data", "path") || own("data", "builtin");
+        if !(others || own("train", "latents")) {
+            config.train.latents = inherited;
+        }
         config.data.skip_bad_images |= self.skip_bad_images;
         if let Some(seed) = self.seed {
             (config.train.seed, config.tokenizer_train.seed) = (seed, seed);
@@ -117,6 +123,8 @@ impl RunArgs {
 
 /// Makes the paths of images and latents hold from wherever the run is continued or measured.
 fn whole_path(config: &mut Config) {
+    // By an empty one a run is told that it trains on its images.
+    config.train.latents = config.train.latents.take().filter(|path| !path.as_os_str().is_empty());
     let paths = [config.data.path.as_mut(), config.train.latents.as_mut()];
     for path in paths.into_iter().flatten() {
         if let Ok(absolute) = std::path::absolute(&*path) {

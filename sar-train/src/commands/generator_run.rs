@@ -1,6 +1,7 @@
 //! The run of a generator in its folder: everything that `sar train`, `sar refine` and `sar demo` share
 //! once it is settled what is trained on what.
 
+use super::latents;
 use super::models::{LoadedTokenizer, RUN_TOKENIZER, compare_classes, compare_images};
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
@@ -59,11 +60,12 @@ impl<B: Compute> Work<'_, B> {
         check(config, self.data, tokenizer)?;
         compare_classes(self.folder, self.data)?;
         compare_images(self.folder, self.data)?;
+        latents::compare(self.folder, self.latents)?;
         if !quiet {
             eprintln!("{}", self.data.summary);
             eprintln!("{}", self.effort());
             if let Some(latents) = self.latents {
-                eprintln!("on latents of {} views of each image", latents.sizes().views);
+                eprintln!("on {}", latents.describe());
             }
             if let Some(note) = self.small() {
                 eprintln!("note: {note}");

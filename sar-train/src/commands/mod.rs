@@ -23,6 +23,7 @@ pub mod doctor;
 pub mod eval;
 mod generator_run;
 pub mod kernels;
+mod latents;
 mod models;
 mod output;
 pub mod plan;

@@ -4,7 +4,7 @@ use super::output;
 use crate::backend::Compute;
 use crate::checkpoint::{self, CheckpointError, Kind};
 use crate::config::{Config, GeneratorSection};
-use crate::data::{self, Data, DataError, Latents, Origin, sha256, some_of};
+use crate::data::{self, Data, DataError, some_of};
 use crate::model::generator::{Generator, GeneratorShape, parameters};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::run::{RunFolder, class_names, images_of, memory};
@@ -14,9 +14,6 @@ use std::path::{Path, PathBuf};
 
 /// Name of the tokenizer that a generator's run keeps beside its checkpoints.
 pub(crate) const RUN_TOKENIZER: &str = "tokenizer.safetensors";
-
-/// Weights that are hashed at a time.
-const HASHED: usize = 1 << 16;
 
 /// A tokenizer ready to encode and decode.
 pub(crate) struct LoadedTokenizer<B: Compute> {
@@ -176,34 +173,6 @@ impl<B: Compute> LoadedTokenizer<B> {
         let mut host = vec![0.0; config.vocab * config.latent_channels];
         backend.download_accum(&self.codebook, 0, &mut host)?;
         Ok(host)
-    }
-
-    /// What latents of these images through this tokenizer are made of.
-    pub(crate) fn origin(&self, data: &Data, seed: u64) -> Origin {
-        let bytes = |part: &[f32]| part.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        Origin {
-            tokenizer: sha256(self.weights.chunks(HASHED).map(bytes)),
-            images: data.fingerprint(),
-            augment: data.augment.clone(),
-            seed,
-        }
-    }
-
-    /// The latents that a run trains on in place of its images, where it does.
-    ///
-    /// # Errors
-    /// A file that is not there or of something else.
-    pub(crate) fn latents(&self, config: &Config, data: &Data) -> anyhow::Result<Option<Latents>> {
-        let Some(path) = &config.train.latents else { return Ok(None) };
-        let latents = Latents::open(path).map_err(|error| match &error {
-            DataError::Missing { .. } => anyhow::Error::from(error).context(
-                "the latents to train on are not there: name them with --latents or, to go on, with \
-                 --resume --set train.latents=…",
-            ),
-            _ => error.into(),
-        })?;
-        latents.check(&self.origin(data, config.train.seed))?;
-        Ok(Some(latents))
     }
 
     /// As the painter takes it.

@@ -5,7 +5,7 @@ use super::models::{
     LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER, absolute, affordable, compare_classes,
     compare_with_run, run_data,
 };
-use super::output;
+use super::{latents, output};
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
 use crate::config::{Config, Decode, GeneratorSection, Mode, SarConfig};
@@ -268,7 +268,7 @@ fn begin<B: Compute>(
     // Before the folder: a run that cannot start leaves none behind.
     affordable(&config.generator)?;
     check(&config, data, tokenizer)?;
-    let latents = tokenizer.latents(&config, data)?;
+    let latents = latents::of_run(backend, &config, data, tokenizer)?;
     // What is resolved is what is used.
     config.tokenizer = tokenizer.tokenizer.config().clone();
     let folder = RunFolder::create(&args.out, &config)?;
@@ -300,7 +300,7 @@ fn resume<B: Compute>(backend: &B, args: &RunArgs, global: &GlobalArgs) -> anyho
     let tokenizer = LoadedTokenizer::open(backend, &kept)?;
     compare_classes(&folder, &data)?;
     check(&config, &data, &tokenizer)?;
-    let latents = tokenizer.latents(&config, &data)?;
+    let latents = latents::of_run(backend, &config, &data, &tokenizer)?;
     longer(&folder, "train.steps", config.train.steps, had.train.steps)?;
     if config != had {
         // Once nothing stands in its way.

@@ -146,7 +146,11 @@ impl Dataset {
     /// Appends the names of all images, as they are written below the set's folder, and their labels.
     pub(super) fn name_to(&self, names: &mut Vec<u8>) {
         for item in &self.inner.items {
-            let path = item.path.strip_prefix(&self.inner.root).unwrap_or(&item.path);
+            // What a list names lies below the list's folder.
+            let root = &self.inner.root;
+            let below = |folder| item.path.strip_prefix(folder).ok();
+            let path = below(root.as_path()).or_else(|| below(root.parent()?));
+            let path = path.unwrap_or(&item.path);
             names.extend(path.as_os_str().as_encoded_bytes());
             names.push(0);
             names.extend(item.label.to_le_bytes());

@@ -23,7 +23,9 @@ use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+#[cfg(not(unix))]
+use std::sync::{Mutex, PoisonError};
 
 /// What latents were made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,7 +87,10 @@ pub struct Latents {
 struct Inner {
     path: PathBuf,
     header: Header,
-    file: Mutex<File>,
+    file: File,
+    /// Held while the file is sought and read, where that is not one call.
+    #[cfg(not(unix))]
+    turn: Mutex<()>,
     train_labels: Vec<u32>,
     validation_labels: Vec<u32>,
 }
@@ -109,8 +114,17 @@ impl Latents {
         });
         let (train_labels, validation_labels) =
             both.map_err(|e: std::io::Error| DataError::io(path, "read", &e))?;
-        let (path, file) = (path.to_owned(), Mutex::new(file));
-        Ok(Self { inner: Arc::new(Inner { path, header, file, train_labels, validation_labels }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                path: path.to_owned(),
+                header,
+                file,
+                #[cfg(not(unix))]
+                turn: Mutex::new(()),
+                train_labels,
+                validation_labels,
+            }),
+        })
     }
 
     /// How many images, views and values there are.
@@ -140,12 +154,40 @@ impl Latents {
         self.row(self.inner.header.validation, index)
     }
 
+    /// Latents `[k, h, w]` of a training image as the first epoch sees it.
+    ///
+    /// # Errors
+    /// [`DataError::OutOfBounds`], [`DataError::Io`].
+    pub fn training(&self, index: usize) -> Result<Vec<f32>, DataError> {
+        let len = self.sizes().train;
+        if index >= len {
+            return Err(DataError::OutOfBounds { index, len });
+        }
+        self.row(self.inner.header.train, index)
+    }
+
+    /// What they are, for people: two files that give one run say the same.
+    pub fn describe(&self) -> String {
+        let Header { sizes, precision, origin, .. } = &self.inner.header;
+        let bits = 8 * precision.bytes();
+        let views = if sizes.views == 1 { "view" } else { "views" };
+        format!(
+            "latents of {} {views} of each image, in {bits} bits, cut by seed {}",
+            sizes.views, origin.seed
+        )
+    }
+
+    /// The error of a file that is not what is asked for.
+    pub(crate) fn unfit(&self, reason: String) -> DataError {
+        DataError::Latents { path: self.inner.path.clone(), reason }
+    }
+
     /// Fails unless these are the latents of a run: of its images, cut as it cuts them, through its
-    /// tokenizer.
+    /// tokenizer, which makes latents of these dimensions `[k, h, w]`.
     ///
     /// # Errors
     /// [`DataError::Latents`], with what differs.
-    pub fn check(&self, run: &Origin) -> Result<(), DataError> {
+    pub fn check(&self, run: &Origin, data: &Data, latent: [usize; 3]) -> Result<(), DataError> {
         let made = self.origin();
         let cut = |of: &Augment| {
             let Augment { side, crop, flip, shift } = of;
@@ -159,10 +201,21 @@ impl Latents {
         } else if made.augment != run.augment {
             let (made, run) = (cut(&made.augment), cut(&run.augment));
             format!("their images were cut by {made}, and this run says {run}")
+        } else if !self.belongs_to(data, latent) {
+            "numbers of images, labels or latents are not those of the images".to_owned()
         } else {
             return Ok(());
         };
-        Err(DataError::Latents { path: self.inner.path.clone(), reason })
+        Err(self.unfit(reason))
+    }
+
+    /// Whether there is a latent of the right dimensions for each image, and a class for each label.
+    fn belongs_to(&self, data: &Data, latent: [usize; 3]) -> bool {
+        let (sizes, inner) = (self.sizes(), &self.inner);
+        let labels = inner.train_labels.iter().chain(&inner.validation_labels);
+        (sizes.train, sizes.validation) == (data.train.len(), data.validation.len())
+            && sizes.latent == latent
+            && labels.max().is_none_or(|&label| (label as usize) < data.classes.len())
     }
 
     /// The latents of row `index` of those that begin at byte `from`.
@@ -170,12 +223,23 @@ impl Latents {
         let header = &self.inner.header;
         let mut bytes = vec![0; header.sizes.values() * header.precision.bytes()];
         let at = from + index as u64 * bytes.len() as u64;
-        let mut file = self.inner.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(at))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|e| DataError::io(&self.inner.path, "read", &e))?;
-        drop(file);
+        self.read_at(&mut bytes, at).map_err(|e| DataError::io(&self.inner.path, "read", &e))?;
         Ok(header.precision.decode(&bytes))
+    }
+
+    /// Fills `bytes` from place `at` of the file.
+    #[cfg(unix)]
+    fn read_at(&self, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
+        use std::os::unix::fs::FileExt as _;
+        self.inner.file.read_exact_at(bytes, at)
+    }
+
+    #[cfg(not(unix))]
+    fn read_at(&self, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
+        let _turn = self.inner.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut file = &self.inner.file;
+        file.seek(SeekFrom::Start(at))?;
+        file.read_exact(bytes)
     }
 }
 

@@ -28,13 +28,22 @@ impl<'a> View<'a> {
     /// Images `range`, cut on all threads.
     ///
     /// # Errors
-    /// As [`Dataset::image`](super::Dataset::image); the first in order if there are several.
+    /// As [`View::select`].
     pub(crate) fn batch(&self, range: Range<usize>) -> Result<Batch, DataError> {
+        self.select(&range.collect::<Vec<_>>())
+    }
+
+    /// The images of a list of indices, cut on all threads.
+    ///
+    /// # Errors
+    /// As [`Dataset::image`](super::Dataset::image); the first in order if there are several.
+    pub(crate) fn select(&self, indices: &[usize]) -> Result<Batch, DataError> {
         let Data { train, augment, .. } = self.data;
-        let cut =
-            |index: usize| train.cut(index, augment, &mut cut_draws(self.seed, self.places[index]));
-        let first_index = range.start as u64;
-        let cut: Vec<_> = range.into_par_iter().map(cut).collect();
+        let cut = |&index: &usize| {
+            train.cut(index, augment, &mut cut_draws(self.seed, self.places[index]))
+        };
+        let first_index = indices.first().map_or(0, |&index| index as u64);
+        let cut: Vec<_> = indices.par_iter().map(cut).collect();
         let (mut values_b, mut labels_b) = (Vec::new(), Vec::new());
         for image in cut {
             let (pixels, label) = image?;

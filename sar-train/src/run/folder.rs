@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 const CONFIG: &str = "config.toml";
 const IMAGES: &str = "images.txt";
 const CLASSES: &str = "classes.json";
+const LATENTS: &str = "latents.txt";
 /// Held while a process writes to the folder; what has it is the folder of a run.
 pub(crate) const LOCK: &str = "run.lock";
 
@@ -151,9 +152,24 @@ impl RunFolder {
     /// # Errors
     /// [`RunError::Read`], [`RunError::Write`].
     pub fn other_images(&self, now: &str) -> Result<Option<String>, RunError> {
-        match images_of(&self.path)? {
+        self.other(IMAGES, now)
+    }
+
+    /// Keeps what the run trains on when it begins, its images or latents of them; says what it was where that
+    /// has changed.
+    ///
+    /// # Errors
+    /// [`RunError::Read`], [`RunError::Write`].
+    pub fn other_source(&self, now: &str) -> Result<Option<String>, RunError> {
+        self.other(LATENTS, now)
+    }
+
+    /// Keeps a line in a file of the run that is not there yet; says what one says that is there, where it is
+    /// not the same.
+    fn other(&self, file: &str, now: &str) -> Result<Option<String>, RunError> {
+        match line_of(&self.path.join(file))? {
             Some(before) => Ok((before != now).then_some(before)),
-            None => self.write(IMAGES, now.as_bytes()).map(|_| None),
+            None => self.write(file, now.as_bytes()).map(|_| None),
         }
     }
 
@@ -196,9 +212,13 @@ impl RunFolder {
 /// # Errors
 /// [`RunError::Read`].
 pub fn images_of(run: &Path) -> Result<Option<String>, RunError> {
-    let path = run.join(IMAGES);
+    line_of(&run.join(IMAGES))
+}
+
+/// What a file of a run says, where it is there.
+fn line_of(path: &Path) -> Result<Option<String>, RunError> {
     match path.is_file() {
-        true => fs::read_to_string(&path).map(Some).map_err(RunError::read(&path)),
+        true => fs::read_to_string(path).map(Some).map_err(RunError::read(path)),
         false => Ok(None),
     }
 }

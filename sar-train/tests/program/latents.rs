@@ -45,7 +45,7 @@ fn a_run_on_latents_is_the_run_on_images_bit_for_bit() {
     };
     run("images-run", &["--set", "train.steps=15"]);
     let said = run("latents-run", &["--latents", "l.safetensors", "--set", "train.steps=7"]);
-    says(&said, &["on latents of 2 views"]);
+    says(&said, &["on latents of 2 views of each image, in 32 bits"]);
     let on = ["train", "--resume", "--out", "latents-run", "--set", "train.steps=15"];
     succeeds(&on, Path::new(&folder));
     // Not yet: the rate of a run of seven steps fell sooner.
@@ -68,10 +68,23 @@ fn a_run_on_latents_is_the_run_on_images_bit_for_bit() {
     assert!(!anew.contains("on latents"), "{anew}");
     fs::rename(folder.join("l.safetensors"), folder.join("m.safetensors")).unwrap();
     let said = fails(1, &[&refine[..], &["gone"]].concat(), folder);
-    says(&said, &["the latents to train on are not there", "--latents"]);
+    says(&said, &["trains on latents", "--latents FILE", "l.safetensors: no such file"]);
     assert!(!folder.join("gone").exists(), "a run that cannot start leaves no folder");
-    let moved = ["--set", "train.latents=m.safetensors", "--set", "train.steps=16"];
-    succeeds(&[&["train", "--resume", "--out", "whole"][..], &moved].concat(), folder);
+    let resume = |steps: &str, latents: &str| {
+        let set = ["--set", steps, "--set", latents];
+        succeeds(&[&["train", "--resume", "--out", "whole"][..], &set].concat(), folder)
+    };
+    let moved = resume("train.steps=16", "train.latents=m.safetensors");
+    assert!(!moved.contains("warning"), "{moved}");
+    succeeds(&[&ENCODE[..], &["--seed", "3"]].concat(), folder);
+    let other = resume("train.steps=17", "train.latents=l.safetensors");
+    says(
+        &other,
+        &["warning: the run began on latents of 2 views", "latents of 1 view of each image"],
+    );
+    says(&other, &["cut by seed 3, and the run's is 0"]);
+    let without = resume("train.steps=18", "train.latents=");
+    says(&without, &["goes on on the images"]);
 }
 
 #[test]
@@ -107,7 +120,7 @@ fn latents_of_something_else_are_refused() {
         &["flip=true", "this run says", "flip=false"],
     );
     refused("l.safetensors", &["--set", "data.split_seed=1"], &["other images, or others of them"]);
-    refused("none.safetensors", &[], &["the latents to train on are not there"]);
+    refused("none.safetensors", &[], &["none.safetensors: no such file", "trains on latents"]);
     succeeds(&["tokenizer", "encode", "tok", "--out", "t.safetensors"], folder);
     refused("t.safetensors", &[], &["the tokens of one schedule", "--latents"]);
     let bytes = fs::read(folder.join("l.safetensors")).unwrap();
@@ -125,6 +138,16 @@ fn latents_of_something_else_are_refused() {
     let train = ["train", "--config", "small.toml", "--tokenizer", "other", "--out", "run"];
     let said = fails(1, &[&train[..], &["--latents", "l.safetensors"]].concat(), folder);
     says(&said, &["latents of another tokenizer"]);
+    // Of the same names, and not the same.
+    let image = |class: &str| folder.join(format!("images/{class}/0.png"));
+    for class in ["a", "b"] {
+        fs::copy(image(class), folder.join(class)).unwrap();
+        image::RgbImage::new(40, 44).save(image(class)).unwrap();
+    }
+    refused("l.safetensors", &[], &["is not what the tokenizer makes of that image now"]);
+    for class in ["a", "b"] {
+        fs::copy(folder.join(class), image(class)).unwrap();
+    }
     fs::remove_file(folder.join("images/b/5.png")).unwrap();
     refused("l.safetensors", &[], &["other images, or others of them were held out"]);
 
@@ -133,4 +156,6 @@ fn latents_of_something_else_are_refused() {
     says(&encode(&["--schedule", "1_2"]), &["--schedule", "--latents"]);
     let set = [&ENCODE[..], &["--force", "--set", "train.steps=1"]].concat();
     says(&fails(1, &set, folder), &["train.steps=1", "only keys of [data]"]);
+    let twice = ["--force", "--data", "images", "--set", "data.path=images"];
+    says(&fails(1, &[&ENCODE[..], &twice].concat(), folder), &["--data names the images already"]);
 }

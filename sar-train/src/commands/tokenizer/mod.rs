@@ -141,6 +141,9 @@ impl Use {
         if let Some(other) = other {
             anyhow::bail!("--set {other}: it would change nothing here; only keys of [data] do");
         }
+        let names = |key: &str| set.iter().any(|s| s.split('=').next().map(str::trim) == Some(key));
+        let named_twice = images.data.is_some() && (names("data.path") || names("data.builtin"));
+        anyhow::ensure!(!named_twice, "--data names the images already; leave --set of them out");
         let run = crate::checkpoint::locate(path, false)?.run;
         let mut config = run.as_deref().map(config_of).transpose()?.flatten().unwrap_or_default();
         config.tokenizer = tokenizer.config().clone();
@@ -150,7 +153,8 @@ impl Use {
         config = config.set(set)?;
         config.data.skip_bad_images |= images.skip_bad_images;
         config.data.image_side = images.image_side.unwrap_or(config.data.image_side);
-        let data = match images.data {
+        let data = match &images.data {
+            Some(_) if names("data.unlabelled") => data::open(&config.data)?,
             Some(_) => open_any(&mut config.data)?,
             None => run_data(&config, run.as_deref())?,
         };

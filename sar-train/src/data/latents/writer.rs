@@ -7,6 +7,10 @@ use std::io::{self, BufWriter, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
+/// Why a file of this size cannot be, whatever the file system.
+const NO_ROOM: [ErrorKind; 3] =
+    [ErrorKind::StorageFull, ErrorKind::FileTooLarge, ErrorKind::QuotaExceeded];
+
 /// How many latents a file holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
@@ -63,7 +67,7 @@ impl LatentsWriter {
             let file = beside(path)?;
             let room = (header.len() + data) as u64;
             match fs4::FileExt::allocate(file.as_file(), room) {
-                Err(e) if e.kind() == ErrorKind::StorageFull => return Err(e),
+                Err(e) if NO_ROOM.contains(&e.kind()) => return Err(e),
                 // A file system that cannot promise it says so when it is full.
                 _ => {}
             }

@@ -77,20 +77,35 @@ fn a_file_without_all_of_it_gets_no_name() {
 
 #[test]
 fn each_difference_from_a_run_is_told() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = two_classes(4);
+    let data = open(&DataConfig { val_fraction: 0.25, ..at(dir.path()) }).unwrap();
     let path = dir.path().join("l.safetensors");
-    written(&path, Precision::F32);
-    let latents = Latents::open(&path).unwrap();
-    latents.check(&Origin { seed: 9, ..origin() }).unwrap();
+    let sizes = Sizes { views: 1, train: 6, validation: 2, latent: [2, 1, 3] };
+    let written = |label: u32| {
+        let mut writer = LatentsWriter::create(&path, &origin(), sizes, Precision::F32).unwrap();
+        writer.push(&[0.0; 48]).unwrap();
+        writer.finish(&[0, 0, 0, 1, 1, 1], &[0, label]).unwrap();
+        Latents::open(&path).unwrap()
+    };
+    let latents = written(1);
+    latents.check(&Origin { seed: 9, ..origin() }, &data, sizes.latent).unwrap();
+    let refused = |latents: &Latents, run: &Origin, latent: [usize; 3], expected: &str| {
+        let said = latents.check(run, &data, latent).unwrap_err().to_string();
+        assert!(said.contains(expected) && said.contains("l.safetensors"), "{said}");
+    };
     let tokenizer = Origin { tokenizer: "u".into(), ..origin() };
     let images = Origin { images: "j".into(), ..origin() };
     let augment = Origin { augment: Augment { shift: 0, ..origin().augment }, ..origin() };
     for (run, expected) in
         [(tokenizer, "another tokenizer"), (images, "other images"), (augment, "shift=0")]
     {
-        let said = latents.check(&run).unwrap_err().to_string();
-        assert!(said.contains(expected) && said.contains("l.safetensors"), "{said}");
+        refused(&latents, &run, sizes.latent, expected);
     }
+    refused(&latents, &origin(), [2, 1, 4], "not those of the images");
+    refused(&written(2), &origin(), sizes.latent, "not those of the images");
+    let more = two_classes(8);
+    let more = open(&DataConfig { val_fraction: 0.25, ..at(more.path()) }).unwrap();
+    assert!(latents.check(&origin(), &more, sizes.latent).is_err());
 }
 
 #[test]
@@ -102,6 +117,16 @@ fn a_fingerprint_is_of_names_labels_and_what_is_held_out() {
     assert_ne!(own, of(&DataConfig { split_seed: 1, ..at(dir.path()) }));
     fs::rename(twin.path().join("cat/000.png"), twin.path().join("cat/x.png")).unwrap();
     assert_ne!(own, of(&at(twin.path())));
+    // A list names the same files, wherever it lies.
+    let lines: String = (0..12)
+        .map(|i| format!("{}/{:03}.png {}\n", ["cat", "dog"][i / 6], i % 6, i / 6))
+        .collect();
+    let listed = [dir.path(), twin.path()].map(|folder| {
+        fs::rename(folder.join("cat/x.png"), folder.join("cat/000.png")).ok();
+        fs::write(folder.join("list.txt"), &lines).unwrap();
+        of(&at(&folder.join("list.txt")))
+    });
+    assert_eq!(listed[0], listed[1]);
 }
 
 #[test]

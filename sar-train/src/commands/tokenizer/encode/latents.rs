@@ -1,8 +1,9 @@
 //! Latents that a generator is trained on in place of images.
 
-use super::{BATCH, Encoder, Use, latent, progress};
+use super::{Encoder, Use, latent, progress};
 use crate::backend::Compute;
 use crate::cli::TokenizerEncodeArgs;
+use crate::commands::latents;
 use crate::data::{LatentsWriter, Precision, Sizes, View};
 use crate::run::memory;
 
@@ -27,7 +28,7 @@ pub(super) fn write<B: Compute>(
         eprintln!("{}", data.summary);
         eprintln!("{views} views of each training image; the file takes {}", memory::text(bytes));
     }
-    let origin = encoder.tokenizer.origin(data, seed);
+    let origin = latents::origin(encoder.tokenizer, data, seed);
     let mut writer = LatentsWriter::create(&args.out, &origin, sizes, precision)?;
     let mut progress = progress(sizes.rows(), quiet);
     let (mut host, mut done) = (Vec::new(), 0);
@@ -40,19 +41,20 @@ pub(super) fn write<B: Compute>(
         progress.update(done, "");
         Ok(())
     };
+    let batch = encoder.batch;
     let mut train_labels = Vec::with_capacity(sizes.train);
     for number in 0..views {
         let view = View::new(data, seed, number);
         train_labels.clear();
-        for first in (0..sizes.train).step_by(BATCH) {
-            let images = view.batch(first..sizes.train.min(first + BATCH))?;
+        for first in (0..sizes.train).step_by(batch) {
+            let images = view.batch(first..sizes.train.min(first + batch))?;
             push(&mut encoder, &images.values_b)?;
             train_labels.extend(images.labels_b);
         }
     }
     let mut validation_labels = Vec::with_capacity(sizes.validation);
-    for first in (0..sizes.validation).step_by(BATCH) {
-        let images = data.validation.batch(first, BATCH)?;
+    for first in (0..sizes.validation).step_by(batch) {
+        let images = data.validation.batch(first, batch)?;
         push(&mut encoder, &images.values_b)?;
         validation_labels.extend(images.labels_b);
     }

@@ -1,6 +1,6 @@
 //! The tokens of one schedule.
 
-use super::{BATCH, Encoder, Use, progress};
+use super::{Encoder, Use, progress};
 use crate::backend::Compute;
 use crate::cli::TokenizerEncodeArgs;
 use crate::data::Dataset;
@@ -29,7 +29,7 @@ pub(super) fn write<B: Compute>(
     let mut coder = Coder::new(encoder, schedule)?;
     let mut coded = Coded::default();
     for (set, validation) in [(&data.train, 0), (&data.validation, 1)] {
-        for first in (0..set.len()).step_by(BATCH) {
+        for first in (0..set.len()).step_by(coder.encoder.batch) {
             coder.code(set, first, validation, &mut coded)?;
             progress.update(coded.labels.len() as u64, "");
         }
@@ -51,8 +51,8 @@ impl<'a, B: Compute> Coder<'a, B> {
     fn new(encoder: Encoder<'a, B>, schedule: ScaleSchedule) -> Result<Self, B::Error> {
         let channels = encoder.tokenizer.tokenizer.config().latent_channels;
         Ok(Self {
-            tokens: encoder.backend.activation(BATCH * schedule.tokens() * channels)?,
-            codes: encoder.backend.ids(BATCH * schedule.tokens())?,
+            tokens: encoder.backend.activation(encoder.batch * schedule.tokens() * channels)?,
+            codes: encoder.backend.ids(encoder.batch * schedule.tokens())?,
             encoder,
             schedule,
         })
@@ -66,7 +66,7 @@ impl<'a, B: Compute> Coder<'a, B> {
         validation: u32,
         coded: &mut Coded,
     ) -> anyhow::Result<()> {
-        let images = set.batch(first, BATCH)?;
+        let images = set.batch(first, self.encoder.batch)?;
         let dims = self.encoder.encode(&images.values_b)?;
         let (backend, tokenizer) = (self.encoder.backend, self.encoder.tokenizer);
         let (batch, t) = (dims.batch, self.schedule.tokens());

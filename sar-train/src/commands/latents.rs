@@ -1,0 +1,107 @@
+//! The latents that a run trains on in place of its images.
+
+use super::models::LoadedTokenizer;
+use super::output;
+use crate::backend::Compute;
+use crate::config::Config;
+use crate::data::{Data, Latents, Origin, View, sha256};
+use crate::run::RunFolder;
+use anyhow::Context as _;
+
+/// Weights that are hashed at a time.
+const HASHED: usize = 1 << 16;
+/// Images that are encoded again, to see that the latents are theirs.
+const LOOKED_AT: usize = 4;
+/// How far such a latent may be from the one in the file, of its norm: bf16 and 16 bits in the file move it by
+/// a hundredth, another image by half of it and more.
+const SAME_IMAGE: f64 = 0.1;
+/// Where the file is named, and how to do without.
+const HOW: &str = "the run trains on latents (train.latents): name others with --latents FILE or --set \
+                   train.latents=FILE, or train on the images with --set train.latents=";
+
+/// What latents of these images through this tokenizer are made of.
+pub(super) fn origin<B: Compute>(tokenizer: &LoadedTokenizer<B>, data: &Data, seed: u64) -> Origin {
+    let bytes = |part: &[f32]| part.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    Origin {
+        tokenizer: sha256(tokenizer.weights.chunks(HASHED).map(bytes)),
+        images: data.fingerprint(),
+        augment: data.augment.clone(),
+        seed,
+    }
+}
+
+/// The latents that a run trains on, where it does.
+///
+/// # Errors
+/// A file that is not there, or of something else.
+pub(super) fn of_run<B: Compute>(
+    backend: &B,
+    config: &Config,
+    data: &Data,
+    tokenizer: &LoadedTokenizer<B>,
+) -> anyhow::Result<Option<Latents>> {
+    let Some(path) = &config.train.latents else { return Ok(None) };
+    let latents = Latents::open(path).context(HOW)?;
+    let run = origin(tokenizer, data, config.train.seed);
+    let grid = tokenizer.tokenizer.latent_side(data.train.side());
+    let latent = [tokenizer.tokenizer.config().latent_channels, grid, grid];
+    latents.check(&run, data, latent).context(HOW)?;
+    look(backend, data, tokenizer, &latents).context(HOW)?;
+    let made = latents.origin().seed;
+    if made != run.seed {
+        output::note(format_args!(
+            "note: the latents were cut by seed {made}, and the run's is {}: it is not bit for bit the run \
+             on images",
+            run.seed
+        ));
+    }
+    Ok(Some(latents))
+}
+
+/// Encodes some training images once more: names alone do not say what is in them.
+fn look<B: Compute>(
+    backend: &B,
+    data: &Data,
+    tokenizer: &LoadedTokenizer<B>,
+    latents: &Latents,
+) -> anyhow::Result<()> {
+    let (sizes, side) = (latents.sizes(), data.train.side());
+    let count = sizes.train.min(LOOKED_AT);
+    let chosen: Vec<usize> = (0..count).map(|i| i * sizes.train / count.max(1)).collect();
+    if chosen.is_empty() {
+        return Ok(());
+    }
+    let images = View::new(data, latents.origin().seed, 0).select(&chosen)?.values_b;
+    let (model, size) = (&tokenizer.tokenizer, (side, side));
+    let mut memory = model.encoder_memory(backend, count, size)?;
+    let mut on_device = backend.activation(count * sizes.values())?;
+    model.encode(backend, &tokenizer.params, &mut memory, &images, size, &mut on_device)?;
+    let mut found = vec![0.0; count * sizes.values()];
+    backend.download(&on_device, 0, &mut found)?;
+    for (&index, found) in chosen.iter().zip(found.chunks(sizes.values())) {
+        let kept = latents.training(index)?;
+        let pairs = || kept.iter().zip(found).map(|(&a, &b)| (f64::from(a), f64::from(b)));
+        let norm: f64 = pairs().map(|(_, b)| b * b).sum();
+        let apart: f64 = pairs().map(|(a, b)| (a - b) * (a - b)).sum();
+        // Not `>`, which a NaN would pass.
+        if !(apart.sqrt() <= SAME_IMAGE * norm.sqrt()) {
+            let reason = format!(
+                "its latent of {} is not what the tokenizer makes of that image now",
+                data.train.path(index)?.display()
+            );
+            return Err(latents.unfit(reason).into());
+        }
+    }
+    Ok(())
+}
+
+/// Warns where a run goes on with other latents than it began with, or with images in place of them.
+pub(super) fn compare(folder: &RunFolder, latents: Option<&Latents>) -> anyhow::Result<()> {
+    let now = latents.map_or_else(|| "the images".to_owned(), Latents::describe);
+    if let Some(before) = folder.other_source(&now)? {
+        output::note(format_args!(
+            "warning: the run began on {before}, and goes on on {now}: not as it would have with the same"
+        ));
+    }
+    Ok(())
+}
