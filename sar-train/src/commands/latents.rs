@@ -83,8 +83,9 @@ fn look<B: Compute>(
         let pairs = || kept.iter().zip(found).map(|(&a, &b)| (f64::from(a), f64::from(b)));
         let norm: f64 = pairs().map(|(_, b)| b * b).sum();
         let apart: f64 = pairs().map(|(a, b)| (a - b) * (a - b)).sum();
-        // Not `>`, which a NaN would pass.
-        if !(apart.sqrt() <= SAME_IMAGE * norm.sqrt()) {
+        // A NaN is near nothing.
+        let near = apart.sqrt() <= SAME_IMAGE * norm.sqrt();
+        if !near {
             let reason = format!(
                 "its latent of {} is not what the tokenizer makes of that image now",
                 data.train.path(index)?.display()
