@@ -181,7 +181,7 @@ pub struct RefineArgs {
     #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     pub tokenizer: Option<PathBuf>,
     /// Latents of the images, from `sar tokenizer encode --latents`; default: those of the generator's run,
-    /// if it has any, unless --data names the images.
+    /// if it has any, unless other images are named (--data, data.path, data.builtin).
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     pub latents: Option<PathBuf>,
     /// The switches of SAR.

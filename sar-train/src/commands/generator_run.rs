@@ -60,7 +60,7 @@ impl<B: Compute> Work<'_, B> {
         check(config, self.data, tokenizer)?;
         compare_classes(self.folder, self.data)?;
         compare_images(self.folder, self.data)?;
-        latents::compare(self.folder, self.latents)?;
+        latents::compare(self.folder, self.latents, matches!(start, Start::Resume))?;
         if !quiet {
             eprintln!("{}", self.data.summary);
             eprintln!("{}", self.effort());

@@ -16,8 +16,11 @@ const LOOKED_AT: usize = 4;
 /// a hundredth, another image by half of it and more.
 const SAME_IMAGE: f64 = 0.1;
 /// Where the file is named, and how to do without.
-const HOW: &str = "the run trains on latents (train.latents): name others with --latents FILE or --set \
-                   train.latents=FILE, or train on the images with --set train.latents=";
+const HOW: &str = "the run trains on latents (train.latents): name others with --latents FILE (with \
+                   --resume by --set train.latents=FILE), or train on the images with --set train.latents=";
+
+/// What a run without latents trains on.
+const IMAGES: &str = "the images";
 
 /// What latents of these images through this tokenizer are made of.
 pub(super) fn origin<B: Compute>(tokenizer: &LoadedTokenizer<B>, data: &Data, seed: u64) -> Origin {
@@ -97,11 +100,19 @@ fn look<B: Compute>(
 }
 
 /// Warns where a run goes on with other latents than it began with, or with images in place of them.
-pub(super) fn compare(folder: &RunFolder, latents: Option<&Latents>) -> anyhow::Result<()> {
-    let now = latents.map_or_else(|| "the images".to_owned(), Latents::describe);
+pub(super) fn compare(
+    folder: &RunFolder,
+    latents: Option<&Latents>,
+    goes_on: bool,
+) -> anyhow::Result<()> {
+    if goes_on {
+        // A run that does not say so began when there was nothing else to begin on.
+        folder.other_source(IMAGES)?;
+    }
+    let now = latents.map_or_else(|| IMAGES.to_owned(), Latents::describe);
     if let Some(before) = folder.other_source(&now)? {
         output::note(format_args!(
-            "warning: the run began on {before}, and goes on on {now}: not as it would have with the same"
+            "warning: the run began on {before}, and now it has {now}: it may not go on as it would have"
         ));
     }
     Ok(())

@@ -6,7 +6,7 @@ use super::{DataConfig, DataError};
 use rayon::prelude::*;
 use sar_math::philox::Stream;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Labelled images in a fixed order; clones share the images.
@@ -83,7 +83,7 @@ impl Dataset {
     ///
     /// # Errors
     /// [`DataError::OutOfBounds`].
-    pub fn path(&self, index: usize) -> Result<&std::path::Path, DataError> {
+    pub fn path(&self, index: usize) -> Result<&Path, DataError> {
         self.item(index).map(|item| item.path.as_path())
     }
 
@@ -146,11 +146,11 @@ impl Dataset {
     /// Appends the names of all images, as they are written below the set's folder, and their labels.
     pub(super) fn name_to(&self, names: &mut Vec<u8>) {
         for item in &self.inner.items {
+            let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+            let (root, path) = (whole(&self.inner.root), whole(&item.path));
             // What a list names lies below the list's folder.
-            let root = &self.inner.root;
-            let below = |folder| item.path.strip_prefix(folder).ok();
-            let path = below(root.as_path()).or_else(|| below(root.parent()?));
-            let path = path.unwrap_or(&item.path);
+            let below = |folder| path.strip_prefix(folder).ok();
+            let path = below(root.as_path()).or_else(|| below(root.parent()?)).unwrap_or(&path);
             names.extend(path.as_os_str().as_encoded_bytes());
             names.push(0);
             names.extend(item.label.to_le_bytes());

@@ -4,6 +4,7 @@
 //! config.toml      what the run resolved to
 //! classes.json     names of the classes, in the order of their labels
 //! images.txt       how many images there were
+//! latents.txt      whether the run trains on them or on latents of them
 //! log.jsonl        one object per record, `step` in each
 //! tensorboard/     the same numbers as TensorBoard events, and sample grids
 //! samples/         PNGs

@@ -84,7 +84,7 @@ fn a_run_on_latents_is_the_run_on_images_bit_for_bit() {
     );
     says(&other, &["cut by seed 3, and the run's is 0"]);
     let without = resume("train.steps=18", "train.latents=");
-    says(&without, &["goes on on the images"]);
+    says(&without, &["began on latents of 2 views", "now it has the images"]);
 }
 
 #[test]

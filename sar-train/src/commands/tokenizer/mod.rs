@@ -154,7 +154,10 @@ impl Use {
         config.data.skip_bad_images |= images.skip_bad_images;
         config.data.image_side = images.image_side.unwrap_or(config.data.image_side);
         let data = match &images.data {
-            Some(_) if names("data.unlabelled") => data::open(&config.data)?,
+            Some(_) if names("data.unlabelled") => {
+                config.data.allow_one_class = true;
+                data::open(&config.data)?
+            }
             Some(_) => open_any(&mut config.data)?,
             None => run_data(&config, run.as_deref())?,
         };

@@ -127,6 +127,11 @@ fn a_fingerprint_is_of_names_labels_and_what_is_held_out() {
         of(&at(&folder.join("list.txt")))
     });
     assert_eq!(listed[0], listed[1]);
+    // By whole paths, too.
+    let whole: String =
+        lines.lines().map(|line| format!("{}/{line}\n", dir.path().display())).collect();
+    fs::write(dir.path().join("list.txt"), whole).unwrap();
+    assert_eq!(of(&at(&dir.path().join("list.txt"))), listed[0]);
 }
 
 #[test]
