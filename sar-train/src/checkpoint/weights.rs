@@ -251,10 +251,8 @@ impl<'a> File<'a> {
         let data = view.data();
         match view.dtype() {
             Dtype::F32 => each(data, to, f32::from_le_bytes),
-            Dtype::F16 => each(data, to, |b| half_to_f32(u16::from_le_bytes(b))),
-            Dtype::BF16 => {
-                each(data, to, |b: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
-            }
+            Dtype::F16 => each(data, to, |b| half::f16::from_le_bytes(b).to_f32()),
+            Dtype::BF16 => each(data, to, |b| half::bf16::from_le_bytes(b).to_f32()),
             Dtype::F64 => each(data, to, |b| f64::from_le_bytes(b) as f32),
             other => {
                 return Err(CheckpointError::Dtype {
@@ -358,19 +356,6 @@ fn check_finite(path: &Path, name: &str, values: &[f32]) -> Result<(), Checkpoin
 fn each<const N: usize>(data: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -> f32) {
     for (v, bytes) in to.iter_mut().zip(data.as_chunks::<N>().0) {
         *v = value(*bytes);
-    }
-}
-
-/// IEEE 754 binary16; every value is exact in f32.
-pub(super) fn half_to_f32(half: u16) -> f32 {
-    let sign = if half & 0x8000 == 0 { 1.0 } else { -1.0 };
-    let exponent = i32::from((half >> 10) & 0x1f);
-    let fraction = f32::from(half & 0x3ff);
-    match exponent {
-        0 => sign * fraction * 2f32.powi(-24),
-        31 if fraction == 0.0 => sign * f32::INFINITY,
-        31 => f32::NAN,
-        _ => sign * (1.0 + fraction / 1024.0) * 2f32.powi(exponent - 15),
     }
 }
 

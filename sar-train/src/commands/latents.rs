@@ -4,7 +4,7 @@ use super::models::LoadedTokenizer;
 use super::output;
 use crate::backend::Compute;
 use crate::config::Config;
-use crate::data::{Data, Latents, Origin, View, sha256};
+use crate::data::{Data, Latents, Origin, View, sha256, spread};
 use crate::run::RunFolder;
 use anyhow::Context as _;
 
@@ -69,9 +69,9 @@ fn look<B: Compute>(
     latents: &Latents,
 ) -> anyhow::Result<()> {
     let (sizes, side) = (latents.sizes(), data.train.side());
-    let count = sizes.train.min(LOOKED_AT);
-    let chosen: Vec<usize> = (0..count).map(|i| i * sizes.train / count.max(1)).collect();
-    if chosen.is_empty() {
+    let chosen = spread(sizes.train, LOOKED_AT);
+    let count = chosen.len();
+    if count == 0 {
         return Ok(());
     }
     let images = View::new(data, latents.origin().seed, 0).select(&chosen)?.values_b;
@@ -82,7 +82,7 @@ fn look<B: Compute>(
     let mut found = vec![0.0; count * sizes.values()];
     backend.download(&on_device, 0, &mut found)?;
     for (&index, found) in chosen.iter().zip(found.chunks(sizes.values())) {
-        let kept = latents.training(index)?;
+        let kept = latents.training(index, 0)?;
         let pairs = || kept.iter().zip(found).map(|(&a, &b)| (f64::from(a), f64::from(b)));
         let norm: f64 = pairs().map(|(_, b)| b * b).sum();
         let apart: f64 = pairs().map(|(a, b)| (a - b) * (a - b)).sum();

@@ -226,6 +226,13 @@ impl Dataset {
     }
 }
 
+/// At most `limit` of `len` images, spread over them evenly, so that every class of a set ordered by class has
+/// its share.
+pub(crate) fn spread(len: usize, limit: usize) -> Vec<usize> {
+    let count = len.min(limit);
+    (0..count).map(|i| i * len / count).collect()
+}
+
 impl std::fmt::Debug for Dataset {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Dataset")

@@ -147,23 +147,19 @@ impl Latents {
     /// # Errors
     /// [`DataError::OutOfBounds`], [`DataError::Io`].
     pub fn validation(&self, index: usize) -> Result<Vec<f32>, DataError> {
-        let len = self.sizes().validation;
-        if index >= len {
-            return Err(DataError::OutOfBounds { index, len });
-        }
+        within(index, self.sizes().validation)?;
         self.row(self.inner.header.validation, index)
     }
 
-    /// Latents `[k, h, w]` of a training image as the first epoch sees it.
+    /// Latents `[k, h, w]` of a training image as `epoch` sees it.
     ///
     /// # Errors
     /// [`DataError::OutOfBounds`], [`DataError::Io`].
-    pub fn training(&self, index: usize) -> Result<Vec<f32>, DataError> {
-        let len = self.sizes().train;
-        if index >= len {
-            return Err(DataError::OutOfBounds { index, len });
-        }
-        self.row(self.inner.header.train, index)
+    pub fn training(&self, index: usize, epoch: u64) -> Result<Vec<f32>, DataError> {
+        let sizes = self.sizes();
+        within(index, sizes.train)?;
+        let view = (epoch % sizes.views as u64) as usize;
+        self.row(self.inner.header.train, view * sizes.train + index)
     }
 
     /// What they are, for people: two files that give one run say the same.
@@ -258,12 +254,13 @@ impl Examples for Latents {
         epoch: u64,
         _draws: &mut Stream,
     ) -> Result<(Vec<f32>, u32), DataError> {
-        let (sizes, labels) = (self.sizes(), &self.inner.train_labels);
-        let outside = DataError::OutOfBounds { index, len: sizes.train };
-        let label = labels.get(index).copied().ok_or(outside)?;
-        let view = (epoch % sizes.views as u64) as usize;
-        Ok((self.row(self.inner.header.train, view * sizes.train + index)?, label))
+        // As many labels as images: both are read by the header's count.
+        Ok((self.training(index, epoch)?, self.inner.train_labels[index]))
     }
+}
+
+fn within(index: usize, len: usize) -> Result<(), DataError> {
+    if index < len { Ok(()) } else { Err(DataError::OutOfBounds { index, len }) }
 }
 
 impl std::fmt::Debug for Latents {

@@ -33,6 +33,7 @@ mod views;
 
 pub use augment::{Augment, Crop};
 pub use config::DataConfig;
+pub(crate) use dataset::spread;
 pub use dataset::{Batch, Dataset};
 pub use decode::BadImage;
 pub use error::DataError;

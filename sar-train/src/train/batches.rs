@@ -2,7 +2,7 @@
 
 use super::trainer::Batches;
 use super::{HeldOut, TrainError};
-use crate::data::{Dataset, Latents, Loader};
+use crate::data::{Dataset, Latents, Loader, spread};
 use crate::model::tokenizer::{EncoderMemory, Tokenizer};
 use sar_math::Real;
 use sar_math::backend::Backend;
@@ -59,13 +59,6 @@ impl<B: Backend> Batches<B> for CachedBatches {
         backend.upload(&values, latents, 0).map_err(TrainError::backend)?;
         Ok(batch.labels_b)
     }
-}
-
-/// `count` of `len` images, spread over them evenly, so that every class of a set ordered by class has its
-/// share.
-fn spread(len: usize, limit: usize) -> Vec<usize> {
-    let count = len.min(limit);
-    (0..count).map(|i| i * len / count.max(1)).collect()
 }
 
 /// Latents and labels of at most `limit` held-out images of a file, spread over them evenly.

@@ -4,7 +4,6 @@
 mod pickle;
 
 use super::CheckpointError;
-use super::weights::half_to_f32;
 use pickle::{Id, Node, Pickle};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -162,10 +161,8 @@ impl Storage {
     fn decode(&self, bytes: &[u8]) -> Option<Vec<f32>> {
         Some(match self.class.as_str() {
             "FloatStorage" => values(bytes, f32::from_le_bytes),
-            "HalfStorage" => values(bytes, |b| half_to_f32(u16::from_le_bytes(b))),
-            "BFloat16Storage" => {
-                values(bytes, |b: [u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
-            }
+            "HalfStorage" => values(bytes, |b| half::f16::from_le_bytes(b).to_f32()),
+            "BFloat16Storage" => values(bytes, |b| half::bf16::from_le_bytes(b).to_f32()),
             "DoubleStorage" => values(bytes, |b| f64::from_le_bytes(b) as f32),
             _ => return None,
         })

@@ -12,7 +12,7 @@ use super::output;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, ImagesArgs, TokenizerArgs, TokenizerCommand};
 use crate::config::Config;
-use crate::data::{self, Data, DataConfig, DataError, Dataset, grid};
+use crate::data::{self, Data, DataConfig, DataError, Dataset, grid, spread};
 use crate::model::tokenizer::Tokenizer;
 use crate::train::tokenizer::{Reconstructor, TokenizerQuality};
 use std::path::Path;
@@ -90,9 +90,7 @@ fn measure<B: Compute>(
 
 /// At most `limit` images of a set, spread over it evenly.
 fn pixels(images: &Dataset, limit: usize) -> anyhow::Result<Vec<f32>> {
-    let count = images.len().min(limit);
-    let chosen: Vec<usize> = (0..count).map(|i| i * images.len() / count.max(1)).collect();
-    Ok(images.select(&chosen)?.values_b)
+    Ok(images.select(&spread(images.len(), limit))?.values_b)
 }
 
 /// A row of images above their reconstructions.
