@@ -2,8 +2,8 @@
 
 use crate::loss::check_ids;
 use crate::ops::{
-    area_tokens, cached_attention, choose_codes, code_map, guide, merge_ids, nearest_code,
-    rollout_inputs,
+    area_tokens, cached_attention, choose_codes, code_map, guide, keep_codes, merge_ids,
+    nearest_code, rollout_inputs,
 };
 use crate::transformer::head_params;
 use crate::{Buffer, CpuBackend, CpuError, Element};
@@ -156,6 +156,25 @@ impl<T: Element> RolloutOps for CpuBackend<T> {
         let other = other_bt.head(OP, "other (b*tokens)", len)?;
         let ids = ids_bt.head_mut(OP, "ids (b*tokens)", len)?;
         merge_ids::forward(schedule, from_other, other, ids);
+        Ok(())
+    }
+
+    fn keep_codes(
+        &self,
+        batch: usize,
+        schedule: &ScaleSchedule,
+        scales: Range<usize>,
+        kept_bt: &Buffer<u32>,
+        given_bt: &Buffer<u32>,
+        ids_bt: &mut Buffer<u32>,
+    ) -> Result<(), CpuError> {
+        const OP: &str = "keep_codes";
+        checks::scales(OP, schedule, &scales)?;
+        let len = size([batch, schedule.tokens()]);
+        let kept = kept_bt.head(OP, "kept (b*tokens)", len)?;
+        let given = given_bt.head(OP, "given (b*tokens)", len)?;
+        let ids = ids_bt.head_mut(OP, "ids (b*tokens)", len)?;
+        keep_codes::forward(schedule.tokens(), schedule.span(scales), kept, given, ids);
         Ok(())
     }
 

@@ -39,6 +39,7 @@ sources!(
     "grad_norm"
     "group_norm"
     "guide"
+    "keep_codes"
     "linear"
     "merge_ids"
     "nearest_code"

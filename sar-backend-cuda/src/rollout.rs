@@ -3,8 +3,8 @@
 use crate::device::Device;
 use crate::memory::Address;
 use crate::ops::{
-    area_tokens, cached_attention, choose_codes, code_map, guide, merge_ids, nearest_code,
-    rollout_inputs,
+    area_tokens, cached_attention, choose_codes, code_map, guide, keep_codes, merge_ids,
+    nearest_code, rollout_inputs,
 };
 use crate::storage::Storage;
 use crate::transformer::head_params;
@@ -16,6 +16,7 @@ use sar_math::backend::{
     ShapeError,
 };
 use sar_math::sampling::MAX_VOCAB;
+use std::ops::Range;
 
 /// The ids `[b, T]` and the codebook.
 fn codes<D: Device>(
@@ -140,6 +141,25 @@ impl<S: Storage, D: Device> RolloutOps for CudaBackend<S, D> {
         let other = other_bt.head(OP, "other (b*tokens)", len)?;
         let ids = ids_bt.head_mut(OP, "ids (b*tokens)", len)?;
         merge_ids::forward(self, batch, schedule, from_other, other, ids)
+    }
+
+    fn keep_codes(
+        &self,
+        batch: usize,
+        schedule: &ScaleSchedule,
+        scales: Range<usize>,
+        kept_bt: &Buffer<u32, D>,
+        given_bt: &Buffer<u32, D>,
+        ids_bt: &mut Buffer<u32, D>,
+    ) -> Result<(), CudaError> {
+        const OP: &str = "keep_codes";
+        checks::scales(OP, schedule, &scales)?;
+        let (tokens, span) = (schedule.tokens(), schedule.span(scales));
+        let len = size([batch, tokens]);
+        let kept = kept_bt.head(OP, "kept (b*tokens)", len)?;
+        let given = given_bt.head(OP, "given (b*tokens)", len)?;
+        let ids = ids_bt.head_mut(OP, "ids (b*tokens)", len)?;
+        keep_codes::forward(self, [batch, tokens], span, kept, given, ids)
     }
 
     fn cached_attention(

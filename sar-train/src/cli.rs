@@ -14,7 +14,7 @@ pub use machine::{
     BenchArgs, BenchWhat, CheckArgs, DoctorArgs, KernelsArgs, KernelsBuildArgs, KernelsCommand,
     PlanArgs, StepMode,
 };
-pub use results::{ConvertArgs, EvalArgs, ReportArgs, SampleArgs};
+pub use results::{ConvertArgs, EditArgs, EvalArgs, ReportArgs, SampleArgs};
 pub use run::{RefineArgs, RunArgs, SarArgs, TrainArgs};
 pub use tokenizer::{
     ImagesArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,
@@ -145,6 +145,12 @@ pub enum Command {
     /// Sample images from a generator.
     #[command(after_help = "Example: sar sample runs/sar --count 100 --guidance 0.5 --out samples")]
     Sample(SampleArgs),
+    /// Draw a part of an image anew, or all that is fine in it.
+    #[command(
+        after_help = "Examples:\n  sar edit runs/sar --image a.png --mask hole.png --classes cat --out edited\n  \
+        sar edit runs/sar --image a.png --keep-scales 2 --classes cat --out varied"
+    )]
+    Edit(EditArgs),
     /// Compare every op with a plain f64 formula, and every gradient with central differences.
     #[command(after_help = "Example: sar check attention")]
     Check(CheckArgs),

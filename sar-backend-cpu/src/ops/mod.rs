@@ -18,6 +18,7 @@ pub(crate) mod gelu;
 pub(crate) mod grad_norm;
 pub(crate) mod group_norm;
 pub(crate) mod guide;
+pub(crate) mod keep_codes;
 pub(crate) mod linear;
 pub(crate) mod merge_ids;
 pub(crate) mod nearest_code;

@@ -16,6 +16,7 @@ pub(crate) mod gelu;
 pub(crate) mod grad_norm;
 pub(crate) mod group_norm;
 pub(crate) mod guide;
+pub(crate) mod keep_codes;
 pub(crate) mod linear;
 pub(crate) mod maps;
 pub(crate) mod merge_ids;

@@ -172,6 +172,18 @@ pub trait RolloutOps: Buffers {
         ids_bt: &mut Self::Ids,
     ) -> Result<(), Self::Error>;
 
+    /// Puts given codes back: `ids[b, t]` becomes `given[b, t]` where `kept[b, t]` is not 0, for the tokens t
+    /// of `scales`.
+    fn keep_codes(
+        &self,
+        batch: usize,
+        schedule: &ScaleSchedule,
+        scales: Range<usize>,
+        kept_bt: &Self::Ids,
+        given_bt: &Self::Ids,
+        ids_bt: &mut Self::Ids,
+    ) -> Result<(), Self::Error>;
+
     /// Attention of one scale on all before it, with keys and values kept in `cache`
     /// (`2·b·capacity·h·d` elements, in the backend's own order).
     ///

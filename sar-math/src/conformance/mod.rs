@@ -62,6 +62,7 @@ pub mod gelu;
 pub mod grad_norm;
 pub mod group_norm;
 pub mod guide;
+pub mod keep_codes;
 pub mod linear;
 pub mod merge_ids;
 pub mod nearest_code;
@@ -105,7 +106,7 @@ macro_rules! for_each_op {
             [
                 buffers linear residual_norm attention gelu silu class_embedding positions
                 token_embedding cross_entropy soft_cross_entropy scale_sums area_tokens
-                nearest_code rollout_inputs code_map choose_codes guide merge_ids
+                nearest_code rollout_inputs code_map choose_codes guide merge_ids keep_codes
                 cached_attention conv2d group_norm upsample_nearest spatial_attention area_resize vector_quantize
                 squared_error grad_norm adamw ema
             ]

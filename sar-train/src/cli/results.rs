@@ -78,6 +78,61 @@ pub struct SampleArgs {
     pub force: bool,
 }
 
+/// `sar edit`.
+#[derive(Clone, Debug, Args)]
+pub struct EditArgs {
+    /// The generator: a run folder, a checkpoint folder or a .safetensors file.
+    pub generator: PathBuf,
+    /// The tokenizer; default: the one of the generator's run.
+    #[arg(long, value_name = "PATH")]
+    pub tokenizer: Option<PathBuf>,
+    /// The image; the largest square in its middle counts, scaled to what the generator draws.
+    #[arg(long, value_name = "FILE")]
+    pub image: PathBuf,
+    /// What of it to draw anew: an image of the same size, there lighter than the middle grey (white; what is
+    /// transparent counts as that), elsewhere darker.
+    #[arg(long, value_name = "FILE")]
+    pub mask: Option<PathBuf>,
+    /// Take the first N grids from the image, under the mask too: its coarse look stays. Without --mask, all
+    /// that is finer is drawn anew.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub keep_scales: usize,
+    /// How often to draw what is masked, each time on what was drawn before: 2 fits in better than 1.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100),
+        requires = "mask")]
+    pub passes: u64,
+    /// Folder for the images.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Classes to draw, in turn, by name or by number from 0; what is both is a name.
+    #[arg(
+        long,
+        required = true,
+        value_delimiter = ',',
+        value_name = "0,cat,…",
+        allow_hyphen_values = true
+    )]
+    pub classes: Vec<String>,
+    /// Images.
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub count: usize,
+    /// Guidance; 0 is off.
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    pub guidance: Option<f64>,
+    /// The sampler.
+    #[command(flatten)]
+    pub sampler: SamplerArgs,
+    /// Leave the pictures as decoded; default: outside the mask the image's own pixels are put back.
+    #[arg(long, requires = "mask")]
+    pub decoded: bool,
+    /// Sample from the running average of the weights, where the checkpoint has one.
+    #[arg(long)]
+    pub ema: bool,
+    /// Replace the images of an earlier call in --out.
+    #[arg(long)]
+    pub force: bool,
+}
+
 /// `sar eval`.
 #[derive(Clone, Debug, Args)]
 pub struct EvalArgs {

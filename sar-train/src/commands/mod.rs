@@ -16,16 +16,19 @@ macro_rules! eprintln {
 
 pub mod bench;
 pub mod check;
+mod classes;
 pub mod convert;
 pub mod data;
 pub mod demo;
 pub mod doctor;
+pub mod edit;
 pub mod eval;
 mod generator_run;
 pub mod kernels;
 mod latents;
 mod models;
 mod output;
+mod painting;
 pub mod plan;
 pub mod report;
 pub mod roofline;
@@ -52,6 +55,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Train(args) => with_backend!(global, |b| train::run(b, args, global)),
         Command::Refine(args) => with_backend!(global, |b| train::refine(b, args, global)),
         Command::Sample(args) => with_backend!(global, |b| sample::run(b, args, global)),
+        Command::Edit(args) => with_backend!(global, |b| edit::run(b, args, global)),
         Command::Eval(args) => with_backend!(global, |b| eval::run(b, args, global)),
         Command::Bench(args) => with_backend!(global, |b| bench::run(b, args, global)),
         Command::Check(args) => check::run(args, global),
@@ -87,7 +91,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         // A transparent variant stands in the chain in place of what it holds.
         cause.is::<Interrupted>()
             || cause.is::<demo::DemoInterrupted>()
-            || cause.is::<sample::SamplingInterrupted>()
+            || cause.is::<painting::SamplingInterrupted>()
             || cause.is::<eval::EvalInterrupted>()
             || cause.is::<tokenizer::EncodingInterrupted>()
             || matches!(cause.downcast_ref(), Some(TrainError::Interrupted(_)))

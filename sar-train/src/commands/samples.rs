@@ -1,4 +1,4 @@
-//! The folder that `sar sample` writes: whose images are in it, and how they came about.
+//! The folder that `sar sample` and `sar edit` write: whose images are in it, and how they came about.
 
 use crate::config::SampleConfig;
 use crate::files::write_whole;
@@ -14,6 +14,8 @@ const RECORD: &str = "samples.json";
 pub(super) const GRID: &str = "grid.png";
 /// As [`GRID`].
 pub(super) const SCALES: &str = "scales.png";
+/// An image that was edited, what is drawn anew in grey.
+pub(super) const GIVEN: &str = "given.png";
 
 /// What the images of a folder are: all that they depend on, and the class of each.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,11 +34,30 @@ pub(super) struct SampleRecord {
     pub schedule: String,
     /// The other settings.
     pub settings: SampleConfig,
+    /// What they are edits of, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edit: Option<EditRecord>,
     /// Names of all classes, in the order of their labels; none where they are not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
     /// Class of image k, which is `{k:06}.png`.
     pub labels: Vec<u32>,
+}
+
+/// What an image was edited by.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct EditRecord {
+    /// The image.
+    pub image: PathBuf,
+    /// What of it was drawn anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask: Option<PathBuf>,
+    /// How many scales were taken from it whole.
+    pub keep_scales: usize,
+    /// How often what is masked was drawn.
+    pub passes: usize,
+    /// Whether the pictures are as decoded, the image's own pixels not put back.
+    pub decoded: bool,
 }
 
 /// A folder for samples, with no others in it.
@@ -52,7 +73,7 @@ fn lock(path: &Path) -> anyhow::Result<Option<File>> {
     match folder.try_lock() {
         Ok(()) => Ok(Some(folder)),
         Err(TryLockError::WouldBlock) => anyhow::bail!(
-            "{} is in use: another `sar sample` writes to it; choose another --out",
+            "{} is in use: another `sar` writes images to it; choose another --out",
             path.display()
         ),
         Err(TryLockError::Error(_)) => Ok(None),
@@ -60,19 +81,25 @@ fn lock(path: &Path) -> anyhow::Result<Option<File>> {
 }
 
 impl SampleRecord {
+    /// Images painted at once.
+    pub(super) fn batch(&self) -> usize {
+        self.settings.batch.min(self.labels.len())
+    }
+
     /// Names of the files that it stands for.
     fn files(&self) -> impl Iterator<Item = String> {
         let images = (0..self.labels.len()).map(|k| format!("{k:06}.png"));
-        images.chain([GRID, SCALES].map(String::from))
+        let given = self.edit.iter().map(|_| GIVEN.to_owned());
+        images.chain([GRID, SCALES].map(String::from)).chain(given)
     }
 }
 
 impl SampleFolder {
-    /// Makes the folder, or clears one of an earlier call where `force` says so.
+    /// Makes the folder for the images of a record, or clears one of an earlier call where `force` says so.
     ///
     /// # Errors
     /// Images are there that would be replaced, or stay beside the new ones; the folder cannot be written.
-    pub(super) fn open(path: &Path, force: bool) -> anyhow::Result<Self> {
+    pub(super) fn open(path: &Path, record: &SampleRecord, force: bool) -> anyhow::Result<Self> {
         anyhow::ensure!(!path.is_file(), "{} is a file; --out names a folder", path.display());
         fs::create_dir_all(path)
             .with_context(|| format!("{}: the folder cannot be made", path.display()))?;
@@ -82,7 +109,7 @@ impl SampleFolder {
             false => None,
         };
         // Before anything is removed: what is not ours stays, and so does what is.
-        if let Some(name) = folder.first_of_others(earlier.as_ref())? {
+        if let Some(name) = folder.first_of_others(record, earlier.as_ref())? {
             anyhow::bail!(
                 "{} has images that its {RECORD} does not name ({name}); choose another --out",
                 path.display()
@@ -105,10 +132,15 @@ impl SampleFolder {
     pub(super) fn keep(&self, record: &SampleRecord) -> anyhow::Result<()> {
         let path = self.path.join(RECORD);
         if record.labels.is_empty() {
-            return match fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e.into()),
-                _ => Ok(()),
-            };
+            // The record last: until then it says whose the other is.
+            let files = record.edit.iter().map(|_| self.path.join(GIVEN)).chain([path]);
+            for path in files {
+                match fs::remove_file(&path) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e.into()),
+                    _ => {}
+                }
+            }
+            return Ok(());
         }
         let text = serde_json::to_string_pretty(record)?;
         write_whole(&path, text.as_bytes()).with_context(|| format!("{}", path.display()))
@@ -144,7 +176,12 @@ impl SampleFolder {
 
     /// The name of an image that this program would write over, or leave beside its own, and that no record
     /// names.
-    fn first_of_others(&self, earlier: Option<&SampleRecord>) -> anyhow::Result<Option<String>> {
+    fn first_of_others(
+        &self,
+        record: &SampleRecord,
+        earlier: Option<&SampleRecord>,
+    ) -> anyhow::Result<Option<String>> {
+        let written: BTreeSet<String> = record.files().collect();
         let own: BTreeSet<String> = earlier.into_iter().flat_map(SampleRecord::files).collect();
         let files = fs::read_dir(&self.path)
             .with_context(|| format!("{}: the folder cannot be read", self.path.display()))?;
@@ -152,7 +189,7 @@ impl SampleFolder {
         let alike = |name: &String| {
             let numbered =
                 name.strip_suffix(".png").is_some_and(|stem| stem.parse::<u64>().is_ok());
-            (numbered || name == GRID || name == SCALES) && !own.contains(name)
+            (numbered || written.contains(name)) && !own.contains(name)
         };
         Ok(names.filter(alike).min())
     }

@@ -47,11 +47,16 @@ impl Augment {
 
     /// One image as evaluation sees it, whatever the other fields say: `[3,side,side]` in \[−1,1\].
     pub fn evaluate(&self, picture: &Picture) -> Vec<f32> {
+        self.evaluate_rows(picture)
+    }
+
+    /// As [`Augment::evaluate`].
+    pub(super) fn evaluate_rows(&self, picture: &dyn Rows) -> Vec<f32> {
         Self::evaluation(self.side).apply(picture, &mut Stream::new(0, Purpose::Augment, 0))
     }
 
     /// One image, `[3,side,side]` in \[−1,1\].
-    pub(super) fn apply(&self, picture: &Picture, draws: &mut Stream) -> Vec<f32> {
+    pub(super) fn apply(&self, picture: &dyn Rows, draws: &mut Stream) -> Vec<f32> {
         let side = self.side;
         let short = match self.crop {
             Crop::Center => side,
@@ -81,7 +86,7 @@ impl Augment {
 }
 
 /// Halves while the short side is at least twice `short`; `None` if it never is.
-fn halve(picture: &Picture, short: usize) -> Option<Canvas> {
+fn halve(picture: &dyn Rows, short: usize) -> Option<Canvas> {
     let mut halved: Option<Canvas> = None;
     loop {
         let source: &dyn Rows = halved.as_ref().map_or(picture, |h| h);

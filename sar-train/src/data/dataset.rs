@@ -165,7 +165,7 @@ impl Dataset {
         draws: &mut Stream,
     ) -> Result<(Vec<f32>, u32), DataError> {
         let (picture, label) = self.picture(index)?;
-        Ok((augment.apply(&picture, draws), label))
+        Ok((augment.apply(&*picture, draws), label))
     }
 
     fn item(&self, index: usize) -> Result<&Item, DataError> {

@@ -1,10 +1,14 @@
 //! Sampling: codes of an image scale by scale, and pictures of them.
 
+mod editor;
 mod grid;
+mod mask;
 mod painter;
 mod recordings;
 mod sampler;
 
+pub use editor::{Edit, Editor, Hole};
 pub(crate) use grid::{columns, grid_labels};
+pub use mask::Mask;
 pub use painter::{Decoder, Painted, Painter, SampleSettings};
 pub use sampler::{Decoding, Given, Sampler};

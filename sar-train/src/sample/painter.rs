@@ -1,10 +1,10 @@
 //! From labels to pictures: codes by the generator, pixels by the tokenizer's decoder.
 
-use super::{Decoding, Sampler};
+use super::{Decoding, Given, Sampler};
 use crate::data::grid::Images;
 use crate::model::generator::Generator;
 use crate::model::tokenizer::{DecoderMemory, Tokenizer};
-use sar_math::backend::{Backend, Choice, DrawKeys, Filter, RolloutDims};
+use sar_math::backend::{Backend, Choice, DrawKeys, Filter, LatentDims, RolloutDims, ShapeError};
 use sar_math::guidance::Guidance;
 use sar_math::{Real, ScaleSchedule};
 
@@ -21,7 +21,7 @@ pub struct SampleSettings {
     pub published_greedy: bool,
 }
 
-/// A tokenizer with its weights on a backend.
+/// A tokenizer with its weights on a backend: from codes to pictures, and from latents to codes.
 pub struct Decoder<'a, B: Backend> {
     /// The model.
     pub tokenizer: &'a Tokenizer,
@@ -29,6 +29,26 @@ pub struct Decoder<'a, B: Backend> {
     pub params: &'a B::Params,
     /// Its codebook, L2-normalised `[v, k]`.
     pub codebook: &'a B::Accum,
+}
+
+impl<B: Backend> Decoder<'_, B> {
+    /// Codes `[b, T]` of latents in a schedule; `tokens` has room for `[b, T, k]`.
+    ///
+    /// # Errors
+    /// Shape: buffers with too little room.
+    pub fn codes(
+        &self,
+        backend: &B,
+        latent: LatentDims,
+        schedule: &ScaleSchedule,
+        latents_bkhw: &B::Activation,
+        tokens_btk: &mut B::Activation,
+        ids_bt: &mut B::Ids,
+    ) -> Result<(), B::Error> {
+        backend.area_tokens(latent, schedule, latents_bkhw, tokens_btk)?;
+        let (rows, vocab) = (latent.batch * schedule.tokens(), self.tokenizer.config().vocab);
+        backend.nearest_code(rows, vocab, latent.channels, tokens_btk, self.codebook, ids_bt)
+    }
 }
 
 impl<B: Backend> Clone for Decoder<'_, B> {
@@ -112,6 +132,25 @@ impl<'a, B: Backend> Painter<'a, B> {
         settings: &SampleSettings,
         every_scale: bool,
     ) -> Result<Painted, B::Error> {
+        self.paint_on(params, labels, first_image, settings, None, every_scale)
+    }
+
+    /// As [`Painter::paint`], around codes that are `given` of one batch.
+    ///
+    /// # Errors
+    /// As [`Painter::paint`]; shape: given codes, and more labels than a batch.
+    pub fn paint_on(
+        &mut self,
+        params: &B::Params,
+        labels: &[u32],
+        first_image: u64,
+        settings: &SampleSettings,
+        given: Option<&Given<'_, B>>,
+        every_scale: bool,
+    ) -> Result<Painted, B::Error> {
+        if given.is_some() {
+            ShapeError::at_least("paint_on", "labels (batch)", labels.len(), self.batch)?;
+        }
         let scales = self.schedule.len();
         self.sampler.set_published_greedy(settings.published_greedy);
         let mut painted = Painted::default();
@@ -133,7 +172,7 @@ impl<'a, B: Backend> Painter<'a, B> {
                 codebook,
                 labels,
                 &decoding,
-                None,
+                given,
                 |_, _| Ok(()),
             )?;
             if every_scale {

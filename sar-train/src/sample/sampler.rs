@@ -20,12 +20,14 @@ pub struct Decoding {
     pub choice: Choice,
 }
 
-/// Scales whose codes are given instead of generated.
+/// Codes that are given instead of generated.
 pub struct Given<'a, B: Buffers> {
     /// Codes `[b, T]`.
     pub ids: &'a B::Ids,
-    /// Which scales to take from them.
+    /// Which scales to take from them whole.
     pub scales: [bool; MAX_SCALES],
+    /// Which tokens to take from them of the other scales: those that are not 0, `[b, T]`.
+    pub kept: Option<&'a B::Ids>,
 }
 
 /// Memory of a sampling run: cache and scratch, for one schedule and a largest batch.
@@ -108,8 +110,9 @@ impl<B: Backend> Sampler<B> {
     /// Generates the codes of `labels.len()` images; they are left in `self.ids`.
     ///
     /// Image `k` of a seed is the same whatever batch it is generated in. `given` scales are taken as
-    /// they are and feed the next scale; they are not generated. `observe` sees each generated scale
-    /// after its codes are chosen, with its logits still in place.
+    /// they are and feed the next scale; they are not generated. Of the others, the tokens that are kept
+    /// stand in the place of generated ones, and feed the next scale with them. `observe` sees each
+    /// generated scale after its codes are chosen, with its logits still in place.
     ///
     /// A run with the weights of an earlier one has them in the same buffer, or is preceded by
     /// [`Sampler::forget_recordings`]: so is one with another `params` that has come to lie where an
@@ -215,6 +218,10 @@ impl<B: Backend> Sampler<B> {
                 choice: if self.greedy[scale] { Choice::Argmax } else { decoding.choice },
             };
             backend.choose_codes(&dims, &self.logits, &mut self.ids)?;
+            if let Some((ids, kept)) = given.and_then(|g| Some((g.ids, g.kept?))) {
+                let scales = scale..scale + 1;
+                backend.keep_codes(batch, &self.schedule, scales, kept, ids, &mut self.ids)?;
+            }
             observe(scale, self)?;
         }
         Ok(())

@@ -122,7 +122,7 @@ impl<B: Backend> StepMemory<B> {
     ) -> Result<(), B::Error> {
         let reads = input.plan.first.reads_rollout();
         let Some(sampler) = self.sampler.as_mut() else { return Ok(()) };
-        let given = sample::Given { ids: &self.truth, scales: reads.map(|own| !own) };
+        let given = sample::Given { ids: &self.truth, scales: reads.map(|own| !own), kept: None };
         let decoding = Decoding { guidance: None, choice: settings.choice(input.pass) };
         sampler.set_schedule(&input.plan.first.schedule);
         sampler.run_scales(

@@ -4,20 +4,19 @@
 #![allow(clippy::unwrap_used)]
 
 mod plan;
+mod sampling;
 
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{
     CudaBackend, Device as _, Driver, Emulator, PtxDevice, Storage, TestDevice, bf16,
 };
-use sar_math::backend::{Backend, Choice, DrawKeys, Filter};
-use sar_math::guidance::Guidance;
+use sar_math::Real;
+use sar_math::backend::Backend;
 use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::Extent;
-use sar_math::{Real, ScaleSchedule};
 use sar_train::commands::plan::plan;
 use sar_train::config::{Config, Decode, Mode};
 use sar_train::model::generator::{Generator, GeneratorShape, Recompute};
-use sar_train::sample::{Decoding, Sampler};
 use sar_train::train::{Batches, TrainError, Trainer};
 
 /// Rounding that the CPU's own f32 may happen to be free of: a few units in the last place, relative
@@ -154,11 +153,6 @@ fn each<S: Storage>() -> Vec<CudaBackend<S, TestDevice>> {
 /// What steps leave on every device there is.
 fn train_on_each<S: Storage>(config: &Config, steps: usize) -> Vec<Trained> {
     each::<S>().iter().map(|backend| train(backend, config, steps)).collect()
-}
-
-/// Codes on every device there is.
-fn sample_on_each<S: Storage>(choice: Choice, labels: &[u32]) -> Vec<Vec<u32>> {
-    each::<S>().iter().map(|backend| sample(backend, choice, labels)).collect()
 }
 
 /// The largest difference, relative to the largest element.
@@ -328,89 +322,6 @@ fn steps_have_the_same_bits_whatever_the_order_of_threads_and_whatever_is_recomp
             let differing =
                 first.iter().zip(&other).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
             assert_eq!(differing, 0, "{threads} threads, order {order}, {recompute} again");
-        }
-    }
-}
-
-fn sample<B: Backend<Host = f32>>(backend: &B, choice: Choice, labels: &[u32]) -> Vec<u32> {
-    let config = config(Mode::Teacher);
-    let world = World::new(&config);
-    let schedule: ScaleSchedule = config.generator.schedule;
-    let mut params = backend.params(world.weights.len()).unwrap();
-    backend.upload_params(&world.weights, &mut params, 0).unwrap();
-    let mut codes = backend.accum(world.codebook.len()).unwrap();
-    backend.upload_accum(&world.codebook, &mut codes, 0).unwrap();
-    let mut sampler =
-        Sampler::new(backend, &world.generator, labels.len(), &schedule, true).unwrap();
-    let guidance = Guidance::Sampling(1.5).ramp(schedule.len());
-    let decoding = Decoding { guidance, choice };
-    let mut codes_of = |labels: &[u32]| {
-        let generator = &world.generator;
-        sampler
-            .run(backend, generator, &params, &codes, labels, &decoding, None, |_, _| Ok(()))
-            .unwrap();
-        let mut ids = vec![0; labels.len() * schedule.tokens()];
-        backend.download_ids(&sampler.ids, 0, &mut ids).unwrap();
-        ids
-    };
-    // A device that records runs the first, records the second and replays the third.
-    let first = codes_of(labels);
-    let others: Vec<u32> = labels.iter().map(|label| (label + 1) % CLASSES as u32).collect();
-    assert_ne!(codes_of(&others), first, "classes make a difference");
-    assert_eq!(codes_of(labels), first, "a replay chooses other codes");
-    first
-}
-
-/// Modulation vectors are made once for all scales, and the head sees guided features alone.
-#[test]
-fn a_sampling_run_conditions_its_blocks_once() {
-    let backend = emulated::<f32>();
-    let config = config(Mode::Teacher);
-    let (width, depth) = (config.generator.width, config.generator.depth as u64);
-    let scales = config.generator.schedule.len() as u64;
-    backend.device().begin_profile().unwrap();
-    sample(&backend, Choice::Argmax, &[0, 2]);
-    let tallies = backend.device().end_profile().unwrap();
-    let calls = |outputs: usize| {
-        let name = format!("product [.., {width}]·[{width}, {outputs}]");
-        tallies.iter().find(|t| t.name == name).map_or(0, |t| t.calls)
-    };
-    // `sample` runs three times. One product has the modulation of all blocks and of the head.
-    assert_eq!(calls((6 * depth as usize + 2) * width), 3, "modulation");
-    assert_eq!(calls(3 * width), 3 * depth * scales, "queries, keys and values");
-    let head = format!("product [.., {width}]·[{width}, {VOCAB}]");
-    let head = tallies.iter().find(|t| t.name == head).unwrap();
-    let tokens = config.generator.schedule.tokens() as u64;
-    assert_eq!(
-        head.work.flops,
-        3 * 2 * tokens * 2 * (width * VOCAB) as u64,
-        "two images, no twins"
-    );
-}
-
-#[test]
-fn sampling_chooses_the_cpus_codes() {
-    let filter = Filter { top_k: 20, top_p: 0.95 };
-    let draw = Choice::Draw(filter, DrawKeys { seed: 9, first_image: 4 });
-    for choice in [Choice::Argmax, draw] {
-        let expected = sample(&CpuBackend::<f32>::new(), choice, &[1, 0]);
-        assert!(expected.iter().any(|&id| id != expected[0]), "the codes say something");
-        for found in sample_on_each::<f32>(choice, &[1, 0]) {
-            assert_eq!(found, expected);
-        }
-    }
-}
-
-#[test]
-fn an_image_is_the_same_in_any_batch() {
-    let filter = Filter { top_k: 0, top_p: 0.9 };
-    let draw = |first_image| Choice::Draw(filter, DrawKeys { seed: 2, first_image });
-    let devices = sample_on_each::<bf16>(draw(0), &[0, 1, 2]);
-    for image in 0..3 {
-        let alone = sample_on_each::<bf16>(draw(image as u64), &[image as u32]);
-        for (alone, three) in alone.iter().zip(&devices) {
-            let tokens = three.len() / 3;
-            assert_eq!(alone[..], three[image * tokens..][..tokens], "image {image}");
         }
     }
 }

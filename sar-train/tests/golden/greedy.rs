@@ -92,7 +92,7 @@ fn raw<B: Backend>(setup: &Setup<'_, B>, recorded: &Recorded, found: &mut Findin
     for wanted in 0..schedule.len() {
         let mut scales = [false; MAX_SCALES];
         scales[..wanted].fill(true);
-        let given = Given { ids: &all_ids, scales };
+        let given = Given { ids: &all_ids, scales, kept: None };
         let len = labels.len() * schedule.range(wanted).len() * g.shape().vocab;
         let (params, codebook) = (&setup.params, &setup.codebook);
         sampler
@@ -121,7 +121,7 @@ fn sample<B: Backend>(setup: &Setup<'_, B>, recorded: &Recorded, found: &mut Fin
     while next < n {
         let mut scales = [false; MAX_SCALES];
         scales[..next].fill(true);
-        let given = Given { ids: &all_ids, scales };
+        let given = Given { ids: &all_ids, scales, kept: None };
         let given = (next > 0).then_some(&given);
         let mut comparable = true;
         let (params, codebook) = (&setup.params, &setup.codebook);

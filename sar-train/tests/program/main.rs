@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod classes;
+mod edit;
 mod errors;
 mod folders;
 mod latents;

@@ -6,6 +6,7 @@ use sar_math::backend::{
     AdamW, AttentionSlots, CachedAttentionDims, ChooseDims, LatentDims, LossDims, LossOps,
     OptimizerOps, RolloutDims, RolloutOps, Slot, TokenLoss,
 };
+use std::ops::Range;
 
 impl LossOps for NarrowCpu {
     fn cross_entropy(
@@ -75,6 +76,10 @@ impl RolloutOps for NarrowCpu {
         guide(len: usize, t: f64, x: &mut Buf) -> [x];
         merge_ids(
             batch: usize, schedule: &ScaleSchedule, from_other: &[bool], other: &Ids, ids: &mut Ids,
+        ) -> [];
+        keep_codes(
+            batch: usize, schedule: &ScaleSchedule, scales: Range<usize>, kept: &Ids, given: &Ids,
+            ids: &mut Ids,
         ) -> [];
         cached_attention(
             dims: CachedAttentionDims, qkv: &mut Buf, params: &Buf, slots: AttentionSlots,

@@ -70,10 +70,15 @@ impl<'a, B: Compute> Coder<'a, B> {
         let dims = self.encoder.encode(&images.values_b)?;
         let (backend, tokenizer) = (self.encoder.backend, self.encoder.tokenizer);
         let (batch, t) = (dims.batch, self.schedule.tokens());
-        let (k, v) = (dims.channels, tokenizer.tokenizer.config().vocab);
-        backend.area_tokens(dims, &self.schedule, &self.encoder.latents, &mut self.tokens)?;
-        let codebook = &tokenizer.codebook;
-        backend.nearest_code(batch * t, v, k, &self.tokens, codebook, &mut self.codes)?;
+        let (latents, tokens) = (&self.encoder.latents, &mut self.tokens);
+        tokenizer.decoder().codes(
+            backend,
+            dims,
+            &self.schedule,
+            latents,
+            tokens,
+            &mut self.codes,
+        )?;
         let done = coded.ids.len();
         coded.ids.resize(done + batch * t, 0);
         backend.download_ids(&self.codes, 0, &mut coded.ids[done..])?;

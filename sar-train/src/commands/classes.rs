@@ -1,0 +1,46 @@
+//! Classes as they are typed: by name or by number.
+
+use super::models::LoadedGenerator;
+use super::output;
+use crate::data::some_of;
+use anyhow::Context as _;
+
+/// The classes asked for, or all; images have them in turn.
+pub(super) fn asked_classes(
+    asked: &[String],
+    generator: &LoadedGenerator,
+) -> anyhow::Result<Vec<u32>> {
+    let classes = generator.section.classes;
+    let names = generator.classes.as_deref().unwrap_or_default();
+    let index = |asked: &String| -> anyhow::Result<u32> {
+        let asked = asked.trim();
+        // Names first: a folder may be called by a number.
+        if let Some(index) = names.iter().position(|name| name == asked) {
+            if asked.parse().is_ok_and(|number: usize| number != index && number < classes) {
+                output::note(format_args!(
+                    "note: {asked} is the class of that name, number {index}; class number {asked} is {}",
+                    names[asked.parse().unwrap_or(index)]
+                ));
+            }
+            return Ok(index as u32);
+        }
+        let known = || match names {
+            [] => {
+                format!("the generator has {classes}, by numbers from 0: their names were not kept")
+            }
+            names => {
+                let names: Vec<&str> = names.iter().map(String::as_str).collect();
+                format!(
+                    "the generator has {classes}, by number from 0 or by name: {}",
+                    some_of(&names)
+                )
+            }
+        };
+        let index = asked.parse().ok().filter(|index: &u32| (*index as usize) < classes);
+        index.with_context(|| format!("class {asked} does not exist: {}", known()))
+    };
+    match asked {
+        [] => Ok((0..classes as u32).collect()),
+        asked => asked.iter().map(index).collect(),
+    }
+}

@@ -1,0 +1,151 @@
+//! `sar edit`: parts of an image drawn anew by a generator, the rest of its codes kept.
+
+use super::classes::asked_classes;
+use super::models::{LoadedGenerator, LoadedTokenizer, absolute};
+use super::painting::{Batch, Painting, Target};
+use super::samples::{EditRecord, GIVEN, SampleFolder, SampleRecord};
+use crate::backend::Compute;
+use crate::cli::{EditArgs, GlobalArgs};
+use crate::config::SampleConfig;
+use crate::data::Augment;
+use crate::data::decode::{Picture, decode};
+use crate::data::grid::{self, Images};
+use crate::sample::{Edit, Editor, Hole, Mask};
+use anyhow::Context as _;
+use sar_math::ScaleSchedule;
+use std::path::Path;
+
+/// Draws variants of an image and writes them.
+///
+/// # Errors
+/// A checkpoint, an image or a mask that cannot be used, a class out of range, a folder that cannot be
+/// written.
+pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    let generator = LoadedGenerator::open(&args.generator, args.ema)?;
+    let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
+    let run = generator.run_config()?.unwrap_or_default();
+    let settings = settings(args, run.sample)?;
+    let schedule = settings.schedule.unwrap_or(generator.section.schedule);
+    let classes = asked_classes(&args.classes, &generator)?;
+    let record = SampleRecord {
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        generator: absolute(&generator.file),
+        tokenizer: absolute(&generator.tokenizer_path(args.tokenizer.as_deref())?),
+        step: generator.step,
+        ema: args.ema,
+        schedule: schedule.to_string(),
+        edit: Some(EditRecord {
+            image: absolute(&args.image),
+            mask: args.mask.as_deref().map(absolute),
+            keep_scales: args.keep_scales,
+            passes: if args.mask.is_some() { args.passes as usize } else { 1 },
+            decoded: args.decoded,
+        }),
+        classes: generator.classes.clone().unwrap_or_default(),
+        labels: (0..settings.count).map(|k| classes[k % classes.len()]).collect(),
+        settings,
+    };
+    check(args, &schedule)?;
+    let edit = read(args, &schedule, &tokenizer, run.data.max_pixels)?;
+    let (batch, side) = (record.batch(), side(&schedule, &tokenizer));
+    let mut editor = Editor::new(backend, tokenizer.decoder(), &schedule, edit, batch)?;
+    let mut painting = Painting::new(backend, &generator, &tokenizer, &schedule, &record)?;
+    let params = generator.params(backend)?;
+    let folder = SampleFolder::open(&args.out, &record, args.force)?;
+    let per_row = record.labels.len().min(10);
+    let target = Target { folder: &folder, npz: None, per_row, quiet: global.quiet };
+    let settings = record.settings.settings(record.settings.seed);
+    // What the folder is for, before the first file is in it.
+    folder.keep(&record)?;
+    grid::save_grid(&folder.path().join(GIVEN), Images::square(&editor.shown(), side), 1)?;
+    painting.paint(record, target, |painter, batch| {
+        let &Batch { labels, first_image, every_scale } = batch;
+        editor.paint(painter, &params, labels, first_image, &settings, every_scale)
+    })
+}
+
+/// As in the generator's run, with what was typed over it.
+fn settings(args: &EditArgs, mut settings: SampleConfig) -> anyhow::Result<SampleConfig> {
+    settings.count = args.count;
+    settings.guidance = args.guidance.unwrap_or(settings.guidance);
+    args.sampler.over(&mut settings);
+    settings.validate()?;
+    Ok(settings)
+}
+
+/// Side of what a schedule that ends in a square draws.
+fn side<B: Compute>(schedule: &ScaleSchedule, tokenizer: &LoadedTokenizer<B>) -> usize {
+    schedule.last().height * tokenizer.tokenizer.downsample_factor()
+}
+
+/// Fails where the flags leave nothing to keep or nothing to draw.
+fn check(args: &EditArgs, schedule: &ScaleSchedule) -> anyhow::Result<()> {
+    let (last, scales) = (schedule.last(), schedule.len());
+    anyhow::ensure!(
+        last.height == last.width,
+        "an image is cut to a square, and the schedule {schedule} ends in a grid of {last}"
+    );
+    anyhow::ensure!(
+        args.keep_scales < scales,
+        "--keep-scales {} leaves nothing to draw: the schedule {schedule} has {scales} scales",
+        args.keep_scales
+    );
+    anyhow::ensure!(
+        args.mask.is_some() || args.keep_scales > 0,
+        "nothing of the image is kept; give a --mask, --keep-scales, or both"
+    );
+    Ok(())
+}
+
+/// Image and mask, cut alike to what the schedule draws.
+fn read<B: Compute>(
+    args: &EditArgs,
+    schedule: &ScaleSchedule,
+    tokenizer: &LoadedTokenizer<B>,
+    max_pixels: u64,
+) -> anyhow::Result<Edit> {
+    let open = |path: &Path| -> anyhow::Result<Picture> {
+        decode(path, max_pixels).with_context(|| format!("{}", path.display()))
+    };
+    let picture = open(&args.image)?;
+    let cut = Augment::evaluation(side(schedule, tokenizer));
+    let hole = match args.mask.as_deref() {
+        Some(path) => Some(hole(&cut, &picture, &open(path)?, path)?),
+        None => None,
+    };
+    if let (Some(path), Some(hole)) = (&args.mask, &hole) {
+        let kept = hole.mask.kept(schedule, 0.0);
+        anyhow::ensure!(
+            args.keep_scales > 0 || kept.contains(&1),
+            "{}: some of every cell of the last grid, {}, is masked, so that nothing of the image is kept",
+            path.display(),
+            schedule.last()
+        );
+    }
+    Ok(Edit {
+        image_3hw: cut.evaluate(&picture),
+        passes: if hole.is_some() { args.passes as usize } else { 1 },
+        hole,
+        keep_scales: args.keep_scales,
+        decoded: args.decoded,
+    })
+}
+
+/// What a mask leaves of an image, the mask being in a file.
+fn hole(cut: &Augment, picture: &Picture, mask: &Picture, path: &Path) -> anyhow::Result<Hole> {
+    let size = |picture: &Picture| (picture.width(), picture.height());
+    let ((w, h), (mask_w, mask_h)) = (size(picture), size(mask));
+    anyhow::ensure!(
+        (w, h) == (mask_w, mask_h),
+        "{}: the mask has {mask_w}×{mask_h} pixels, the image {w}×{h}; a mask is of its image's size",
+        path.display()
+    );
+    let known = cut.evaluate_known(picture, mask);
+    anyhow::ensure!(
+        known.masked_hw.contains(&true),
+        "{}: nothing is white in the middle square, so that nothing is drawn anew",
+        path.display()
+    );
+    let mask = Mask::new(cut.side, cut.side, known.masked_hw)?;
+    Ok(Hole { mask, known_3hw: known.image_3hw })
+}

@@ -1,0 +1,174 @@
+//! Images painted into a folder: what `sar sample` and `sar edit` share.
+
+use super::models::{LoadedGenerator, LoadedTokenizer};
+use super::samples::{GRID, SCALES, SampleFolder, SampleRecord};
+use crate::backend::Compute;
+use crate::data::grid::{self, Images};
+use crate::data::npz::NpzWriter;
+use crate::run::{Interrupt, Progress, rate};
+use crate::sample::{Painted, Painter};
+use sar_math::ScaleSchedule;
+use sar_math::guidance::Guidance;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Images whose every scale the strip shows, at most.
+const STRIP: usize = 8;
+/// Rows of images in the grid, at most.
+const GRID_ROWS: usize = 10;
+
+/// A generator and its tokenizer, ready to paint in batches.
+pub(super) struct Painting<'a, B: Compute> {
+    painter: Painter<'a, B>,
+    /// Height and width of an image.
+    pub size: (usize, usize),
+    batch: usize,
+}
+
+/// Images of a record that are painted at once.
+pub(super) struct Batch<'r> {
+    pub labels: &'r [u32],
+    /// Number of the first of them.
+    pub first_image: u64,
+    /// Whether every scale is wanted of them.
+    pub every_scale: bool,
+}
+
+/// Where images go.
+pub(super) struct Target<'a> {
+    pub folder: &'a SampleFolder,
+    /// Also all of them as one array.
+    pub npz: Option<NpzWriter>,
+    /// Images in a row of the grid.
+    pub per_row: usize,
+    pub quiet: bool,
+}
+
+impl<'a, B: Compute> Painting<'a, B> {
+    /// Memory for the images of a record, some at a time.
+    pub(super) fn new(
+        backend: &'a B,
+        generator: &'a LoadedGenerator,
+        tokenizer: &'a LoadedTokenizer<B>,
+        schedule: &ScaleSchedule,
+        record: &SampleRecord,
+    ) -> anyhow::Result<Self> {
+        let settings = record.settings.settings(record.settings.seed);
+        let (guided, batch) = (settings.guidance != Guidance::Off, record.batch());
+        let (model, decoder) = (&generator.generator, tokenizer.decoder());
+        let painter = Painter::new(backend, model, decoder, schedule, batch, guided)?;
+        let size = painter.size(schedule.len() - 1);
+        if *schedule != generator.section.schedule {
+            eprintln!(
+                "note: the generator was trained on {}, not on {schedule}; unseen grids may look worse",
+                generator.section.schedule
+            );
+        }
+        Ok(Self { painter, size, batch })
+    }
+
+    /// Writes the images of a record as `draw` makes them, batch by batch, and says where they are.
+    pub(super) fn paint(
+        &mut self,
+        mut record: SampleRecord,
+        target: Target<'_>,
+        mut draw: impl FnMut(&mut Painter<'a, B>, &Batch<'_>) -> Result<Painted, B::Error>,
+    ) -> anyhow::Result<()> {
+        let interrupt = Interrupt::listen()?;
+        let (folder, count) = (target.folder, record.labels.len());
+        folder.keep(&record)?;
+        let mut progress = Progress::new("sampling", count as u64, 0, target.quiet);
+        let start = Instant::now();
+        let in_grid = count.min(target.per_row * GRID_ROWS);
+        let mut sheets = Sheets::new(folder.path(), self.size, in_grid, target.npz);
+        let mut begun = 0;
+        let mut paint = || -> anyhow::Result<()> {
+            while sheets.done < count && !interrupt.is_asked() {
+                let (done, first) = (sheets.done, sheets.done == 0);
+                let labels = &record.labels[done..count.min(done + self.batch)];
+                let batch = Batch { labels, first_image: done as u64, every_scale: first };
+                let painted = draw(&mut self.painter, &batch)?;
+                begun = done + labels.len();
+                if first {
+                    let strips = self.painter.strips(&painted, STRIP.min(labels.len()));
+                    grid::save_strips(&folder.path().join(SCALES), &strips)?;
+                }
+                sheets.add(&painted.images, labels.len())?;
+                progress.update(sheets.done as u64, "");
+            }
+            Ok(())
+        };
+        if let Err(error) = paint() {
+            // A batch may have been written in part. Where this fails too, it is by what the error tells.
+            record.labels.truncate(begun);
+            drop(folder.keep(&record));
+            return Err(error);
+        }
+        let speed = sheets.done as f64 / start.elapsed().as_secs_f64();
+        let done = sheets.finish(target.per_row, count)?;
+        if done < count {
+            record.labels.truncate(done);
+            folder.keep(&record)?;
+            return Err(SamplingInterrupted { done, path: folder.path().to_owned() }.into());
+        }
+        progress.finish(&format!("{count} images, {}", rate(speed)));
+        println!("{}", folder.path().join(GRID).display());
+        Ok(())
+    }
+}
+
+/// What the images are written to as they come.
+struct Sheets<'a> {
+    folder: &'a Path,
+    /// Height and width of an image.
+    size: (usize, usize),
+    npz: Option<NpzWriter>,
+    /// Images of the grid so far, and how many values it has room for.
+    shown: Vec<f32>,
+    room: usize,
+    /// Images written.
+    done: usize,
+}
+
+impl<'a> Sheets<'a> {
+    fn new(folder: &'a Path, size: (usize, usize), in_grid: usize, npz: Option<NpzWriter>) -> Self {
+        Self { folder, size, npz, shown: Vec::new(), room: in_grid * 3 * size.0 * size.1, done: 0 }
+    }
+
+    fn images<'i>(&self, images_b3hw: &'i [f32]) -> Images<'i> {
+        Images { images_b3hw, height: self.size.0, width: self.size.1 }
+    }
+
+    /// Writes a batch of `count` images.
+    fn add(&mut self, images: &[f32], count: usize) -> anyhow::Result<()> {
+        grid::save_each(self.folder, self.images(images), self.done as u64)?;
+        let batch = self.images(images);
+        if let Some(npz) = &mut self.npz {
+            npz.write(batch)?;
+        }
+        let room = (self.room - self.shown.len()).min(images.len());
+        self.shown.extend_from_slice(&images[..room]);
+        self.done += count;
+        Ok(())
+    }
+
+    /// Writes the grid, and the array where all `count` images are there; how many there are.
+    fn finish(self, per_row: usize, count: usize) -> anyhow::Result<usize> {
+        if self.done > 0 {
+            grid::save_grid(&self.folder.join(GRID), self.images(&self.shown), per_row)?;
+        }
+        match self.npz {
+            Some(npz) if self.done == count => npz.finish()?,
+            _ => {}
+        }
+        Ok(self.done)
+    }
+}
+
+/// Sampling that the user stopped; the exit code is 130.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted; the first {done} images are in {}", path.display())]
+pub(super) struct SamplingInterrupted {
+    done: usize,
+    path: PathBuf,
+}

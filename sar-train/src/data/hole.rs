@@ -1,0 +1,137 @@
+//! A picture of which a part is not to be looked at.
+
+use super::augment::Augment;
+use super::decode::Picture;
+use super::resize::Rows;
+
+/// Share of a pixel's surroundings under the mask from which on it is masked itself, once a picture has been
+/// scaled: less of the filling does not show.
+const TOUCHED: f32 = 0.02;
+
+/// A picture with a hole, cut as evaluation cuts it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Known {
+    /// `[3, side, side]` in \[−1,1\], the hole filled with the mean colour of the rest.
+    pub image_3hw: Vec<f32>,
+    /// Whether a pixel is in the hole or touched by it, row by row.
+    pub masked_hw: Vec<bool>,
+}
+
+impl Augment {
+    /// What is known of a picture where `mask`, which has its size, is dark.
+    ///
+    /// The hole is filled before the picture is scaled, which mixes neighbours: nothing of what is under the
+    /// mask is in the result.
+    pub fn evaluate_known(&self, picture: &Picture, mask: &Picture) -> Known {
+        let mask = Light(mask);
+        let mean = mean(picture, &mask);
+        let image_3hw = self.evaluate_rows(&Filled { picture, mask: &mask, mean });
+        let light = self.evaluate_rows(&mask);
+        let plane = &light[..light.len() / 3];
+        Known { image_3hw, masked_hw: plane.iter().map(|v| (v + 1.0) / 2.0 > TOUCHED).collect() }
+    }
+}
+
+/// A mask in two tones: 1 where it is lighter than the middle, −1 elsewhere.
+struct Light<'a>(&'a Picture);
+
+impl Rows for Light<'_> {
+    fn width(&self) -> usize {
+        self.0.width()
+    }
+    fn height(&self) -> usize {
+        self.0.height()
+    }
+    fn read(&self, y: usize, x0: usize, out: &mut [f32]) {
+        self.0.read(y, x0, out);
+        for pixel in out.chunks_exact_mut(3) {
+            let light = pixel.iter().sum::<f32>() > 0.0;
+            pixel.fill(if light { 1.0 } else { -1.0 });
+        }
+    }
+}
+
+/// A picture with one colour where its mask is light.
+struct Filled<'a> {
+    picture: &'a Picture,
+    mask: &'a Light<'a>,
+    mean: [f32; 3],
+}
+
+impl Rows for Filled<'_> {
+    fn width(&self) -> usize {
+        self.picture.width()
+    }
+    fn height(&self) -> usize {
+        self.picture.height()
+    }
+    fn read(&self, y: usize, x0: usize, out: &mut [f32]) {
+        let mut mask = vec![0.0; out.len()];
+        self.picture.read(y, x0, out);
+        self.mask.read(y, x0, &mut mask);
+        for (pixel, mask) in out.chunks_exact_mut(3).zip(mask.chunks_exact(3)) {
+            if mask[0] > 0.0 {
+                pixel.copy_from_slice(&self.mean);
+            }
+        }
+    }
+}
+
+/// Mean colour of what is not masked; grey where all is.
+fn mean(picture: &Picture, mask: &Light<'_>) -> [f32; 3] {
+    let (mut sum, mut count) = ([0.0f64; 3], 0usize);
+    let mut row = vec![0.0; 3 * picture.width()];
+    let mut light = row.clone();
+    for y in 0..picture.height() {
+        picture.read(y, 0, &mut row);
+        mask.read(y, 0, &mut light);
+        let pixels = row.chunks_exact(3).zip(light.chunks_exact(3));
+        for (pixel, _) in pixels.filter(|(_, light)| light[0] < 0.0) {
+            sum.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += f64::from(*value));
+            count += 1;
+        }
+    }
+    sum.map(|sum| (sum / count.max(1) as f64) as f32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `hole` from column 13 of 32 on, else by `rest`; the mask of it.
+    fn pictures(hole: u8, rest: impl Fn(usize) -> u8) -> [Picture; 2] {
+        let masked = |i: usize| i % 32 >= 13;
+        let grey: Vec<u8> = (0..32 * 24).map(|i| if masked(i) { hole } else { rest(i) }).collect();
+        let mask: Vec<u8> = (0..32 * 24).map(|i| if masked(i) { 200 } else { 90 }).collect();
+        [&grey, &mask].map(|grey| Picture::from_grey(32, 24, grey))
+    }
+
+    #[test]
+    fn nothing_of_the_hole_is_seen_at_any_size() {
+        for side in [4, 7, 10, 24, 60] {
+            let cut = Augment::evaluation(side);
+            let known = |hole| {
+                let [picture, mask] = pictures(hole, |i| (i * 7) as u8);
+                cut.evaluate_known(&picture, &mask)
+            };
+            assert_eq!(known(0), known(255), "side {side}");
+        }
+    }
+
+    #[test]
+    fn the_hole_has_the_mean_colour_and_touched_pixels_are_masked() {
+        let [picture, mask] = pictures(255, |_| 51);
+        let known = Augment::evaluation(6).evaluate_known(&picture, &mask);
+        // 24 of 32 columns, from column 4 on, by four: column 13 is in the third.
+        assert_eq!(known.masked_hw[..6], [false, false, true, true, true, true]);
+        assert!(known.image_3hw.iter().all(|v| (v + 0.6).abs() < 1e-5), "{:?}", known.image_3hw);
+        let whole = Augment::evaluation(24).evaluate_known(&picture, &mask);
+        assert_eq!(whole.masked_hw[..24].iter().filter(|masked| !**masked).count(), 9);
+        let (dark, light) =
+            (Picture::from_grey(4, 4, &[0; 16]), Picture::from_grey(4, 4, &[255; 16]));
+        let cut = Augment::evaluation(4);
+        assert!(cut.evaluate_known(&dark, &light).image_3hw.iter().all(|v| *v == 0.0));
+        let known = cut.evaluate_known(&light, &dark);
+        assert!(known.image_3hw == cut.evaluate(&light) && !known.masked_hw.contains(&true));
+    }
+}

@@ -1,0 +1,257 @@
+//! Parts of an image drawn anew: the codes of the rest are kept while a generator samples.
+//!
+//! What lies under the mask is not looked at: it is filled with the mean colour before the image is
+//! encoded, since codes beside the mask see across its edge, and a code stays where its whole cell is known.
+//! Coarse cells rarely are, so the first pass draws the coarse look with little to go by. Every further
+//! pass encodes what was drawn, known pixels put back, takes coarse codes from it where most of the cell is
+//! known, and draws the rest again: what is drawn and what is known come to agree.
+
+use super::{Decoder, Given, Mask, Painted, Painter, SampleSettings};
+use crate::model::tokenizer::EncoderMemory;
+use sar_math::backend::{Backend, LatentDims, ShapeError};
+use sar_math::{MAX_SCALES, Real, ScaleSchedule};
+
+/// Share of a coarse cell that may be masked where a further pass keeps its code.
+const MASKED_SHARE: f64 = 0.5;
+
+/// What is done to an image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Edit {
+    /// The image, `[3, side, side]` in [−1, 1].
+    pub image_3hw: Vec<f32>,
+    /// What of it is drawn anew; without it, all that is finer than the scales that it keeps.
+    pub hole: Option<Hole>,
+    /// How many scales, from the coarsest on, are the image's own, under the mask too.
+    pub keep_scales: usize,
+    /// How often the hole is drawn, each time on what was drawn before.
+    pub passes: usize,
+    /// Leave pictures as decoded, the image's own pixels not put back.
+    pub decoded: bool,
+}
+
+/// A part of an image that is drawn anew.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hole {
+    /// Which part.
+    pub mask: Mask,
+    /// The image with something else in its place, which tells nothing of it; `[3, side, side]`.
+    pub known_3hw: Vec<f32>,
+}
+
+/// Codes of an edited image on a backend, with memory for a batch of pictures.
+pub struct Editor<'a, B: Backend> {
+    edit: Edit,
+    batch: usize,
+    /// The scales that are the image's own whole.
+    scales: [bool; MAX_SCALES],
+    /// Codes `[b, T]` of the image, for every picture of a batch alike, and which of them stay.
+    first: Codes<B>,
+    again: Option<Again<'a, B>>,
+}
+
+struct Codes<B: Backend> {
+    ids: B::Ids,
+    kept: B::Ids,
+}
+
+/// What the passes after the first take.
+struct Again<'a, B: Backend> {
+    encoding: Encoding<'a, B>,
+    /// Which codes `[b, T]` of what was drawn stay.
+    kept: B::Ids,
+    /// The image's own codes `[b, T]`, which some scales keep.
+    own: B::Ids,
+}
+
+impl<'a, B: Backend> Editor<'a, B> {
+    /// Encodes the image for pictures in a schedule that ends in a square, `batch` at a time.
+    ///
+    /// # Errors
+    /// Out of memory; shape: a schedule that ends in no square, an image or a mask of another size than what
+    /// the last grid decodes to.
+    pub fn new(
+        backend: &'a B,
+        decoder: Decoder<'a, B>,
+        schedule: &ScaleSchedule,
+        edit: Edit,
+        batch: usize,
+    ) -> Result<Self, B::Error> {
+        let side = check(&edit, schedule, decoder.tokenizer.downsample_factor())?;
+        let mut one = Encoding::new(backend, decoder, schedule, side, 1)?;
+        let own = one.codes(&edit.image_3hw)?;
+        let mut known = match &edit.hole {
+            Some(hole) => one.codes(&hole.known_3hw)?,
+            None => own.clone(),
+        };
+        let whole = schedule.span(0..edit.keep_scales);
+        known[whole.clone()].copy_from_slice(&own[whole]);
+        let put = |codes: &[u32]| {
+            let mut ids = backend.ids(batch * codes.len())?;
+            backend.upload_ids(&codes.repeat(batch), &mut ids, 0)?;
+            Ok::<_, B::Error>(ids)
+        };
+        let kept = |share| match &edit.hole {
+            Some(hole) => hole.mask.kept(schedule, share),
+            None => vec![0; schedule.tokens()],
+        };
+        let again = match edit.hole.is_some() && edit.passes > 1 {
+            true => Some(Again {
+                encoding: Encoding::new(backend, decoder, schedule, side, batch)?,
+                kept: put(&kept(MASKED_SHARE))?,
+                own: put(&own)?,
+            }),
+            false => None,
+        };
+        let first = Codes { ids: put(&known)?, kept: put(&kept(0.0))? };
+        let scales = std::array::from_fn(|scale| scale < edit.keep_scales);
+        Ok(Self { edit, batch, scales, first, again })
+    }
+
+    /// Paints one picture per label, `batch` of them at most; picture k of the seed is number
+    /// `first_image + k`.
+    ///
+    /// # Errors
+    /// A device fault; shape: more labels than there is room for, here or in the painter.
+    pub fn paint(
+        &mut self,
+        painter: &mut Painter<'_, B>,
+        params: &B::Params,
+        labels: &[u32],
+        first_image: u64,
+        settings: &SampleSettings,
+        every_scale: bool,
+    ) -> Result<Painted, B::Error> {
+        ShapeError::at_least("edit", "labels (batch)", labels.len(), self.batch)?;
+        let passes = if self.again.is_some() { self.edit.passes } else { 1 };
+        let mut painted = Painted::default();
+        for pass in 0..passes {
+            let (ids, kept) = match &mut self.again {
+                Some(again) if pass > 0 => {
+                    again.look(&painted.images, &self.scales)?;
+                    (&again.encoding.ids, &again.kept)
+                }
+                _ => (&self.first.ids, &self.first.kept),
+            };
+            let given = Given { ids, scales: self.scales, kept: Some(kept) };
+            let settings = SampleSettings { seed: seed_of(settings.seed, pass), ..*settings };
+            let last = pass + 1 == passes;
+            let given = Some(&given);
+            let every_scale = every_scale && last;
+            painted =
+                painter.paint_on(params, labels, first_image, &settings, given, every_scale)?;
+            if !last || !self.edit.decoded {
+                self.put_back(&mut painted);
+            }
+        }
+        Ok(painted)
+    }
+
+    /// Puts the image's own pixels into pictures that were painted, where they are not drawn anew.
+    fn put_back(&self, painted: &mut Painted) {
+        let Some(hole) = &self.edit.hole else { return };
+        hole.mask.put_back(&hole.known_3hw, &mut painted.images);
+        if let Some(finest) = painted.scales.last_mut() {
+            finest.clone_from(&painted.images);
+        }
+    }
+
+    /// The image `[3, side, side]`, in grey what is drawn anew.
+    pub fn shown(&self) -> Vec<f32> {
+        let Some(hole) = &self.edit.hole else { return self.edit.image_3hw.clone() };
+        let mut grey = vec![0.0; hole.known_3hw.len()];
+        hole.mask.put_back(&hole.known_3hw, &mut grey);
+        grey
+    }
+}
+
+/// Side of the pictures, if all that is given has it.
+fn check(edit: &Edit, schedule: &ScaleSchedule, factor: usize) -> Result<usize, ShapeError> {
+    const OP: &str = "edit";
+    let last = schedule.last();
+    ShapeError::equal(OP, "last grid (width = height)", last.height, last.width)?;
+    ShapeError::at_least(OP, "schedule (scales kept)", edit.keep_scales, schedule.len())?;
+    let side = last.height * factor;
+    let len = 3 * side * side;
+    ShapeError::equal(OP, "image (3*side*side)", len, edit.image_3hw.len())?;
+    if let Some(hole) = &edit.hole {
+        ShapeError::equal(OP, "known (3*side*side)", len, hole.known_3hw.len())?;
+        ShapeError::equal(OP, "mask (height)", side, hole.mask.size().0)?;
+        ShapeError::equal(OP, "mask (width)", side, hole.mask.size().1)?;
+    }
+    Ok(side)
+}
+
+impl<B: Backend> Again<'_, B> {
+    /// Codes of pictures; those of some scales are the image's own.
+    fn look(&mut self, images_b3hw: &[f32], scales: &[bool]) -> Result<(), B::Error> {
+        let encoding = &mut self.encoding;
+        let batch = encoding.encode(images_b3hw)?;
+        let (backend, schedule) = (encoding.backend, &encoding.schedule);
+        let scales = &scales[..schedule.len()];
+        backend.merge_ids(batch, schedule, scales, &self.own, &mut encoding.ids)
+    }
+}
+
+/// Takes pictures to their codes.
+struct Encoding<'a, B: Backend> {
+    backend: &'a B,
+    decoder: Decoder<'a, B>,
+    schedule: ScaleSchedule,
+    side: usize,
+    memory: EncoderMemory<B>,
+    latents_bkhw: B::Activation,
+    tokens_btk: B::Activation,
+    /// Codes `[b, T]` of the pictures encoded last.
+    ids: B::Ids,
+}
+
+impl<'a, B: Backend> Encoding<'a, B> {
+    fn new(
+        backend: &'a B,
+        decoder: Decoder<'a, B>,
+        schedule: &ScaleSchedule,
+        side: usize,
+        batch: usize,
+    ) -> Result<Self, B::Error> {
+        let (tokenizer, tokens) = (decoder.tokenizer, schedule.tokens());
+        let (channels, grid) = (tokenizer.config().latent_channels, tokenizer.latent_side(side));
+        Ok(Self {
+            backend,
+            decoder,
+            schedule: *schedule,
+            side,
+            memory: tokenizer.encoder_memory(backend, batch, (side, side))?,
+            latents_bkhw: backend.activation(batch * channels * grid * grid)?,
+            tokens_btk: backend.activation(batch * tokens * channels)?,
+            ids: backend.ids(batch * tokens)?,
+        })
+    }
+
+    /// Encodes pictures `[b, 3, side, side]`; how many they are.
+    fn encode(&mut self, images_b3hw: &[f32]) -> Result<usize, B::Error> {
+        let Decoder { tokenizer, params, .. } = self.decoder;
+        let images: Vec<_> = images_b3hw.iter().map(|v| B::Host::of(f64::from(*v))).collect();
+        let (size, grid) = ((self.side, self.side), tokenizer.latent_side(self.side));
+        let latents = &mut self.latents_bkhw;
+        tokenizer.encode(self.backend, params, &mut self.memory, &images, size, latents)?;
+        let batch = images.len() / (3 * self.side * self.side);
+        let channels = tokenizer.config().latent_channels;
+        let dims = LatentDims { batch, channels, height: grid, width: grid };
+        let (tokens, ids) = (&mut self.tokens_btk, &mut self.ids);
+        self.decoder.codes(self.backend, dims, &self.schedule, latents, tokens, ids)?;
+        Ok(batch)
+    }
+
+    /// Codes `[T]` of one picture, on the host.
+    fn codes(&mut self, image_3hw: &[f32]) -> Result<Vec<u32>, B::Error> {
+        self.encode(image_3hw)?;
+        let mut codes = vec![0; self.schedule.tokens()];
+        self.backend.download_ids(&self.ids, 0, &mut codes)?;
+        Ok(codes)
+    }
+}
+
+/// Draws of a pass are others than those of the passes before it.
+fn seed_of(seed: u64, pass: usize) -> u64 {
+    seed.wrapping_add((pass as u64) << 32)
+}

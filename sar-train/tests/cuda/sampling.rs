@@ -1,0 +1,229 @@
+//! Sampling runs on the CUDA backend beside the CPU backend's.
+
+use super::{CHANNELS, CLASSES, VOCAB, World, config, each, emulated};
+use sar_backend_cpu::CpuBackend;
+use sar_backend_cuda::{Device as _, Storage, bf16};
+use sar_math::backend::{Backend, Choice, DrawKeys, Filter};
+use sar_math::guidance::Guidance;
+use sar_math::{MAX_SCALES, ScaleSchedule};
+use sar_train::config::Mode;
+use sar_train::model::tokenizer::{Tokenizer, TokenizerConfig};
+use sar_train::sample::{
+    Decoder, Decoding, Edit, Editor, Given, Hole, Mask, Painter, SampleSettings, Sampler,
+};
+
+/// Codes on every device there is.
+fn sample_on_each<S: Storage>(choice: Choice, labels: &[u32], kept: Kept<'_>) -> Vec<Vec<u32>> {
+    each::<S>().iter().map(|backend| sample(backend, choice, labels, kept)).collect()
+}
+
+/// Codes that a sampler is given, and which of them it is to keep.
+type Kept<'a> = Option<[&'a [u32]; 2]>;
+
+fn sample<B: Backend<Host = f32>>(
+    backend: &B,
+    choice: Choice,
+    labels: &[u32],
+    kept: Kept<'_>,
+) -> Vec<u32> {
+    let config = config(Mode::Teacher);
+    let world = World::new(&config);
+    let schedule: ScaleSchedule = config.generator.schedule;
+    let mut params = backend.params(world.weights.len()).unwrap();
+    backend.upload_params(&world.weights, &mut params, 0).unwrap();
+    let mut codes = backend.accum(world.codebook.len()).unwrap();
+    backend.upload_accum(&world.codebook, &mut codes, 0).unwrap();
+    let mut sampler =
+        Sampler::new(backend, &world.generator, labels.len(), &schedule, true).unwrap();
+    let guidance = Guidance::Sampling(1.5).ramp(schedule.len());
+    let decoding = Decoding { guidance, choice };
+    let put = |codes: &[u32]| {
+        let mut ids = backend.ids(codes.len()).unwrap();
+        backend.upload_ids(codes, &mut ids, 0).unwrap();
+        ids
+    };
+    let kept = kept.map(|kept| kept.map(put));
+    let given = kept.as_ref().map(|[ids, kept]| Given {
+        ids,
+        scales: [false; MAX_SCALES],
+        kept: Some(kept),
+    });
+    let given = given.as_ref();
+    let mut codes_of = |labels: &[u32]| {
+        let generator = &world.generator;
+        sampler
+            .run(backend, generator, &params, &codes, labels, &decoding, given, |_, _| Ok(()))
+            .unwrap();
+        let mut ids = vec![0; labels.len() * schedule.tokens()];
+        backend.download_ids(&sampler.ids, 0, &mut ids).unwrap();
+        ids
+    };
+    // A device that records runs the first, records the second and replays the third.
+    let first = codes_of(labels);
+    let others: Vec<u32> = labels.iter().map(|label| (label + 1) % CLASSES as u32).collect();
+    assert_ne!(codes_of(&others), first, "classes make a difference");
+    assert_eq!(codes_of(labels), first, "a replay chooses other codes");
+    first
+}
+
+/// Modulation vectors are made once for all scales, and the head sees guided features alone.
+#[test]
+fn a_sampling_run_conditions_its_blocks_once() {
+    let backend = emulated::<f32>();
+    let config = config(Mode::Teacher);
+    let (width, depth) = (config.generator.width, config.generator.depth as u64);
+    let scales = config.generator.schedule.len() as u64;
+    backend.device().begin_profile().unwrap();
+    sample(&backend, Choice::Argmax, &[0, 2], None);
+    let tallies = backend.device().end_profile().unwrap();
+    let calls = |outputs: usize| {
+        let name = format!("product [.., {width}]·[{width}, {outputs}]");
+        tallies.iter().find(|t| t.name == name).map_or(0, |t| t.calls)
+    };
+    // `sample` runs three times. One product has the modulation of all blocks and of the head.
+    assert_eq!(calls((6 * depth as usize + 2) * width), 3, "modulation");
+    assert_eq!(calls(3 * width), 3 * depth * scales, "queries, keys and values");
+    let head = format!("product [.., {width}]·[{width}, {VOCAB}]");
+    let head = tallies.iter().find(|t| t.name == head).unwrap();
+    let tokens = config.generator.schedule.tokens() as u64;
+    assert_eq!(
+        head.work.flops,
+        3 * 2 * tokens * 2 * (width * VOCAB) as u64,
+        "two images, no twins"
+    );
+}
+
+#[test]
+fn sampling_chooses_the_cpus_codes() {
+    let filter = Filter { top_k: 20, top_p: 0.95 };
+    let draw = Choice::Draw(filter, DrawKeys { seed: 9, first_image: 4 });
+    for choice in [Choice::Argmax, draw] {
+        let expected = sample(&CpuBackend::<f32>::new(), choice, &[1, 0], None);
+        assert!(expected.iter().any(|&id| id != expected[0]), "the codes say something");
+        for found in sample_on_each::<f32>(choice, &[1, 0], None) {
+            assert_eq!(found, expected);
+        }
+    }
+}
+
+#[test]
+fn an_image_is_the_same_in_any_batch() {
+    let filter = Filter { top_k: 0, top_p: 0.9 };
+    let draw = |first_image| Choice::Draw(filter, DrawKeys { seed: 2, first_image });
+    let devices = sample_on_each::<bf16>(draw(0), &[0, 1, 2], None);
+    for image in 0..3 {
+        let alone = sample_on_each::<bf16>(draw(image as u64), &[image as u32], None);
+        for (alone, three) in alone.iter().zip(&devices) {
+            let tokens = three.len() / 3;
+            assert_eq!(alone[..], three[image * tokens..][..tokens], "image {image}");
+        }
+    }
+}
+
+#[test]
+fn kept_codes_stand_and_change_what_is_drawn_after_them() {
+    let filter = Filter { top_k: 20, top_p: 0.95 };
+    let draw = Choice::Draw(filter, DrawKeys { seed: 9, first_image: 4 });
+    let cpu = CpuBackend::<f32>::new();
+    let free = sample(&cpu, draw, &[1, 0], None);
+    let given: Vec<u32> = free.iter().map(|id| (id + 1) % VOCAB as u32).collect();
+    // Of each image the second token of the scale 2 and every third token after that scale.
+    let tokens = free.len() / 2;
+    let kept: Vec<u32> = (0..free.len())
+        .map(|i| i % tokens)
+        .map(|token| u32::from(token == 2 || (token >= 5 && token % 3 == 0)))
+        .collect();
+    let expected = sample(&cpu, draw, &[1, 0], Some([&given, &kept]));
+    for (i, kept) in kept.iter().enumerate() {
+        match (*kept, i % tokens) {
+            (1, _) => assert_eq!(expected[i], given[i], "token {i} is kept"),
+            (_, 0..5) => assert_eq!(expected[i], free[i], "token {i} saw nothing that is kept"),
+            _ => {}
+        }
+    }
+    let changed = (0..free.len()).filter(|&i| kept[i] == 0 && expected[i] != free[i]).count();
+    assert!(changed > 0, "what is kept feeds what is drawn");
+    for found in sample_on_each::<f32>(draw, &[1, 0], Some([&given, &kept])) {
+        assert_eq!(found, expected);
+    }
+}
+
+/// Pictures of images edited at once and one at a time, and their errors of shape.
+fn edit<B: Backend<Host = f32>>(backend: &B) -> Vec<f32> {
+    let coder = TokenizerConfig {
+        ch: 8,
+        ch_mult: vec![1, 1, 2],
+        num_res_blocks: 1,
+        z_channels: 8,
+        latent_channels: CHANNELS,
+        vocab: VOCAB,
+        groups: 4,
+    };
+    let config = config(Mode::Teacher);
+    let (world, schedule) = (World::new(&config), config.generator.schedule);
+    let tokenizer = Tokenizer::new(&coder).unwrap();
+    let put = |weights: &[f32]| {
+        let mut params = backend.params(weights.len()).unwrap();
+        backend.upload_params(weights, &mut params, 0).unwrap();
+        params
+    };
+    let (params, coder) = (put(&world.weights), put(&tokenizer.initial(5)));
+    let codebook = tokenizer.codebook_normalised(backend, &coder).unwrap();
+    let decoder = Decoder { tokenizer: &tokenizer, params: &coder, codebook: &codebook };
+    let side = 4 * tokenizer.downsample_factor();
+    let image: Vec<f32> = (0..3 * side * side).map(|i| (i as f32 * 0.37).sin()).collect();
+    let masked: Vec<bool> = (0..side * side).map(|i| i % side < side / 2).collect();
+    let mask = Mask::new(side, side, masked.clone()).unwrap();
+    let hole = |known: &[f32]| Some(Hole { mask: mask.clone(), known_3hw: known.to_vec() });
+    let edit = Edit {
+        hole: hole(&image),
+        image_3hw: image.clone(),
+        keep_scales: 1,
+        passes: 2,
+        decoded: false,
+    };
+    for wrong in [
+        Edit { image_3hw: image[1..].to_vec(), ..edit.clone() },
+        Edit { hole: hole(&image[..9]), ..edit.clone() },
+        Edit { keep_scales: schedule.len() + 1, ..edit.clone() },
+    ] {
+        assert!(Editor::new(backend, decoder, &schedule, wrong, 2).is_err());
+    }
+    let settings = SampleSettings {
+        guidance: Guidance::Sampling(1.5),
+        filter: Filter { top_k: 0, top_p: 0.9 },
+        seed: 3,
+        published_greedy: false,
+    };
+    let paint = |labels: &[u32], first_image, batch| {
+        let mut painter =
+            Painter::new(backend, &world.generator, decoder, &schedule, batch, true).unwrap();
+        let mut editor = Editor::new(backend, decoder, &schedule, edit.clone(), batch).unwrap();
+        let mut paint = |labels: &[u32]| {
+            editor.paint(&mut painter, &params, labels, first_image, &settings, false)
+        };
+        assert!(paint(&vec![0; batch + 1]).is_err(), "more than there is room for");
+        paint(labels).unwrap().images
+    };
+    let together = paint(&[2, 0], 6, 2);
+    let alone = [paint(&[2], 6, 1), paint(&[0], 7, 2)].concat();
+    assert!(together == alone, "a picture depends on its batch");
+    for (i, value) in together.iter().enumerate() {
+        let own = !masked[i % masked.len()];
+        assert!(!own || *value == image[i % image.len()], "value {i} is the image's own");
+    }
+    let (first, second) = together.split_at(image.len());
+    assert_ne!(first, second, "two pictures are drawn");
+    together
+}
+
+#[test]
+fn an_edit_is_the_same_in_any_batch_and_keeps_what_is_known() {
+    edit(&CpuBackend::<f32>::new());
+    for backend in each::<f32>() {
+        edit(&backend);
+    }
+    for backend in each::<bf16>() {
+        edit(&backend);
+    }
+}
