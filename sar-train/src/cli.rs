@@ -14,7 +14,7 @@ pub use machine::{
     BenchArgs, BenchWhat, CheckArgs, DoctorArgs, KernelsArgs, KernelsBuildArgs, KernelsCommand,
     PlanArgs, StepMode,
 };
-pub use results::{ConvertArgs, EditArgs, EvalArgs, ReportArgs, SampleArgs};
+pub use results::{ConvertArgs, EditArgs, EvalArgs, OutArgs, ReportArgs, SampleArgs};
 pub use run::{RefineArgs, RunArgs, SarArgs, TrainArgs};
 pub use tokenizer::{
     ImagesArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,

@@ -44,6 +44,21 @@ impl SamplerArgs {
     }
 }
 
+/// A folder of images.
+#[derive(Clone, Debug, Args)]
+pub struct OutArgs {
+    /// Folder for the images.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Go on after the images that an earlier call with the same flags left in --out, or begin; --count may be
+    /// larger. An image is the same as if there had been one call.
+    #[arg(long, conflicts_with = "force")]
+    pub resume: bool,
+    /// Replace the images of an earlier call in --out, and the file of --npz.
+    #[arg(long)]
+    pub force: bool,
+}
+
 /// `sar sample`.
 #[derive(Clone, Debug, Args)]
 pub struct SampleArgs {
@@ -52,9 +67,9 @@ pub struct SampleArgs {
     /// The tokenizer; default: the one of the generator's run.
     #[arg(long, value_name = "PATH")]
     pub tokenizer: Option<PathBuf>,
-    /// Folder for the images.
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
+    /// Where the images go.
+    #[command(flatten)]
+    pub place: OutArgs,
     /// Classes to sample, in turn, by name or by number from 0; what is both is a name. Default: all.
     #[arg(long, value_delimiter = ',', value_name = "0,cat,…", allow_hyphen_values = true)]
     pub classes: Vec<String>,
@@ -73,9 +88,6 @@ pub struct SampleArgs {
     /// Sample from the running average of the weights, where the checkpoint has one.
     #[arg(long)]
     pub ema: bool,
-    /// Replace the samples of an earlier call in --out, and the file of --npz.
-    #[arg(long)]
-    pub force: bool,
 }
 
 /// `sar edit`.
@@ -101,9 +113,9 @@ pub struct EditArgs {
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100),
         requires = "mask")]
     pub passes: u64,
-    /// Folder for the images.
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
+    /// Where the images go.
+    #[command(flatten)]
+    pub place: OutArgs,
     /// Classes to draw, in turn, by name or by number from 0; what is both is a name.
     #[arg(
         long,
@@ -128,9 +140,6 @@ pub struct EditArgs {
     /// Sample from the running average of the weights, where the checkpoint has one.
     #[arg(long)]
     pub ema: bool,
-    /// Replace the images of an earlier call in --out.
-    #[arg(long)]
-    pub force: bool,
 }
 
 /// `sar eval`.

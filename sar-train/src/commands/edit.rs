@@ -33,6 +33,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
         tokenizer: absolute(&generator.tokenizer_path(args.tokenizer.as_deref())?),
         step: generator.step,
         ema: args.ema,
+        computed: global.computed(),
         schedule: schedule.to_string(),
         edit: Some(EditRecord {
             image: absolute(&args.image),
@@ -51,7 +52,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     let mut editor = Editor::new(backend, tokenizer.decoder(), &schedule, edit, batch)?;
     let mut painting = Painting::new(backend, &generator, &tokenizer, &schedule, &record)?;
     let params = generator.params(backend)?;
-    let folder = SampleFolder::open(&args.out, &record, args.force)?;
+    let folder = SampleFolder::open(&args.place, &record)?;
     let per_row = record.labels.len().min(10);
     let target = Target { folder: &folder, npz: None, per_row, quiet: global.quiet };
     let settings = record.settings.settings(record.settings.seed);

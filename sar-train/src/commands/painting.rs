@@ -77,11 +77,13 @@ impl<'a, B: Compute> Painting<'a, B> {
         let interrupt = Interrupt::listen()?;
         let (folder, count) = (target.folder, record.labels.len());
         folder.keep(&record)?;
-        let mut progress = Progress::new("sampling", count as u64, 0, target.quiet);
-        let start = Instant::now();
         let in_grid = count.min(target.per_row * GRID_ROWS);
         let mut sheets = Sheets::new(folder.path(), self.size, in_grid, target.npz);
-        let mut begun = 0;
+        sheets.take_up(count)?;
+        let resumed = sheets.done;
+        let mut progress = Progress::new("sampling", count as u64, resumed as u64, target.quiet);
+        let start = Instant::now();
+        let mut begun = resumed;
         let mut paint = || -> anyhow::Result<()> {
             while sheets.done < count && !interrupt.is_asked() {
                 let (done, first) = (sheets.done, sheets.done == 0);
@@ -104,7 +106,7 @@ impl<'a, B: Compute> Painting<'a, B> {
             drop(folder.keep(&record));
             return Err(error);
         }
-        let speed = sheets.done as f64 / start.elapsed().as_secs_f64();
+        let speed = (sheets.done - resumed) as f64 / start.elapsed().as_secs_f64();
         let done = sheets.finish(target.per_row, count)?;
         if done < count {
             record.labels.truncate(done);
@@ -139,9 +141,24 @@ impl<'a> Sheets<'a> {
         Images { images_b3hw, height: self.size.0, width: self.size.1 }
     }
 
+    /// Takes the images that are in the folder already, from the first to one that is not there or not whole.
+    fn take_up(&mut self, most: usize) -> anyhow::Result<()> {
+        while self.done < most
+            && let Some(image) = grid::load(self.folder, self.done as u64, self.size)
+        {
+            self.show(&image, 1)?;
+        }
+        Ok(())
+    }
+
     /// Writes a batch of `count` images.
     fn add(&mut self, images: &[f32], count: usize) -> anyhow::Result<()> {
         grid::save_each(self.folder, self.images(images), self.done as u64)?;
+        self.show(images, count)
+    }
+
+    /// Adds `count` images of the folder to what shows several.
+    fn show(&mut self, images: &[f32], count: usize) -> anyhow::Result<()> {
         let batch = self.images(images);
         if let Some(npz) = &mut self.npz {
             npz.write(batch)?;
@@ -167,7 +184,7 @@ impl<'a> Sheets<'a> {
 
 /// Sampling that the user stopped; the exit code is 130.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted; the first {done} images are in {}", path.display())]
+#[error("interrupted; the first {done} images are in {}; go on with --resume", path.display())]
 pub(super) struct SamplingInterrupted {
     done: usize,
     path: PathBuf,

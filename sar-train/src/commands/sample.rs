@@ -11,7 +11,6 @@ use crate::config::Config;
 use crate::data::npz::NpzWriter;
 use crate::sample::columns;
 use sar_math::ScaleSchedule;
-use std::path::Path;
 
 /// Samples images and writes them.
 ///
@@ -22,18 +21,18 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let config = configuration(args, generator.run_config()?.unwrap_or_default())?;
     let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
-    let record = record(args, &config, &generator, &schedule)?;
+    let record = record(args, global, &config, &generator, &schedule)?;
     let count = record.labels.len();
     let params = generator.params(backend)?;
     let mut painting = Painting::new(backend, &generator, &tokenizer, &schedule, &record)?;
-    let replaced = |npz: &&Path| npz.is_file() && !args.force;
-    if let Some(npz) = args.npz.as_deref().filter(replaced) {
-        anyhow::bail!("{} exists; choose another name, or replace it with --force", npz.display());
+    if let Some(npz) = args.npz.as_deref().filter(|npz| npz.is_file() && !args.place.force) {
+        let way = if args.place.resume { "remove it" } else { "replace it with --force" };
+        anyhow::bail!("{} exists; choose another name, or {way}", npz.display());
     }
     let _place = args.npz.as_deref().map(|path| ready_as(path, &["npz"])).transpose()?;
     let npz = args.npz.as_deref();
     let npz = npz.map(|path| NpzWriter::create(path, count, painting.size)).transpose()?;
-    let folder = SampleFolder::open(&args.out, &record, args.force)?;
+    let folder = SampleFolder::open(&args.place, &record)?;
     let per_row =
         if args.classes.is_empty() { columns(generator.section.classes) } else { count.min(10) };
     let target = Target { folder: &folder, npz, per_row, quiet: global.quiet };
@@ -46,6 +45,7 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
 /// What is to be sampled, of which classes.
 fn record(
     args: &SampleArgs,
+    global: &GlobalArgs,
     config: &Config,
     generator: &LoadedGenerator,
     schedule: &ScaleSchedule,
@@ -64,6 +64,7 @@ fn record(
         tokenizer: absolute(&generator.tokenizer_path(args.tokenizer.as_deref())?),
         step: generator.step,
         ema: args.ema,
+        computed: global.computed(),
         schedule: schedule.to_string(),
         settings: config.sample.clone(),
         edit: None,

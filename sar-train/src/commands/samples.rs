@@ -1,9 +1,11 @@
 //! The folder that `sar sample` and `sar edit` write: whose images are in it, and how they came about.
 
+use crate::cli::OutArgs;
 use crate::config::SampleConfig;
 use crate::files::write_whole;
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -30,6 +32,9 @@ pub(super) struct SampleRecord {
     pub step: u64,
     /// Whether they are the averaged ones (EMA).
     pub ema: bool,
+    /// What computed: `cpu f32`.
+    #[serde(default)]
+    pub computed: String,
     /// Schedule sampled in.
     pub schedule: String,
     /// The other settings.
@@ -86,6 +91,28 @@ impl SampleRecord {
         self.settings.batch.min(self.labels.len())
     }
 
+    /// Why the images of `earlier` are not the first of these, if they are not.
+    fn difference_from(&self, earlier: &Self) -> anyhow::Result<Option<String>> {
+        let common = self.labels.iter().zip(&earlier.labels).take_while(|(a, b)| a == b).count();
+        if common < earlier.labels.len() {
+            return Ok(Some(match common == self.labels.len() {
+                true => format!(
+                    "it has {} images, and --count {common} asks for fewer",
+                    earlier.labels.len()
+                ),
+                false => format!("image {common} is of another class; give the same --classes"),
+            }));
+        }
+        // What an image does not depend on.
+        let images = |record: &Self| -> anyhow::Result<Value> {
+            let settings = SampleConfig { count: 1, batch: 1, ..record.settings.clone() };
+            let (program, labels) = (String::new(), Vec::new());
+            Ok(serde_json::to_value(Self { program, labels, settings, ..record.clone() })?)
+        };
+        let difference = difference("", &images(earlier)?, &images(self)?);
+        Ok(difference.map(|(key, was, is)| format!("{key} was {was} and is {is} now")))
+    }
+
     /// Names of the files that it stands for.
     fn files(&self) -> impl Iterator<Item = String> {
         let images = (0..self.labels.len()).map(|k| format!("{k:06}.png"));
@@ -95,11 +122,13 @@ impl SampleRecord {
 }
 
 impl SampleFolder {
-    /// Makes the folder for the images of a record, or clears one of an earlier call where `force` says so.
+    /// Makes the folder for the images of a record, or takes that of an earlier call.
     ///
     /// # Errors
-    /// Images are there that would be replaced, or stay beside the new ones; the folder cannot be written.
-    pub(super) fn open(path: &Path, record: &SampleRecord, force: bool) -> anyhow::Result<Self> {
+    /// Images are there that would be replaced, or stay beside the new ones; those that are to be gone on
+    /// with are others; the folder cannot be written.
+    pub(super) fn open(place: &OutArgs, record: &SampleRecord) -> anyhow::Result<Self> {
+        let path = place.out.as_path();
         anyhow::ensure!(!path.is_file(), "{} is a file; --out names a folder", path.display());
         fs::create_dir_all(path)
             .with_context(|| format!("{}: the folder cannot be made", path.display()))?;
@@ -115,15 +144,20 @@ impl SampleFolder {
                 path.display()
             );
         }
-        if let Some(earlier) = earlier {
-            anyhow::ensure!(
-                force,
-                "{} holds {} images of an earlier call; replace them with --force, or choose \
-                 another --out",
+        match earlier {
+            None => {}
+            Some(earlier) if place.force => folder.clear(&earlier)?,
+            Some(earlier) if place.resume => {
+                if let Some(difference) = record.difference_from(&earlier)? {
+                    anyhow::bail!("{} holds other images: {difference}", path.display());
+                }
+            }
+            Some(earlier) => anyhow::bail!(
+                "{} holds {} images of an earlier call; go on after them with --resume, replace them \
+                 with --force, or choose another --out",
                 path.display(),
                 earlier.labels.len()
-            );
-            folder.clear(&earlier)?;
+            ),
         }
         Ok(folder)
     }
@@ -192,5 +226,23 @@ impl SampleFolder {
             (numbered || written.contains(name)) && !own.contains(name)
         };
         Ok(names.filter(alike).min())
+    }
+}
+
+/// The first value that differs in two records: its name, what it was and what it is.
+fn difference(name: &str, was: &Value, is: &Value) -> Option<(String, String, String)> {
+    let told =
+        |value: &Value| if value.is_null() { "not given".to_owned() } else { value.to_string() };
+    match (was, is) {
+        (Value::Object(was), Value::Object(is)) => {
+            let names: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
+            names.into_iter().find_map(|key| {
+                let value = |of: &serde_json::Map<String, Value>| of.get(key).cloned();
+                let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                let [was, is] = [was, is].map(|of| value(of).unwrap_or_default());
+                difference(&name, &was, &is)
+            })
+        }
+        _ => (was != is).then(|| (name.to_owned(), told(was), told(is))),
     }
 }

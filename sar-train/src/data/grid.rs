@@ -167,6 +167,16 @@ pub fn save_each(dir: &Path, images: Images<'_>, first: u64) -> Result<Vec<PathB
         .collect()
 }
 
+/// An image that [`save_each`] wrote, `[3, h, w]`, if it is there, whole, and of this height and width.
+///
+/// Its values are those that were written to 8 bits: written once more, they are the same.
+pub fn load(dir: &Path, number: u64, (height, width): (usize, usize)) -> Option<Vec<f32>> {
+    let picture = image::open(dir.join(format!("{number:06}.png"))).ok()?.to_rgb8();
+    let size = (picture.height() as usize, picture.width() as usize);
+    let value = |c: usize| picture.pixels().map(move |p| f32::from(p.0[c]) / 127.5 - 1.0);
+    (size == (height, width)).then(|| (0..3).flat_map(value).collect())
+}
+
 fn page(rows: usize, columns: usize, height: usize, width: usize) -> Result<RgbImage, DataError> {
     let extent = |n: usize, size: usize| n.checked_mul(size + GAP).map(|v| v.saturating_sub(GAP));
     let size = extent(columns, width).zip(extent(rows, height));
@@ -256,6 +266,10 @@ mod tests {
         let paths = save_each(dir.path(), Images::square(&values, 2), 7).unwrap();
         assert!(paths[0].ends_with("000007.png") && paths[1].ends_with("000008.png"));
         assert_eq!(image::open(&paths[1]).unwrap().to_rgb8().get_pixel(1, 1).0, [128; 3]);
+        let loaded = load(dir.path(), 8, (2, 2)).unwrap();
+        save_each(dir.path(), Images::square(&loaded, 2), 7).unwrap();
+        assert_eq!(std::fs::read(&paths[0]).unwrap(), std::fs::read(&paths[1]).unwrap());
+        assert!(load(dir.path(), 8, (2, 3)).is_none() && load(dir.path(), 9, (2, 2)).is_none());
         // A folder in the way makes the rename fail.
         let blocked = dir.path().join("blocked.png");
         std::fs::create_dir(&blocked).unwrap();

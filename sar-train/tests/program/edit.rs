@@ -62,6 +62,10 @@ fn what_is_masked_is_not_looked_at_and_what_is_not_stays() {
         (given.get_pixel(20, 3).0, given.get_pixel(3, 3)),
         ([128; 3], original.get_pixel(3, 3))
     );
+    fs::remove_file(folder.join("a/000002.png")).unwrap();
+    assert_eq!(edit("a.png", "a", &["--resume"]), edited, "gone on with");
+    let other = [&EDIT[..], &["--classes", "A,2", "--image", "b.png", "--out", "a", "--resume"]];
+    says(&fails(1, &other.concat(), folder), &["a holds other images: edit.image was"]);
     let decoded = edit("a.png", "d", &["--decoded"]);
     let drawn = |image: &RgbImage| -> Vec<u8> {
         let pixels = image.enumerate_pixels().filter(|(x, y, _)| half(*x, *y));

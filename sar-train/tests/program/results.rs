@@ -84,6 +84,56 @@ fn samples_are_an_array_for_published_evaluators() {
 }
 
 #[test]
+fn samples_go_on_after_an_interruption_as_in_one_call() {
+    let folder = trained();
+    let folder = folder.path();
+    fn sample<'f>(flags: &[&'f str]) -> Vec<&'f str> {
+        [&["sample", "base", "--classes", "3,A"][..], flags].concat()
+    }
+    succeeds(&sample(&["--out", "one", "--count", "11", "--npz", "one.npz"]), folder);
+    let of = |name: &str| {
+        let files = fs::read_dir(folder.join(name)).unwrap().map(|file| file.unwrap().path());
+        let pictures = files.filter(|path| path.extension().is_some_and(|kind| kind == "png"));
+        let named = pictures.map(|path| (path.file_name().unwrap().to_owned(), path));
+        let mut all: Vec<_> = named.map(|(name, path)| (name, fs::read(path).unwrap())).collect();
+        all.sort();
+        // Of the first batch, however many that has.
+        all.retain(|(name, _)| name != "scales.png");
+        all
+    };
+    // More of them, in other batches.
+    succeeds(&sample(&["--out", "s", "--count", "4", "--batch", "3"]), folder);
+    let more = ["--out", "s", "--count", "11", "--resume", "--npz", "s.npz"];
+    succeeds(&sample(&more), folder);
+    assert!(of("s") == of("one"), "images or grid differ");
+    let bytes = ["one.npz", "s.npz"].map(|name| fs::read(folder.join(name)).unwrap());
+    assert!(bytes[0] == bytes[1], "the arrays differ");
+    // Killed, with an image half written.
+    for gone in 7..11 {
+        fs::remove_file(folder.join(format!("s/{gone:06}.png"))).unwrap();
+    }
+    fs::write(folder.join("s/000006.png"), &of("one")[6].1[..60]).unwrap();
+    succeeds(&sample(&["--out", "s", "--count", "11", "--resume"]), folder);
+    assert!(of("s") == of("one"), "images or grid differ after a kill");
+    succeeds(&sample(&["--out", "new", "--count", "11", "--resume"]), folder);
+    assert!(of("new") == of("one"), "nothing was there to go on with");
+    for (flags, expected) in [
+        (&["--count", "11", "--guidance", "3"][..], "settings.guidance was 1.0 and is 3.0 now"),
+        (&["--count", "11", "--top-k", "3"], "settings.top_k was 900 and is 3 now"),
+        (&["--count", "5"], "it has 11 images, and --count 5 asks for fewer"),
+        (&["--count", "12", "--ema"], "ema"),
+        (&["--count", "11", "--npz", "s.npz"], "s.npz exists; choose another name, or remove it"),
+    ] {
+        let said = fails(1, &sample(&[&["--out", "s", "--resume"], flags].concat()), folder);
+        says(&said, &[expected]);
+    }
+    let other = ["sample", "base", "--classes", "3,B", "--out", "s", "--count", "11", "--resume"];
+    says(&fails(1, &other, folder), &["image 1 is of another class"]);
+    assert!(of("s") == of("one"));
+    fails(2, &sample(&["--out", "s", "--resume", "--force"]), folder);
+}
+
+#[test]
 fn a_result_does_not_replace_a_file_of_another_kind() {
     let folder = trained();
     let folder = folder.path();
