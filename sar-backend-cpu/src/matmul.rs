@@ -1,7 +1,6 @@
 //! Matrix products, shared out over the threads and handed to the `gemm` crate in the layout it likes best.
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;
 
 use crate::Element;

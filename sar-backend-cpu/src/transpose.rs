@@ -150,7 +150,6 @@ pub(crate) mod x86 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::mat::strided;

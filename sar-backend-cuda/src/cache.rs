@@ -149,7 +149,6 @@ fn write(path: &Path, cubin: &[u8]) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::kernels::SOURCES;

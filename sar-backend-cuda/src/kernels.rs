@@ -112,7 +112,6 @@ pub fn options(stem: &str, variant: &str, arch: &str) -> Vec<String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::path::Path;

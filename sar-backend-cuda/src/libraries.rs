@@ -230,7 +230,6 @@ fn children(folder: &Path, prefix: &str) -> Vec<PathBuf> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -59,7 +59,6 @@ pub fn guide<T: Real>(t: T, conditional: T, unconditional: T) -> T {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -268,7 +268,6 @@ pub fn weight(logit: f64, largest: f64) -> u64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -155,7 +155,6 @@ macro_rules! with_backend {
 pub(crate) use with_backend;
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::train::TrainError;

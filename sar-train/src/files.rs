@@ -67,7 +67,6 @@ pub(crate) fn put(file: NamedTempFile, path: &Path, sync: bool) -> io::Result<()
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -142,7 +142,6 @@ fn update<T: Element>(f: Factors<T>, decay: T, p: &mut [T], g: &[T], m: &mut [T]
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

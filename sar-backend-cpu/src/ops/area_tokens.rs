@@ -75,7 +75,6 @@ fn sample<T: Element>(dims: LatentDims, schedule: &ScaleSchedule, latent: &[T], 
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -6,7 +6,6 @@
 
 mod backward;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;
 
 pub(crate) use backward::{Saved, add_partials, backward, partial_len};

@@ -89,7 +89,6 @@ fn one_head<T: Element>(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::attention;
     use super::*;

@@ -159,7 +159,6 @@ fn at_least<T: Element>(logits: &[T], bar: T, kept: &mut [T], indices: &mut [u64
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use sar_math::MAX_SCALES;

@@ -163,7 +163,6 @@ fn hit<T: Element>(x: &[T], target: usize, max: T) -> T {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use sar_math::backend::TargetRows;

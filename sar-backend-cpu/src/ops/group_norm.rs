@@ -190,7 +190,6 @@ fn group_backward<T: Element>(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::check::{Random, central_difference};
     use super::*;

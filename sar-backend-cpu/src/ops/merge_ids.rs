@@ -19,7 +19,6 @@ pub(crate) fn forward(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

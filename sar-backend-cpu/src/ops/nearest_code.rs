@@ -129,7 +129,6 @@ fn improve<T: Element>(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -142,7 +142,6 @@ fn spread<T: Element>(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use sar_math::Scale;

@@ -78,7 +78,6 @@ fn mix<T: Element>([a, b, c, d]: [&[T]; 4], weights: [T; 4], out: &mut [T]) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use sar_math::ScaleSchedule;

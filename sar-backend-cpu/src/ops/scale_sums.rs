@@ -14,7 +14,6 @@ pub(crate) fn forward<T: Element>(schedule: &ScaleSchedule, values_bl: &[T], sum
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -100,7 +100,6 @@ fn expectation<T: Element>(p: &[T], x: &[T], max: T) -> T {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use sar_math::backend::TargetRows;

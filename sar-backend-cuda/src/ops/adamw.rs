@@ -167,7 +167,6 @@ fn runs(decayed: &[Slot], plain: &[Slot]) -> Result<Vec<Run>, ShapeError> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

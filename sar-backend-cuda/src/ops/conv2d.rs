@@ -288,7 +288,7 @@ fn transposed(matrix: Matrix) -> Matrix {
 }
 
 #[cfg(all(test, feature = "emulator"))]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used)] // clippy takes this for no test, because of the feature
 mod tests {
     use super::*;
     use crate::{Emulator, bf16};

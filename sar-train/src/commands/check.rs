@@ -183,7 +183,6 @@ fn print_checks<T: Backend, S: Backend>(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -150,7 +150,6 @@ fn border(canvas: &Canvas) -> [f32; 3] {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use image::imageops::{FilterType, resize};

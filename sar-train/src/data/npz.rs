@@ -114,7 +114,6 @@ fn header(shape: &[usize]) -> Vec<u8> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::io::Read as _;

@@ -1,4 +1,3 @@
-#![allow(clippy::unwrap_used)]
 //! Data from files made on the spot: every colour mode, every kind of damage.
 
 mod batches;

@@ -343,5 +343,4 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;

@@ -82,7 +82,6 @@ fn score(rows: &[f64], classes: usize) -> f64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

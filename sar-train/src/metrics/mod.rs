@@ -115,7 +115,6 @@ pub fn class_accuracy(logits: &[f64], classes: usize, labels: &[u32]) -> Result<
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -138,7 +138,6 @@ fn wrapped(text: &str, lead: &str) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::eval::SamplerSettings;

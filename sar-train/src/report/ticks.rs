@@ -122,7 +122,6 @@ fn trimmed(value: f64, digits: usize) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -188,7 +188,6 @@ fn relative(difference: f64, of: f64) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -34,7 +34,6 @@ impl Recordings {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::model::generator::GeneratorShape;

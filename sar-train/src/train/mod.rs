@@ -22,5 +22,4 @@ pub use step::StepInput;
 pub use trainer::{Batches, Export, StepReport, TrainState, Trainer};
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;

@@ -330,5 +330,4 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;

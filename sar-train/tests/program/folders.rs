@@ -13,7 +13,7 @@ fn two_calls_do_not_sample_into_one_folder() {
     let held = fs::File::open(folder.join("s")).unwrap();
     held.lock().unwrap();
     let forced = [&sample[..], &["--force"]].concat();
-    says(&fails(1, &forced, folder), &["s is in use: another `sar sample` writes to it"]);
+    says(&fails(1, &forced, folder), &["s is in use: another `sar` writes images to it"]);
     drop(held);
     prints(&forced, folder);
     fs::write(folder.join("file"), "mine").unwrap();

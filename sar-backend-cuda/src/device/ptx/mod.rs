@@ -16,7 +16,6 @@ mod operations;
 mod program;
 mod tensor_core;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;
 mod warp;
 

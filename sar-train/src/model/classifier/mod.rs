@@ -263,5 +263,4 @@ fn whole_images(images: &[f32], len: usize) -> Result<usize, ClassifierError> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;

@@ -307,7 +307,6 @@ fn shifted(config: &ClassifierConfig, from: &[f32], by: (isize, isize), to: &mut
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

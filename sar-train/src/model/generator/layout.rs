@@ -203,7 +203,6 @@ pub fn parameters(g: &GeneratorShape) -> u64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -154,7 +154,6 @@ fn at_most(field: &'static str, found: usize, most: usize) -> Result<(), Tokeniz
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
