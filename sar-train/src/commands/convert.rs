@@ -24,59 +24,10 @@ type Shapes<'a> = BTreeMap<&'a str, &'a [usize]>;
 /// # Errors
 /// A file that cannot be read, is of no known model or lacks tensors of it; a target that exists.
 pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        args.force || !args.to.exists(),
-        "{} exists; choose another name, or replace it with --force",
-        args.to.display()
-    );
-    let same = std::fs::canonicalize(&args.from)
-        .ok()
-        .is_some_and(|from| std::fs::canonicalize(&args.to).is_ok_and(|to| to == from));
-    anyhow::ensure!(!same, "{} is both what is read and what is written", args.from.display());
-    anyhow::ensure!(
-        !args.from.is_dir(),
-        "{} is a folder; name the file in it (what this program trained needs no conversion)",
-        args.from.display()
-    );
-    anyhow::ensure!(args.from.is_file(), "{}: no such file", args.from.display());
-    anyhow::ensure!(
-        !args.to.exists() || args.to.is_file(),
-        "{} is no file; name one to write",
-        args.to.display()
-    );
-    anyhow::ensure!(
-        args.to.extension().is_some_and(|e| e == "safetensors"),
-        "{}: what is written is a safetensors file; name it so",
-        args.to.display()
-    );
+    check_paths(args)?;
     let _place = super::output::ready(&args.to)?;
-    let unknown = || format!("{} is of no known model", args.from.display());
     let native = args.from.extension().is_some_and(|e| e == "safetensors");
-    let (model, flat) = if native {
-        let shapes = checkpoint::read_shapes(&args.from)?;
-        let shapes: Shapes = shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
-        // A file of this program's own says itself what it is.
-        let model = match checkpoint::read_header(&args.from)? {
-            Some(header) => {
-                let run = checkpoint::locate(&args.from, false)?.run;
-                let run = run.filter(|_| header.kind == Kind::Generator);
-                let named = run.as_deref().map(class_names).transpose()?.flatten();
-                let model = Model::of_header(&header, args.schedule)?;
-                let all = model.config["classes"].as_u64().unwrap_or(0);
-                let named = named.filter(|names| names.len() as u64 == all);
-                Model { classes: named.unwrap_or(header.classes), ..model }
-            }
-            None => Model::of(&shapes, args.schedule).with_context(unknown)?,
-        };
-        let flat = load_weights(&args.from, model.kind, &model.layout)?.flat;
-        (model, flat)
-    } else {
-        let tensors = read_pth(&args.from)?;
-        let shapes = tensors.iter().map(|(n, t)| (n.as_str(), t.shape.as_slice())).collect();
-        let model = Model::of(&shapes, args.schedule).with_context(unknown)?;
-        let flat = arrange(&args.from, &model.layout, &tensors)?;
-        (model, flat)
-    };
+    let (model, flat) = if native { of_safetensors(args)? } else { of_pth(args)? };
     let header =
         Header { classes: model.classes, ..Header::new(model.kind, model.step, &model.config)? };
     save_weights(&Disk, &args.to, &header, &model.layout, &flat)?;
@@ -92,6 +43,68 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Fails where the two names cannot be what is read and what is written.
+fn check_paths(args: &ConvertArgs) -> anyhow::Result<()> {
+    let (from, to) = (&args.from, &args.to);
+    anyhow::ensure!(
+        args.force || !to.exists(),
+        "{} exists; choose another name, or replace it with --force",
+        to.display()
+    );
+    let same = std::fs::canonicalize(from)
+        .ok()
+        .is_some_and(|from| std::fs::canonicalize(to).is_ok_and(|to| to == from));
+    anyhow::ensure!(!same, "{} is both what is read and what is written", from.display());
+    anyhow::ensure!(
+        !from.is_dir(),
+        "{} is a folder; name the file in it (what this program trained needs no conversion)",
+        from.display()
+    );
+    anyhow::ensure!(from.is_file(), "{}: no such file", from.display());
+    anyhow::ensure!(!to.exists() || to.is_file(), "{} is no file; name one to write", to.display());
+    anyhow::ensure!(
+        to.extension().is_some_and(|e| e == "safetensors"),
+        "{}: what is written is a safetensors file; name it so",
+        to.display()
+    );
+    Ok(())
+}
+
+fn of_no_known_model(args: &ConvertArgs) -> String {
+    format!("{} is of no known model", args.from.display())
+}
+
+/// A model and its weights from safetensors: a file of this program's own says itself what it is.
+fn of_safetensors(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
+    let model = match checkpoint::read_header(&args.from)? {
+        Some(header) => {
+            let run = checkpoint::locate(&args.from, false)?.run;
+            let run = run.filter(|_| header.kind == Kind::Generator);
+            let named = run.as_deref().map(class_names).transpose()?.flatten();
+            let model = Model::of_header(&header, args.schedule)?;
+            let all = model.config["classes"].as_u64().unwrap_or(0);
+            let named = named.filter(|names| names.len() as u64 == all);
+            Model { classes: named.unwrap_or(header.classes), ..model }
+        }
+        None => {
+            let shapes = checkpoint::read_shapes(&args.from)?;
+            let shapes = shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
+            Model::of(&shapes, args.schedule).with_context(|| of_no_known_model(args))?
+        }
+    };
+    let flat = load_weights(&args.from, model.kind, &model.layout)?.flat;
+    Ok((model, flat))
+}
+
+/// A model and its weights from a published file.
+fn of_pth(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
+    let tensors = read_pth(&args.from)?;
+    let shapes = tensors.iter().map(|(n, t)| (n.as_str(), t.shape.as_slice())).collect();
+    let model = Model::of(&shapes, args.schedule).with_context(|| of_no_known_model(args))?;
+    let flat = arrange(&args.from, &model.layout, &tensors)?;
+    Ok((model, flat))
 }
 
 /// A model told from its tensors.

@@ -1,10 +1,11 @@
 //! Generation scale by scale with a cache of keys and values.
 
+mod blocks;
+
 use super::recordings::{Call, Recordings};
 use crate::model::generator::Generator;
 use sar_math::backend::{
-    Backend, Branch, Buffers, CachedAttentionDims, Choice, ChooseDims, EmbeddingDims, LinearDims,
-    RolloutDims, ShapeError, TokenDims,
+    Backend, Buffers, Choice, ChooseDims, LinearDims, RolloutDims, ShapeError,
 };
 use sar_math::{MAX_SCALES, ScaleSchedule};
 
@@ -275,87 +276,6 @@ impl<B: Backend> Sampler<B> {
         backend.rollout_inputs(&dims, &self.ids, codebook, &mut self.inputs)
     }
 
-    /// Runs all blocks on the tokens of one scale; leaves what the head takes. Ops alone, to be replayed.
-    ///
-    /// `x` and `sum` change places twice per block, an even number of times: they end where they
-    /// began, so the next call issues its ops on the same buffers.
-    fn trunk(
-        &mut self,
-        backend: &B,
-        generator: &Generator,
-        params: &B::Params,
-        batch: usize,
-        rows: usize,
-        scale: usize,
-    ) -> Result<(), B::Error> {
-        let g = generator.shape();
-        let (c, wide) = (g.width, g.mlp_ratio * g.width);
-        let span = self.schedule.range(scale);
-        let dims = TokenDims { batch: rows, tokens: span.len(), width: c };
-        let linear =
-            |inputs: usize, outputs: usize| LinearDims { rows: dims.rows(), inputs, outputs };
-        let attention = CachedAttentionDims {
-            batch: rows,
-            heads: g.heads,
-            head_dim: g.head_dim(),
-            past: span.start,
-            tokens: span.len(),
-            capacity: self.schedule.tokens(),
-        };
-        self.embed(backend, generator, params, batch, rows, span)?;
-        for norm in 0..=2 * g.depth {
-            let branch = norm.checked_sub(1).map(|n| Branch::<B> {
-                value_blc: &self.branch,
-                gate: generator.gate(n),
-                keep: None,
-            });
-            let added = branch.is_some();
-            backend.residual_norm(
-                dims,
-                g.norm_eps,
-                &self.x,
-                branch,
-                &self.ada,
-                generator.modulation(norm),
-                &mut self.sum,
-                &mut self.normed,
-                &mut self.stats,
-            )?;
-            if added {
-                std::mem::swap(&mut self.x, &mut self.sum);
-            }
-            if norm == 2 * g.depth {
-                break;
-            }
-            let slots = generator.blocks[norm / 2];
-            if norm % 2 == 0 {
-                backend.linear(
-                    linear(c, 3 * c),
-                    &self.normed,
-                    params,
-                    slots.qkv,
-                    &mut self.wide,
-                )?;
-                backend.cached_attention(
-                    attention,
-                    &mut self.wide,
-                    params,
-                    slots.attention,
-                    &mut self.cache[norm / 2],
-                    &mut self.activated,
-                )?;
-                let proj = slots.proj;
-                backend.linear(linear(c, c), &self.activated, params, proj, &mut self.branch)?;
-            } else {
-                backend.linear(linear(c, wide), &self.normed, params, slots.fc1, &mut self.wide)?;
-                backend.gelu(dims.rows() * wide, &self.wide, &mut self.activated)?;
-                let fc2 = slots.fc2;
-                backend.linear(linear(wide, c), &self.activated, params, fc2, &mut self.branch)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Logits of one scale, guided by t: the features are, which the head is linear in.
     fn head(
         &mut self,
@@ -373,33 +293,5 @@ impl<B: Backend> Sampler<B> {
         }
         let dims = LinearDims { rows, inputs: g.width, outputs: g.vocab };
         backend.linear(dims, &self.normed, params, generator.head, &mut self.logits)
-    }
-
-    fn embed(
-        &mut self,
-        backend: &B,
-        generator: &Generator,
-        params: &B::Params,
-        batch: usize,
-        rows: usize,
-        span: std::ops::Range<usize>,
-    ) -> Result<(), B::Error> {
-        let g = generator.shape();
-        let embedding = EmbeddingDims {
-            batch: rows,
-            input_batch: batch,
-            span,
-            width: g.width,
-            channels: g.channels,
-        };
-        backend.token_embedding(
-            &embedding,
-            &self.cond,
-            &self.inputs,
-            params,
-            generator.embedding(true),
-            &self.pos_lc,
-            &mut self.x,
-        )
     }
 }
