@@ -64,6 +64,7 @@ impl<B: Compute> Work<'_, B> {
         if !quiet {
             eprintln!("{}", self.data.summary);
             eprintln!("{}", self.effort());
+            eprintln!("{}", self.chance());
             if let Some(latents) = self.latents {
                 eprintln!("on {}", latents.describe());
             }
@@ -188,6 +189,16 @@ impl<B: Compute> Work<'_, B> {
              (train.steps, train.batch, train.lr){rule}",
             t.steps,
             t.peak_lr()
+        )
+    }
+
+    /// What losses and accuracies are to be seen beside.
+    fn chance(&self) -> String {
+        let codes = self.config.generator.vocab as f64;
+        format!(
+            "to guess one of {codes} codes has a loss of {:.3} and an accuracy of {:.2} %",
+            codes.ln(),
+            100.0 / codes
         )
     }
 

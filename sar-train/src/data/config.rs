@@ -30,6 +30,10 @@ pub struct DataConfig {
     pub shift: usize,
     /// Take a folder without classes as one class.
     pub unlabelled: bool,
+    /// Train on so many images alone, spread over the set evenly: to try something, or to see that a model
+    /// learns a few by heart. Without it: on all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
     /// Accept data of a single class.
     pub allow_one_class: bool,
     /// Count bad images instead of stopping at the first.
@@ -53,6 +57,7 @@ impl Default for DataConfig {
             crop: Crop::Random,
             shift: 0,
             unlabelled: false,
+            limit: None,
             allow_one_class: false,
             skip_bad_images: false,
             max_pixels: 64_000_000,
@@ -156,6 +161,9 @@ impl DataConfig {
         if self.max_pixels == 0 || self.max_pixels > MAX_PIXELS {
             let reason = format!("expected 1 to {MAX_PIXELS}, found {}", self.max_pixels);
             return fail("max_pixels", reason);
+        }
+        if self.limit == Some(0) {
+            return fail("limit", "expected 1 or more, found 0".into());
         }
         if let Some(n) = self.num_classes.filter(|n| !(1..=MAX_CLASSES).contains(n)) {
             return fail("num_classes", format!("expected 1 to {MAX_CLASSES}, found {n}"));

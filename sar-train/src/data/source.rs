@@ -1,6 +1,6 @@
 //! Which kind of source a path is, and from its listing to data sets.
 
-use super::dataset::{Dataset, Item};
+use super::dataset::{Dataset, Item, spread};
 use super::decode::{BadImage, decode, probe};
 use super::glyphs::{self, Sheet};
 use super::{Data, DataConfig, DataError, folder, list};
@@ -176,8 +176,11 @@ fn assemble(
     (how, drawn): (String, bool),
     skipped: Vec<(PathBuf, BadImage)>,
 ) -> Data {
+    let all = train.len();
+    let train = limited(train, config.limit);
+    let of_all = if train.len() < all { format!(" of {all}") } else { String::new() };
     let mut summary = format!(
-        "{} ({kind}): {} classes, {} training and {} validation images ({how})",
+        "{} ({kind}): {} classes, {}{of_all} training and {} validation images ({how})",
         root.display(),
         classes.len(),
         train.len(),
@@ -205,6 +208,13 @@ fn assemble(
         skipped,
         workers: config.workers,
     }
+}
+
+/// So many of the images, spread evenly over them as they are listed, which is class by class but in list files.
+fn limited(items: Vec<Item>, limit: Option<usize>) -> Vec<Item> {
+    let Some(limit) = limit else { return items };
+    let chosen = spread(items.len(), limit);
+    chosen.into_iter().filter_map(|index| items.get(index).cloned()).collect()
 }
 
 fn unseen(files: Vec<(PathBuf, u32)>) -> Vec<Item> {

@@ -9,12 +9,14 @@ mod frechet;
 mod inception;
 mod manifold;
 mod spread;
+mod ssim;
 
 pub use features::Features;
 pub use frechet::{Gaussian, frechet_distance};
 pub use inception::{InceptionScore, inception_score};
 pub use manifold::{Manifold, PrecisionRecall, precision_recall};
 pub use spread::Measured;
+pub use ssim::ssim;
 
 use thiserror::Error;
 

@@ -355,3 +355,23 @@ fn numbers_that_no_machine_has_room_for_are_refused() {
     says(&fails(1, &large, folder), &["for its weights alone", "generator.width"]);
     says(&fails(1, &["plan", "--batch", "18446744073709551615"], folder), &["train.batch"]);
 }
+
+#[test]
+fn a_few_images_are_learnt_by_heart() {
+    let folder = trained();
+    let folder = folder.path();
+    // One way for each image to look, and nothing that hides anything.
+    let few = ["data.limit=4", "data.shift=0", "train.class_dropout=0", "train.drop_path=0"];
+    let more = ["train.steps=150", "train.batch=4", "train.lr=3e-3", "generator.width=64"];
+    let sets: Vec<&str> = few.iter().chain(&more).flat_map(|set| ["--set", *set]).collect();
+    let said = succeeds(&[&TRAIN[..], &["--out", "few"], &sets].concat(), folder);
+    says(&said, &["4 of 3700 training", "one of 16 codes has a loss of 2.773", "6.25 %"]);
+    let log = fs::read_to_string(folder.join("few/log.jsonl")).unwrap();
+    let loss =
+        |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64();
+    let last = log.lines().filter_map(loss).last().unwrap();
+    assert!(last < 0.3, "{last}");
+    let none =
+        fails(1, &[&TRAIN[..], &["--out", "none", "--set", "data.limit=0"]].concat(), folder);
+    says(&none, &["data.limit", "expected 1 or more, found 0"]);
+}

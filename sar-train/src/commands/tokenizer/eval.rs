@@ -19,10 +19,13 @@ pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::
     );
     let quality = measure(backend, tokenizer, params, images, &config)?;
     println!("{} held-out images of {} px", images.len().min(super::EVALUATED), images.side());
-    println!("{:>8}  {:>9}  {:>10}", "grid", "PSNR (dB)", "codes used");
+    println!("{:>8}  {:>9}  {:>6}  {:>10}", "grid", "PSNR (dB)", "SSIM", "codes used");
     for scale in &quality.scales {
         let grid = format!("{}x{}", scale.grid.0, scale.grid.1);
-        println!("{grid:>8}  {:>9.2}  {:>9.1}%", scale.psnr, 100.0 * scale.codebook_used);
+        // Images smaller than its window have none.
+        let ssim = scale.ssim.map_or("–".to_owned(), |ssim| format!("{ssim:.4}"));
+        let used = 100.0 * scale.codebook_used;
+        println!("{grid:>8}  {:>9.2}  {ssim:>6}  {used:>9.1}%", scale.psnr);
     }
     println!("codebook used: {:.1} %", 100.0 * quality.codebook_used);
     println!("perplexity of the codes: {:.1}", quality.perplexity);

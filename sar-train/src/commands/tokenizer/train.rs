@@ -176,6 +176,7 @@ fn resume<B: Compute>(
 #[derive(Serialize)]
 struct QualityRecord {
     psnr: Vec<f64>,
+    ssim: Vec<Option<f64>>,
     grids: Vec<String>,
     scale_codebook_used: Vec<f64>,
     codebook_used: f64,
@@ -186,6 +187,7 @@ fn quality_record(quality: &TokenizerQuality) -> QualityRecord {
     let scales = &quality.scales;
     QualityRecord {
         psnr: scales.iter().map(|s| s.psnr).collect(),
+        ssim: scales.iter().map(|s| s.ssim).collect(),
         grids: scales.iter().map(|s| format!("{}x{}", s.grid.0, s.grid.1)).collect(),
         scale_codebook_used: scales.iter().map(|s| s.codebook_used).collect(),
         codebook_used: quality.codebook_used,

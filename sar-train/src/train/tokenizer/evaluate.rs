@@ -1,6 +1,7 @@
 //! How well a tokenizer reconstructs, at each scale, and how much of its codebook it uses.
 
 use super::check_size;
+use crate::metrics::ssim;
 use crate::model::tokenizer::{IMAGE_CHANNELS, Tokenizer, Trace};
 use num_traits::Zero;
 use sar_math::Real;
@@ -16,6 +17,9 @@ pub struct ScaleQuality {
     pub psnr: f64,
     /// Mean squared error.
     pub mse: f64,
+    /// Structural similarity with the same image, the mean over colours and images; none of images smaller
+    /// than its window ([`crate::metrics::ssim`]).
+    pub ssim: Option<f64>,
     /// Part of the codebook that was used at this scale.
     pub codebook_used: f64,
 }
@@ -92,25 +96,11 @@ impl<'a, B: TokenizerOps> Reconstructor<'a, B> {
         images_b3hw: &[B::Host],
         grids: &[(usize, usize)],
     ) -> Result<TokenizerQuality, B::Error> {
-        let vocab = self.tokenizer.config().vocab;
-        let mut counts = vec![0u64; vocab];
+        let mut counts = vec![0u64; self.tokenizer.config().vocab];
         let mut scales = Vec::new();
         for &grid in grids {
-            let (mut error, mut count) = (0.0, 0usize);
-            let mut of_scale = vec![0u64; vocab];
-            self.reconstruct_each(params, images_b3hw, grid, |images, targets, ids| {
-                for (&x, &t) in images.iter().zip(targets) {
-                    let difference = x.wide().clamp(-1.0, 1.0) - t.wide();
-                    error += difference * difference;
-                }
-                count += images.len();
-                for &id in ids {
-                    of_scale[id as usize] += 1;
-                }
-            })?;
-            let mse = error / count.max(1) as f64;
-            let psnr = 10.0 * (PEAK_SQUARED / mse).log10();
-            scales.push(ScaleQuality { grid, psnr, mse, codebook_used: used(&of_scale) });
+            let (quality, of_scale) = self.evaluate_at(params, images_b3hw, grid)?;
+            scales.push(quality);
             counts.iter_mut().zip(of_scale).for_each(|(all, n)| *all += n);
         }
         let total: u64 = counts.iter().sum();
@@ -122,6 +112,39 @@ impl<'a, B: TokenizerOps> Reconstructor<'a, B> {
             .sum();
         let codebook_used = used(&counts);
         Ok(TokenizerQuality { scales, codebook_used, perplexity: entropy.exp() })
+    }
+
+    /// Quality at one grid, and how often each code was used there.
+    fn evaluate_at(
+        &mut self,
+        params: &B::Params,
+        images_b3hw: &[B::Host],
+        grid: (usize, usize),
+    ) -> Result<(ScaleQuality, Vec<u64>), B::Error> {
+        let factor = self.tokenizer.downsample_factor();
+        let (height, width) = (grid.0 * factor, grid.1 * factor);
+        let wide = |plane: &[B::Host]| -> Vec<f64> {
+            plane.iter().map(|v| v.wide().clamp(-1.0, 1.0)).collect()
+        };
+        let mut counts = vec![0u64; self.tokenizer.config().vocab];
+        let (mut error, mut similarity, mut planes) = (0.0, Some(0.0), 0usize);
+        self.reconstruct_each(params, images_b3hw, grid, |images, targets, ids| {
+            for (x, t) in images.chunks(height * width).zip(targets.chunks(height * width)) {
+                let (x, t) = (wide(x), wide(t));
+                error += x.iter().zip(&t).map(|(x, t)| (x - t) * (x - t)).sum::<f64>();
+                let similar = ssim(&x, &t, height, width);
+                similarity = similarity.zip(similar).map(|(sum, one)| sum + one);
+                planes += 1;
+            }
+            for &id in ids {
+                counts[id as usize] += 1;
+            }
+        })?;
+        let mse = error / (planes * height * width).max(1) as f64;
+        let psnr = 10.0 * (PEAK_SQUARED / mse).log10();
+        let ssim = similarity.filter(|_| planes > 0).map(|sum| sum / planes as f64);
+        let codebook_used = used(&counts);
+        Ok((ScaleQuality { grid, psnr, mse, ssim, codebook_used }, counts))
     }
 
     /// Reconstructions of images at a grid, `[n, 3, grid·f]`, not clamped.

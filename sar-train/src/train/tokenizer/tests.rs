@@ -65,6 +65,7 @@ fn training_lowers_the_error_and_counts_what_it_used() {
     for (before, after) in before.scales.iter().zip(&after.scales) {
         assert!(after.mse < 0.8 * before.mse, "{before:?} {after:?}");
         assert!(after.codebook_used > 0.0);
+        assert_eq!(after.ssim, None, "eight pixels, and a window of eleven");
         assert!((after.psnr - 10.0 * (4.0 / after.mse).log10()).abs() < 1e-9);
     }
     let of_scales: Vec<f64> = after.scales.iter().map(|s| s.codebook_used).collect();
