@@ -54,7 +54,7 @@ pub struct OutArgs {
     /// larger. An image is the same as if there had been one call.
     #[arg(long, conflicts_with = "force")]
     pub resume: bool,
-    /// Replace the images of an earlier call in --out, and the file of --npz.
+    /// Replace the images of an earlier call in --out; `sample` replaces the file of --npz, too.
     #[arg(long)]
     pub force: bool,
 }
@@ -102,28 +102,24 @@ pub struct EditArgs {
     #[arg(long, value_name = "FILE")]
     pub image: PathBuf,
     /// What of it to draw anew: an image of the same size, there lighter than the middle grey (white; what is
-    /// transparent counts as that), elsewhere darker.
+    /// transparent counts as that), elsewhere darker. A token of which a pixel is masked is drawn anew, whole.
     #[arg(long, value_name = "FILE")]
     pub mask: Option<PathBuf>,
     /// Take the first N grids from the image, under the mask too: its coarse look stays. Without --mask, all
     /// that is finer is drawn anew.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub keep_scales: usize,
-    /// How often to draw what is masked, each time on what was drawn before: 2 fits in better than 1.
+    /// How often to draw what is masked, each time on what was drawn before: 2 fits in better than 1. Goes with
+    /// --mask.
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100),
         requires = "mask")]
     pub passes: u64,
     /// Where the images go.
     #[command(flatten)]
     pub place: OutArgs,
-    /// Classes to draw, in turn, by name or by number from 0; what is both is a name.
-    #[arg(
-        long,
-        required = true,
-        value_delimiter = ',',
-        value_name = "0,cat,…",
-        allow_hyphen_values = true
-    )]
+    /// Classes to draw, in turn, by name or by number from 0; what is both is a name. A default is there only
+    /// for a generator of one class.
+    #[arg(long, value_delimiter = ',', value_name = "0,cat,…", allow_hyphen_values = true)]
     pub classes: Vec<String>,
     /// Images.
     #[arg(long, default_value_t = 8, value_name = "N")]
@@ -134,7 +130,8 @@ pub struct EditArgs {
     /// The sampler.
     #[command(flatten)]
     pub sampler: SamplerArgs,
-    /// Leave the pictures as decoded; default: outside the mask the image's own pixels are put back.
+    /// Leave the pictures as decoded; default: outside the mask the image's own pixels are put back. Goes with
+    /// --mask.
     #[arg(long, requires = "mask")]
     pub decoded: bool,
     /// Sample from the running average of the weights, where the checkpoint has one.

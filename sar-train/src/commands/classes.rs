@@ -24,23 +24,23 @@ pub(super) fn asked_classes(
             }
             return Ok(index as u32);
         }
-        let known = || match names {
-            [] => {
-                format!("the generator has {classes}, by numbers from 0: their names were not kept")
-            }
-            names => {
-                let names: Vec<&str> = names.iter().map(String::as_str).collect();
-                format!(
-                    "the generator has {classes}, by number from 0 or by name: {}",
-                    some_of(&names)
-                )
-            }
-        };
         let index = asked.parse().ok().filter(|index: &u32| (*index as usize) < classes);
-        index.with_context(|| format!("class {asked} does not exist: {}", known()))
+        index.with_context(|| format!("class {asked} does not exist: {}", known_classes(generator)))
     };
     match asked {
         [] => Ok((0..classes as u32).collect()),
         asked => asked.iter().map(index).collect(),
+    }
+}
+
+/// The classes that there are, told.
+pub(super) fn known_classes(generator: &LoadedGenerator) -> String {
+    let classes = generator.section.classes;
+    match generator.classes.as_deref().unwrap_or_default() {
+        [] => format!("the generator has {classes}, by numbers from 0: their names were not kept"),
+        names => {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            format!("the generator has {classes}, by number from 0 or by name: {}", some_of(&names))
+        }
     }
 }

@@ -1,18 +1,19 @@
 //! `sar edit`: parts of an image drawn anew by a generator, the rest of its codes kept.
 
-use super::classes::asked_classes;
+use super::classes::{asked_classes, known_classes};
 use super::models::{LoadedGenerator, LoadedTokenizer, absolute};
 use super::painting::{Batch, Painting, Target};
 use super::samples::{EditRecord, GIVEN, SampleFolder, SampleRecord};
 use crate::backend::Compute;
 use crate::cli::{EditArgs, GlobalArgs};
 use crate::config::SampleConfig;
-use crate::data::Augment;
 use crate::data::decode::{Picture, decode};
 use crate::data::grid::{self, Images};
+use crate::data::{Augment, sha256_of};
 use crate::sample::{Edit, Editor, Hole, Mask};
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
+use std::fs;
 use std::path::Path;
 
 /// Draws variants of an image and writes them.
@@ -26,28 +27,27 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     let run = generator.run_config()?.unwrap_or_default();
     let settings = settings(args, run.sample)?;
     let schedule = settings.schedule.unwrap_or(generator.section.schedule);
+    anyhow::ensure!(
+        !args.classes.is_empty() || generator.section.classes == 1,
+        "name what to draw by --classes; {}",
+        known_classes(&generator)
+    );
     let classes = asked_classes(&args.classes, &generator)?;
+    check(args, &schedule)?;
+    let edit = read(args, &schedule, &tokenizer, run.data.max_pixels)?;
+    let path = generator.tokenizer_path(args.tokenizer.as_deref())?;
+    let (from, by) = ((&tokenizer, path.as_path()), (args.ema, global.computed()));
     let record = SampleRecord {
-        program: env!("CARGO_PKG_VERSION").to_owned(),
-        generator: absolute(&generator.file),
-        tokenizer: absolute(&generator.tokenizer_path(args.tokenizer.as_deref())?),
-        step: generator.step,
-        ema: args.ema,
-        computed: global.computed(),
-        schedule: schedule.to_string(),
         edit: Some(EditRecord {
             image: absolute(&args.image),
             mask: args.mask.as_deref().map(absolute),
-            keep_scales: args.keep_scales,
-            passes: if args.mask.is_some() { args.passes as usize } else { 1 },
-            decoded: args.decoded,
+            pixels_sha256: fingerprint(&edit),
+            keep_scales: edit.keep_scales,
+            passes: edit.passes,
+            decoded: edit.decoded,
         }),
-        classes: generator.classes.clone().unwrap_or_default(),
-        labels: (0..settings.count).map(|k| classes[k % classes.len()]).collect(),
-        settings,
+        ..SampleRecord::new(&generator, from, &schedule, &settings, &classes, by)
     };
-    check(args, &schedule)?;
-    let edit = read(args, &schedule, &tokenizer, run.data.max_pixels)?;
     let (batch, side) = (record.batch(), side(&schedule, &tokenizer));
     let mut editor = Editor::new(backend, tokenizer.decoder(), &schedule, edit, batch)?;
     let mut painting = Painting::new(backend, &generator, &tokenizer, &schedule, &record)?;
@@ -63,6 +63,16 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
         let &Batch { labels, first_image, every_scale } = batch;
         editor.paint(painter, &params, labels, first_image, &settings, every_scale)
     })
+}
+
+/// The pixels that pictures depend on.
+fn fingerprint(edit: &Edit) -> String {
+    let mut pixels = edit.image_3hw.clone();
+    if let Some(hole) = &edit.hole {
+        pixels.extend(&hole.known_3hw);
+        pixels.extend(hole.mask.pixels().iter().map(|drawn| f32::from(u8::from(*drawn))));
+    }
+    sha256_of(&pixels)
 }
 
 /// As in the generator's run, with what was typed over it.
@@ -106,6 +116,12 @@ fn read<B: Compute>(
     max_pixels: u64,
 ) -> anyhow::Result<Edit> {
     let open = |path: &Path| -> anyhow::Result<Picture> {
+        let [file, out] = [path, &args.place.out].map(|path| fs::canonicalize(path).ok());
+        anyhow::ensure!(
+            out.is_none() || file.as_deref().and_then(Path::parent) != out.as_deref(),
+            "{} lies in --out, where it may be written over; choose another --out",
+            path.display()
+        );
         decode(path, max_pixels).with_context(|| format!("{}", path.display()))
     };
     let picture = open(&args.image)?;
@@ -118,9 +134,11 @@ fn read<B: Compute>(
         let kept = hole.mask.kept(schedule, 0.0);
         anyhow::ensure!(
             args.keep_scales > 0 || kept.contains(&1),
-            "{}: some of every cell of the last grid, {}, is masked, so that nothing of the image is kept",
+            "{}: nothing of the image is kept, since white or transparent reaches into every square of \
+             {factor}×{factor} px (of the {side}×{side} that are drawn)",
             path.display(),
-            schedule.last()
+            factor = tokenizer.tokenizer.downsample_factor(),
+            side = cut.side
         );
     }
     Ok(Edit {

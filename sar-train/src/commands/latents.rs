@@ -4,12 +4,10 @@ use super::models::LoadedTokenizer;
 use super::output;
 use crate::backend::Compute;
 use crate::config::Config;
-use crate::data::{Data, Latents, Origin, View, sha256, spread};
+use crate::data::{Data, Latents, Origin, View, sha256_of, spread};
 use crate::run::RunFolder;
 use anyhow::Context as _;
 
-/// Weights that are hashed at a time.
-const HASHED: usize = 1 << 16;
 /// Images that are encoded again, to see that the latents are theirs.
 const LOOKED_AT: usize = 4;
 /// How far such a latent may be from the one in the file, of its norm: bf16 and 16 bits in the file move it by
@@ -24,9 +22,8 @@ const IMAGES: &str = "the images";
 
 /// What latents of these images through this tokenizer are made of.
 pub(super) fn origin<B: Compute>(tokenizer: &LoadedTokenizer<B>, data: &Data, seed: u64) -> Origin {
-    let bytes = |part: &[f32]| part.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     Origin {
-        tokenizer: sha256(tokenizer.weights.chunks(HASHED).map(bytes)),
+        tokenizer: sha256_of(&tokenizer.weights),
         images: data.fingerprint(),
         augment: data.augment.clone(),
         seed,

@@ -113,7 +113,10 @@ impl<'a, B: Compute> Painting<'a, B> {
             folder.keep(&record)?;
             return Err(SamplingInterrupted { done, path: folder.path().to_owned() }.into());
         }
-        progress.finish(&format!("{count} images, {}", rate(speed)));
+        progress.finish(&match count - resumed {
+            0 => format!("all {count} images were there"),
+            _ => format!("{count} images, {}", rate(speed)),
+        });
         println!("{}", folder.path().join(GRID).display());
         Ok(())
     }

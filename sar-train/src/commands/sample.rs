@@ -1,7 +1,7 @@
 //! `sar sample`: a grid, one file per image, and a strip that shows every scale.
 
 use super::classes::asked_classes;
-use super::models::{LoadedGenerator, absolute};
+use super::models::LoadedGenerator;
 use super::output::ready_as;
 use super::painting::{Painting, Target};
 use super::samples::{SampleFolder, SampleRecord};
@@ -10,7 +10,6 @@ use crate::cli::{GlobalArgs, SampleArgs};
 use crate::config::Config;
 use crate::data::npz::NpzWriter;
 use crate::sample::columns;
-use sar_math::ScaleSchedule;
 
 /// Samples images and writes them.
 ///
@@ -21,13 +20,18 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let config = configuration(args, generator.run_config()?.unwrap_or_default())?;
     let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
-    let record = record(args, global, &config, &generator, &schedule)?;
-    let count = record.labels.len();
+    let (classes, count) = (asked_classes(&args.classes, &generator)?, config.sample.count);
+    if args.npz.is_some() {
+        note_uneven(count, classes.len());
+    }
+    let path = generator.tokenizer_path(args.tokenizer.as_deref())?;
+    let (from, by) = ((&tokenizer, path.as_path()), (args.ema, global.computed()));
+    let record = SampleRecord::new(&generator, from, &schedule, &config.sample, &classes, by);
     let params = generator.params(backend)?;
     let mut painting = Painting::new(backend, &generator, &tokenizer, &schedule, &record)?;
-    if let Some(npz) = args.npz.as_deref().filter(|npz| npz.is_file() && !args.place.force) {
-        let way = if args.place.resume { "remove it" } else { "replace it with --force" };
-        anyhow::bail!("{} exists; choose another name, or {way}", npz.display());
+    let replaces = args.place.force || args.place.resume;
+    if let Some(npz) = args.npz.as_deref().filter(|npz| npz.is_file() && !replaces) {
+        anyhow::bail!("{} exists; choose another name, or replace it with --force", npz.display());
     }
     let _place = args.npz.as_deref().map(|path| ready_as(path, &["npz"])).transpose()?;
     let npz = args.npz.as_deref();
@@ -42,35 +46,14 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     })
 }
 
-/// What is to be sampled, of which classes.
-fn record(
-    args: &SampleArgs,
-    global: &GlobalArgs,
-    config: &Config,
-    generator: &LoadedGenerator,
-    schedule: &ScaleSchedule,
-) -> anyhow::Result<SampleRecord> {
-    let (classes, count) = (asked_classes(&args.classes, generator)?, config.sample.count);
-    if args.npz.is_some() && !count.is_multiple_of(classes.len()) {
+/// Notes where published numbers would be of other images.
+fn note_uneven(count: usize, classes: usize) {
+    if !count.is_multiple_of(classes) {
         eprintln!(
-            "note: {count} images are not the same number of each of {} classes, which published numbers \
-             are of",
-            classes.len()
+            "note: {count} images are not the same number of each of {classes} classes, which published \
+             numbers are of"
         );
     }
-    Ok(SampleRecord {
-        program: env!("CARGO_PKG_VERSION").to_owned(),
-        generator: absolute(&generator.file),
-        tokenizer: absolute(&generator.tokenizer_path(args.tokenizer.as_deref())?),
-        step: generator.step,
-        ema: args.ema,
-        computed: global.computed(),
-        schedule: schedule.to_string(),
-        settings: config.sample.clone(),
-        edit: None,
-        classes: generator.classes.clone().unwrap_or_default(),
-        labels: (0..count).map(|k| classes[k % classes.len()]).collect(),
-    })
 }
 
 fn configuration(args: &SampleArgs, mut config: Config) -> anyhow::Result<Config> {

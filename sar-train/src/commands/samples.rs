@@ -1,9 +1,13 @@
 //! The folder that `sar sample` and `sar edit` write: whose images are in it, and how they came about.
 
+use super::models::{LoadedGenerator, LoadedTokenizer, absolute};
+use crate::backend::Compute;
 use crate::cli::OutArgs;
 use crate::config::SampleConfig;
+use crate::data::sha256_of;
 use crate::files::write_whole;
 use anyhow::Context as _;
+use sar_math::ScaleSchedule;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -26,8 +30,14 @@ pub(super) struct SampleRecord {
     pub program: String,
     /// The weights' file.
     pub generator: PathBuf,
-    /// The tokenizer's.
+    /// The weights themselves.
+    #[serde(default)]
+    pub generator_sha256: String,
+    /// The tokenizer's file.
     pub tokenizer: PathBuf,
+    /// Its weights.
+    #[serde(default)]
+    pub tokenizer_sha256: String,
     /// Optimiser steps they were trained for.
     pub step: u64,
     /// Whether they are the averaged ones (EMA).
@@ -57,6 +67,9 @@ pub(super) struct EditRecord {
     /// What of it was drawn anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<PathBuf>,
+    /// Both as they were looked at.
+    #[serde(default)]
+    pub pixels_sha256: String,
     /// How many scales were taken from it whole.
     pub keep_scales: usize,
     /// How often what is masked was drawn.
@@ -86,6 +99,33 @@ fn lock(path: &Path) -> anyhow::Result<Option<File>> {
 }
 
 impl SampleRecord {
+    /// Of images that are about to be made, of some classes in turn.
+    pub(super) fn new<B: Compute>(
+        generator: &LoadedGenerator,
+        tokenizer: (&LoadedTokenizer<B>, &Path),
+        schedule: &ScaleSchedule,
+        settings: &SampleConfig,
+        classes: &[u32],
+        (ema, computed): (bool, String),
+    ) -> Self {
+        let turns = classes.iter().copied().cycle();
+        Self {
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            generator: absolute(&generator.file),
+            generator_sha256: sha256_of(&generator.weights),
+            tokenizer: absolute(tokenizer.1),
+            tokenizer_sha256: sha256_of(&tokenizer.0.weights),
+            step: generator.step,
+            ema,
+            computed,
+            schedule: schedule.to_string(),
+            settings: settings.clone(),
+            edit: None,
+            classes: generator.classes.clone().unwrap_or_default(),
+            labels: turns.take(settings.count).collect(),
+        }
+    }
+
     /// Images painted at once.
     pub(super) fn batch(&self) -> usize {
         self.settings.batch.min(self.labels.len())
@@ -93,24 +133,34 @@ impl SampleRecord {
 
     /// Why the images of `earlier` are not the first of these, if they are not.
     fn difference_from(&self, earlier: &Self) -> anyhow::Result<Option<String>> {
-        let common = self.labels.iter().zip(&earlier.labels).take_while(|(a, b)| a == b).count();
-        if common < earlier.labels.len() {
-            return Ok(Some(match common == self.labels.len() {
-                true => format!(
-                    "it has {} images, and --count {common} asks for fewer",
-                    earlier.labels.len()
-                ),
-                false => format!("image {common} is of another class; give the same --classes"),
+        let [was, is] = [earlier.essence()?, self.essence()?];
+        if let Some((key, was, is)) = difference("", &was, &is) {
+            return Ok(Some(match key.as_str() {
+                "generator_sha256" => "the generator has other weights now".to_owned(),
+                "tokenizer_sha256" => "the tokenizer has other weights now".to_owned(),
+                "edit.pixels_sha256" => "the image or its mask is another now".to_owned(),
+                _ => format!("{key} was {was} and is {is} now"),
             }));
         }
-        // What an image does not depend on.
-        let images = |record: &Self| -> anyhow::Result<Value> {
-            let settings = SampleConfig { count: 1, batch: 1, ..record.settings.clone() };
-            let (program, labels) = (String::new(), Vec::new());
-            Ok(serde_json::to_value(Self { program, labels, settings, ..record.clone() })?)
-        };
-        let difference = difference("", &images(earlier)?, &images(self)?);
-        Ok(difference.map(|(key, was, is)| format!("{key} was {was} and is {is} now")))
+        let common = self.labels.iter().zip(&earlier.labels).take_while(|(a, b)| a == b).count();
+        let there = earlier.labels.len();
+        Ok((common < there).then(|| match common == self.labels.len() {
+            true => format!("it has {there} images, and --count {common} asks for fewer"),
+            false => format!("image {common} is of another class; give the same --classes"),
+        }))
+    }
+
+    /// All that an image depends on, but its class and number.
+    fn essence(&self) -> anyhow::Result<Value> {
+        let mut of = self.clone();
+        (of.program, of.labels) = (String::new(), Vec::new());
+        // What is in the files counts, and the schedule that was sampled in.
+        (of.generator, of.tokenizer) = (PathBuf::new(), PathBuf::new());
+        of.settings = SampleConfig { count: 1, batch: 1, schedule: None, ..of.settings };
+        if let Some(edit) = &mut of.edit {
+            (edit.image, edit.mask) = (PathBuf::new(), None);
+        }
+        Ok(serde_json::to_value(of)?)
     }
 
     /// Names of the files that it stands for.
@@ -130,6 +180,11 @@ impl SampleFolder {
     pub(super) fn open(place: &OutArgs, record: &SampleRecord) -> anyhow::Result<Self> {
         let path = place.out.as_path();
         anyhow::ensure!(!path.is_file(), "{} is a file; --out names a folder", path.display());
+        anyhow::ensure!(
+            !is_of_a_run(path),
+            "{} is a run's own folder; choose another --out",
+            path.display()
+        );
         fs::create_dir_all(path)
             .with_context(|| format!("{}: the folder cannot be made", path.display()))?;
         let folder = Self { path: path.to_owned(), _lock: lock(path)? };
@@ -146,7 +201,7 @@ impl SampleFolder {
         }
         match earlier {
             None => {}
-            Some(earlier) if place.force => folder.clear(&earlier)?,
+            Some(earlier) if place.force || earlier.labels.is_empty() => folder.clear(&earlier)?,
             Some(earlier) if place.resume => {
                 if let Some(difference) = record.difference_from(&earlier)? {
                     anyhow::bail!("{} holds other images: {difference}", path.display());
@@ -187,9 +242,14 @@ impl SampleFolder {
     fn record(&self) -> anyhow::Result<SampleRecord> {
         let path = self.path.join(RECORD);
         let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
-        serde_json::from_str(&text).with_context(|| {
+        let mut record: SampleRecord = serde_json::from_str(&text).with_context(|| {
             format!("{} is no record of samples; choose another --out", path.display())
-        })
+        })?;
+        // A call that was killed had not painted them all.
+        let there = |k: &usize| self.path.join(format!("{k:06}.png")).exists();
+        let present = (0..record.labels.len()).rev().find(there).map_or(0, |last| last + 1);
+        record.labels.truncate(present);
+        Ok(record)
     }
 
     /// Removes what an earlier call wrote, the record last: until then it says whose the rest is.
@@ -201,7 +261,6 @@ impl SampleFolder {
                     return Err(e)
                         .with_context(|| format!("{}: cannot be removed", path.display()));
                 }
-                // An earlier call that was stopped had not painted them all.
                 _ => {}
             }
         }
@@ -227,6 +286,15 @@ impl SampleFolder {
         };
         Ok(names.filter(alike).min())
     }
+}
+
+/// Whether a folder is a run's, or one that a run keeps its own pictures or weights in.
+fn is_of_a_run(path: &Path) -> bool {
+    let is_run =
+        |path: &Path| path.join("config.toml").is_file() && path.join("checkpoints").is_dir();
+    let absolute = absolute(path);
+    let own = absolute.file_name().is_some_and(|name| name == "samples" || name == "checkpoints");
+    is_run(path) || (own && absolute.parent().is_some_and(is_run))
 }
 
 /// The first value that differs in two records: its name, what it was and what it is.

@@ -285,8 +285,17 @@ impl Data {
     }
 }
 
+/// Of some numbers, in hexadecimal.
+pub(crate) fn sha256_of(values: &[f32]) -> String {
+    let bytes = |part: &[f32]| part.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    sha256(values.chunks(HASHED).map(bytes))
+}
+
+/// Numbers hashed at a time.
+const HASHED: usize = 1 << 16;
+
 /// Of some bytes behind one another, in hexadecimal.
-pub(crate) fn sha256(parts: impl IntoIterator<Item: AsRef<[u8]>>) -> String {
+fn sha256(parts: impl IntoIterator<Item: AsRef<[u8]>>) -> String {
     use sha2::Digest as _;
     let mut hash = sha2::Sha256::new();
     parts.into_iter().for_each(|part| hash.update(part));

@@ -65,7 +65,10 @@ fn what_is_masked_is_not_looked_at_and_what_is_not_stays() {
     fs::remove_file(folder.join("a/000002.png")).unwrap();
     assert_eq!(edit("a.png", "a", &["--resume"]), edited, "gone on with");
     let other = [&EDIT[..], &["--classes", "A,2", "--image", "b.png", "--out", "a", "--resume"]];
-    says(&fails(1, &other.concat(), folder), &["a holds other images: edit.image was"]);
+    says(
+        &fails(1, &other.concat(), folder),
+        &["a holds other images: the image or its mask is another now"],
+    );
     let decoded = edit("a.png", "d", &["--decoded"]);
     let drawn = |image: &RgbImage| -> Vec<u8> {
         let pixels = image.enumerate_pixels().filter(|(x, y, _)| half(*x, *y));
@@ -145,7 +148,7 @@ fn what_cannot_be_edited_is_told_and_nothing_is_written() {
         (&["a.png", "--mask", "black.png"], &["black.png", "nothing is white"]),
         (
             &["a.png", "--mask", "white.png"],
-            &["white.png", "every cell of the last grid, 8", "nothing of the image is kept"],
+            &["white.png", "nothing of the image is kept", "every square of 4×4 px", "32×32"],
         ),
         (&["a.png", "--mask", "small.png"], &["small.png", "20×32", "the image 32×32"]),
         (&["a.png", "--mask", "text.png"], &["text.png", "not a PNG, JPEG or WebP"]),
@@ -165,9 +168,12 @@ fn what_cannot_be_edited_is_told_and_nothing_is_written() {
         says(&fails(2, &flags, folder), &["--mask"]);
     }
     let unknown = ["edit", "base", "--image", "a.png", "--mask", "half.png", "--out", "o"];
-    says(&fails(2, &unknown, folder), &["--classes"]);
+    says(&fails(1, &unknown, folder), &["by --classes", "the generator has 10", "A, B, C"]);
     let unknown = [&unknown[..], &["--classes", "Z"]].concat();
     says(&fails(1, &unknown, folder), &["class Z does not exist"]);
+    let inside =
+        ["edit", "base", "--classes", "A", "--image", "a.png", "--out", ".", "--keep-scales", "1"];
+    says(&fails(1, &inside, folder), &["a.png lies in --out"]);
     // Images of another call stay.
     succeeds(&["sample", "base", "--count", "1", "--out", "o"], folder);
     says(&edit(&["a.png", "--mask", "half.png"]), &["o holds 1 images", "--force"]);

@@ -113,16 +113,27 @@ fn samples_go_on_after_an_interruption_as_in_one_call() {
         fs::remove_file(folder.join(format!("s/{gone:06}.png"))).unwrap();
     }
     fs::write(folder.join("s/000006.png"), &of("one")[6].1[..60]).unwrap();
+    says(&fails(1, &sample(&["--out", "s", "--count", "9"]), folder), &["s holds 7 images"]);
     succeeds(&sample(&["--out", "s", "--count", "11", "--resume"]), folder);
     assert!(of("s") == of("one"), "images or grid differ after a kill");
     succeeds(&sample(&["--out", "new", "--count", "11", "--resume"]), folder);
     assert!(of("new") == of("one"), "nothing was there to go on with");
+    let other = ["tokenizer", "train", "--config", "small.toml", "--seed", "9", "--out", "other"];
+    succeeds(&other, folder);
+    // What is written as it was by default is the same.
+    let same =
+        ["--out", "s", "--count", "11", "--resume", "--schedule", "1_2_4_8", "--npz", "s.npz"];
+    says(&succeeds(&sample(&same), folder), &["all 11 images were there"]);
     for (flags, expected) in [
         (&["--count", "11", "--guidance", "3"][..], "settings.guidance was 1.0 and is 3.0 now"),
         (&["--count", "11", "--top-k", "3"], "settings.top_k was 900 and is 3 now"),
         (&["--count", "5"], "it has 11 images, and --count 5 asks for fewer"),
         (&["--count", "12", "--ema"], "ema"),
-        (&["--count", "11", "--npz", "s.npz"], "s.npz exists; choose another name, or remove it"),
+        (&["--count", "11", "--tokenizer", "other"], "the tokenizer has other weights now"),
+        (
+            &["--count", "11", "--schedule", "1_2_4"],
+            "schedule was \"1_2_4_8\" and is \"1_2_4\" now",
+        ),
     ] {
         let said = fails(1, &sample(&[&["--out", "s", "--resume"], flags].concat()), folder);
         says(&said, &[expected]);
@@ -131,6 +142,9 @@ fn samples_go_on_after_an_interruption_as_in_one_call() {
     says(&fails(1, &other, folder), &["image 1 is of another class"]);
     assert!(of("s") == of("one"));
     fails(2, &sample(&["--out", "s", "--resume", "--force"]), folder);
+    for own in ["base", "base/samples"] {
+        says(&fails(1, &sample(&["--out", own]), folder), &["is a run's own folder"]);
+    }
 }
 
 #[test]
