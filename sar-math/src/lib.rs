@@ -32,3 +32,8 @@ pub mod schedule;
 
 pub use real::Real;
 pub use schedule::{MAX_SCALES, Scale, ScaleSchedule, ScheduleError, TokenPlace};
+
+/// What the README shows compiles and holds: a doc test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
