@@ -199,6 +199,11 @@ mod tests {
     use proptest::prelude::*;
     use std::string::ToString;
 
+    /// A few roundings of f64, of numbers of order 1.
+    const ROUNDING: f64 = 1e-14;
+    /// The same of what was computed by two ways, at a plateau's end.
+    const IN_ORDER: f64 = 1e-12;
+
     fn shapes() -> impl Strategy<Value = Shape> {
         prop_oneof![
             Just(Shape::Cosine),
@@ -223,14 +228,14 @@ mod tests {
             let anneal = Anneal { warmup, ..Anneal::new(shape, 2.0, total) };
             for i in 0..total + 5 {
                 let (now, next) = (anneal.learning_rate(i), anneal.learning_rate(i + 1));
-                prop_assert!(now.is_finite() && now > 0.0 && now <= 2.0 + 1e-12);
+                prop_assert!(now.is_finite() && now > 0.0 && now <= 2.0 + IN_ORDER);
                 // A plateau's line starts above 1 at the plateau's end, in no more than rounding.
-                let in_order = if i < warmup { next >= now } else { next <= now + 1e-12 };
+                let in_order = if i < warmup { next >= now } else { next <= now + IN_ORDER };
                 prop_assert!(in_order, "{now} then {next} at {i}");
             }
             if total > warmup + 2 {
                 // A few roundings of numbers of order 1.
-                prop_assert!((anneal.learning_rate(total - 1) - 0.02).abs() < 1e-14);
+                prop_assert!((anneal.learning_rate(total - 1) - 0.02).abs() < ROUNDING);
             }
             prop_assert_eq!(anneal.weight_decay(total / 2), 0.05);
         }

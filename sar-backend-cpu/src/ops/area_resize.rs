@@ -71,6 +71,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// A few roundings of f64, of numbers of order 1.
+    const ROUNDING: f64 = 1e-14;
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
@@ -89,7 +92,7 @@ mod tests {
             };
             for y in run(&vec![0.75; d.len()]) {
                 // A mean of at most 25 equal numbers.
-                prop_assert!((y - 0.75).abs() < 1e-14);
+                prop_assert!((y - 0.75).abs() < ROUNDING);
             }
             let mut dx = vec![f64::NAN; x.len()];
             backward(d, to, &dy, &mut dx);

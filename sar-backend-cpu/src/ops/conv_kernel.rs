@@ -278,6 +278,9 @@ kernels!(f64, double, f64s, F64_LANES, splat_f64s, mul_add_e_f64s, reduce_sum_f6
 mod tests {
     use super::*;
 
+    /// Roundings of f64 in sums of three products of order 1.
+    const ROUNDING: f64 = 1e-12;
+
     #[test]
     fn correlate_is_the_sum_it_says() {
         let planes: Vec<f64> = (0..100).map(|i| f64::from(i % 7) - 2.5).collect();
@@ -292,7 +295,7 @@ mod tests {
                 for p in 0..48 {
                     let want: f64 =
                         (0..3).map(|k| weights[k * ROWS + r] * planes[offsets[k] + p]).sum();
-                    assert!((out[r * 48 + p] - want).abs() < 1e-12, "{r} {p}");
+                    assert!((out[r * 48 + p] - want).abs() < ROUNDING, "{r} {p}");
                 }
             }
         }

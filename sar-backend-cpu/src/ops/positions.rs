@@ -146,6 +146,9 @@ mod tests {
     use super::*;
     use sar_math::Scale;
 
+    /// Roundings of f64 in sums of some hundred terms of order 100.
+    const ROUNDING: f64 = 1e-9;
+
     #[test]
     fn windows_are_those_of_adaptive_average_pooling() {
         let of = |n, m| (0..m).map(|o| window(o, n, m)).collect::<Vec<_>>();
@@ -174,6 +177,6 @@ mod tests {
         backward(&schedule, width, side, &dpos, &mut dtable);
         let left: f64 = pos.iter().zip(&dpos).map(|(a, b)| a * b).sum();
         let right: f64 = table.iter().zip(&dtable).map(|(a, b)| a * (b - 1.0)).sum();
-        assert!((left - right).abs() < 1e-9);
+        assert!((left - right).abs() < ROUNDING);
     }
 }

@@ -105,6 +105,9 @@ mod tests {
     use sar_math::backend::TargetRows;
     use sar_math::{MAX_SCALES, ScaleSchedule};
 
+    /// A rounding or two of f64, of numbers of order 1.
+    const ROUNDING: f64 = 1e-15;
+
     #[test]
     fn loss_and_gradient_of_two_codes() {
         // softmax(ln 3, 0) = (3/4, 1/4); softmax(0, 0) = (1/2, 1/2).
@@ -124,10 +127,10 @@ mod tests {
             targets,
         };
         forward(&dims, &x, &t, out, &mut teacher_lse);
-        assert!((loss[0] - 2.0f64.ln()).abs() < 1e-15);
+        assert!((loss[0] - 2.0f64.ln()).abs() < ROUNDING);
         assert_eq!(hits, [1.0]);
         let mut dx = x;
         backward(&dims, &mut dx, &t, &lse, &teacher_lse);
-        assert!((dx[0] + 0.5).abs() < 1e-15 && (dx[1] - 0.5).abs() < 1e-15);
+        assert!((dx[0] + 0.5).abs() < ROUNDING && (dx[1] - 0.5).abs() < ROUNDING);
     }
 }

@@ -98,6 +98,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// A few roundings of f64, of numbers of order 1.
+    const ROUNDING: f64 = 1e-14;
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
@@ -117,7 +120,7 @@ mod tests {
             };
             let p = run(&q, &k, &v).1;
             for row in p.chunks(n) {
-                prop_assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-14);
+                prop_assert!((row.iter().sum::<f64>() - 1.0).abs() < ROUNDING);
             }
             let (mut dq, mut dk, mut dv) = (vec![9.0; len], vec![9.0; len], vec![9.0; len]);
             backward(d, &dy, (&q, &k, &v), &p, (&mut dq, &mut dk, &mut dv));

@@ -30,6 +30,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// A few roundings of f64, of numbers of order 1.
+    const ROUNDING: f64 = 1e-14;
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
@@ -39,7 +42,7 @@ mod tests {
             let mut dx = vec![f64::NAN; len];
             let loss = squared_error(&x, &target, weight, &mut dx);
             let plain = x.iter().zip(&target).map(|(x, t)| (x - t) * (x - t)).sum::<f64>();
-            prop_assert!((loss - plain / len as f64).abs() < 1e-14);
+            prop_assert!((loss - plain / len as f64).abs() < ROUNDING);
             central_difference("dx", &x, &dx, &[weight], |x| {
                 vec![squared_error(x, &target, weight, &mut vec![0.0; len])]
             });

@@ -1,6 +1,9 @@
 use super::*;
 use sar_math::rollout::Extent;
 
+/// Roundings of f64, of rates below 1.
+const ROUNDING: f64 = 1e-12;
+
 fn error(text: &str) -> String {
     Config::parse(text, "run.toml").unwrap_err().to_string()
 }
@@ -132,7 +135,7 @@ fn refining_recipes_say_how_their_rate_goes() {
         let refined = base.clone().with_file(recipe.as_ref()).unwrap();
         assert_eq!(refined.train.mode, Mode::Ssr);
         let (first, peak) = (refined.train.anneal().learning_rate(0), refined.train.peak_lr());
-        assert!((first - peak).abs() < 1e-12, "{name} begins at {first}, below its peak {peak}");
+        assert!((first - peak).abs() < ROUNDING, "{name} begins at {first}, below its peak {peak}");
         assert!(peak < base.train.peak_lr(), "{name}: no higher than the base");
     }
 }

@@ -154,6 +154,9 @@ mod tests {
     use super::*;
     use image::imageops::{FilterType, resize};
 
+    /// Roundings of f32, of levels up to 255.
+    const LEVEL: f32 = 1e-4;
+
     /// 0.5 of an 8-bit step: the other implementation rounds its result to 8 bits; and a little more
     /// for its rounding between the two directions.
     const EIGHT_BITS: f32 = 1.2 / 127.5;
@@ -184,7 +187,7 @@ mod tests {
         let half = halve(&picture, 1).unwrap();
         assert_eq!((half.width, half.height), (2, 1));
         let grey: Vec<f32> = half.rgb.iter().step_by(3).map(|v| (v + 1.0) * 127.5).collect();
-        assert!((grey[0] - 3.0).abs() < 1e-4 && (grey[1] - 25.0).abs() < 1e-4, "{grey:?}");
+        assert!((grey[0] - 3.0).abs() < LEVEL && (grey[1] - 25.0).abs() < LEVEL, "{grey:?}");
     }
 
     #[test]

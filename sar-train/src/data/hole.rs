@@ -98,6 +98,9 @@ fn mean(picture: &Picture, mask: &Light<'_>) -> [f32; 3] {
 mod tests {
     use super::*;
 
+    /// Roundings of f32 in sums of some ten weights that add up to 1.
+    const ROUNDING: f32 = 1e-5;
+
     /// `hole` from column 13 of 32 on, else by `rest`; the mask of it.
     fn pictures(hole: u8, rest: impl Fn(usize) -> u8) -> [Picture; 2] {
         let masked = |i: usize| i % 32 >= 13;
@@ -124,7 +127,11 @@ mod tests {
         let known = Augment::evaluation(6).evaluate_known(&picture, &mask);
         // 24 of 32 columns, from column 4 on, by four: column 13 is in the third.
         assert_eq!(known.masked_hw[..6], [false, false, true, true, true, true]);
-        assert!(known.image_3hw.iter().all(|v| (v + 0.6).abs() < 1e-5), "{:?}", known.image_3hw);
+        assert!(
+            known.image_3hw.iter().all(|v| (v + 0.6).abs() < ROUNDING),
+            "{:?}",
+            known.image_3hw
+        );
         let whole = Augment::evaluation(24).evaluate_known(&picture, &mask);
         assert_eq!(whole.masked_hw[..24].iter().filter(|masked| !**masked).count(), 9);
         let (dark, light) =

@@ -10,6 +10,12 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+/// Roundings of f32, of sixteen levels.
+const LEVEL: f32 = 1e-5;
+
+/// A few roundings of f32, of numbers of order 1.
+const ROUNDING: f32 = 1e-6;
+
 /// Red and a half-transparent black after white, in 8 bits: exact but for one rounding.
 const STEP: f32 = 1.01 / 127.5;
 
@@ -151,7 +157,7 @@ fn every_mode_becomes_rgb() {
         }
     }
     // 16 bits are kept: this grey lies between two 8-bit values.
-    assert!((data.train.image(6).unwrap().0[0] - cases[6].3[0]).abs() < 1e-6);
+    assert!((data.train.image(6).unwrap().0[0] - cases[6].3[0]).abs() < ROUNDING);
     let report = crate::commands::data::check(&config, None).unwrap();
     assert_eq!(report.modes.get("PNG palette"), Some(&1), "{report}");
     assert_eq!(report.smallest, Some((12, 5)));
@@ -274,7 +280,7 @@ fn the_embedded_glyphs_are_what_the_demo_expects() {
     // 16 grey levels, exactly as stored.
     let (pixels, _) = data.validation.image(500).unwrap();
     let level = |v: f32| (v + 1.0) * 7.5;
-    assert!(pixels.iter().all(|&v| (level(v) - level(v).round()).abs() < 1e-5));
+    assert!(pixels.iter().all(|&v| (level(v) - level(v).round()).abs() < LEVEL));
     assert!(pixels.iter().any(|&v| v > 0.5) && pixels.iter().any(|&v| v < -0.5));
     let path = data.train.path(0).unwrap();
     assert_eq!(path, Path::new("glyphs10/A/0"));

@@ -85,6 +85,9 @@ fn score(rows: &[f64], classes: usize) -> f64 {
 mod tests {
     use super::*;
 
+    /// A few roundings of f64, of numbers of order 1.
+    const ROUNDING: f64 = 1e-12;
+
     #[test]
     fn certain_and_balanced_scores_the_number_of_classes() {
         let mut rows = vec![0.0; 12 * 4];
@@ -92,9 +95,9 @@ mod tests {
             row[i % 4] = 1.0;
         }
         let found = inception_score(&rows, 4, 3).unwrap();
-        assert!((found.mean - 4.0).abs() < 1e-12 && found.deviation < 1e-12);
+        assert!((found.mean - 4.0).abs() < ROUNDING && found.deviation < ROUNDING);
         let undecided = inception_score(&[0.25; 20], 4, 1).unwrap();
-        assert!((undecided.mean - 1.0).abs() < 1e-12);
+        assert!((undecided.mean - 1.0).abs() < ROUNDING);
     }
 
     #[test]

@@ -125,6 +125,9 @@ mod tests {
     use super::*;
     use crate::metrics::spread::tests::noise;
 
+    /// Roundings of f64 in a distance of order 1.
+    const ROUNDING: f64 = 1e-12;
+
     fn features(count: usize, dims: usize, seed: u64) -> Features {
         Features::new(noise(count * dims, seed), dims).unwrap()
     }
@@ -156,7 +159,7 @@ mod tests {
                 .map(|r| r.iter().zip(set.row(i).unwrap()).map(|(a, b)| (a - b) * (a - b)).sum())
                 .collect();
             all.sort_by(f64::total_cmp);
-            assert!((all[3] - radius).abs() < 1e-12);
+            assert!((all[3] - radius).abs() < ROUNDING);
         }
     }
 

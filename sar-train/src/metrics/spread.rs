@@ -55,6 +55,9 @@ impl Measured {
 pub(super) mod tests {
     use super::*;
 
+    /// A rounding or two of f64, of numbers of order 1.
+    const ROUNDING: f64 = 1e-15;
+
     /// Uniform numbers in 0..1 for tests.
     pub(crate) fn noise(count: usize, seed: u64) -> Vec<f64> {
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -71,8 +74,8 @@ pub(super) mod tests {
     #[test]
     fn spread_is_the_sample_deviation() {
         let found = Measured::of(vec![1.0, 2.0, 4.0]).unwrap();
-        assert!((found.mean - 7.0 / 3.0).abs() < 1e-15);
-        assert!((found.spread.unwrap() - (7.0f64 / 3.0).sqrt()).abs() < 1e-15);
+        assert!((found.mean - 7.0 / 3.0).abs() < ROUNDING);
+        assert!((found.spread.unwrap() - (7.0f64 / 3.0).sqrt()).abs() < ROUNDING);
         assert_eq!(found.text(1), "2.3 ± 1.5");
         assert_eq!(Measured::once(2.0).unwrap().text(2), "2.00");
         assert!(Measured::of(vec![]).is_err());

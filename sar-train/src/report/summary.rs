@@ -69,9 +69,12 @@ impl Arm {
     }
 }
 
+/// Guidance values are apart by hundredths; numbers that were written and read back by less than this.
+const AS_WRITTEN: f64 = 1e-9;
+
 /// Whether two guidance values are the same setting, up to how they were written.
 pub(crate) fn same_guidance(a: f64, b: f64) -> bool {
-    (a - b).abs() < 1e-9
+    (a - b).abs() < AS_WRITTEN
 }
 
 /// Which arm is better, in words; made by [`crate::report::verdict::verdict`].

@@ -1,5 +1,8 @@
 //! Where an axis has its ticks, and how they are labelled.
 
+/// A span below this share of its numbers is their rounding.
+const FLAT: f64 = 1e-12;
+
 /// A number line of a chart, linear or logarithmic.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Axis {
@@ -34,7 +37,7 @@ impl Axis {
         }
         // One value only, or values whose difference is rounding: an axis around them.
         let span = high - low;
-        let margin = if span > 1e-12 * low.abs().max(high.abs()) {
+        let margin = if span > FLAT * low.abs().max(high.abs()) {
             if pad { 0.06 * span } else { 0.0 }
         } else {
             (0.05 * high.abs()).max(0.5)

@@ -19,6 +19,9 @@ use sar_train::config::{Config, Decode, Mode};
 use sar_train::model::generator::{Generator, GeneratorShape, Recompute};
 use sar_train::train::{Batches, TrainError, Trainer};
 
+/// Below this a gradient is rounding alone: what the losses do not depend on.
+const NO_GRADIENT: f64 = 1e-9;
+
 /// Rounding that the CPU's own f32 may happen to be free of: a few units in the last place, relative
 /// to the largest element.
 const FLOOR: f64 = 2e-6;
@@ -174,7 +177,7 @@ fn compare_gradients<S: Storage>(mode: Mode, bound: impl Fn(f64) -> f64) {
     let slots = layout.slots(true).into_iter().chain(layout.slots(false));
     for slot in slots {
         let exact = &exact.gradient[slot.range()];
-        if exact.iter().all(|&g| g.abs() < 1e-9) {
+        if exact.iter().all(|&g| g.abs() < NO_GRADIENT) {
             continue;
         }
         let error = |of: &Trained| error(&of.gradient[slot.range()], exact);

@@ -3,6 +3,9 @@
 use super::*;
 use sar_math::ScaleSchedule;
 
+/// Some hundred roundings of f64, of numbers of order 1.
+const ROUNDING: f64 = 1e-12;
+
 fn dims() -> AttentionDims {
     let schedule = ScaleSchedule::from_sides(&[1, 2, 9]).unwrap();
     AttentionDims { batch: 2, heads: 3, head_dim: 4, schedule }
@@ -74,7 +77,7 @@ fn forward_is_the_formula() {
     x[0][C..C + 4].fill(0.0);
     let [.., out] = run(&x);
     for (found, expected) in out.iter().zip(plain(&x)) {
-        assert!((found - expected).abs() < 1e-12, "{found} {expected}");
+        assert!((found - expected).abs() < ROUNDING, "{found} {expected}");
     }
 }
 

@@ -2,6 +2,9 @@ use super::super::check::{Random, central_difference};
 use super::*;
 use proptest::prelude::*;
 
+/// Roundings of f64 in sums of some hundred terms of order 1.
+const ROUNDING: f64 = 1e-13;
+
 /// The sum as it is written.
 fn plain(d: ConvDims, x: &[f64], w: &[f64], b: &[f64]) -> Vec<f64> {
     let (oh, ow) = d.output();
@@ -66,7 +69,7 @@ proptest! {
         let y = run(d, &x, &w, &b);
         for (i, (y, want)) in y.iter().zip(plain(d, &x, &w, &b)).enumerate() {
             // Up to 36 products of numbers below 1, summed in another order.
-            prop_assert!((y - want).abs() < 1e-13, "y[{}]: {} against {}", i, y, want);
+            prop_assert!((y - want).abs() < ROUNDING, "y[{}]: {} against {}", i, y, want);
         }
         let dy = random.values(y.len());
         let (mut dx, mut dw, mut db) = (vec![f64::NAN; x.len()], w.clone(), b.clone());

@@ -2,6 +2,9 @@ use super::train::ClassifierTraining;
 use super::*;
 use sar_backend_cpu::CpuBackend;
 
+/// A few roundings of f64, of numbers of order 1.
+const ROUNDING: f64 = 1e-12;
+
 /// Bright upper or left half, with noise: two classes that a small network tells apart at once.
 fn halves(count: usize) -> (Vec<f32>, Vec<u32>) {
     let mut stream =
@@ -44,7 +47,7 @@ fn it_learns_and_gives_features_and_probabilities() {
     let found = trained.classifier.extract(&backend, &unseen).unwrap();
     assert_eq!(found.features.dims(), FEATURES);
     for row in found.probabilities().chunks_exact(2) {
-        assert!((row.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+        assert!((row.iter().sum::<f64>() - 1.0).abs() < ROUNDING);
     }
 }
 

@@ -310,6 +310,9 @@ fn shifted(config: &ClassifierConfig, from: &[f32], by: (isize, isize), to: &mut
 mod tests {
     use super::*;
 
+    /// Roundings of f64, of rates of 1e-3.
+    const ROUNDING: f64 = 1e-12;
+
     #[test]
     fn shifts_repeat_the_border() {
         let config = ClassifierConfig::for_images(1, 2, 3, 2);
@@ -340,9 +343,9 @@ mod tests {
     #[test]
     fn the_rate_rises_and_falls_to_zero() {
         let training = ClassifierTraining { steps: 100, ..ClassifierTraining::default() };
-        assert!((hyper(&training, 10).lr - training.lr).abs() < 1e-12);
+        assert!((hyper(&training, 10).lr - training.lr).abs() < ROUNDING);
         assert!(hyper(&training, 1).lr < hyper(&training, 5).lr);
-        assert!(hyper(&training, 100).lr < 1e-12);
+        assert!(hyper(&training, 100).lr < ROUNDING);
         assert_eq!(one_token().tokens(), 1);
     }
 }

@@ -4,6 +4,9 @@ use super::*;
 use crate::train::HeldOut;
 use sar_math::anneal::Shape;
 
+/// A million times the error that losses are compared by.
+const SHOWS: f64 = 1e-3;
+
 /// Parameters that weight decay leaves alone, by name.
 fn exempt(name: &str) -> bool {
     name.ends_with(".bias")
@@ -116,7 +119,7 @@ fn losses_are_those_of_the_formula() {
     trainer.step(&mut world.images(4)).unwrap();
     let told = trainer.report().unwrap().unwrap();
     near(told.loss_tf, mean(0.2), 1e-9);
-    assert!((mean(0.2) - mean(0.0)).abs() > 1e-3, "smoothing must show");
+    assert!((mean(0.2) - mean(0.0)).abs() > SHOWS, "smoothing must show");
 
     // Parts of 3 and 1: the mean is over images, not over parts; all that drops is on.
     let t = &mut config.train;

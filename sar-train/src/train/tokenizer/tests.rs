@@ -2,6 +2,12 @@ use super::*;
 use crate::model::tokenizer::TokenizerConfig;
 use sar_backend_cpu::CpuBackend;
 
+/// A few roundings of f32, relative.
+const ROUNDING: f32 = 1e-6;
+
+/// Roundings of f64 in some twenty decibels.
+const DECIBEL: f64 = 1e-9;
+
 fn tiny() -> Tokenizer {
     Tokenizer::new(&TokenizerConfig {
         ch: 4,
@@ -66,7 +72,7 @@ fn training_lowers_the_error_and_counts_what_it_used() {
         assert!(after.mse < 0.8 * before.mse, "{before:?} {after:?}");
         assert!(after.codebook_used > 0.0);
         assert_eq!(after.ssim, None, "eight pixels, and a window of eleven");
-        assert!((after.psnr - 10.0 * (4.0 / after.mse).log10()).abs() < 1e-9);
+        assert!((after.psnr - 10.0 * (4.0 / after.mse).log10()).abs() < DECIBEL);
     }
     let of_scales: Vec<f64> = after.scales.iter().map(|s| s.codebook_used).collect();
     assert!(of_scales.iter().all(|&used| used <= after.codebook_used), "{of_scales:?}");
@@ -206,6 +212,6 @@ fn the_weights_of_the_losses_reach_what_they_are_for() {
     let (_, codes_twice, other) = trained(2.0, 0.5);
     assert_ne!(encoder, other, "the commitment is");
     for (once, twice) in codes_once.iter().flatten().zip(codes_twice.iter().flatten()) {
-        assert!((2.0 * once - twice).abs() <= 1e-6 * twice.abs(), "{once} {twice}");
+        assert!((2.0 * once - twice).abs() <= ROUNDING * twice.abs(), "{once} {twice}");
     }
 }
