@@ -31,7 +31,20 @@ pub enum DataError {
         /// The system's message.
         reason: String,
     },
-    /// No images at all, or a class without any.
+    /// Class folders without images.
+    #[error(
+        "{}: no images in {count} of the class folders ({named}); expected PNG, JPEG or WebP files; \
+         add images to them or remove them", path.display()
+    )]
+    EmptyClasses {
+        /// The folder of the class folders.
+        path: PathBuf,
+        /// How many are empty.
+        count: usize,
+        /// The names of the first of them.
+        named: String,
+    },
+    /// No images at all.
     #[error("{}: no images here; expected PNG, JPEG or WebP files{hint}", path.display())]
     Empty {
         /// The folder or list.

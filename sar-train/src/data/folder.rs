@@ -1,6 +1,6 @@
 //! Folders of images: one folder per class, or loose images.
 
-use super::{DataError, Listing};
+use super::{DataError, Listing, some_of};
 use std::path::{Path, PathBuf};
 
 /// Deeper nesting than this means a link that leads back to its own parent.
@@ -102,14 +102,19 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
         });
     }
     let mut classes = Vec::with_capacity(folders.len());
+    let mut empty = Vec::new();
     for (label, folder) in folders.iter().enumerate() {
         let before = files.len();
         walk(folder, label as u32, 0, &mut files)?;
         if files.len() == before {
-            let hint = "; add images to this class or remove its folder";
-            return Err(DataError::Empty { path: folder.clone(), hint });
+            empty.push(name(folder));
         }
         classes.push(name(folder));
+    }
+    if !empty.is_empty() {
+        let names: Vec<&str> = empty.iter().map(String::as_str).collect();
+        let (count, named) = (names.len(), some_of(&names));
+        return Err(DataError::EmptyClasses { path: root.to_path_buf(), count, named });
     }
     // Notes and lists of names may lie there; an image was meant to be used.
     loose.retain(|path| image::ImageFormat::from_path(path).is_ok());

@@ -19,10 +19,15 @@ fn folders_that_hold_no_data_are_told_apart() {
     let one = fail(&at(dir.path()));
     assert!(matches!(&one, DataError::OneClass { class, .. } if class == "cat"), "{one}");
     assert!(open(&DataConfig { allow_one_class: true, ..at(dir.path()) }).is_ok());
-    fs::create_dir(dir.path().join("dog")).unwrap();
+    for class in ["dog", "eel"] {
+        fs::create_dir(dir.path().join(class)).unwrap();
+    }
+    let empty = fail(&at(dir.path()));
     assert!(
-        matches!(fail(&at(dir.path())), DataError::Empty { path, .. } if path.ends_with("dog"))
+        matches!(&empty, DataError::EmptyClasses { count: 2, named, .. } if named == "dog, eel"),
+        "{empty}"
     );
+    fs::remove_dir(dir.path().join("eel")).unwrap();
     write(&dir.path().join("dog/deep/er/a.png"), &red(8, 8), ImageFormat::Png);
     let data = open(&at(dir.path())).unwrap();
     assert_eq!(data.classes, ["cat", "dog"]);
