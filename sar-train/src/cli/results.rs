@@ -51,7 +51,7 @@ pub struct OutArgs {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Go on after the images that an earlier call with the same flags left in --out, or begin; --count may be
-    /// larger. An image is the same as if there had been one call.
+    /// larger. An image is the same as if there had been one call; files of their names are taken for them.
     #[arg(long, conflicts_with = "force")]
     pub resume: bool,
     /// Replace the images of an earlier call in --out; `sample` replaces the file of --npz, too.

@@ -288,6 +288,8 @@ fn configuration(
     let alone = of_run.is_none();
     let mut config = of_run.unwrap_or_default();
     let made = (config.sample.clone(), config.data.image_side);
+    // What a run was tried on is too little to measure by.
+    config.data.limit = None;
     if let Some(source) = &args.data {
         config.data = config.data.with_source(source);
     }

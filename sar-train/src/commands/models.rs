@@ -44,7 +44,8 @@ pub(crate) fn run_data(config: &Config, run: Option<&Path>) -> anyhow::Result<Da
 }
 
 fn counted(data: &Data) -> String {
-    let (training, held_out) = (data.train.len(), data.validation.len());
+    // What data.limit leaves out changes nothing in what is held out.
+    let (training, held_out) = (data.listed, data.validation.len());
     format!("{training} training and {held_out} held-out images of {} classes", data.classes.len())
 }
 

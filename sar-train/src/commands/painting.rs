@@ -79,7 +79,7 @@ impl<'a, B: Compute> Painting<'a, B> {
         folder.keep(&record)?;
         let in_grid = count.min(target.per_row * GRID_ROWS);
         let mut sheets = Sheets::new(folder.path(), self.size, in_grid, target.npz);
-        sheets.take_up(count)?;
+        sheets.take_up(count, &interrupt)?;
         let resumed = sheets.done;
         let mut progress = Progress::new("sampling", count as u64, resumed as u64, target.quiet);
         let start = Instant::now();
@@ -101,15 +101,16 @@ impl<'a, B: Compute> Painting<'a, B> {
             Ok(())
         };
         if let Err(error) = paint() {
-            // A batch may have been written in part. Where this fails too, it is by what the error tells.
-            record.labels.truncate(begun);
+            // A batch may have been written in part, and what an earlier call left may go on behind a gap.
+            // Where this fails too, it is by what the error tells.
+            record.labels.truncate(begun.max(folder.present(count)));
             drop(folder.keep(&record));
             return Err(error);
         }
         let speed = (sheets.done - resumed) as f64 / start.elapsed().as_secs_f64();
         let done = sheets.finish(target.per_row, count)?;
         if done < count {
-            record.labels.truncate(done);
+            record.labels.truncate(done.max(folder.present(count)));
             folder.keep(&record)?;
             return Err(SamplingInterrupted { done, path: folder.path().to_owned() }.into());
         }
@@ -145,8 +146,9 @@ impl<'a> Sheets<'a> {
     }
 
     /// Takes the images that are in the folder already, from the first to one that is not there or not whole.
-    fn take_up(&mut self, most: usize) -> anyhow::Result<()> {
+    fn take_up(&mut self, most: usize, interrupt: &Interrupt) -> anyhow::Result<()> {
         while self.done < most
+            && !interrupt.is_asked()
             && let Some(image) = grid::load(self.folder, self.done as u64, self.size)
         {
             self.show(&image, 1)?;

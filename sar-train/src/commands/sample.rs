@@ -1,7 +1,7 @@
 //! `sar sample`: a grid, one file per image, and a strip that shows every scale.
 
 use super::classes::asked_classes;
-use super::models::LoadedGenerator;
+use super::models::{LoadedGenerator, absolute};
 use super::output::ready_as;
 use super::painting::{Painting, Target};
 use super::samples::{SampleFolder, SampleRecord};
@@ -26,12 +26,19 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     }
     let path = generator.tokenizer_path(args.tokenizer.as_deref())?;
     let (from, by) = ((&tokenizer, path.as_path()), (args.ema, global.computed()));
-    let record = SampleRecord::new(&generator, from, &schedule, &config.sample, &classes, by);
+    let earlier = args.place.resume.then(|| SampleFolder::array_of(&args.place.out)).flatten();
+    let npz = args.npz.as_deref().map(absolute);
+    let own = npz.is_some() && npz == earlier;
+    let record = SampleRecord {
+        npz: npz.or(earlier),
+        ..SampleRecord::new(&generator, from, &schedule, &config.sample, &classes, by)
+    };
     let params = generator.params(backend)?;
     let mut painting = Painting::new(backend, &generator, &tokenizer, &schedule, &record)?;
-    let replaces = args.place.force || args.place.resume;
+    let replaces = args.place.force || own;
     if let Some(npz) = args.npz.as_deref().filter(|npz| npz.is_file() && !replaces) {
-        anyhow::bail!("{} exists; choose another name, or replace it with --force", npz.display());
+        let way = if args.place.resume { "remove it" } else { "replace it with --force" };
+        anyhow::bail!("{} exists; choose another name, or {way}", npz.display());
     }
     let _place = args.npz.as_deref().map(|path| ready_as(path, &["npz"])).transpose()?;
     let npz = args.npz.as_deref();

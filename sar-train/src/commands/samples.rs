@@ -52,6 +52,9 @@ pub(super) struct SampleRecord {
     /// What they are edits of, if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edit: Option<EditRecord>,
+    /// Where they, or the first of them, are one array, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub npz: Option<PathBuf>,
     /// Names of all classes, in the order of their labels; none where they are not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
@@ -121,6 +124,7 @@ impl SampleRecord {
             schedule: schedule.to_string(),
             settings: settings.clone(),
             edit: None,
+            npz: None,
             classes: generator.classes.clone().unwrap_or_default(),
             labels: turns.take(settings.count).collect(),
         }
@@ -133,6 +137,14 @@ impl SampleRecord {
 
     /// Why the images of `earlier` are not the first of these, if they are not.
     fn difference_from(&self, earlier: &Self) -> anyhow::Result<Option<String>> {
+        if earlier.generator_sha256.is_empty() {
+            return Ok(Some("an earlier version of the program made them".to_owned()));
+        }
+        if self.edit.is_some() != earlier.edit.is_some() {
+            let kind =
+                if earlier.edit.is_some() { "edits of an image" } else { "samples, no edits" };
+            return Ok(Some(format!("they are {kind}")));
+        }
         let [was, is] = [earlier.essence()?, self.essence()?];
         if let Some((key, was, is)) = difference("", &was, &is) {
             return Ok(Some(match key.as_str() {
@@ -145,22 +157,31 @@ impl SampleRecord {
         let common = self.labels.iter().zip(&earlier.labels).take_while(|(a, b)| a == b).count();
         let there = earlier.labels.len();
         Ok((common < there).then(|| match common == self.labels.len() {
-            true => format!("it has {there} images, and --count {common} asks for fewer"),
+            true => format!("they go up to number {}, and --count is {common}", there - 1),
             false => format!("image {common} is of another class; give the same --classes"),
         }))
     }
 
     /// All that an image depends on, but its class and number.
     fn essence(&self) -> anyhow::Result<Value> {
-        let mut of = self.clone();
-        (of.program, of.labels) = (String::new(), Vec::new());
-        // What is in the files counts, and the schedule that was sampled in.
-        (of.generator, of.tokenizer) = (PathBuf::new(), PathBuf::new());
-        of.settings = SampleConfig { count: 1, batch: 1, schedule: None, ..of.settings };
-        if let Some(edit) = &mut of.edit {
-            (edit.image, edit.mask) = (PathBuf::new(), None);
-        }
-        Ok(serde_json::to_value(of)?)
+        // What is in the files counts, wherever they are, and the schedule that was sampled in.
+        let essence = Self {
+            generator: PathBuf::new(),
+            tokenizer: PathBuf::new(),
+            step: 0,
+            ema: false,
+            npz: None,
+            classes: Vec::new(),
+            labels: Vec::new(),
+            settings: SampleConfig { count: 1, batch: 1, schedule: None, ..self.settings.clone() },
+            edit: self.edit.as_ref().map(|edit| EditRecord {
+                image: PathBuf::new(),
+                mask: None,
+                ..edit.clone()
+            }),
+            ..self.clone()
+        };
+        Ok(serde_json::to_value(essence)?)
     }
 
     /// Names of the files that it stands for.
@@ -211,7 +232,7 @@ impl SampleFolder {
                 "{} holds {} images of an earlier call; go on after them with --resume, replace them \
                  with --force, or choose another --out",
                 path.display(),
-                earlier.labels.len()
+                (0..earlier.labels.len()).filter(|k| folder.has(*k)).count()
             ),
         }
         Ok(folder)
@@ -246,10 +267,23 @@ impl SampleFolder {
             format!("{} is no record of samples; choose another --out", path.display())
         })?;
         // A call that was killed had not painted them all.
-        let there = |k: &usize| self.path.join(format!("{k:06}.png")).exists();
-        let present = (0..record.labels.len()).rev().find(there).map_or(0, |last| last + 1);
-        record.labels.truncate(present);
+        record.labels.truncate(self.present(record.labels.len()));
         Ok(record)
+    }
+
+    fn has(&self, number: usize) -> bool {
+        self.path.join(format!("{number:06}.png")).exists()
+    }
+
+    /// One more than the number of the last image that is there, of so many.
+    pub(super) fn present(&self, most: usize) -> usize {
+        (0..most).rev().find(|k| self.has(*k)).map_or(0, |last| last + 1)
+    }
+
+    /// The array that the images of a folder were written to, if its record names one.
+    pub(super) fn array_of(path: &Path) -> Option<PathBuf> {
+        let text = fs::read(path.join(RECORD)).ok()?;
+        serde_json::from_slice::<SampleRecord>(&text).ok()?.npz
     }
 
     /// Removes what an earlier call wrote, the record last: until then it says whose the rest is.

@@ -55,6 +55,8 @@ pub struct Data {
     pub train: Dataset,
     /// What is only measured; empty only if `val_fraction` is 0 and the source names no validation.
     pub validation: Dataset,
+    /// Training images there were before `limit` took some of them.
+    pub(crate) listed: usize,
     /// Class names; a label is an index into them.
     pub classes: Vec<String>,
     /// Whether validation was drawn from all images, and not named by the source.

@@ -176,9 +176,9 @@ fn assemble(
     (how, drawn): (String, bool),
     skipped: Vec<(PathBuf, BadImage)>,
 ) -> Data {
-    let all = train.len();
+    let listed = train.len();
     let train = limited(train, config.limit);
-    let of_all = if train.len() < all { format!(" of {all}") } else { String::new() };
+    let of_all = if train.len() < listed { format!(" of {listed}") } else { String::new() };
     let mut summary = format!(
         "{} ({kind}): {} classes, {}{of_all} training and {} validation images ({how})",
         root.display(),
@@ -201,6 +201,7 @@ fn assemble(
     Data {
         train: Dataset::new(root.clone(), train, config),
         validation: Dataset::new(root, validation, config),
+        listed,
         classes,
         drawn,
         augment: config.augment(),

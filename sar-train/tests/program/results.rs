@@ -127,8 +127,7 @@ fn samples_go_on_after_an_interruption_as_in_one_call() {
     for (flags, expected) in [
         (&["--count", "11", "--guidance", "3"][..], "settings.guidance was 1.0 and is 3.0 now"),
         (&["--count", "11", "--top-k", "3"], "settings.top_k was 900 and is 3 now"),
-        (&["--count", "5"], "it has 11 images, and --count 5 asks for fewer"),
-        (&["--count", "12", "--ema"], "ema"),
+        (&["--count", "5"], "they go up to number 10, and --count is 5"),
         (&["--count", "11", "--tokenizer", "other"], "the tokenizer has other weights now"),
         (
             &["--count", "11", "--schedule", "1_2_4"],
@@ -142,6 +141,29 @@ fn samples_go_on_after_an_interruption_as_in_one_call() {
     says(&fails(1, &other, folder), &["image 1 is of another class"]);
     assert!(of("s") == of("one"));
     fails(2, &sample(&["--out", "s", "--resume", "--force"]), folder);
+    succeeds(&[&TRAIN[..], &["--out", "again", "--seed", "5"]].concat(), folder);
+    let again = ["sample", "again", "--classes", "3,A", "--out", "s", "--count", "11", "--resume"];
+    says(&fails(1, &again, folder), &["the generator has other weights now"]);
+    // An error behind a gap leaves what is there with its record.
+    fs::remove_file(folder.join("s/000003.png")).unwrap();
+    fs::remove_file(folder.join("s/000005.png")).unwrap();
+    fs::create_dir(folder.join("s/000005.png")).unwrap();
+    let gap = ["--out", "s", "--count", "11", "--resume", "--batch", "1"];
+    says(&fails(1, &sample(&gap), folder), &["000005.png"]);
+    fs::remove_dir(folder.join("s/000005.png")).unwrap();
+    succeeds(&sample(&gap), folder);
+    assert!(of("s") == of("one"), "images or grid differ after an error");
+    // An array that the images of the folder were not written to is nobody's to replace.
+    fs::write(folder.join("mine.npz"), "mine").unwrap();
+    let mine = ["--out", "s", "--count", "11", "--resume", "--npz", "mine.npz"];
+    says(
+        &fails(1, &sample(&mine), folder),
+        &["mine.npz exists; choose another name, or remove it"],
+    );
+    let edit =
+        ["edit", "base", "--classes", "3", "--image", "one/000001.png", "--keep-scales", "1"];
+    let edit = [&edit[..], &["--out", "s", "--resume"]].concat();
+    says(&fails(1, &edit, folder), &["s holds other images: they are samples, no edits"]);
     for own in ["base", "base/samples"] {
         says(&fails(1, &sample(&["--out", own]), folder), &["is a run's own folder"]);
     }
