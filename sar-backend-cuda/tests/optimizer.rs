@@ -8,7 +8,7 @@ use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
 use sar_math::backend::{AdamW, Buffers, Linear, LinearDims, OptimizerOps, Slot, TransformerOps};
 use sar_math::philox::{Purpose, Stream};
 
-/// Rounding a sum in f64 to f32 once moves it by 2⁻²⁴ of itself at most.
+/// Rounding the root of a sum in f64 to f32 moves it by 2⁻²⁴ of itself at most.
 const ROUNDED_ONCE: f64 = 1e-7;
 
 const HYPER: AdamW =

@@ -201,7 +201,7 @@ mod tests {
 
     /// A few roundings of f64, of numbers of order 1.
     const ROUNDING: f64 = 1e-14;
-    /// The same of what was computed by two ways, at a plateau's end.
+    /// Roundings of f64 where a plateau ends and its line begins; a wrong line differs by far more.
     const IN_ORDER: f64 = 1e-12;
 
     fn shapes() -> impl Strategy<Value = Shape> {

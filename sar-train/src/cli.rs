@@ -145,7 +145,7 @@ pub enum Command {
     /// Sample images from a generator.
     #[command(after_help = "Example: sar sample runs/sar --count 100 --guidance 0.5 --out samples")]
     Sample(SampleArgs),
-    /// Draw a part of an image anew, or all that is fine in it.
+    /// Draw a part of an image anew, or all its finer grids.
     #[command(
         after_help = "Examples:\n  sar edit runs/sar --image a.png --mask hole.png --classes cat --out edited\n  \
         sar edit runs/sar --image a.png --keep-scales 2 --classes cat --out varied"

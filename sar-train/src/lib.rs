@@ -1,4 +1,4 @@
-//! Train, refine, sample and measure next-scale image generators.
+//! Train, refine, sample, edit and measure next-scale image generators.
 
 pub mod backend;
 pub mod checkpoint;

@@ -278,7 +278,7 @@ kernels!(f64, double, f64s, F64_LANES, splat_f64s, mul_add_e_f64s, reduce_sum_f6
 mod tests {
     use super::*;
 
-    /// Roundings of f64 in sums of three products of order 1.
+    /// Roundings of f64 in sums of three products of order 10.
     const ROUNDING: f64 = 1e-12;
 
     #[test]

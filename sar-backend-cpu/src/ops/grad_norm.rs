@@ -43,7 +43,7 @@ fn sum_squares<T: Element>(chunk: &[T]) -> f64 {
 mod tests {
     use super::*;
 
-    /// Rounding a sum in f64 to f32 once moves it by 2⁻²⁴ of itself at most.
+    /// Rounding the root of a sum in f64 to f32 moves it by 2⁻²⁴ of itself at most.
     const ROUNDED_ONCE: f64 = 1e-7;
 
     #[test]

@@ -50,8 +50,8 @@ pub struct OutArgs {
     /// Folder for the images.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Go on after the images that an earlier call with the same flags left in --out, or begin; --count may be
-    /// larger. An image is the same as if there had been one call; files of their names are taken for them.
+    /// Go on after the images that an earlier call with the same flags left in --out; begin where there are
+    /// none. --count may be larger. Files that are named like its images are taken for them.
     #[arg(long, conflicts_with = "force")]
     pub resume: bool,
     /// Replace the images of an earlier call in --out; `sample` replaces the file of --npz, too.
@@ -102,7 +102,9 @@ pub struct EditArgs {
     #[arg(long, value_name = "FILE")]
     pub image: PathBuf,
     /// What of it to draw anew: an image of the same size, there lighter than the middle grey (white; what is
-    /// transparent counts as that), elsewhere darker. A token of which a pixel is masked is drawn anew, whole.
+    /// transparent counts as that), elsewhere darker. In the last grid a token
+    /// of which any pixel is masked is drawn anew, whole; in coarser grids, from the second pass on, one of
+    /// which more than half is.
     #[arg(long, value_name = "FILE")]
     pub mask: Option<PathBuf>,
     /// Take the first N grids from the image, under the mask too: its coarse look stays. Without --mask, all

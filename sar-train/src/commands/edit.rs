@@ -19,8 +19,8 @@ use std::path::Path;
 /// Draws variants of an image and writes them.
 ///
 /// # Errors
-/// A checkpoint, an image or a mask that cannot be used, a class out of range, a folder that cannot be
-/// written.
+/// A checkpoint, an image or a mask that cannot be used, flags that leave nothing to keep or to draw, a class
+/// out of range, a folder that cannot be written.
 pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
@@ -65,7 +65,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     })
 }
 
-/// The pixels that pictures depend on.
+/// SHA-256 of the pixels that pictures depend on.
 fn fingerprint(edit: &Edit) -> String {
     let mut pixels = edit.image_3hw.clone();
     if let Some(hole) = &edit.hole {

@@ -102,7 +102,7 @@ impl<'a, B: Compute> Painting<'a, B> {
         };
         if let Err(error) = paint() {
             // A batch may have been written in part, and what an earlier call left may go on behind a gap.
-            // Where this fails too, it is by what the error tells.
+            // If this write fails too, the error says enough.
             record.labels.truncate(begun.max(folder.present(count)));
             drop(folder.keep(&record));
             return Err(error);
@@ -162,7 +162,7 @@ impl<'a> Sheets<'a> {
         self.show(images, count)
     }
 
-    /// Adds `count` images of the folder to what shows several.
+    /// Adds `count` images of the folder to the grid and the array.
     fn show(&mut self, images: &[f32], count: usize) -> anyhow::Result<()> {
         let batch = self.images(images);
         if let Some(npz) = &mut self.npz {

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 const RECORD: &str = "samples.json";
 /// Pictures of several images.
 pub(super) const GRID: &str = "grid.png";
-/// As [`GRID`].
+/// The first images at every scale.
 pub(super) const SCALES: &str = "scales.png";
 /// An image that was edited, what is drawn anew in grey.
 pub(super) const GIVEN: &str = "given.png";
@@ -30,17 +30,17 @@ pub(super) struct SampleRecord {
     pub program: String,
     /// The weights' file.
     pub generator: PathBuf,
-    /// The weights themselves.
+    /// SHA-256 of its weights.
     #[serde(default)]
     pub generator_sha256: String,
     /// The tokenizer's file.
     pub tokenizer: PathBuf,
-    /// Its weights.
+    /// SHA-256 of the tokenizer's weights.
     #[serde(default)]
     pub tokenizer_sha256: String,
-    /// Optimiser steps they were trained for.
+    /// Optimiser steps of the generator's weights.
     pub step: u64,
-    /// Whether they are the averaged ones (EMA).
+    /// Whether the generator's weights are the averaged ones (EMA).
     pub ema: bool,
     /// What computed: `cpu f32`.
     #[serde(default)]
@@ -70,7 +70,7 @@ pub(super) struct EditRecord {
     /// What of it was drawn anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<PathBuf>,
-    /// Both as they were looked at.
+    /// SHA-256 of image and mask as cut and scaled.
     #[serde(default)]
     pub pixels_sha256: String,
     /// How many scales were taken from it whole.
@@ -197,7 +197,7 @@ impl SampleFolder {
     ///
     /// # Errors
     /// Images are there that would be replaced, or stay beside the new ones; those that are to be gone on
-    /// with are others; the folder cannot be written.
+    /// with are others; the folder is a run's own, or in use; it cannot be written.
     pub(super) fn open(place: &OutArgs, record: &SampleRecord) -> anyhow::Result<Self> {
         let path = place.out.as_path();
         anyhow::ensure!(!path.is_file(), "{} is a file; --out names a folder", path.display());

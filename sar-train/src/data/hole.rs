@@ -4,16 +4,18 @@ use super::augment::Augment;
 use super::decode::Picture;
 use super::resize::Rows;
 
-/// Share of a pixel's surroundings under the mask from which on it is masked itself, once a picture has been
-/// scaled: less of the filling does not show.
+/// Weight of what is under the mask in a pixel, once a picture has been scaled, from which on it is masked
+/// itself: less of the filling does not show. (Cubic convolution has weights below zero, too.)
 const TOUCHED: f32 = 0.02;
+/// Value of a mask where it is light, 0 elsewhere: resampled, it cannot leave \[−1,1\], where it would be cut.
+const LIGHT: f32 = 0.5;
 
 /// A picture with a hole, cut as evaluation cuts it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Known {
     /// `[3, side, side]` in \[−1,1\], the hole filled with the mean colour of the rest.
     pub image_3hw: Vec<f32>,
-    /// Whether a pixel is in the hole or touched by it, row by row.
+    /// Whether a pixel is in the hole or touched by it, `[side, side]`, row by row.
     pub masked_hw: Vec<bool>,
 }
 
@@ -28,11 +30,11 @@ impl Augment {
         let image_3hw = self.evaluate_rows(&Filled { picture, mask: &mask, mean });
         let light = self.evaluate_rows(&mask);
         let plane = &light[..light.len() / 3];
-        Known { image_3hw, masked_hw: plane.iter().map(|v| (v + 1.0) / 2.0 > TOUCHED).collect() }
+        Known { image_3hw, masked_hw: plane.iter().map(|v| (v / LIGHT).abs() > TOUCHED).collect() }
     }
 }
 
-/// A mask in two tones: 1 where it is lighter than the middle, −1 elsewhere.
+/// A mask in two tones: [`LIGHT`] where it is lighter than the middle, else 0.
 struct Light<'a>(&'a Picture);
 
 impl Rows for Light<'_> {
@@ -46,7 +48,7 @@ impl Rows for Light<'_> {
         self.0.read(y, x0, out);
         for pixel in out.chunks_exact_mut(3) {
             let light = pixel.iter().sum::<f32>() > 0.0;
-            pixel.fill(if light { 1.0 } else { -1.0 });
+            pixel.fill(if light { LIGHT } else { 0.0 });
         }
     }
 }
@@ -86,7 +88,7 @@ fn mean(picture: &Picture, mask: &Light<'_>) -> [f32; 3] {
         picture.read(y, 0, &mut row);
         mask.read(y, 0, &mut light);
         let pixels = row.chunks_exact(3).zip(light.chunks_exact(3));
-        for (pixel, _) in pixels.filter(|(_, light)| light[0] < 0.0) {
+        for (pixel, _) in pixels.filter(|(_, light)| light[0] == 0.0) {
             sum.iter_mut().zip(pixel).for_each(|(sum, value)| *sum += f64::from(*value));
             count += 1;
         }
@@ -98,7 +100,7 @@ fn mean(picture: &Picture, mask: &Light<'_>) -> [f32; 3] {
 mod tests {
     use super::*;
 
-    /// Roundings of f32 in sums of some ten weights that add up to 1.
+    /// Roundings of f32 in means of two pixels, in each direction, twice.
     const ROUNDING: f32 = 1e-5;
 
     /// `hole` from column 13 of 32 on, else by `rest`; the mask of it.
@@ -118,6 +120,20 @@ mod tests {
                 cut.evaluate_known(&picture, &mask)
             };
             assert_eq!(known(0), known(255), "side {side}");
+        }
+    }
+
+    #[test]
+    fn known_pixels_are_the_pictures_own() {
+        for side in [10, 15, 17, 21, 24, 60] {
+            let cut = Augment::evaluation(side);
+            let [picture, mask] = pictures(255, |i| (i * 7 % 90) as u8);
+            let (known, own) = (cut.evaluate_known(&picture, &mask), cut.evaluate(&picture));
+            let pixels = known.image_3hw.iter().zip(&own).zip(known.masked_hw.iter().cycle());
+            let apart = pixels.filter(|(_, masked)| !**masked).map(|((a, b), _)| (a - b).abs());
+            // The hole is as far from its filling as two pixels can be: 2.
+            let most = apart.fold(0.0, f32::max);
+            assert!(most <= 2.0 * TOUCHED, "side {side}: {most}");
         }
     }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// Headers are read at the door for at most so many files: more would delay the start by minutes on
 /// a network disk.
 const PROBE_LIMIT: usize = 20_000;
-/// Classes without images named in the summary.
+/// Names told in a message, at most.
 const NAMED: usize = 5;
 /// Sets that decode to at most so many bytes stay in memory.
 const MEMORY_LIMIT: u64 = 256 << 20;

@@ -1,4 +1,5 @@
-//! Measures of generated images, from features and class probabilities alone.
+//! Measures of images: of generated ones from features and class probabilities, of reconstructions from
+//! pixels ([`ssim`]).
 //!
 //! All in `f64`, all independent of the thread count: work is cut into blocks that do not depend on
 //! it and combined in a fixed order. What the features are (which network, which layer) is the

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     /// Of scikit-image 0.26, `structural_similarity` with `gaussian_weights`, σ 1.5, without sample covariance,
-    /// on the planes below.
+    /// data range 2, on the planes below.
     const OTHER: f64 = 0.540361694737442;
     /// A few roundings of f64, in another order.
     const ROUNDING: f64 = 1e-12;

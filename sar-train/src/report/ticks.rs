@@ -2,6 +2,8 @@
 
 /// A span below this share of its numbers is their rounding.
 const FLAT: f64 = 1e-12;
+/// What a step that is 1, 2 or 5 times a power of ten may be above it by rounding.
+const ROUNDING: f64 = 1e-9;
 
 /// A number line of a chart, linear or logarithmic.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,9 +80,9 @@ impl Axis {
 fn nice(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
     let factor = match step / power {
-        f if f <= 1.0 + 1e-9 => 1.0,
-        f if f <= 2.0 + 1e-9 => 2.0,
-        f if f <= 5.0 + 1e-9 => 5.0,
+        f if f <= 1.0 + ROUNDING => 1.0,
+        f if f <= 2.0 + ROUNDING => 2.0,
+        f if f <= 5.0 + ROUNDING => 5.0,
         _ => 10.0,
     };
     factor * power

@@ -3,7 +3,7 @@
 //! What lies under the mask is not looked at: it is filled with the mean colour before the image is
 //! encoded, since codes beside the mask see across its edge, and a code stays where its whole cell is known.
 //! Coarse cells rarely are, so the first pass draws the coarse look with little to go by. Every further
-//! pass encodes what was drawn, known pixels put back, takes coarse codes from it where most of the cell is
+//! pass encodes what was drawn, known pixels put back, takes coarse codes from it where at least half of the cell is
 //! known, and draws the rest again: what is drawn and what is known come to agree.
 
 use super::{Decoder, Given, Mask, Painted, Painter, SampleSettings};
@@ -67,8 +67,8 @@ impl<'a, B: Backend> Editor<'a, B> {
     /// Encodes the image for pictures in a schedule that ends in a square, `batch` at a time.
     ///
     /// # Errors
-    /// Out of memory; shape: a schedule that ends in no square, an image or a mask of another size than what
-    /// the last grid decodes to.
+    /// Out of memory, a device fault; shape: a schedule that ends in no square, an image or a mask of another
+    /// size than what the last grid decodes to, more scales kept than there are.
     pub fn new(
         backend: &'a B,
         decoder: Decoder<'a, B>,
@@ -107,8 +107,8 @@ impl<'a, B: Backend> Editor<'a, B> {
         Ok(Self { edit, batch, scales, first, again })
     }
 
-    /// Paints one picture per label, `batch` of them at most; picture k of the seed is number
-    /// `first_image + k`.
+    /// Paints one picture per label, `batch` of them at most: the k-th gives picture `first_image + k` of the
+    /// seed.
     ///
     /// # Errors
     /// A device fault; shape: more labels than there is room for, here or in the painter.
@@ -182,7 +182,7 @@ fn check(edit: &Edit, schedule: &ScaleSchedule, factor: usize) -> Result<usize, 
 }
 
 impl<B: Backend> Again<'_, B> {
-    /// Codes of pictures; those of some scales are the image's own.
+    /// Encodes pictures; scales that are kept whole get the image's own codes.
     fn look(&mut self, images_b3hw: &[f32], scales: &[bool]) -> Result<(), B::Error> {
         let encoding = &mut self.encoding;
         let batch = encoding.encode(images_b3hw)?;
@@ -251,7 +251,7 @@ impl<'a, B: Backend> Encoding<'a, B> {
     }
 }
 
-/// Draws of a pass are others than those of the passes before it.
+/// Seed of a pass: each has draws of its own.
 fn seed_of(seed: u64, pass: usize) -> u64 {
     seed.wrapping_add((pass as u64) << 32)
 }

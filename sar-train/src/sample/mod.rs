@@ -1,4 +1,5 @@
-//! Sampling: codes of an image scale by scale, and pictures of them.
+//! Sampling and editing: codes of an image scale by scale, all of them or around given ones, and pictures of
+//! them.
 
 mod editor;
 mod grid;

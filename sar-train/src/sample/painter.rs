@@ -35,7 +35,7 @@ impl<B: Backend> Decoder<'_, B> {
     /// Codes `[b, T]` of latents in a schedule; `tokens` has room for `[b, T, k]`.
     ///
     /// # Errors
-    /// Shape: buffers with too little room.
+    /// Shape: buffers with too little room; a device fault.
     pub fn codes(
         &self,
         backend: &B,
@@ -120,7 +120,7 @@ impl<'a, B: Backend> Painter<'a, B> {
         painted.scales.iter().enumerate().map(strip).collect()
     }
 
-    /// Paints one image per label; image k of the seed is number `first_image + k`.
+    /// Paints one image per label: the k-th gives image `first_image + k` of the seed.
     ///
     /// # Errors
     /// A device fault.

@@ -37,7 +37,7 @@ pub struct Given<'a, B: Buffers> {
 /// [`Buffers::replay`]: a backend may record them once.
 pub struct Sampler<B: Buffers> {
     schedule: ScaleSchedule,
-    /// The schedule that there was room asked for.
+    /// The schedule that room was asked for.
     room: ScaleSchedule,
     recordings: Recordings,
     /// Scales whose codes are the most likely ones, whatever the decoding says of the others.

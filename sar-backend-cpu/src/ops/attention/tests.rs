@@ -3,7 +3,7 @@
 use super::*;
 use sar_math::ScaleSchedule;
 
-/// Some hundred roundings of f64, of numbers of order 1.
+/// Roundings of f64 in scores as large as 100, before an exponential.
 const ROUNDING: f64 = 1e-12;
 
 fn dims() -> AttentionDims {

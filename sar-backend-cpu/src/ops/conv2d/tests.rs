@@ -2,7 +2,7 @@ use super::super::check::{Random, central_difference};
 use super::*;
 use proptest::prelude::*;
 
-/// Roundings of f64 in sums of some hundred terms of order 1.
+/// Roundings of f64 in sums of at most 36 products of numbers below 1, in another order, and a bias.
 const ROUNDING: f64 = 1e-13;
 
 /// The sum as it is written.
@@ -68,7 +68,6 @@ proptest! {
         let b = random.values(d.outputs);
         let y = run(d, &x, &w, &b);
         for (i, (y, want)) in y.iter().zip(plain(d, &x, &w, &b)).enumerate() {
-            // Up to 36 products of numbers below 1, summed in another order.
             prop_assert!((y - want).abs() < ROUNDING, "y[{}]: {} against {}", i, y, want);
         }
         let dy = random.values(y.len());

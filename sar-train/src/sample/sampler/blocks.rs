@@ -63,7 +63,7 @@ impl<B: Backend> Sampler<B> {
         Ok(())
     }
 
-    /// Attention of a scale, the first of whose tokens is number `past`, on all up to its own end.
+    /// Attention of a scale's tokens, the first of them number `past`, on themselves and all before.
     fn attend(
         &mut self,
         backend: &B,

@@ -4,7 +4,9 @@ use super::*;
 use crate::train::HeldOut;
 use sar_math::anneal::Shape;
 
-/// A million times the error that losses are compared by.
+/// Roundings of f64 in losses and gradients that are summed in another order.
+const SUMMED: f64 = 1e-9;
+/// A million times that.
 const SHOWS: f64 = 1e-3;
 
 /// Parameters that weight decay leaves alone, by name.
@@ -84,21 +86,21 @@ fn micro_batches_are_told_as_the_batch_that_they_make() {
             whole.step(&mut four).unwrap();
             parts.step(&mut single).unwrap();
             let (a, b) = (whole.report().unwrap().unwrap(), parts.report().unwrap().unwrap());
-            near(b.loss, a.loss, 1e-9);
-            near(b.grad_norm, a.grad_norm, 1e-9);
+            near(b.loss, a.loss, SUMMED);
+            near(b.grad_norm, a.grad_norm, SUMMED);
             assert_eq!(a.loss_csf.is_some(), mode == Mode::Ssr);
-            near(b.loss_csf.unwrap_or(0.0), a.loss_csf.unwrap_or(0.0), 1e-9);
+            near(b.loss_csf.unwrap_or(0.0), a.loss_csf.unwrap_or(0.0), SUMMED);
             for (a, b) in [
                 (&a.scale_loss, &b.scale_loss),
                 (&a.scale_acc, &b.scale_acc),
                 (&a.student_scale_loss, &b.student_scale_loss),
             ] {
                 assert_eq!(a.len(), b.len());
-                a.iter().zip(b).for_each(|(a, b)| near(*b, *a, 1e-9));
+                a.iter().zip(b).for_each(|(a, b)| near(*b, *a, SUMMED));
             }
         }
         let (a, b) = (whole.params().as_slice(), parts.params().as_slice());
-        a.iter().zip(b).for_each(|(a, b)| near(*b, *a, 1e-9));
+        a.iter().zip(b).for_each(|(a, b)| near(*b, *a, SUMMED));
     }
 }
 
@@ -118,7 +120,7 @@ fn losses_are_those_of_the_formula() {
     };
     trainer.step(&mut world.images(4)).unwrap();
     let told = trainer.report().unwrap().unwrap();
-    near(told.loss_tf, mean(0.2), 1e-9);
+    near(told.loss_tf, mean(0.2), SUMMED);
     assert!((mean(0.2) - mean(0.0)).abs() > SHOWS, "smoothing must show");
 
     // Parts of 3 and 1: the mean is over images, not over parts; all that drops is on.
@@ -127,10 +129,10 @@ fn losses_are_those_of_the_formula() {
     let mut trainer = world.trainer(&config);
     let held = HeldOut { latents: world.latents.clone(), labels: world.labels.clone() };
     let report = trainer.held_out(&held).unwrap();
-    near(report.heldout_loss, mean(0.0), 1e-9);
+    near(report.heldout_loss, mean(0.0), SUMMED);
     let first = (0..4)
         .map(|i| cross_entropy(&logits[i * 14 * VOCAB..][..VOCAB], codes.as_slice()[i * 14], 0.0));
-    near(report.heldout_scale_loss[0], first.sum::<f64>() / 4.0, 1e-9);
+    near(report.heldout_scale_loss[0], first.sum::<f64>() / 4.0, SUMMED);
 }
 
 /// A step can still be told after held-out images were measured in the same memory.
