@@ -25,6 +25,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     let (tokens, first, width) = (tokens as i32, span.start as i32, span.len() as i32);
     let args: [&dyn crate::KernelArg; 7] =
         [&ids, &kept, &given, &(len as u64), &tokens, &first, &width];
-    // SAFETY: parameters as declared; all three buffers were checked at the door, and are others.
+    // SAFETY: parameters as declared; all three buffers were checked at the door, and ids, which is
+    // borrowed mutably there, is neither of the others.
     unsafe { gpu.launch(KEEP_CODES, [len.div_ceil(THREADS), 1, 1], THREADS, 0, &args) }
 }

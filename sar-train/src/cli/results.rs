@@ -1,6 +1,6 @@
 //! Commands on what a run has made.
 
-use crate::config::{Ramp, SampleConfig};
+use crate::config::{ConfigError, Ramp, SampleConfig};
 use clap::Args;
 use sar_math::ScaleSchedule;
 use std::path::PathBuf;
@@ -32,6 +32,20 @@ pub struct SamplerArgs {
 }
 
 impl SamplerArgs {
+    /// The settings of a generator's run with what was typed over them, checked.
+    pub(crate) fn settings(
+        &self,
+        mut run: SampleConfig,
+        count: Option<usize>,
+        guidance: Option<f64>,
+    ) -> Result<SampleConfig, ConfigError> {
+        run.count = count.unwrap_or(run.count);
+        run.guidance = guidance.unwrap_or(run.guidance);
+        self.over(&mut run);
+        run.validate()?;
+        Ok(run)
+    }
+
     /// Puts what is given over a configuration.
     pub(crate) fn over(&self, sample: &mut SampleConfig) {
         sample.batch = self.batch.unwrap_or(sample.batch);

@@ -6,7 +6,6 @@ use super::painting::{Batch, Painting, Target};
 use super::samples::{EditRecord, GIVEN, SampleFolder, SampleRecord};
 use crate::backend::Compute;
 use crate::cli::{EditArgs, GlobalArgs};
-use crate::config::SampleConfig;
 use crate::data::decode::{Picture, decode};
 use crate::data::grid::{self, Images};
 use crate::data::{Augment, sha256_of};
@@ -25,7 +24,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let run = generator.run_config()?.unwrap_or_default();
-    let settings = settings(args, run.sample)?;
+    let settings = args.sampler.settings(run.sample, Some(args.count), args.guidance)?;
     let schedule = settings.schedule.unwrap_or(generator.section.schedule);
     anyhow::ensure!(
         !args.classes.is_empty() || generator.section.classes == 1,
@@ -65,7 +64,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     })
 }
 
-/// SHA-256 of the pixels that pictures depend on.
+/// SHA-256 of the image, and of what its mask leaves of it.
 fn fingerprint(edit: &Edit) -> String {
     let mut pixels = edit.image_3hw.clone();
     if let Some(hole) = &edit.hole {
@@ -73,15 +72,6 @@ fn fingerprint(edit: &Edit) -> String {
         pixels.extend(hole.mask.pixels().iter().map(|drawn| f32::from(u8::from(*drawn))));
     }
     sha256_of(&pixels)
-}
-
-/// As in the generator's run, with what was typed over it.
-fn settings(args: &EditArgs, mut settings: SampleConfig) -> anyhow::Result<SampleConfig> {
-    settings.count = args.count;
-    settings.guidance = args.guidance.unwrap_or(settings.guidance);
-    args.sampler.over(&mut settings);
-    settings.validate()?;
-    Ok(settings)
 }
 
 /// Side of what a schedule that ends in a square draws.
@@ -152,14 +142,8 @@ fn read<B: Compute>(
 
 /// What a mask leaves of an image, the mask being in a file.
 fn hole(cut: &Augment, picture: &Picture, mask: &Picture, path: &Path) -> anyhow::Result<Hole> {
-    let size = |picture: &Picture| (picture.width(), picture.height());
-    let ((w, h), (mask_w, mask_h)) = (size(picture), size(mask));
-    anyhow::ensure!(
-        (w, h) == (mask_w, mask_h),
-        "{}: the mask has {mask_w}×{mask_h} pixels, the image {w}×{h}; a mask is of its image's size",
-        path.display()
-    );
     let known = cut.evaluate_known(picture, mask);
+    let known = known.with_context(|| format!("{} is no mask of the image", path.display()))?;
     anyhow::ensure!(
         known.masked_hw.contains(&true),
         "{}: nothing is white in the middle square, so that nothing is drawn anew",

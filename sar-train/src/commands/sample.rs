@@ -7,7 +7,6 @@ use super::painting::{Painting, Target};
 use super::samples::{SampleFolder, SampleRecord};
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, SampleArgs};
-use crate::config::Config;
 use crate::data::npz::NpzWriter;
 use crate::sample::columns;
 
@@ -18,9 +17,10 @@ use crate::sample::columns;
 pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
-    let config = configuration(args, generator.run_config()?.unwrap_or_default())?;
-    let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
-    let (classes, count) = (asked_classes(&args.classes, &generator)?, config.sample.count);
+    let run = generator.run_config()?.unwrap_or_default();
+    let settings = args.sampler.settings(run.sample, args.count, args.guidance)?;
+    let schedule = settings.schedule.unwrap_or(generator.section.schedule);
+    let (classes, count) = (asked_classes(&args.classes, &generator)?, settings.count);
     if args.npz.is_some() {
         note_uneven(count, classes.len());
     }
@@ -31,7 +31,7 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let own = npz.is_some() && npz == earlier;
     let record = SampleRecord {
         npz: npz.or(earlier),
-        ..SampleRecord::new(&generator, from, &schedule, &config.sample, &classes, by)
+        ..SampleRecord::new(&generator, from, &schedule, &settings, &classes, by)
     };
     let params = generator.params(backend)?;
     let mut painting = Painting::new(backend, &generator, &tokenizer, &schedule, &record)?;
@@ -61,13 +61,4 @@ fn note_uneven(count: usize, classes: usize) {
              numbers are of"
         );
     }
-}
-
-fn configuration(args: &SampleArgs, mut config: Config) -> anyhow::Result<Config> {
-    let s = &mut config.sample;
-    s.count = args.count.unwrap_or(s.count);
-    s.guidance = args.guidance.unwrap_or(s.guidance);
-    args.sampler.over(s);
-    s.validate()?;
-    Ok(config)
 }

@@ -31,8 +31,7 @@ pub struct DataConfig {
     /// Take a folder without classes as one class.
     pub unlabelled: bool,
     /// Train on so many images alone, spread over the set evenly: to try something, or to see that a model
-    /// learns a few by heart. Without it: on all. `refine` and
-    /// `tokenizer encode` keep it; `sar eval` does not.
+    /// learns a few by heart. Without it: on all. `refine` and `tokenizer encode` keep it; `sar eval` does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
     /// Accept data of a single class.

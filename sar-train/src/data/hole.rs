@@ -1,5 +1,6 @@
 //! A picture of which a part is not to be looked at.
 
+use super::DataError;
 use super::augment::Augment;
 use super::decode::Picture;
 use super::resize::Rows;
@@ -24,13 +25,22 @@ impl Augment {
     ///
     /// The hole is filled before the picture is scaled, which mixes neighbours: nothing of what is under the
     /// mask is in the result.
-    pub fn evaluate_known(&self, picture: &Picture, mask: &Picture) -> Known {
+    ///
+    /// # Errors
+    /// [`DataError::Shape`] where the mask has another size.
+    pub fn evaluate_known(&self, picture: &Picture, mask: &Picture) -> Result<Known, DataError> {
+        let size = |of: &Picture| format!("{}×{}", of.width(), of.height());
+        if size(picture) != size(mask) {
+            let expected = format!("the image's {} pixels", size(picture));
+            return Err(DataError::Shape { what: "mask", expected, found: size(mask) });
+        }
         let mask = Light(mask);
         let mean = mean(picture, &mask);
         let image_3hw = self.evaluate_rows(&Filled { picture, mask: &mask, mean });
         let light = self.evaluate_rows(&mask);
         let plane = &light[..light.len() / 3];
-        Known { image_3hw, masked_hw: plane.iter().map(|v| (v / LIGHT).abs() > TOUCHED).collect() }
+        let masked_hw = plane.iter().map(|v| (v / LIGHT).abs() > TOUCHED).collect();
+        Ok(Known { image_3hw, masked_hw })
     }
 }
 
@@ -117,7 +127,7 @@ mod tests {
             let cut = Augment::evaluation(side);
             let known = |hole| {
                 let [picture, mask] = pictures(hole, |i| (i * 7) as u8);
-                cut.evaluate_known(&picture, &mask)
+                cut.evaluate_known(&picture, &mask).unwrap()
             };
             assert_eq!(known(0), known(255), "side {side}");
         }
@@ -128,7 +138,8 @@ mod tests {
         for side in [10, 15, 17, 21, 24, 60] {
             let cut = Augment::evaluation(side);
             let [picture, mask] = pictures(255, |i| (i * 7 % 90) as u8);
-            let (known, own) = (cut.evaluate_known(&picture, &mask), cut.evaluate(&picture));
+            let (known, own) =
+                (cut.evaluate_known(&picture, &mask).unwrap(), cut.evaluate(&picture));
             let pixels = known.image_3hw.iter().zip(&own).zip(known.masked_hw.iter().cycle());
             let apart = pixels.filter(|(_, masked)| !**masked).map(|((a, b), _)| (a - b).abs());
             // The hole is as far from its filling as two pixels can be: 2.
@@ -140,7 +151,7 @@ mod tests {
     #[test]
     fn the_hole_has_the_mean_colour_and_touched_pixels_are_masked() {
         let [picture, mask] = pictures(255, |_| 51);
-        let known = Augment::evaluation(6).evaluate_known(&picture, &mask);
+        let known = Augment::evaluation(6).evaluate_known(&picture, &mask).unwrap();
         // 24 of 32 columns, from column 4 on, by four: column 13 is in the third.
         assert_eq!(known.masked_hw[..6], [false, false, true, true, true, true]);
         assert!(
@@ -148,13 +159,15 @@ mod tests {
             "{:?}",
             known.image_3hw
         );
-        let whole = Augment::evaluation(24).evaluate_known(&picture, &mask);
+        let whole = Augment::evaluation(24).evaluate_known(&picture, &mask).unwrap();
         assert_eq!(whole.masked_hw[..24].iter().filter(|masked| !**masked).count(), 9);
         let (dark, light) =
             (Picture::from_grey(4, 4, &[0; 16]), Picture::from_grey(4, 4, &[255; 16]));
         let cut = Augment::evaluation(4);
-        assert!(cut.evaluate_known(&dark, &light).image_3hw.iter().all(|v| *v == 0.0));
-        let known = cut.evaluate_known(&light, &dark);
+        assert!(cut.evaluate_known(&dark, &light).unwrap().image_3hw.iter().all(|v| *v == 0.0));
+        let known = cut.evaluate_known(&light, &dark).unwrap();
         assert!(known.image_3hw == cut.evaluate(&light) && !known.masked_hw.contains(&true));
+        let other = cut.evaluate_known(&picture, &light).unwrap_err().to_string();
+        assert!(other.contains("32×24") && other.contains("4×4"), "{other}");
     }
 }

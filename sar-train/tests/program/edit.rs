@@ -150,7 +150,10 @@ fn what_cannot_be_edited_is_told_and_nothing_is_written() {
             &["a.png", "--mask", "white.png"],
             &["white.png", "nothing of the image is kept", "every square of 4×4 px", "32×32"],
         ),
-        (&["a.png", "--mask", "small.png"], &["small.png", "20×32", "the image 32×32"]),
+        (
+            &["a.png", "--mask", "small.png"],
+            &["small.png is no mask", "the image's 32×32 pixels", "found 20×32"],
+        ),
         (&["a.png", "--mask", "text.png"], &["text.png", "not a PNG, JPEG or WebP"]),
         (&["gone.png", "--mask", "half.png"], &["gone.png", "cannot be read"]),
         (&["a.png", "--keep-scales", "4"], &["--keep-scales 4", "nothing to draw", "4 scales"]),
