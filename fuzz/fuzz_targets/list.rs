@@ -1,4 +1,4 @@
-//! A list file of images that are not there, or a glyph sheet.
+//! A list file of images that are not there, a tar archive, or a glyph sheet.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -22,7 +22,7 @@ pub enum DataCommand {
 /// `sar data check`.
 #[derive(Clone, Debug, Args)]
 pub struct DataCheckArgs {
-    /// Class folders, a list file, a glyph sheet, or `builtin:glyphs10`.
+    /// Class folders, a list file, tar archives, a glyph sheet, or `builtin:glyphs10`.
     pub source: String,
     /// Where to write the preview grid.
     #[arg(long, value_name = "PNG")]

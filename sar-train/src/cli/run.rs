@@ -23,7 +23,7 @@ pub struct RunArgs {
     /// Continue the run in --out from its last checkpoint, bit for bit.
     #[arg(long, conflicts_with_all = ["config", "data", "seed", "init_from"])]
     pub resume: bool,
-    /// Images: class folders, a list file, a glyph sheet or `builtin:glyphs10`.
+    /// Images: class folders, a list file, tar archives, a glyph sheet or `builtin:glyphs10`.
     #[arg(long, value_name = "SOURCE")]
     pub data: Option<String>,
     /// Start from these weights: a run folder, a checkpoint folder or a .safetensors file.

@@ -3,9 +3,7 @@
 use super::output::ready_as;
 use crate::cli::{DataArgs, DataCommand, GlobalArgs};
 use crate::data::grid::{Images, save_grid};
-use crate::data::{
-    Augment, BadImage, DataConfig, DataError, Listing, Source, decode, locate, open,
-};
+use crate::data::{Augment, BadImage, DataConfig, DataError, Listing, Source, locate, open};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -128,9 +126,9 @@ fn check_files(config: &DataConfig, listing: &Listing) -> DataReport {
     let files: Vec<_> = listing.train.iter().chain(named).collect();
     let seen: Vec<_> = files
         .par_iter()
-        .map(|(path, _)| {
-            let header = decode::probe(path, config.max_pixels)?;
-            decode::decode(path, config.max_pixels).map(|_| header)
+        .map(|(file, _)| {
+            let header = file.probe(config.max_pixels)?;
+            file.decode(config.max_pixels).map(|_| header)
         })
         .collect();
     let mut report = DataReport {
@@ -145,11 +143,11 @@ fn check_files(config: &DataConfig, listing: &Listing) -> DataReport {
         modes: BTreeMap::new(),
     };
     let area = |&(w, h): &(u32, u32)| u64::from(w) * u64::from(h);
-    for (i, ((path, label), header)) in files.into_iter().zip(seen).enumerate() {
+    for (i, ((file, label), header)) in files.into_iter().zip(seen).enumerate() {
         let header = match header {
             Ok(header) => header,
             Err(reason) => {
-                report.bad.push((path.clone(), reason));
+                report.bad.push((file.path().into(), reason));
                 continue;
             }
         };
@@ -192,14 +190,14 @@ fn preview_files(
     let white = vec![1.0; 3 * side * side];
     let mut images = Vec::new();
     for label in 0..listing.classes.len().min(PREVIEW_CLASSES) {
-        let of_class = listing
-            .train
-            .iter()
-            .filter(|(p, l)| *l as usize == label && !report.bad.iter().any(|(bad, _)| bad == p));
+        let of_class = listing.train.iter().filter(|(f, l)| {
+            *l as usize == label && !report.bad.iter().any(|(bad, _)| bad == f.path())
+        });
         let mut cells = 0;
         for (file, _) in of_class.take(PREVIEW_COLUMNS) {
-            let picture = decode::decode(file, config.max_pixels)
-                .map_err(|reason| DataError::BadImage { path: file.clone(), reason })?;
+            let picture = file
+                .decode(config.max_pixels)
+                .map_err(|reason| DataError::BadImage { path: file.path().into(), reason })?;
             images.extend(augment.evaluate(&picture));
             cells += 1;
         }

@@ -6,9 +6,9 @@ use super::painting::{Batch, Painting, Target};
 use super::samples::{EditRecord, GIVEN, SampleFolder, SampleRecord};
 use crate::backend::Compute;
 use crate::cli::{EditArgs, GlobalArgs};
-use crate::data::decode::{Picture, decode};
+use crate::data::decode::Picture;
 use crate::data::grid::{self, Images};
-use crate::data::{Augment, sha256_of};
+use crate::data::{Augment, ImageFile, sha256_of};
 use crate::sample::{Edit, Editor, Hole, Mask};
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
@@ -112,7 +112,8 @@ fn read<B: Compute>(
             "{} lies in --out, where it may be written over; choose another --out",
             path.display()
         );
-        decode(path, max_pixels).with_context(|| format!("{}", path.display()))
+        let picture = ImageFile::from(path.to_path_buf()).decode(max_pixels);
+        picture.with_context(|| format!("{}", path.display()))
     };
     let picture = open(&args.image)?;
     let cut = Augment::evaluation(side(schedule, tokenizer));

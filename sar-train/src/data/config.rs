@@ -8,7 +8,7 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// A folder, a list file or a glyph sheet. Exactly one of `path` and `builtin` is given.
+    /// A folder, a list file, a tar archive or a glyph sheet. Exactly one of `path` and `builtin` is given.
     pub path: Option<PathBuf>,
     /// A set inside the program: `glyphs10`.
     pub builtin: Option<String>,
@@ -136,7 +136,7 @@ impl DataConfig {
             (None, None) => {
                 return fail(
                     "path",
-                    "no data given; name a folder, list file or glyph sheet with --data, or set \
+                    "no data given; name a folder, list file, tar archive or glyph sheet with --data, or set \
                      `path` to it, or `builtin = \"glyphs10\"`"
                         .into(),
                 );

@@ -1,7 +1,8 @@
 //! Labelled images in a fixed order.
 
 use super::augment::Augment;
-use super::decode::{BadImage, Picture, decode};
+use super::decode::{BadImage, Picture};
+use super::image_file::ImageFile;
 use super::{DataConfig, DataError};
 use rayon::prelude::*;
 use sar_math::philox::Stream;
@@ -28,7 +29,7 @@ struct Inner {
 /// One labelled image: in memory, or to be read from its file.
 #[derive(Clone)]
 pub(super) struct Item {
-    pub(super) path: PathBuf,
+    pub(super) file: ImageFile,
     pub(super) label: u32,
     pub(super) picture: Option<Arc<Picture>>,
 }
@@ -84,7 +85,7 @@ impl Dataset {
     /// # Errors
     /// [`DataError::OutOfBounds`].
     pub fn path(&self, index: usize) -> Result<&Path, DataError> {
-        self.item(index).map(|item| item.path.as_path())
+        self.item(index).map(|item| item.file.path())
     }
 
     /// Image `index` as evaluation sees it, the largest square in the middle: `[3,s,s]` in \[−1,1\],
@@ -138,7 +139,7 @@ impl Dataset {
     pub fn skipped(&self) -> Vec<(PathBuf, BadImage)> {
         let bad = self.inner.bad.lock().unwrap_or_else(PoisonError::into_inner);
         let named = |(&i, reason): (&usize, &BadImage)| {
-            self.inner.items.get(i).map(|item| (item.path.clone(), reason.clone()))
+            self.inner.items.get(i).map(|item| (item.file.path().to_owned(), reason.clone()))
         };
         bad.iter().filter_map(named).collect()
     }
@@ -147,7 +148,7 @@ impl Dataset {
     pub(super) fn name_to(&self, names: &mut Vec<u8>) {
         for item in &self.inner.items {
             let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-            let (root, path) = (whole(&self.inner.root), whole(&item.path));
+            let (root, path) = (whole(&self.inner.root), whole(item.file.path()));
             // What a list names lies below the list's folder.
             let below = |folder| path.strip_prefix(folder).ok();
             let path = below(root.as_path()).or_else(|| below(root.parent()?)).unwrap_or(&path);
@@ -198,14 +199,14 @@ impl Dataset {
                 Err(reason) => reason,
             };
             if !self.inner.skip_bad {
-                return Err(DataError::BadImage { path: item.path.clone(), reason });
+                return Err(DataError::BadImage { path: item.file.path().into(), reason });
             }
             first_reason.get_or_insert(reason);
         }
         Err(DataError::AllBad {
             path: self.inner.root.clone(),
             count: self.len(),
-            first: first.path.clone(),
+            first: first.file.path().into(),
             reason: first_reason.unwrap_or(BadImage::NotAnImage),
         })
     }
@@ -218,7 +219,7 @@ impl Dataset {
         if let Some(reason) = known().get(&index) {
             return Err(reason.clone());
         }
-        decode(&item.path, self.inner.max_pixels).map(Arc::new).inspect_err(|reason| {
+        item.file.decode(self.inner.max_pixels).map(Arc::new).inspect_err(|reason| {
             if self.inner.skip_bad {
                 known().insert(index, reason.clone());
             }

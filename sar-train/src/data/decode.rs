@@ -1,4 +1,4 @@
-//! One image file to pixels, with every way a file can be bad.
+//! The contents of an image file to pixels, with every way a file can be bad.
 //!
 //! The format is told by content, not by name. Grey becomes RGB, a palette is looked up, alpha is
 //! composited on white (in stored values, as viewers do), 16-bit samples keep their precision, and
@@ -7,7 +7,6 @@
 use super::resize::Rows;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, metadata::Orientation};
 use std::io::Cursor;
-use std::path::Path;
 
 /// Why an image file cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -131,25 +130,10 @@ impl Rows for Picture {
     }
 }
 
-/// Reads an image file's header.
+/// Reads the header of an image file's contents.
 ///
 /// # Errors
 /// [`BadImage`] for all that shows without decoding: empty, no image, too small, too large.
-pub fn probe(path: &Path, max_pixels: u64) -> Result<Header, BadImage> {
-    let bytes = read(path, max_pixels)?;
-    probe_bytes(&bytes, max_pixels)
-}
-
-/// Decodes an image file.
-///
-/// # Errors
-/// [`BadImage`] with the reason.
-pub fn decode(path: &Path, max_pixels: u64) -> Result<Picture, BadImage> {
-    let bytes = read(path, max_pixels)?;
-    decode_bytes(&bytes, max_pixels)
-}
-
-/// [`probe`] on a file's contents.
 pub fn probe_bytes(bytes: &[u8], max_pixels: u64) -> Result<Header, BadImage> {
     let (decoder, format) = open(bytes, max_pixels)?;
     let (width, height) = decoder.dimensions();
@@ -159,7 +143,10 @@ pub fn probe_bytes(bytes: &[u8], max_pixels: u64) -> Result<Header, BadImage> {
     Ok(Header { width, height, mode: mode(bytes, format, &decoder), bytes: bytes_rgb })
 }
 
-/// [`decode`] on a file's contents.
+/// Decodes an image file's contents.
+///
+/// # Errors
+/// [`BadImage`] with the reason.
 pub fn decode_bytes(bytes: &[u8], max_pixels: u64) -> Result<Picture, BadImage> {
     let (mut decoder, format) = open(bytes, max_pixels)?;
     if format == ImageFormat::Jpeg && !jpeg_is_whole(bytes) {
@@ -170,23 +157,6 @@ pub fn decode_bytes(bytes: &[u8], max_pixels: u64) -> Result<Picture, BadImage> 
     let mut image = DynamicImage::from_decoder(decoder).map_err(explain)?;
     image.apply_orientation(turn);
     Ok(flatten(image))
-}
-
-fn read(path: &Path, max_pixels: u64) -> Result<Vec<u8>, BadImage> {
-    let unreadable = |e: std::io::Error| BadImage::Unreadable(e.to_string());
-    let meta = std::fs::metadata(path).map_err(unreadable)?;
-    if !meta.is_file() {
-        return Err(BadImage::Unreadable("not a regular file".into()));
-    }
-    // No format needs more than 8 bytes a pixel; the rest is room for what cameras add.
-    let limit = max_pixels.saturating_mul(8).saturating_add(64 << 20);
-    if meta.len() > limit {
-        return Err(BadImage::Unreadable(format!(
-            "{} bytes, more than an image of the allowed size can have",
-            meta.len()
-        )));
-    }
-    std::fs::read(path).map_err(unreadable)
 }
 
 fn open(bytes: &[u8], max_pixels: u64) -> Result<(impl ImageDecoder + '_, ImageFormat), BadImage> {

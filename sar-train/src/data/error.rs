@@ -63,14 +63,16 @@ pub enum DataError {
         /// Their names.
         found: String,
     },
-    /// Images lie loose, without class folders.
+    /// Images lie loose, without class folders or labels.
     #[error(
-        "{}: images, but no class folders; move them into one folder per class, \
+        "{}: images, but {missing}, \
          or do without classes: train with --set data.unlabelled=true (`sar data check`: --unlabelled)", path.display()
     )]
     NoClasses {
-        /// The folder.
+        /// The folder or archive.
         path: PathBuf,
+        /// What they lack, and what to do about it.
+        missing: &'static str,
     },
     /// Only one class where a class-conditional model needs two.
     #[error(
@@ -119,6 +121,14 @@ pub enum DataError {
         /// Line, counted from 1.
         line: usize,
         /// What is wrong.
+        reason: String,
+    },
+    /// An archive, or a file in it, that is not as expected.
+    #[error("{}: {reason}", path.display())]
+    Archive {
+        /// The archive, or below it the name of a file in it.
+        path: PathBuf,
+        /// What was expected and found, and what to do.
         reason: String,
     },
     /// A glyph sheet whose size does not fit its grid.

@@ -1,6 +1,7 @@
 //! Folders of images: one folder per class, or loose images.
 
-use super::{DataError, Listing, some_of};
+use super::{DataError, ImageFile, Listing, archive, some_of};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// Deeper nesting than this means a link that leads back to its own parent.
@@ -16,8 +17,21 @@ pub(crate) fn is_validation(folder: &Path) -> bool {
     VALIDATION.iter().any(|known| name(folder).eq_ignore_ascii_case(known))
 }
 
+/// Whether a folder is called as one of training images is.
+pub(super) fn is_training(folder: &Path) -> bool {
+    TRAIN.iter().any(|known| name(folder).eq_ignore_ascii_case(known))
+}
+
+/// What loose images lack, and what to do about it.
+const NO_FOLDERS: &str = "no class folders; move them into one folder per class";
 /// What systems leave in folders of images.
 const LITTER: [&str; 3] = ["thumbs.db", "desktop.ini", "__macosx"];
+
+/// Whether a name is hidden, or what systems leave.
+pub(super) fn is_litter(name: &OsStr) -> bool {
+    let called = name.to_string_lossy().to_lowercase();
+    called.starts_with('.') || LITTER.contains(&called.as_str())
+}
 
 /// Lists a folder. Hidden names (leading dot) and what systems leave are passed over; every other file counts
 /// as an image. Folders of runs are no part of the data.
@@ -43,7 +57,7 @@ pub(super) fn list(root: &Path, unlabelled: bool) -> Result<Listing, DataError> 
         };
         // Two classes of just these names are hardly meant.
         if let (false, Some(train), Some(_)) = (unlabelled, called(&TRAIN), called(&VALIDATION)) {
-            return Err(DataError::NoClasses { path: train.clone() });
+            return Err(DataError::NoClasses { path: train.clone(), missing: NO_FOLDERS });
         }
         let labelled = labelled(root, unlabelled)?;
         return Ok(listing(root, unlabelled, labelled, None));
@@ -67,7 +81,7 @@ fn listing(
     root: &Path,
     unlabelled: bool,
     training: Labelled,
-    validation: Option<Vec<(PathBuf, u32)>>,
+    validation: Option<Vec<(ImageFile, u32)>>,
 ) -> Listing {
     let kind = if unlabelled { "unlabelled images" } else { "class folders" };
     let Labelled { classes, files: train, loose } = training;
@@ -77,7 +91,7 @@ fn listing(
 /// What one folder holds.
 struct Labelled {
     classes: Vec<String>,
-    files: Vec<(PathBuf, u32)>,
+    files: Vec<(ImageFile, u32)>,
     /// Images beside the class folders, and folders beside `train` that are no part of the data.
     loose: Vec<PathBuf>,
 }
@@ -98,7 +112,7 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
         let path = root.to_path_buf();
         return Err(match loose.is_empty() {
             true => DataError::Empty { path, hint: " in one folder per class" },
-            false => DataError::NoClasses { path },
+            false => DataError::NoClasses { path, missing: NO_FOLDERS },
         });
     }
     let mut classes = Vec::with_capacity(folders.len());
@@ -117,7 +131,7 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
         return Err(DataError::EmptyClasses { path: root.to_path_buf(), count, named });
     }
     // Notes and lists of names may lie there; an image was meant to be used.
-    loose.retain(|path| image::ImageFormat::from_path(path).is_ok());
+    loose.retain(|path| image::ImageFormat::from_path(path).is_ok() || archive::named_tar(path));
     Ok(Labelled { classes, files, loose })
 }
 
@@ -126,7 +140,7 @@ fn relabel(
     root: &Path,
     named: Labelled,
     classes: &[String],
-) -> Result<Vec<(PathBuf, u32)>, DataError> {
+) -> Result<Vec<(ImageFile, u32)>, DataError> {
     let known = classes.len();
     let labels =
         named.classes.into_iter().map(|class| match classes.iter().position(|c| *c == class) {
@@ -135,21 +149,21 @@ fn relabel(
         });
     let labels: Vec<u32> = labels.collect::<Result<_, _>>()?;
     let files = named.files.into_iter();
-    Ok(files.map(|(path, label)| (path, labels[label as usize])).collect())
+    Ok(files.map(|(file, label)| (file, labels[label as usize])).collect())
 }
 
 fn walk(
     folder: &Path,
     label: u32,
     depth: usize,
-    files: &mut Vec<(PathBuf, u32)>,
+    files: &mut Vec<(ImageFile, u32)>,
 ) -> Result<(), DataError> {
     if depth > MAX_DEPTH {
         let reason = format!("nested more than {MAX_DEPTH} deep; is there a link to a parent?");
         return Err(DataError::Io { path: folder.to_path_buf(), action: "read", reason });
     }
     let (folders, found) = entries(folder)?;
-    files.extend(found.into_iter().map(|path| (path, label)));
+    files.extend(found.into_iter().map(|path| (path.into(), label)));
     folders.iter().try_for_each(|f| walk(f, label, depth + 1, files))
 }
 
@@ -159,14 +173,13 @@ fn is_run(folder: &Path) -> bool {
 }
 
 /// Folders and files in a folder, each sorted by name.
-fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), DataError> {
+pub(super) fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), DataError> {
     let fail = |e: std::io::Error| DataError::io(folder, "read", &e);
     let (mut folders, mut files) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(folder).map_err(fail)? {
         let entry = entry.map_err(fail)?;
         let path = entry.path();
-        let called = name(&path).to_lowercase();
-        if called.starts_with('.') || LITTER.contains(&called.as_str()) {
+        if path.file_name().is_some_and(is_litter) {
             continue;
         }
         // Only links need a second look at the disk, which counts with a million images.

@@ -2,8 +2,8 @@
 //!
 //! The last 93 columns are validation: fonts, not single images, are held out.
 
-use super::DataError;
 use super::decode::{Picture, decode_bytes};
+use super::{DataError, ImageFile};
 use std::ops::Range;
 use std::path::Path;
 
@@ -54,7 +54,8 @@ pub(super) fn builtin(name: &str) -> Result<Sheet, DataError> {
 
 /// A sheet in a file.
 pub(super) fn from_file(path: &Path, max_pixels: u64) -> Result<Sheet, DataError> {
-    let picture = super::decode::decode(path, max_pixels)
+    let picture = ImageFile::from(path.to_path_buf())
+        .decode(max_pixels)
         .map_err(|reason| DataError::BadImage { path: path.to_path_buf(), reason })?;
     sheet(path.display().to_string(), picture)
 }

@@ -4,11 +4,11 @@
 //! one. Labels are whole numbers from 0. Empty lines and lines beginning with `#` are passed over.
 //! A `val.txt` (or `valid.txt`, `validation.txt`) beside a `train.txt` names the validation images.
 
-use super::{DataError, Listing};
-use std::path::{Path, PathBuf};
+use super::{DataError, ImageFile, Listing};
+use std::path::Path;
 
 /// A label above this without a stated number of classes is a mistake in the file.
-const MAX_CLASSES: usize = 1 << 20;
+pub(super) const MAX_CLASSES: usize = 1 << 20;
 
 /// What the list of validation images may be called.
 const VALIDATION: [&str; 3] = ["val.txt", "valid.txt", "validation.txt"];
@@ -32,13 +32,13 @@ pub(super) fn list(path: &Path, num_classes: Option<usize>) -> Result<Listing, D
     })
 }
 
-fn read(path: &Path, classes: usize) -> Result<Vec<(PathBuf, u32)>, DataError> {
+fn read(path: &Path, classes: usize) -> Result<Vec<(ImageFile, u32)>, DataError> {
     let bytes = std::fs::read(path).map_err(|e| DataError::io(path, "read", &e))?;
     let text = String::from_utf8(bytes).map_err(|_| DataError::Io {
         path: path.to_path_buf(),
         action: "read",
-        reason: "not text; expected a folder, a list of `relative/path label` lines \
-                 or a PNG glyph sheet"
+        reason: "not text; expected a folder, a list of `relative/path label` lines, \
+                 a tar archive or a PNG glyph sheet"
             .into(),
     })?;
     let folder = path.parent().unwrap_or(Path::new(""));
@@ -47,7 +47,7 @@ fn read(path: &Path, classes: usize) -> Result<Vec<(PathBuf, u32)>, DataError> {
         let line = line.trim();
         if !line.is_empty() && !line.starts_with('#') {
             let (file, label) = entry(path, i + 1, line, classes)?;
-            files.push((folder.join(file), label));
+            files.push((folder.join(file).into(), label));
         }
     }
     if files.is_empty() {

@@ -1,12 +1,13 @@
 //! Images with labels: where they come from, how they are cut, in which order they are seen.
 //!
-//! [`open`] reads one of four kinds of source and returns a [`Data`]: a training set, a validation
+//! [`open`] reads one of five kinds of source and returns a [`Data`]: a training set, a validation
 //! set and the names of the classes.
 //!
 //! | source | what it looks like | validation |
 //! | --- | --- | --- |
 //! | class folders | `DIR/cat/*.png`, or `DIR/train/cat/*.png` with `DIR/val/cat/*.png` | `val/` if there, else held out by seed |
 //! | list file | lines `relative/path label`, `#` comments; a folder with `train.txt` counts as one | `val.txt` beside it if there, else held out |
+//! | tar archives | shards of `key.jpg` beside `key.cls`, or class folders, packed; one, or a folder of them | by a folder or name `val`, else held out |
 //! | glyph sheet | a PNG of 32×32 cells, a row per class, a column per font; `glyphs10` is embedded | the last 93 columns |
 //! | loose images | a folder without classes, with `unlabelled = true` | held out by seed |
 //!
@@ -15,6 +16,7 @@
 //!
 //! Shapes in names: `b` batch, `3` colour planes, `h` height, `w` width.
 
+mod archive;
 pub mod augment;
 mod config;
 mod dataset;
@@ -24,6 +26,7 @@ mod folder;
 pub mod glyphs;
 pub mod grid;
 mod hole;
+mod image_file;
 mod latents;
 mod list;
 mod loader;
@@ -40,6 +43,7 @@ pub use decode::BadImage;
 pub use error::DataError;
 pub(crate) use folder::is_validation;
 pub use hole::Known;
+pub use image_file::ImageFile;
 pub(crate) use latents::sha256_of;
 pub use latents::{Latents, LatentsWriter, Origin, Precision, Sizes};
 pub use loader::{Cuts, Examples, Loader, LoaderConfig};

@@ -1,9 +1,10 @@
 //! Which kind of source a path is, and from its listing to data sets.
 
 use super::dataset::{Dataset, Item, spread};
-use super::decode::{BadImage, decode, probe};
+use super::decode::BadImage;
 use super::glyphs::{self, Sheet};
-use super::{Data, DataConfig, DataError, folder, list};
+use super::image_file::ImageFile;
+use super::{Data, DataConfig, DataError, archive, folder, list};
 use rayon::prelude::*;
 use sar_math::philox::{Purpose, Stream};
 use std::collections::BTreeSet;
@@ -36,9 +37,9 @@ pub(crate) struct Listing {
     /// What it is, for the log: `class folders`.
     pub(crate) kind: &'static str,
     pub(crate) classes: Vec<String>,
-    pub(crate) train: Vec<(PathBuf, u32)>,
+    pub(crate) train: Vec<(ImageFile, u32)>,
     /// Where the source names its validation images.
-    pub(crate) validation: Option<Vec<(PathBuf, u32)>>,
+    pub(crate) validation: Option<Vec<(ImageFile, u32)>>,
     /// Files beside the class folders, of no class, and folders beside `train` that are no part of the data:
     /// not used.
     pub(crate) loose: Vec<PathBuf>,
@@ -99,21 +100,28 @@ pub(crate) fn locate(config: &DataConfig) -> Result<Source, DataError> {
 }
 
 fn at_path(path: &Path, config: &DataConfig) -> Result<Source, DataError> {
-    const PNG: [u8; 8] = *b"\x89PNG\r\n\x1a\n";
-    let meta = std::fs::metadata(path).map_err(|e| DataError::io(path, "read", &e))?;
-    if meta.is_dir() {
+    const PNG: &[u8] = b"\x89PNG\r\n\x1a\n";
+    let DataConfig { unlabelled, num_classes, max_pixels, .. } = *config;
+    let unread = |e: std::io::Error| DataError::io(path, "read", &e);
+    if std::fs::metadata(path).map_err(unread)?.is_dir() {
         let train = path.join("train.txt");
-        return if train.is_file() && !config.unlabelled {
-            list::list(&train, config.num_classes).map(Source::Files)
+        return if train.is_file() && !unlabelled {
+            list::list(&train, num_classes).map(Source::Files)
+        } else if let Some(listing) = archive::list_folder(path, unlabelled, num_classes)? {
+            Ok(Source::Files(listing))
         } else {
-            folder::list(path, config.unlabelled).map(Source::Files)
+            folder::list(path, unlabelled).map(Source::Files)
         };
     }
-    let mut magic = [0; 8];
-    let mut file = File::open(path).map_err(|e| DataError::io(path, "read", &e))?;
-    match file.read_exact(&mut magic) {
-        Ok(()) if magic == PNG => glyphs::from_file(path, config.max_pixels).map(Source::Sheet),
-        _ => list::list(path, config.num_classes).map(Source::Files),
+    let mut magic = Vec::with_capacity(archive::MAGIC_BYTES);
+    let file = File::open(path).map_err(unread)?;
+    file.take(archive::MAGIC_BYTES as u64).read_to_end(&mut magic).map_err(unread)?;
+    if magic.starts_with(PNG) {
+        return glyphs::from_file(path, max_pixels).map(Source::Sheet);
+    }
+    match archive::is_archive(path, &magic)? {
+        true => archive::list_one(path, unlabelled, num_classes).map(Source::Files),
+        false => list::list(path, num_classes).map(Source::Files),
     }
 }
 
@@ -123,7 +131,7 @@ pub(super) fn from_sheet(config: &DataConfig, sheet: &Sheet) -> Result<Data, Dat
     let items = |columns: std::ops::Range<usize>| -> Vec<Item> {
         let cells = (0..sheet.classes.len()).flat_map(|row| columns.clone().map(move |c| (row, c)));
         let item = |(row, column): (usize, usize)| Item {
-            path: root.join(&sheet.classes[row]).join(column.to_string()),
+            file: root.join(&sheet.classes[row]).join(column.to_string()).into(),
             label: row as u32,
             picture: Some(Arc::new(sheet.cell(row, column))),
         };
@@ -218,41 +226,41 @@ fn limited(items: Vec<Item>, limit: Option<usize>) -> Vec<Item> {
     chosen.into_iter().filter_map(|index| items.get(index).cloned()).collect()
 }
 
-fn unseen(files: Vec<(PathBuf, u32)>) -> Vec<Item> {
-    files.into_iter().map(|(path, label)| Item { path, label, picture: None }).collect()
+fn unseen(files: Vec<(ImageFile, u32)>) -> Vec<Item> {
+    files.into_iter().map(|(file, label)| Item { file, label, picture: None }).collect()
 }
 
 /// Reads the headers, decodes everything if it fits into memory, and drops or reports what is bad.
 fn vet(
     config: &DataConfig,
     root: &Path,
-    files: Vec<(PathBuf, u32)>,
+    files: Vec<(ImageFile, u32)>,
     skipped: &mut Vec<(PathBuf, BadImage)>,
 ) -> Result<Vec<Item>, DataError> {
     let count = files.len();
     let before = skipped.len();
     let max_pixels = config.max_pixels;
-    let headers: Vec<_> = files.par_iter().map(|(path, _)| probe(path, max_pixels)).collect();
+    let headers: Vec<_> = files.par_iter().map(|(file, _)| file.probe(max_pixels)).collect();
     let bytes: u64 = headers.iter().flatten().map(|h| h.bytes).sum();
     let files: Vec<_> = files.into_iter().zip(headers).collect();
     let keep = bytes <= MEMORY_LIMIT;
     let seen: Vec<_> = files
         .into_par_iter()
-        .map(|((path, label), header)| {
+        .map(|((file, label), header)| {
             let picture = match header {
-                Ok(_) if keep => decode(&path, max_pixels).map(|p| Some(Arc::new(p))),
+                Ok(_) if keep => file.decode(max_pixels).map(|p| Some(Arc::new(p))),
                 Ok(_) => Ok(None),
                 Err(reason) => Err(reason),
             };
-            (path, label, picture)
+            (file, label, picture)
         })
         .collect();
     let mut items = Vec::with_capacity(seen.len());
-    for (path, label, picture) in seen {
+    for (file, label, picture) in seen {
         match picture {
-            Ok(picture) => items.push(Item { path, label, picture }),
-            Err(reason) if config.skip_bad_images => skipped.push((path, reason)),
-            Err(reason) => return Err(DataError::BadImage { path, reason }),
+            Ok(picture) => items.push(Item { file, label, picture }),
+            Err(reason) if config.skip_bad_images => skipped.push((file.path().into(), reason)),
+            Err(reason) => return Err(DataError::BadImage { path: file.path().into(), reason }),
         }
     }
     match (items.is_empty(), skipped.get(before)) {

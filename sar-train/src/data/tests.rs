@@ -1,5 +1,6 @@
 //! Data from files made on the spot: every colour mode, every kind of damage.
 
+mod archives;
 mod batches;
 mod latents;
 mod sources;
@@ -235,7 +236,7 @@ fn only_bad_images_are_an_error_even_when_skipping() {
 fn damage_that_appears_later_is_an_error_or_is_skipped_alike_for_all_threads() {
     let items = |dir: &Path| -> Vec<dataset::Item> {
         let names = ["cat/000.png", "cat/001.png", "cat/002.png", "dog/000.png"];
-        let item = |n: &&str| dataset::Item { path: dir.join(n), label: 0, picture: None };
+        let item = |n: &&str| dataset::Item { file: dir.join(n).into(), label: 0, picture: None };
         names.iter().map(item).collect()
     };
     let dir = two_classes(3);
@@ -261,7 +262,7 @@ fn damage_that_appears_later_is_an_error_or_is_skipped_alike_for_all_threads() {
     assert!(set.skipped()[0].0.ends_with("cat/001.png"));
     // Everything gone: an error, not an endless search.
     for i in items(dir.path()) {
-        fs::write(i.path, b"gone").unwrap();
+        fs::write(i.file.path(), b"gone").unwrap();
     }
     let (mut none, _) = load(true, 2);
     assert!(matches!(none.next_batch(), Err(DataError::AllBad { count: 4, .. })));

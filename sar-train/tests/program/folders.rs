@@ -104,6 +104,37 @@ fn a_tokenizer_is_used_on_images_without_classes() {
 }
 
 #[test]
+fn packed_images_are_as_good_as_unpacked_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    on_images(folder);
+    two_classes(folder, 6);
+    let packed = fs::File::create(folder.join("packed.tar")).unwrap();
+    let mut packed = tar::Builder::new(packed);
+    packed.append_dir_all("some/images", folder.join("images")).unwrap();
+    packed.finish().unwrap();
+    let said = prints(&["data", "check", "packed.tar", "--preview", "p.png"], folder);
+    says(&said, &["total                     12", "0 bad files"]);
+    succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder);
+    let train = |data, out| {
+        let said = succeeds(&[&TRAIN[..], &["--data", data, "--out", out]].concat(), folder);
+        says(&said, &["2 classes, 10 training and 2 validation images"]);
+        fs::read(folder.join(out).join("checkpoints/step-2/model.safetensors")).unwrap()
+    };
+    assert!(train("packed.tar", "base") == train("images", "unpacked"));
+    let encode = ["tokenizer", "encode", "tok", "--data", "packed.tar", "--out", "t.safetensors"];
+    says(&succeeds(&encode, folder), &["12 images of"]);
+    // Its images are found again.
+    succeeds(&["train", "--resume", "--out", "base", "--set", "train.steps=3"], folder);
+    // A part of it is missing now: no step is made, and the image is said.
+    let bytes = fs::read(folder.join("packed.tar")).unwrap();
+    // Two blocks end an archive; the one before is the last image's.
+    fs::write(folder.join("packed.tar"), &bytes[..bytes.len() - 2 * 512 - 500]).unwrap();
+    let resume = ["train", "--resume", "--out", "base", "--set", "train.steps=4"];
+    says(&fails(1, &resume, folder), &["packed.tar/some/images/", "ends within it"]);
+}
+
+#[test]
 fn a_class_called_by_a_number_is_told_from_the_class_of_that_number() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

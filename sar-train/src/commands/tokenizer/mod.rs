@@ -112,7 +112,7 @@ fn open_any(config: &mut DataConfig) -> Result<Data, DataError> {
     (config.allow_one_class, config.unlabelled) = (true, false);
     match data::open(config) {
         // Not where validation images alone are loose: the others have classes.
-        Err(DataError::NoClasses { path }) if !data::is_validation(&path) => {
+        Err(DataError::NoClasses { path, .. }) if !data::is_validation(&path) => {
             config.unlabelled = true;
             data::open(config)
         }

@@ -80,7 +80,7 @@ proptest! {
         let config = DataConfig { val_fraction: 0.0, ..at(dir.path()) };
         let set = if memory { open(&config).unwrap().train } else {
             let Source::Files(listing) = locate(&config).unwrap() else { panic!("not files") };
-            let item = |(path, label)| dataset::Item { path, label, picture: None };
+            let item = |(file, label)| dataset::Item { file, label, picture: None };
             Dataset::new(listing.root, listing.train.into_iter().map(item).collect(), &config)
         };
         let one = LoaderConfig { batch, seed, workers: 1 };
