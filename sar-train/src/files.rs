@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tempfile::NamedTempFile;
 
 /// Writes a file under a temporary name beside it, syncs and renames it, so that no half of it is ever seen
@@ -37,6 +38,20 @@ pub(crate) fn is_special(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
 }
 
+/// Temporary files that are not [`put`] in their places yet.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Removes temporary files, where the process is about to end with no chance to do so by itself.
+pub(crate) fn remove_unfinished() {
+    for path in unfinished().drain(..) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A temporary file in the folder of `path`, removed unless [`put`] in its place.
 pub(crate) fn beside(path: &Path) -> io::Result<NamedTempFile> {
     let folder = match path.parent() {
@@ -51,7 +66,9 @@ pub(crate) fn beside(path: &Path) -> io::Result<NamedTempFile> {
         use std::os::unix::fs::PermissionsExt as _;
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    builder.tempfile_in(folder)
+    let file = builder.tempfile_in(folder)?;
+    unfinished().push(file.path().to_owned());
+    Ok(file)
 }
 
 /// Puts a temporary file in the place of `path`, whose permissions it takes where it replaces one.
@@ -62,8 +79,10 @@ pub(crate) fn put(file: NamedTempFile, path: &Path, sync: bool) -> io::Result<()
     if sync {
         file.as_file().sync_all()?;
     }
-    file.persist(path).map_err(|e| e.error)?;
-    Ok(())
+    let aside = file.path().to_owned();
+    let put = file.persist(path).map_err(|e| e.error);
+    unfinished().retain(|path| *path != aside);
+    put.map(drop)
 }
 
 #[cfg(test)]

@@ -37,6 +37,15 @@ pub struct Snapshot<'a, S> {
     pub state: &'a S,
 }
 
+/// A checkpoint that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// What else went wrong, which does not touch it.
+    pub warning: Option<String>,
+}
+
 /// A complete checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
@@ -115,10 +124,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// [`CheckpointError::Length`], [`CheckpointError::Write`] (a full disk among them).
-    pub fn save<S: Serialize>(
-        &self,
-        snapshot: &Snapshot<'_, S>,
-    ) -> Result<PathBuf, CheckpointError> {
+    pub fn save<S: Serialize>(&self, snapshot: &Snapshot<'_, S>) -> Result<Saved, CheckpointError> {
         for (what, flat) in [
             ("weights", snapshot.weights),
             ("running average", snapshot.ema.unwrap_or(snapshot.weights)),
@@ -143,14 +149,10 @@ impl Checkpoints {
             };
             return Err(CheckpointError::write(folder, source, &kept));
         }
-        self.remove_old().map_err(|e| {
-            CheckpointError::write(
-                &self.folder,
-                e,
-                "the new one is there, earlier ones could not be removed",
-            )
-        })?;
-        Ok(folder)
+        let warning = self.remove_old(snapshot.header.step).err().map(|e| {
+            format!("{}: earlier checkpoints cannot be removed: {e}", self.folder.display())
+        });
+        Ok(Saved { folder, warning })
     }
 
     /// The newest checkpoint that is whole, or `None` where none was ever saved.
@@ -159,6 +161,33 @@ impl Checkpoints {
     /// As [`latest_in`].
     pub fn latest(&self) -> Result<Option<Found>, CheckpointError> {
         latest_in(&self.folder, Purpose::Resume)
+    }
+
+    /// The checkpoint to go on from, as [`Checkpoints::latest`]. Damaged ones after it are renamed, since the
+    /// run will come by their steps again: under their own names they would stand for it.
+    ///
+    /// # Errors
+    /// As [`latest_in`]; one cannot be renamed.
+    pub fn take_up(&self) -> Result<Option<Found>, CheckpointError> {
+        let Some(mut found) = self.latest()? else { return Ok(None) };
+        let later = steps(&self.folder).map_err(|e| CheckpointError::read(&self.folder, e))?;
+        for step in later.into_iter().filter(|step| *step > found.step) {
+            let name = format!("step-{step}");
+            let aside = (1..)
+                .map(|n| {
+                    format!(
+                        "{name}.damaged{}",
+                        if n == 1 { String::new() } else { format!("-{n}") }
+                    )
+                })
+                .find(|aside| !self.folder.join(aside).exists())
+                .unwrap_or_default();
+            fs::rename(self.folder.join(&name), self.folder.join(&aside)).map_err(|e| {
+                CheckpointError::write(self.folder.join(&name), e, "it is damaged; remove it")
+            })?;
+            found.warnings.push(format!("{name} is kept as {aside}"));
+        }
+        Ok(Some(found))
     }
 
     /// Reads a checkpoint back.
@@ -219,9 +248,11 @@ impl Checkpoints {
         sync_folder(aside)
     }
 
-    fn remove_old(&self) -> io::Result<()> {
-        let steps = steps(&self.folder)?;
-        for step in steps.iter().take(steps.len().saturating_sub(self.keep)) {
+    /// Removes the oldest before `saved`, so that so many are kept with it.
+    fn remove_old(&self, saved: u64) -> io::Result<()> {
+        let mut steps = steps(&self.folder)?;
+        steps.retain(|step| *step < saved);
+        for step in steps.iter().take((steps.len() + 1).saturating_sub(self.keep)) {
             let folder = self.folder.join(format!("step-{step}"));
             // Renamed first: a removal that is cut short must not look like a checkpoint.
             let aside = self.folder.join(format!(".step-{step}.old.tmp"));
@@ -371,12 +402,13 @@ fn clean(folder: &Path) -> io::Result<()> {
         if let Some(step) = name.strip_prefix('.').and_then(|n| n.strip_suffix(".replaced")) {
             let original = folder.join(step);
             if original.exists() {
-                fs::remove_dir_all(&path)?;
+                let _ = fs::remove_dir_all(&path);
             } else {
                 fs::rename(&path, original)?;
             }
         } else if name.starts_with(".step-") && name.ends_with(".tmp") {
-            fs::remove_dir_all(&path)?;
+            // What somebody holds open may stay: it is in nobody's way, and goes at a later start.
+            let _ = fs::remove_dir_all(&path);
         }
     }
     Ok(())

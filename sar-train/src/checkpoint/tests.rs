@@ -164,7 +164,7 @@ struct State {
 }
 
 /// Saves a checkpoint whose content follows from its step.
-fn save(to: &Checkpoints, step: u64) -> Result<std::path::PathBuf, CheckpointError> {
+fn save(to: &Checkpoints, step: u64) -> Result<Saved, CheckpointError> {
     let layout = layout(2, 8, 24);
     let flat = |k: u32| values(&layout, step as u32 * 8 + k);
     to.save(&Snapshot {
@@ -242,6 +242,51 @@ fn damage_falls_back_to_the_checkpoint_before() {
     fs::remove_file(file(1, "state.json")).unwrap();
     let text = checkpoints.latest().unwrap_err().to_string();
     assert!(text.contains("has 3 checkpoints, all damaged"), "{text}");
+}
+
+#[test]
+fn a_run_that_goes_on_before_damaged_checkpoints_does_not_lose_its_own_to_them() {
+    let run = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints::open(run.path(), 1).unwrap();
+    let damaged = |step: u64| fs::write(run.path().join(format!("step-{step}/state.json")), b"");
+    let all = Checkpoints::open(run.path(), 9).unwrap();
+    for again in ["damaged", "damaged-2"] {
+        for step in [10, 20, 30] {
+            save(&all, step).unwrap();
+        }
+        for step in [20, 30] {
+            damaged(step).unwrap();
+        }
+        let found = checkpoints.take_up().unwrap().unwrap();
+        assert_eq!(found.step, 10);
+        let told = format!("step-30 is kept as step-30.{again}");
+        assert_eq!(found.warnings.last().unwrap(), &told);
+        // Nor where fewer are kept than there were after it.
+        assert_eq!(save(&checkpoints, 18).unwrap().warning, None);
+        assert_whole(&checkpoints.latest().unwrap().unwrap());
+        let mut names: Vec<_> =
+            fs::read_dir(run.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.retain(|name| !name.to_string_lossy().contains("damaged"));
+        assert_eq!(names, ["step-18"]);
+        fs::remove_dir_all(run.path().join("step-18")).unwrap();
+    }
+    // Without going on from the one before, too, what was just saved stays.
+    save(&all, 30).unwrap();
+    damaged(30).unwrap();
+    save(&checkpoints, 18).unwrap();
+    assert_eq!(checkpoints.latest().unwrap().unwrap().step, 18);
+}
+
+#[test]
+fn one_that_cannot_be_removed_stops_nothing() {
+    let run = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints::open(run.path(), 1).unwrap();
+    save(&checkpoints, 1).unwrap();
+    // Something stands where it is put before it is removed.
+    fs::create_dir_all(run.path().join(".step-1.old.tmp/held")).unwrap();
+    let saved = save(&checkpoints, 2).unwrap();
+    assert!(saved.warning.unwrap().contains("earlier checkpoints cannot be removed"));
+    assert_whole(&checkpoints.latest().unwrap().unwrap());
 }
 
 #[test]

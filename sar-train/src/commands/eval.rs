@@ -17,6 +17,8 @@ use anyhow::Context as _;
 use sar_math::ScaleSchedule;
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What stands for standard output as a file's name.
@@ -55,7 +57,8 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     }
 }
 
-/// Writes the numbers to a file, and prints them. A part does not replace what is larger.
+/// Writes the numbers to a file, and prints them. A part does not replace what is larger; what a whole one
+/// replaces that is larger is kept aside.
 fn keep(report: &EvalReport, whole: bool, json: Option<&Path>, quiet: bool) -> anyhow::Result<()> {
     let told = match json {
         None => "the numbers are not kept; --json FILE does that".to_owned(),
@@ -64,11 +67,18 @@ fn keep(report: &EvalReport, whole: bool, json: Option<&Path>, quiet: bool) -> a
                 format!("{} keeps its {larger}; --json FILE keeps these", json.display())
             }
             larger => {
+                if let Some(larger) = larger {
+                    let aside = keep_aside(json)?;
+                    output::note(format_args!(
+                        "note: {} had a larger one ({larger}), which is kept as {}",
+                        json.display(),
+                        aside.display()
+                    ));
+                }
                 let numbers = serde_json::to_string_pretty(report)?;
                 write_whole(json, numbers.as_bytes())
                     .with_context(|| format!("{}", json.display()))?;
-                let instead = larger.map(|larger| format!(", which had {larger}"));
-                format!("the numbers are in {}{}", json.display(), instead.unwrap_or_default())
+                format!("the numbers are in {}", json.display())
             }
         },
     };
@@ -77,6 +87,16 @@ fn keep(report: &EvalReport, whole: bool, json: Option<&Path>, quiet: bool) -> a
         eprintln!("{told}");
     }
     Ok(())
+}
+
+/// Gives a file the next free name with a number: `eval-1.json`.
+fn keep_aside(json: &Path) -> anyhow::Result<PathBuf> {
+    let part = |part: Option<&OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    let (stem, extension) = (part(json.file_stem()), part(json.extension()));
+    let name = |n: usize| json.with_file_name(format!("{stem}-{n}.{extension}"));
+    let aside = (1..).map(name).find(|name| !name.exists()).unwrap_or_else(|| name(0));
+    fs::rename(json, &aside).with_context(|| format!("{}: cannot be renamed", json.display()))?;
+    Ok(aside)
 }
 
 /// What a file has, in words, where that is an evaluation by more samples.

@@ -1,8 +1,8 @@
 //! The run of a generator in its folder: everything that `sar train`, `sar refine` and `sar demo` share
 //! once it is settled what is trained on what.
 
-use super::latents;
 use super::models::{LoadedTokenizer, RUN_TOKENIZER, compare_classes, compare_images};
+use super::{latents, output};
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
 use crate::config::{Config, TrainConfig};
@@ -11,8 +11,8 @@ use crate::model::generator::{Generator, GeneratorShape};
 use crate::run::{Interrupt, RunFolder};
 use crate::sample::{Painter, columns, grid_labels};
 use crate::train::{
-    Batches, CachedBatches, EncodedBatches, HeldOut, Outcome, Session, TrainError, TrainState,
-    Trainer, encode_all, held_out_of,
+    Batches, CachedBatches, EncodedBatches, HeldOut, Outcome, PaintHook, Session, TrainError,
+    TrainState, Trainer, encode_all, held_out_of,
 };
 use anyhow::Context as _;
 use sar_math::rollout::Plan;
@@ -56,7 +56,7 @@ impl<B: Compute> Work<'_, B> {
         interrupt: &Interrupt,
         quiet: bool,
     ) -> anyhow::Result<(Outcome, Vec<f32>)> {
-        let (backend, config, tokenizer) = (self.backend, self.config, self.tokenizer);
+        let (config, tokenizer) = (self.config, self.tokenizer);
         check(config, self.data, tokenizer)?;
         compare_classes(self.folder, self.data)?;
         compare_images(self.folder, self.data)?;
@@ -79,37 +79,57 @@ impl<B: Compute> Work<'_, B> {
         // Before the memory for training images is had, so that one takes the place of the other.
         let held_out = self.held_out()?;
         let mut batches = self.batches(trainer.step_number() * train.accumulate as u64)?;
-        let settings = config.sample.settings(train.seed);
+        let mut paint = (train.sample_every > 0).then(|| self.painter(&generator)).transpose()?;
+        let mut session = Session {
+            run: self.folder,
+            config,
+            held_out: held_out.as_ref(),
+            paint: paint.as_mut().map(|paint| paint as &mut PaintHook<'_, B>),
+            interrupt,
+            what,
+            quiet,
+        };
+        let trained = session.train(&mut trainer, &mut *batches);
+        self.tell_replaced();
+        Ok((trained?, trainer.export()?.weights))
+    }
+
+    /// Paints a grid of samples of the model as it is.
+    fn painter<'g>(
+        &'g self,
+        generator: &'g Generator,
+    ) -> anyhow::Result<
+        impl FnMut(&Trainer<'_, B>) -> Result<image::RgbImage, TrainError> + use<'g, B>,
+    > {
+        let config = self.config;
+        let settings = config.sample.settings(config.train.seed);
         let guided = settings.guidance != sar_math::guidance::Guidance::Off;
         let labels = grid_labels(config.generator.classes);
         let schedule = config.sample.schedule.unwrap_or(config.generator.schedule);
-        let mut painter = Painter::new(
-            backend,
-            &generator,
-            tokenizer.decoder(),
-            &schedule,
-            config.sample.batch.min(labels.len()),
-            guided,
-        )?;
-        let mut paint = |trainer: &Trainer<'_, B>| {
+        let batch = config.sample.batch.min(labels.len());
+        let decoder = self.tokenizer.decoder();
+        let mut painter = Painter::new(self.backend, generator, decoder, &schedule, batch, guided)?;
+        Ok(move |trainer: &Trainer<'_, B>| {
             let painted = painter
                 .paint(trainer.params(), &labels, 0, &settings, false)
                 .map_err(TrainError::backend)?;
             let (height, width) = painter.size(schedule.len() - 1);
             let images = grid::Images { images_b3hw: &painted.images, height, width };
             Ok(grid::grid(images, columns(config.generator.classes))?)
-        };
-        let mut session = Session {
-            run: self.folder,
-            config,
-            held_out: held_out.as_ref(),
-            paint: Some(&mut paint),
-            interrupt,
-            what,
-            quiet,
-        };
-        let outcome = session.train(&mut trainer, &mut *batches)?;
-        Ok((outcome, trainer.export()?.weights))
+        })
+    }
+
+    /// Names the images that others were trained on in place of, since they turned out bad while training.
+    fn tell_replaced(&self) {
+        let replaced = self.data.train.skipped();
+        if let Some((path, reason)) = replaced.first() {
+            output::note(format_args!(
+                "warning: {} bad images were left out while training, others in their place; the first, \
+                 {}: {reason}",
+                replaced.len(),
+                path.display()
+            ));
+        }
     }
 
     /// Latents of images that training does not see.
@@ -157,7 +177,7 @@ impl<B: Compute> Work<'_, B> {
             Start::From(weights) => new(&weights)?,
             Start::Resume => {
                 let checkpoints = self.folder.checkpoints(config.train.keep)?;
-                let Some(found) = checkpoints.latest()? else {
+                let Some(found) = checkpoints.take_up()? else {
                     anyhow::bail!("{}: {NOTHING_TO_RESUME}", self.folder.path().display());
                 };
                 for warning in &found.warnings {

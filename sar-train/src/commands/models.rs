@@ -7,7 +7,7 @@ use crate::config::{Config, GeneratorSection};
 use crate::data::{self, Data, DataError, some_of};
 use crate::model::generator::{Generator, GeneratorShape, parameters};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
-use crate::run::{RunFolder, class_names, images_of, memory};
+use crate::run::{RunFolder, class_names, held_out_of, images_of, memory};
 use crate::sample::Decoder;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
@@ -49,13 +49,19 @@ fn counted(data: &Data) -> String {
     format!("{training} training and {held_out} held-out images of {} classes", data.classes.len())
 }
 
-/// Warns where a run's images are more or fewer than it was trained on: what is held out is drawn anew then.
+/// Warns where other images are held out now than when a run was trained: it was trained on some of them.
 pub(crate) fn compare_with_run(run: Option<&Path>, data: &Data) -> anyhow::Result<()> {
-    let (before, now) = (run.map(images_of).transpose()?.flatten(), counted(data));
+    let Some(run) = run else { return Ok(()) };
+    let (before, now) = (images_of(run)?, counted(data));
     if let Some(before) = before.filter(|before| *before != now) {
         output::note(format_args!(
             "warning: the generator was trained where there were {before}, and now there are {now}: held-out \
              images are drawn from all of them, so that it was trained on some of these"
+        ));
+    } else if held_out_of(run)?.is_some_and(|before| before != data.held_out_fingerprint()) {
+        output::note(format_args!(
+            "warning: other images are held out now than when the generator was trained, so that it was trained \
+             on some of these; keep data.split_seed and data.val_fraction as they were"
         ));
     }
     Ok(())
@@ -70,6 +76,22 @@ pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<
             "warning: the run began with {before}, and now there are {now}: it goes on, but not as it \
              would have with the same, and where held-out images are drawn from all of them, some \
              that are held out now may have been trained on"
+        ));
+    } else if folder.other_held_out(&data.held_out_fingerprint())?.is_some() {
+        output::note(format_args!(
+            "warning: other images are held out than when the run began; were some renamed? Some that are held \
+             out now may have been trained on"
+        ));
+    }
+    Ok(())
+}
+
+/// Warns where a run goes on by another backend or type of numbers than it began with.
+pub(crate) fn compare_computing(folder: &RunFolder, now: &str) -> anyhow::Result<()> {
+    if let Some(before) = folder.other_computing(now)? {
+        output::note(format_args!(
+            "warning: the run began on {before} and goes on on {now}, not bit for bit; --backend and --dtype \
+             are given to --resume, too"
         ));
     }
     Ok(())

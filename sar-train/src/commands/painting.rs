@@ -37,8 +37,8 @@ pub(super) struct Batch<'r> {
 /// Where images go.
 pub(super) struct Target<'a> {
     pub folder: &'a SampleFolder,
-    /// Also all of them as one array.
-    pub npz: Option<NpzWriter>,
+    /// Also all of them as one array, and where.
+    pub array: Option<(NpzWriter, PathBuf)>,
     /// Images in a row of the grid.
     pub per_row: usize,
     pub quiet: bool,
@@ -78,7 +78,8 @@ impl<'a, B: Compute> Painting<'a, B> {
         let (folder, count) = (target.folder, record.labels.len());
         folder.keep(&record)?;
         let in_grid = count.min(target.per_row * GRID_ROWS);
-        let mut sheets = Sheets::new(folder.path(), self.size, in_grid, target.npz);
+        let (npz, array) = target.array.unzip();
+        let mut sheets = Sheets::new(folder.path(), self.size, in_grid, npz);
         sheets.take_up(count, &interrupt)?;
         let resumed = sheets.done;
         let mut progress = Progress::new("sampling", count as u64, resumed as u64, target.quiet);
@@ -113,6 +114,10 @@ impl<'a, B: Compute> Painting<'a, B> {
             record.labels.truncate(done.max(folder.present(count)));
             folder.keep(&record)?;
             return Err(SamplingInterrupted { done, path: folder.path().to_owned() }.into());
+        }
+        if array.is_some() {
+            record.npz = array;
+            folder.keep(&record)?;
         }
         progress.finish(&match count - resumed {
             0 => format!("all {count} images were there"),
@@ -189,7 +194,10 @@ impl<'a> Sheets<'a> {
 
 /// Sampling that the user stopped; the exit code is 130.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted; the first {done} images are in {}; go on with --resume", path.display())]
+#[error(
+    "interrupted; the first {done} images are in {}; go on with --resume, the other flags as they were",
+    path.display()
+)]
 pub(super) struct SamplingInterrupted {
     done: usize,
     path: PathBuf,

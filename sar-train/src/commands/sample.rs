@@ -29,8 +29,9 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let earlier = args.place.resume.then(|| SampleFolder::array_of(&args.place.out)).flatten();
     let npz = args.npz.as_deref().map(absolute);
     let own = npz.is_some() && npz == earlier;
+    // An array that is yet to be made is none.
     let record = SampleRecord {
-        npz: npz.or(earlier),
+        npz: earlier,
         ..SampleRecord::new(&generator, from, &schedule, &settings, &classes, by)
     };
     let params = generator.params(backend)?;
@@ -41,12 +42,13 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
         anyhow::bail!("{} exists; choose another name, or {way}", npz.display());
     }
     let _place = args.npz.as_deref().map(|path| ready_as(path, &["npz"])).transpose()?;
-    let npz = args.npz.as_deref();
-    let npz = npz.map(|path| NpzWriter::create(path, count, painting.size)).transpose()?;
+    let array =
+        npz.map(|path| NpzWriter::create(&path, count, painting.size).map(|npz| (npz, path)));
+    let array = array.transpose()?;
     let folder = SampleFolder::open(&args.place, &record)?;
     let per_row =
         if args.classes.is_empty() { columns(generator.section.classes) } else { count.min(10) };
-    let target = Target { folder: &folder, npz, per_row, quiet: global.quiet };
+    let target = Target { folder: &folder, array, per_row, quiet: global.quiet };
     let settings = record.settings.settings(record.settings.seed);
     painting.paint(record, target, |painter, batch| {
         painter.paint(&params, batch.labels, batch.first_image, &settings, batch.every_scale)

@@ -3,7 +3,7 @@
 use super::generator_run::{NOTHING_TO_RESUME, Start, Work, check, longer};
 use super::models::{
     LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER, absolute, affordable, compare_classes,
-    compare_with_run, run_data,
+    compare_computing, compare_with_run, run_data,
 };
 use super::{latents, output};
 use crate::backend::Compute;
@@ -79,6 +79,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     };
     let mut data = open_data(&config, &args.run, Task::Train)?;
     if let Some(from) = &mut from {
+        compare_held_out(from, &config, &data)?;
         match args.new_classes {
             true => from.adopt_classes(&data.classes, config.train.seed)?,
             false => from.name_classes(&mut data),
@@ -137,13 +138,16 @@ pub fn refine<B: Compute>(
         "--top-k and --top-p filter draws, and --decode argmax takes none: leave them out"
     );
     let mut data = open_data(&config, &run, Task::Refine)?;
-    let real = |path: &Option<std::path::PathBuf>| path.as_ref()?.canonicalize().ok();
-    let own = from.run_config()?.is_some_and(|of| real(&of.data.path) == real(&config.data.path));
-    if own && data.drawn {
-        compare_with_run(from.run.as_deref(), &data)?;
-    }
+    compare_held_out(&from, &config, &data)?;
     from.name_classes(&mut data);
     begin(backend, config, &args.run, global, (&tokenizer, &data), Some(from), Task::Refine)
+}
+
+/// Warns where a run on the images of the one that it starts from holds out what that one was trained on.
+fn compare_held_out(from: &LoadedGenerator, config: &Config, data: &Data) -> anyhow::Result<()> {
+    let real = |path: &Option<std::path::PathBuf>| path.as_ref()?.canonicalize().ok();
+    let own = from.run_config()?.is_some_and(|of| real(&of.data.path) == real(&config.data.path));
+    if own && data.drawn { compare_with_run(from.run.as_deref(), data) } else { Ok(()) }
 }
 
 /// Lets a run train on the latents of a flag.
@@ -272,6 +276,7 @@ fn begin<B: Compute>(
     // What is resolved is what is used.
     config.tokenizer = tokenizer.tokenizer.config().clone();
     let folder = RunFolder::create(&args.out, &config)?;
+    compare_computing(&folder, &global.computed())?;
     let interrupt = Interrupt::listen()?;
     let latents = latents.as_ref();
     let work = Work { backend, config: &config, data, tokenizer, latents, folder: &folder };
@@ -306,6 +311,7 @@ fn resume<B: Compute>(backend: &B, args: &RunArgs, global: &GlobalArgs) -> anyho
         // Once nothing stands in its way.
         folder.reconfigure(&config)?;
     }
+    compare_computing(&folder, &global.computed())?;
     let interrupt = Interrupt::listen()?;
     let work = Work {
         backend,

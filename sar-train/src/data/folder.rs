@@ -1,6 +1,7 @@
 //! Folders of images: one folder per class, or loose images.
 
 use super::{DataError, ImageFile, Listing, archive, some_of};
+use crate::run::is_run;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -167,11 +168,6 @@ fn walk(
     folders.iter().try_for_each(|f| walk(f, label, depth + 1, files))
 }
 
-/// Whether a folder is that of a run: trained beside its images, it is none of them.
-fn is_run(folder: &Path) -> bool {
-    folder.join(crate::run::LOCK).is_file()
-}
-
 /// Folders and files in a folder, each sorted by name.
 pub(super) fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), DataError> {
     let fail = |e: std::io::Error| DataError::io(folder, "read", &e);
@@ -185,6 +181,7 @@ pub(super) fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Dat
         // Only links need a second look at the disk, which counts with a million images.
         let kind = entry.file_type().map_err(fail)?;
         if kind.is_dir() || (kind.is_symlink() && path.is_dir()) {
+            // Trained beside its images, a run is none of them.
             if !is_run(&path) {
                 folders.push(path)
             }

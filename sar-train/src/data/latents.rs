@@ -283,6 +283,13 @@ impl Data {
         }
         sha256([names])
     }
+
+    /// As [`Data::fingerprint`], of the held-out images alone.
+    pub fn held_out_fingerprint(&self) -> String {
+        let mut names = Vec::new();
+        self.validation.name_to(&mut names);
+        sha256([names])
+    }
 }
 
 /// Of some numbers, in hexadecimal.

@@ -11,10 +11,17 @@ use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.toml";
 const IMAGES: &str = "images.txt";
+const HELD_OUT: &str = "held-out.txt";
 const CLASSES: &str = "classes.json";
 const LATENTS: &str = "latents.txt";
-/// Held while a process writes to the folder; what has it is the folder of a run.
-pub(crate) const LOCK: &str = "run.lock";
+const COMPUTED: &str = "computed.txt";
+/// Held while a process writes to the folder.
+const LOCK: &str = "run.lock";
+
+/// Whether a folder is that of a run.
+pub(crate) fn is_run(folder: &Path) -> bool {
+    folder.join(LOCK).is_file() && folder.join(CONFIG).is_file()
+}
 
 /// A run folder that this process alone may write to, until this is dropped.
 #[derive(Debug)]
@@ -34,11 +41,17 @@ impl RunFolder {
             return Err(RunError::NotAFolder { path: path.to_owned() });
         }
         fs::create_dir_all(path).map_err(RunError::write(path))?;
+        let at = path.join(LOCK);
+        let locked_before = at.exists();
         // Who is in the folder is more to the point than that it is not empty.
         let run = Self::lock(path)?;
         for entry in fs::read_dir(path).map_err(RunError::read(path))? {
             let name = entry.map_err(RunError::read(path))?.file_name();
             if name != LOCK {
+                if !locked_before {
+                    // What is no run's stays none. Where it cannot be removed, an empty lock is no harm.
+                    let _ = fs::remove_file(&at);
+                }
                 let found = name.to_string_lossy().into_owned();
                 return Err(RunError::NotEmpty { path: path.to_owned(), found });
             }
@@ -155,6 +168,14 @@ impl RunFolder {
         self.other(IMAGES, now)
     }
 
+    /// Keeps which images the run holds out when it begins; says which those were where they have changed.
+    ///
+    /// # Errors
+    /// [`RunError::Read`], [`RunError::Write`].
+    pub fn other_held_out(&self, now: &str) -> Result<Option<String>, RunError> {
+        self.other(HELD_OUT, now)
+    }
+
     /// Keeps what the run trains on when it begins, its images or latents of them; says what it was where that
     /// has changed.
     ///
@@ -162,6 +183,15 @@ impl RunFolder {
     /// [`RunError::Read`], [`RunError::Write`].
     pub fn other_source(&self, now: &str) -> Result<Option<String>, RunError> {
         self.other(LATENTS, now)
+    }
+
+    /// Keeps what computes the run when it begins, backend and type of numbers; says what did where that has
+    /// changed.
+    ///
+    /// # Errors
+    /// [`RunError::Read`], [`RunError::Write`].
+    pub fn other_computing(&self, now: &str) -> Result<Option<String>, RunError> {
+        self.other(COMPUTED, now)
     }
 
     /// Keeps a line in a file of the run that is not there yet; says what one says that is there, where it is
@@ -213,6 +243,14 @@ impl RunFolder {
 /// [`RunError::Read`].
 pub fn images_of(run: &Path) -> Result<Option<String>, RunError> {
     line_of(&run.join(IMAGES))
+}
+
+/// Which images the run in a folder held out when it began, where it kept that.
+///
+/// # Errors
+/// [`RunError::Read`].
+pub fn held_out_of(run: &Path) -> Result<Option<String>, RunError> {
+    line_of(&run.join(HELD_OUT))
 }
 
 /// What a file of a run says, where it is there.

@@ -58,6 +58,18 @@ impl Log {
         // One write per record: readers and a killed process see whole lines.
         self.file.write_all(line.as_bytes()).map_err(RunError::write(&self.path))
     }
+
+    /// Whether there is a record of a kind at a step.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn has(&self, step: u64, kind: &str) -> Result<bool, RunError> {
+        let text = std::fs::read(&self.path).map_err(RunError::read(&self.path))?;
+        let records =
+            text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+        let is = |record: Value| record["step"] == step && record["kind"] == kind;
+        Ok(records.into_iter().any(is))
+    }
 }
 
 fn keep_until(path: &Path, file: File, step: u64) -> Result<(), RunError> {

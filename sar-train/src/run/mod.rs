@@ -24,8 +24,8 @@ mod signals;
 mod tensorboard;
 
 pub use error::RunError;
-pub(crate) use folder::LOCK;
-pub use folder::{RunFolder, class_names, images_of};
+pub(crate) use folder::is_run;
+pub use folder::{RunFolder, class_names, held_out_of, images_of};
 pub use log::Log;
 pub use non_finite::{NonFinite, NonFiniteError};
 pub use progress::Progress;

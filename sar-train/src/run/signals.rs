@@ -31,6 +31,7 @@ impl Interrupt {
         let asked = Arc::clone(&interrupt.asked);
         on_signal(move || {
             if asked.fetch_add(1, Ordering::SeqCst) > 0 {
+                crate::files::remove_unfinished();
                 std::process::exit(130);
             }
             let text = "\nstopping after this step; a second Ctrl-C (or signal) stops at once";

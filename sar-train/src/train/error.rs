@@ -37,6 +37,14 @@ pub enum TrainError {
     /// The user stopped it.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
+    /// What goes on from the last step that was made, which is saved.
+    #[error("training stopped; step {step} is saved, and --resume goes on from it")]
+    Stopped {
+        /// The step.
+        step: u64,
+        /// Why.
+        source: Box<TrainError>,
+    },
     /// Weights that do not belong to the model.
     #[error("training: {what}: expected {expected} values, found {found}")]
     Length {
@@ -64,5 +72,11 @@ impl TrainError {
     /// [`kind`](BackendError::kind) can be asked for.
     pub fn backend(error: impl BackendError) -> Self {
         Self::Backend(Box::new(error))
+    }
+
+    /// Whether the trainer is as after its last step all the same: images that cannot be read, a log or picture
+    /// that cannot be written.
+    pub(crate) fn leaves_the_model(&self) -> bool {
+        matches!(self, Self::Data(_) | Self::Run(_))
     }
 }

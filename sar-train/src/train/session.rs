@@ -52,6 +52,16 @@ struct TrainRecord<'a> {
     skipped: u64,
 }
 
+/// What a run writes to.
+struct Files {
+    checkpoints: Checkpoints,
+    /// The step of the last checkpoint.
+    saved: u64,
+    log: Log,
+    board: TensorBoard,
+    progress: Progress,
+}
+
 /// Time spent in steps, to tell their speed.
 #[derive(Default)]
 struct Clock {
@@ -70,74 +80,104 @@ impl<B: Backend> Session<'_, B> {
     ///
     /// # Errors
     /// The images', the backend's, the disk's; too many non-finite steps in a row;
-    /// [`Interrupted`] after the state has been saved.
+    /// [`Interrupted`] after the state has been saved, and [`TrainError::Stopped`] after it has been because
+    /// of an error that leaves it whole.
     pub fn train(
         &mut self,
         trainer: &mut Trainer<'_, B>,
         batches: &mut dyn Batches<B>,
     ) -> Result<Outcome, TrainError> {
-        let train = &self.config.train;
-        let checkpoints = self.run.checkpoints(train.keep)?;
-        let mut log = self.run.log(trainer.step_number())?;
-        let mut board = self.run.tensorboard(trainer.step_number())?;
-        let mut progress = Progress::new(self.what, train.steps, trainer.step_number(), self.quiet);
+        let steps = self.config.train.steps;
+        let first = trainer.step_number();
+        let mut files = Files {
+            checkpoints: self.run.checkpoints(self.config.train.keep)?,
+            saved: first,
+            log: self.run.log(first)?,
+            board: self.run.tensorboard(first)?,
+            progress: Progress::new(self.what, steps, first, self.quiet),
+        };
         let mut outcome = Outcome::default();
         let mut clock = Clock::default();
-        let images = train.batch * train.accumulate;
-        if trainer.step_number() == 0 && checkpoints.latest()?.is_none() {
-            self.evaluate(trainer, &mut log, &mut board, &mut outcome)?;
+        if first == 0 && files.checkpoints.latest()?.is_none() {
+            self.evaluate(trainer, &mut files, &mut outcome)?;
             // From here on there is something to resume, and a disk without room is found out early.
-            self.save(trainer, &checkpoints)?;
+            self.save(trainer, &mut files)?;
         }
-        if trainer.step_number() >= train.steps {
-            progress.finish("nothing left to do, the last step is done");
+        if first >= steps {
+            files.progress.finish("nothing left to do, the last step is done");
             return Ok(outcome);
         }
-        while trainer.step_number() < train.steps {
-            let start = Instant::now();
-            let skipped = trainer.step(batches)?;
-            clock.seconds += start.elapsed().as_secs_f64();
-            clock.images += images as u64;
-            let step = trainer.step_number();
-            if skipped {
-                progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
-            }
-            if step.is_multiple_of(train.log_every) || step == train.steps {
-                self.log_step(trainer, &mut log, &mut board, &mut progress, &clock)?;
-            }
-            let due = |every: u64| (every > 0 && step.is_multiple_of(every)) || step == train.steps;
-            if due(train.eval_every) {
-                self.evaluate(trainer, &mut log, &mut board, &mut outcome)?;
-            }
-            if due(train.sample_every) {
-                self.paint_samples(trainer, &mut board)?;
-            }
-            let asked = self.interrupt.is_asked() && step < train.steps;
-            // Not while steps are skipped: the checkpoints before are the ones to go back to.
-            let worth = !skipped || step == train.steps;
-            if (due(train.save_every) && worth) || asked {
-                self.save(trainer, &checkpoints)?;
-            }
-            if asked {
-                return Err(Interrupted { step }.into());
+        while trainer.step_number() < steps {
+            match self.step(trainer, batches, &mut files, &mut outcome, &mut clock) {
+                Err(error) if error.leaves_the_model() => {
+                    return Err(self.rescue(trainer, &mut files, error));
+                }
+                made => made?,
             }
         }
         outcome.images_per_second = clock.rate();
         outcome.skipped = trainer.state().non_finite.skipped;
         let loss = outcome.held_out.as_ref().map(|h| h.heldout_loss);
         let loss = loss.map_or(String::new(), |l| format!("held-out loss {l:.4}, "));
-        progress.finish(&format!("{loss}{}", rate(clock.rate())));
+        files.progress.finish(&format!("{loss}{}", rate(clock.rate())));
         Ok(outcome)
+    }
+
+    /// One step, and what is due after it.
+    fn step(
+        &mut self,
+        trainer: &mut Trainer<'_, B>,
+        batches: &mut dyn Batches<B>,
+        files: &mut Files,
+        outcome: &mut Outcome,
+        clock: &mut Clock,
+    ) -> Result<(), TrainError> {
+        let train = &self.config.train;
+        let start = Instant::now();
+        let skipped = trainer.step(batches)?;
+        clock.seconds += start.elapsed().as_secs_f64();
+        clock.images += (train.batch * train.accumulate) as u64;
+        let step = trainer.step_number();
+        let last = step == train.steps;
+        if skipped {
+            files.progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
+        }
+        if step.is_multiple_of(train.log_every) || last {
+            self.log_step(trainer, files, clock)?;
+        }
+        let due = |every: u64| every > 0 && (step.is_multiple_of(every) || last);
+        if due(train.eval_every) || last {
+            self.evaluate(trainer, files, outcome)?;
+        }
+        let asked = self.interrupt.is_asked() && !last;
+        // Not while steps are skipped: the checkpoints before are the ones to go back to.
+        if (due(train.save_every) && !skipped) || asked || last {
+            self.save(trainer, files)?;
+        }
+        // After it is saved: a picture is not worth a step.
+        if due(train.sample_every) {
+            self.paint_samples(trainer, files)?;
+        }
+        if asked { Err(Interrupted { step }.into()) } else { Ok(()) }
+    }
+
+    /// Saves the last whole step before an error ends the run.
+    fn rescue(&self, trainer: &Trainer<'_, B>, files: &mut Files, error: TrainError) -> TrainError {
+        let step = trainer.step_number();
+        // Where that fails too, what came first says more.
+        if files.saved != step && self.save(trainer, files).is_err() {
+            return error;
+        }
+        TrainError::Stopped { step, source: Box::new(error) }
     }
 
     fn log_step(
         &self,
-        trainer: &mut Trainer<'_, B>,
-        log: &mut Log,
-        board: &mut TensorBoard,
-        progress: &mut Progress,
+        trainer: &Trainer<'_, B>,
+        files: &mut Files,
         clock: &Clock,
     ) -> Result<(), TrainError> {
+        let Files { log, board, progress, .. } = files;
         let (step, skipped) = (trainer.step_number(), trainer.state().non_finite.skipped);
         let Some(report) = trainer.report()? else { return Ok(()) };
         let images_per_s = clock.rate();
@@ -160,8 +200,7 @@ impl<B: Backend> Session<'_, B> {
     fn evaluate(
         &self,
         trainer: &mut Trainer<'_, B>,
-        log: &mut Log,
-        board: &mut TensorBoard,
+        files: &mut Files,
         outcome: &mut Outcome,
     ) -> Result<(), TrainError> {
         let Some(images) = self.held_out else { return Ok(()) };
@@ -171,8 +210,8 @@ impl<B: Backend> Session<'_, B> {
             // Before this step is saved: the checkpoints before may be whole.
             return Err(TrainError::Diverged { step });
         }
-        log.record(step, "eval", &report)?;
-        board.scalar("AR_loss/heldout", step, report.heldout_loss)?;
+        files.log.record(step, "eval", &report)?;
+        files.board.scalar("AR_loss/heldout", step, report.heldout_loss)?;
         outcome.curve.push((step, report.heldout_loss));
         outcome.held_out = Some(report);
         Ok(())
@@ -181,22 +220,22 @@ impl<B: Backend> Session<'_, B> {
     fn paint_samples(
         &mut self,
         trainer: &Trainer<'_, B>,
-        board: &mut TensorBoard,
+        files: &mut Files,
     ) -> Result<(), TrainError> {
         let Some(paint) = self.paint.as_mut() else { return Ok(()) };
         let picture = paint(trainer)?;
         let step = trainer.step_number();
         self.run.write_png(&format!("samples/step-{step:06}.png"), &picture)?;
-        board.image("samples", step, &picture)?;
+        files.board.image("samples", step, &picture)?;
         Ok(())
     }
 
-    fn save(&self, trainer: &Trainer<'_, B>, checkpoints: &Checkpoints) -> Result<(), TrainError> {
+    fn save(&self, trainer: &Trainer<'_, B>, files: &mut Files) -> Result<(), TrainError> {
         let flat = trainer.export()?;
         let step = trainer.step_number();
         let header = Header::new(Kind::Generator, step, &self.config.generator)?;
         let state: &TrainState = trainer.state();
-        checkpoints.save(&Snapshot {
+        let saved = files.checkpoints.save(&Snapshot {
             header: &header,
             layout: trainer.generator().layout(),
             weights: &flat.weights,
@@ -205,6 +244,8 @@ impl<B: Backend> Session<'_, B> {
             second_moment: &flat.second_moment,
             state,
         })?;
+        files.saved = step;
+        saved.warning.iter().for_each(|warning| files.progress.warn(warning));
         Ok(())
     }
 }

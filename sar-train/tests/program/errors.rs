@@ -2,6 +2,58 @@
 
 use super::*;
 
+/// Side of images of which forty are more than stay in memory, so that damage shows when they are needed.
+const LARGE: u32 = 1600;
+
+#[test]
+fn an_image_that_turns_out_bad_costs_no_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    on_images(folder);
+    image::GrayImage::new(LARGE, LARGE).save(folder.join("large.png")).unwrap();
+    for (part, class, count) in
+        [("train", "a", 20), ("train", "b", 20), ("val", "a", 1), ("val", "b", 1)]
+    {
+        let to = folder.join("images").join(part).join(class);
+        fs::create_dir_all(&to).unwrap();
+        for n in 0..count {
+            fs::copy(folder.join("large.png"), to.join(format!("{n}.png"))).unwrap();
+        }
+    }
+    succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder);
+    let whole = fs::read(folder.join("large.png")).unwrap();
+    for n in 0..8 {
+        fs::write(folder.join(format!("images/train/b/{n}.png")), &whole[..whole.len() / 2])
+            .unwrap();
+    }
+    let train = [&TRAIN[..], &["--set", "train.steps=8", "--set", "train.batch=1"]].concat();
+    let said = fails(1, &[&train[..], &["--out", "base"]].concat(), folder);
+    let expected = ["is saved, and --resume goes on", ".png: the image is truncated"];
+    says(&said, &[&expected[..], &["--skip-bad-images"]].concat());
+    let stopped: Vec<u64> =
+        steps(&folder.join("base")).iter().map(|s| s[5..].parse().unwrap()).collect();
+    let last = *stopped.iter().max().unwrap();
+    assert!(said.contains(&format!("step {last} is saved")), "{said}");
+    let said = succeeds(&["train", "--resume", "--skip-bad-images", "--out", "base"], folder);
+    says(&said, &["bad images were left out while training", "images/train/b/"]);
+    // As it goes without a stop.
+    let said = succeeds(&[&train[..], &["--skip-bad-images", "--out", "other"]].concat(), folder);
+    says(&said, &["bad images were left out"]);
+    let weights =
+        |run: &str| fs::read(folder.join(run).join("checkpoints/step-8/model.safetensors"));
+    assert!(weights("base").unwrap() == weights("other").unwrap());
+    // Without sample grids, which cost memory, there is none at the end either.
+    assert_eq!(fs::read_dir(folder.join("base/samples")).unwrap().count(), 0);
+    // The tokenizer's training likewise.
+    let tokenizer =
+        ["tokenizer", "train", "--config", "small.toml", "--set", "tokenizer_train.steps=8"];
+    let tokenizer =
+        [&tokenizer[..], &["--set", "tokenizer_train.batch=1", "--out", "tok2"]].concat();
+    says(&fails(1, &tokenizer, folder), &["is saved, and --resume goes on", "images/train/b/"]);
+    let resume = ["tokenizer", "train", "--resume", "--skip-bad-images", "--out", "tok2"];
+    succeeds(&resume, folder);
+}
+
 #[test]
 fn wrong_usage_is_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();

@@ -41,6 +41,15 @@ fn a_run_among_its_images_is_none_of_them() {
     let on = ["train", "--resume", "--out", "images/a/run", "--set", "train.steps=3"];
     let said = succeeds(&on, folder);
     assert!(!said.contains("warning"), "{said}");
+    // What is refused leaves a class a class.
+    let refused =
+        ["train", "--config", "small.toml", "--tokenizer", "images/train", "--out", "images/b"];
+    says(&fails(1, &refused, folder), &["images/b is not empty"]);
+    says(&prints(&["data", "check", "images"], folder), &["b                          6"]);
+    // What computed is part of bit for bit.
+    fs::write(folder.join("images/a/run/computed.txt"), "cuda bf16").unwrap();
+    let on = ["train", "--resume", "--out", "images/a/run", "--set", "train.steps=4"];
+    says(&succeeds(&on, folder), &["the run began on cuda bf16 and goes on on cpu f32"]);
 }
 
 /// Held-out images are drawn from all of a class: with one more, they are others.
@@ -58,13 +67,29 @@ fn images_that_came_later_are_told_where_a_run_is_measured() {
     let trained_on = "it was trained on some of these";
     assert!(!succeeds(&eval, folder).contains(trained_on));
     assert!(!succeeds(&[&refine[..], &["before"]].concat(), folder).contains(trained_on));
+    // As many, but others; and where the weights only are of that run.
+    let others = [&refine[..], &["others", "--set", "data.split_seed=5"]].concat();
+    says(&succeeds(&others, folder), &["other images are held out now", trained_on]);
+    let again = [&TRAIN[..], &["--init-from", "base", "--out", "again"]].concat();
+    says(&succeeds(&again, folder), &[trained_on]);
     two_classes(folder, 9);
     says(&succeeds(&eval, folder), &["10 training and 6 held-out images of 2 classes", trained_on]);
     says(&succeeds(&[&refine[..], &["after"]].concat(), folder), &[trained_on]);
     let fewer = |count| ["eval", "base", "--samples", count, "--seeds", "1", "--guidance", "0"];
     says(&fails(1, &fewer("3"), folder), &["3 samples are too few", "--samples 4"]);
     let said = succeeds(&fewer("4"), folder);
-    says(&said, &["eval.json, which had 2 guidance values of 4 samples by 1 seeds"]);
+    says(
+        &said,
+        &["a larger one (2 guidance values of 4 samples by 1 seeds)", "is kept as", "eval-1.json"],
+    );
+    let points = |file: &str| {
+        let text = fs::read(folder.join("base").join(file)).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&text).unwrap()["points"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    assert_eq!((points("eval.json"), points("eval-1.json")), (1, 2));
     // A pipe is written to, and not read.
     let piped = [&fewer("4")[..], &["--json", "/dev/stdout"]].concat();
     says(&prints(&piped, folder), &["\"points\""]);

@@ -5,7 +5,9 @@ use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
 use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs};
 use crate::commands::generator_run::{NOTHING_TO_RESUME, longer};
-use crate::commands::models::{LoadedTokenizer, RUN_TOKENIZER, compare_images, run_data};
+use crate::commands::models::{
+    LoadedTokenizer, RUN_TOKENIZER, compare_computing, compare_images, run_data,
+};
 use crate::commands::output;
 use crate::config::Config;
 use crate::data::{self, Data};
@@ -83,6 +85,7 @@ pub(super) fn run<B: Compute>(
     if !global.quiet {
         eprintln!("{}", data.summary);
     }
+    compare_computing(&folder, &global.computed())?;
     let interrupt = Interrupt::listen()?;
     train_in(backend, &folder, &config, &data, start.as_deref(), &interrupt, global.quiet)?;
     output::result(format_args!("{}\n", folder.path().display()));
@@ -144,7 +147,11 @@ pub(crate) fn train_in<B: Compute>(
         held = &data.train;
     }
     let quality = measure(backend, &tokenizer, &loaded.params, held, config)?;
-    folder.log(steps)?.record(steps, "eval", &quality_record(&quality))?;
+    let mut log = folder.log(steps)?;
+    // A run that was done already is measured again, and kept once.
+    if !log.has(steps, "eval")? {
+        log.record(steps, "eval", &quality_record(&quality))?;
+    }
     let picture = compared(backend, &tokenizer, &loaded.params, held)?;
     folder.write_png("samples/reconstructions.png", &picture)?;
     let full = quality.scales.last().map_or(f64::NAN, |s| s.psnr);
@@ -161,7 +168,7 @@ fn resume<B: Compute>(
     checkpoints: &Checkpoints,
     tokenizer: &Tokenizer,
 ) -> anyhow::Result<bool> {
-    let Some(found) = checkpoints.latest()? else { return Ok(false) };
+    let Some(found) = checkpoints.take_up()? else { return Ok(false) };
     for warning in &found.warnings {
         eprintln!("warning: {warning}");
     }

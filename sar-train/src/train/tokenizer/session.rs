@@ -51,7 +51,8 @@ impl TokenizerSession<'_> {
     ///
     /// # Errors
     /// The images', the backend's, the disk's; too many non-finite steps in a row; [`Interrupted`] after
-    /// the state has been saved.
+    /// the state has been saved, and [`TrainError::Stopped`] after it has been because of an error that leaves
+    /// it whole.
     pub fn train<B>(
         &self,
         trainer: &mut TokenizerTrainer<'_, B>,
@@ -60,39 +61,69 @@ impl TokenizerSession<'_> {
     where
         B: TokenizerOps<Host = f32> + OptimizerOps,
     {
-        let settings = &self.config.tokenizer_train;
+        let first = trainer.steps();
         let checkpoints = self.run.checkpoints(self.config.train.keep)?;
-        if trainer.steps() == 0 && checkpoints.latest()?.is_none() {
+        let steps = self.config.tokenizer_train.steps;
+        let mut progress = Progress::new("tokenizer", steps, first, self.quiet);
+        if first == 0 && checkpoints.latest()?.is_none() {
             // From here on there is something to resume, and a disk without room is found out early.
-            save(trainer, &checkpoints)?;
+            save(trainer, &checkpoints, &progress)?;
         }
-        let mut log = self.run.log(trainer.steps())?;
-        let mut board = self.run.tensorboard(trainer.steps())?;
-        let mut progress = Progress::new("tokenizer", settings.steps, trainer.steps(), self.quiet);
+        let mut log = (self.run.log(first)?, self.run.tensorboard(first)?);
         let mut non_finite = NonFinite::new(self.config.train.non_finite_limit);
-        while trainer.steps() < settings.steps {
-            let batch = loader.next_batch()?;
-            let losses = trainer.step(&batch.values_b).map_err(TrainError::backend)?;
+        let mut saved = first;
+        while trainer.steps() < steps {
+            let made = self.step(trainer, loader, &mut log, &mut progress, &mut non_finite);
             let step = trainer.steps();
-            let skipped = non_finite.note(step, !losses.skipped)?;
-            if skipped {
-                progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
-            }
-            if step.is_multiple_of(self.config.train.log_every) || step == settings.steps {
-                log_step(step, &losses, &mut log, &mut board, &mut progress)?;
-            }
-            let asked = self.interrupt.is_asked() && step < settings.steps;
+            let (asked, last) = (self.interrupt.is_asked() && step < steps, step == steps);
+            let skipped = match made {
+                Err(error) if error.leaves_the_model() => {
+                    // Where that fails too, what came first says more.
+                    if saved != step && save(trainer, &checkpoints, &progress).is_err() {
+                        return Err(error);
+                    }
+                    return Err(TrainError::Stopped { step, source: Box::new(error) });
+                }
+                made => made?,
+            };
             let every = self.config.train.save_every;
             let due = every > 0 && step.is_multiple_of(every);
             // Not while steps are skipped: the checkpoints before are the ones to go back to.
-            if (due && !skipped) || asked || step == settings.steps {
-                save(trainer, &checkpoints)?;
+            if (due && !skipped) || asked || last {
+                save(trainer, &checkpoints, &progress)?;
+                saved = step;
             }
             if asked {
                 return Err(Interrupted { step }.into());
             }
         }
         Ok(progress)
+    }
+
+    /// One step, in the log where that is due; whether it was skipped.
+    fn step<B>(
+        &self,
+        trainer: &mut TokenizerTrainer<'_, B>,
+        loader: &mut Loader,
+        (log, board): &mut (Log, TensorBoard),
+        progress: &mut Progress,
+        non_finite: &mut NonFinite,
+    ) -> Result<bool, TrainError>
+    where
+        B: TokenizerOps<Host = f32> + OptimizerOps,
+    {
+        let batch = loader.next_batch()?;
+        let losses = trainer.step(&batch.values_b).map_err(TrainError::backend)?;
+        let step = trainer.steps();
+        let skipped = non_finite.note(step, !losses.skipped)?;
+        if skipped {
+            progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
+        }
+        let last = step == self.config.tokenizer_train.steps;
+        if step.is_multiple_of(self.config.train.log_every) || last {
+            log_step(step, &losses, log, board, progress)?;
+        }
+        Ok(skipped)
     }
 }
 
@@ -112,14 +143,18 @@ fn log_step(
     Ok(())
 }
 
-fn save<B>(trainer: &TokenizerTrainer<'_, B>, checkpoints: &Checkpoints) -> Result<(), TrainError>
+fn save<B>(
+    trainer: &TokenizerTrainer<'_, B>,
+    checkpoints: &Checkpoints,
+    progress: &Progress,
+) -> Result<(), TrainError>
 where
     B: TokenizerOps<Host = f32> + OptimizerOps,
 {
     let tokenizer = trainer.tokenizer;
     let header = Header::new(Kind::Tokenizer, trainer.steps(), tokenizer.config())?;
     let [first_moment, second_moment] = trainer.moments().map_err(TrainError::backend)?;
-    checkpoints.save(&Snapshot {
+    let saved = checkpoints.save(&Snapshot {
         header: &header,
         layout: tokenizer.layout(),
         weights: &trainer.weights().map_err(TrainError::backend)?,
@@ -128,5 +163,6 @@ where
         second_moment: &second_moment,
         state: trainer.progress(),
     })?;
+    saved.warning.iter().for_each(|warning| progress.warn(warning));
     Ok(())
 }
