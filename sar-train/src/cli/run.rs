@@ -12,7 +12,8 @@ pub struct RunArgs {
     /// Configuration in TOML; absent keys have their defaults (for `refine`: what the generator's run has).
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Override one key of the configuration; may be repeated. With --resume: how long and how often
+    /// Override one key of the configuration; may be repeated; an empty value takes one away that need not be there
+    /// (train.lr=). With --resume: how long and how often
     /// (train.steps; of a tokenizer, tokenizer_train.steps), where images and latents are (data.path, train.latents),
     /// how samples are drawn.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
@@ -115,6 +116,11 @@ impl RunArgs {
         self.keys.get().is_some_and(of) || self.sets(section, key)
     }
 
+    /// A section of the file of --config, as it is there.
+    pub(crate) fn file_section(&self, section: &str) -> Option<&toml::Table> {
+        self.keys.get()?.get(section)?.as_table()
+    }
+
     /// Whether `--set` names `section.key`.
     pub(crate) fn sets(&self, section: &str, key: &str) -> bool {
         self.set.iter().any(|setting| parts(setting).eq([section, key]))
@@ -192,7 +198,7 @@ pub struct RefineArgs {
 /// The switches of SAR; each overrides the preset.
 #[derive(Clone, Debug, Default, Args)]
 pub struct SarArgs {
-    /// All switches at once; default: release.
+    /// All switches at once; default: release, or the switches of a run that was refined itself.
     #[arg(long, conflicts_with = "resume")]
     pub preset: Option<Preset>,
     /// Which transitions the rollout staggers: all, last or random.

@@ -121,6 +121,9 @@ pub fn refine<B: Compute>(
     }
     let mut config = run.config(from.run_config()?.unwrap_or_default())?;
     args.run.sets_only(&USED, TRAINED_ALREADY)?;
+    if args.sar.preset.is_some() {
+        note_replaced(&config.sar, &run)?;
+    }
     on_latents(&mut config, args.latents.as_deref());
     // A file may be that of the run to be refined, which says how it was trained.
     anyhow::ensure!(
@@ -141,6 +144,23 @@ pub fn refine<B: Compute>(
     compare_held_out(&from, &config, &data)?;
     from.name_classes(&mut data);
     begin(backend, config, &args.run, global, (&tokenizer, &data), Some(from), Task::Refine)
+}
+
+/// Notes which switches of the file of --config a preset has replaced.
+fn note_replaced(sar: &SarConfig, args: &RunArgs) -> anyhow::Result<()> {
+    let Some(file) = args.file_section("sar") else { return Ok(()) };
+    let now = toml::Table::try_from(sar)?;
+    let replaced =
+        file.iter().filter(|(key, value)| *key != "preset" && now.get(*key) != Some(value));
+    let replaced: Vec<String> = replaced.map(|(key, _)| format!("sar.{key}")).collect();
+    if !replaced.is_empty() {
+        let keys = replaced.join(", ");
+        output::note(format_args!(
+            "note: --preset {} is all switches at once, also {keys} of the file; --set keeps a value",
+            toml::Value::try_from(sar.preset)?.as_str().unwrap_or_default()
+        ));
+    }
+    Ok(())
 }
 
 /// Warns where a run on the images of the one that it starts from holds out what that one was trained on.

@@ -13,8 +13,13 @@ pub(super) fn apply(config: &Config, setting: &str) -> Result<Config, ConfigErro
         return Err(malformed());
     }
 
-    let change = |value: Value| with_value(config, sections, key, value, setting);
+    let change = |value: Value| with_value(config, sections, key, Some(value), setting);
     match change(value(text)) {
+        Err(ConfigError::Invalid { .. })
+            if text.trim().is_empty() && is_optional(sections, key) =>
+        {
+            with_value(config, sections, key, None, setting)
+        }
         // Digits and underscores are a number in TOML, yet a schedule such as 1_2_4 is text.
         Err(ConfigError::Invalid { reason, .. }) if reason.contains("expected a string") => {
             change(Value::String(text.trim().to_owned()))
@@ -57,11 +62,20 @@ pub(super) fn overlay(config: &Config, text: &str, origin: &str) -> Result<Confi
     Ok(changed)
 }
 
+/// Whether a key is one that need not be there: then the defaults do not spell it out. Others have no empty value,
+/// so that a forgotten one is an error.
+fn is_optional(sections: &[&str], key: &str) -> bool {
+    let root = Table::try_from(Config::default()).map(Value::Table).ok();
+    let section = sections.iter().try_fold(root, |table, name| Some(table?.get(*name).cloned()));
+    section.flatten().is_some_and(|section| section.get(key).is_none())
+}
+
+/// With a value for a key, or none for one that is optional.
 fn with_value(
     config: &Config,
     sections: &[&str],
     key: &str,
-    value: Value,
+    value: Option<Value>,
     setting: &str,
 ) -> Result<Config, ConfigError> {
     let write = |e: toml::ser::Error| ConfigError::Write { reason: e.to_string() };
@@ -74,7 +88,10 @@ fn with_value(
             .as_table_mut()
             .ok_or_else(|| ConfigError::Setting { setting: setting.to_owned() })?;
     }
-    table.insert(key.to_owned(), value);
+    match value {
+        Some(value) => drop(table.insert(key.to_owned(), value)),
+        None => drop(table.remove(key)),
+    }
     if sections == ["data"] && (key == "path" || key == "builtin") {
         // One of them, not both.
         table.remove(if key == "path" { "builtin" } else { "path" });

@@ -87,6 +87,15 @@ fn settings_override_in_order() {
     assert_eq!(config.sar, SarConfig { sigma: 2.0, ..SarConfig::preset(Preset::Paper) });
     let images = set(&["data.builtin=glyphs10", "data.path=images"]).unwrap().data;
     assert_eq!((images.path, images.builtin), (Some("images".into()), None));
+    // What need not be there is taken away by an empty value; a forgotten value of another key is an error.
+    let given = ["train.lr=1e-3", "sample.schedule=1_2_4", "data.limit=5"];
+    let taken =
+        set(&[&given[..], &["train.lr=", "sample.schedule = ", "data.limit="]].concat()).unwrap();
+    assert_eq!(taken, Config::default());
+    assert!(set(&given).unwrap() != taken);
+    for setting in ["train.steps=", "train.lrr=", "generator.schedule=", "train.mode="] {
+        assert!(set(&[setting]).is_err(), "{setting}");
+    }
     assert_eq!(set(&["generator.schedule=1_2_5"]).unwrap().generator.schedule.tokens(), 30);
     for (setting, expected) in [
         ("train.stepz=3", "did you mean `steps`"),

@@ -110,7 +110,8 @@ pub struct TrainConfig {
     pub eps: f64,
     /// Largest global gradient norm; 0 is off. Default 2.
     pub clip: f64,
-    /// Decay of the running average of the weights, per step; 0 keeps none. Default 0.
+    /// Decay of the running average of the weights, per step; 0 keeps none. After n updates it is at most
+    /// (1+n)/(10+n), so that the weights that training begins with do not stay in it. Default 0.
     pub ema: f64,
     /// Label smoothing of the teacher-forcing loss. Default 0.
     pub label_smoothing: f64,

@@ -40,15 +40,24 @@ pub(super) fn gallery(charts: &[String]) -> String {
 
 /// Loss (training and held-out), its parts, rate, gradient norm and speed, all runs overlaid.
 pub(super) fn training(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
-    let mut loss =
-        chart("Loss", "loss, nats per token", "Solid: training. Dashed: held-out images.");
+    let mut loss = chart(
+        "Loss",
+        "loss, nats per token",
+        "Solid: training. Dashed: held-out images, by teacher forcing.",
+    );
     for run in runs {
         loss.series.extend(series(run, "train", "loss", None));
         loss.series.extend(held_out(run, "heldout_loss", None));
     }
     let mut out = vec![figures.show(&loss)];
+    // Ways of training that are for comparison feed the first pass what was drawn before.
+    let drawn = ["student", "hybrid", "interleaved"];
+    let first = match runs.iter().any(|r| drawn.iter().any(|mode| r.mode().starts_with(mode))) {
+        true => "Loss of the first pass",
+        false => "Teacher-forcing loss",
+    };
     let parts: [(&str, &str, &str, bool); 4] = [
-        ("loss_tf", "Teacher-forcing loss", "loss, nats per token", false),
+        ("loss_tf", first, "loss, nats per token", false),
         ("loss_csf", "Contrastive student-forcing loss", "loss, nats per token", false),
         ("lr", "Learning rate", "rate", false),
         ("grad_norm", "Gradient norm, before clipping", "norm", true),

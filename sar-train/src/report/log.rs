@@ -17,6 +17,8 @@ pub(super) struct Field {
 #[derive(Debug, Default)]
 pub(super) struct Log {
     fields: BTreeMap<Field, Vec<(f64, f64)>>,
+    /// Grids of the run's own schedule, by which numbers of single scales are told apart; none: by their place.
+    grids: Vec<String>,
 }
 
 impl Log {
@@ -50,16 +52,30 @@ impl Log {
             return false;
         };
         let kind = record.get("kind").and_then(serde_json::Value::as_str).unwrap_or("train");
+        // The third scale of one step is not that of the next where schedules are drawn.
+        let schedule = record.get("schedule").and_then(serde_json::Value::as_str);
+        let grids: Option<Vec<&str>> =
+            schedule.filter(|_| !self.grids.is_empty()).map(|s| s.split('_').collect());
+        let place = |index: usize| match &grids {
+            Some(grids) => {
+                self.grids.iter().position(|own| Some(&own.as_str()) == grids.get(index))
+            }
+            None => Some(index),
+        };
+        let mut found = Vec::new();
         for (name, value) in record.iter().filter(|(name, _)| *name != "step") {
             if let Some(value) = value.as_f64() {
-                self.push(kind, name, None, step, value);
+                found.push((name, None, value));
             } else if let Some(values) = value.as_array() {
                 for (index, value) in values.iter().enumerate() {
-                    if let Some(value) = value.as_f64() {
-                        self.push(kind, name, Some(index), step, value);
+                    if let (Some(value), Some(index)) = (value.as_f64(), place(index)) {
+                        found.push((name, Some(index), value));
                     }
                 }
             }
+        }
+        for (name, index, value) in found {
+            self.push(kind, name, index, step, value);
         }
         true
     }
@@ -84,6 +100,7 @@ pub(super) fn read_log(folder: &Path, expected: bool, run: &mut Run) {
             return;
         }
     };
+    run.log.grids = run.config.as_deref().map(grids_of).unwrap_or_default();
     let mut bad = Vec::new();
     for (number, line) in BufReader::new(file).split(b'\n').enumerate() {
         match line {
@@ -108,6 +125,14 @@ pub(super) fn read_log(folder: &Path, expected: bool, run: &mut Run) {
     }
 }
 
+/// The grids that a run's configuration says its generator draws.
+fn grids_of(config: &str) -> Vec<String> {
+    let table = config.parse::<toml::Table>().unwrap_or_default();
+    let schedule =
+        table.get("generator").and_then(|g| g.get("schedule")).and_then(toml::Value::as_str);
+    schedule.map(|s| s.split('_').map(str::to_owned).collect()).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,5 +151,19 @@ mod tests {
         assert_eq!(log.get("train", "scale_loss", Some(2)), [(2.0, 3.0)]);
         assert!(log.get("train", "scale_loss", Some(1)).is_empty());
         assert!(log.get("eval", "loss", None).is_empty());
+    }
+
+    #[test]
+    fn scales_of_drawn_schedules_are_told_apart_by_their_grids() {
+        let grids = grids_of("[generator]\nschedule = \"1_2_2x4_8\"\n");
+        assert_eq!(grids, ["1", "2", "2x4", "8"]);
+        let mut log = Log { grids, ..Log::default() };
+        assert!(log.record(br#"{"step":1,"schedule":"1_2_2x4_8","scale_loss":[1,2,3,4]}"#));
+        assert!(log.record(br#"{"step":2,"schedule":"1_2_5_8","scale_loss":[1,2,7,9]}"#));
+        assert!(log.record(br#"{"step":3,"schedule":"1_8","scale_loss":[1,8]}"#));
+        assert!(log.record(br#"{"step":2,"kind":"eval","heldout_scale_loss":[1,2,3,4]}"#));
+        assert_eq!(log.get("train", "scale_loss", Some(2)), [(1.0, 3.0)]);
+        assert_eq!(log.get("train", "scale_loss", Some(3)), [(1.0, 4.0), (2.0, 9.0), (3.0, 8.0)]);
+        assert_eq!(log.get("eval", "heldout_scale_loss", Some(2)), [(2.0, 3.0)]);
     }
 }

@@ -176,6 +176,13 @@ impl Run {
             && self.eval.is_none()
             && self.notes.is_empty()
     }
+
+    /// The way of training that its configuration names.
+    pub(super) fn mode(&self) -> String {
+        let table = self.config.as_deref().and_then(|text| text.parse::<toml::Table>().ok());
+        let mode = table.as_ref().and_then(|t| t.get("train")?.get("mode")?.as_str());
+        mode.unwrap_or_default().to_owned()
+    }
 }
 
 /// Reads one folder; in a folder of a comparison nothing but the summary is expected.

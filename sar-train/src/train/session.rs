@@ -3,7 +3,7 @@
 use super::trainer::{Batches, TrainState, Trainer};
 use super::{HeldOut, HeldOutReport, StepReport, TrainError};
 use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::run::{Interrupt, Interrupted, Log, Progress, RunFolder, TensorBoard, rate};
 use sar_math::backend::Backend;
 use serde::Serialize;
@@ -183,15 +183,22 @@ impl<B: Backend> Session<'_, B> {
         let images_per_s = clock.rate();
         log.record(step, "train", &TrainRecord { report: &report, images_per_s, skipped })?;
         board.scalar("AR_loss/total", step, report.loss)?;
-        board.scalar("AR_loss/teacher", step, report.loss_tf)?;
+        // Other ways of training feed the first pass what was drawn before.
+        let first = match self.config.train.mode {
+            Mode::Teacher | Mode::Ssr => "AR_loss/teacher",
+            Mode::Student | Mode::Hybrid { .. } | Mode::Interleaved => "AR_loss/first_pass",
+        };
+        board.scalar(first, step, report.loss_tf)?;
         if let Some(student) = report.loss_csf {
             board.scalar("AR_csfl/student_loss", step, student)?;
         }
         board.scalar("AR_lr/lr", step, report.lr)?;
         board.scalar("AR_grad/norm", step, report.grad_norm)?;
-        for (i, (loss, acc)) in report.scale_loss.iter().zip(&report.scale_acc).enumerate() {
-            board.scalar(&format!("AR_scale_loss/scale_{}_loss", i + 1), step, *loss)?;
-            board.scalar(&format!("AR_scale_acc/scale_{}_acc", i + 1), step, *acc)?;
+        // By their grids: drawn schedules have others at the same place.
+        let grids = report.schedule.split('_');
+        for (grid, (loss, acc)) in grids.zip(report.scale_loss.iter().zip(&report.scale_acc)) {
+            board.scalar(&format!("AR_scale_loss/scale_{grid}_loss"), step, *loss)?;
+            board.scalar(&format!("AR_scale_acc/scale_{grid}_acc"), step, *acc)?;
         }
         progress.update(step, &format!("loss {:.3}  {}", report.loss, rate(images_per_s)));
         Ok(())

@@ -38,9 +38,9 @@ pub struct TrainState {
 /// Losses of a step, means over its micro-batches, and its gradient norm.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepReport {
-    /// Teacher-forcing loss + σ·contrastive loss, nats per token.
+    /// Loss of the first pass + σ·contrastive loss, nats per token.
     pub loss: f64,
-    /// Teacher-forcing loss.
+    /// Loss of the first pass: by teacher forcing, or of scales drawn before in ways of training that feed those.
     pub loss_tf: f64,
     /// Contrastive student-forcing loss, where there is a student pass.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -278,7 +278,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         )?;
         let norm = self.grad_norm()?;
         if let Some(average) = self.ema.as_mut().filter(|_| norm.is_finite()) {
-            b.ema(len, self.config.ema, &self.params, average)?;
+            b.ema(len, average_decay(self.config.ema, self.state.updates), &self.params, average)?;
         }
         Ok(norm.is_finite())
     }
@@ -365,6 +365,14 @@ pub struct Export {
 /// Values of a file in the host's number type.
 pub(crate) fn hosted<B: Buffers>(values: &[f32]) -> Vec<B::Host> {
     values.iter().map(|&v| B::Host::of(f64::from(v))).collect()
+}
+
+/// Decay of the running average after so many updates: at most `ema`, and lower at first, so that the average is
+/// of what was learned and not of the weights that training began with (as TensorFlow's
+/// `ExponentialMovingAverage` with a count of updates).
+fn average_decay(ema: f64, updates: u64) -> f64 {
+    let updates = updates as f64;
+    ema.min((1.0 + updates) / (10.0 + updates))
 }
 
 pub(super) fn expect_length(

@@ -57,6 +57,13 @@ fn weights_fix_the_shape_of_a_run_and_nothing_else() {
     says(&written, &expected);
     assert_eq!(written.matches("seed = 7").count(), 2, "train and tokenizer_train: {written}");
 
+    // A preset is all switches at once, also those that a file names, and says so.
+    fs::write(folder.join("sar.toml"), "[sar]\nsigma = 0.7\ntop_k = 900\n[train]\nsteps = 1\n")
+        .unwrap();
+    let file = ["--config", "sar.toml", "--preset", "paper"];
+    let preset = ["refine", "--init-from", "base", "--out", "other"];
+    says(&succeeds(&[&preset[..], &file].concat(), folder), &["also sar.sigma of the file"]);
+
     let said = fails(2, &["refine", "--resume", "--out", "new", "--sigma", "2"], folder);
     says(&said, &["--sigma", "cannot be used with"]);
 }
