@@ -8,13 +8,13 @@
 #   benches/gpu.sh target/release/sar PATH/TO/gpu-… PATH/TO/cuda-… torch_flexvar.py
 #
 # The comparison script may be left out; then our side alone is measured. After $DEADLINE seconds nothing is
-# begun, so that one call takes about nine minutes, and what was left out is named as not measured. PARTS picks what
-# a call does, so that a second one can do the rest into the same folder (the table is of all lines there; take
-# another folder for another program or machine):
+# begun, and what runs is stopped $GRACE later, so that one call takes less than nine minutes; what was left out is
+# named as not measured. PARTS picks what a call does, so that a second one can do the rest into the same folder (the
+# table is of all lines there; take another folder for another program or machine):
 #
 #   checks    the test binaries that $MORE_TESTS names beside those two, conformance kit, whole steps and
 #             sampling runs beside the CPU, `sar check`
-#   sanitize  `sar check` under compute-sanitizer: memcheck, racecheck, initcheck
+#   sanitize  `sar check` under compute-sanitizer: memcheck, racecheck, initcheck; slow, so it comes last
 #   follow    200 steps of the glyph recipe beside the CPU's curve
 #   profile   ceilings, and the table of every kernel
 #   d16       training steps at batch 64 and at the largest batch that both fit; sampling at batch 1 and 64
@@ -27,10 +27,13 @@ set -uo pipefail
 sar=${1:?path of the program} gpu_tests=${2:?path of the test binary gpu} step_tests=${3:?path of the test binary cuda}
 peer=${4:-}
 out=${OUT:-gpu}
-DEADLINE=${DEADLINE:-480}
+DEADLINE=${DEADLINE:-440} GRACE=${GRACE:-80}
 CACHE=${CACHE:-${XDG_CACHE_HOME:-${HOME:-${TMPDIR:-/tmp}}/.cache}/sar-gpu}
-PARTS=${PARTS:-checks sanitize follow profile d16 d20 d24 frechet}
-recipes=$(dirname "$0")/../recipes
+PARTS=${PARTS:-checks follow profile d16 d20 d24 frechet sanitize}
+here=$(cd "$(dirname "$0")" && pwd)
+recipes=$here/../recipes
+# Test binaries look for these where they were built, which may be on another machine.
+export SAR_GOLDEN=${SAR_GOLDEN:-$here/../golden}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 mkdir -p "$CACHE"
@@ -41,13 +44,13 @@ failed=() unmeasured=()
 
 if [ -n "${SMOKE:-}" ]; then
     backend=cpu dtype=f32 device=cpu
-    depths=(1 2 3) batch=2 large="4 2" few_steps=10 many_steps=20
+    depths=(1 2 3) batch=2 large=(2 3 4) few_steps=10 many_steps=20
     shape=(--width 32 --heads 2 --vocab 64 --channels 4 --classes 10 --schedule 1_2_3_4)
     timing=(--warmup 1 --steps 2) profile=()
 else
     export SAR_REQUIRE_GPU=1
     backend=cuda dtype=bf16 device=cuda
-    depths=(16 20 24) batch=64 large="512 384 320 256 192 160 128 96 64 48 32" few_steps=200 many_steps=800
+    depths=(16 20 24) batch=64 large=(32 48 64 96 128 160 192 256 320 384 512) few_steps=200 many_steps=800
     # Both programs' own defaults, which `sar plan` has to be told.
     shape=(--vocab 8912 --channels 32 --classes 1000 --schedule 1_2_3_4_5_6_8_10_13_16)
     timing=(--warmup 3 --steps 10) profile=(--profile)
@@ -64,6 +67,12 @@ late() { # what: whether there is no time left for it
     [ "$SECONDS" -le "$DEADLINE" ] && return 1
     unmeasured+=("$1: no time left")
 }
+# At most so many seconds, and no more than there are.
+upto() {
+    local left=$((DEADLINE + GRACE - SECONDS))
+    left=$((left < $1 ? left : $1))
+    echo $((left > 1 ? left : 1))
+}
 # A command that is stopped when its check's time is over, also where it no longer listens.
 limited() {
     local left=$((stop - SECONDS))
@@ -76,7 +85,7 @@ check() { # name, command: goes on after a failure, and says so at the end
     step "$name"
     # All of it to a file as it comes, so that nothing is lost where this script is stopped.
     log="$out/$(tr -cs 'a-zA-Z0-9\n' - <<<"$name").log"
-    limit=$((DEADLINE + 60 - SECONDS < 240 ? DEADLINE + 60 - SECONDS : 240))
+    limit=$(upto 240)
     stop=$((SECONDS + limit))
     "$@" >"$log" 2>&1
     rc=$?
@@ -90,7 +99,13 @@ check() { # name, command: goes on after a failure, and says so at the end
             failed+=("$name: stopped ($rc)")
         fi
         ;;
-    *) failed+=("$name") ;;
+    *)
+        if [[ $name == compute-sanitizer* ]] && grep -q "Device not supported" "$log"; then
+            unmeasured+=("$name: it does not support this device")
+        else
+            failed+=("$name")
+        fi
+        ;;
     esac
 }
 
@@ -100,23 +115,12 @@ step "machine"
     "$sar" doctor
 } 2>&1 | tee "$out/machine.txt"
 
-sanitize() { # tool
-    limited compute-sanitizer --tool "$1" --error-exitcode 1 "$sar" check --backend cuda --cases 1
-}
 if part checks; then
     check "conformance kit on the GPU, f32 and bf16" limited "$gpu_tests" --nocapture
     check "whole steps and sampling runs beside the CPU" limited "$step_tests" --nocapture --skip order_of_threads --skip plan_is
     for more in ${MORE_TESTS:-}; do check "tests of $(basename "$more")" limited "$more"; done
     check "sar check" limited "$sar" check --backend "$backend" --cases 1
 fi
-if part sanitize; then
-    if command -v compute-sanitizer >/dev/null; then
-        for tool in memcheck racecheck initcheck; do check "compute-sanitizer $tool" sanitize $tool; done
-    else
-        unmeasured+=("compute-sanitizer: not on this machine")
-    fi
-fi
-
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # The glyph recipe, trained on both backends from the same seed: folders $work/NAME-cpu and -gpu.
@@ -157,17 +161,25 @@ PY
 part follow && check "$few_steps steps follow the CPU's curve" follow
 
 # Our side or theirs, one configuration: a JSON line; none where it fails.
-mine() { timeout 90 "$sar" bench "$@" "${shape[@]}" "${timing[@]}" "${ours[@]}" >>"$lines" 2>"$out/error.txt"; }
-peer() { timeout 120 python3 "$peer" "$@" "${shape[@]}" "${timing[@]}" "${theirs[@]}" >>"$lines" 2>"$out/error.txt"; }
+mine() { timeout -k 10 "$(upto 90)" "$sar" bench "$@" "${shape[@]}" "${timing[@]}" "${ours[@]}" >>"$lines" 2>"$out/error.txt"; }
+peer() { # seconds at most, its flags
+    local most=$1
+    shift
+    timeout -k 10 "$(upto "$most")" python3 "$peer" "$@" "${shape[@]}" "${timing[@]}" "${theirs[@]}" \
+        >>"$lines" 2>"$out/error.txt"
+}
 measure() { # depth, batch, what, mode: ours, PyTorch's, and PyTorch's compiled
     local named="$3 $4, depth $1, batch $2"
     local flags=("$3" --depth "$1" --batch "$2" --mode "$4")
     late "$named" && return
     mine "${flags[@]}" || failed+=("sar bench $named: $(tail -1 "$out/error.txt")")
     [ -n "$peer" ] || return 0
-    peer "${flags[@]}" || unmeasured+=("PyTorch, $named: $(tail -1 "$out/error.txt")")
+    late "PyTorch, $named" && return
+    peer 90 "${flags[@]}" || unmeasured+=("PyTorch, $named: $(tail -1 "$out/error.txt")")
+    # It compiles the training step alone: sampling would be measured twice.
+    [ "$3" = step ] || return 0
     late "PyTorch compiled, $named" && return
-    peer "${flags[@]}" --compile || unmeasured+=("PyTorch compiled, $named: $(tail -1 "$out/error.txt")")
+    peer 180 "${flags[@]}" --compile || unmeasured+=("PyTorch compiled, $named: $(tail -1 "$out/error.txt")")
 }
 # Whether a side that failed did so for want of memory.
 full() { grep -qi 'out of memory' "$out/error.txt"; }
@@ -179,36 +191,43 @@ planned() { # depth, mode, batch
 memory = json.load(sys.stdin)["memory"]
 print(sum(memory[part] for part in ("weights", "gradients", "moments", "activations", "logits", "backend")))'
 }
-# The largest of a list of batches whose step both sides have memory for.
+# Whether a batch fits: 0, 1 for want of memory, 2 for another error, which $out/error.txt has.
+tries() { # depth, mode, batch
+    local flags=(step --depth "$1" --mode "$2" --batch "$3" "${shape[@]}" --warmup 0 --steps 1)
+    # What our side alone has no room for need not be tried.
+    [ -n "$total" ] && [ "$(planned "$1" "$2" "$3")" -gt $((total << 20)) ] && return 1
+    if [ -n "$peer" ]; then
+        timeout -k 10 "$(upto 60)" python3 "$peer" "${flags[@]}" "${theirs[@]}" >/dev/null 2>"$out/error.txt" ||
+            { full && return 1 || return 2; }
+    fi
+    timeout -k 10 "$(upto 60)" "$sar" bench "${flags[@]}" "${ours[@]}" >/dev/null 2>"$out/error.txt" ||
+        { full && return 1 || return 2; }
+}
+# The largest of a list of batches whose step both sides have memory for: halved until one is left.
 largest() { # depth, mode
-    local b flags total
+    local total low=-1 high=${#large[@]} middle
     total=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -1)
-    for b in $large; do
+    while [ $((high - low)) -gt 1 ]; do
         [ "$SECONDS" -le "$DEADLINE" ] || { echo "no time left" >"$out/error.txt"; return 1; }
-        # What our side alone has no room for need not be tried.
-        [ -n "$total" ] && [ "$(planned "$1" "$2" "$b")" -gt $((total << 20)) ] && continue
-        flags=(step --depth "$1" --mode "$2" --batch "$b" "${shape[@]}" --warmup 0 --steps 1)
-        if [ -n "$peer" ]; then
-            if ! timeout 90 python3 "$peer" "${flags[@]}" "${theirs[@]}" >/dev/null 2>"$out/error.txt"; then
-                full && continue || return 1
-            fi
-        fi
-        if ! timeout 90 "$sar" bench "${flags[@]}" "${ours[@]}" >/dev/null 2>"$out/error.txt"; then
-            full && continue || return 1
-        fi
-        echo "$b"
-        return
+        middle=$(((low + high) / 2))
+        tries "$1" "$2" "${large[middle]}"
+        case $? in
+        0) low=$middle ;;
+        1) high=$middle ;;
+        *) return 1 ;;
+        esac
     done
-    echo "none of $large fits" >"$out/error.txt"
-    return 1
+    [ "$low" -ge 0 ] || { echo "none of ${large[*]} fits" >"$out/error.txt"; return 1; }
+    echo "${large[low]}"
 }
 
 if part profile; then
     step "ceilings, and where a step's time goes"
-    "$sar" bench ceilings "${ours[@]}" | tee "$out/ceilings.json" ||
+    timeout -k 10 "$(upto 90)" "$sar" bench ceilings "${ours[@]}" | tee "$out/ceilings.json" ||
         { failed+=("ceilings"); rm -f "$out/ceilings.json"; }
     for mode in tf sar-all; do
-        "$sar" bench step --depth "${depths[0]}" --batch "$batch" --mode $mode "${shape[@]}" "${timing[@]}" "${ours[@]}" \
+        late "profile of $mode" && continue
+        timeout -k 10 "$(upto 90)" "$sar" bench step --depth "${depths[0]}" --batch "$batch" --mode $mode "${shape[@]}" "${timing[@]}" "${ours[@]}" \
             "${profile[@]}" 2>&1 | tee "$out/profile-$mode.txt" || failed+=("profile of $mode")
     done
 fi
@@ -223,6 +242,8 @@ for i in 0 1 2; do
         late "depth $depth, largest batch, $mode" && continue
         if most=$(largest "$depth" $mode); then
             [ "$most" = "$batch" ] || measure "$depth" "$most" step $mode
+        elif grep -q "no time left" "$out/error.txt"; then
+            unmeasured+=("depth $depth, largest batch, $mode: no time left")
         else
             failed+=("depth $depth, largest batch, $mode: $(tail -1 "$out/error.txt")")
         fi
@@ -251,6 +272,20 @@ sys.exit(not abs(cpu - gpu) <= TRAINING + 3 * (cpu_spread**2 + gpu_spread**2) **
 PY
 }
 part frechet && check "Fréchet distance after $many_steps steps" frechet
+
+sanitize() { # tool
+    local quiet=()
+    # Calls that libraries make to ask what there is, and that fail, are no faults of ours.
+    [ "$1" = memcheck ] && quiet=(--report-api-errors no)
+    limited compute-sanitizer --tool "$1" "${quiet[@]}" --error-exitcode 1 "$sar" check --backend cuda --cases 1
+}
+if part sanitize; then
+    if command -v compute-sanitizer >/dev/null; then
+        for tool in memcheck racecheck initcheck; do check "compute-sanitizer $tool" sanitize $tool; done
+    else
+        unmeasured+=("compute-sanitizer: not on this machine")
+    fi
+fi
 
 step "table"
 python3 - "$lines" "$out/ceilings.json" "$sar" "${shape[@]}" <<'PY' | tee "$out/table.txt"

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use sar_backend_cuda::{CudaBackend, Driver, Storage, bf16};
+use sar_math::backend::{Buffers, Linear, LinearDims, Slot, TransformerOps};
 use sar_math::conformance::{Case, fingerprints, run_all};
 
 /// Cases of every op: as many as the emulator's tests take.
@@ -51,4 +52,39 @@ fn every_op_holds_in_f32() {
 #[test]
 fn every_op_holds_in_bf16() {
     every_op_holds::<bf16>();
+}
+
+/// Sums over rows of ones count the rows: a few missing of thousands would be within any tolerance. Widths are such
+/// that a GPU without split sums would stand idle, and rows those of odd batches and schedules, a few more than
+/// whole blocks of terms.
+fn gradients_sum_every_row<S: Storage>() {
+    const WIDTH: usize = 512;
+    let Some(backend) = gpu::<S>() else { return };
+    let most = 64 * 170 + 7;
+    let mut ones = backend.activation(most * WIDTH).unwrap();
+    backend.upload(&vec![1.0; most * WIDTH], &mut ones, 0).unwrap();
+    let mut grads = backend.accum(WIDTH * WIDTH).unwrap();
+    let layer = Linear { weight: Slot { offset: 0, len: WIDTH * WIDTH }, bias: None };
+    for blocks in [1, 21, 42, 64, 96, 168, 170] {
+        for left in [0, 1, 2, 3, 5, 7] {
+            let rows = 64 * blocks + left;
+            backend.zero_accum(&mut grads, WIDTH * WIDTH).unwrap();
+            let dims = LinearDims { rows, inputs: WIDTH, outputs: WIDTH };
+            backend.linear_backward_weight(dims, &ones, &ones, layer, &mut grads).unwrap();
+            let mut found = vec![0.0; WIDTH * WIDTH];
+            backend.download_accum(&grads, 0, &mut found).unwrap();
+            let missing = found.iter().find(|&&sum| sum != rows as f32);
+            assert_eq!(missing, None, "{}: a sum of {rows} ones", S::NAME);
+        }
+    }
+}
+
+#[test]
+fn gradients_sum_every_row_in_f32() {
+    gradients_sum_every_row::<f32>();
+}
+
+#[test]
+fn gradients_sum_every_row_in_bf16() {
+    gradients_sum_every_row::<bf16>();
 }

@@ -360,6 +360,25 @@ scenario! {
 }
 
 scenario! {
+    /// The fake's split sums leave out what follows the last whole block of 64 terms, as the library's were seen
+    /// to: nothing is missing all the same.
+    fn a_gradient_has_all_its_terms(fake) on []; {
+        on_driver(fake, |driver| {
+            let (m, n) = (3, 4);
+            for k in [3, 8, 63, 64, 66, 255, 256, 257, 258, 259, 300, 514, 1283] {
+                let ones = |len| Held::new(driver, DataType::Bf16, vec![1.0; len], 0);
+                let (a, b) = (ones(m * k), ones(n * k));
+                let out = Held::new(driver, DataType::F32, vec![0.0; m * n], 0);
+                let gemm = Gemm { sample: Sample::All, ..plain((m, n, k), &a, (&b, true), &out) };
+                // SAFETY: all matrices are held, and out is none of the others.
+                unsafe { driver.gemm(&gemm).unwrap() };
+                assert_eq!(out.read(), vec![k as f32; m * n], "{k} terms");
+            }
+        });
+    }
+}
+
+scenario! {
     /// Of few rows the fake offers sums of another order first, then the layer's own in smaller tiles.
     fn few_rows_take_the_first_algorithm_that_gives_the_layers_bits(fake) on []; {
         on_driver(fake, |driver| {
@@ -431,6 +450,28 @@ scenario! {
                 assert!(out.read().iter().any(|&v| v != 0.0), "it runs by an algorithm of its own");
                 assert_eq!(driver.products_apart().len(), apart, "{m} rows");
             }
+        });
+    }
+}
+
+scenario! {
+    /// The library's first choice takes one product at a time: several take the algorithm that one takes.
+    fn products_alone_and_among_others_share_an_algorithm(fake) on [("SAR_FAKE_ONE_PRODUCT", "1")]; {
+        on_driver(fake, |driver| {
+            let (m, n, k) = (4, 8, 16);
+            let numbers = |seed, len| Held::new(driver, DataType::F32, numbers(seed, len), 0);
+            let (a, b) = (numbers(1, 3 * m * k), numbers(2, 3 * n * k));
+            let of = |batch: usize| {
+                let out = Held::new(driver, DataType::F32, vec![0.0; batch * m * n], 0);
+                let gemm = plain((m, n, k), &a, (&b, true), &out);
+                let gemm = Gemm { batch, sample: Sample::Product, ..gemm };
+                // SAFETY: all matrices are held, and out is none of the others.
+                unsafe { driver.gemm(&gemm).unwrap() };
+                out.read()
+            };
+            let alone = of(1);
+            assert_eq!(of(3)[..m * n], alone);
+            assert!(driver.products_apart().is_empty());
         });
     }
 }

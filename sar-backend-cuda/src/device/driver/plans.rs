@@ -51,7 +51,8 @@ struct Addresses {
 pub(super) struct Plans {
     handle: sys::cublasLtHandle_t,
     workspace: u64,
-    algorithms: HashMap<Shape, Algorithm>,
+    /// Of references; none where the library has none.
+    algorithms: HashMap<Shape, Option<Algorithm>>,
     plans: HashMap<Shape, Plan>,
     /// Shapes that did not take the algorithm of their reference.
     apart: Vec<Shape>,
@@ -192,32 +193,40 @@ impl Plans {
 
     fn plan(&mut self, shape: Shape, bias: Option<u64>) -> Result<Plan, CudaError> {
         let descriptors = Descriptors::new(&shape, bias)?;
-        let algorithm = self.of_layer(shape.reference(), bias)?;
-        if self.fits(&descriptors, &algorithm) {
-            return Ok(Plan { descriptors, algorithm });
+        let of_layer = self.of_layer(&shape, bias)?;
+        let mut algorithm = match of_layer.filter(|algorithm| self.fits(&descriptors, algorithm)) {
+            Some(algorithm) => algorithm,
+            None => {
+                // The reference's algorithm does not take this size, for all runs alike: take its own.
+                if shape.sample != Sample::All {
+                    self.apart.push(shape);
+                }
+                first(self.candidates(&shape, &descriptors)?, &shape)?
+            }
+        };
+        if shape.may_lose_terms(parts(&algorithm)) {
+            let whole = shape.in_one_go();
+            algorithm = first(self.candidates(&whole, &descriptors)?, &whole)?;
         }
-        // The reference's algorithm does not take this size, for all runs alike: take its own.
-        if shape.sample != Sample::All {
-            self.apart.push(shape);
-        }
-        let algorithm = first(self.candidates(&shape, &descriptors)?, &shape)?;
         Ok(Plan { descriptors, algorithm })
     }
 
-    /// The algorithm of all products that share a reference: the library's first choice that takes the
-    /// sizes they will have, or its first choice where none does.
-    fn of_layer(&mut self, reference: Shape, bias: Option<u64>) -> Result<Algorithm, CudaError> {
+    /// The algorithm of all products that share a shape's reference: the library's first choice that takes the
+    /// sizes they will have, or its first choice where none does; none where it has none for the reference.
+    fn of_layer(
+        &mut self,
+        shape: &Shape,
+        bias: Option<u64>,
+    ) -> Result<Option<Algorithm>, CudaError> {
+        let reference = shape.reference();
         if let Some(algorithm) = self.algorithms.get(&reference) {
             return Ok(*algorithm);
         }
         let candidates = self.candidates(&reference, &Descriptors::new(&reference, bias)?)?;
-        let met: Result<Vec<_>, _> = reference.met().map(|s| Descriptors::new(&s, bias)).collect();
+        let met: Result<Vec<_>, _> = shape.met().map(|s| Descriptors::new(&s, bias)).collect();
         let met = met?;
         let takes_all = |candidate: &&Algorithm| met.iter().all(|d| self.fits(d, candidate));
-        let chosen = match candidates.iter().find(takes_all) {
-            Some(chosen) => *chosen,
-            None => first(candidates, &reference)?,
-        };
+        let chosen = candidates.iter().find(takes_all).or(candidates.first()).copied();
         self.algorithms.insert(reference, chosen);
         Ok(chosen)
     }
@@ -308,6 +317,9 @@ impl Plans {
                 found.as_mut_ptr().cast(),
                 &mut count,
             );
+            if status == sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED {
+                return Ok(Vec::new());
+            }
             status.result().map_err(failed_lt("cublasLtMatmulAlgoGetHeuristic"))?;
         }
         // SAFETY: the first `count` were written.
@@ -340,11 +352,15 @@ fn first(candidates: Vec<Algorithm>, shape: &Shape) -> Result<Algorithm, CudaErr
 /// are added through memory in a fixed order.
 fn sums_as(shape: &Shape, algorithm: &Algorithm) -> bool {
     use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
-    // An algorithm without these settings does not split; 0 and 1 part are one, and so is "none".
-    let parts = setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM).unwrap_or(0);
     let scheme = setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME).unwrap_or(0);
-    let whole = (0..=1).contains(&parts) && scheme == 0;
+    let whole = (0..=1).contains(&parts(algorithm)) && scheme == 0;
     whole || (scheme != 0 && shape.reductions() == scheme as u32)
+}
+
+/// Parts that an algorithm splits sums into. One without this setting does not split; 0 and 1 part are one.
+fn parts(algorithm: &Algorithm) -> i32 {
+    use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
+    setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM).unwrap_or(0)
 }
 
 /// A setting of an algorithm, where it has it.

@@ -123,6 +123,9 @@ LT_API int cublasLtMatmulAlgoCheck(Handle*, Product* product, Layout* a, Layout*
     // As newer GPUs are said to do with algorithms that were chosen for another size.
     const char* refused = std::getenv("SAR_FAKE_REFUSED_ROWS");
     if (refused && size_of(o).n == std::strtoull(refused, nullptr, 10)) return NOT_SUPPORTED;
+    // Some take one product at a time.
+    const char* alone = std::getenv("SAR_FAKE_ONE_PRODUCT");
+    if (alone && d->batch > 1 && algorithm->order == std::strtoull(alone, nullptr, 10)) return NOT_SUPPORTED;
     const Result outcome = fits(o, *algorithm);
     if (outcome == OK) *result = {*algorithm, algorithm->workspace, OK, 1.0f, {}};
     return outcome;

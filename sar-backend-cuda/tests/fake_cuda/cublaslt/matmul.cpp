@@ -10,6 +10,8 @@ constexpr uint64_t WORKSPACE_ALIGNMENT = 256;
 constexpr uint64_t BIAS_ALIGNMENT = 16;
 // Partial sums of the second order of addition.
 constexpr uint64_t LANES = 4;
+// Terms that a split sum takes at a time.
+constexpr uint64_t BLOCK = 64;
 
 float load(uint64_t address, uint32_t type, uint64_t at) {
     if (type == R_32F) return reinterpret_cast<const float*>(address)[at];
@@ -53,7 +55,10 @@ struct Call {
     // parts, each one after the other.
     float sum(uint64_t batch, uint64_t i, uint64_t j, uint64_t k) const {
         if (algorithm.split_k > 1) {
-            const uint64_t parts = algorithm.split_k, part = (k + parts - 1) / parts;
+            const uint64_t parts = algorithm.split_k, left = k % BLOCK;
+            // As the library was seen to: what follows the last whole block of terms may get lost.
+            if (left < parts && k / BLOCK % parts == 0) k -= left;
+            const uint64_t part = (k + parts - 1) / parts;
             float whole = 0;
             for (uint64_t from = 0; from < k; from += part) {
                 float sum = 0;
