@@ -16,6 +16,8 @@ fn point(guidance: f64, best: f64, level: f64) -> SweepPoint {
     let away = (guidance - best).abs();
     SweepPoint {
         guidance,
+        top_k: None,
+        top_p: None,
         frechet: around(level + 14.0 * away, 0.8),
         precision: around(0.2 + 0.02 * guidance, 0.004),
         recall: around(0.76 - 0.03 * guidance, 0.006),

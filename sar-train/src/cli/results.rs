@@ -14,12 +14,6 @@ pub struct SamplerArgs {
     /// How guidance grows over the scales.
     #[arg(long)]
     pub ramp: Option<Ramp>,
-    /// Keep the k most likely tokens; 0 is off, 1 is greedy.
-    #[arg(long, value_name = "K")]
-    pub top_k: Option<usize>,
-    /// Keep this cumulative probability; 0 is off.
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    pub top_p: Option<f64>,
     /// Grids to sample in; default: the generator's.
     #[arg(long, value_name = "1_2_4_8")]
     pub schedule: Option<ScaleSchedule>,
@@ -38,9 +32,12 @@ impl SamplerArgs {
         mut run: SampleConfig,
         count: Option<usize>,
         guidance: Option<f64>,
+        filter: &FilterArgs,
     ) -> Result<SampleConfig, ConfigError> {
         run.count = count.unwrap_or(run.count);
         run.guidance = guidance.unwrap_or(run.guidance);
+        run.top_k = filter.top_k.unwrap_or(run.top_k);
+        run.top_p = filter.top_p.unwrap_or(run.top_p);
         self.over(&mut run);
         run.validate()?;
         Ok(run)
@@ -50,12 +47,21 @@ impl SamplerArgs {
     pub(crate) fn over(&self, sample: &mut SampleConfig) {
         sample.batch = self.batch.unwrap_or(sample.batch);
         sample.ramp = self.ramp.unwrap_or(sample.ramp);
-        sample.top_k = self.top_k.unwrap_or(sample.top_k);
-        sample.top_p = self.top_p.unwrap_or(sample.top_p);
         sample.schedule = self.schedule.or(sample.schedule);
         sample.seed = self.seed.unwrap_or(sample.seed);
         sample.published_greedy |= self.published_greedy;
     }
+}
+
+/// Which tokens are drawn from.
+#[derive(Clone, Debug, Args)]
+pub struct FilterArgs {
+    /// Keep the k most likely tokens; 0 is off, 1 is greedy.
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Keep this cumulative probability; 0 is off.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f64>,
 }
 
 /// A folder of images.
@@ -96,6 +102,9 @@ pub struct SampleArgs {
     /// The sampler.
     #[command(flatten)]
     pub sampler: SamplerArgs,
+    /// What it draws from.
+    #[command(flatten)]
+    pub filter: FilterArgs,
     /// Also write all images as one array, uint8 `[n, h, w, 3]`, which published evaluators read.
     #[arg(long, value_name = "FILE")]
     pub npz: Option<PathBuf>,
@@ -146,6 +155,9 @@ pub struct EditArgs {
     /// The sampler.
     #[command(flatten)]
     pub sampler: SamplerArgs,
+    /// What it draws from.
+    #[command(flatten)]
+    pub filter: FilterArgs,
     /// Leave the pictures as decoded; default: outside the mask the image's own pixels are put back. Goes with
     /// --mask.
     #[arg(long, requires = "mask")]
@@ -169,7 +181,13 @@ pub struct EvalArgs {
     /// Guidance values to sweep.
     #[arg(long, value_delimiter = ',', value_name = "G,…", allow_hyphen_values = true)]
     pub guidance: Vec<f64>,
-    /// Samples per guidance value and sampling seed.
+    /// Keep the k most likely tokens; 0 is off, 1 is greedy. Several are swept, each at every guidance.
+    #[arg(long, value_delimiter = ',', value_name = "K,…")]
+    pub top_k: Vec<usize>,
+    /// Keep this cumulative probability; 0 is off. Several are swept, each with every --top-k.
+    #[arg(long, value_delimiter = ',', value_name = "P,…", allow_hyphen_values = true)]
+    pub top_p: Vec<f64>,
+    /// Samples per point of the sweep and sampling seed.
     #[arg(long, value_name = "N")]
     pub samples: Option<usize>,
     /// Sampling seeds; their spread is reported.

@@ -24,7 +24,8 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     let generator = LoadedGenerator::open(&args.generator, args.ema)?;
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let run = generator.run_config()?.unwrap_or_default();
-    let settings = args.sampler.settings(run.sample, Some(args.count), args.guidance)?;
+    let settings =
+        args.sampler.settings(run.sample, Some(args.count), args.guidance, &args.filter)?;
     let schedule = settings.schedule.unwrap_or(generator.section.schedule);
     anyhow::ensure!(
         !args.classes.is_empty() || generator.section.classes == 1,

@@ -7,7 +7,9 @@ use crate::backend::Compute;
 use crate::cli::{EvalArgs, GlobalArgs};
 use crate::config::{Config, SampleConfig};
 use crate::data::{Data, some_of};
-use crate::eval::{EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, prepare};
+use crate::eval::{
+    EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, SweepPoint, prepare,
+};
 use crate::files::write_whole;
 use crate::model::classifier::ClassifierTraining;
 use crate::report::text;
@@ -15,6 +17,7 @@ use crate::run::{EVAL_FILE, Interrupt, Progress};
 use crate::sample::Painter;
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
+use sar_math::backend::Filter;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -41,9 +44,10 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     // Not before: what comes until here keeps nothing, and is ended at once.
     let interrupt = Interrupt::listen()?;
     let mut report = measured.sweep(backend, &evaluator, &interrupt, global.quiet)?;
-    let (done, of) = (report.points.len(), measured.config.eval.guidance.len());
+    let of = measured.config.eval.guidance.len() * measured.filters.len();
+    let done = report.points.len();
     if done < of {
-        report.warnings.push(format!("Interrupted: {done} of {of} guidance values."));
+        report.warnings.push(format!("Interrupted: {done} of {of} points of the sweep."));
     }
     if done > 0 {
         match piped {
@@ -115,6 +119,8 @@ struct Measured<B: Compute> {
     /// Whether sampler and size are those of the run.
     as_made: bool,
     config: Config,
+    /// Each of them is swept.
+    filters: Vec<Filter>,
     data: Data,
     schedule: ScaleSchedule,
 }
@@ -124,7 +130,7 @@ impl<B: Compute> Measured<B> {
         let generator = LoadedGenerator::open(&args.generator, args.ema)?;
         let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
         let factor = tokenizer.tokenizer.downsample_factor();
-        let (config, as_made) = configuration(args, &generator, factor)?;
+        let Asked { config, filters, as_made } = configuration(args, &generator, factor)?;
         let data = run_data(&config, generator.run.as_deref().filter(|_| args.data.is_none()))?;
         let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
         let tokenizer_file = generator.tokenizer_path(args.tokenizer.as_deref())?;
@@ -132,7 +138,7 @@ impl<B: Compute> Measured<B> {
             compare_with_run(generator.run.as_deref(), &data)?;
         }
         let measured =
-            Self { generator, tokenizer, tokenizer_file, as_made, config, data, schedule };
+            Self { generator, tokenizer, tokenizer_file, as_made, config, filters, data, schedule };
         measured.check()?;
         Ok(measured)
     }
@@ -252,7 +258,8 @@ impl<B: Compute> Measured<B> {
         }
     }
 
-    /// Samples and measures at every guidance value, in ascending order, until the user asks to stop.
+    /// Samples and measures by every filter and at every guidance value, in ascending order, until the user asks
+    /// to stop.
     fn sweep(
         &self,
         backend: &B,
@@ -265,24 +272,35 @@ impl<B: Compute> Measured<B> {
         let (batch, mut guidances) = (self.config.sample.batch, self.config.eval.guidance.clone());
         guidances.sort_by(f64::total_cmp);
         let mut painter = Painter::new(backend, model, decoder, &self.schedule, batch, true)?;
-        let total = guidances.len() as u64 * self.config.eval.seeds;
+        let sweep: Vec<_> =
+            self.filters.iter().flat_map(|f| guidances.iter().map(move |g| (*f, *g))).collect();
+        let total = sweep.len() as u64 * self.config.eval.seeds;
         let mut progress = Progress::new("sampling", total, 0, quiet);
         let (mut done, stopped) = (0, Cell::new(false));
+        let filter = Cell::new(Filter { top_k: 0, top_p: 0.0 });
         let mut generate = |labels: &[u32], seed: u64, guidance: f64| {
             if interrupt.is_asked() {
                 stopped.set(true);
                 return Err("interrupted".into());
             }
-            let settings = SampleConfig { guidance, ..self.config.sample.clone() }.settings(seed);
+            let Filter { top_k, top_p } = filter.get();
+            let settings = SampleConfig { guidance, top_k, top_p, ..self.config.sample.clone() };
+            let settings = settings.settings(seed);
             let painted = painter.paint(&params, labels, 0, &settings, false)?;
             done += 1;
             progress.update(done, &format!("guidance {guidance}"));
             Ok(painted.images)
         };
-        let mut points = Vec::with_capacity(guidances.len());
-        for guidance in guidances {
+        let mut points = Vec::with_capacity(sweep.len());
+        for (of, guidance) in sweep {
+            filter.set(of);
+            // Of a single filter the settings speak.
+            let (top_k, top_p) = match self.filters.len() {
+                1 => (None, None),
+                _ => (Some(of.top_k), Some(of.top_p)),
+            };
             match evaluator.measure(&mut generate, guidance) {
-                Ok(point) => points.push(point),
+                Ok(point) => points.push(SweepPoint { top_k, top_p, ..point }),
                 Err(_) if stopped.get() => break,
                 Err(error) => return Err(error.into()),
             }
@@ -293,17 +311,26 @@ impl<B: Compute> Measured<B> {
 
 /// An evaluation that the user stopped; the exit code is 130.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted; {done} of {of} guidance values were measured")]
+#[error("interrupted; {done} of {of} points of the sweep were measured")]
 pub(super) struct EvalInterrupted {
     done: usize,
     of: usize,
+}
+
+/// What is to be measured.
+struct Asked {
+    config: Config,
+    /// Each of them is swept.
+    filters: Vec<Filter>,
+    /// Whether sampler and size are those of the run.
+    as_made: bool,
 }
 
 fn configuration(
     args: &EvalArgs,
     generator: &LoadedGenerator,
     factor: usize,
-) -> anyhow::Result<(Config, bool)> {
+) -> anyhow::Result<Asked> {
     let of_run = generator.run_config()?;
     let alone = of_run.is_none();
     let mut config = of_run.unwrap_or_default();
@@ -320,6 +347,7 @@ fn configuration(
     config.eval.seeds = args.seeds.unwrap_or(config.eval.seeds);
     config.data.skip_bad_images |= args.skip_bad_images;
     args.sampler.over(&mut config.sample);
+    let filters = filters(args, &mut config)?;
     // Weights of a file of their own do not say the images' side, but what they draw has one.
     let drawn = config.sample.schedule.unwrap_or(generator.section.schedule).last();
     let side = alone.then_some(drawn.height * factor);
@@ -327,8 +355,22 @@ fn configuration(
     config.validate()?;
     let batch = made.0.batch;
     let sampled = SampleConfig { batch, ..config.sample.clone() };
-    let as_made = (sampled, config.data.image_side) == made;
-    Ok((config, as_made))
+    let as_made = (sampled, config.data.image_side) == made && filters.len() == 1;
+    Ok(Asked { config, filters, as_made })
+}
+
+/// Every pair of the filters that are asked for; the first is the configuration's from here on.
+fn filters(args: &EvalArgs, config: &mut Config) -> anyhow::Result<Vec<Filter>> {
+    let (own_k, own_p) = ([config.sample.top_k], [config.sample.top_p]);
+    let top_k = if args.top_k.is_empty() { &own_k[..] } else { &args.top_k };
+    let top_p = if args.top_p.is_empty() { &own_p[..] } else { &args.top_p };
+    let of = |top_k: usize| top_p.iter().map(move |&top_p| Filter { top_k, top_p });
+    let pairs: Vec<Filter> = top_k.iter().flat_map(|&k| of(k)).collect();
+    for pair in pairs.iter().rev() {
+        (config.sample.top_k, config.sample.top_p) = (pair.top_k, pair.top_p);
+        config.sample.validate()?;
+    }
+    Ok(pairs)
 }
 
 fn same_folder(a: &Path, b: &Path) -> bool {

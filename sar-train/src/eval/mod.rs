@@ -253,6 +253,8 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
         let [frechet, precision, recall, class_accuracy] = columns;
         Ok(SweepPoint {
             guidance,
+            top_k: None,
+            top_p: None,
             frechet: Measured::of(frechet)?,
             precision: Measured::of(precision)?,
             recall: Measured::of(recall)?,

@@ -91,11 +91,17 @@ impl EvalSettings {
     }
 }
 
-/// Quality of one generator at one guidance value.
+/// Quality of one generator at one guidance value and filter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SweepPoint {
     /// Guidance g.
     pub guidance: f64,
+    /// Largest logits kept, where several filters were measured; else the sampler's. 0 is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_k: Option<usize>,
+    /// Probability mass kept, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f64>,
     /// Fréchet distance to the validation images; lower is better.
     pub frechet: Measured,
     /// Share of generated images in the validation manifold.
@@ -104,6 +110,20 @@ pub struct SweepPoint {
     pub recall: Measured,
     /// Share of images that the classifier takes for the class they were asked to be.
     pub class_accuracy: Measured,
+}
+
+impl SweepPoint {
+    /// What is particular about it: `guidance 0.5, top-k 900, top-p 0.95`.
+    pub fn name(&self) -> String {
+        let mut name = format!("guidance {}", self.guidance);
+        if let Some(top_k) = self.top_k {
+            name += &format!(", top-k {top_k}");
+        }
+        if let Some(top_p) = self.top_p {
+            name += &format!(", top-p {top_p}");
+        }
+        name
+    }
 }
 
 /// What a perfect generator could reach: the distance of real or reconstructed images.
@@ -131,7 +151,7 @@ pub struct EvalReport {
     pub settings: EvalSettings,
     /// What real and reconstructed images reach.
     pub floors: Vec<Floor>,
-    /// One per guidance value.
+    /// One per guidance value and filter.
     pub points: Vec<SweepPoint>,
     /// What to keep in mind when reading the numbers (too few samples …).
     pub warnings: Vec<String>,
@@ -141,7 +161,9 @@ impl EvalReport {
     /// How much was measured, in words.
     pub fn extent(&self) -> String {
         let (points, s) = (self.points.len(), &self.settings);
-        format!("{points} guidance values of {} samples by {} seeds", s.count, s.seeds.len())
+        let filters = self.points.iter().any(|p| p.top_k.is_some() || p.top_p.is_some());
+        let what = if filters { "settings" } else { "guidance values" };
+        format!("{points} {what} of {} samples by {} seeds", s.count, s.seeds.len())
     }
 
     /// Whether it took more samples than another.

@@ -224,6 +224,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let point = SweepPoint {
             guidance: 0.5,
+            top_k: None,
+            top_p: None,
             frechet: Measured::of(vec![43.25, 44.5]).unwrap(),
             precision: Measured::once(0.25).unwrap(),
             recall: Measured::once(0.75).unwrap(),

@@ -7,10 +7,16 @@ const WIDTH: usize = 100;
 
 /// The result of `sar eval`.
 pub fn evaluation(report: &EvalReport) -> String {
-    let mut out = table(&sweep_rows("guidance sweep", &report.points));
+    let swept = report.points.iter().any(|p| p.top_k.is_some() || p.top_p.is_some());
+    let what = if swept { "sweep" } else { "guidance sweep" };
+    let mut out = table(&sweep_rows(what, &report.points));
+    if swept {
+        let best = report.points.iter().min_by(|a, b| a.frechet.mean.total_cmp(&b.frechet.mean));
+        out.push_str(&best.map_or_else(String::new, |p| format!("lowest FD: {}\n", p.name())));
+    }
     out.push_str(&floors(&report.floors));
     out.push('\n');
-    out.push_str(&settings(&report.settings));
+    out.push_str(&settings(&report.settings, swept));
     for warning in &report.warnings {
         out.push_str(&wrapped(warning, "note: "));
     }
@@ -35,7 +41,7 @@ fn sweep_rows(name: &str, points: &[SweepPoint]) -> Vec<Vec<String>> {
     for p in points {
         let cells =
             [p.frechet.text(2), p.precision.text(3), p.recall.text(3), p.class_accuracy.text(3)];
-        rows.push(row(&format!("guidance {}", p.guidance), cells.into_iter()));
+        rows.push(row(&p.name(), cells.into_iter()));
     }
     rows
 }
@@ -59,15 +65,19 @@ fn floors(floors: &[Floor]) -> String {
     format!("\n{}", table(&rows))
 }
 
-fn settings(s: &EvalSettings) -> String {
+fn settings(s: &EvalSettings, swept: bool) -> String {
     if s.extractor.is_empty() {
         return String::new();
     }
+    let filter = match swept {
+        true => "top-k and top-p as above".to_owned(),
+        false => format!("top-k {}, top-p {}", s.sampler.top_k, s.sampler.top_p),
+    };
     let seeds: Vec<String> = s.seeds.iter().map(u64::to_string).collect();
     let text = format!(
         "FD: Fréchet distance in {} (its accuracy on the validation images: {:.1} %); {} images per \
          seed against {} validation images of {}; ± is the spread over sampling seeds {}; schedule {}, \
-         top-k {}, top-p {}, guidance ramp {}; {} nearest neighbours{}.",
+         {filter}, guidance ramp {}; {} nearest neighbours{}.",
         s.extractor,
         100.0 * s.extractor_accuracy,
         s.count,
@@ -75,8 +85,6 @@ fn settings(s: &EvalSettings) -> String {
         named(&s.data),
         seeds.join(", "),
         s.sampler.schedule,
-        s.sampler.top_k,
-        s.sampler.top_p,
         s.sampler.ramp,
         s.neighbours,
         s.sampler.described()
@@ -158,6 +166,8 @@ mod tests {
         let measured = |v: f64| Measured::of(vec![v, v + 1.0]).unwrap();
         let point = SweepPoint {
             guidance: 0.5,
+            top_k: None,
+            top_p: None,
             frechet: measured(40.0),
             precision: measured(0.0),
             recall: measured(0.0),

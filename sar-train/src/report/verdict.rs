@@ -196,6 +196,8 @@ mod tests {
             .iter()
             .map(|(guidance, frechet)| SweepPoint {
                 guidance: *guidance,
+                top_k: None,
+                top_p: None,
                 frechet: Measured::of(frechet.to_vec()).unwrap(),
                 precision: Measured::once(0.2).unwrap(),
                 recall: Measured::once(0.7).unwrap(),

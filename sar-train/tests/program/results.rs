@@ -242,6 +242,29 @@ fn numbers_of_another_sampler_are_not_the_runs() {
     let said = succeeds(&[&["eval", "base", "--top-k", "1"][..], &FEW].concat(), folder);
     says(&said, &["the numbers are not kept; --json FILE does that"]);
     assert_eq!(fs::read(folder.join("base/eval.json")).unwrap(), own);
+    // Several filters are swept, each at every guidance; a point is that of its filter alone.
+    let points = |name: &str, flags: &[&str]| {
+        let eval =
+            [&["eval", "base", "--json", name][..], flags, &["--samples", "10", "--seeds", "1"]]
+                .concat();
+        let said = prints(&eval, folder);
+        let text = fs::read(folder.join(name)).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        (report["points"].as_array().unwrap().clone(), said)
+    };
+    let swept = ["--top-k", "0,1", "--top-p", "0,0.5", "--guidance", "1,0"];
+    let (all, said) = points("all.json", &swept);
+    assert_eq!(all.len(), 8);
+    let parts =
+        ["guidance 1, top-k 0, top-p 0.5", "lowest FD: guidance", "top-k and top-p as above"];
+    says(&said, &parts);
+    let (alone, said) = points("one.json", &["--top-k", "0", "--top-p", "0.5", "--guidance", "1"]);
+    says(&said, &["top-k 0, top-p 0.5"]);
+    assert_eq!(all[3]["frechet"], alone[0]["frechet"]);
+    assert_eq!((&all[3]["top_p"], &alone[0]["top_p"]), (&0.5.into(), &serde_json::Value::Null));
+    assert!(all[3]["frechet"] != all[1]["frechet"]);
+    let wrong = ["eval", "base", "--top-p", "0.5,1.5"];
+    says(&fails(1, &[&wrong[..], &FEW].concat(), folder), &["sample.top_p"]);
 }
 
 #[test]
