@@ -168,11 +168,19 @@ peer() { # seconds at most, its flags
     timeout -k 10 "$(upto "$most")" python3 "$peer" "$@" "${shape[@]}" "${timing[@]}" "${theirs[@]}" \
         >>"$lines" 2>"$out/error.txt"
 }
+# What gave no number is a fault, unless it was stopped because the time was over.
+lost() { # what, its exit code
+    if { [ "$2" = 124 ] || [ "$2" = 137 ]; } && [ "$SECONDS" -gt "$DEADLINE" ]; then
+        unmeasured+=("$1: no time left")
+    else
+        failed+=("$1: $(tail -1 "$out/error.txt")")
+    fi
+}
 measure() { # depth, batch, what, mode: ours, PyTorch's, and PyTorch's compiled
     local named="$3 $4, depth $1, batch $2"
     local flags=("$3" --depth "$1" --batch "$2" --mode "$4")
     late "$named" && return
-    mine "${flags[@]}" || failed+=("sar bench $named: $(tail -1 "$out/error.txt")")
+    mine "${flags[@]}" || lost "sar bench $named" $?
     [ -n "$peer" ] || return 0
     late "PyTorch, $named" && return
     peer 90 "${flags[@]}" || unmeasured+=("PyTorch, $named: $(tail -1 "$out/error.txt")")
@@ -214,7 +222,10 @@ largest() { # depth, mode
         case $? in
         0) low=$middle ;;
         1) high=$middle ;;
-        *) return 1 ;;
+        *)
+            [ "$SECONDS" -le "$DEADLINE" ] || echo "no time left" >"$out/error.txt"
+            return 1
+            ;;
         esac
     done
     [ "$low" -ge 0 ] || { echo "none of ${large[*]} fits" >"$out/error.txt"; return 1; }

@@ -252,14 +252,16 @@ impl Checkpoints {
     fn remove_old(&self, saved: u64) -> io::Result<()> {
         let mut steps = steps(&self.folder)?;
         steps.retain(|step| *step < saved);
+        let mut outcome = Ok(());
         for step in steps.iter().take((steps.len() + 1).saturating_sub(self.keep)) {
             let folder = self.folder.join(format!("step-{step}"));
             // Renamed first: a removal that is cut short must not look like a checkpoint.
             let aside = self.folder.join(format!(".step-{step}.old.tmp"));
-            fs::rename(&folder, &aside)?;
-            fs::remove_dir_all(&aside)?;
+            let removed = fs::rename(&folder, &aside).and_then(|()| fs::remove_dir_all(&aside));
+            // One that cannot be removed keeps no other.
+            outcome = outcome.and(removed);
         }
-        Ok(())
+        outcome
     }
 }
 
@@ -407,7 +409,7 @@ fn clean(folder: &Path) -> io::Result<()> {
                 fs::rename(&path, original)?;
             }
         } else if name.starts_with(".step-") && name.ends_with(".tmp") {
-            // What somebody holds open may stay: it is in nobody's way, and goes at a later start.
+            // What somebody holds open may stay, and goes at a later start.
             let _ = fs::remove_dir_all(&path);
         }
     }

@@ -1,8 +1,10 @@
 //! The run of a generator in its folder: everything that `sar train`, `sar refine` and `sar demo` share
 //! once it is settled what is trained on what.
 
-use super::models::{LoadedTokenizer, RUN_TOKENIZER, compare_classes, compare_images};
-use super::{latents, output};
+use super::latents;
+use super::models::{
+    LoadedTokenizer, RUN_TOKENIZER, compare_classes, compare_images, tell_replaced,
+};
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
 use crate::config::{Config, TrainConfig};
@@ -90,7 +92,7 @@ impl<B: Compute> Work<'_, B> {
             quiet,
         };
         let trained = session.train(&mut trainer, &mut *batches);
-        self.tell_replaced();
+        tell_replaced(self.data);
         Ok((trained?, trainer.export()?.weights))
     }
 
@@ -117,19 +119,6 @@ impl<B: Compute> Work<'_, B> {
             let images = grid::Images { images_b3hw: &painted.images, height, width };
             Ok(grid::grid(images, columns(config.generator.classes))?)
         })
-    }
-
-    /// Names the images that others were trained on in place of, since they turned out bad while training.
-    fn tell_replaced(&self) {
-        let replaced = self.data.train.skipped();
-        if let Some((path, reason)) = replaced.first() {
-            output::note(format_args!(
-                "warning: {} bad images were left out while training, others in their place; the first, \
-                 {}: {reason}",
-                replaced.len(),
-                path.display()
-            ));
-        }
     }
 
     /// Latents of images that training does not see.

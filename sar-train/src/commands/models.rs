@@ -97,6 +97,18 @@ pub(crate) fn compare_computing(folder: &RunFolder, now: &str) -> anyhow::Result
     Ok(())
 }
 
+/// Tells of images that turned out bad while training, and that others were trained on in place of.
+pub(crate) fn tell_replaced(data: &Data) {
+    let replaced = data.train.skipped();
+    if let Some((path, reason)) = replaced.first() {
+        output::note(format_args!(
+            "warning: {} bad images were left out while training, others in their place; the first, {}: {reason}",
+            replaced.len(),
+            path.display()
+        ));
+    }
+}
+
 /// Whether a class has a name, and not just the number that list files and classes without images have.
 fn is_named(label: usize, name: &str) -> bool {
     name != label.to_string()

@@ -149,10 +149,12 @@ pub fn refine<B: Compute>(
 /// Notes which switches of the file of --config a preset has replaced.
 fn note_replaced(sar: &SarConfig, args: &RunArgs) -> anyhow::Result<()> {
     let Some(file) = args.file_section("sar") else { return Ok(()) };
+    // Both as the program writes them: a number may be written in several ways.
+    let was = toml::Table::try_from(file.clone().try_into::<SarConfig>()?)?;
     let now = toml::Table::try_from(sar)?;
-    let replaced =
-        file.iter().filter(|(key, value)| *key != "preset" && now.get(*key) != Some(value));
-    let replaced: Vec<String> = replaced.map(|(key, _)| format!("sar.{key}")).collect();
+    let named = file.keys().filter(|key| *key != "preset" && !args.sets("sar", key));
+    let replaced = named.filter(|key| was.get(*key) != now.get(*key));
+    let replaced: Vec<String> = replaced.map(|key| format!("sar.{key}")).collect();
     if !replaced.is_empty() {
         let keys = replaced.join(", ");
         output::note(format_args!(

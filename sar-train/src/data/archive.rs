@@ -10,13 +10,14 @@
 //! (`imagenet1k-validation-00.tar`). Names in an archive are never written to.
 
 mod contents;
+mod parts;
 
 use super::list::MAX_CLASSES;
 use super::{DataError, ImageFile, Listing, folder};
-use contents::{Contents, Member, example};
+use contents::{Contents, Member};
+use parts::{Part, Split};
 use rayon::prelude::*;
-use std::collections::BTreeSet;
-use std::ffi::OsStr;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 /// Ends of names of archives in which no image can be read without all before it.
@@ -50,6 +51,11 @@ pub(super) fn named_tar(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar"))
 }
 
+/// Whether a file is called as an image is.
+fn is_image(path: &Path) -> bool {
+    image::ImageFormat::from_path(path).is_ok()
+}
+
 fn compressed(path: &Path) -> DataError {
     let reason = "a compressed archive; images are read from where they lie in an archive, so \
                   unpack it, or pack its files into a .tar";
@@ -59,79 +65,95 @@ fn compressed(path: &Path) -> DataError {
 /// An archive, and which part of the data its place or name says it is.
 type Found = (PathBuf, Option<Part>);
 
-/// A part of the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Training,
-    Validation,
-}
-
-impl Part {
-    /// The part of a folder that is called so.
-    fn of_folder(name: &OsStr) -> Option<Self> {
-        let path = Path::new(name);
-        match (folder::is_training(path), folder::is_validation(path)) {
-            (true, _) => Some(Self::Training),
-            (_, true) => Some(Self::Validation),
-            _ => None,
-        }
-    }
-
-    /// The part that one of the words of an archive's name says, as `imagenet1k-validation-00.tar`.
-    fn of_archive(path: &Path) -> Option<Self> {
-        let stem = path.file_stem()?.to_str()?;
-        let mut words = stem.split(|c: char| !c.is_ascii_alphabetic());
-        words.find_map(|word| Self::of_folder(OsStr::new(word)))
-    }
+/// The archives of a folder.
+struct Archives {
+    found: Vec<Found>,
+    /// What lies beside them and is not used.
+    beside: Vec<PathBuf>,
 }
 
 /// Lists a folder that holds its images in archives, and none in folders; of another there is no such listing.
 ///
 /// # Errors
-/// As [`list`]; the folder cannot be read, or holds compressed archives.
+/// As [`list`]; the folder cannot be read, or holds compressed archives, or other images than archives beside the
+/// training set's.
 pub(super) fn list_folder(
     root: &Path,
     unlabelled: bool,
     num_classes: Option<usize>,
 ) -> Result<Option<Listing>, DataError> {
-    let (folders, files) = folder::entries(root)?;
-    if !folders.is_empty() {
-        let found = in_parts(&folders)?;
-        return found.map(|found| list(root, found, unlabelled, num_classes)).transpose();
-    }
-    let (tars, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| named_tar(path));
-    let packed = |path: &&PathBuf| {
-        let name = path.to_string_lossy().to_lowercase();
-        COMPRESSED.iter().any(|end| name.ends_with(end))
-    };
-    if let (true, Some(path)) = (tars.is_empty(), others.iter().find(packed)) {
-        return Err(compressed(path));
-    }
-    let loose = others.into_iter().filter(|path| image::ImageFormat::from_path(path).is_ok());
-    let mut loose: Vec<PathBuf> = loose.collect();
-    // Loose images are data where no labels are asked for.
-    if tars.is_empty() || (unlabelled && !loose.is_empty()) {
-        return Ok(None);
-    }
-    let found = tars.into_iter().map(|path| (path.clone(), Part::of_archive(&path))).collect();
-    let mut listing = list(root, found, unlabelled, num_classes)?;
-    listing.loose.append(&mut loose);
+    let Some(mut archives) = in_folder(root, unlabelled)? else { return Ok(None) };
+    let mut listing = list(root, archives.found, unlabelled, num_classes)?;
+    listing.loose.append(&mut archives.beside);
     Ok(Some(listing))
 }
 
-/// The archives in the folders of parts, which hold no folders; those of training must be there.
-fn in_parts(folders: &[PathBuf]) -> Result<Option<Vec<Found>>, DataError> {
-    let mut found = Vec::new();
+fn in_folder(root: &Path, unlabelled: bool) -> Result<Option<Archives>, DataError> {
+    let (mut folders, files) = folder::entries(root)?;
+    let (tars, mut others): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| named_tar(path));
+    let packed = others.iter().find(|path| {
+        let name = path.to_string_lossy().to_lowercase();
+        COMPRESSED.iter().any(|end| name.ends_with(end))
+    });
+    let packed = packed.cloned();
+    others.retain(|path| is_image(path));
+    if let Some(mut archives) = in_parts(root, &folders)? {
+        folders.retain(|folder| folder.file_name().and_then(Part::of_folder).is_none());
+        archives.beside.extend([folders, tars, others].concat());
+        return Ok(Some(archives));
+    }
+    if tars.is_empty() && packed.is_none() {
+        return Ok(None);
+    }
+    // Images in folders are data, whatever lies beside them, and so are loose ones where no labels are asked for.
+    for folder in &folders {
+        if folder::holds_image(folder)? {
+            return Ok(None);
+        }
+    }
+    let images = unlabelled && !others.is_empty();
+    match packed {
+        Some(path) if !tars.is_empty() || (others.is_empty() && folders.is_empty()) => {
+            return Err(compressed(&path));
+        }
+        _ if tars.is_empty() || images => return Ok(None),
+        _ => {}
+    }
+    let found = tars.into_iter().map(|path| (path.clone(), Part::of_archive(&path))).collect();
+    Ok(Some(Archives { found, beside: [folders, others].concat() }))
+}
+
+/// The archives in folders of the parts of the data; none where there are none of training.
+fn in_parts(root: &Path, folders: &[PathBuf]) -> Result<Option<Archives>, DataError> {
+    let (mut found, mut beside): (Vec<Found>, Vec<PathBuf>) = (Vec::new(), Vec::new());
+    let mut without = None;
     for folder in folders {
         let Some(part) = folder.file_name().and_then(Part::of_folder) else { continue };
         let (inner, files) = folder::entries(folder)?;
-        if inner.is_empty() {
-            let tars = files.into_iter().filter(|path| named_tar(path));
-            found.extend(tars.map(|path| (path, Some(part))));
+        let (tars, mut others): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|path| named_tar(path));
+        if (tars.is_empty() || !inner.is_empty()) && !(others.is_empty() && inner.is_empty()) {
+            without = Some(folder.clone());
+            continue;
         }
+        if found.iter().any(|(other, of)| *of == Some(part) && other.parent() != Some(folder)) {
+            let names = folders.iter().filter_map(|f| f.file_name());
+            let names = names.filter(|name| Part::of_folder(name) == Some(part));
+            let found: Vec<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+            return Err(DataError::SeveralParts { path: root.into(), found: found.join(", ") });
+        }
+        others.retain(|path| is_image(path));
+        beside.append(&mut others);
+        found.extend(tars.into_iter().map(|path| (path, Some(part))));
     }
-    let trains = found.iter().any(|(_, part)| *part == Some(Part::Training));
-    Ok(trains.then_some(found))
+    match (found.iter().any(|(_, part)| *part == Some(Part::Training)), without) {
+        (true, Some(path)) => {
+            let reason =
+                "expected .tar archives and no folders here, as there are of the other part";
+            Err(DataError::Archive { path, reason: reason.into() })
+        }
+        (trains, _) => Ok(trains.then_some(Archives { found, beside })),
+    }
 }
 
 /// Lists one archive; its name says nothing of its part.
@@ -148,7 +170,7 @@ pub(super) fn list_one(
 
 /// An image to be: its place in its set, and what the archive says of its label.
 struct Candidate {
-    /// Its name below what all names share, and below the folder of its part.
+    /// Its name, later without what all names share and without the folder of its part.
     name: PathBuf,
     part: Option<Part>,
     label: Option<u64>,
@@ -169,42 +191,54 @@ fn list(
     let read: Vec<_> = archives.par_iter().map(read).collect();
     let contents = read.into_iter().collect::<Result<Vec<_>, _>>()?;
     let numbered = contents.iter().any(|c| !c.labels.is_empty());
-    let mut candidates = Vec::new();
-    for ((_, part), contents) in archives.iter().zip(contents) {
-        candidates.extend(contents.candidates(*part, !numbered && !unlabelled));
+    let folders = !numbered && !unlabelled;
+    let (mut candidates, mut odd) = (Vec::new(), Vec::new());
+    for ((path, part), mut contents) in archives.into_iter().zip(contents) {
+        odd.extend(contents.odd.drain(..).map(|name| path.join(name)));
+        candidates.extend(contents.candidates(part, folders)?);
     }
     if candidates.is_empty() {
         return Err(DataError::Empty { path: root.to_path_buf(), hint: "" });
     }
-    let split = split(candidates);
-    match (unlabelled, numbered) {
-        (true, _) => Ok(of_no_class(root, split)),
-        (false, true) => by_number(root, split, num_classes),
-        (false, false) => by_folder(root, split),
-    }
+    parts::strip(&mut candidates, if folders { 2 } else { 1 });
+    let split = parts::split(candidates);
+    let mut listing = match (unlabelled, numbered) {
+        (true, _) => of_no_class(root, split),
+        (false, true) => by_number(root, split, num_classes)?,
+        (false, false) => by_folder(root, split)?,
+    };
+    listing.loose.append(&mut odd);
+    Ok(listing)
 }
 
-/// The parts of a set.
-struct Split {
-    train: Vec<Candidate>,
-    validation: Option<Vec<Candidate>>,
-    /// What is named neither where training is named.
-    loose: Vec<PathBuf>,
-}
-
-/// Names tell parts apart only where there are two.
-fn split(candidates: Vec<Candidate>) -> Split {
-    let named = candidates.iter().any(|c| c.part == Some(Part::Training));
-    let all = !candidates.iter().any(|c| c.part != Some(Part::Validation));
-    let (mut train, mut validation, mut loose) = (Vec::new(), Vec::new(), Vec::new());
-    for candidate in candidates {
-        match candidate.part {
-            Some(Part::Validation) if !all => validation.push(candidate),
-            None if named => loose.push(candidate.file.path().to_owned()),
-            _ => train.push(candidate),
+impl Contents {
+    /// The images of an archive. `folders`: class folders name the labels.
+    fn candidates(self, part: Option<Part>, folders: bool) -> Result<Vec<Candidate>, DataError> {
+        let Self { archive, mut files, labels, .. } = self;
+        // All of a class folder is an image, or was meant as one; shards also hold what is said of their images.
+        files.retain(|m| folders || (is_image(&m.name) && !labels.is_other_part(&m.name)));
+        let bad = |name: &Path, reason: &str| {
+            Err(DataError::Archive { path: archive.join(name), reason: reason.into() })
+        };
+        let mut images = HashSet::new();
+        for file in files.iter().filter(|_| !labels.is_empty()) {
+            if !images.insert(contents::key(&file.name)) {
+                return bad(&file.name, "a second image of one label; leave one of them there");
+            }
         }
+        if let Some(key) = labels.numbers().filter(|key| !images.contains(*key)).min() {
+            let reason = "a label without an image; expected KEY.png, .jpg or .webp beside KEY.cls";
+            let mut name = key.clone().into_os_string();
+            name.push(".cls");
+            return bad(Path::new(&name), reason);
+        }
+        let candidate = |Member { name, offset, size }: Member| {
+            let label = labels.of(&name);
+            let file = ImageFile::member(archive.clone(), &name, offset, size);
+            Candidate { name, part, label, file }
+        };
+        Ok(files.into_iter().map(candidate).collect())
     }
-    Split { train, validation: Some(validation).filter(|v| !v.is_empty()), loose }
 }
 
 /// All images as one class.
@@ -276,7 +310,8 @@ fn under(
     let mut labelled = Vec::with_capacity(images.len());
     for image in images {
         let Some(class) = image.folder() else {
-            loose.push(image.file.path().to_owned());
+            // As beside class folders on disk: notes may lie there, an image was meant to be used.
+            loose.extend(is_image(&image.name).then(|| image.file.path().to_owned()));
             continue;
         };
         let Ok(label) = classes.binary_search(&class) else {
@@ -303,50 +338,4 @@ impl Candidate {
         let first = parts.next()?;
         parts.next().map(|_| first.to_string_lossy().into_owned())
     }
-}
-
-impl Contents {
-    /// The images of an archive. `folders`: class folders name the labels.
-    fn candidates(self, part: Option<Part>, folders: bool) -> Vec<Candidate> {
-        let Self { archive, mut files, labels } = self;
-        files.retain(|member| match folders {
-            // All of a class folder is an image, or was meant as one.
-            true => true,
-            false => {
-                let label = |key: PathBuf| labels.contains_key(&key);
-                // A part of an example other than its image, as key.mask.png.
-                let other = !label(contents::key(&member.name)) && label(example(&member.name));
-                image::ImageFormat::from_path(&member.name).is_ok() && !other
-            }
-        });
-        let depth = if folders { 2 } else { 1 };
-        let shared = shared(&files, depth);
-        let candidate = |Member { name, offset, size }: Member| {
-            let label = labels.get(&contents::key(&name)).copied();
-            let file = ImageFile::member(archive.clone(), &name, offset, size);
-            let below: PathBuf = name.iter().skip(shared).collect();
-            let first = below.iter().next().filter(|_| below.iter().count() > depth);
-            match first.and_then(Part::of_folder) {
-                Some(own) => {
-                    let name = below.iter().skip(1).collect();
-                    Candidate { name, part: Some(own), label, file }
-                }
-                None => Candidate { name: below, part, label, file },
-            }
-        };
-        files.into_iter().map(candidate).collect()
-    }
-}
-
-/// How many folders all names share, beyond the `depth` parts that a name needs; a folder that is called as a
-/// part of the data is none of them.
-fn shared(files: &[Member], depth: usize) -> usize {
-    let common = |at: usize| {
-        let first = files.first()?.name.iter().nth(at)?;
-        let all = files
-            .iter()
-            .all(|m| m.name.iter().nth(at) == Some(first) && m.name.iter().count() > at + depth);
-        (all && Part::of_folder(first).is_none()).then_some(())
-    };
-    (0..).take_while(|&at| common(at).is_some()).count()
 }

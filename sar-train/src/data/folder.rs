@@ -168,6 +168,23 @@ fn walk(
     folders.iter().try_for_each(|f| walk(f, label, depth + 1, files))
 }
 
+/// Whether there is a file in a folder, at any depth, that is called as an image is.
+pub(super) fn holds_image(folder: &Path) -> Result<bool, DataError> {
+    fn within(folder: &Path, depth: usize) -> Result<bool, DataError> {
+        let (folders, files) = entries(folder)?;
+        if files.iter().any(|path| image::ImageFormat::from_path(path).is_ok()) {
+            return Ok(true);
+        }
+        for inner in folders.iter().filter(|_| depth < MAX_DEPTH) {
+            if within(inner, depth + 1)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+    within(folder, 0)
+}
+
 /// Folders and files in a folder, each sorted by name.
 pub(super) fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), DataError> {
     let fail = |e: std::io::Error| DataError::io(folder, "read", &e);

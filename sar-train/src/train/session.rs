@@ -104,6 +104,10 @@ impl<B: Backend> Session<'_, B> {
             self.save(trainer, &mut files)?;
         }
         if first >= steps {
+            // What stopped it after its last step may have kept that from being measured.
+            if !files.log.has(first, "eval")? {
+                self.evaluate(trainer, &mut files, &mut outcome)?;
+            }
             files.progress.finish("nothing left to do, the last step is done");
             return Ok(outcome);
         }

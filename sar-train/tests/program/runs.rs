@@ -63,6 +63,9 @@ fn weights_fix_the_shape_of_a_run_and_nothing_else() {
     let file = ["--config", "sar.toml", "--preset", "paper"];
     let preset = ["refine", "--init-from", "base", "--out", "other"];
     says(&succeeds(&[&preset[..], &file].concat(), folder), &["also sar.sigma of the file"]);
+    let preset = ["refine", "--init-from", "base", "--out", "third", "--set", "sar.sigma=0.5"];
+    let said = succeeds(&[&preset[..], &file].concat(), folder);
+    assert!(!said.contains("of the file"), "{said}");
 
     let said = fails(2, &["refine", "--resume", "--out", "new", "--sigma", "2"], folder);
     says(&said, &["--sigma", "cannot be used with"]);

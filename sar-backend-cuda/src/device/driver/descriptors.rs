@@ -17,7 +17,7 @@ const FEW_ROWS: usize = 1 << 11;
 /// Terms that a sum must have for a trial to show its order; of fewer, most are exact.
 const FEWEST_TERMS: usize = 16;
 /// Terms that an algorithm takes at a time: which, it does not tell.
-const BLOCKS: [usize; 4] = [16, 32, 64, 128];
+const BLOCKS: [usize; 6] = [8, 16, 32, 64, 128, 256];
 /// `CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE`: parts lie in the workspace as f32 and are added in order.
 const IN_COMPUTE_TYPE: u32 = 2;
 /// Alignments beyond this one change nothing; a bias needs it.
@@ -127,16 +127,22 @@ impl Shape {
         layer && shows && self.batch == 1 && !self.accumulate && self.m <= FEW_ROWS
     }
 
-    /// Shapes that the algorithm of this one's reference will meet.
-    pub(super) fn met(self) -> impl Iterator<Item = Self> {
-        let met = match self.sample {
-            Sample::Row => {
-                vec![Self { m: 1, ..self.reference() }, Self { m: 17, ..self.reference() }]
+    /// Shapes that the algorithm of a reference will meet.
+    pub(super) fn met(self) -> Vec<Self> {
+        match self.sample {
+            Sample::Row => vec![Self { m: 1, ..self }, Self { m: 17, ..self }],
+            Sample::Product => {
+                let Self { m, n, k, a, b, out, .. } = self;
+                // One behind another, without gaps.
+                let next = |of: Operand, rows: usize, columns: usize| Operand {
+                    stride: of.leading * if of.transposed { columns } else { rows },
+                    ..of
+                };
+                let (a, b, out) = (next(a, m, k), next(b, k, n), next(out, m, n));
+                vec![Self { a, b, out, batch: 2, ..self }]
             }
-            Sample::Product => vec![Self { batch: 2, ..self }],
             Sample::All => Vec::new(),
-        };
-        met.into_iter()
+        }
     }
 
     /// The same product, its sums in one part.

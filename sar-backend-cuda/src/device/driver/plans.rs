@@ -223,7 +223,8 @@ impl Plans {
             return Ok(*algorithm);
         }
         let candidates = self.candidates(&reference, &Descriptors::new(&reference, bias)?)?;
-        let met: Result<Vec<_>, _> = shape.met().map(|s| Descriptors::new(&s, bias)).collect();
+        let met: Result<Vec<_>, _> =
+            reference.met().iter().map(|s| Descriptors::new(s, bias)).collect();
         let met = met?;
         let takes_all = |candidate: &&Algorithm| met.iter().all(|d| self.fits(d, candidate));
         let chosen = candidates.iter().find(takes_all).or(candidates.first()).copied();

@@ -6,7 +6,7 @@ use crate::checkpoint::{Checkpoints, Kind};
 use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs};
 use crate::commands::generator_run::{NOTHING_TO_RESUME, longer};
 use crate::commands::models::{
-    LoadedTokenizer, RUN_TOKENIZER, compare_computing, compare_images, run_data,
+    LoadedTokenizer, RUN_TOKENIZER, compare_computing, compare_images, run_data, tell_replaced,
 };
 use crate::commands::output;
 use crate::config::Config;
@@ -135,7 +135,9 @@ pub(crate) fn train_in<B: Compute>(
     }
     let mut loader = data.loader(settings.batch, settings.seed, trainer.steps())?;
     let session = TokenizerSession { run: folder, config, interrupt, quiet };
-    let progress = session.train(&mut trainer, &mut loader)?;
+    let trained = session.train(&mut trainer, &mut loader);
+    tell_replaced(data);
+    let progress = trained?;
     let (weights, steps) = (trainer.weights()?, trainer.steps());
     // Its memory goes before that of what measures it is had.
     drop(trainer);

@@ -1,27 +1,32 @@
 //! What one tar archive holds, and where.
 
 use super::super::{DataError, folder};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use tar::{Entry, EntryType};
 
 /// Longer label files are none.
 const LABEL_BYTES: u64 = 1 << 20;
 /// Characters of a label told in a message, at most.
 const QUOTED: usize = 40;
+/// Bytes of a block; a block of zeros ends an archive.
+const BLOCK: u64 = 512;
 
 /// What one archive holds: regular files, with no byte of an image read.
 pub(super) struct Contents {
     pub(super) archive: Arc<Path>,
-    /// In the order of the archive.
+    /// In the order of the archive; of files of one name the last, as after unpacking.
     pub(super) files: Vec<Member>,
-    /// Labels by the [`key`] that they share with their images.
-    pub(super) labels: HashMap<PathBuf, u64>,
+    pub(super) labels: Labels,
+    /// Names of what is no file of its own: links to other places, files with holes.
+    pub(super) odd: Vec<PathBuf>,
 }
 
 /// A file in an archive.
+#[derive(Clone)]
 pub(super) struct Member {
     /// Below no root: what leads out of the archive is left out of it.
     pub(super) name: PathBuf,
@@ -31,67 +36,198 @@ pub(super) struct Member {
     pub(super) size: u64,
 }
 
+/// Labels beside images, by the [`key`] that they share.
+#[derive(Default)]
+pub(super) struct Labels {
+    /// Of .cls files, where they were read.
+    numbers: HashMap<PathBuf, u64>,
+    /// Of .json files.
+    written: HashMap<PathBuf, u64>,
+    /// Keys of files that may hold one, read or not.
+    keys: HashSet<PathBuf>,
+}
+
 /// What an image and its label share: their path without its extension.
 pub(super) fn key(name: &Path) -> PathBuf {
     name.with_extension("")
 }
 
-/// What all files of one example share: their path up to the first dot of the file's name.
-pub(super) fn example(name: &Path) -> PathBuf {
-    let file = name.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    name.with_file_name(file.split('.').next().unwrap_or_default())
+impl Labels {
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.numbers.is_empty() && self.written.is_empty()
+    }
+
+    /// The label of an image: where a .cls and a .json have one, that of the .cls.
+    pub(super) fn of(&self, image: &Path) -> Option<u64> {
+        let key = key(image);
+        self.numbers.get(&key).or_else(|| self.written.get(&key)).copied()
+    }
+
+    /// Keys of .cls files.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = &PathBuf> {
+        self.numbers.keys()
+    }
+
+    /// Whether a file is another part of an example than its image, as `key.mask.png`: the key of the example ends
+    /// at the first dot.
+    pub(super) fn is_other_part(&self, name: &Path) -> bool {
+        let file = name.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let example = name.with_file_name(file.split('.').next().unwrap_or_default());
+        !self.keys.contains(&key(name)) && self.keys.contains(&example)
+    }
+
+    /// Keeps the label that a file holds; whether it holds one.
+    fn take(&mut self, archive: &Path, name: &Path, text: &[u8]) -> Result<bool, DataError> {
+        if extension_is(name, "json") {
+            let label = json_label(text);
+            if let Some(label) = label {
+                self.written.insert(key(name), label);
+            }
+            return Ok(label.is_some());
+        }
+        let Some(label) = class_number(text) else {
+            let text: String = String::from_utf8_lossy(text).chars().take(QUOTED).collect();
+            let reason = format!("expected the number of a class, from 0; found {text:?}");
+            return Err(DataError::Archive { path: archive.join(name), reason });
+        };
+        self.numbers.insert(key(name), label);
+        Ok(true)
+    }
 }
 
 impl Contents {
     /// Lists an archive, with the labels in it or without.
     ///
     /// # Errors
-    /// It cannot be read, is no tar archive, or has a label that is no number.
+    /// It cannot be read, is no tar archive or has lost its end, holds no file, or a label that is no number.
     pub(super) fn read(path: &Path, labelled: bool) -> Result<Self, DataError> {
         let file = File::open(path).map_err(|e| DataError::io(path, "read", &e))?;
-        let mut contents = Self { archive: path.into(), files: Vec::new(), labels: HashMap::new() };
-        let damaged = |e: std::io::Error| DataError::Archive {
-            path: path.to_path_buf(),
-            reason: format!("not a tar archive, or a damaged one: {e}; copy or pack it anew"),
+        let length = file.metadata().map_err(|e| DataError::io(path, "read", &e))?.len();
+        let bad = |reason: String| DataError::Archive { path: path.to_path_buf(), reason };
+        let damaged = |e: std::io::Error| {
+            bad(format!("not a tar archive, or a damaged one: {e}; copy or pack it anew"))
         };
+        let mut listing = Listing::new(path, labelled);
         let mut archive = tar::Archive::new(file);
+        // Archives may be put behind one another.
+        archive.set_ignore_zeros(true);
         for entry in archive.entries_with_seek().map_err(damaged)? {
             let mut entry = entry.map_err(damaged)?;
             let name = within(&entry.path().map_err(damaged)?);
-            // Links have no bytes of their own.
-            if !entry.header().entry_type().is_file() || name.iter().any(folder::is_litter) {
-                continue;
+            listing.end = entry.raw_file_position() + entry.size().next_multiple_of(BLOCK);
+            if !name.iter().any(folder::is_litter) {
+                listing.add(name, &mut entry, damaged)?;
             }
-            let (offset, size) = (entry.raw_file_position(), entry.size());
-            let may_be_label = labelled && is_label(&name) && size <= LABEL_BYTES;
-            let mut text = Vec::new();
-            if may_be_label {
-                entry.read_to_end(&mut text).map_err(damaged)?;
-            }
-            if !may_be_label || !contents.take_label(&name, &text)? {
-                contents.files.push(Member { name, offset, size });
-            }
+        }
+        // Cut within its last file it is that file which is bad.
+        if (listing.end..listing.end + BLOCK).contains(&length) {
+            return Err(bad(format!("cut off after {length} bytes; copy or pack it anew")));
+        }
+        let contents = listing.contents;
+        if contents.files.is_empty() && contents.labels.is_empty() && contents.odd.is_empty() {
+            return Err(bad("no file in this archive; remove it, or copy or pack it anew".into()));
         }
         Ok(contents)
     }
+}
 
-    /// Keeps the label that a file holds, if it holds one. Where a .cls and a .json have one, the .cls counts.
-    fn take_label(&mut self, name: &Path, text: &[u8]) -> Result<bool, DataError> {
-        if extension_is(name, "json") {
-            let label = json_label(text);
-            label.into_iter().for_each(|label| {
-                self.labels.entry(key(name)).or_insert(label);
-            });
-            return Ok(label.is_some());
-        }
-        let Some(label) = class_number(text) else {
-            let text: String = String::from_utf8_lossy(text).chars().take(QUOTED).collect();
-            let reason = format!("expected the number of a class, from 0; found {text:?}");
-            return Err(DataError::Archive { path: self.archive.join(name), reason });
-        };
-        self.labels.insert(key(name), label);
-        Ok(true)
+/// An archive while it is listed.
+struct Listing {
+    contents: Contents,
+    labelled: bool,
+    /// Where in `files` each name is.
+    places: HashMap<PathBuf, usize>,
+    /// The text of files that hold labels, which links may share.
+    texts: HashMap<PathBuf, Vec<u8>>,
+    /// Where what was listed ends, in bytes.
+    end: u64,
+}
+
+impl Listing {
+    fn new(path: &Path, labelled: bool) -> Self {
+        let (archive, labels) = (path.into(), Labels::default());
+        let contents = Contents { archive, files: Vec::new(), labels, odd: Vec::new() };
+        let (places, texts) = (HashMap::new(), HashMap::new());
+        Self { contents, labelled, places, texts, end: 0 }
     }
+
+    fn add(
+        &mut self,
+        name: PathBuf,
+        entry: &mut Entry<'_, File>,
+        damaged: impl Fn(std::io::Error) -> DataError,
+    ) -> Result<(), DataError> {
+        match entry.header().entry_type() {
+            EntryType::Directory => {}
+            // As the oldest archives have folders.
+            EntryType::Regular if entry.path_bytes().ends_with(b"/") => {}
+            EntryType::Link => {
+                let target = entry.link_name().map_err(&damaged)?.map(|target| within(&target));
+                self.link(name, target.unwrap_or_default())?;
+            }
+            EntryType::Regular | EntryType::Continuous
+                if !has_holes(entry).map_err(&damaged)? =>
+            {
+                let (offset, size) = (entry.raw_file_position(), entry.size());
+                let mut text = None;
+                if self.labelled && is_label(&name) && size <= LABEL_BYTES {
+                    let mut bytes = Vec::new();
+                    entry.read_to_end(&mut bytes).map_err(&damaged)?;
+                    text = Some(bytes);
+                }
+                self.file(Member { name, offset, size }, text)?;
+            }
+            _ => self.contents.odd.push(name),
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, file: Member, text: Option<Vec<u8>>) -> Result<(), DataError> {
+        let Contents { archive, files, labels, .. } = &mut self.contents;
+        if is_label(&file.name) {
+            labels.keys.insert(key(&file.name));
+        }
+        if let Some(text) = text
+            && labels.take(archive, &file.name, &text)?
+        {
+            self.texts.insert(file.name, text);
+            return Ok(());
+        }
+        match self.places.get(&file.name) {
+            Some(&place) => files[place] = file,
+            None => {
+                self.places.insert(file.name.clone(), files.len());
+                files.push(file);
+            }
+        }
+        Ok(())
+    }
+
+    /// A second name for a file that came before.
+    fn link(&mut self, name: PathBuf, target: PathBuf) -> Result<(), DataError> {
+        if let Some(text) = self.texts.get(&target).cloned() {
+            return self.file(Member { name, offset: 0, size: 0 }, Some(text));
+        }
+        match self.places.get(&target) {
+            Some(&place) => self.file(Member { name, ..self.contents.files[place].clone() }, None),
+            None => {
+                self.contents.odd.push(name);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Whether only parts of a file are there, as tar -S packs those with long runs of zeros.
+fn has_holes(entry: &mut Entry<'_, File>) -> std::io::Result<bool> {
+    let Some(extensions) = entry.pax_extensions()? else { return Ok(false) };
+    for extension in extensions {
+        if extension?.key_bytes().starts_with(b"GNU.sparse") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn extension_is(name: &Path, extension: &str) -> bool {

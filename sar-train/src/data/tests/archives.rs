@@ -118,8 +118,8 @@ fn shards_have_their_labels_beside_the_images() {
     let mut train = files.to_vec();
     let c = grey(40);
     train.push(("c.png", &c));
-    // The label of a.mask is that of its example: it is told by the first dot.
-    train.push(("a.cls", b"1"));
+    // a.mask is of the example a: it is told by the first dot.
+    train.push(("a.json", b"{}"));
     let root = dir.path().join("shards");
     pack(&root.join("set-train-0001.tar"), &train);
     pack(&root.join("set-train-0000.tar"), &[("x.png", &grey(50)[..]), ("x.cls", b"1")]);
@@ -146,7 +146,7 @@ fn shards_have_their_labels_beside_the_images() {
     assert_eq!(seen(&found.train), seen(&data.train));
     assert_eq!(seen(&found.validation), seen(&data.validation));
     let unlabelled = open(&DataConfig { unlabelled: true, ..at(&parts) }).unwrap();
-    assert_eq!((unlabelled.train.len(), unlabelled.validation.len()), (6, 1));
+    assert_eq!((unlabelled.train.len(), unlabelled.validation.len()), (5, 1));
     // One shard, its validation drawn; more classes than there are images of.
     let one = DataConfig { num_classes: Some(4), ..at(&root.join("set-train-0001.tar")) };
     let one = open(&one).unwrap();
@@ -175,7 +175,12 @@ fn archives_that_cannot_be_read_are_told_apart() {
     assert!(none.to_string().contains(".cls"), "{none}");
     let notes = said(&[("a.txt", b"none")]);
     assert!(matches!(&notes, DataError::NoClasses { .. }), "{notes}");
-    assert!(matches!(said(&[]), DataError::Empty { .. }));
+    let empty = said(&[]).to_string();
+    assert!(empty.contains("shard.tar: no file in this archive"), "{empty}");
+    let two = said(&[("a.png", image), ("a.jpg", image), ("a.cls", b"1")]).to_string();
+    assert!(two.contains("shard.tar/a.jpg: a second image of one label"), "{two}");
+    let lone = said(&[("a.png", image), ("a.cls", b"1"), ("b.left.png", image), ("b.cls", b"0")]);
+    assert!(lone.to_string().contains("shard.tar/b.cls: a label without an image"), "{lone}");
     let one = said(&[("cat/a.png", image), ("cat/b.png", image)]);
     assert!(matches!(one, DataError::OneClass { class, .. } if class == "cat"));
 
@@ -196,10 +201,14 @@ fn archives_that_cannot_be_read_are_told_apart() {
         cut.contains("cat/a.png: the image is truncated") && cut.contains("ends within it"),
         "{cut}"
     );
-    // Cut within a header, a header that is another's, and no archive at all.
-    fs::write(&path, &whole[..100]).unwrap();
-    let text = open(&at(&path)).unwrap_err().to_string();
-    assert!(text.contains("damaged"), "{text}");
+    // Cut between two files, within a header, and to nothing.
+    for (bytes, expected) in
+        [(1024, "cut off after 1024 bytes"), (1100, "damaged"), (0, "cut off after 0")]
+    {
+        fs::write(&path, &whole[..bytes]).unwrap();
+        let text = open(&at(&path)).unwrap_err().to_string();
+        assert!(text.contains(expected), "{text}");
+    }
     let mut other = whole.clone();
     other[0] ^= 1;
     fs::write(&path, &other).unwrap();
@@ -214,7 +223,142 @@ fn archives_that_cannot_be_read_are_told_apart() {
             let text = open(&at(path)).unwrap_err().to_string();
             assert!(text.contains("a compressed archive"), "{text}");
         }
+        // Beside others it was meant to be used; beside loose images it is one that is none.
+        let beside = packed.with_file_name("b.tar");
+        pack(&beside, &files[..2]);
+        let text = open(&at(packed.parent().unwrap())).unwrap_err().to_string();
+        assert!(text.contains("a compressed archive"), "{text}");
+        fs::remove_file(beside).unwrap();
+        fs::write(packed.with_file_name("c.png"), image).unwrap();
+        let loose =
+            DataConfig { unlabelled: true, skip_bad_images: true, ..at(packed.parent().unwrap()) };
+        assert_eq!(open(&loose).unwrap().skipped.len(), 1);
+        fs::remove_dir_all(packed.parent().unwrap()).unwrap();
     }
+}
+
+#[test]
+fn classes_are_those_of_all_archives_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = &grey(0)[..];
+    let classes = |name: &str, archives: &[&[&str]]| {
+        let root = dir.path().join(name);
+        for (number, names) in archives.iter().enumerate() {
+            let files: Vec<_> = names.iter().map(|name| (*name, image)).collect();
+            pack(&root.join(format!("{number}.tar")), &files);
+        }
+        let data = open(&DataConfig { allow_one_class: true, ..at(&root) }).unwrap();
+        (data.classes.join(" "), data.train.len() + data.validation.len(), data.summary)
+    };
+    // One archive for each class, with folders in them; and classes that go over two.
+    let nested = [&["cat/siamese/1.png", "cat/tabby/1.png"][..], &["dog/poodle/1.png"]];
+    assert_eq!(classes("nested", &nested).0, "cat dog");
+    let over = [&["cat/1/a.png", "cat/2/b.png"][..], &["cat/3/a.png", "dog/1/b.png"]];
+    assert_eq!(classes("over", &over).0, "cat dog");
+    // What lies beside the class folders is told as on disk, and notes are passed over.
+    let beside =
+        [&["images/cat/1.png", "images/dog/1.png"][..], &["images/cover.png", "images/cat/2.png"]];
+    let (found, count, summary) = classes("beside", &beside);
+    assert_eq!((found.as_str(), count), ("cat dog", 3));
+    assert!(summary.contains("not used: 1 (1.tar/images/cover.png)"), "{summary}");
+    let notes = [&["images/README.md", "images/cat/1.png", "images/dog/1.png", "README"][..]];
+    let (found, count, summary) = classes("notes", &notes);
+    assert_eq!((found.as_str(), count, summary.contains("not used")), ("cat dog", 2, false));
+    // A folder called `train` is a part only where classes are in it.
+    let vehicles = [&["train/1.png", "plane/1.png"][..], &["val/1.png"]];
+    assert_eq!(classes("vehicles", &vehicles).0, "plane train val");
+}
+
+#[test]
+fn links_repetitions_and_holes_are_as_after_unpacking() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.tar");
+    let mut archive = tar::Builder::new(fs::File::create(&path).unwrap());
+    let mut add = |name: &str, bytes: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        archive.append_data(&mut header, name, bytes).unwrap();
+    };
+    add("a.png", &grey(10));
+    add("a.cls", b"0");
+    add("b.png", &grey(20));
+    add("b.cls", b"1");
+    // The later file of a name replaces the earlier one, label and all.
+    add("a.png", &grey(30));
+    add("a.cls", b"1");
+    for (kind, name, target) in [
+        (tar::EntryType::Link, "c.png", "b.png"),
+        (tar::EntryType::Link, "c.cls", "a.cls"),
+        (tar::EntryType::Symlink, "d.png", "/elsewhere/d.png"),
+        (tar::EntryType::Link, "e.png", "nowhere.png"),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(0);
+        archive.append_link(&mut header, name, target).unwrap();
+    }
+    archive.finish().unwrap();
+    let config = DataConfig { val_fraction: 0.0, allow_one_class: true, ..at(&path) };
+    let data = open(&config).unwrap();
+    assert_eq!(greys(&data.train), [(1, 31), (1, 21), (1, 21)]);
+    assert!(data.summary.contains("not used: 2 (d.png, e.png)"), "{}", data.summary);
+    // Two archives behind one another are both read.
+    let mut both = fs::read(&path).unwrap();
+    let other = dir.path().join("b.tar");
+    pack(&other, &[("f.png", &grey(40)[..]), ("f.cls", b"0")]);
+    both.extend(fs::read(&other).unwrap());
+    fs::write(&path, both).unwrap();
+    assert_eq!(greys(&open(&config).unwrap().train)[3], (0, 41));
+}
+
+#[test]
+fn no_part_of_the_data_takes_the_place_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = &grey(0)[..];
+    let shard = |path: &str| {
+        let files = [("a.png", image), ("a.cls", b"0"), ("b.png", image), ("b.cls", b"1")];
+        pack(&dir.path().join(path), &files);
+    };
+    let fails = |root: &str| open(&at(&dir.path().join(root))).unwrap_err().to_string();
+    // A part that was not fetched whole.
+    for (bad, good) in [("a/train-0.tar", "a/val-0.tar"), ("b/val-0.tar", "b/train-0.tar")] {
+        shard(good);
+        fs::write(dir.path().join(bad), b"").unwrap();
+        let root = bad.split('/').next().unwrap();
+        assert!(fails(root).contains("cut off after 0 bytes"), "{root}");
+    }
+    // Parts of which one is packed and the other is not, and parts of two names.
+    shard("c/train/0.tar");
+    write(&dir.path().join("c/val/cat/1.png"), &red(8, 8), ImageFormat::Png);
+    assert!(fails("c").contains("val: expected .tar archives"), "{}", fails("c"));
+    shard("d/train/0.tar");
+    shard("d/training/0.tar");
+    assert!(matches!(open(&at(&dir.path().join("d"))), Err(DataError::SeveralParts { .. })));
+    // What is of neither part is told.
+    for path in ["e/train/0.tar", "e/test/0.tar", "e/more.tar"] {
+        shard(path);
+    }
+    fs::write(dir.path().join("e/train/loose.png"), image).unwrap();
+    let data = open(&at(&dir.path().join("e"))).unwrap();
+    assert!(
+        data.summary.contains("not used: 3 (train/loose.png, test/, more.tar)"),
+        "{}",
+        data.summary
+    );
+    for path in ["f/trainval.tar", "f/test.tar"] {
+        shard(path);
+    }
+    let data = open(&at(&dir.path().join("f"))).unwrap();
+    assert_eq!(data.train.len() + data.validation.len(), 2);
+    // A folder beside shards that holds no image is no class.
+    shard("g/0.tar");
+    fs::create_dir(dir.path().join("g/logs")).unwrap();
+    let data = open(&at(&dir.path().join("g"))).unwrap();
+    assert!(data.summary.contains("not used: 1 (logs/)"), "{}", data.summary);
+    // Masks are no images where labels are not read either.
+    pack(&dir.path().join("h.tar"), &[("a.png", image), ("a.mask.png", image), ("a.cls", b"0")]);
+    let config = DataConfig { unlabelled: true, ..at(&dir.path().join("h.tar")) };
+    assert_eq!(open(&config).unwrap().train.len(), 1);
 }
 
 #[test]

@@ -1,0 +1,122 @@
+//! Which part of the data what lies in archives is.
+
+use super::super::folder;
+use super::{Candidate, is_image};
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+/// A part of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Training,
+    Validation,
+    /// Of no use here.
+    Test,
+}
+
+impl Part {
+    /// The part of a folder that is called so.
+    pub(super) fn of_folder(name: &OsStr) -> Option<Self> {
+        let path = Path::new(name);
+        match (folder::is_training(path), folder::is_validation(path)) {
+            (true, _) => Some(Self::Training),
+            (_, true) => Some(Self::Validation),
+            _ => None,
+        }
+    }
+
+    /// The part that one of the words of an archive's name says, as `imagenet1k-validation-00.tar`.
+    pub(super) fn of_archive(path: &Path) -> Option<Self> {
+        let stem = path.file_stem()?.to_str()?;
+        let mut words = stem.split(|c: char| !c.is_ascii_alphabetic());
+        words.find_map(|word| match word.to_ascii_lowercase().as_str() {
+            "test" | "testing" => Some(Self::Test),
+            word => Self::of_folder(OsStr::new(word)),
+        })
+    }
+}
+
+/// Takes off what the names of all images of a set begin with, and then the folder of a part, as far as it leaves
+/// names of `depth` parts: a class folder and a file, or a file.
+pub(super) fn strip(candidates: &mut [Candidate], depth: usize) {
+    let shared = shared(candidates, depth);
+    for candidate in candidates.iter_mut() {
+        candidate.name = candidate.name.iter().skip(shared).collect();
+    }
+    // A class may be called `train`: it is a part only if it holds class folders itself.
+    let deep: BTreeSet<OsString> = images(candidates)
+        .filter(|c| c.name.iter().count() > depth)
+        .filter_map(|c| c.name.iter().next().map(OsStr::to_owned))
+        .collect();
+    let trains = deep.iter().any(|first| Part::of_folder(first) == Some(Part::Training));
+    for candidate in candidates.iter_mut() {
+        let Some(first) = candidate.name.iter().next().filter(|first| deep.contains(*first)) else {
+            continue;
+        };
+        let Some(own) = Part::of_folder(first) else { continue };
+        if trains || candidate.part == Some(own) || depth == 1 {
+            candidate.name = candidate.name.iter().skip(1).collect();
+            candidate.part = Some(own);
+        }
+    }
+}
+
+fn images(candidates: &[Candidate]) -> impl Iterator<Item = &Candidate> {
+    // What else lies about says nothing of how the images are packed.
+    let any = candidates.iter().any(|c| is_image(&c.name));
+    candidates.iter().filter(move |c| !any || is_image(&c.name))
+}
+
+/// How many folders the names of all images share, around those of classes.
+fn shared(candidates: &[Candidate], depth: usize) -> usize {
+    let below = |at: usize| {
+        let first = images(candidates).next()?.name.iter().nth(at)?.to_owned();
+        let mut files = false;
+        let mut folders = BTreeSet::new();
+        for candidate in images(candidates) {
+            let mut rest = candidate.name.iter().skip(at);
+            if rest.next() != Some(&first) {
+                return None;
+            }
+            let rest: Vec<&OsStr> = rest.collect();
+            match rest.as_slice() {
+                [] => return None,
+                [_file] => files = true,
+                [folder, ..] => drop(folders.insert(folder.to_owned())),
+            }
+        }
+        // Beside one folder, files are of a class with a folder in it; beside several, they lie about.
+        let around = match depth {
+            1 => true,
+            _ => folders.len() > 1 || (folders.len() == 1 && !files),
+        };
+        (around && Part::of_folder(&first).is_none()).then_some(())
+    };
+    (0..).take_while(|&at| below(at).is_some()).count()
+}
+
+/// The parts of a set.
+pub(super) struct Split {
+    pub(super) train: Vec<Candidate>,
+    pub(super) validation: Option<Vec<Candidate>>,
+    /// What is named otherwise than what is used.
+    pub(super) loose: Vec<PathBuf>,
+}
+
+/// Names tell parts apart only where there are two.
+pub(super) fn split(candidates: Vec<Candidate>) -> Split {
+    let has = |part: Option<Part>| candidates.iter().any(|c| c.part == part);
+    // What is trained on: what is named so, else what has no name, else what there is.
+    let training = [Some(Part::Training), None, Some(Part::Validation), Some(Part::Test)];
+    let training = training.into_iter().find(|part| has(*part)).unwrap_or_default();
+    let (mut train, mut validation, mut loose) = (Vec::new(), Vec::new(), Vec::new());
+    for candidate in candidates {
+        match candidate.part {
+            part if part == training => train.push(candidate),
+            Some(Part::Validation) => validation.push(candidate),
+            _ => loose.push(candidate.file.path().to_owned()),
+        }
+    }
+    Split { train, validation: Some(validation).filter(|v| !v.is_empty()), loose }
+}
