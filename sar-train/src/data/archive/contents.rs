@@ -115,13 +115,14 @@ impl Contents {
         for entry in archive.entries_with_seek().map_err(damaged)? {
             let mut entry = entry.map_err(damaged)?;
             let name = within(&entry.path().map_err(damaged)?);
-            listing.end = entry.raw_file_position() + entry.size().next_multiple_of(BLOCK);
+            let blocks = entry.size().div_ceil(BLOCK).saturating_mul(BLOCK);
+            listing.end = entry.raw_file_position().saturating_add(blocks);
             if !name.iter().any(folder::is_litter) {
                 listing.add(name, &mut entry, damaged)?;
             }
         }
         // Cut within its last file it is that file which is bad.
-        if (listing.end..listing.end + BLOCK).contains(&length) {
+        if (listing.end..listing.end.saturating_add(BLOCK)).contains(&length) {
             return Err(bad(format!("cut off after {length} bytes; copy or pack it anew")));
         }
         let contents = listing.contents;

@@ -385,6 +385,35 @@ fn images_beside_archives_are_not_lost() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
+    /// Whatever bytes an archive has: images, or an error.
+    #[test]
+    fn damage_is_no_panic(
+        changes in proptest::collection::vec((0usize..6000, any::<u8>()), 0..12),
+        length in 0usize..9000, labelled: bool,
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.tar");
+        let image = &grey(0)[..];
+        let label = if labelled { "cat/1.cls" } else { "cat/2.png" };
+        let names = ["cat/1.png", label, "dog/3.png", "dog/3.cls"];
+        pack(&path, &names.map(|name| (name, if name.ends_with("cls") { &b"1"[..] } else { image })));
+        let mut bytes = fs::read(&path).unwrap();
+        let end = bytes.len();
+        changes.iter().for_each(|&(at, byte)| bytes[at % end] = byte);
+        // Sums of headers are made right again, so that what they say is believed.
+        for at in (0..end.saturating_sub(512)).step_by(512).filter(|_| length % 2 == 0) {
+            let sum: u32 = (0..512).map(|i| if (148..156).contains(&i) { 32 } else { u32::from(bytes[at + i]) }).sum();
+            if bytes[at + 257..at + 262] == *b"ustar" {
+                bytes[at + 148..at + 156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            }
+        }
+        bytes.truncate(length.max(1));
+        fs::write(&path, bytes).unwrap();
+        for skip_bad_images in [false, true] {
+            let _ = open(&DataConfig { skip_bad_images, max_pixels: 1 << 16, ..at(&path) });
+        }
+    }
+
     /// What every archive holds is listed whole, under its labels, wherever the shards were cut.
     #[test]
     fn every_example_is_found(labels in proptest::collection::vec(0u64..5, 2..40), shard in 1usize..12) {
