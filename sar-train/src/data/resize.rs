@@ -83,34 +83,44 @@ pub(super) fn resample(
     let columns = taps(source.width(), full.0, window.x, window.width, filter);
     let rows = taps(source.height(), full.1, window.y, window.height, filter);
     let (x0, x1) = span(&columns);
-    let (y0, y1) = span(&rows);
-
     let stride = window.width * 3;
     let mut line = vec![0.0f32; (x1 - x0) * 3];
-    let mut narrow = vec![0.0f32; (y1 - y0) * stride];
-    for (y, out) in (y0..y1).zip(narrow.chunks_exact_mut(stride)) {
-        source.read(y, x0, &mut line);
-        for (tap, pixel) in columns.iter().zip(out.chunks_exact_mut(3)) {
-            for (k, &weight) in tap.weights.iter().enumerate() {
-                let at = (tap.start - x0 + k) * 3;
-                for c in 0..3 {
-                    pixel[c] += weight * line[at + c];
-                }
-            }
-        }
-    }
+    // Rows of the window's width, as many as one output row is made of: all of a photograph's would be tens of
+    // megabytes of fresh memory.
+    let held = rows.iter().map(|tap| tap.weights.len()).max().unwrap_or(1);
+    let mut narrow = vec![0.0f32; held * stride];
+    let place = |y: usize| (y % held) * stride..(y % held + 1) * stride;
+    let mut next = 0;
 
     let mut rgb = vec![0.0f32; window.height * stride];
     for (tap, out) in rows.iter().zip(rgb.chunks_exact_mut(stride)) {
-        for (k, &weight) in tap.weights.iter().enumerate() {
-            let at = (tap.start - y0 + k) * stride;
-            for (o, &v) in out.iter_mut().zip(&narrow[at..at + stride]) {
+        let end = tap.start + tap.weights.len();
+        for y in tap.start.max(next)..end {
+            source.read(y, x0, &mut line);
+            narrowed(&columns, x0, &line, &mut narrow[place(y)]);
+        }
+        next = end;
+        for (y, &weight) in (tap.start..).zip(&tap.weights) {
+            for (o, &v) in out.iter_mut().zip(&narrow[place(y)]) {
                 *o += weight * v;
             }
         }
         out.iter_mut().for_each(|v| *v = v.clamp(-1.0, 1.0));
     }
     Canvas { width: window.width, height: window.height, rgb }
+}
+
+/// One row of pixels from `x0` on, resized to the columns of a window.
+fn narrowed(columns: &[Tap], x0: usize, line: &[f32], out: &mut [f32]) {
+    out.fill(0.0);
+    for (tap, pixel) in columns.iter().zip(out.chunks_exact_mut(3)) {
+        for (k, &weight) in tap.weights.iter().enumerate() {
+            let at = (tap.start - x0 + k) * 3;
+            for c in 0..3 {
+                pixel[c] += weight * line[at + c];
+            }
+        }
+    }
 }
 
 /// The input pixels one output pixel is made of.
