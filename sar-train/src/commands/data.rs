@@ -3,7 +3,10 @@
 use super::output::ready_as;
 use crate::cli::{DataArgs, DataCommand, GlobalArgs};
 use crate::data::grid::{Images, save_grid};
-use crate::data::{Augment, BadImage, DataConfig, DataError, Listing, Source, locate, open};
+use crate::data::{
+    Augment, BadImage, Crop, DataConfig, DataError, ImageFile, Listing, Source, locate, open,
+};
+use crate::run::Progress;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,6 +16,8 @@ use std::path::{Path, PathBuf};
 const PREVIEW_SIDE: usize = 256;
 /// Images of a class shown in the preview.
 const PREVIEW_COLUMNS: usize = 8;
+/// Images decoded between two signs of life.
+const AT_ONCE: usize = 64;
 /// Images without a class named at the end.
 const LOOSE_SHOWN: usize = 10;
 /// Classes shown in the preview.
@@ -22,7 +27,7 @@ const PREVIEW_CLASSES: usize = 16;
 ///
 /// # Errors
 /// As [`check`]; and images that cannot be used, unless `--skip-bad-images` accepts them.
-pub fn run(args: &DataArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
+pub fn run(args: &DataArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let DataCommand::Check(args) = &args.command;
     let mut config = DataConfig::from_argument(&args.source);
     config.image_side = args.size.unwrap_or(config.image_side);
@@ -30,8 +35,17 @@ pub fn run(args: &DataArgs, _global: &GlobalArgs) -> anyhow::Result<()> {
     // It is said below, with what training has to be told.
     config.allow_one_class = true;
     let _place = args.preview.as_deref().map(|path| ready_as(path, &["png"])).transpose()?;
-    let report = check(&config, args.preview.as_deref())?;
+    let report = check(&config, args.preview.as_deref(), global.quiet)?;
     println!("{report}");
+    if let Some(path) = args.preview.as_deref().filter(|_| report.total > 0) {
+        println!("{}", path.display());
+    }
+    if config.crop == Crop::Random || config.flip {
+        println!(
+            "{}; for letters, digits and the like train with --set data.flip=false --set data.crop=center",
+            config.augment().described()
+        );
+    }
     let shown = report.classes.iter().filter(|(_, images)| *images > 0).count();
     if shown == 1 && !args.unlabelled {
         println!("only one class: if that is meant, train with --set data.allow_one_class=true");
@@ -84,11 +98,15 @@ impl DataReport {
 /// # Errors
 /// A [`DataError`] if the source cannot be listed (missing, empty, one class, bad line) or the
 /// preview not written.
-pub fn check(config: &DataConfig, preview: Option<&Path>) -> Result<DataReport, DataError> {
+pub fn check(
+    config: &DataConfig,
+    preview: Option<&Path>,
+    quiet: bool,
+) -> Result<DataReport, DataError> {
     config.validate()?;
     let (report, listing) = match locate(config)? {
         Source::Sheet(_) => (check_sheet(config)?, None),
-        Source::Files(listing) => (check_files(config, &listing), Some(listing)),
+        Source::Files(listing) => (check_files(config, &listing, quiet), Some(listing)),
     };
     if let Some(path) = preview.filter(|_| report.total > 0) {
         match listing {
@@ -121,16 +139,20 @@ fn check_sheet(config: &DataConfig) -> Result<DataReport, DataError> {
     })
 }
 
-fn check_files(config: &DataConfig, listing: &Listing) -> DataReport {
+fn check_files(config: &DataConfig, listing: &Listing, quiet: bool) -> DataReport {
     let named = listing.validation.as_deref().unwrap_or_default();
     let files: Vec<_> = listing.train.iter().chain(named).collect();
-    let seen: Vec<_> = files
-        .par_iter()
-        .map(|(file, _)| {
-            let header = file.probe(config.max_pixels)?;
-            file.decode(config.max_pixels).map(|_| header)
-        })
-        .collect();
+    let look = |(file, _): &&(ImageFile, u32)| {
+        let header = file.probe(config.max_pixels)?;
+        file.decode(config.max_pixels).map(|_| header)
+    };
+    let mut progress = Progress::new("checking", files.len() as u64, 0, quiet);
+    let mut seen = Vec::with_capacity(files.len());
+    for some in files.chunks(AT_ONCE) {
+        seen.extend(some.par_iter().map(look).collect::<Vec<_>>());
+        progress.update(seen.len() as u64, "");
+    }
+    progress.finish(&format!("{} images decoded", seen.len()));
     let mut report = DataReport {
         source: listing.root.clone(),
         classes: listing.classes.iter().map(|c| (c.clone(), 0)).collect(),

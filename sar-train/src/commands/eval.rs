@@ -196,7 +196,7 @@ impl<B: Compute> Measured<B> {
         anyhow::ensure!(
             held_out > NEIGHBOURS,
             "{held_out} images are held out for validation, too few to measure with; name \
-             more images with --data, or train with a larger data.val_fraction"
+             a set that has a val/ of its own with --data, or train with a larger data.val_fraction"
         );
         Ok(())
     }

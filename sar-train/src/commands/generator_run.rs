@@ -20,10 +20,13 @@ use anyhow::Context as _;
 use sar_math::rollout::Plan;
 
 /// What to do about a run without a checkpoint.
-pub(crate) const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is nothing to resume; start it anew in an empty folder";
+pub(crate) const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is nothing to resume; remove its folder, or choose another --out, and start anew";
 
 /// Images of a step that the published rate is of.
 const PUBLISHED_BATCH: usize = 256;
+
+/// Held-out images below which what they say is rough: as many as the classifier that measures has features.
+const FEW_HELD_OUT: usize = 65;
 
 /// Held-out images that the loss is measured on, at most.
 const HELD_OUT: usize = 1024;
@@ -65,12 +68,13 @@ impl<B: Compute> Work<'_, B> {
         latents::compare(self.folder, self.latents, matches!(start, Start::Resume))?;
         if !quiet {
             eprintln!("{}", self.data.summary);
+            eprintln!("{}", self.data.augment.described());
             eprintln!("{}", self.effort());
             eprintln!("{}", self.chance());
             if let Some(latents) = self.latents {
                 eprintln!("on {}", latents.describe());
             }
-            if let Some(note) = self.small() {
+            for note in self.small().into_iter().chain(few_held_out(self.data)) {
                 eprintln!("note: {note}");
             }
         }
@@ -240,6 +244,17 @@ impl<B: Compute> Work<'_, B> {
     }
 }
 
+/// What to know where few images are held out.
+fn few_held_out(data: &Data) -> Option<String> {
+    let held_out = data.validation.len();
+    (data.drawn && held_out > 0 && held_out < FEW_HELD_OUT).then(|| {
+        format!(
+            "only {held_out} images are held out, which makes what is measured on them rough; a larger \
+             data.val_fraction holds out more, and cannot be changed later"
+        )
+    })
+}
+
 /// Whether generator, tokenizer, schedule and data fit each other.
 pub(super) fn check<B: Compute>(
     config: &Config,
@@ -268,8 +283,10 @@ pub(super) fn check<B: Compute>(
     anyhow::ensure!(
         last.height.max(last.width) <= latent,
         "the schedule {} ends in a grid of {last}, but images of {side} px have latents of \
-         {latent}×{latent}; end generator.schedule at {latent} or less",
-        generator.schedule
+         {latent}×{latent}; set data.image_side={} for images that the schedule draws, or end \
+         generator.schedule at {latent} or less",
+        generator.schedule,
+        last.height.max(last.width) * factor
     );
     // The way of training may ask for more scales than there are.
     let method = config.train.method(&config.sar);

@@ -121,6 +121,7 @@ impl<'a, B: Compute> Painting<'a, B> {
         }
         progress.finish(&match count - resumed {
             0 => format!("all {count} images were there"),
+            new if resumed > 0 => format!("{new} more images, {count} in all, {}", rate(speed)),
             _ => format!("{count} images, {}", rate(speed)),
         });
         println!("{}", folder.path().join(GRID).display());

@@ -225,7 +225,10 @@ impl SampleFolder {
             Some(earlier) if place.force || earlier.labels.is_empty() => folder.clear(&earlier)?,
             Some(earlier) if place.resume => {
                 if let Some(difference) = record.difference_from(&earlier)? {
-                    anyhow::bail!("{} holds other images: {difference}", path.display());
+                    anyhow::bail!(
+                        "{} holds other images: {difference}; replace them with --force, or choose another --out",
+                        path.display()
+                    );
                 }
             }
             Some(earlier) => anyhow::bail!(

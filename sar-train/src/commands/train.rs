@@ -37,6 +37,9 @@ const FREE: [&str; 13] = [
 /// Why the others change nothing.
 const TRAINED_ALREADY: &str = "the tokenizer is used as it was trained";
 
+/// How many times the rate that weights were trained to is worth a word.
+const HIGHER: f64 = 3.0;
+
 /// Who has decided a shape.
 const WEIGHTS: &str = "the weights of --init-from have";
 
@@ -80,6 +83,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     let mut data = open_data(&config, &args.run, Task::Train)?;
     if let Some(from) = &mut from {
         compare_held_out(from, &config, &data)?;
+        note_other_settings(from, &config, &args.run)?;
         match args.new_classes {
             true => from.adopt_classes(&data.classes, config.train.seed)?,
             false => from.name_classes(&mut data),
@@ -142,8 +146,55 @@ pub fn refine<B: Compute>(
     );
     let mut data = open_data(&config, &run, Task::Refine)?;
     compare_held_out(&from, &config, &data)?;
+    note_rate(&from, &config)?;
     from.name_classes(&mut data);
     begin(backend, config, &args.run, global, (&tokenizer, &data), Some(from), Task::Refine)
+}
+
+/// Notes what a new run does not take over from the one whose weights it starts from.
+fn note_other_settings(
+    from: &LoadedGenerator,
+    config: &Config,
+    args: &RunArgs,
+) -> anyhow::Result<()> {
+    let Some(of) = from.run_config()? else { return Ok(()) };
+    let tables =
+        |config: &Config| -> anyhow::Result<toml::Table> { Ok(toml::Table::try_from(config)?) };
+    let (was, is) = (tables(&of)?, tables(config)?);
+    let kept = [
+        ("data", "image_side"),
+        ("data", "crop"),
+        ("data", "flip"),
+        ("data", "shift"),
+        ("train", "lr"),
+    ];
+    let differs = |(section, key): &&(&str, &str)| {
+        let value = |of: &toml::Table| of.get(*section).and_then(|s| s.get(*key)).cloned();
+        let was = value(&was).filter(|was| value(&is).as_ref() != Some(was));
+        let was = was.filter(|_| !args.names(section, key))?;
+        Some(format!("{section}.{key}={}", was.to_string().trim_matches('"')))
+    };
+    let others: Vec<String> = kept.iter().filter_map(|pair| differs(&pair)).collect();
+    if !others.is_empty() {
+        output::note(format_args!(
+            "note: the weights were trained with {}, which this run does not take over; --set does",
+            others.join(", ")
+        ));
+    }
+    note_rate(from, config)
+}
+
+/// Notes where a run begins at a much higher rate than its weights were trained to.
+fn note_rate(from: &LoadedGenerator, config: &Config) -> anyhow::Result<()> {
+    let Some(of) = from.run_config()? else { return Ok(()) };
+    let (ended, peak) = (of.train.anneal().learning_rate(from.step), config.train.peak_lr());
+    if peak > HIGHER * ended {
+        output::note(format_args!(
+            "note: the weights were trained to a learning rate of {ended:.1e}, and this run begins at {peak:.1e}, \
+             which unsettles them at first; a lower train.lr does not"
+        ));
+    }
+    Ok(())
 }
 
 /// Notes which switches of the file of --config a preset has replaced.

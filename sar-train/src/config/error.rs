@@ -62,6 +62,20 @@ pub enum ConfigError {
     },
 }
 
+/// The reader's names of types, in words.
+fn in_words(message: &str) -> String {
+    let words = [
+        ("expected u64", "expected a whole number"),
+        ("expected u32", "expected a whole number"),
+        ("expected usize", "expected a whole number"),
+        ("expected f64", "expected a number"),
+        ("expected a sequence", "expected a list, as [0, 1]"),
+        ("expected a boolean", "expected true or false"),
+    ];
+    let message = message.replace('\n', ", ");
+    words.iter().fold(message, |text, (name, words)| text.replace(name, words))
+}
+
 fn named(key: &str) -> String {
     if key.is_empty() { String::new() } else { format!("{key}: ") }
 }
@@ -79,7 +93,7 @@ impl ConfigError {
         let Some(unknown) =
             message.strip_prefix("unknown field `").and_then(|m| m.split('`').next())
         else {
-            return Self::Invalid { place, key, reason: message.replace('\n', ", ") };
+            return Self::Invalid { place, key, reason: in_words(message) };
         };
         let known: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
         let path: Vec<&str> = key.split('.').filter(|part| !part.is_empty()).collect();

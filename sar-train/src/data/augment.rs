@@ -40,6 +40,21 @@ pub struct Augment {
 pub const MIN_CROP_RATIO: f64 = 0.88;
 
 impl Augment {
+    /// What is done to training images, in words.
+    pub fn described(&self) -> String {
+        let mut words = match self.crop {
+            Crop::Random => "cut at random".to_owned(),
+            Crop::Center => "cut in the middle".to_owned(),
+        };
+        if self.flip {
+            words += ", mirrored half of the time";
+        }
+        if self.shift > 0 {
+            words += &format!(", moved by up to {} px", self.shift);
+        }
+        format!("training images are {words} (data.crop, data.flip, data.shift)")
+    }
+
     /// What evaluation does: the largest square in the middle, nothing random.
     pub fn evaluation(side: usize) -> Self {
         Self { side, crop: Crop::Center, flip: false, shift: 0 }

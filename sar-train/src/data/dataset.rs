@@ -147,11 +147,7 @@ impl Dataset {
     /// Appends the names of all images, as they are written below the set's folder, and their labels.
     pub(super) fn name_to(&self, names: &mut Vec<u8>) {
         for item in &self.inner.items {
-            let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-            let (root, path) = (whole(&self.inner.root), whole(item.file.path()));
-            // What a list names lies below the list's folder.
-            let below = |folder| path.strip_prefix(folder).ok();
-            let path = below(root.as_path()).or_else(|| below(root.parent()?)).unwrap_or(&path);
+            let path = item.file.name_in(&self.inner.root);
             names.extend(path.as_os_str().as_encoded_bytes());
             names.push(0);
             names.extend(item.label.to_le_bytes());

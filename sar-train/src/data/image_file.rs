@@ -14,6 +14,8 @@ const BESIDE_PIXELS: u64 = 64 << 20;
 pub struct ImageFile {
     /// The file; of a member the archive and, below it, the name that it has there.
     path: PathBuf,
+    /// What it is called in its set, where that is not its path below the set's.
+    called: Option<PathBuf>,
     member: Option<Member>,
 }
 
@@ -30,19 +32,38 @@ struct Member {
 impl From<PathBuf> for ImageFile {
     /// A file of its own.
     fn from(path: PathBuf) -> Self {
-        Self { path, member: None }
+        Self { path, called: None, member: None }
     }
 }
 
 impl ImageFile {
     /// `size` bytes of an archive from `offset` on, which are called `name` there.
     pub(super) fn member(archive: Arc<Path>, name: &Path, offset: u64, size: u64) -> Self {
-        Self { path: archive.join(name), member: Some(Member { archive, offset, size }) }
+        let path = archive.join(name);
+        Self { path, called: None, member: Some(Member { archive, offset, size }) }
     }
 
     /// What it is called: its path, or that of the archive and the name in it, as if unpacked there.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Gives it the name in its set that it would have unpacked.
+    pub(super) fn call(&mut self, name: PathBuf) {
+        self.called = Some(name);
+    }
+
+    /// What it is called in a set that lies at `root`: wherever that lies, and however it is packed.
+    pub(super) fn name_in(&self, root: &Path) -> PathBuf {
+        if let Some(called) = &self.called {
+            return called.clone();
+        }
+        let whole = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let (root, path) = (whole(root), whole(&self.path));
+        // What a list names lies below the list's folder.
+        let below = |folder| path.strip_prefix(folder).ok();
+        let found = below(root.as_path()).or_else(|| below(root.parent()?));
+        found.unwrap_or(&path).to_owned()
     }
 
     /// Reads the image's header.

@@ -196,7 +196,11 @@ impl Latents {
             "these are latents of other images, or others of them were held out".to_owned()
         } else if made.augment != run.augment {
             let (made, run) = (cut(&made.augment), cut(&run.augment));
-            format!("their images were cut by {made}, and this run says {run}")
+            let sets = |of: &str| format!("--set {}", of.replace(' ', " --set data."));
+            format!(
+                "their images were cut by {made}, and this run says {run}; encode them with {}",
+                sets(&run)
+            )
         } else if !self.belongs_to(data, latent) {
             "numbers of images, labels or latents are not those of the images".to_owned()
         } else {

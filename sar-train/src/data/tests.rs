@@ -159,7 +159,7 @@ fn every_mode_becomes_rgb() {
     }
     // 16 bits are kept: this grey lies between two 8-bit values.
     assert!((data.train.image(6).unwrap().0[0] - cases[6].3[0]).abs() < ROUNDING);
-    let report = crate::commands::data::check(&config, None).unwrap();
+    let report = crate::commands::data::check(&config, None, true).unwrap();
     assert_eq!(report.modes.get("PNG palette"), Some(&1), "{report}");
     assert_eq!(report.smallest, Some((12, 5)));
     assert_eq!(report.largest, Some((9, 30)));
@@ -214,7 +214,7 @@ fn every_kind_of_damage_names_the_file_and_can_be_skipped() {
         assert_eq!(data.skipped.len(), 1);
         assert!(data.summary.contains("1 bad images skipped"), "{}", data.summary);
 
-        let report = crate::commands::data::check(&config, None).unwrap();
+        let report = crate::commands::data::check(&config, None, true).unwrap();
         assert_eq!((report.total, report.bad.len(), report.exit_code()), (6, 1, 1));
         assert!(report.to_string().contains(name));
     }
@@ -358,7 +358,7 @@ fn pipes_and_devices_are_written_to_and_not_replaced() {
 fn a_check_prints_a_table_and_a_preview() {
     let dir = two_classes(3);
     let preview = dir.path().join("preview.png");
-    let report = crate::commands::data::check(&at(dir.path()), Some(&preview)).unwrap();
+    let report = crate::commands::data::check(&at(dir.path()), Some(&preview), true).unwrap();
     assert_eq!((report.total, report.exit_code()), (6, 0));
     assert_eq!(report.classes, [("cat".to_owned(), 3), ("dog".to_owned(), 3)]);
     let text = report.to_string();
@@ -367,11 +367,12 @@ fn a_check_prints_a_table_and_a_preview() {
     assert!(report.loose.is_empty() && !text.contains("not used"), "{text}");
     assert_eq!(image::image_dimensions(&preview).unwrap(), (8 * 10 - 2, 2 * 10 - 2));
     fs::write(dir.path().join("notes.txt"), "no image").unwrap();
-    let report = crate::commands::data::check(&at(dir.path()), None).unwrap();
+    let report = crate::commands::data::check(&at(dir.path()), None, true).unwrap();
     assert_eq!((report.total, report.loose.as_slice()), (6, &[preview.clone()][..]));
     assert!(report.to_string().contains("no part of the data, and not used: 1"), "{report}");
 
-    let report = crate::commands::data::check(&DataConfig::glyphs10(), Some(&preview)).unwrap();
+    let report =
+        crate::commands::data::check(&DataConfig::glyphs10(), Some(&preview), true).unwrap();
     assert_eq!((report.total, report.validation, report.exit_code()), (4630, 930, 0));
     assert_eq!(image::image_dimensions(&preview).unwrap(), (8 * 34 - 2, 10 * 34 - 2));
 }

@@ -328,8 +328,8 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
         let held_out = self.settings.reference_count;
         if held_out < FEW {
             warnings.push(format!(
-                "Only {held_out} validation images: precision and recall are rough; hold out more \
-                 (data.val_fraction), or name more with --data."
+                "Only {held_out} validation images: precision and recall are rough; train with a \
+                 larger data.val_fraction, or name a set that has a val/ of its own with --data."
             ));
         }
         if self.settings.seeds.len() == 1 {

@@ -76,7 +76,7 @@ impl Gaussian {
         (self.count <= dims).then(|| {
             format!(
                 "{} samples for {dims} feature dimensions: the covariance is singular and the \
-                 Fréchet distance biased upwards; use more than {dims} samples",
+                 Fréchet distance biased upwards; more than {dims} are needed",
                 self.count
             )
         })

@@ -19,8 +19,8 @@ pub enum RunError {
     },
     /// A new run in a folder that holds something.
     #[error(
-        "{} is not empty ({found} is in it); continue the run there with --resume, or choose \
-         another --out", path.display()
+        "{} is not empty ({found} is in it); continue the run there with --resume, remove it, or \
+         choose another --out", path.display()
     )]
     NotEmpty {
         /// The folder.

@@ -27,6 +27,9 @@ pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::
         let used = 100.0 * scale.codebook_used;
         println!("{grid:>8}  {:>9.2}  {ssim:>6}  {used:>9.1}%", scale.psnr);
     }
+    println!(
+        "what each grid alone decodes to, beside the images scaled to that size; SSIM from 11 px on"
+    );
     println!("codebook used: {:.1} %", 100.0 * quality.codebook_used);
     println!("perplexity of the codes: {:.1}", quality.perplexity);
     if let Some(path) = &args.grid {

@@ -84,6 +84,7 @@ pub(super) fn run<B: Compute>(
     };
     if !global.quiet {
         eprintln!("{}", data.summary);
+        eprintln!("{}", data.augment.described());
     }
     compare_computing(&folder, &global.computed())?;
     let interrupt = Interrupt::listen()?;

@@ -43,6 +43,9 @@ pub(super) fn strip(candidates: &mut [Candidate], depth: usize) {
     let shared = shared(candidates, depth);
     for candidate in candidates.iter_mut() {
         candidate.name = candidate.name.iter().skip(shared).collect();
+        if depth > 1 {
+            candidate.file.call(candidate.name.clone());
+        }
     }
     // A class may be called `train`: it is a part only if it holds class folders itself.
     let deep: BTreeSet<OsString> = images(candidates)

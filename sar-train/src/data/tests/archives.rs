@@ -64,6 +64,7 @@ fn packed_class_folders_are_the_same_data() {
         pack(&path, &files);
         let found = open(&at(&path)).unwrap();
         assert_eq!((&found.classes, found.drawn), (&expected.classes, false));
+        assert_eq!(found.fingerprint(), expected.fingerprint(), "{below:?}");
         for (found, expected) in
             [(&found.train, &expected.train), (&found.validation, &expected.validation)]
         {
