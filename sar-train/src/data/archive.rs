@@ -18,14 +18,20 @@ use contents::{Contents, Member};
 use parts::{Part, Split};
 use rayon::prelude::*;
 use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Ends of names of archives in which no image can be read without all before it.
 const COMPRESSED: [&str; 9] =
     [".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip", ".7z"];
-/// What such archives begin with: gzip, zstd, xz, bzip2, ZIP.
-const COMPRESSED_MAGIC: [&[u8]; 5] =
-    [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ", b"BZh", b"PK\x03\x04"];
+/// What such archives have at which byte: gzip, zstd, xz, bzip2, ZIP.
+const COMPRESSED_MAGIC: [(usize, &[u8]); 5] = [
+    (0, b"\x1f\x8b"),
+    (0, b"\x28\xb5\x2f\xfd"),
+    (0, b"\xfd7zXZ"),
+    (4, b"1AY&SY"),
+    (0, b"PK\x03\x04"),
+];
 /// Where a tar archive has its magic, and what it is.
 const TAR_MAGIC: (usize, &[u8]) = (257, b"ustar");
 /// What images in an archive lack, and what to do about it.
@@ -39,16 +45,24 @@ pub(super) const MAGIC_BYTES: usize = 262;
 /// # Errors
 /// [`DataError::Archive`] if it is one that images cannot be read from.
 pub(super) fn is_archive(path: &Path, magic: &[u8]) -> Result<bool, DataError> {
-    if COMPRESSED_MAGIC.iter().any(|m| magic.starts_with(m)) {
+    let has = |(at, mark): (usize, &[u8])| magic.get(at..).is_some_and(|m| m.starts_with(mark));
+    if COMPRESSED_MAGIC.into_iter().any(has) {
         return Err(compressed(path));
     }
-    let (at, ustar) = TAR_MAGIC;
-    Ok(named_tar(path) || magic.get(at..).is_some_and(|rest| rest.starts_with(ustar)))
+    Ok(named_tar(path) || has(TAR_MAGIC))
 }
 
 /// Whether a file is called as a tar archive is.
 pub(super) fn named_tar(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar"))
+}
+
+/// The name of a file of this kind beside an image.
+fn named(key: &Path, kind: &str) -> PathBuf {
+    let mut name = key.as_os_str().to_owned();
+    name.push(".");
+    name.push(kind);
+    name.into()
 }
 
 /// Whether a file is called as an image is.
@@ -91,13 +105,12 @@ pub(super) fn list_folder(
 fn in_folder(root: &Path, unlabelled: bool) -> Result<Option<Archives>, DataError> {
     let (mut folders, files) = folder::entries(root)?;
     let (tars, mut others): (Vec<_>, Vec<_>) = files.into_iter().partition(|path| named_tar(path));
-    let packed = others.iter().find(|path| {
-        let name = path.to_string_lossy().to_lowercase();
-        COMPRESSED.iter().any(|end| name.ends_with(end))
-    });
-    let packed = packed.cloned();
+    let packed = first_compressed(&others);
     others.retain(|path| is_image(path));
     if let Some(mut archives) = in_parts(root, &folders)? {
+        if let Some(path) = packed {
+            return Err(compressed(&path));
+        }
         folders.retain(|folder| folder.file_name().and_then(Part::of_folder).is_none());
         archives.beside.extend([folders, tars, others].concat());
         return Ok(Some(archives));
@@ -123,19 +136,29 @@ fn in_folder(root: &Path, unlabelled: bool) -> Result<Option<Archives>, DataErro
     Ok(Some(Archives { found, beside: [folders, others].concat() }))
 }
 
+/// The first of some files that is called as a compressed archive is.
+fn first_compressed(files: &[PathBuf]) -> Option<PathBuf> {
+    let is_compressed = |path: &&PathBuf| {
+        let name = path.to_string_lossy().to_lowercase();
+        COMPRESSED.iter().any(|end| name.ends_with(end))
+    };
+    files.iter().find(is_compressed).cloned()
+}
+
 /// The archives in folders of the parts of the data; none where there are none of training.
 fn in_parts(root: &Path, folders: &[PathBuf]) -> Result<Option<Archives>, DataError> {
     let (mut found, mut beside): (Vec<Found>, Vec<PathBuf>) = (Vec::new(), Vec::new());
-    let mut without = None;
+    let (mut without, mut packed) = (None, None);
     for folder in folders {
         let Some(part) = folder.file_name().and_then(Part::of_folder) else { continue };
         let (inner, files) = folder::entries(folder)?;
         let (tars, mut others): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|path| named_tar(path));
-        if (tars.is_empty() || !inner.is_empty()) && !(others.is_empty() && inner.is_empty()) {
+        if tars.is_empty() || !inner.is_empty() {
             without = Some(folder.clone());
             continue;
         }
+        packed = packed.or(first_compressed(&others));
         if found.iter().any(|(other, of)| *of == Some(part) && other.parent() != Some(folder)) {
             let names = folders.iter().filter_map(|f| f.file_name());
             let names = names.filter(|name| Part::of_folder(name) == Some(part));
@@ -152,7 +175,11 @@ fn in_parts(root: &Path, folders: &[PathBuf]) -> Result<Option<Archives>, DataEr
                 "expected .tar archives and no folders here, as there are of the other part";
             Err(DataError::Archive { path, reason: reason.into() })
         }
-        (trains, _) => Ok(trains.then_some(Archives { found, beside })),
+        (true, None) => match packed {
+            Some(path) => Err(compressed(&path)),
+            None => Ok(Some(Archives { found, beside })),
+        },
+        (false, _) => Ok(None),
     }
 }
 
@@ -195,6 +222,7 @@ fn list(
     let (mut candidates, mut odd) = (Vec::new(), Vec::new());
     for ((path, part), mut contents) in archives.into_iter().zip(contents) {
         odd.extend(contents.odd.drain(..).map(|name| path.join(name)));
+        odd.extend(contents.without_image(folders).map(|name| path.join(name)));
         candidates.extend(contents.candidates(part, folders)?);
     }
     if candidates.is_empty() {
@@ -212,6 +240,20 @@ fn list(
 }
 
 impl Contents {
+    /// Files that hold a label of no image, as far as those may be of other use.
+    fn without_image(&self, folders: bool) -> impl Iterator<Item = PathBuf> {
+        let images: HashSet<PathBuf> = self
+            .files
+            .iter()
+            .filter(|m| is_image(&m.name))
+            .map(|m| contents::key(&m.name))
+            .collect();
+        let lone = self.labels.written().filter(|key| !folders && !images.contains(*key));
+        let mut lone: Vec<PathBuf> = lone.map(|key| named(key, "json")).collect();
+        lone.sort();
+        lone.into_iter()
+    }
+
     /// The images of an archive. `folders`: class folders name the labels.
     fn candidates(self, part: Option<Part>, folders: bool) -> Result<Vec<Candidate>, DataError> {
         let Self { archive, mut files, labels, .. } = self;
@@ -228,9 +270,7 @@ impl Contents {
         }
         if let Some(key) = labels.numbers().filter(|key| !images.contains(*key)).min() {
             let reason = "a label without an image; expected KEY.png, .jpg or .webp beside KEY.cls";
-            let mut name = key.clone().into_os_string();
-            name.push(".cls");
-            return bad(Path::new(&name), reason);
+            return bad(&named(key, "cls"), reason);
         }
         let candidate = |Member { name, offset, size }: Member| {
             let label = labels.of(&name);
@@ -289,21 +329,22 @@ fn numbered(image: Candidate, classes: usize) -> Result<(ImageFile, u32), DataEr
 /// Images under the names of their folders.
 fn by_folder(root: &Path, split: Split) -> Result<Listing, DataError> {
     let Split { train, validation, mut loose } = split;
-    let classes: BTreeSet<String> = train.iter().filter_map(Candidate::folder).collect();
+    let classes: BTreeSet<OsString> = train.iter().filter_map(Candidate::folder).collect();
     if classes.is_empty() {
         return Err(DataError::NoClasses { path: root.to_path_buf(), missing: NO_LABELS });
     }
-    let classes: Vec<String> = classes.into_iter().collect();
+    let classes: Vec<OsString> = classes.into_iter().collect();
     let train = under(root, &classes, train, &mut loose)?;
     let validation = validation.map(|v| under(root, &classes, v, &mut loose)).transpose()?;
     let kind = "class folders in tar archives";
+    let classes = classes.iter().map(|class| class.to_string_lossy().into_owned()).collect();
     Ok(Listing { root: root.to_path_buf(), kind, classes, train, validation, loose })
 }
 
 /// Images under the labels of their folders, in the order in which a walk through the folders meets them.
 fn under(
     root: &Path,
-    classes: &[String],
+    classes: &[OsString],
     images: Vec<Candidate>,
     loose: &mut Vec<PathBuf>,
 ) -> Result<Vec<(ImageFile, u32)>, DataError> {
@@ -315,7 +356,7 @@ fn under(
             continue;
         };
         let Ok(label) = classes.binary_search(&class) else {
-            let known = classes.len();
+            let (class, known) = (class.to_string_lossy().into_owned(), classes.len());
             return Err(DataError::UnknownClass { path: root.to_path_buf(), class, known });
         };
         labelled.push((label as u32, image));
@@ -333,9 +374,9 @@ fn walked(name: &Path) -> Vec<(bool, PathBuf)> {
 
 impl Candidate {
     /// The class folder it lies in.
-    fn folder(&self) -> Option<String> {
+    fn folder(&self) -> Option<OsString> {
         let mut parts = self.name.iter();
         let first = parts.next()?;
-        parts.next().map(|_| first.to_string_lossy().into_owned())
+        parts.next().map(|_| first.to_owned())
     }
 }

@@ -37,7 +37,7 @@ pub(super) fn is_litter(name: &OsStr) -> bool {
 /// Lists a folder. Hidden names (leading dot) and what systems leave are passed over; every other file counts
 /// as an image. Folders of runs are no part of the data.
 pub(super) fn list(root: &Path, unlabelled: bool) -> Result<Listing, DataError> {
-    let (folders, _) = entries(root)?;
+    let (folders, files) = entries(root)?;
     // A class may be called `train`: it is a part of the data only if it holds folders itself.
     let part = |names: &[&str]| -> Result<Option<&PathBuf>, DataError> {
         let named = |f: &&&PathBuf| names.iter().any(|m| name(f).eq_ignore_ascii_case(m));
@@ -75,6 +75,7 @@ pub(super) fn list(root: &Path, unlabelled: bool) -> Result<Listing, DataError> 
     };
     let others = folders.iter().filter(|f| *f != train && Some(*f) != named);
     training.loose.extend(others.cloned());
+    training.loose.extend(files.into_iter().filter(|file| may_be_data(file)));
     Ok(listing(root, unlabelled, training, validation))
 }
 
@@ -132,8 +133,13 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
         return Err(DataError::EmptyClasses { path: root.to_path_buf(), count, named });
     }
     // Notes and lists of names may lie there; an image was meant to be used.
-    loose.retain(|path| image::ImageFormat::from_path(path).is_ok() || archive::named_tar(path));
+    loose.retain(|path| may_be_data(path));
     Ok(Labelled { classes, files, loose })
+}
+
+/// Whether a file is called as images are, or archives of them.
+fn may_be_data(path: &Path) -> bool {
+    image::ImageFormat::from_path(path).is_ok() || archive::named_tar(path)
 }
 
 /// Gives validation files the labels that training gave to the same class names.

@@ -1,5 +1,6 @@
 //! Data from files made on the spot: every colour mode, every kind of damage.
 
+mod archive_sets;
 mod archives;
 mod batches;
 mod latents;

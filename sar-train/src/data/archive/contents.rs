@@ -69,6 +69,11 @@ impl Labels {
         self.numbers.keys()
     }
 
+    /// Keys of .json files that have a label.
+    pub(super) fn written(&self) -> impl Iterator<Item = &PathBuf> {
+        self.written.keys()
+    }
+
     /// Whether a file is another part of an example than its image, as `key.mask.png`: the key of the example ends
     /// at the first dot.
     pub(super) fn is_other_part(&self, name: &Path) -> bool {
@@ -81,6 +86,8 @@ impl Labels {
     fn take(&mut self, archive: &Path, name: &Path, text: &[u8]) -> Result<bool, DataError> {
         if extension_is(name, "json") {
             let label = json_label(text);
+            // A later file of the name takes the place of the one before, as after unpacking.
+            self.written.remove(&key(name));
             if let Some(label) = label {
                 self.written.insert(key(name), label);
             }
@@ -114,15 +121,18 @@ impl Contents {
         archive.set_ignore_zeros(true);
         for entry in archive.entries_with_seek().map_err(damaged)? {
             let mut entry = entry.map_err(damaged)?;
-            let name = within(&entry.path().map_err(damaged)?);
+            let path = entry.path().map_err(damaged)?.into_owned();
+            let name = within(&path);
             let blocks = entry.size().div_ceil(BLOCK).saturating_mul(BLOCK);
             listing.end = entry.raw_file_position().saturating_add(blocks);
-            if !name.iter().any(folder::is_litter) {
+            if path.components().any(|part| part == Component::ParentDir) {
+                // Without what leads out of the archive it would stand for another file.
+                listing.contents.odd.push(name);
+            } else if !name.iter().any(folder::is_litter) {
                 listing.add(name, &mut entry, damaged)?;
             }
         }
-        // Cut within its last file it is that file which is bad.
-        if (listing.end..listing.end.saturating_add(BLOCK)).contains(&length) {
+        if length < listing.end.saturating_add(BLOCK) {
             return Err(bad(format!("cut off after {length} bytes; copy or pack it anew")));
         }
         let contents = listing.contents;
@@ -160,7 +170,7 @@ impl Listing {
         damaged: impl Fn(std::io::Error) -> DataError,
     ) -> Result<(), DataError> {
         match entry.header().entry_type() {
-            EntryType::Directory => {}
+            EntryType::Directory | EntryType::XGlobalHeader => {}
             // As the oldest archives have folders.
             EntryType::Regular if entry.path_bytes().ends_with(b"/") => {}
             EntryType::Link => {
@@ -189,6 +199,7 @@ impl Listing {
         if is_label(&file.name) {
             labels.keys.insert(key(&file.name));
         }
+        self.texts.remove(&file.name);
         if let Some(text) = text
             && labels.take(archive, &file.name, &text)?
         {

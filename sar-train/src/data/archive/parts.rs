@@ -26,11 +26,11 @@ impl Part {
         }
     }
 
-    /// The part that one of the words of an archive's name says, as `imagenet1k-validation-00.tar`.
+    /// The part that the last such word of an archive's name says, as `imagenet1k-validation-00.tar`.
     pub(super) fn of_archive(path: &Path) -> Option<Self> {
         let stem = path.file_stem()?.to_str()?;
-        let mut words = stem.split(|c: char| !c.is_ascii_alphabetic());
-        words.find_map(|word| match word.to_ascii_lowercase().as_str() {
+        let words = stem.split(|c: char| !c.is_ascii_alphabetic());
+        words.rev().find_map(|word| match word.to_ascii_lowercase().as_str() {
             "test" | "testing" => Some(Self::Test),
             word => Self::of_folder(OsStr::new(word)),
         })

@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 /// A small PNG with a grey of its own.
-fn grey(value: u8) -> Vec<u8> {
+pub(super) fn grey(value: u8) -> Vec<u8> {
     let image = image::GrayImage::from_fn(9, 7, |x, y| Luma([value + (x + y) as u8]));
     let mut bytes = std::io::Cursor::new(Vec::new());
     image.write_to(&mut bytes, ImageFormat::Png).unwrap();
@@ -12,7 +12,7 @@ fn grey(value: u8) -> Vec<u8> {
 }
 
 /// Writes an archive of these files in this order.
-fn pack<B: AsRef<[u8]>>(path: &Path, files: &[(&str, B)]) {
+pub(super) fn pack<B: AsRef<[u8]>>(path: &Path, files: &[(&str, B)]) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let mut archive = tar::Builder::new(fs::File::create(path).unwrap());
     for (name, bytes) in files {
@@ -32,7 +32,7 @@ fn seen(set: &Dataset) -> Vec<(u32, f32)> {
 }
 
 /// The greys of [`grey`] as a set of 8 px shows their corners: one pixel to the right.
-fn greys(set: &Dataset) -> Vec<(u32, u8)> {
+pub(super) fn greys(set: &Dataset) -> Vec<(u32, u8)> {
     let back = |v: f32| ((v + 1.0) * 127.5).round() as u8;
     seen(set).into_iter().map(|(label, value)| (label, back(value))).collect()
 }
@@ -193,23 +193,31 @@ fn archives_that_cannot_be_read_are_told_apart() {
     let skip = DataConfig { skip_bad_images: true, val_fraction: 0.0, ..at(&path) };
     assert_eq!(open(&skip).unwrap().train.len(), 2);
 
-    // Cut within its last image: that one is bad, and no other.
+    // Cut within its last image, in what fills its last block, between two files, within a header, and to nothing.
     pack(&path, &[files[1], files[0]]);
     let whole = fs::read(&path).unwrap();
-    fs::write(&path, &whole[..whole.len() - 1024 - 512]).unwrap();
-    let cut = open(&at(&path)).unwrap_err().to_string();
-    assert!(
-        cut.contains("cat/a.png: the image is truncated") && cut.contains("ends within it"),
-        "{cut}"
-    );
-    // Cut between two files, within a header, and to nothing.
-    for (bytes, expected) in
-        [(1024, "cut off after 1024 bytes"), (1100, "damaged"), (0, "cut off after 0")]
-    {
+    let last = whole.len() - 2 * 512;
+    let image_ends = last - 512 + image.len() % 512;
+    for (bytes, expected) in [
+        (image_ends - 3, "cut off after"),
+        (image_ends + 3, "cut off after"),
+        (last, "cut off after"),
+        (1024, "cut off after 1024 bytes"),
+        (1100, "damaged"),
+        (0, "cut off after 0"),
+    ] {
         fs::write(&path, &whole[..bytes]).unwrap();
         let text = open(&at(&path)).unwrap_err().to_string();
-        assert!(text.contains(expected), "{text}");
+        assert!(text.contains(expected), "{bytes} of {}: {text}", whole.len());
     }
+    // It was whole when it was listed.
+    fs::write(&path, &whole).unwrap();
+    let Source::Files(listing) = locate(&at(&path)).unwrap() else { panic!("no files") };
+    fs::write(&path, &whole[..image_ends - 3]).unwrap();
+    let bad: Vec<_> = listing.train.iter().map(|(file, _)| file.decode(1 << 20)).collect();
+    assert!(matches!(&bad[0], Err(BadImage::Truncated(text)) if text.contains("ends within it")));
+    assert!(bad[1].is_ok());
+    // A header that is another's.
     let mut other = whole.clone();
     other[0] ^= 1;
     fs::write(&path, &other).unwrap();
@@ -236,151 +244,6 @@ fn archives_that_cannot_be_read_are_told_apart() {
         assert_eq!(open(&loose).unwrap().skipped.len(), 1);
         fs::remove_dir_all(packed.parent().unwrap()).unwrap();
     }
-}
-
-#[test]
-fn classes_are_those_of_all_archives_together() {
-    let dir = tempfile::tempdir().unwrap();
-    let image = &grey(0)[..];
-    let classes = |name: &str, archives: &[&[&str]]| {
-        let root = dir.path().join(name);
-        for (number, names) in archives.iter().enumerate() {
-            let files: Vec<_> = names.iter().map(|name| (*name, image)).collect();
-            pack(&root.join(format!("{number}.tar")), &files);
-        }
-        let data = open(&DataConfig { allow_one_class: true, ..at(&root) }).unwrap();
-        (data.classes.join(" "), data.train.len() + data.validation.len(), data.summary)
-    };
-    // One archive for each class, with folders in them; and classes that go over two.
-    let nested = [&["cat/siamese/1.png", "cat/tabby/1.png"][..], &["dog/poodle/1.png"]];
-    assert_eq!(classes("nested", &nested).0, "cat dog");
-    let over = [&["cat/1/a.png", "cat/2/b.png"][..], &["cat/3/a.png", "dog/1/b.png"]];
-    assert_eq!(classes("over", &over).0, "cat dog");
-    // What lies beside the class folders is told as on disk, and notes are passed over.
-    let beside =
-        [&["images/cat/1.png", "images/dog/1.png"][..], &["images/cover.png", "images/cat/2.png"]];
-    let (found, count, summary) = classes("beside", &beside);
-    assert_eq!((found.as_str(), count), ("cat dog", 3));
-    assert!(summary.contains("not used: 1 (1.tar/images/cover.png)"), "{summary}");
-    let notes = [&["images/README.md", "images/cat/1.png", "images/dog/1.png", "README"][..]];
-    let (found, count, summary) = classes("notes", &notes);
-    assert_eq!((found.as_str(), count, summary.contains("not used")), ("cat dog", 2, false));
-    // A folder called `train` is a part only where classes are in it.
-    let vehicles = [&["train/1.png", "plane/1.png"][..], &["val/1.png"]];
-    assert_eq!(classes("vehicles", &vehicles).0, "plane train val");
-}
-
-#[test]
-fn links_repetitions_and_holes_are_as_after_unpacking() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a.tar");
-    let mut archive = tar::Builder::new(fs::File::create(&path).unwrap());
-    let mut add = |name: &str, bytes: &[u8]| {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(bytes.len() as u64);
-        archive.append_data(&mut header, name, bytes).unwrap();
-    };
-    add("a.png", &grey(10));
-    add("a.cls", b"0");
-    add("b.png", &grey(20));
-    add("b.cls", b"1");
-    // The later file of a name replaces the earlier one, label and all.
-    add("a.png", &grey(30));
-    add("a.cls", b"1");
-    for (kind, name, target) in [
-        (tar::EntryType::Link, "c.png", "b.png"),
-        (tar::EntryType::Link, "c.cls", "a.cls"),
-        (tar::EntryType::Symlink, "d.png", "/elsewhere/d.png"),
-        (tar::EntryType::Link, "e.png", "nowhere.png"),
-    ] {
-        let mut header = tar::Header::new_gnu();
-        header.set_entry_type(kind);
-        header.set_size(0);
-        archive.append_link(&mut header, name, target).unwrap();
-    }
-    archive.finish().unwrap();
-    let config = DataConfig { val_fraction: 0.0, allow_one_class: true, ..at(&path) };
-    let data = open(&config).unwrap();
-    assert_eq!(greys(&data.train), [(1, 31), (1, 21), (1, 21)]);
-    assert!(data.summary.contains("not used: 2 (d.png, e.png)"), "{}", data.summary);
-    // Two archives behind one another are both read.
-    let mut both = fs::read(&path).unwrap();
-    let other = dir.path().join("b.tar");
-    pack(&other, &[("f.png", &grey(40)[..]), ("f.cls", b"0")]);
-    both.extend(fs::read(&other).unwrap());
-    fs::write(&path, both).unwrap();
-    assert_eq!(greys(&open(&config).unwrap().train)[3], (0, 41));
-}
-
-#[test]
-fn no_part_of_the_data_takes_the_place_of_another() {
-    let dir = tempfile::tempdir().unwrap();
-    let image = &grey(0)[..];
-    let shard = |path: &str| {
-        let files = [("a.png", image), ("a.cls", b"0"), ("b.png", image), ("b.cls", b"1")];
-        pack(&dir.path().join(path), &files);
-    };
-    let fails = |root: &str| open(&at(&dir.path().join(root))).unwrap_err().to_string();
-    // A part that was not fetched whole.
-    for (bad, good) in [("a/train-0.tar", "a/val-0.tar"), ("b/val-0.tar", "b/train-0.tar")] {
-        shard(good);
-        fs::write(dir.path().join(bad), b"").unwrap();
-        let root = bad.split('/').next().unwrap();
-        assert!(fails(root).contains("cut off after 0 bytes"), "{root}");
-    }
-    // Parts of which one is packed and the other is not, and parts of two names.
-    shard("c/train/0.tar");
-    write(&dir.path().join("c/val/cat/1.png"), &red(8, 8), ImageFormat::Png);
-    assert!(fails("c").contains("val: expected .tar archives"), "{}", fails("c"));
-    shard("d/train/0.tar");
-    shard("d/training/0.tar");
-    assert!(matches!(open(&at(&dir.path().join("d"))), Err(DataError::SeveralParts { .. })));
-    // What is of neither part is told.
-    for path in ["e/train/0.tar", "e/test/0.tar", "e/more.tar"] {
-        shard(path);
-    }
-    fs::write(dir.path().join("e/train/loose.png"), image).unwrap();
-    let data = open(&at(&dir.path().join("e"))).unwrap();
-    assert!(
-        data.summary.contains("not used: 3 (train/loose.png, test/, more.tar)"),
-        "{}",
-        data.summary
-    );
-    for path in ["f/trainval.tar", "f/test.tar"] {
-        shard(path);
-    }
-    let data = open(&at(&dir.path().join("f"))).unwrap();
-    assert_eq!(data.train.len() + data.validation.len(), 2);
-    // A folder beside shards that holds no image is no class.
-    shard("g/0.tar");
-    fs::create_dir(dir.path().join("g/logs")).unwrap();
-    let data = open(&at(&dir.path().join("g"))).unwrap();
-    assert!(data.summary.contains("not used: 1 (logs/)"), "{}", data.summary);
-    // Masks are no images where labels are not read either.
-    pack(&dir.path().join("h.tar"), &[("a.png", image), ("a.mask.png", image), ("a.cls", b"0")]);
-    let config = DataConfig { unlabelled: true, ..at(&dir.path().join("h.tar")) };
-    assert_eq!(open(&config).unwrap().train.len(), 1);
-}
-
-#[test]
-fn images_beside_archives_are_not_lost() {
-    let dir = tempfile::tempdir().unwrap();
-    let shard = dir.path().join("0.tar");
-    pack(&shard, &[("a.png", &grey(0)[..]), ("a.cls", b"0"), ("b.png", &grey(9)), ("b.cls", b"1")]);
-    fs::write(dir.path().join("loose.png"), grey(1)).unwrap();
-    let data = open(&at(dir.path())).unwrap();
-    assert!(data.summary.contains("not used: 1 (loose.png)"), "{}", data.summary);
-    // Without labels, loose images are data, and an archive among them is said.
-    let unlabelled = DataConfig { unlabelled: true, ..at(dir.path()) };
-    let text = open(&unlabelled).unwrap_err().to_string();
-    assert!(text.contains("0.tar: not a PNG"), "{text}");
-    // Class folders win over an archive that lies beside them.
-    for class in ["cat", "dog"] {
-        write(&dir.path().join(class).join("a.png"), &red(8, 8), ImageFormat::Png);
-    }
-    let data = open(&at(dir.path())).unwrap();
-    assert_eq!(data.classes, ["cat", "dog"]);
-    assert!(data.summary.contains("not used: 2 (0.tar, loose.png)"), "{}", data.summary);
 }
 
 proptest! {

@@ -84,6 +84,11 @@ fn lists_name_files_with_blanks_and_wrong_lines() {
     }
     fs::write(&list, "a.png 99999999999\n").unwrap();
     assert!(matches!(open(&config), Err(DataError::LabelOutOfRange { label: 99999999999, .. })));
+    // No archive, whatever it begins with.
+    fs::create_dir(dir.path().join("BZhang")).unwrap();
+    fs::copy(dir.path().join("dog/000.png"), dir.path().join("BZhang/0.png")).unwrap();
+    fs::write(&list, "BZhang/0.png 0\ndog/000.png 1\n").unwrap();
+    assert_eq!(open(&config).unwrap().train.len(), 2);
     fs::write(&list, "# nothing\n").unwrap();
     assert!(matches!(open(&config), Err(DataError::Empty { .. })));
     fs::write(&list, [0xff, 0xfe, 0x00, 0x80]).unwrap();
