@@ -64,6 +64,8 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
 /// Writes the numbers to a file, and prints them. A part does not replace what is larger; what a whole one
 /// replaces that is larger is kept aside.
 fn keep(report: &EvalReport, whole: bool, json: Option<&Path>, quiet: bool) -> anyhow::Result<()> {
+    // First: a file that cannot be written does not lose them.
+    print!("{}", text::evaluation(report));
     let told = match json {
         None => "the numbers are not kept; --json FILE does that".to_owned(),
         Some(json) => match larger_at(json, report) {
@@ -86,7 +88,6 @@ fn keep(report: &EvalReport, whole: bool, json: Option<&Path>, quiet: bool) -> a
             }
         },
     };
-    print!("{}", text::evaluation(report));
     if !quiet {
         eprintln!("{told}");
     }

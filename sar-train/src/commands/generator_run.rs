@@ -25,7 +25,7 @@ pub(crate) const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so th
 /// Images of a step that the published rate is of.
 const PUBLISHED_BATCH: usize = 256;
 
-/// Held-out images below which what they say is rough: as many as the classifier that measures has features.
+/// Held-out images below which what they say is rough: the classifier that measures has 64 features.
 const FEW_HELD_OUT: usize = 65;
 
 /// Held-out images that the loss is measured on, at most.

@@ -90,7 +90,7 @@ pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<
 pub(crate) fn compare_computing(folder: &RunFolder, now: &str) -> anyhow::Result<()> {
     if let Some(before) = folder.other_computing(now)? {
         output::note(format_args!(
-            "warning: the run began on {before} and goes on on {now}, not bit for bit; --backend and --dtype \
+            "warning: the run began on {before} and goes on with {now}, not bit for bit; --backend and --dtype \
              are given to --resume, too"
         ));
     }

@@ -49,7 +49,7 @@ fn a_run_among_its_images_is_none_of_them() {
     // What computed is part of bit for bit.
     fs::write(folder.join("images/a/run/computed.txt"), "cuda bf16").unwrap();
     let on = ["train", "--resume", "--out", "images/a/run", "--set", "train.steps=4"];
-    says(&succeeds(&on, folder), &["the run began on cuda bf16 and goes on on cpu f32"]);
+    says(&succeeds(&on, folder), &["the run began on cuda bf16 and goes on with cpu f32"]);
 }
 
 /// Held-out images are drawn from all of a class: with one more, they are others.
