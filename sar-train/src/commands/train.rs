@@ -158,9 +158,7 @@ fn note_other_settings(
     args: &RunArgs,
 ) -> anyhow::Result<()> {
     let Some(of) = from.run_config()? else { return Ok(()) };
-    let tables =
-        |config: &Config| -> anyhow::Result<toml::Table> { Ok(toml::Table::try_from(config)?) };
-    let (was, is) = (tables(&of)?, tables(config)?);
+    let (was, is) = (toml::Table::try_from(&of)?, toml::Table::try_from(config)?);
     let kept = [
         ("data", "image_side"),
         ("data", "crop"),

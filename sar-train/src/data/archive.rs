@@ -12,8 +12,9 @@
 mod contents;
 mod parts;
 
+use super::folder::{self, is_image};
 use super::list::MAX_CLASSES;
-use super::{DataError, ImageFile, Listing, folder};
+use super::{DataError, ImageFile, Listing};
 use contents::{Contents, Member};
 use parts::{Part, Split};
 use rayon::prelude::*;
@@ -63,11 +64,6 @@ fn named(key: &Path, kind: &str) -> PathBuf {
     name.push(".");
     name.push(kind);
     name.into()
-}
-
-/// Whether a file is called as an image is.
-fn is_image(path: &Path) -> bool {
-    image::ImageFormat::from_path(path).is_ok()
 }
 
 fn compressed(path: &Path) -> DataError {
@@ -221,9 +217,9 @@ fn list(
     let folders = !numbered && !unlabelled;
     let (mut candidates, mut odd) = (Vec::new(), Vec::new());
     for ((path, part), mut contents) in archives.into_iter().zip(contents) {
-        odd.extend(contents.odd.drain(..).map(|name| path.join(name)));
-        odd.extend(contents.without_image(folders).map(|name| path.join(name)));
-        candidates.extend(contents.candidates(part, folders)?);
+        let mut unused = std::mem::take(&mut contents.odd);
+        candidates.extend(contents.candidates(part, folders, &mut unused)?);
+        odd.extend(unused.into_iter().map(|name| path.join(name)));
     }
     if candidates.is_empty() {
         return Err(DataError::Empty { path: root.to_path_buf(), hint: "" });
@@ -240,22 +236,14 @@ fn list(
 }
 
 impl Contents {
-    /// Files that hold a label of no image, as far as those may be of other use.
-    fn without_image(&self, folders: bool) -> impl Iterator<Item = PathBuf> {
-        let images: HashSet<PathBuf> = self
-            .files
-            .iter()
-            .filter(|m| is_image(&m.name))
-            .map(|m| contents::key(&m.name))
-            .collect();
-        let lone = self.labels.written().filter(|key| !folders && !images.contains(*key));
-        let mut lone: Vec<PathBuf> = lone.map(|key| named(key, "json")).collect();
-        lone.sort();
-        lone.into_iter()
-    }
-
-    /// The images of an archive. `folders`: class folders name the labels.
-    fn candidates(self, part: Option<Part>, folders: bool) -> Result<Vec<Candidate>, DataError> {
+    /// The images of an archive; files that hold a label of no image and may be of other use become `unused`.
+    /// `folders`: class folders name the labels.
+    fn candidates(
+        self,
+        part: Option<Part>,
+        folders: bool,
+        unused: &mut Vec<PathBuf>,
+    ) -> Result<Vec<Candidate>, DataError> {
         let Self { archive, mut files, labels, .. } = self;
         // All of a class folder is an image, or was meant as one; shards also hold what is said of their images.
         files.retain(|m| folders || (is_image(&m.name) && !labels.is_other_part(&m.name)));
@@ -272,6 +260,10 @@ impl Contents {
             let reason = "a label without an image; expected KEY.png, .jpg or .webp beside KEY.cls";
             return bad(&named(key, "cls"), reason);
         }
+        let lone = labels.written().filter(|key| !images.contains(*key));
+        let mut lone: Vec<PathBuf> = lone.map(|key| named(key, "json")).collect();
+        lone.sort();
+        unused.append(&mut lone);
         let candidate = |Member { name, offset, size }: Member| {
             let label = labels.of(&name);
             let file = ImageFile::member(archive.clone(), &name, offset, size);

@@ -137,9 +137,14 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
     Ok(Labelled { classes, files, loose })
 }
 
+/// Whether a file is called as an image is, of whatever format.
+pub(super) fn is_image(path: &Path) -> bool {
+    image::ImageFormat::from_path(path).is_ok()
+}
+
 /// Whether a file is called as images are, or archives of them.
 fn may_be_data(path: &Path) -> bool {
-    image::ImageFormat::from_path(path).is_ok() || archive::named_tar(path)
+    is_image(path) || archive::named_tar(path)
 }
 
 /// Gives validation files the labels that training gave to the same class names.
@@ -178,7 +183,7 @@ fn walk(
 pub(super) fn holds_image(folder: &Path) -> Result<bool, DataError> {
     fn within(folder: &Path, depth: usize) -> Result<bool, DataError> {
         let (folders, files) = entries(folder)?;
-        if files.iter().any(|path| image::ImageFormat::from_path(path).is_ok()) {
+        if files.iter().any(|path| is_image(path)) {
             return Ok(true);
         }
         for inner in folders.iter().filter(|_| depth < MAX_DEPTH) {

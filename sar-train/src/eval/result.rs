@@ -161,9 +161,13 @@ impl EvalReport {
     /// How much was measured, in words.
     pub fn extent(&self) -> String {
         let (points, s) = (self.points.len(), &self.settings);
-        let filters = self.points.iter().any(|p| p.top_k.is_some() || p.top_p.is_some());
-        let what = if filters { "settings" } else { "guidance values" };
+        let what = if self.sweeps_filters() { "settings" } else { "guidance values" };
         format!("{points} {what} of {} samples by {} seeds", s.count, s.seeds.len())
+    }
+
+    /// Whether several filters were measured: then each point names its own.
+    pub fn sweeps_filters(&self) -> bool {
+        self.points.iter().any(|p| p.top_k.is_some() || p.top_p.is_some())
     }
 
     /// Whether it took more samples than another.

@@ -7,7 +7,7 @@ const WIDTH: usize = 100;
 
 /// The result of `sar eval`.
 pub fn evaluation(report: &EvalReport) -> String {
-    let swept = report.points.iter().any(|p| p.top_k.is_some() || p.top_p.is_some());
+    let swept = report.sweeps_filters();
     let what = if swept { "sweep" } else { "guidance sweep" };
     let mut out = table(&sweep_rows(what, &report.points));
     if swept {

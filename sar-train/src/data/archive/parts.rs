@@ -1,7 +1,7 @@
 //! Which part of the data what lies in archives is.
 
-use super::super::folder;
-use super::{Candidate, is_image};
+use super::super::folder::{self, is_image};
+use super::Candidate;
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
