@@ -141,7 +141,7 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
         let classes = classifier.config().classes;
         let seen = classifier.extract(backend, validation.images)?;
         let accuracy = class_accuracy(&seen.logits, classes, validation.labels)?;
-        let gaussian = Gaussian::fit(&seen.features)?.prepared()?;
+        let gaussian = Gaussian::fit(&seen.features)?.prepared();
         let labels = balanced_labels(options.count, classes);
         let settings = EvalSettings {
             extractor: EXTRACTOR.into(),

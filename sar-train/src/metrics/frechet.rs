@@ -1,15 +1,16 @@
 //! Fréchet distance between two sets of features, each taken as a Gaussian (Heusel et al. 2017).
 //!
 //! `d² = ‖μ_a − μ_b‖² + tr Σ_a + tr Σ_b − 2·tr (Σ_a Σ_b)^½`, covariances with N−1. The eigenvalues of
-//! `Σ_a Σ_b` are those of `LᵀΣ_bL` for any `L` with `L·Lᵀ = Σ_a`; with `L = V·Λ^½` from the
-//! eigen-decomposition of Σ_a that matrix is symmetric, so that no complex square root is needed.
+//! `Σ_a Σ_b` other than 0 are those of `LᵀΣ_bL` for any `L` with `L·Lᵀ = Σ_a`. With Cholesky's that matrix is
+//! symmetric, so that no complex square root is needed, and no larger than the rank of Σ_a: of a few vectors of
+//! thousands of features it is small.
 
 use super::{Features, MetricsError};
-use nalgebra::{DMatrix, DVector, SymmetricEigen};
+use nalgebra::{DMatrix, DVector, Dyn, SymmetricEigen};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
-/// Eigenvalues below this many units of rounding (times the width and the largest eigenvalue) are
+/// Eigenvalues and pivots below this many units of rounding (times the width and the largest eigenvalue) are
 /// rounding noise of a singular matrix and count as zero. Their roots would otherwise add up to a
 /// visible error: √1e-16 is 1e-8, times 2,048 dimensions.
 const ROUNDING_UNITS: f64 = 4.0;
@@ -23,7 +24,8 @@ const BLOCK: usize = 64;
 /// Fit the reference once and compare it with many sets.
 #[derive(Clone, Debug)]
 pub struct Gaussian {
-    count: usize,
+    /// Vectors it was fitted to, where that is known.
+    count: Option<usize>,
     mean: DVector<f64>,
     covariance: DMatrix<f64>,
     root: Option<DMatrix<f64>>,
@@ -51,21 +53,57 @@ impl Gaussian {
         for (mut column, &mean) in centred.column_iter_mut().zip(mean.iter()) {
             column.add_scalar_mut(-mean);
         }
-        Ok(Self { count, mean, covariance: covariance(&centred), root: None })
+        Self::of(mean, covariance(&centred), Some(count))
     }
 
-    /// Finds the root of the covariance now, so that each [`Gaussian::distance`] from it needs one
-    /// eigen-decomposition instead of two. The distances are the same to the bit.
+    /// Of a mean and a covariance that were taken elsewhere, and the number of vectors they are of, where that
+    /// is known.
     ///
     /// # Errors
-    /// Eigenvalues that do not converge.
-    pub fn prepared(mut self) -> Result<Self, MetricsError> {
-        self.root = Some(self.find_root()?);
-        Ok(self)
+    /// A covariance of another width, or values that are not finite.
+    pub fn of(
+        mean: DVector<f64>,
+        covariance: DMatrix<f64>,
+        count: Option<usize>,
+    ) -> Result<Self, MetricsError> {
+        let (metric, expected) = ("frechet_distance", mean.len());
+        for (what, found) in
+            [("covariance rows", covariance.nrows()), ("covariance columns", covariance.ncols())]
+        {
+            if found != expected {
+                return Err(MetricsError::Shape { metric, what, expected, found });
+            }
+        }
+        // The mean is row 0 of what is named, the covariance comes after it.
+        let rows =
+            std::iter::once(mean.as_slice()).chain(covariance.as_slice().chunks(expected.max(1)));
+        for (row, values) in rows.enumerate() {
+            if let Some(column) = values.iter().position(|v| !v.is_finite()) {
+                return Err(MetricsError::NotFinite { metric, row, column });
+            }
+        }
+        Ok(Self { count, mean, covariance, root: None })
     }
 
-    /// Number of vectors it was fitted to.
-    pub fn count(&self) -> usize {
+    /// The mean.
+    pub fn mean(&self) -> &DVector<f64> {
+        &self.mean
+    }
+
+    /// The covariance.
+    pub fn covariance(&self) -> &DMatrix<f64> {
+        &self.covariance
+    }
+
+    /// Finds the root of the covariance now, so that [`Gaussian::distance`] does not find it every time. The
+    /// distances are the same to the bit.
+    pub fn prepared(mut self) -> Self {
+        self.root = Some(root(&self.covariance));
+        self
+    }
+
+    /// Number of vectors it was fitted to, where that is known.
+    pub fn count(&self) -> Option<usize> {
         self.count
     }
 
@@ -73,31 +111,12 @@ impl Gaussian {
     /// distance is then defined, but too large, and comparable only at this very count.
     pub fn warning(&self) -> Option<String> {
         let dims = self.mean.len();
-        (self.count <= dims).then(|| {
+        self.count.filter(|&count| count <= dims).map(|count| {
             format!(
-                "{} samples for {dims} feature dimensions: the covariance is singular and the \
-                 Fréchet distance biased upwards; more than {dims} are needed",
-                self.count
+                "{count} samples for {dims} feature dimensions: the covariance is singular and the \
+                 Fréchet distance biased upwards; more than {dims} are needed"
             )
         })
-    }
-
-    /// `L` with `L·Lᵀ = Σ`.
-    fn find_root(&self) -> Result<DMatrix<f64>, MetricsError> {
-        let dims = self.mean.len();
-        let error = MetricsError::NoConvergence { metric: "frechet_distance", dims };
-        let eigen = SymmetricEigen::try_new(
-            self.covariance.clone(),
-            f64::EPSILON,
-            ITERATIONS_PER_DIM * dims,
-        )
-        .ok_or(error)?;
-        let floor = noise_floor(eigen.eigenvalues.as_slice());
-        let mut root = eigen.eigenvectors;
-        for (mut column, &value) in root.column_iter_mut().zip(eigen.eigenvalues.iter()) {
-            column *= if value > floor { value.sqrt() } else { 0.0 };
-        }
-        Ok(root)
     }
 
     /// The Fréchet distance to another set: 0 where mean and covariance are the same. Symmetric.
@@ -114,14 +133,13 @@ impl Gaussian {
         }
         let root = match &self.root {
             Some(root) => Cow::Borrowed(root),
-            None => Cow::Owned(self.find_root()?),
+            None => Cow::Owned(root(&self.covariance)),
         };
         let product = parallel_product(&other.covariance, &root);
         let mut inner = parallel_product(&root.transpose(), &product);
         // Rounding leaves the two halves apart by an ulp; the solver reads one half only.
         inner = (&inner + inner.transpose()) * 0.5;
-        let eigen = SymmetricEigen::try_new(inner, f64::EPSILON, ITERATIONS_PER_DIM * expected)
-            .ok_or(MetricsError::NoConvergence { metric, dims: expected })?;
+        let eigen = eigen(inner)?;
         let floor = noise_floor(eigen.eigenvalues.as_slice());
         let mut values: Vec<f64> =
             eigen.eigenvalues.iter().copied().filter(|v| *v > floor).collect();
@@ -141,7 +159,53 @@ pub fn frechet_distance(reference: &Features, generated: &Features) -> Result<f6
     Gaussian::fit(reference)?.distance(&Gaussian::fit(generated)?)
 }
 
-/// Below this an eigenvalue is rounding.
+/// `L` with `L·Lᵀ = Σ`, of as many columns as Σ has rank: Cholesky's, the largest pivot first.
+fn root(covariance: &DMatrix<f64>) -> DMatrix<f64> {
+    let dims = covariance.nrows();
+    let mut left = covariance.diagonal();
+    let floor = noise_floor(left.as_slice());
+    let mut root = DMatrix::zeros(dims, dims);
+    for rank in 0..dims {
+        let pivot = left.imax();
+        if left[pivot] <= floor {
+            return root.columns(0, rank).into_owned();
+        }
+        let (found, mut rest) = root.columns_range_pair_mut(..rank, rank..);
+        let mut column = rest.column_mut(0);
+        column.copy_from(&covariance.column(pivot));
+        column.gemv(-1.0, &found, &found.row(pivot).transpose(), 1.0);
+        column /= left[pivot].sqrt();
+        left.zip_apply(&column, |left, value| *left -= value * value);
+        // Done with, whatever rounding leaves.
+        left[pivot] = 0.0;
+    }
+    root
+}
+
+/// Eigenvalues and vectors of a symmetric matrix without negative eigenvalues.
+fn eigen(mut matrix: DMatrix<f64>) -> Result<SymmetricEigen<f64, Dyn>, MetricsError> {
+    let dims = matrix.nrows();
+    // Of such a matrix no entry is larger than the largest of the diagonal.
+    let largest = matrix.diagonal().amax();
+    if largest == 0.0 {
+        let (eigenvectors, eigenvalues) = (DMatrix::identity(dims, dims), DVector::zeros(dims));
+        return Ok(SymmetricEigen { eigenvectors, eigenvalues });
+    }
+    matrix /= largest;
+    // The solver squares entries; those of a block that is rounding alone (features that are constant in the
+    // other set) underflow, and it divides nought by nought. Lifted by a rounding they do not.
+    for i in 0..dims {
+        matrix[(i, i)] += f64::EPSILON;
+    }
+    let eigen = SymmetricEigen::try_new(matrix, f64::EPSILON, ITERATIONS_PER_DIM * dims);
+    let finite = |eigen: &SymmetricEigen<f64, Dyn>| eigen.eigenvalues.iter().all(|v| v.is_finite());
+    let metric = "frechet_distance";
+    let mut eigen = eigen.filter(finite).ok_or(MetricsError::NoConvergence { metric, dims })?;
+    eigen.eigenvalues.apply(|value| *value = (*value - f64::EPSILON) * largest);
+    Ok(eigen)
+}
+
+/// Below this an eigenvalue, or a pivot, is rounding.
 fn noise_floor(eigenvalues: &[f64]) -> f64 {
     let largest = eigenvalues.iter().fold(0.0f64, |m, v| m.max(v.abs()));
     ROUNDING_UNITS * f64::EPSILON * eigenvalues.len() as f64 * largest
@@ -154,7 +218,7 @@ fn covariance(centred: &DMatrix<f64>) -> DMatrix<f64> {
 }
 
 /// `a·b`, a block of columns per task; a block does not depend on how many threads there are.
-fn parallel_product(a: &DMatrix<f64>, b: &DMatrix<f64>) -> DMatrix<f64> {
+pub(super) fn parallel_product(a: &DMatrix<f64>, b: &DMatrix<f64>) -> DMatrix<f64> {
     let blocks: Vec<DMatrix<f64>> = (0..b.ncols().div_ceil(BLOCK))
         .into_par_iter()
         .map(|i| a * b.columns(i * BLOCK, BLOCK.min(b.ncols() - i * BLOCK)))
@@ -212,7 +276,7 @@ mod tests {
         let forward = frechet_distance(&a, &b).unwrap();
         let backward = frechet_distance(&b, &a).unwrap();
         assert!((forward - backward).abs() < RELATIVE * forward);
-        let prepared = Gaussian::fit(&a).unwrap().prepared().unwrap();
+        let prepared = Gaussian::fit(&a).unwrap().prepared();
         let again = prepared.distance(&Gaussian::fit(&b).unwrap()).unwrap();
         assert_eq!(forward.to_bits(), again.to_bits());
         let on = |threads| {
@@ -220,6 +284,54 @@ mod tests {
             pool.install(|| frechet_distance(&a, &b).unwrap())
         };
         assert_eq!(on(1).to_bits(), on(2).to_bits());
+    }
+
+    #[test]
+    fn features_that_hardly_vary_leave_the_others_their_distance() {
+        // The squares of such covariances underflow; so it is with sets of thousands of features, some constant.
+        let (count, dims, tiny) = (40, 5, 1e-80);
+        let set = |seed: u64, dims: usize| -> Vec<f64> {
+            let value = |(i, v): (usize, f64)| if i % dims < 2 { v } else { tiny * v };
+            noise(count * dims, seed).into_iter().enumerate().map(value).collect()
+        };
+        let of = |seed| Features::new(set(seed, dims), dims).unwrap();
+        let first = |seed| {
+            let values = set(seed, dims);
+            let rows = values.chunks(dims).flat_map(|row| row[..2].to_vec());
+            Features::new(rows.collect(), 2).unwrap()
+        };
+        let whole = frechet_distance(&of(1), &of(2)).unwrap();
+        let alone = frechet_distance(&first(1), &first(2)).unwrap();
+        assert!((whole - alone).abs() < RELATIVE * alone, "{whole} {alone}");
+        // Taken by the root of either: there one set's covariance is lost before the eigenvalues, here not.
+        let (varies, hardly) = (features(count, dims, 3), of(2));
+        let (there, back) = (
+            frechet_distance(&hardly, &varies).unwrap(),
+            frechet_distance(&varies, &hardly).unwrap(),
+        );
+        assert!((there - back).abs() < RELATIVE * there, "{there} {back}");
+        let constant = Features::new(vec![3.0; count * dims], dims).unwrap();
+        assert_eq!(frechet_distance(&constant, &constant).unwrap(), 0.0);
+        let to = frechet_distance(&of(1), &constant).unwrap();
+        let fit = Gaussian::fit(&of(1)).unwrap();
+        let want = fit.covariance.trace() + fit.mean.add_scalar(-3.0).norm_squared();
+        assert!((to - want).abs() < RELATIVE * want, "{to} {want}");
+    }
+
+    #[test]
+    fn a_block_whose_squares_underflow_leaves_the_others_their_eigenvalues() {
+        let tiny = |i: usize, j: usize| 1e-160 * ((i * j) as f64).sin();
+        let matrix = DMatrix::from_fn(5, 5, |i, j| match (i < 2, j < 2) {
+            (false, false) => tiny(i, j),
+            _ => f64::from(u8::from(i == j)),
+        });
+        // As it is, the solver finds two that are no numbers.
+        let mut values = eigen(matrix).unwrap().eigenvalues.as_slice().to_vec();
+        values.sort_by(f64::total_cmp);
+        assert!(values[..3].iter().all(|v| v.abs() < SELF_DISTANCE), "{values:?}");
+        assert!(values[3..].iter().all(|v| (v - 1.0).abs() < RELATIVE), "{values:?}");
+        let broken = DMatrix::from_element(2, 2, f64::INFINITY);
+        assert!(matches!(eigen(broken), Err(MetricsError::NoConvergence { .. })));
     }
 
     #[test]

@@ -3,11 +3,17 @@
 
 use super::{Features, MetricsError};
 use rayon::prelude::*;
+use sar_backend_cpu::{Buffer, CpuBackend, CpuError};
+use sar_math::backend::{Buffers, Linear, LinearDims, Slot, TransformerOps};
 
-/// Vectors of one set that one task compares.
-const BLOCK: usize = 32;
+/// Vectors of one set, and of the other, whose products are taken at a time.
+const BLOCK: usize = 256;
+const TILE: usize = 2048;
 /// Running sums of a squared distance, so that it can be computed several features at a time.
 const LANES: usize = 8;
+/// A squared distance that is smaller than this share of the squared lengths has lost digits in their
+/// difference, and is taken directly: so that equal vectors have none.
+const CANCELLED: f64 = 1e-6;
 
 /// The two sets, by name, so that they cannot be given the wrong way round.
 #[derive(Clone, Copy, Debug)]
@@ -37,22 +43,17 @@ impl Manifold {
             let metric = "precision_recall";
             return Err(MetricsError::TooFewSamples { metric, needed: neighbours + 1, found });
         }
-        let radii = (0..found)
-            .into_par_iter()
-            .with_min_len(BLOCK)
-            .map_init(Vec::new, |distances, i| {
-                let row = features.row(i).unwrap_or(&[]);
-                distances.clear();
-                distances.extend(
-                    features
-                        .rows()
-                        .enumerate()
-                        .filter(|(j, _)| *j != i)
-                        .map(|(_, other)| squared_distance(row, other)),
-                );
-                *distances.select_nth_unstable_by(neighbours - 1, f64::total_cmp).1
-            })
-            .collect();
+        let mut nearest = vec![Vec::with_capacity(neighbours + 1); found];
+        let mut space = Space::new(&features)?;
+        space.visit(&features, &mut nearest, |nearest: &mut Vec<f64>, row, column, distance| {
+            let far = nearest.get(neighbours - 1).is_some_and(|&last| distance >= last);
+            if row != column && !far {
+                let at = nearest.partition_point(|&d| d <= distance);
+                nearest.insert(at, distance);
+                nearest.truncate(neighbours);
+            }
+        })?;
+        let radii = nearest.into_iter().map(|nearest| nearest[neighbours - 1]).collect();
         Ok(Self { features, radii })
     }
 
@@ -74,19 +75,89 @@ impl Manifold {
         if others.count() == 0 {
             return Err(MetricsError::TooFewSamples { metric, needed: 1, found: 0 });
         }
-        let inside = (0..others.count())
-            .into_par_iter()
-            .with_min_len(BLOCK)
-            .filter(|&i| {
-                let row = others.row(i).unwrap_or(&[]);
-                self.features
-                    .rows()
-                    .zip(&self.radii)
-                    .any(|(centre, radius)| squared_distance(row, centre) <= *radius)
-            })
-            .count();
-        Ok(inside as f64 / others.count() as f64)
+        let mut inside = vec![false; others.count()];
+        let mut space = Space::new(&self.features)?;
+        space.visit(others, &mut inside, |inside: &mut bool, _, column, distance| {
+            *inside |= distance <= self.radii[column];
+        })?;
+        let count = inside.iter().filter(|inside| **inside).count();
+        Ok(count as f64 / others.count() as f64)
     }
+}
+
+/// A set laid out for the distances of others to all of its vectors.
+struct Space<'a> {
+    set: &'a Features,
+    lengths: Vec<f64>,
+    /// The set as the weights of a linear layer: its products with other vectors are that layer.
+    weights: Buffer<f64>,
+    block: Buffer<f64>,
+    products: Buffer<f64>,
+}
+
+impl<'a> Space<'a> {
+    fn new(set: &'a Features) -> Result<Self, MetricsError> {
+        let backend = CpuBackend::<f64>::new();
+        let room = || {
+            let mut weights = backend.params(set.values().len())?;
+            backend.upload_params(set.values(), &mut weights, 0)?;
+            let block = backend.activation(BLOCK * set.dims())?;
+            Ok((weights, block, backend.activation(BLOCK * TILE)?))
+        };
+        let (weights, block, products) = room().map_err(no_room)?;
+        Ok(Self { set, lengths: squared_lengths(set), weights, block, products })
+    }
+
+    /// Calls `each(state, row, column, squared distance)` for every vector of `others`, in whose state it
+    /// leaves what it finds, and every vector of the set, in order.
+    fn visit<S: Send>(
+        &mut self,
+        others: &Features,
+        states: &mut [S],
+        each: impl Fn(&mut S, usize, usize, f64) + Sync,
+    ) -> Result<(), MetricsError> {
+        let (set, dims, backend) = (self.set, self.set.dims(), CpuBackend::<f64>::new());
+        let lengths = squared_lengths(others);
+        for (block, states) in states.chunks_mut(BLOCK).enumerate() {
+            let (first, rows) = (block * BLOCK, states.len());
+            let values = &others.values()[first * dims..][..rows * dims];
+            self.block.as_mut_slice()[..values.len()].copy_from_slice(values);
+            for begin in (0..set.count()).step_by(TILE) {
+                let columns = TILE.min(set.count() - begin);
+                let weight = Slot { offset: begin * dims, len: columns * dims };
+                let layer = Linear { weight, bias: None };
+                let shape = LinearDims { rows, inputs: dims, outputs: columns };
+                backend
+                    .linear(shape, &self.block, &self.weights, layer, &mut self.products)
+                    .map_err(no_room)?;
+                let products = self.products.as_slice().par_chunks(columns);
+                states.par_iter_mut().zip(products).enumerate().for_each(
+                    |(i, (state, products))| {
+                        for (j, product) in products.iter().enumerate() {
+                            let (row, column) = (first + i, begin + j);
+                            let sum = lengths[row] + self.lengths[column];
+                            let mut distance = sum - 2.0 * product;
+                            if distance < CANCELLED * sum {
+                                let pair = (others.row(row), set.row(column));
+                                let (a, b) = (pair.0.unwrap_or(&[]), pair.1.unwrap_or(&[]));
+                                distance = squared_distance(a, b);
+                            }
+                            each(state, row, column, distance);
+                        }
+                    },
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+fn squared_lengths(of: &Features) -> Vec<f64> {
+    of.rows().map(|row| row.iter().map(|v| v * v).sum()).collect()
+}
+
+fn no_room(error: CpuError) -> MetricsError {
+    MetricsError::Backend { metric: "precision_recall", reason: error.to_string() }
 }
 
 /// Precision (the share of generated vectors in the reference manifold) and recall (the share of
@@ -161,6 +232,40 @@ mod tests {
             all.sort_by(f64::total_cmp);
             assert!((all[3] - radius).abs() < ROUNDING);
         }
+    }
+
+    #[test]
+    fn sets_of_several_blocks_and_tiles_are_compared_whole() {
+        let (set, others) = (features(TILE + 70, 3, 6), features(BLOCK + 30, 3, 7));
+        let manifold = Manifold::new(set.clone(), 2).unwrap();
+        let plain = |a: &[f64], b: &[f64]| squared_distance(a, b);
+        for i in [0, 1, BLOCK - 1, BLOCK, TILE - 1, TILE, TILE + 69] {
+            let row = set.row(i).unwrap();
+            let mut all: Vec<f64> = set.rows().map(|other| plain(row, other)).collect();
+            all.sort_by(f64::total_cmp);
+            assert!((all[2] - manifold.radii[i]).abs() < ROUNDING, "{i}");
+        }
+        let inside = |other: &&[f64]| {
+            set.rows().zip(&manifold.radii).any(|(centre, radius)| plain(other, centre) <= *radius)
+        };
+        let want = others.rows().filter(inside).count() as f64 / others.count() as f64;
+        assert_eq!(manifold.share_inside(&others).unwrap(), want);
+        assert!(want > 0.1 && want < 0.99, "{want}");
+    }
+
+    #[test]
+    fn equal_vectors_have_no_distance_however_long_they_are() {
+        // Of four equal ones each has three at no distance; another is not among them.
+        let mut values = [[1e8, 3.0]; 4].concat();
+        values.extend([1e8, 3.5, 1e8, 9.0]);
+        let set = Features::new(values, 2).unwrap();
+        let manifold = Manifold::new(set, 3).unwrap();
+        assert_eq!(manifold.radii[..4], [0.0; 4]);
+        let of = |values: &[f64]| Features::new(values.to_vec(), 2).unwrap();
+        let (equal, near) = (of(&[1e8, 3.0]), of(&[1e8, 2.75]));
+        assert_eq!(manifold.share_inside(&equal).unwrap(), 1.0);
+        assert_eq!(manifold.radii[4], 0.25);
+        assert_eq!(manifold.share_inside(&near).unwrap(), 0.0, "nearest to those without a radius");
     }
 
     #[test]

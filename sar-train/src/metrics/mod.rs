@@ -9,6 +9,7 @@ mod features;
 mod frechet;
 mod inception;
 mod manifold;
+mod moments;
 mod spread;
 mod ssim;
 
@@ -16,6 +17,7 @@ pub use features::Features;
 pub use frechet::{Gaussian, frechet_distance};
 pub use inception::{InceptionScore, inception_score};
 pub use manifold::{Manifold, PrecisionRecall, precision_recall};
+pub use moments::Moments;
 pub use spread::Measured;
 pub use ssim::ssim;
 
@@ -71,6 +73,14 @@ pub enum MetricsError {
         row: usize,
         /// Its sum.
         sum: f64,
+    },
+    /// The products that a measure is made of cannot be taken: no memory.
+    #[error("{metric}: {reason}")]
+    Backend {
+        /// The measure.
+        metric: &'static str,
+        /// The backend's message.
+        reason: String,
     },
     /// The eigenvalues of a covariance did not converge.
     #[error(
