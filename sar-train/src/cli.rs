@@ -14,7 +14,7 @@ pub use machine::{
     BenchArgs, BenchWhat, CheckArgs, DoctorArgs, KernelsArgs, KernelsBuildArgs, KernelsCommand,
     PlanArgs, StepMode,
 };
-pub use results::{ConvertArgs, EditArgs, EvalArgs, OutArgs, ReportArgs, SampleArgs};
+pub use results::{ConvertArgs, EditArgs, EvalArgs, OutArgs, ReportArgs, SampleArgs, ScoreArgs};
 pub use run::{RefineArgs, RunArgs, SarArgs, TrainArgs};
 pub use tokenizer::{
     ImagesArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,
@@ -157,6 +157,12 @@ pub enum Command {
     /// Measure a generator: Fréchet distance, precision, recall, class accuracy, beside their floors.
     #[command(after_help = "Example: sar eval runs/sar --guidance 0,0.5,1")]
     Eval(EvalArgs),
+    /// Measure images that any program made by what papers give: Inception Score, FID, sFID, precision, recall.
+    #[command(
+        after_help = "Example: sar score samples.npz --reference VIRTUAL_imagenet256_labeled.npz \
+        --inception pt_inception-2015-12-05-6726825d.pth\nRuns on the CPU."
+    )]
+    Score(ScoreArgs),
     /// Time a step or a sampled batch; one JSON line.
     #[command(
         after_help = "Example: sar bench step --mode sar-all --depth 4 --width 256 --heads 4"

@@ -211,6 +211,29 @@ pub struct EvalArgs {
     pub skip_bad_images: bool,
 }
 
+/// `sar score`.
+#[derive(Clone, Debug, Args)]
+pub struct ScoreArgs {
+    /// The images to measure: an .npz file of them (`arr_0`, uint8 `[n, h, w, 3]`), a folder that `sar sample`
+    /// wrote, or what --data of other commands takes.
+    #[arg(value_name = "SAMPLES")]
+    pub samples: String,
+    /// What to compare them with: the same, or an .npz file that has statistics (`mu`, `sigma`, `mu_s`,
+    /// `sigma_s`) beside or in place of images.
+    #[arg(long, value_name = "SOURCE")]
+    pub reference: String,
+    /// Weights of the published Inception network, `pt_inception-2015-12-05-6726825d.pth`, which pytorch-fid and
+    /// torch-fidelity offer.
+    #[arg(long, value_name = "FILE")]
+    pub inception: PathBuf,
+    /// Side that images of a source of any size are cut to, in pixels; default: that of the other images.
+    #[arg(long, value_name = "PIXELS")]
+    pub image_side: Option<usize>,
+    /// Where to write the numbers, and all that they depend on, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
 /// `sar report`.
 #[derive(Clone, Debug, Args)]
 pub struct ReportArgs {

@@ -34,6 +34,7 @@ pub mod report;
 pub mod roofline;
 pub mod sample;
 mod samples;
+pub mod score;
 mod table;
 pub mod tokenizer;
 pub mod train;
@@ -57,6 +58,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Sample(args) => with_backend!(global, |b| sample::run(b, args, global)),
         Command::Edit(args) => with_backend!(global, |b| edit::run(b, args, global)),
         Command::Eval(args) => with_backend!(global, |b| eval::run(b, args, global)),
+        Command::Score(args) => score::run(args, global),
         Command::Bench(args) => with_backend!(global, |b| bench::run(b, args, global)),
         Command::Check(args) => check::run(args, global),
         Command::Data(args) => data::run(args, global),

@@ -289,6 +289,18 @@ impl SampleFolder {
         serde_json::from_slice::<SampleRecord>(&text).ok()?.npz
     }
 
+    /// How many images there should be in a folder, by its record; `None` where it has none.
+    pub(super) fn images_of(path: &Path) -> anyhow::Result<Option<usize>> {
+        let record = path.join(RECORD);
+        if !record.is_file() {
+            return Ok(None);
+        }
+        let named = || format!("{}: the record of the samples cannot be read", record.display());
+        let record: SampleRecord =
+            serde_json::from_slice(&fs::read(&record).with_context(named)?).with_context(named)?;
+        Ok(Some(record.labels.len()))
+    }
+
     /// Removes what an earlier call wrote, the record last: until then it says whose the rest is.
     fn clear(&self, earlier: &SampleRecord) -> anyhow::Result<()> {
         for name in earlier.files().chain([RECORD.to_owned()]) {

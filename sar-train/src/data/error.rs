@@ -180,6 +180,14 @@ pub enum DataError {
         /// What was found.
         found: String,
     },
+    /// An `.npz` file that does not hold what is asked for.
+    #[error("{}: not usable: {reason}", path.display())]
+    Npz {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and found.
+        reason: String,
+    },
     /// A file that does not hold the latents that are asked for.
     #[error("{}: {reason}; `sar tokenizer encode TOKENIZER --latents` makes such a file", path.display())]
     Latents {

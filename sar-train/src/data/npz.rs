@@ -1,5 +1,9 @@
 //! Images as the array that published evaluators read: `arr_0`, uint8 `[n, h, w, 3]`, in an `.npz` file.
 
+mod reader;
+
+pub use reader::{IMAGES, ImageArray, NpzReader};
+
 use super::DataError;
 use super::grid::{Images, to_u8};
 use crate::files;

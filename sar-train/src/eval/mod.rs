@@ -6,9 +6,11 @@
 //! are validation images (so few samples alone cost some distance).
 
 mod prepare;
+mod published;
 mod result;
 
 pub use prepare::prepare;
+pub use published::{PublishedError, Scores, Sight, Statistics, scores};
 pub use result::{EvalReport, EvalSettings, Floor, SamplerSettings, SweepPoint};
 
 use crate::metrics::{Features, Gaussian, Manifold, Measured, MetricsError, class_accuracy};

@@ -8,6 +8,7 @@ mod folders;
 mod latents;
 mod results;
 mod runs;
+mod score;
 
 use std::fs;
 use std::path::Path;

@@ -1,0 +1,193 @@
+//! `sar score`: the measures that papers give, of images that any program made.
+
+mod set;
+
+use super::output;
+use crate::cli::{GlobalArgs, ScoreArgs};
+use crate::data::npz::NpzReader;
+use crate::eval::{Scores, Sight, Statistics, scores};
+use crate::files::write_whole;
+use crate::model::inception::{Inception, WEIGHTS};
+use crate::run::{Progress, rate};
+use anyhow::Context as _;
+use serde::{Deserialize, Serialize};
+use set::{ImageSet, Images};
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Images that are looked at together.
+const BATCH: usize = 16;
+/// Samples that published numbers are of.
+const PUBLISHED_SAMPLES: usize = 50_000;
+/// How the SHA-256 of the published weights begins, which is a part of their name.
+const PUBLISHED_SHA256: &str = "6726825d";
+
+/// What was measured of what, as it is written to JSON.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct ScoreReport {
+    /// The program and its version.
+    program: String,
+    /// What was measured.
+    samples: ImageSet,
+    /// What it was compared with; no images where a file has statistics alone.
+    reference: Option<ImageSet>,
+    /// Where statistics were read that the reference brought itself.
+    reference_statistics: Option<PathBuf>,
+    /// The weights of the network.
+    inception: PathBuf,
+    /// Their SHA-256.
+    inception_sha256: String,
+    /// The numbers.
+    scores: Scores,
+    /// What to keep in mind when reading them.
+    warnings: Vec<String>,
+}
+
+/// Measures samples against a reference.
+///
+/// # Errors
+/// Images or weights that cannot be used.
+pub fn run(args: &ScoreArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    let _place = args.json.as_deref().map(|path| output::ready_as(path, &["json"])).transpose()?;
+    let statistics = statistics(&args.reference)?;
+    let [samples, reference] = set::open(args, statistics.is_some())?;
+    let samples = samples.context("the samples hold statistics alone; their images are needed")?;
+    for set in [Some(&samples), reference.as_ref()].into_iter().flatten() {
+        anyhow::ensure!(
+            set.about.count > 1,
+            "{}: one image; a distance is of the statistics of many",
+            set.about.source
+        );
+    }
+    let sha256 = sha256_of_file(&args.inception)?;
+    let inception = Inception::load(&args.inception)?;
+    let (about, about_reference) =
+        (samples.about.clone(), reference.as_ref().map(|set| set.about.clone()));
+    let seen_reference = reference.map(|set| look(&inception, set, "reference", global.quiet));
+    let seen_reference = seen_reference.transpose()?;
+    let seen = look(&inception, samples, "samples", global.quiet)?;
+    let (reference_statistics, statistics) = match (statistics, &seen_reference) {
+        (Some(statistics), _) => (Some(PathBuf::from(&args.reference)), statistics),
+        (None, Some(seen)) => (None, seen.statistics()?),
+        (None, None) => anyhow::bail!("{}: neither images nor statistics", args.reference),
+    };
+    let mut warnings = warnings(&about, about_reference.as_ref(), &sha256);
+    warnings.extend(statistics.pooled.warning().map(|w| format!("Of the reference, {w}.")));
+    if !global.quiet {
+        eprintln!("comparing");
+    }
+    let scores = scores(&inception, &seen, &statistics, seen_reference.as_ref())?;
+    let report = ScoreReport {
+        program: format!("sar {}", env!("CARGO_PKG_VERSION")),
+        samples: about,
+        reference: about_reference,
+        reference_statistics,
+        inception: args.inception.clone(),
+        inception_sha256: sha256,
+        scores,
+        warnings,
+    };
+    print!("{}", text(&report));
+    if let Some(json) = &args.json {
+        let numbers = serde_json::to_string_pretty(&report)?;
+        write_whole(json, numbers.as_bytes()).with_context(|| format!("{}", json.display()))?;
+    }
+    Ok(())
+}
+
+/// Statistics that a reference's file brings.
+fn statistics(reference: &str) -> anyhow::Result<Option<Statistics>> {
+    if !set::is_npz(reference) {
+        return Ok(None);
+    }
+    let statistics = Statistics::of_file(&mut NpzReader::open(Path::new(reference))?);
+    statistics.with_context(|| format!("{reference}: its statistics cannot be used"))
+}
+
+/// Shows the network all images of a set.
+fn look(inception: &Inception, set: Images, what: &str, quiet: bool) -> anyhow::Result<Sight> {
+    let ImageSet { count, height, width, .. } = set.about;
+    let mut progress = Progress::new(what, count as u64, 0, quiet);
+    let started = Instant::now();
+    let mut sight = Sight::new(inception);
+    set.each_batch(BATCH, |images| {
+        sight.add(&inception.see(images, height, width)?)?;
+        let done = sight.count();
+        let per_s = rate(done as f64 / started.elapsed().as_secs_f64());
+        progress.update(done as u64, &per_s);
+        Ok(())
+    })?;
+    progress.finish("seen");
+    Ok(sight)
+}
+
+fn warnings(samples: &ImageSet, reference: Option<&ImageSet>, sha256: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    if !sha256.starts_with(PUBLISHED_SHA256) {
+        all.push(format!(
+            "The weights are not those of {WEIGHTS}, whose SHA-256 begins with {PUBLISHED_SHA256} and theirs \
+             with {}: these are no published numbers.",
+            sha256.get(..PUBLISHED_SHA256.len()).unwrap_or(sha256)
+        ));
+    }
+    let count = samples.count;
+    if count != PUBLISHED_SAMPLES {
+        all.push(format!(
+            "{count} samples, where published numbers are of {PUBLISHED_SAMPLES}, the same number of each \
+             class: fewer give a larger distance."
+        ));
+    }
+    match reference {
+        Some(r) if (r.height, r.width) != (samples.height, samples.width) => all.push(format!(
+            "The samples are {}×{} px, the reference {}×{} px.",
+            samples.height, samples.width, r.height, r.width
+        )),
+        Some(_) => {}
+        None => all.push(
+            "The reference has no images, which precision and recall are measured with.".to_owned(),
+        ),
+    }
+    all
+}
+
+/// The numbers for a terminal, under the names that papers give them.
+fn text(report: &ScoreReport) -> String {
+    let ScoreReport { samples, reference, reference_statistics, scores, warnings, .. } = report;
+    let mut lines = vec![format!("samples           {samples}")];
+    let statistics = reference_statistics.as_ref().map(|_| "statistics of the file");
+    let reference = match (reference, statistics) {
+        (Some(images), Some(statistics)) => format!("{images}, {statistics}"),
+        (Some(images), None) => images.to_string(),
+        (None, statistics) => statistics.unwrap_or_default().to_owned(),
+    };
+    lines.push(format!("reference         {reference}"));
+    let number = |value: Option<f64>, decimals: usize| match value {
+        Some(value) => format!("{value:.decimals$}"),
+        None => "–".to_owned(),
+    };
+    lines.push(format!("Inception Score   {}", number(Some(scores.inception_score), 2)));
+    lines.push(format!("FID               {}", number(Some(scores.fid), 3)));
+    lines.push(format!("sFID              {}", number(scores.sfid, 3)));
+    lines.push(format!("Precision         {}", number(scores.precision, 4)));
+    lines.push(format!("Recall            {}", number(scores.recall, 4)));
+    lines.extend(warnings.iter().map(|warning| format!("note: {warning}")));
+    lines.join("\n") + "\n"
+}
+
+/// The SHA-256 of a file, in hexadecimal.
+fn sha256_of_file(path: &Path) -> anyhow::Result<String> {
+    use sha2::Digest as _;
+    let told =
+        || format!("{}: the weights of the Inception network cannot be read", path.display());
+    let mut file = File::open(path).with_context(told)?;
+    let (mut hash, mut piece) = (sha2::Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut piece).with_context(told)? {
+            0 => break,
+            read => hash.update(&piece[..read]),
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}

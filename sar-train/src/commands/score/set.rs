@@ -1,0 +1,175 @@
+//! Images to be measured, wherever they lie: an array, a folder that `sar sample` wrote, or a source of data.
+
+use crate::cli::ScoreArgs;
+use crate::commands::samples::SampleFolder;
+use crate::data::grid::{self, to_u8};
+use crate::data::npz::{IMAGES, NpzReader};
+use crate::data::{self, Crop, DataConfig, Dataset};
+use anyhow::Context as _;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// What a set of images is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct ImageSet {
+    /// Where they were read.
+    pub source: String,
+    /// How many.
+    pub count: usize,
+    /// Pixels.
+    pub height: usize,
+    /// Pixels.
+    pub width: usize,
+}
+
+impl fmt::Display for ImageSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { source, count, height, width } = self;
+        write!(f, "{source}: {count} images of {height}×{width} px")
+    }
+}
+
+/// Images that are yet to be read.
+pub(super) struct Images {
+    pub about: ImageSet,
+    source: Source,
+}
+
+enum Source {
+    Array(NpzReader),
+    /// `000000.png` and so on.
+    Samples(PathBuf),
+    /// One after the other.
+    Data(Vec<Dataset>),
+}
+
+/// Whether a file is called as an array is.
+pub(super) fn is_npz(source: &str) -> bool {
+    Path::new(source).extension().is_some_and(|e| e.eq_ignore_ascii_case("npz"))
+}
+
+/// The samples and the reference; `None` for a file without images. What is cut is cut to `--image-side`, or
+/// to the size of the other set.
+pub(super) fn open(args: &ScoreArgs, statistics: bool) -> anyhow::Result<[Option<Images>; 2]> {
+    let sources = [args.samples.as_str(), args.reference.as_str()];
+    let made = [as_made(sources[0], false)?, as_made(sources[1], statistics)?];
+    let side = made.iter().flatten().flatten().find_map(|images| {
+        let ImageSet { height, width, .. } = images.about;
+        (height == width).then_some(height)
+    });
+    let side = args.image_side.or(side);
+    let mut opened = [None, None];
+    for ((to, made), source) in opened.iter_mut().zip(made).zip(sources) {
+        *to = match made {
+            Some(images) => images,
+            None => Some(cut(source, side)?),
+        };
+    }
+    Ok(opened)
+}
+
+/// Images that have a size of their own; `Some(None)` for a file of statistics alone, `None` for what is to be
+/// cut.
+fn as_made(source: &str, statistics: bool) -> anyhow::Result<Option<Option<Images>>> {
+    let path = Path::new(source);
+    if is_npz(source) {
+        let mut reader = NpzReader::open(path)?;
+        if statistics && !reader.has(IMAGES) {
+            return Ok(Some(None));
+        }
+        let (count, (height, width)) = {
+            let images = reader.images()?;
+            (images.count(), images.size())
+        };
+        let about = ImageSet { source: source.to_owned(), count, height, width };
+        return Ok(Some(Some(Images { about, source: Source::Array(reader) })));
+    }
+    let Some(count) = SampleFolder::images_of(path)? else { return Ok(None) };
+    let first = image::image_dimensions(path.join("000000.png"))
+        .with_context(|| format!("{source}: its first image, 000000.png, cannot be read"))?;
+    let (height, width) = (first.1 as usize, first.0 as usize);
+    let about = ImageSet { source: source.to_owned(), count, height, width };
+    Ok(Some(Some(Images { about, source: Source::Samples(path.to_owned()) })))
+}
+
+/// All images of a source of data, the largest square in the middle of each.
+fn cut(source: &str, side: Option<usize>) -> anyhow::Result<Images> {
+    let side = side.with_context(|| {
+        format!("{source}: images of any size; say with --image-side to what they are cut")
+    })?;
+    let config = DataConfig {
+        image_side: side,
+        unlabelled: Path::new(source).is_dir(),
+        allow_one_class: true,
+        crop: Crop::Center,
+        flip: false,
+        shift: 0,
+        ..DataConfig::from_argument(source)
+    };
+    let data = data::open(&config)?;
+    let sets = vec![data.train, data.validation];
+    let count = sets.iter().map(Dataset::len).sum();
+    let about = ImageSet { source: source.to_owned(), count, height: side, width: side };
+    Ok(Images { about, source: Source::Data(sets) })
+}
+
+impl Images {
+    /// Calls `each` with all images in order, at most `most` at a time: bytes `[b, h, w, 3]`.
+    pub(super) fn each_batch(
+        self,
+        most: usize,
+        mut each: impl FnMut(&[u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let ImageSet { source, count, height, width } = self.about;
+        match self.source {
+            Source::Array(mut reader) => {
+                let mut images = reader.images()?;
+                loop {
+                    let batch = images.next(most)?;
+                    if batch.is_empty() {
+                        return Ok(());
+                    }
+                    each(&batch)?;
+                }
+            }
+            Source::Samples(folder) => {
+                for first in (0..count).step_by(most) {
+                    let load = |number: usize| {
+                        let image = grid::load(&folder, number as u64, (height, width));
+                        let image = image.with_context(|| {
+                            format!(
+                                "{source}: {number:06}.png is missing, damaged or of another size"
+                            )
+                        })?;
+                        Ok(bytes(&image, height * width))
+                    };
+                    let numbers = (first..count.min(first + most)).into_par_iter();
+                    let batch = numbers.map(load).collect::<anyhow::Result<Vec<_>>>()?;
+                    each(&batch.concat())?;
+                }
+                Ok(())
+            }
+            Source::Data(sets) => {
+                for set in sets.iter().filter(|set| !set.is_empty()) {
+                    for first in (0..set.len()).step_by(most) {
+                        let batch = set.batch(first, most)?;
+                        let images = batch.values_b.chunks_exact(3 * height * width);
+                        each(
+                            &images
+                                .flat_map(|image| bytes(image, height * width))
+                                .collect::<Vec<_>>(),
+                        )?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Planes of values as pixels of bytes.
+fn bytes(planes: &[f32], plane: usize) -> Vec<u8> {
+    (0..plane).flat_map(|at| [0, 1, 2].map(|c| to_u8(planes[c * plane + at]))).collect()
+}

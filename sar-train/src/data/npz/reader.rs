@@ -1,0 +1,329 @@
+//! Arrays of an `.npz` file: images as bytes, piece by piece, and statistics as numbers.
+
+use crate::data::DataError;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+use zip::ZipArchive;
+use zip::read::ZipFile;
+
+/// The array of images in published files.
+pub const IMAGES: &str = "arr_0";
+
+/// Longest description of an array that is read; NumPy's own have some hundred bytes.
+const LONGEST_HEADER: usize = 1 << 16;
+
+/// More numbers than this are no statistics: a covariance of 2,048 features has 4 million.
+const MOST_NUMBERS: usize = 1 << 26;
+
+/// The arrays of a file.
+pub struct NpzReader {
+    path: PathBuf,
+    archive: ZipArchive<BufReader<File>>,
+}
+
+impl NpzReader {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// [`DataError::Npz`]; likewise below.
+    pub fn open(path: &Path) -> Result<Self, DataError> {
+        let file = File::open(path).map_err(|e| DataError::io(path, "read", &e))?;
+        let archive = ZipArchive::new(BufReader::new(file))
+            .map_err(|e| bad(path, format!("it is not a whole ZIP archive: {e}")))?;
+        Ok(Self { path: path.to_owned(), archive })
+    }
+
+    /// Whether there is an array of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.archive.index_for_name(&member(name)).is_some()
+    }
+
+    /// The images, `arr_0`: uint8 `[n, h, w, 3]`.
+    pub fn images(&mut self) -> Result<ImageArray<'_>, DataError> {
+        let array = self.array(IMAGES)?;
+        let Array { path, header, data } = array;
+        let &[count, height, width, 3] = header.shape.as_slice() else {
+            let found =
+                format!("{IMAGES} has shape {:?}, expected images [n, h, w, 3]", header.shape);
+            return Err(bad(path, found));
+        };
+        if header.kind != "|u1" || header.fortran {
+            let found =
+                format!("{IMAGES} is of {}, expected bytes (uint8) row by row", header.kind);
+            return Err(bad(path, found));
+        }
+        let image = [height, width, 3].iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        match image {
+            Some(bytes @ 1..) if count > 0 => {
+                Ok(ImageArray { path, data, count, height, width, bytes, left: count })
+            }
+            _ => Err(bad(path, format!("{IMAGES} of shape {:?} has no images", header.shape))),
+        }
+    }
+
+    /// The numbers of an array in f64, row-major, and its shape.
+    pub fn numbers(&mut self, name: &str) -> Result<(Vec<usize>, Vec<f64>), DataError> {
+        let Array { path, header, mut data } = self.array(name)?;
+        let width = match header.kind.as_str() {
+            "<f8" => 8,
+            "<f4" => 4,
+            kind => {
+                let found = format!("{name} is of {kind}, expected floating-point numbers");
+                return Err(bad(path, found));
+            }
+        };
+        // A covariance is its own transpose.
+        let symmetric =
+            header.shape.len() < 2 || header.shape.iter().all(|d| *d == header.shape[0]);
+        if header.fortran && !symmetric {
+            return Err(bad(path, format!("{name} lies column by column, expected row by row")));
+        }
+        let count = header.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let Some(count) = count.filter(|&n| n <= MOST_NUMBERS) else {
+            return Err(bad(path, format!("{name} of shape {:?} is too large", header.shape)));
+        };
+        let (mut bytes, wanted) = (Vec::new(), count * width);
+        let read = (&mut data).take(wanted as u64).read_to_end(&mut bytes);
+        let read = read.map_err(|e| bad(path, format!("{name}: {e}")))?;
+        if read < wanted {
+            return Err(bad(path, format!("{name} ends after {read} of {wanted} bytes")));
+        }
+        let values = match width {
+            8 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
+            _ => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect(),
+        };
+        Ok((header.shape, values))
+    }
+
+    fn array(&mut self, name: &str) -> Result<Array<'_>, DataError> {
+        let path = self.path.as_path();
+        if self.archive.index_for_name(&member(name)).is_none() {
+            let names: Vec<_> = self.archive.file_names().flatten().take(5).collect();
+            let names = names.join(", ");
+            return Err(bad(path, format!("it has no array {name}; there is {names}")));
+        }
+        let mut data =
+            self.archive.by_name(&member(name)).map_err(|e| bad(path, format!("{name}: {e}")))?;
+        let header = Header::read(&mut data).map_err(|e| bad(path, format!("{name}: {e}")))?;
+        Ok(Array { path, header, data })
+    }
+}
+
+fn member(name: &str) -> String {
+    format!("{name}.npy")
+}
+
+fn bad(path: &Path, reason: String) -> DataError {
+    DataError::Npz { path: path.to_owned(), reason }
+}
+
+/// An array whose elements are yet to be read.
+struct Array<'a> {
+    path: &'a Path,
+    header: Header,
+    data: ZipFile<'a, BufReader<File>>,
+}
+
+/// Images that are read piece by piece.
+pub struct ImageArray<'a> {
+    path: &'a Path,
+    data: ZipFile<'a, BufReader<File>>,
+    count: usize,
+    height: usize,
+    width: usize,
+    /// Of an image.
+    bytes: usize,
+    left: usize,
+}
+
+impl ImageArray<'_> {
+    /// Images in all.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Rows and columns.
+    pub fn size(&self) -> (usize, usize) {
+        (self.height, self.width)
+    }
+
+    /// At most so many further images, `[b, h, w, 3]`; none after the last.
+    pub fn next(&mut self, most: usize) -> Result<Vec<u8>, DataError> {
+        let count = self.left.min(most);
+        let mut images = Vec::new();
+        let wanted = (count as u64).saturating_mul(self.bytes as u64);
+        // Grows with what is there: a header alone does not ask for memory.
+        let read = (&mut self.data).take(wanted).read_to_end(&mut images);
+        let read = read.map_err(|e| bad(self.path, format!("{IMAGES}: {e}")))?;
+        if (read as u64) < wanted {
+            let whole = self.count - self.left + read / self.bytes;
+            let of = self.count;
+            return Err(bad(self.path, format!("{IMAGES} ends after {whole} of {of} images")));
+        }
+        self.left -= count;
+        Ok(images)
+    }
+}
+
+/// What an array says about itself.
+#[derive(Debug, PartialEq)]
+struct Header {
+    /// NumPy's name of the number type: `|u1`, `<f8`.
+    kind: String,
+    fortran: bool,
+    shape: Vec<usize>,
+}
+
+impl Header {
+    /// Reads what stands before the elements.
+    fn read(from: &mut impl Read) -> Result<Self, String> {
+        let text = |e: std::io::Error| e.to_string();
+        let mut begin = [0; 8];
+        from.read_exact(&mut begin).map_err(text)?;
+        if begin[..6] != *b"\x93NUMPY" {
+            return Err("it is no array of NumPy's".into());
+        }
+        let length = match begin[6] {
+            1 => {
+                let mut length = [0; 2];
+                from.read_exact(&mut length).map_err(text)?;
+                usize::from(u16::from_le_bytes(length))
+            }
+            2 | 3 => {
+                let mut length = [0; 4];
+                from.read_exact(&mut length).map_err(text)?;
+                u32::from_le_bytes(length) as usize
+            }
+            version => return Err(format!("version {version} of the format is not known")),
+        };
+        if length > LONGEST_HEADER {
+            return Err(format!("a description of {length} bytes"));
+        }
+        let mut description = vec![0; length];
+        from.read_exact(&mut description).map_err(text)?;
+        let description = String::from_utf8_lossy(&description).into_owned();
+        Self::parse(&description).ok_or_else(|| format!("described as {}", description.trim_end()))
+    }
+
+    /// Of `{'descr': '|u1', 'fortran_order': False, 'shape': (2, 1, 2, 3), }`.
+    fn parse(text: &str) -> Option<Self> {
+        let value = |key: &str| Some(text.split_once(&format!("'{key}':"))?.1.trim_start());
+        let kind = value("descr")?.strip_prefix('\'')?.split('\'').next()?.to_owned();
+        let fortran = match value("fortran_order")? {
+            rest if rest.starts_with("True") => true,
+            rest if rest.starts_with("False") => false,
+            _ => return None,
+        };
+        let shape = value("shape")?.strip_prefix('(')?.split_once(')')?.0;
+        let sides = shape.split(',').map(str::trim).filter(|side| !side.is_empty());
+        let shape = sides.map(|side| side.parse().ok()).collect::<Option<_>>()?;
+        Some(Self { kind, fortran, shape })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::grid::Images;
+    use crate::data::npz::NpzWriter;
+    use std::io::Write as _;
+    use zip::CompressionMethod::{Deflated, Stored};
+    use zip::write::SimpleFileOptions;
+
+    /// An array file as NumPy writes it, of the first version or the second.
+    fn array(kind: &str, shape: &str, version: u8, data: &[u8]) -> Vec<u8> {
+        let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}\n");
+        let mut bytes = b"\x93NUMPY".to_vec();
+        bytes.extend([version, 0]);
+        match version {
+            1 => bytes.extend((text.len() as u16).to_le_bytes()),
+            _ => bytes.extend((text.len() as u32).to_le_bytes()),
+        }
+        bytes.extend(text.into_bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    fn file(path: &Path, arrays: &[(&str, Vec<u8>)], method: zip::CompressionMethod) {
+        let mut archive = zip::ZipWriter::new(File::create(path).unwrap());
+        for (name, bytes) in arrays {
+            let options = SimpleFileOptions::default().compression_method(method);
+            archive.start_file(member(name), options).unwrap();
+            archive.write_all(bytes).unwrap();
+        }
+        archive.finish().unwrap();
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        let values: Vec<f32> = (0..36).map(|i| i as f32 / 18.0 - 1.0).collect();
+        let mut file = NpzWriter::create(&path, 3, (2, 2)).unwrap();
+        file.write(Images { images_b3hw: &values, height: 2, width: 2 }).unwrap();
+        file.finish().unwrap();
+        let mut reader = NpzReader::open(&path).unwrap();
+        assert!(reader.has("arr_0") && !reader.has("mu"));
+        let mut images = reader.images().unwrap();
+        assert_eq!((images.count(), images.size()), (3, (2, 2)));
+        let pieces = [2, 2, 2].map(|most| images.next(most).unwrap());
+        assert_eq!(pieces.each_ref().map(Vec::len), [24, 12, 0]);
+        // The first pixel's three planes.
+        let of = |i: usize| crate::data::grid::to_u8(values[i]);
+        assert_eq!(pieces[0][..3], [of(0), of(4), of(8)]);
+        assert_eq!(pieces[1][11], of(35));
+    }
+
+    #[test]
+    fn statistics_are_read_stored_and_compressed_in_both_widths() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        let wide: Vec<u8> =
+            [1.5f64, -2.0, 0.25, 8.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let narrow: Vec<u8> = [1.5f32, -2.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let arrays =
+            [("sigma", array("<f8", "(2, 2)", 1, &wide)), ("mu", array("<f4", "(2,)", 2, &narrow))];
+        for method in [Stored, Deflated] {
+            file(&path, &arrays, method);
+            let mut reader = NpzReader::open(&path).unwrap();
+            assert_eq!(reader.numbers("sigma").unwrap(), (vec![2, 2], vec![1.5, -2.0, 0.25, 8.0]));
+            assert_eq!(reader.numbers("mu").unwrap(), (vec![2], vec![1.5, -2.0]));
+        }
+    }
+
+    #[test]
+    fn what_is_no_such_file_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npz");
+        let told = |arrays: &[(&str, Vec<u8>)]| {
+            file(&path, arrays, Stored);
+            let mut reader = NpzReader::open(&path).unwrap();
+            let all = reader.images().and_then(|mut images| images.next(usize::MAX >> 8));
+            all.unwrap_err().to_string()
+        };
+        let is = |said: String, expected: &str| assert!(said.contains(expected), "{said}");
+        is(told(&[("mu", vec![])]), "no array arr_0; there is mu.npy");
+        is(told(&[("arr_0", b"no array at all".to_vec())]), "no array of NumPy's");
+        is(
+            told(&[("arr_0", array("|u1", "(2, 2, 3)", 1, &[0; 12]))]),
+            "expected images [n, h, w, 3]",
+        );
+        is(told(&[("arr_0", array("<f4", "(1, 1, 1, 3)", 1, &[0; 12]))]), "expected bytes");
+        is(told(&[("arr_0", array("|u1", "(0, 1, 1, 3)", 1, &[]))]), "no images");
+        is(told(&[("arr_0", array("|u1", "(1, 0, 1, 3)", 1, &[]))]), "no images");
+        is(told(&[("arr_0", array("|u1", "(3, 1, 1, 3)", 1, &[0; 7]))]), "ends after 2 of 3");
+        is(told(&[("arr_0", array("|u1", "(x, 1, 1, 3)", 1, &[]))]), "described as");
+        is(told(&[("arr_0", array("|u1", "(1, 1, 1, 3)", 7, &[0; 3]))]), "version 7");
+        // More than there can be asks for no memory.
+        let huge = "(9000000000000, 9000, 9000, 3)";
+        assert!(!told(&[("arr_0", array("|u1", huge, 1, &[0; 3]))]).is_empty());
+
+        std::fs::write(&path, b"PK but no archive").unwrap();
+        assert!(matches!(NpzReader::open(&path), Err(DataError::Npz { .. })));
+        assert!(matches!(
+            NpzReader::open(&folder.path().join("b")),
+            Err(DataError::Missing { .. })
+        ));
+    }
+}
