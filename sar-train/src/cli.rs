@@ -122,6 +122,13 @@ fn threads(text: &str) -> Result<usize, String> {
     Ok(number)
 }
 
+/// A seed that a configuration can hold, whose numbers are signed.
+fn seed(text: &str) -> Result<u64, String> {
+    let seed: Option<i64> = text.parse().ok();
+    let seed = seed.and_then(|seed| u64::try_from(seed).ok());
+    seed.ok_or_else(|| format!("expected a whole number from 0 to {}", i64::MAX))
+}
+
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -194,6 +201,6 @@ pub struct DemoArgs {
     #[arg(long, value_name = "DIR", default_value = "sar-demo")]
     pub out: PathBuf,
     /// Seed of everything random.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = seed)]
     pub seed: u64,
 }

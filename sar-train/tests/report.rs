@@ -73,6 +73,7 @@ fn summary() -> Summary {
             extractor_seed: Some(0),
             feature_dims: 64,
             data: "ten classes of glyphs".into(),
+            data_fingerprint: String::new(),
             side: 32,
             reference_count: 930,
             count: 1440,
@@ -300,9 +301,12 @@ fn runs_of_one_name_are_told_apart_and_unlike_measurements_warned_of() {
     assert!(html.contains("Runs: one/base, two/base"));
     // Other weights are what is compared; another number of images is not.
     assert!(!html.contains("not measured alike") && html.contains("step 7"));
+    // The log of both goes further; whose weights are not known may be of its end.
+    assert!(html.contains("two/base was measured at step 7 and has been trained to step"));
+    assert!(!html.contains("one/base was measured"));
     let text = std::fs::read_to_string(b.join("eval.json")).unwrap();
     std::fs::write(b.join("eval.json"), text.replace("\"count\":1440", "\"count\":99")).unwrap();
-    assert!(page().contains("not measured alike"));
+    assert!(page().contains("not measured alike") && !page().contains("Bold: lowest"));
 }
 
 /// Where Chromium is, by the names that distributions give it.

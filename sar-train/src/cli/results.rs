@@ -18,7 +18,7 @@ pub struct SamplerArgs {
     #[arg(long, value_name = "1_2_4_8")]
     pub schedule: Option<ScaleSchedule>,
     /// Seed, the first of several: image k of a seed is always the same.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::seed)]
     pub seed: Option<u64>,
     /// Greedy on grids outside the published sampler's fixed list, as that is.
     #[arg(long)]
@@ -187,7 +187,7 @@ pub struct EvalArgs {
     /// Keep this cumulative probability; 0 is off. Several are swept, each with every --top-k.
     #[arg(long, value_delimiter = ',', value_name = "P,…", allow_hyphen_values = true)]
     pub top_p: Vec<f64>,
-    /// Samples per point of the sweep and sampling seed.
+    /// Samples per point of the sweep and sampling seed; more, where that makes them as many of each class.
     #[arg(long, value_name = "N")]
     pub samples: Option<usize>,
     /// Sampling seeds; their spread is reported.

@@ -3,7 +3,7 @@
 use crate::config::{self, Config, ConfigError, Decode, Mode, Preset};
 use clap::Args;
 use sar_math::rollout::{Extent, StudentTarget};
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 /// Flags of every command that makes or continues a run folder.
@@ -31,7 +31,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "PATH")]
     pub init_from: Option<PathBuf>,
     /// Seed of everything random; overrides the configuration.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = super::seed)]
     pub seed: Option<u64>,
     /// Leave out images that cannot be read, and count them, instead of stopping.
     #[arg(long)]
@@ -133,9 +133,23 @@ fn whole_path(config: &mut Config) {
     config.train.latents = config.train.latents.take().filter(|path| !path.as_os_str().is_empty());
     let paths = [config.data.path.as_mut(), config.train.latents.as_mut()];
     for path in paths.into_iter().flatten() {
-        if let Ok(absolute) = std::path::absolute(&*path) {
+        if let Ok(absolute) = std::path::absolute(without_parents(path)) {
             *path = absolute;
         }
+    }
+}
+
+/// The path without `..`, so that it does not depend on the folders that it leads out of; links after them stay.
+fn without_parents(path: &Path) -> PathBuf {
+    let parts: Vec<_> = path.components().collect();
+    let Some(last) = parts.iter().rposition(|part| *part == Component::ParentDir) else {
+        return path.to_owned();
+    };
+    let (out, rest) = parts.split_at(last + 1);
+    match out.iter().collect::<PathBuf>().canonicalize() {
+        Ok(found) => found.join(rest.iter().collect::<PathBuf>()),
+        // What is not there is told by whoever opens it.
+        Err(_) => path.to_owned(),
     }
 }
 

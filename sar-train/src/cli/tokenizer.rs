@@ -92,7 +92,7 @@ pub struct TokenizerEncodeArgs {
     pub views: u64,
     /// Seed of the cuts; default: that of the tokenizer's run for training. With the seed of the training run
     /// its first epochs are the same, bit for bit, as without --latents.
-    #[arg(long, value_name = "N", requires = "latents")]
+    #[arg(long, value_name = "N", requires = "latents", value_parser = super::seed)]
     pub seed: Option<u64>,
     /// Store latents in 16 bits, half the size; now and then a code becomes another (on glyphs one in 2,200).
     #[arg(long, requires = "latents")]

@@ -29,7 +29,48 @@ pub(super) fn asked_classes(
     };
     match asked {
         [] => Ok((0..classes as u32).collect()),
-        asked => asked.iter().map(index).collect(),
+        asked => whole_names(asked, names).iter().map(index).collect(),
+    }
+}
+
+/// What was typed, with the commas that belong to a name put back: of pieces that lie side by side, the most that
+/// are a name are one.
+fn whole_names(pieces: &[String], names: &[String]) -> Vec<String> {
+    let (mut all, mut rest) = (Vec::new(), pieces);
+    while let Some((first, others)) = rest.split_first() {
+        let name = (2..=rest.len()).rev().find_map(|count| {
+            let name = rest[..count].join(",");
+            names.iter().any(|known| *known == name.trim()).then_some((name, count))
+        });
+        match name {
+            Some((name, count)) => {
+                all.push(name);
+                rest = &rest[count..];
+            }
+            None => {
+                all.push(first.clone());
+                rest = others;
+            }
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commas_of_names_are_told_from_those_between_them() {
+        let names = ["tench, Tinca tinca", "cat", "cat, big", "a,b,c"].map(String::from);
+        let whole = |typed: &str| {
+            let pieces: Vec<String> = typed.split(',').map(String::from).collect();
+            whole_names(&pieces, &names)
+        };
+        assert_eq!(whole("cat,tench, Tinca tinca,2"), ["cat", "tench, Tinca tinca", "2"]);
+        assert_eq!(whole("cat, big,cat"), ["cat, big", "cat"]);
+        assert_eq!(whole("a,b,c,dog"), ["a,b,c", "dog"]);
+        assert_eq!(whole("a,b"), ["a", "b"]);
     }
 }
 

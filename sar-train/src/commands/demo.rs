@@ -68,7 +68,7 @@ pub fn run<B: Compute>(backend: &B, args: &DemoArgs, global: &GlobalArgs) -> any
     let budget = if args.quick { &QUICK } else { &FULL };
     let config = configuration(budget, args.seed)?;
     let root = RunFolder::create(&args.out, &config).map_err(|error| match error {
-        RunError::NotEmpty { path, found } => anyhow::anyhow!(
+        RunError::NotEmpty { path, found, .. } => anyhow::anyhow!(
             "{} is not empty ({found} is in it); remove it, or choose another --out",
             path.display()
         ),

@@ -3,7 +3,7 @@
 use super::classes::{asked_classes, known_classes};
 use super::models::{LoadedGenerator, LoadedTokenizer, absolute};
 use super::painting::{Batch, Painting, Target};
-use super::samples::{EditRecord, GIVEN, SampleFolder, SampleRecord};
+use super::samples::{EditRecord, GIVEN, SampleFolder, SampleRecord, as_text};
 use crate::backend::Compute;
 use crate::cli::{EditArgs, GlobalArgs};
 use crate::data::decode::Picture;
@@ -39,8 +39,8 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     let (from, by) = ((&tokenizer, path.as_path()), (args.ema, global.computed()));
     let record = SampleRecord {
         edit: Some(EditRecord {
-            image: absolute(&args.image),
-            mask: args.mask.as_deref().map(absolute),
+            image: as_text(&absolute(&args.image)),
+            mask: args.mask.as_deref().map(|mask| as_text(&absolute(mask))),
             pixels_sha256: fingerprint(&edit),
             keep_scales: edit.keep_scales,
             passes: edit.passes,

@@ -188,6 +188,13 @@ impl<B: Compute> Measured<B> {
             ));
         }
         let samples = self.config.eval.samples;
+        let whole = samples.next_multiple_of(data.classes.len());
+        if whole != samples {
+            output::note(format_args!(
+                "note: {whole} samples are measured in place of {samples}, the same number of each of {} classes",
+                data.classes.len()
+            ));
+        }
         anyhow::ensure!(
             samples > NEIGHBOURS,
             "{samples} samples are too few to measure; --samples {} is the least",
@@ -310,6 +317,17 @@ impl<B: Compute> Measured<B> {
     }
 }
 
+/// The values in their order, each once.
+fn distinct(values: &[f64]) -> Vec<f64> {
+    let mut once: Vec<f64> = Vec::with_capacity(values.len());
+    for &value in values {
+        if !once.contains(&value) {
+            once.push(value);
+        }
+    }
+    once
+}
+
 /// An evaluation that the user stopped; the exit code is 130.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted; {done} of {of} points of the sweep were measured")]
@@ -342,7 +360,7 @@ fn configuration(
         config.data = config.data.with_source(source);
     }
     if !args.guidance.is_empty() {
-        config.eval.guidance.clone_from(&args.guidance);
+        config.eval.guidance = distinct(&args.guidance);
     }
     config.eval.samples = args.samples.unwrap_or(config.eval.samples);
     config.eval.seeds = args.seeds.unwrap_or(config.eval.seeds);

@@ -2,15 +2,13 @@
 //! once it is settled what is trained on what.
 
 use super::latents;
-use super::models::{
-    LoadedTokenizer, RUN_TOKENIZER, compare_classes, compare_images, tell_replaced,
-};
+use super::models::{LoadedTokenizer, compare_classes, compare_images, tell_replaced};
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
 use crate::config::{Config, TrainConfig};
 use crate::data::{Data, Latents, grid};
 use crate::model::generator::{Generator, GeneratorShape};
-use crate::run::{Interrupt, RunFolder};
+use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
 use crate::sample::{Painter, columns, grid_labels};
 use crate::train::{
     Batches, CachedBatches, EncodedBatches, HeldOut, Outcome, PaintHook, Session, TrainError,
@@ -74,7 +72,9 @@ impl<B: Compute> Work<'_, B> {
             if let Some(latents) = self.latents {
                 eprintln!("on {}", latents.describe());
             }
-            for note in self.small().into_iter().chain(few_held_out(self.data)) {
+            let notes =
+                [self.slow(), self.small(), few_held_out(self.data), many_held_out(self.data)];
+            for note in notes.into_iter().flatten() {
                 eprintln!("note: {note}");
             }
         }
@@ -205,6 +205,21 @@ impl<B: Compute> Work<'_, B> {
         )
     }
 
+    /// What to know where a run ends before its learning rate has risen.
+    fn slow(&self) -> Option<String> {
+        let t = &self.config.train;
+        (t.warmup > 0 && t.warmup >= t.steps).then(|| {
+            format!(
+                "train.warmup is {} steps and the run has {}, so that its learning rate rises to {:.1e} and no \
+                 further; a smaller train.warmup reaches {:e}",
+                t.warmup,
+                t.steps,
+                t.highest_lr(),
+                t.peak_lr()
+            )
+        })
+    }
+
     /// What losses and accuracies are to be seen beside.
     fn chance(&self) -> String {
         let codes = self.config.generator.vocab as f64;
@@ -220,10 +235,11 @@ impl<B: Compute> Work<'_, B> {
         let side = self.data.train.side();
         let factor = self.tokenizer.tokenizer.downsample_factor();
         let last = self.config.generator.schedule.last();
-        (last.height.max(last.width) < side / factor).then(|| {
+        let squeezed = if last.height == last.width { "" } else { ", the images squeezed to that" };
+        (last.height.min(last.width) < side / factor).then(|| {
             format!(
                 "images of {side} px have latents of {latent}×{latent}, but generator.schedule ends \
-                 in a grid of {last}: samples will be {}×{} px",
+                 in a grid of {last}: samples will be {}×{} px{squeezed}",
                 last.height * factor,
                 last.width * factor,
                 latent = side / factor,
@@ -253,6 +269,13 @@ fn few_held_out(data: &Data) -> Option<String> {
              data.val_fraction holds out more, and cannot be changed later"
         )
     })
+}
+
+/// What to know where more images are held out than are measured on.
+fn many_held_out(data: &Data) -> Option<String> {
+    let held_out = data.validation.len();
+    (held_out > HELD_OUT)
+        .then(|| format!("the held-out loss is of {HELD_OUT} of the {held_out} held-out images"))
 }
 
 /// Whether generator, tokenizer, schedule and data fit each other.

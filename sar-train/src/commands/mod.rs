@@ -68,7 +68,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Kernels(args) => match &args.command {
             KernelsCommand::Build(args) => kernels::run(args, global),
         },
-        Command::Report(args) => report::run(args, global),
+        Command::Report(args) => report::run(args),
     }
 }
 

@@ -7,13 +7,10 @@ use crate::config::{Config, GeneratorSection};
 use crate::data::{self, Data, DataError, some_of};
 use crate::model::generator::{Generator, GeneratorShape, parameters};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
-use crate::run::{RunFolder, class_names, held_out_of, images_of, memory};
+use crate::run::{RUN_TOKENIZER, RunFolder, class_names, held_out_of, images_of, memory};
 use crate::sample::Decoder;
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
-
-/// Name of the tokenizer that a generator's run keeps beside its checkpoints.
-pub(crate) const RUN_TOKENIZER: &str = "tokenizer.safetensors";
 
 /// A tokenizer ready to encode and decode.
 pub(crate) struct LoadedTokenizer<B: Compute> {
@@ -266,18 +263,26 @@ impl LoadedGenerator {
 
     /// Gives classes that these images leave without a name the one that the generator's run has for them.
     pub(crate) fn name_classes(&self, data: &mut Data) {
-        for (label, name) in data.classes.iter_mut().enumerate() {
+        for label in 0..data.classes.len() {
+            // One that the images have under another label would be the name of two.
             if let Some(known) = self.classes.as_ref().and_then(|names| names.get(label))
-                && !is_named(label, name)
+                && !is_named(label, &data.classes[label])
+                && !data.classes.contains(known)
             {
-                name.clone_from(known);
+                data.classes[label].clone_from(known);
             }
         }
     }
 
     /// Warns where a label means another class to these images than to those it was trained on.
     pub(crate) fn compare_classes(&self, data: &Data) {
-        let before = self.classes.as_deref().unwrap_or_default();
+        let Some(before) = self.classes.as_deref() else {
+            output::note(format_args!(
+                "note: the names of the generator's classes were not kept; its classes are taken for those of the \
+                 images, in their order"
+            ));
+            return;
+        };
         if let Some(difference) = other_class(before, &data.classes) {
             output::note(format_args!(
                 "warning: the images have other classes than those that the generator was trained on: \

@@ -1,7 +1,7 @@
 //! Images painted into a folder: what `sar sample` and `sar edit` share.
 
 use super::models::{LoadedGenerator, LoadedTokenizer};
-use super::samples::{GRID, SCALES, SampleFolder, SampleRecord};
+use super::samples::{GRID, SCALES, SampleFolder, SampleRecord, as_text};
 use crate::backend::Compute;
 use crate::data::grid::{self, Images};
 use crate::data::npz::NpzWriter;
@@ -116,7 +116,7 @@ impl<'a, B: Compute> Painting<'a, B> {
             return Err(SamplingInterrupted { done, path: folder.path().to_owned() }.into());
         }
         if array.is_some() {
-            record.npz = array;
+            record.npz = array.as_deref().map(as_text);
             folder.keep(&record)?;
         }
         progress.finish(&match count - resumed {

@@ -1,13 +1,13 @@
 //! `sar report`: one page about one or more runs.
 
-use crate::cli::{GlobalArgs, ReportArgs};
+use crate::cli::ReportArgs;
 use crate::report::{self, REPORT_FILE};
 
 /// Writes the report and says where it lies and what was missing.
 ///
 /// # Errors
 /// A path that is no run folder, or a page that cannot be written.
-pub fn run(args: &ReportArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+pub fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let out = match (&args.out, args.runs.first()) {
         (Some(out), _) => out.clone(),
         (None, Some(first)) => first.join(REPORT_FILE),
@@ -19,8 +19,6 @@ pub fn run(args: &ReportArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     for note in &report.notes {
         eprintln!("note: {note}");
     }
-    if !global.quiet {
-        println!("{}", out.display());
-    }
+    println!("{}", out.display());
     Ok(())
 }

@@ -114,9 +114,9 @@ impl SampleRecord {
         let turns = classes.iter().copied().cycle();
         Self {
             program: env!("CARGO_PKG_VERSION").to_owned(),
-            generator: absolute(&generator.file),
+            generator: as_text(&absolute(&generator.file)),
             generator_sha256: sha256_of(&generator.weights),
-            tokenizer: absolute(tokenizer.1),
+            tokenizer: as_text(&absolute(tokenizer.1)),
             tokenizer_sha256: sha256_of(&tokenizer.0.weights),
             step: generator.step,
             ema,
@@ -337,13 +337,22 @@ impl SampleFolder {
     }
 }
 
-/// Whether a folder is a run's, or one that a run keeps its own pictures or weights in.
+/// A path that can be written to a record, also where it is no text.
+pub(super) fn as_text(path: &Path) -> PathBuf {
+    path.to_string_lossy().into_owned().into()
+}
+
+/// Whether a folder is a run's, or lies in one that a run keeps its own pictures, weights or curves in.
 fn is_of_a_run(path: &Path) -> bool {
+    const OWN: [&str; 3] = ["samples", "checkpoints", "tensorboard"];
     let is_run =
         |path: &Path| path.join("config.toml").is_file() && path.join("checkpoints").is_dir();
     let absolute = absolute(path);
-    let own = absolute.file_name().is_some_and(|name| name == "samples" || name == "checkpoints");
-    is_run(path) || (own && absolute.parent().is_some_and(is_run))
+    let own = |folder: &Path| {
+        let named = folder.file_name().is_some_and(|name| OWN.iter().any(|own| name == *own));
+        named && folder.parent().is_some_and(is_run)
+    };
+    is_run(path) || absolute.ancestors().any(own)
 }
 
 /// The first value that differs in two records: its name, what it was and what it is.

@@ -2,15 +2,15 @@
 
 use super::generator_run::{NOTHING_TO_RESUME, Start, Work, check, longer};
 use super::models::{
-    LoadedGenerator, LoadedTokenizer, RUN_TOKENIZER, absolute, affordable, compare_classes,
-    compare_computing, compare_with_run, run_data,
+    LoadedGenerator, LoadedTokenizer, absolute, affordable, compare_classes, compare_computing,
+    compare_with_run, run_data,
 };
 use super::{latents, output};
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
 use crate::config::{Config, Decode, GeneratorSection, Mode, SarConfig};
 use crate::data::{self, Data, DataError};
-use crate::run::{Interrupt, RunFolder};
+use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
 use anyhow::Context as _;
 use clap::ValueEnum as _;
 use std::fmt::Display;
@@ -182,13 +182,14 @@ fn note_other_settings(
     note_rate(from, config)
 }
 
-/// Notes where a run begins at a much higher rate than its weights were trained to.
+/// Notes where a run goes on at a much higher rate than its weights were trained to.
 fn note_rate(from: &LoadedGenerator, config: &Config) -> anyhow::Result<()> {
     let Some(of) = from.run_config()? else { return Ok(()) };
-    let (ended, peak) = (of.train.anneal().learning_rate(from.step), config.train.peak_lr());
-    if peak > HIGHER * ended {
+    let (ended, highest) = (of.train.anneal().learning_rate(from.step), config.train.highest_lr());
+    if highest > HIGHER * ended {
+        let how = if config.train.warmup == 0 { "begins at" } else { "rises to" };
         output::note(format_args!(
-            "note: the weights were trained to a learning rate of {ended:.1e}, and this run begins at {peak:.1e}, \
+            "note: the weights were trained to a learning rate of {ended:.1e}, and this run {how} {highest:.1e}, \
              which unsettles them at first; a lower train.lr does not"
         ));
     }
@@ -352,7 +353,11 @@ fn begin<B: Compute>(
     let latents = latents.as_ref();
     let work = Work { backend, config: &config, data, tokenizer, latents, folder: &folder };
     let start = from.map_or(Start::New, |from| Start::From(from.weights));
-    work.train(start, task.label(), &interrupt, global.quiet)?;
+    if let Err(error) = work.train(start, task.label(), &interrupt, global.quiet) {
+        // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
+        folder.discard();
+        return Err(error);
+    }
     output::result(format_args!("{}\n", folder.path().display()));
     Ok(())
 }

@@ -190,6 +190,14 @@ impl TrainConfig {
         self.lr.unwrap_or(self.base_lr * images / 256.0)
     }
 
+    /// The highest learning rate that the run reaches: the peak, unless it ends while still rising.
+    pub fn highest_lr(&self) -> f64 {
+        match self.warmup < self.steps {
+            true => self.peak_lr(),
+            false => self.anneal().learning_rate(self.steps.saturating_sub(1)),
+        }
+    }
+
     /// Learning rate and weight decay over the run.
     pub fn anneal(&self) -> Anneal {
         Anneal {

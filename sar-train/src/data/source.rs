@@ -162,7 +162,8 @@ pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, 
         None => {
             let (train, held) = hold_out(train, classes.len(), config);
             let share = config.val_fraction * 100.0;
-            (train, held, format!("{share} % of each class, by seed {}", config.split_seed))
+            let seed = config.split_seed;
+            (train, held, format!("{share} % of each class, at least one, by seed {seed}"))
         }
     };
     let names: Vec<String> = loose.iter().map(|path| named_in(&root, path)).collect();

@@ -152,6 +152,7 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
             extractor_seed: None,
             feature_dims: seen.features.dims(),
             data: options.data.clone(),
+            data_fingerprint: String::new(),
             side: classifier.config().height,
             reference_count: seen.features.count(),
             count: labels.len(),

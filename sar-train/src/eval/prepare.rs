@@ -42,6 +42,7 @@ pub fn prepare<'a, B: ClassifierOps>(
     let labels = &validation.labels_b;
     let seen = Labelled { images: &validation.values_b, labels };
     let mut evaluator = Evaluator::new(backend, trained.classifier, seen, options)?;
+    evaluator.settings.data_fingerprint = data.held_out_fingerprint();
     evaluator.settings.extractor_steps = Some(training.steps);
     evaluator.settings.extractor_seed = Some(training.seed);
     let found = reconstruct(&validation.values_b).map_err(EvalError::Reconstruction)?;

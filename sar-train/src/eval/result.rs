@@ -57,6 +57,8 @@ pub struct EvalSettings {
     pub feature_dims: usize,
     /// Which images, in words.
     pub data: String,
+    /// A fingerprint of the validation images' names and labels, wherever they lie; empty where it was not kept.
+    pub data_fingerprint: String,
     /// Their side in pixels; 0 where that was not kept.
     pub side: usize,
     /// Validation images compared with.
@@ -80,7 +82,15 @@ impl EvalSettings {
             (measure, s.reference_count, s.count, s.seeds.len())
         };
         // What a file does not say is not held against it.
-        let data = self.data.is_empty() || other.data.is_empty() || self.data == other.data;
+        let same = |a: &str, b: &str| a.is_empty() || b.is_empty() || a == b;
+        // In words they have a path, and the same images may be moved or go by several: then names and labels
+        // are theirs, and a classifier that was trained on them tells as many apart.
+        let moved = !self.data_fingerprint.is_empty()
+            && self.data_fingerprint == other.data_fingerprint
+            && self.extractor_accuracy == other.extractor_accuracy;
+        let data = moved
+            || (same(&self.data, &other.data)
+                && same(&self.data_fingerprint, &other.data_fingerprint));
         let side = self.side == 0 || other.side == 0 || self.side == other.side;
         let alike = |a: Option<u64>, b: Option<u64>| a.is_none() || b.is_none() || a == b;
         of(self) == of(other)
@@ -200,5 +210,13 @@ mod tests {
         assert!(with(|s| s.sampler.top_k = 5) && with(|s| s.extractor_seed = None));
         assert!(!with(|s| s.extractor_steps = Some(400)) && !with(|s| s.extractor_seed = Some(1)));
         assert!(!with(|s| s.data = "letters".into()) && !with(|s| s.count = 931));
+        // The same images by another path; others by the same.
+        let known = EvalSettings { data_fingerprint: "a".into(), ..settings.clone() };
+        let moved = EvalSettings { data: "/mnt/glyphs".into(), ..known.clone() };
+        let other = EvalSettings { data_fingerprint: "b".into(), ..known.clone() };
+        assert!(known.comparable(&moved) && !known.comparable(&other));
+        assert!(known.comparable(&settings) && !moved.comparable(&settings));
+        let redrawn = EvalSettings { extractor_accuracy: 0.5, ..moved.clone() };
+        assert!(!known.comparable(&redrawn));
     }
 }

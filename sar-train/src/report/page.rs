@@ -93,7 +93,7 @@ fn compared(comparison: &Comparison, several: bool, figures: &mut Figures) -> St
     out.push_str(&section("The arms compared", &table));
     let styles: Vec<usize> = (0..arms.len()).map(|i| comparison.first_style + i).collect();
     let charts = curves::sweep(arms, &styles, &summary.floors, figures);
-    let sweep = gallery(&charts) + &tables::sweep(arms);
+    let sweep = gallery(&charts) + &tables::sweep(arms, true);
     out.push_str(&section("Quality over guidance", &sweep));
     out.push_str(&section("Floors", &tables::floors(&summary.floors)));
     let scales = gallery(&curves::final_scales(arms, comparison.first_style, figures))
@@ -140,11 +140,26 @@ fn evaluated(runs: &[Run], figures: &mut Figures) -> String {
     if !alike {
         out.push_str(&paragraph("warning", UNLIKE));
     }
+    for (name, measured, reached) in runs.iter().filter_map(outdated) {
+        let text = format!(
+            "{name} was measured at step {measured} and has been trained to step {reached} since; `sar eval` \
+             measures it as it is."
+        );
+        out.push_str(&paragraph("warning", &text));
+    }
     if !details.is_empty() {
         let charts = gallery(&curves::sweep(&arms, &styles, &[], figures));
-        out = section("Evaluations", &(out + &charts + &tables::sweep(&arms) + &details));
+        out = section("Evaluations", &(out + &charts + &tables::sweep(&arms, alike) + &details));
     }
     out
+}
+
+/// A run whose numbers are of fewer steps than it has now: its name, theirs and its own.
+fn outdated(run: &Run) -> Option<(&str, u64, u64)> {
+    let sampler = &run.eval.as_ref()?.settings.sampler;
+    let reached = run.log.get("train", "loss", None).last()?.0 as u64;
+    let known = !sampler.weights.is_empty() && sampler.step < reached;
+    known.then_some((run.name.as_str(), sampler.step, reached))
 }
 
 fn pictures(runs: &[Run], strips: bool) -> String {

@@ -26,15 +26,17 @@ pub(super) fn arms(summary: &Summary) -> String {
     let heldout: fn(&Arm) -> Option<f64> = |a| a.heldout_loss;
     let frechet: fn(&Arm) -> Option<f64> = |a| a.best().map(|p| p.frechet.mean);
     let (lowest_loss, lowest_frechet) = (lowest(heldout), lowest(frechet));
+    let several = summary.arms.len() > 1;
     for arm in &summary.arms {
         let best = arm.best();
         rows.push(vec![
             Cell::new(&arm.name),
             Cell::new(arm.steps.to_string()),
             Cell::of(arm.heldout_loss, |v| format!("{v:.3}"))
-                .best(heldout(arm) == Some(lowest_loss)),
+                .best(several && heldout(arm) == Some(lowest_loss)),
             Cell::of(best, |p| p.guidance.to_string()),
-            Cell::of(best, |p| p.frechet.text(2)).best(frechet(arm) == Some(lowest_frechet)),
+            Cell::of(best, |p| p.frechet.text(2))
+                .best(several && frechet(arm) == Some(lowest_frechet)),
             Cell::of(best, |p| p.precision.text(3)),
             Cell::of(best, |p| p.recall.text(3)),
             Cell::of(best, |p| p.class_accuracy.text(3)),
@@ -78,8 +80,9 @@ pub(super) fn scales(arms: &[Arm]) -> String {
     table("Held-out loss of each scale", &head, &rows)
 }
 
-/// Fréchet distance (precision, recall) at every guidance value.
-pub(super) fn sweep(arms: &[Arm]) -> String {
+/// Fréchet distance (precision, recall) at every guidance value. Of arms that were not measured `alike`, none is
+/// the best.
+pub(super) fn sweep(arms: &[Arm], alike: bool) -> String {
     let mut guidances: Vec<f64> =
         arms.iter().flat_map(|a| a.sweep.iter().map(|p| p.guidance)).collect();
     guidances.sort_by(f64::total_cmp);
@@ -93,21 +96,23 @@ pub(super) fn sweep(arms: &[Arm]) -> String {
     let row = |guidance: &f64| {
         let points = || measured.iter().map(|a| a.at(*guidance));
         let lowest = points().flatten().map(|p| p.frechet.mean).fold(f64::INFINITY, f64::min);
+        let among = alike && points().flatten().count() > 1;
         let mut row = vec![Cell::new(guidance.to_string())];
         row.extend(points().map(|p| {
             let text = Cell::of(p, |p| {
                 format!("{} / {:.3} / {:.3}", p.frechet.text(2), p.precision.mean, p.recall.mean)
             });
-            text.best(p.is_some_and(|p| p.frechet.mean == lowest))
+            text.best(among && p.is_some_and(|p| p.frechet.mean == lowest))
         }));
         row
     };
     let rows: Vec<_> = guidances.iter().map(row).collect();
-    table("Sweep over guidance", &head, &rows)
-        + &paragraph(
-            "caption",
-            "Fréchet distance ± spread / precision / recall. Bold: lowest at this guidance, whether or not by more than the spread.",
-        )
+    let bold = match alike && measured.len() > 1 {
+        true => " Bold: lowest at this guidance, whether or not by more than the spread.",
+        false => "",
+    };
+    let caption = format!("Fréchet distance ± spread / precision / recall.{bold}");
+    table("Sweep over guidance", &head, &rows) + &paragraph("caption", &caption)
 }
 
 /// What real and reconstructed images reach.

@@ -19,14 +19,16 @@ pub enum RunError {
     },
     /// A new run in a folder that holds something.
     #[error(
-        "{} is not empty ({found} is in it); continue the run there with --resume, remove it, or \
-         choose another --out", path.display()
+        "{} is not empty ({found} is in it); {}remove it, or choose another --out", path.display(),
+        if *saved { "continue the run there with --resume, " } else { "" }
     )]
     NotEmpty {
         /// The folder.
         path: PathBuf,
         /// One of the things in it.
         found: String,
+        /// Whether it has a checkpoint that a run can go on from.
+        saved: bool,
     },
     /// Not a folder at all.
     #[error("{} is a file, expected a folder; choose another --out", path.display())]

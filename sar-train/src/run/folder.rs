@@ -5,6 +5,7 @@ use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::config::Config;
 use crate::data::{DataError, grid};
 use crate::files::write_whole;
+use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -15,6 +16,12 @@ const HELD_OUT: &str = "held-out.txt";
 const CLASSES: &str = "classes.json";
 const LATENTS: &str = "latents.txt";
 const COMPUTED: &str = "computed.txt";
+const LOG: &str = "log.jsonl";
+const EVENTS: &str = "tensorboard";
+const SAMPLES: &str = "samples";
+const CHECKPOINTS: &str = "checkpoints";
+/// The tokenizer that a generator's run keeps, so that it is whole on its own.
+pub(crate) const RUN_TOKENIZER: &str = "tokenizer.safetensors";
 /// Held while a process writes to the folder.
 const LOCK: &str = "run.lock";
 
@@ -29,6 +36,8 @@ pub struct RunFolder {
     path: PathBuf,
     /// The system releases the lock with the file, also when the process is killed.
     lock: File,
+    /// Folders that were made for it, the innermost first.
+    made: Vec<PathBuf>,
 }
 
 impl RunFolder {
@@ -40,11 +49,14 @@ impl RunFolder {
         if path.is_file() {
             return Err(RunError::NotAFolder { path: path.to_owned() });
         }
+        let missing = |path: &&Path| *path != Path::new("") && !path.exists();
+        let made = path.ancestors().take_while(missing).map(Path::to_path_buf).collect();
         fs::create_dir_all(path).map_err(RunError::write(path))?;
         let at = path.join(LOCK);
         let locked_before = at.exists();
         // Who is in the folder is more to the point than that it is not empty.
-        let run = Self::lock(path)?;
+        let mut run = Self::lock(path)?;
+        run.made = made;
         for entry in fs::read_dir(path).map_err(RunError::read(path))? {
             let name = entry.map_err(RunError::read(path))?.file_name();
             if name != LOCK {
@@ -53,7 +65,8 @@ impl RunFolder {
                     let _ = fs::remove_file(&at);
                 }
                 let found = name.to_string_lossy().into_owned();
-                return Err(RunError::NotEmpty { path: path.to_owned(), found });
+                let saved = !inside(&run.checkpoints_folder()).is_empty();
+                return Err(RunError::NotEmpty { path: path.to_owned(), found, saved });
             }
         }
         run.write(CONFIG, config.to_toml()?.as_bytes())?;
@@ -61,6 +74,37 @@ impl RunFolder {
             fs::create_dir_all(&folder).map_err(RunError::write(&folder))?;
         }
         Ok(run)
+    }
+
+    /// Takes away what the start of a run has written where it failed before a checkpoint was saved, and the
+    /// folders that were made for it; nothing where somebody has put something there.
+    pub fn discard(mut self) {
+        const WRITTEN: [&str; 12] = [
+            CONFIG,
+            IMAGES,
+            HELD_OUT,
+            CLASSES,
+            LATENTS,
+            COMPUTED,
+            LOCK,
+            LOG,
+            EVENTS,
+            SAMPLES,
+            CHECKPOINTS,
+            RUN_TOKENIZER,
+        ];
+        let names = inside(&self.path);
+        let saved = !inside(&self.checkpoints_folder()).is_empty();
+        if saved || !names.iter().all(|name| WRITTEN.iter().any(|own| name == *own)) {
+            return;
+        }
+        // As far as it goes: the error that ended the run is the one to tell.
+        for path in names.iter().map(|name| self.path.join(name)) {
+            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        }
+        for folder in std::mem::take(&mut self.made) {
+            let _ = fs::remove_dir(folder);
+        }
     }
 
     /// Opens the folder of a run to continue it, with the configuration it had.
@@ -104,7 +148,7 @@ impl RunFolder {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(holder.as_bytes()))
             .map_err(RunError::write(at))?;
-        Ok(Self { path: path.to_owned(), lock: file })
+        Ok(Self { path: path.to_owned(), lock: file, made: Vec::new() })
     }
 
     /// The folder.
@@ -114,12 +158,12 @@ impl RunFolder {
 
     /// Where pictures go.
     pub fn samples(&self) -> PathBuf {
-        self.path.join("samples")
+        self.path.join(SAMPLES)
     }
 
     /// Where checkpoints lie.
     pub fn checkpoints_folder(&self) -> PathBuf {
-        self.path.join("checkpoints")
+        self.path.join(CHECKPOINTS)
     }
 
     /// The run's checkpoints, of which the last `keep` stay.
@@ -135,7 +179,7 @@ impl RunFolder {
     /// # Errors
     /// It cannot be read or written.
     pub fn log(&self, step: u64) -> Result<Log, RunError> {
-        Log::open(&self.path.join("log.jsonl"), step)
+        Log::open(&self.path.join(LOG), step)
     }
 
     /// The TensorBoard events of a run that has reached `step`.
@@ -143,7 +187,7 @@ impl RunFolder {
     /// # Errors
     /// They cannot be written.
     pub fn tensorboard(&self, step: u64) -> Result<TensorBoard, RunError> {
-        TensorBoard::open(&self.path.join("tensorboard"), step)
+        TensorBoard::open(&self.path.join(EVENTS), step)
     }
 
     /// Writes a file of the folder so that it is there whole or not at all; folders on the way are
@@ -251,6 +295,11 @@ pub fn images_of(run: &Path) -> Result<Option<String>, RunError> {
 /// [`RunError::Read`].
 pub fn held_out_of(run: &Path) -> Result<Option<String>, RunError> {
     line_of(&run.join(HELD_OUT))
+}
+
+/// Names of what is in a folder, where it can be read.
+fn inside(folder: &Path) -> Vec<OsString> {
+    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
 }
 
 /// What a file of a run says, where it is there.

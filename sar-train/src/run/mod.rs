@@ -4,6 +4,9 @@
 //! config.toml      what the run resolved to
 //! classes.json     names of the classes, in the order of their labels
 //! images.txt       how many images there were
+//! held-out.txt     which of them are held out
+//! computed.txt     by which backend, in which type of numbers
+//! tokenizer.safetensors  the tokenizer of a generator's run
 //! latents.txt      whether the run trains on them or on latents of them
 //! log.jsonl        one object per record, `step` in each
 //! tensorboard/     the same numbers as TensorBoard events, and sample grids
@@ -24,7 +27,7 @@ mod signals;
 mod tensorboard;
 
 pub use error::RunError;
-pub(crate) use folder::is_run;
+pub(crate) use folder::{RUN_TOKENIZER, is_run};
 pub use folder::{RunFolder, class_names, held_out_of, images_of};
 pub use log::Log;
 pub use non_finite::{NonFinite, NonFiniteError};

@@ -19,9 +19,37 @@ fn a_folder_belongs_to_one_process_at_a_time() {
     }
     drop(run);
     let text = RunFolder::create(&path, &config).unwrap_err().to_string();
-    assert!(text.contains("is not empty") && text.contains("--resume"), "{text}");
+    assert!(text.contains("is not empty") && !text.contains("--resume"), "{text}");
+    fs::create_dir(path.join("checkpoints/step-0")).unwrap();
+    let text = RunFolder::create(&path, &config).unwrap_err().to_string();
+    assert!(text.contains("continue the run there with --resume"), "{text}");
     let (_run, stored) = RunFolder::open_for_resume(&path).unwrap();
     assert_eq!(stored, config);
+}
+
+#[test]
+fn a_start_that_failed_takes_away_what_it_wrote_and_nothing_else() {
+    let parent = tempfile::tempdir().unwrap();
+    let config = Config::default();
+    let path = parent.path().join("runs/a");
+    let begun = |path: &std::path::Path| {
+        let run = RunFolder::create(path, &config).unwrap();
+        run.write("log.jsonl", b"{}").unwrap();
+        run
+    };
+    begun(&path).discard();
+    assert!(!parent.path().join("runs").exists(), "folders made for it are gone");
+    // A folder that was there stays, empty.
+    fs::create_dir_all(&path).unwrap();
+    begun(&path).discard();
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+    for kept in ["notes.txt", "checkpoints/step-0"] {
+        let run = begun(&path);
+        fs::write(path.join(kept), "somebody's").unwrap();
+        run.discard();
+        assert!(path.join(kept).exists() && path.join("config.toml").exists(), "{kept}");
+        fs::remove_dir_all(&path).unwrap();
+    }
 }
 
 #[test]

@@ -49,9 +49,9 @@ pub struct StepReport {
     pub scale_loss: Vec<f64>,
     /// Accuracy of each scale of the first pass.
     pub scale_acc: Vec<f64>,
-    /// Loss of each scale of the student pass; 0 for scales that it does not supervise.
+    /// Loss of each scale of the student pass; none of scales that it does not supervise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub student_scale_loss: Vec<f64>,
+    pub student_scale_loss: Vec<Option<f64>>,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// Learning rate of the step.
@@ -317,7 +317,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
             loss_csf,
             scale_loss: first.loss[..scales].to_vec(),
             scale_acc: first.accuracy[..scales].to_vec(),
-            student_scale_loss: second.map_or_else(Vec::new, |r| r.loss[..scales].to_vec()),
+            student_scale_loss: second.map_or_else(Vec::new, |second| {
+                let counted = |i: usize| (second.tokens[i] > 0).then_some(second.loss[i]);
+                (0..scales).map(counted).collect()
+            }),
             grad_norm: self.grad_norm()?,
             lr: self.config.anneal().learning_rate(self.state.step.saturating_sub(1)),
             schedule,

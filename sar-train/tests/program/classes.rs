@@ -123,6 +123,51 @@ fn a_folder_may_be_called_by_a_number() {
 }
 
 #[test]
+fn a_name_with_commas_is_one_class() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    on_images(folder);
+    two_classes(folder, 12);
+    fs::rename(folder.join("images/a"), folder.join("images/tench, Tinca tinca")).unwrap();
+    succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder);
+    succeeds(&[&TRAIN[..], &["--out", "two"]].concat(), folder);
+    let asked =
+        ["sample", "two", "--count", "3", "--classes", "tench, Tinca tinca,b", "--out", "s"];
+    succeeds(&asked, folder);
+    let record = fs::read_to_string(folder.join("s/samples.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["labels"], serde_json::json!([1, 0, 1]));
+}
+
+/// Weights whose classes have no names are taken to be of the images' classes, and no name is called new.
+#[test]
+fn weights_without_names_are_not_said_to_be_of_other_classes() {
+    let folder = two_trained();
+    let folder = folder.path();
+    let last = steps(&folder.join("two")).pop().unwrap();
+    fs::copy(
+        folder.join("two/checkpoints").join(last).join("model.safetensors"),
+        folder.join("g.safetensors"),
+    )
+    .unwrap();
+    let tune =
+        ["train", "--init-from", "g.safetensors", "--config", "small.toml", "--out", "tuned"];
+    let said = succeeds(&[&tune[..], &["--tokenizer", "tok"]].concat(), folder);
+    says(&said, &["names of the generator's classes were not kept"]);
+    assert!(!said.contains("other classes"), "{said}");
+    let eval =
+        ["eval", "two", "--samples", "5", "--guidance", "0,0", "--seeds", "1", "--json", "-"];
+    let output = sar(&eval, folder);
+    let notes = String::from_utf8(output.stderr).unwrap();
+    says(&notes, &["6 samples are measured in place of 5, the same number of each of 2 classes"]);
+    let numbers: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&numbers["settings"]["count"], numbers["points"].as_array().unwrap().len()),
+        (&6.into(), 1)
+    );
+}
+
+#[test]
 fn own_samples_take_the_filter_of_the_rollout() {
     let folder = trained();
     let folder = folder.path();

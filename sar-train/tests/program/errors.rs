@@ -181,7 +181,10 @@ fn runs_are_refused_before_anything_is_made() {
     assert!(!folder.join("new").exists(), "a refused run leaves no folder");
 
     let tokenizer = ["tokenizer", "train", "--out", "full", "--data", "builtin:glyphs10"];
-    says(&fails(1, &tokenizer, folder), &["full is not empty (notes.txt", "--resume"]);
+    says(
+        &fails(1, &tokenizer, folder),
+        &["full is not empty (notes.txt", "remove it, or choose another --out"],
+    );
     assert_eq!(fs::read_to_string(folder.join("full/notes.txt")).unwrap(), "mine");
 }
 

@@ -16,6 +16,14 @@ fn two_calls_do_not_sample_into_one_folder() {
     says(&fails(1, &forced, folder), &["s is in use: another `sar` writes images to it"]);
     drop(held);
     prints(&forced, folder);
+    // A run's own folders, at any depth: what lies in a checkpoint goes with it.
+    for own in ["base/samples", "base/checkpoints/step-0/mine", "base/tensorboard"] {
+        let said = fails(1, &["sample", "base", "--out", own, "--count", "1"], folder);
+        assert!(
+            said.contains("run") && !folder.join("base/checkpoints/step-0/mine").exists(),
+            "{said}"
+        );
+    }
     fs::write(folder.join("file"), "mine").unwrap();
     let said = fails(1, &["sample", "base", "--out", "file"], folder);
     says(&said, &["file is a file; --out names a folder"]);

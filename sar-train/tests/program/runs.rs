@@ -313,6 +313,13 @@ fn a_run_goes_on_from_any_folder_and_says_where_its_images_were() {
     two_classes(folder, 7);
     let said = succeeds(&resume, Path::new("/"));
     says(&said, &["warning: the run began with 10 training", "now there are 12 training"]);
+    // A path over another folder's parent does not need that folder.
+    fs::create_dir(folder.join("from")).unwrap();
+    let over = ["train", "--config", "../small.toml", "--tokenizer", "../tok", "--out", "../over"];
+    let over = [&over[..], &["--data", "../images", "--set", "train.steps=1"]].concat();
+    succeeds(&over, &folder.join("from"));
+    fs::remove_dir(folder.join("from")).unwrap();
+    succeeds(&["train", "--resume", "--out", "over", "--set", "train.steps=2"], folder);
     fs::rename(folder.join("images"), folder.join("moved")).unwrap();
     let said = fails(1, &resume, folder);
     says(&said, &["have moved", "--set data.path=", "no such file or folder"]);
@@ -352,13 +359,67 @@ fn a_file_over_the_limit_is_an_error_and_not_the_end() {
     let command = "ulimit -f 16; exec \"$0\" \"$@\"";
     let output = std::process::Command::new("sh")
         .args(["-c", command, env!("CARGO_BIN_EXE_sar")])
-        .args([&TRAIN[..], &["--out", "new", "-q"]].concat())
+        .args([&TRAIN[..], &["--out", "runs/new", "-q"]].concat())
         .current_dir(folder)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     says(&said, &["cannot write", "File too large"]);
+    assert!(!folder.join("runs").exists(), "a start that failed leaves the place free");
+    succeeds(&[&TRAIN[..], &["--out", "runs/new", "-q"]].concat(), folder);
+}
+
+#[test]
+fn a_run_that_ends_while_its_rate_rises_is_told() {
+    let folder = trained();
+    let folder = folder.path();
+    let rate = ["--set", "train.lr=1e-3", "--set", "train.warmup=4", "--out", "slow"];
+    let said = succeeds(&[&TRAIN[..], &rate].concat(), folder);
+    says(&said, &["train.warmup is 4 steps and the run has 2", "a smaller train.warmup"]);
+    let log = fs::read_to_string(folder.join("slow/log.jsonl")).unwrap();
+    let rates = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let highest = rates.filter_map(|record| record["lr"].as_f64()).fold(0.0, f64::max);
+    says(&said, &[&format!("its learning rate rises to {highest:.1e} and no further")]);
+    // It is not what a refinement begins at.
+    let refine = ["refine", "--init-from", "slow", "--out", "r", "--set", "train.lr=1"];
+    says(&succeeds(&refine, folder), &["this run rises to"]);
+    let refine = ["refine", "--init-from", "slow", "--out", "q", "--set", "train.lr=1"];
+    let refine = [&refine[..], &["--set", "train.warmup=0"]].concat();
+    says(&succeeds(&refine, folder), &["this run begins at 1.0e0"]);
+}
+
+/// Of scales that a pass does not supervise there is no loss, and none of 0.
+#[test]
+fn scales_without_supervision_have_no_loss() {
+    let folder = trained();
+    let folder = folder.path();
+    let refine = ["refine", "--init-from", "base", "--preset", "release", "--out", "r"];
+    succeeds(&[&refine[..], &["--set", "train.log_every=1"]].concat(), folder);
+    let log = fs::read_to_string(folder.join("r/log.jsonl")).unwrap();
+    let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let student: Vec<_> =
+        records.filter_map(|r| r["student_scale_loss"].as_array().cloned()).collect();
+    assert!(!student.is_empty());
+    for scales in student {
+        let (last, others) = scales.split_last().unwrap();
+        assert!(last.as_f64().unwrap() > 0.0 && others.iter().all(|loss| loss.is_null()));
+    }
+}
+
+#[test]
+fn seeds_are_numbers_that_a_configuration_holds() {
+    let folder = trained();
+    let folder = folder.path();
+    let with =
+        |seed: &str| fails(2, &[&TRAIN[..], &["--out", "new", "--seed", seed]].concat(), folder);
+    for seed in ["9223372036854775808", "x"] {
+        says(&with(seed), &["--seed", "from 0 to 9223372036854775807"]);
+    }
+    let most = ["--out", "new", "--seed", "9223372036854775807"];
+    succeeds(&[&TRAIN[..], &most].concat(), folder);
+    let on = ["train", "--resume", "--out", "new", "--set", "train.steps=3"];
+    succeeds(&on, folder);
 }
 
 #[test]

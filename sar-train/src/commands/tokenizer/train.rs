@@ -6,13 +6,13 @@ use crate::checkpoint::{Checkpoints, Kind};
 use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs};
 use crate::commands::generator_run::{NOTHING_TO_RESUME, longer};
 use crate::commands::models::{
-    LoadedTokenizer, RUN_TOKENIZER, compare_computing, compare_images, run_data, tell_replaced,
+    LoadedTokenizer, compare_computing, compare_images, run_data, tell_replaced,
 };
 use crate::commands::output;
 use crate::config::Config;
 use crate::data::{self, Data};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
-use crate::run::{Interrupt, RunFolder};
+use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
 use crate::train::tokenizer::{
     TokenizerProgress, TokenizerQuality, TokenizerSession, TokenizerTrainer,
 };
@@ -88,7 +88,14 @@ pub(super) fn run<B: Compute>(
     }
     compare_computing(&folder, &global.computed())?;
     let interrupt = Interrupt::listen()?;
-    train_in(backend, &folder, &config, &data, start.as_deref(), &interrupt, global.quiet)?;
+    let (start, quiet) = (start.as_deref(), global.quiet);
+    if let Err(error) = train_in(backend, &folder, &config, &data, start, &interrupt, quiet) {
+        if !args.run.resume {
+            // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
+            folder.discard();
+        }
+        return Err(error);
+    }
     output::result(format_args!("{}\n", folder.path().display()));
     Ok(())
 }

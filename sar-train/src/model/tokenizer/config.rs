@@ -48,6 +48,14 @@ pub enum TokenizerConfigError {
         /// Which.
         field: &'static str,
     },
+    /// A codebook without a choice.
+    #[error(
+        "tokenizer: vocab is {found}, expected at least 2: of one code there is nothing to predict"
+    )]
+    OneCode {
+        /// Its codes.
+        found: usize,
+    },
     /// No levels, or more than an image has halvings.
     #[error("tokenizer: ch_mult has {found} levels, expected 1 to {MAX_LEVELS}")]
     Levels {
@@ -115,6 +123,9 @@ impl TokenizerConfig {
         ] {
             at_most(field, value, most)?;
         }
+        if self.vocab < 2 {
+            return Err(TokenizerConfigError::OneCode { found: self.vocab });
+        }
         if self.ch_mult.is_empty() || self.ch_mult.len() > MAX_LEVELS {
             return Err(TokenizerConfigError::Levels { found: self.ch_mult.len() });
         }
@@ -170,6 +181,7 @@ mod tests {
         assert!(message(|c| c.groups = 7).contains("7 groups"));
         assert!(message(|c| c.ch_mult = vec![]).contains("0 levels"));
         assert!(message(|c| c.vocab = usize::MAX).contains("vocab"));
+        assert!(message(|c| c.vocab = 1).contains("at least 2"));
         assert!(message(|c| c.ch_mult = vec![usize::MAX]).contains("ch_mult"));
         assert!(toml::from_str::<TokenizerConfig>("chanels = 3").is_err());
     }
