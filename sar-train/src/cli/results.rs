@@ -214,16 +214,16 @@ pub struct EvalArgs {
 /// `sar score`.
 #[derive(Clone, Debug, Args)]
 pub struct ScoreArgs {
-    /// The images to measure: an .npz file of them (`arr_0`, uint8 `[n, h, w, 3]`), a folder that `sar sample`
-    /// wrote, or what --data of other commands takes.
+    /// The images to measure, 50,000 for published numbers: an .npz file of them (`arr_0`, uint8 `[n, h, w, 3]`), a
+    /// folder that `sar sample` wrote, or what --data of other commands takes.
     #[arg(value_name = "SAMPLES")]
     pub samples: String,
     /// What to compare them with: the same, or an .npz file that has statistics (`mu`, `sigma`, `mu_s`,
     /// `sigma_s`) beside or in place of images.
     #[arg(long, value_name = "SOURCE")]
     pub reference: String,
-    /// Weights of the published Inception network, `pt_inception-2015-12-05-6726825d.pth`, which pytorch-fid and
-    /// torch-fidelity offer.
+    /// Weights of the published Inception network: `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid's releases
+    /// (github.com/mseitzer/pytorch-fid), in torch-fidelity's called weights-inception-2015-12-05-6726825d.pth.
     #[arg(long, value_name = "FILE")]
     pub inception: PathBuf,
     /// Side that images of a source of any size are cut to, in pixels; default: that of the other images.

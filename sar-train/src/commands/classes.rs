@@ -56,6 +56,18 @@ fn whole_names(pieces: &[String], names: &[String]) -> Vec<String> {
     all
 }
 
+/// The classes that there are, told.
+pub(super) fn known_classes(generator: &LoadedGenerator) -> String {
+    let classes = generator.section.classes;
+    match generator.classes.as_deref().unwrap_or_default() {
+        [] => format!("the generator has {classes}, by numbers from 0: their names were not kept"),
+        names => {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            format!("the generator has {classes}, by number from 0 or by name: {}", some_of(&names))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,17 +83,5 @@ mod tests {
         assert_eq!(whole("cat, big,cat"), ["cat, big", "cat"]);
         assert_eq!(whole("a,b,c,dog"), ["a,b,c", "dog"]);
         assert_eq!(whole("a,b"), ["a", "b"]);
-    }
-}
-
-/// The classes that there are, told.
-pub(super) fn known_classes(generator: &LoadedGenerator) -> String {
-    let classes = generator.section.classes;
-    match generator.classes.as_deref().unwrap_or_default() {
-        [] => format!("the generator has {classes}, by numbers from 0: their names were not kept"),
-        names => {
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            format!("the generator has {classes}, by number from 0 or by name: {}", some_of(&names))
-        }
     }
 }

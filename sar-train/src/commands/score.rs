@@ -3,9 +3,9 @@
 mod set;
 
 use super::output;
-use crate::cli::{GlobalArgs, ScoreArgs};
+use crate::cli::{BackendName, GlobalArgs, ScoreArgs};
 use crate::data::npz::NpzReader;
-use crate::eval::{Scores, Sight, Statistics, scores};
+use crate::eval::{NEIGHBOURS, Reference, Scores, Sight, Statistics, scores};
 use crate::files::write_whole;
 use crate::model::inception::{Inception, WEIGHTS};
 use crate::run::{Progress, rate};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use set::{ImageSet, Images};
 use std::fs::File;
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 /// Images that are looked at together.
@@ -34,9 +34,9 @@ struct ScoreReport {
     /// What it was compared with; no images where a file has statistics alone.
     reference: Option<ImageSet>,
     /// Where statistics were read that the reference brought itself.
-    reference_statistics: Option<PathBuf>,
+    reference_statistics: Option<String>,
     /// The weights of the network.
-    inception: PathBuf,
+    inception: String,
     /// Their SHA-256.
     inception_sha256: String,
     /// The numbers.
@@ -51,40 +51,48 @@ struct ScoreReport {
 /// Images or weights that cannot be used.
 pub fn run(args: &ScoreArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let _place = args.json.as_deref().map(|path| output::ready_as(path, &["json"])).transpose()?;
-    let statistics = statistics(&args.reference)?;
-    let [samples, reference] = set::open(args, statistics.is_some())?;
+    let known = statistics(&args.reference)?;
+    let [samples, reference] = set::open(args, known.is_some())?;
     let samples = samples.context("the samples hold statistics alone; their images are needed")?;
     for set in [Some(&samples), reference.as_ref()].into_iter().flatten() {
         anyhow::ensure!(
-            set.about.count > 1,
-            "{}: one image; a distance is of the statistics of many",
-            set.about.source
+            set.about.count > NEIGHBOURS,
+            "{}: {} images are too few to measure, which takes {} at least",
+            set.about.source,
+            set.about.count,
+            NEIGHBOURS + 1
         );
     }
     let sha256 = sha256_of_file(&args.inception)?;
     let inception = Inception::load(&args.inception)?;
+    if let Some(known) = &known {
+        known.fits(&inception).with_context(|| cannot_be_used(&args.reference))?;
+    }
+    if global.backend != BackendName::Cpu {
+        output::note(format_args!("note: `sar score` runs on the CPU"));
+    }
     let (about, about_reference) =
         (samples.about.clone(), reference.as_ref().map(|set| set.about.clone()));
-    let seen_reference = reference.map(|set| look(&inception, set, "reference", global.quiet));
-    let seen_reference = seen_reference.transpose()?;
-    let seen = look(&inception, samples, "samples", global.quiet)?;
-    let (reference_statistics, statistics) = match (statistics, &seen_reference) {
-        (Some(statistics), _) => (Some(PathBuf::from(&args.reference)), statistics),
-        (None, Some(seen)) => (None, seen.statistics()?),
-        (None, None) => anyhow::bail!("{}: neither images nor statistics", args.reference),
-    };
+    let reference_statistics = known.as_ref().map(|_| args.reference.clone());
+    let seen = reference.map(|set| look(&inception, set, "reference", global.quiet)).transpose()?;
+    let reference = Reference::new(known, seen)?;
+    let samples = look(&inception, samples, "samples", global.quiet)?;
     let mut warnings = warnings(&about, about_reference.as_ref(), &sha256);
-    warnings.extend(statistics.pooled.warning().map(|w| format!("Of the reference, {w}.")));
+    warnings.extend(reference.warning().map(|w| format!("Of the reference, {w}.")));
     if !global.quiet {
         eprintln!("comparing");
     }
-    let scores = scores(&inception, &seen, &statistics, seen_reference.as_ref())?;
+    let scores = scores(&inception, samples, reference)?;
+    if scores.sfid.is_none() {
+        warnings
+            .push("The reference has no statistics of spatial features (mu_s) for sFID.".into());
+    }
     let report = ScoreReport {
         program: format!("sar {}", env!("CARGO_PKG_VERSION")),
         samples: about,
         reference: about_reference,
         reference_statistics,
-        inception: args.inception.clone(),
+        inception: args.inception.display().to_string(),
         inception_sha256: sha256,
         scores,
         warnings,
@@ -103,7 +111,11 @@ fn statistics(reference: &str) -> anyhow::Result<Option<Statistics>> {
         return Ok(None);
     }
     let statistics = Statistics::of_file(&mut NpzReader::open(Path::new(reference))?);
-    statistics.with_context(|| format!("{reference}: its statistics cannot be used"))
+    statistics.with_context(|| cannot_be_used(reference))
+}
+
+fn cannot_be_used(reference: &str) -> String {
+    format!("{reference}: its statistics cannot be used")
 }
 
 /// Shows the network all images of a set.
@@ -111,7 +123,7 @@ fn look(inception: &Inception, set: Images, what: &str, quiet: bool) -> anyhow::
     let ImageSet { count, height, width, .. } = set.about;
     let mut progress = Progress::new(what, count as u64, 0, quiet);
     let started = Instant::now();
-    let mut sight = Sight::new(inception);
+    let mut sight = Sight::new(inception, count);
     set.each_batch(BATCH, |images| {
         sight.add(&inception.see(images, height, width)?)?;
         let done = sight.count();

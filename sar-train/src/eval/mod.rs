@@ -10,7 +10,7 @@ mod published;
 mod result;
 
 pub use prepare::prepare;
-pub use published::{PublishedError, Scores, Sight, Statistics, scores};
+pub use published::{PublishedError, Reference, Scores, Sight, Statistics, scores};
 pub use result::{EvalReport, EvalSettings, Floor, SamplerSettings, SweepPoint};
 
 use crate::metrics::{Features, Gaussian, Manifold, Measured, MetricsError, class_accuracy};
@@ -122,7 +122,7 @@ pub struct Evaluator<'a, B: ClassifierOps> {
     backend: &'a B,
     classifier: Classifier<B>,
     gaussian: Gaussian,
-    manifold: Manifold,
+    manifold: Manifold<'static>,
     labels: Vec<u32>,
     settings: EvalSettings,
     floors: Vec<Floor>,

@@ -1,6 +1,9 @@
 //! The measures that papers give, in the features of the published Inception network: Inception Score, Fréchet
 //! distance (FID), spatial Fréchet distance (sFID), precision and recall, as the evaluator of
 //! openai/guided-diffusion takes them of `.npz` files.
+//!
+//! That evaluator compares vectors for precision and recall in half precision, as far as that goes; here they are
+//! compared in f64, which may differ in the third digit.
 
 use super::NEIGHBOURS;
 use crate::data::DataError;
@@ -28,21 +31,35 @@ pub enum PublishedError {
     /// A file of statistics cannot be used.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Statistics of other features.
+    #[error("{array} is of {found} features, expected {expected}, those of the network")]
+    Width {
+        /// The array.
+        array: &'static str,
+        /// Features of the network.
+        expected: usize,
+        /// Features of the statistics.
+        found: usize,
+    },
 }
 
 /// What the network saw of a set of images, taken up batch by batch.
 #[derive(Debug)]
 pub struct Sight {
-    /// `[n, 2048]`.
-    features: Vec<f32>,
+    /// `[n, 2048]`, as the measures take them.
+    features: Vec<f64>,
     moments: Option<(Moments, Moments)>,
     dims: usize,
 }
 
 impl Sight {
-    /// Of no images as yet.
-    pub fn new(inception: &Inception) -> Self {
-        Self { features: Vec::new(), moments: None, dims: inception.feature_dims() }
+    /// Of no images as yet, with room for `count`.
+    pub fn new(inception: &Inception, count: usize) -> Self {
+        let dims = inception.feature_dims();
+        // As many as there will be: growing would copy them again and again.
+        let mut features = Vec::new();
+        let _ = features.try_reserve_exact(count.saturating_mul(dims));
+        Self { features, moments: None, dims }
     }
 
     /// Images seen.
@@ -64,7 +81,7 @@ impl Sight {
         });
         pooled.add(&seen.features)?;
         spatial.add(&seen.spatial)?;
-        self.features.extend_from_slice(&seen.features);
+        self.features.extend(seen.features.iter().map(|&v| f64::from(v)));
         Ok(())
     }
 
@@ -79,8 +96,8 @@ impl Sight {
         Ok(Statistics { pooled: pooled.gaussian()?, spatial: Some(spatial.gaussian()?) })
     }
 
-    fn wide(&self) -> Result<Features, MetricsError> {
-        Features::new(self.features.iter().map(|&v| f64::from(v)).collect(), self.dims)
+    fn into_features(self) -> Result<Features, MetricsError> {
+        Features::new(self.features, self.dims)
     }
 }
 
@@ -117,6 +134,54 @@ impl Statistics {
         let Some(pooled) = pair("mu", "sigma")? else { return Ok(None) };
         Ok(Some(Self { pooled, spatial: pair("mu_s", "sigma_s")? }))
     }
+
+    /// Whether they are of features of the network's widths.
+    ///
+    /// # Errors
+    /// [`PublishedError::Width`].
+    pub fn fits(&self, inception: &Inception) -> Result<(), PublishedError> {
+        let pooled = ("mu", inception.feature_dims(), Some(&self.pooled));
+        let spatial = ("mu_s", inception.spatial_dims(), self.spatial.as_ref());
+        for (array, expected, of) in [pooled, spatial] {
+            if let Some(found) = of.map(|of| of.mean().len()).filter(|found| *found != expected) {
+                return Err(PublishedError::Width { array, expected, found });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What samples are compared with.
+#[derive(Debug)]
+pub struct Reference {
+    statistics: Statistics,
+    /// What the network saw of its images, where they are at hand: precision and recall are of them.
+    images: Option<Sight>,
+}
+
+impl Reference {
+    /// Of statistics, of images, or of both: then what the statistics lack is taken of the images.
+    ///
+    /// # Errors
+    /// Neither, or fewer than two images.
+    pub fn new(known: Option<Statistics>, images: Option<Sight>) -> Result<Self, MetricsError> {
+        let metric = "frechet_distance";
+        let seen = images.as_ref().map(Sight::statistics).transpose()?;
+        let statistics = match (known, seen) {
+            (Some(known), Some(seen)) => {
+                Statistics { spatial: known.spatial.or(seen.spatial), ..known }
+            }
+            (known, seen) => {
+                known.or(seen).ok_or(MetricsError::TooFewSamples { metric, needed: 2, found: 0 })?
+            }
+        };
+        Ok(Self { statistics, images })
+    }
+
+    /// A sentence of warning where its images are too few for its statistics.
+    pub fn warning(&self) -> Option<String> {
+        self.statistics.pooled.warning()
+    }
 }
 
 /// The published measures of a set of images.
@@ -134,32 +199,31 @@ pub struct Scores {
     pub recall: Option<f64>,
 }
 
-/// Measures samples against a reference: its statistics, and what the network saw of its images, where they are
-/// at hand.
+/// Measures samples against a reference.
 ///
 /// # Errors
 /// Too few images; features that are not finite; statistics of another width.
 pub fn scores(
     inception: &Inception,
-    samples: &Sight,
-    reference: &Statistics,
-    reference_images: Option<&Sight>,
+    samples: Sight,
+    reference: Reference,
 ) -> Result<Scores, PublishedError> {
+    let Reference { statistics, images } = reference;
     let own = samples.statistics()?;
-    let fid = reference.pooled.distance(&own.pooled)?;
-    let pair = reference.spatial.as_ref().zip(own.spatial.as_ref());
+    let fid = statistics.pooled.distance(&own.pooled)?;
+    let pair = statistics.spatial.as_ref().zip(own.spatial.as_ref());
     let sfid = pair.map(|(reference, own)| reference.distance(own)).transpose()?;
-    let sets =
-        reference_images.map(|images| Ok::<_, MetricsError>((images.wide()?, samples.wide()?)));
-    let shares = match sets.transpose()? {
-        Some((reference, generated)) => {
+    let inception_score = score(inception, &samples)?;
+    let shares = match images {
+        Some(images) => {
+            let (reference, generated) = (images.into_features()?, samples.into_features()?);
             let sets = PrecisionRecall { reference: &reference, generated: &generated };
             Some(precision_recall(sets, NEIGHBOURS)?)
         }
         None => None,
     };
     Ok(Scores {
-        inception_score: score(inception, samples)?,
+        inception_score,
         fid,
         sfid,
         precision: shares.map(|(precision, _)| precision),
@@ -170,7 +234,9 @@ pub fn scores(
 fn score(inception: &Inception, samples: &Sight) -> Result<f64, PublishedError> {
     let mut all = Vec::new();
     for part in samples.features.chunks(SCORE_PART * samples.dims) {
-        let probabilities = inception.probabilities(part)?;
+        // As they were seen, in f32.
+        let part: Vec<f32> = part.iter().map(|&v| v as f32).collect();
+        let probabilities = inception.probabilities(&part)?;
         all.push(inception_score(&probabilities, inception.classes(), 1)?.mean);
     }
     Ok(all.iter().sum::<f64>() / all.len().max(1) as f64)

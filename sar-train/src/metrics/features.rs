@@ -2,6 +2,7 @@
 
 use super::MetricsError;
 use nalgebra::DMatrix;
+use std::borrow::Cow;
 
 /// Feature vectors `[n, dims]`, row-major, all finite.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +69,18 @@ impl Features {
     /// `[n, dims]` as a matrix, for the linear algebra.
     pub(super) fn matrix(&self) -> DMatrix<f64> {
         DMatrix::from_row_slice(self.count(), self.dims, &self.values)
+    }
+}
+
+impl From<Features> for Cow<'_, Features> {
+    fn from(features: Features) -> Self {
+        Cow::Owned(features)
+    }
+}
+
+impl<'a> From<&'a Features> for Cow<'a, Features> {
+    fn from(features: &'a Features) -> Self {
+        Cow::Borrowed(features)
     }
 }
 

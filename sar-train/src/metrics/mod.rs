@@ -82,10 +82,23 @@ pub enum MetricsError {
         /// The backend's message.
         reason: String,
     },
-    /// The eigenvalues of a covariance did not converge.
+    /// A matrix that is no covariance.
     #[error(
-        "{metric}: the eigenvalues of the {dims}x{dims} covariance did not converge; check the \
-         features for values of wildly different size"
+        "{metric}: row {row}, column {column} of a covariance is negative on the diagonal, or not what it is on \
+         the other side of it"
+    )]
+    NoCovariance {
+        /// The measure.
+        metric: &'static str,
+        /// Row of the value.
+        row: usize,
+        /// Column of the value.
+        column: usize,
+    },
+    /// The singular values of a product of roots did not converge.
+    #[error(
+        "{metric}: the singular values of {dims} features did not converge; check the features for values of \
+         wildly different size"
     )]
     NoConvergence {
         /// The measure.

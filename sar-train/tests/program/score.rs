@@ -2,7 +2,10 @@
 
 use super::*;
 use sar_train::data::grid::{Images, save_each};
-use sar_train::data::npz::NpzWriter;
+use sar_train::data::npz::{NpzReader, NpzWriter};
+use sar_train::eval::Sight;
+use sar_train::metrics::Gaussian;
+use sar_train::model::inception::Inception;
 use serde_json::Value;
 use std::io::Write as _;
 
@@ -82,48 +85,99 @@ fn scores_are_those_of_the_published_formulas() {
     assert_eq!(of_files["scores"]["inception_score"], found["inception_score"]);
 }
 
+/// An array as NumPy writes it.
+fn array(kind: &str, shape: &[usize], data: impl IntoIterator<Item = u8>) -> Vec<u8> {
+    let shape: String = shape.iter().map(|side| format!("{side}, ")).collect();
+    let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}\n");
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((text.len() as u16).to_le_bytes());
+    bytes.extend(text.into_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+fn numbers(shape: &[usize], values: &[f64]) -> Vec<u8> {
+    array("<f8", shape, values.iter().flat_map(|v| v.to_le_bytes()))
+}
+
+fn write(path: &Path, arrays: &[(&str, &[u8])]) {
+    let mut archive = zip::ZipWriter::new(fs::File::create(path).unwrap());
+    for (name, bytes) in arrays {
+        let options = zip::write::SimpleFileOptions::default();
+        archive.start_file(format!("{name}.npy"), options).unwrap();
+        archive.write_all(bytes).unwrap();
+    }
+    archive.finish().unwrap();
+}
+
 #[test]
 fn statistics_stand_for_a_reference() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     sets(folder);
-    let array = |shape: &str, values: &[f64]| {
-        let text = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n");
-        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-        bytes.extend((text.len() as u16).to_le_bytes());
-        bytes.extend(text.into_bytes());
-        bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-        bytes
-    };
-    let write = |arrays: &[(&str, Vec<u8>)]| {
-        let file = fs::File::create(folder.join("statistics.npz")).unwrap();
-        let mut archive = zip::ZipWriter::new(file);
-        for (name, bytes) in arrays {
-            archive.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
-            archive.write_all(bytes).unwrap();
-        }
-        archive.finish().unwrap();
-    };
-    // Of features that are all 0: what is left are the samples' own moments.
-    let (mu, sigma) = (array("(128,)", &[0.0; 128]), array("(128, 128)", &vec![0.0; 128 * 128]));
-    write(&[("mu.npy", mu.clone()), ("sigma.npy", sigma)]);
-    let found = scores(folder, &["samples.npz", "--reference", "statistics.npz"]);
-    assert!(found["scores"]["fid"].as_f64().unwrap() > 1000.0);
-    assert!(found["scores"]["sfid"].is_null() && found["scores"]["precision"].is_null());
-    assert!(found["reference"].is_null() && found["reference_statistics"] == "statistics.npz");
-    let said = prints(
-        &[&["score", "samples.npz", "--reference", "statistics.npz"], &WEIGHTS[..]].concat(),
-        folder,
-    );
-    says(&said, &["statistics of the file", "sFID              –", "has no images"]);
+    let of_images = scores(folder, &["samples.npz", "--reference", "reference.npz"]);
 
-    write(&[("mu.npy", mu), ("sigma.npy", array("(16384,)", &vec![0.0; 16384]))]);
-    let said = fails(
-        1,
-        &[&["score", "samples.npz", "--reference", "statistics.npz"], &WEIGHTS[..]].concat(),
-        folder,
+    let pixels = NpzReader::open(&folder.join("reference.npz")).unwrap().images().unwrap().next(99);
+    let pixels = pixels.unwrap();
+    let inception = Inception::load(&folder.join("inception.pth")).unwrap();
+    let mut sight = Sight::new(&inception, 12);
+    sight.add(&inception.see(&pixels, SIDE, SIDE).unwrap()).unwrap();
+    let statistics = sight.statistics().unwrap();
+    let pair = |of: &Gaussian| {
+        let dims = of.mean().len();
+        let mean = numbers(&[dims], of.mean().as_slice());
+        (mean, numbers(&[dims, dims], of.covariance().as_slice()))
+    };
+    let (mu, sigma) = pair(&statistics.pooled);
+    let (mu_s, sigma_s) = pair(statistics.spatial.as_ref().unwrap());
+    let images = array("|u1", &[12, SIDE, SIDE, 3], pixels);
+    let all: [(&str, &[u8]); 5] = [
+        ("arr_0", &images),
+        ("mu", &mu),
+        ("sigma", &sigma),
+        ("mu_s", &mu_s),
+        ("sigma_s", &sigma_s),
+    ];
+    let path = folder.join("statistics.npz");
+    let against = ["samples.npz", "--reference", "statistics.npz"];
+    let same = |found: &Value, measures: &[&str]| {
+        for measure in measures {
+            let want = of_images["scores"][measure].as_f64().unwrap();
+            close(&found["scores"][measure], want);
+        }
+    };
+
+    // As the published references are: images, and statistics of them.
+    write(&path, &all);
+    let found = scores(folder, &against);
+    same(&found, &["inception_score", "fid", "sfid", "precision", "recall"]);
+    assert_eq!(
+        (&found["reference_statistics"], &found["reference"]["count"]),
+        (&"statistics.npz".into(), &12.into())
     );
-    says(&said, &["statistics.npz: its statistics cannot be used", "covariance"]);
+    // What statistics lack is taken of the images; of statistics alone it is told.
+    write(&path, &all[..3]);
+    same(&scores(folder, &against), &["fid", "sfid", "precision"]);
+    write(&path, &all[1..3]);
+    let found = scores(folder, &against);
+    same(&found, &["inception_score", "fid"]);
+    assert!(found["scores"]["sfid"].is_null() && found["scores"]["precision"].is_null());
+    assert!(found["reference"].is_null());
+    let score = [&["score"], &against[..], &WEIGHTS].concat();
+    let said = prints(&score, folder);
+    says(&said, &["reference         statistics of the file", "has no images", "(mu_s) for sFID"]);
+
+    let wrong = numbers(&[64], &[0.0; 64]);
+    let square = numbers(&[64, 64], &[0.0; 4096]);
+    write(&path, &[("mu", &wrong), ("sigma", &square)]);
+    let said = fails(1, &score, folder);
+    says(
+        &said,
+        &["statistics.npz: its statistics cannot be used", "mu is of 64 features, expected 128"],
+    );
+    assert!(!said.contains("seen"), "told before the work: {said}");
+    write(&path, &[("mu", &wrong), ("sigma", &numbers(&[4096], &[0.0; 4096]))]);
+    says(&fails(1, &score, folder), &["its statistics cannot be used", "covariance"]);
 }
 
 #[test]
@@ -139,7 +193,9 @@ fn samples_of_a_run_are_scored_where_they_lie() {
     says(&of_folder["warnings"].to_string(), &["samples are 32×32 px, the reference 24×24 px"]);
     fs::remove_file(folder.join("samples/000003.png")).unwrap();
     let score = ["score", "samples", "--reference", "reference.npz"];
-    says(&fails(1, &[&score[..], &WEIGHTS].concat(), folder), &["000003.png is missing"]);
+    let said = fails(1, &[&score[..], &WEIGHTS].concat(), folder);
+    says(&said, &["000003.png is missing", "--resume"]);
+    assert!(!said.contains("seen"), "told before the work: {said}");
 }
 
 #[test]
@@ -154,6 +210,11 @@ fn what_cannot_be_scored_is_told_before_the_work() {
     fs::create_dir(folder.join("empty")).unwrap();
     says(&with(&["samples.npz", "--reference", "empty"]), &["empty", "no images"]);
     says(&with(&["empty", "--reference", "empty"]), &["--image-side"]);
+    fs::write(folder.join("empty/a.png"), "no picture").unwrap();
+    let said = with(&["samples.npz", "--reference", "empty"]);
+    says(&said, &["a.png", "repair or remove it"]);
+    assert!(!said.contains("--skip-bad-images"), "{said}");
+    says(&with(&["a.npy", "--reference", "reference.npz"]), &["an .npz file"]);
     let pair = ["samples.npz", "--reference", "reference.npz"];
     let weights = |file: &str| told(&[&pair[..], &["--inception", file]].concat());
     says(&weights("reference.npz"), &["reference.npz", "not a usable PyTorch file"]);
@@ -161,4 +222,9 @@ fn what_cannot_be_scored_is_told_before_the_work() {
     says(&weights(published), &["no Inception network", "pt_inception-2015-12-05-6726825d.pth"]);
     says(&weights("none.pth"), &["none.pth"]);
     says(&with(&[&pair[..], &["--json", "scores.txt"]].concat()), &["scores.txt"]);
+    says(&with(&[&pair[..], &["--image-side", "7"]].concat()), &["--image-side is for"]);
+    let mut few = NpzWriter::create(&folder.join("few.npz"), 3, (SIDE, SIDE)).unwrap();
+    few.write(Images::square(&images(3, 1), SIDE)).unwrap();
+    few.finish().unwrap();
+    says(&with(&["few.npz", "--reference", "reference.npz"]), &["3 images are too few", "4"]);
 }

@@ -4,7 +4,7 @@ use crate::cli::ScoreArgs;
 use crate::commands::samples::SampleFolder;
 use crate::data::grid::{self, to_u8};
 use crate::data::npz::{IMAGES, NpzReader};
-use crate::data::{self, Crop, DataConfig, Dataset};
+use crate::data::{self, Crop, DataConfig, DataError, Dataset};
 use anyhow::Context as _;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -59,6 +59,10 @@ pub(super) fn open(args: &ScoreArgs, statistics: bool) -> anyhow::Result<[Option
         let ImageSet { height, width, .. } = images.about;
         (height == width).then_some(height)
     });
+    anyhow::ensure!(
+        args.image_side.is_none() || made.iter().any(Option::is_none),
+        "--image-side is for images of any size, and these have one: they are measured as they are"
+    );
     let side = args.image_side.or(side);
     let mut opened = [None, None];
     for ((to, made), source) in opened.iter_mut().zip(made).zip(sources) {
@@ -86,7 +90,18 @@ fn as_made(source: &str, statistics: bool) -> anyhow::Result<Option<Option<Image
         let about = ImageSet { source: source.to_owned(), count, height, width };
         return Ok(Some(Some(Images { about, source: Source::Array(reader) })));
     }
+    anyhow::ensure!(
+        path.extension().is_none_or(|e| !e.eq_ignore_ascii_case("npy")),
+        "{source}: an .npy file; give an .npz file with the images as `{IMAGES}`"
+    );
     let Some(count) = SampleFolder::images_of(path)? else { return Ok(None) };
+    // Before the work: a call that was interrupted has not painted all that its record names.
+    let missing = (0..count).find(|k| !path.join(format!("{k:06}.png")).is_file());
+    if let Some(missing) = missing {
+        anyhow::bail!(
+            "{source}: {missing:06}.png is missing; `sar sample --resume` paints the rest of its {count}"
+        );
+    }
     let first = image::image_dimensions(path.join("000000.png"))
         .with_context(|| format!("{source}: its first image, 000000.png, cannot be read"))?;
     let (height, width) = (first.1 as usize, first.0 as usize);
@@ -108,7 +123,7 @@ fn cut(source: &str, side: Option<usize>) -> anyhow::Result<Images> {
         shift: 0,
         ..DataConfig::from_argument(source)
     };
-    let data = data::open(&config)?;
+    let data = data::open(&config).map_err(whole)?;
     let sets = vec![data.train, data.validation];
     let count = sets.iter().map(Dataset::len).sum();
     let about = ImageSet { source: source.to_owned(), count, height: side, width: side };
@@ -154,7 +169,7 @@ impl Images {
             Source::Data(sets) => {
                 for set in sets.iter().filter(|set| !set.is_empty()) {
                     for first in (0..set.len()).step_by(most) {
-                        let batch = set.batch(first, most)?;
+                        let batch = set.batch(first, most).map_err(whole)?;
                         let images = batch.values_b.chunks_exact(3 * height * width);
                         each(
                             &images
@@ -166,6 +181,16 @@ impl Images {
                 Ok(())
             }
         }
+    }
+}
+
+/// An error of data, of which none may be left out here: what is measured is the whole set.
+fn whole(error: DataError) -> anyhow::Error {
+    match error {
+        DataError::BadImage { path, reason } => {
+            anyhow::anyhow!("{}: {reason}; repair or remove it", path.display())
+        }
+        other => other.into(),
     }
 }
 

@@ -48,9 +48,13 @@ impl NpzReader {
                 format!("{IMAGES} has shape {:?}, expected images [n, h, w, 3]", header.shape);
             return Err(bad(path, found));
         };
-        if header.kind != "|u1" || header.fortran {
+        if header.kind != "|u1" {
+            let found = format!("{IMAGES} is of {}, expected bytes (uint8)", header.kind);
+            return Err(bad(path, found));
+        }
+        if header.fortran {
             let found =
-                format!("{IMAGES} is of {}, expected bytes (uint8) row by row", header.kind);
+                format!("{IMAGES} lies column by column (Fortran's order), expected row by row");
             return Err(bad(path, found));
         }
         let image = [height, width, 3].iter().try_fold(1usize, |n, &d| n.checked_mul(d));
@@ -58,6 +62,7 @@ impl NpzReader {
             Some(bytes @ 1..) if count > 0 => {
                 Ok(ImageArray { path, data, count, height, width, bytes, left: count })
             }
+            None => Err(bad(path, format!("{IMAGES} of shape {:?} is too large", header.shape))),
             _ => Err(bad(path, format!("{IMAGES} of shape {:?} has no images", header.shape))),
         }
     }
@@ -69,7 +74,8 @@ impl NpzReader {
             "<f8" => 8,
             "<f4" => 4,
             kind => {
-                let found = format!("{name} is of {kind}, expected floating-point numbers");
+                let found =
+                    format!("{name} is of {kind}, expected little-endian f64 or f32 (<f8, <f4)");
                 return Err(bad(path, found));
             }
         };
@@ -89,10 +95,14 @@ impl NpzReader {
         if read < wanted {
             return Err(bad(path, format!("{name} ends after {read} of {wanted} bytes")));
         }
-        let values = match width {
+        check_end(path, name, &mut data)?;
+        let values: Vec<f64> = match width {
             8 => bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
             _ => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b).into()).collect(),
         };
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            return Err(bad(path, format!("{name}: element {at} is not a finite number")));
+        }
         Ok((header.shape, values))
     }
 
@@ -112,6 +122,15 @@ impl NpzReader {
 
 fn member(name: &str) -> String {
     format!("{name}.npy")
+}
+
+/// Reads to the end of an array, where an archive's checksum is compared: nothing more is to be there.
+fn check_end(path: &Path, name: &str, data: &mut impl Read) -> Result<(), DataError> {
+    match data.read(&mut [0]) {
+        Ok(0) => Ok(()),
+        Ok(_) => Err(bad(path, format!("{name} goes on after its last element"))),
+        Err(e) => Err(bad(path, format!("{name}: {e}"))),
+    }
 }
 
 fn bad(path: &Path, reason: String) -> DataError {
@@ -162,6 +181,9 @@ impl ImageArray<'_> {
             return Err(bad(self.path, format!("{IMAGES} ends after {whole} of {of} images")));
         }
         self.left -= count;
+        if self.left == 0 && count > 0 {
+            check_end(self.path, IMAGES, &mut self.data)?;
+        }
         Ok(images)
     }
 }
@@ -313,11 +335,21 @@ mod tests {
         is(told(&[("arr_0", array("|u1", "(0, 1, 1, 3)", 1, &[]))]), "no images");
         is(told(&[("arr_0", array("|u1", "(1, 0, 1, 3)", 1, &[]))]), "no images");
         is(told(&[("arr_0", array("|u1", "(3, 1, 1, 3)", 1, &[0; 7]))]), "ends after 2 of 3");
+        is(told(&[("arr_0", array("|u1", "(1, 1, 1, 3)", 1, &[0; 7]))]), "goes on after its last");
         is(told(&[("arr_0", array("|u1", "(x, 1, 1, 3)", 1, &[]))]), "described as");
         is(told(&[("arr_0", array("|u1", "(1, 1, 1, 3)", 7, &[0; 3]))]), "version 7");
         // More than there can be asks for no memory.
         let huge = "(9000000000000, 9000, 9000, 3)";
         assert!(!told(&[("arr_0", array("|u1", huge, 1, &[0; 3]))]).is_empty());
+
+        // A byte that was changed: its checksum is compared at the end.
+        file(&path, &[("arr_0", array("|u1", "(1, 9, 9, 3)", 1, &[7; 243]))], Stored);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(9).position(|w| w == [7; 9]).unwrap();
+        bytes[at + 5] = 8;
+        std::fs::write(&path, bytes).unwrap();
+        let mut reader = NpzReader::open(&path).unwrap();
+        is(reader.images().unwrap().next(1).unwrap_err().to_string(), "checksum");
 
         std::fs::write(&path, b"PK but no archive").unwrap();
         assert!(matches!(NpzReader::open(&path), Err(DataError::Npz { .. })));

@@ -11,6 +11,8 @@ const PIECE: usize = 1 << 18;
 
 /// Channels of [`SPATIAL`] that count, as published: 7 of them make 2,023 features.
 pub(super) const SPATIAL_CHANNELS: usize = 7;
+/// Rows and columns of that map.
+pub(super) const SPATIAL_SIDE: usize = 17;
 
 /// A map `[batch, height, width, channels]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,7 +155,8 @@ fn convolve(params: &Buffer<f32>, conv: &Conv, map: &Map) -> Result<Map, CpuErro
     Ok(out)
 }
 
-/// For every window, `first` of its channels and then `with` for those of every further tap.
+/// For every window the channels of its first tap, which `each` is then called on with those of every further
+/// one; and how many taps lie in the map.
 fn pool(map: &Map, windows: Windows, each: impl Fn(&mut [f32], &[f32]) + Sync) -> (Map, Vec<f32>) {
     let (height, width) = windows.of(map);
     let mut out = Map::new(map.batch, height, width, map.channels);

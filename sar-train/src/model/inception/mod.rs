@@ -1,8 +1,8 @@
 //! The Inception network that published Fréchet distances and scores are measured with: the one of
 //! 2015-12-05 (Szegedy et al. 2015, trained on ImageNet, 1,008 outputs), which differs from torchvision's.
 //!
-//! Weights are read from `pt_inception-2015-12-05-6726825d.pth`, the same network taken from TensorFlow, which
-//! pytorch-fid and torch-fidelity offer and use. Images are scaled as TensorFlow 1 does. Runs on the CPU, in
+//! Weights are read from `pt_inception-2015-12-05-6726825d.pth`, the same network taken from TensorFlow, as
+//! pytorch-fid offers it (torch-fidelity has the same file as `weights-inception-2015-12-05-6726825d.pth`). Images are scaled as TensorFlow 1 does. Runs on the CPU, in
 //! f32.
 
 mod forward;
@@ -12,7 +12,7 @@ mod resize;
 mod tests;
 
 use crate::checkpoint::{CheckpointError, RawTensor, arrange, read_pth};
-use forward::{Pass, mean_of_positions};
+use forward::{Pass, SPATIAL_CHANNELS, SPATIAL_SIDE, mean_of_positions};
 use network::{NORM, Network, Node};
 use sar_backend_cpu::{Buffer, CpuBackend, CpuError};
 use sar_math::backend::{Buffers, Linear, LinearDims, TransformerOps};
@@ -34,8 +34,8 @@ pub enum InceptionError {
     Weights(#[from] CheckpointError),
     /// Another Inception network.
     #[error(
-        "{}: {found}; published numbers are of the network of 2015-12-05, which has 1008: give \
-         {WEIGHTS}, which pytorch-fid and torch-fidelity offer", path.display()
+        "{}: {found}; published numbers are of the network of 2015-12-05, which has 1008 outputs: \
+         give {WEIGHTS}, as pytorch-fid offers it (torch-fidelity: weights-inception-2015-12-05-6726825d.pth)", path.display()
     )]
     OtherNetwork {
         /// The file.
@@ -109,6 +109,11 @@ impl Inception {
     /// Pooled features of an image.
     pub fn feature_dims(&self) -> usize {
         self.network.features
+    }
+
+    /// Spatial features of an image.
+    pub fn spatial_dims(&self) -> usize {
+        SPATIAL_CHANNELS * SPATIAL_SIDE * SPATIAL_SIDE
     }
 
     /// Classes that the network tells apart.
