@@ -60,7 +60,7 @@ pub struct Header {
     pub program: String,
     /// The model's configuration, so that it can be rebuilt from the file alone.
     pub config: serde_json::Value,
-    /// Names of a generator's classes, where its run is not beside the file to tell them.
+    /// Names of a generator's classes, where they are known: the file may be used without its run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
 }

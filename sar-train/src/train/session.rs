@@ -4,7 +4,9 @@ use super::trainer::{Batches, TrainState, Trainer};
 use super::{HeldOut, HeldOutReport, StepReport, TrainError};
 use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
 use crate::config::{Config, Mode};
-use crate::run::{Interrupt, Interrupted, Log, Progress, RunFolder, TensorBoard, rate};
+use crate::run::{
+    Interrupt, Interrupted, Log, Progress, RunFolder, TensorBoard, class_names, rate,
+};
 use sar_math::backend::Backend;
 use serde::Serialize;
 use std::time::Instant;
@@ -244,7 +246,10 @@ impl<B: Backend> Session<'_, B> {
     fn save(&self, trainer: &Trainer<'_, B>, files: &mut Files) -> Result<(), TrainError> {
         let flat = trainer.export()?;
         let step = trainer.step_number();
+        // A checkpoint that is copied out of its run knows them too.
+        let classes = class_names(self.run.path())?.unwrap_or_default();
         let header = Header::new(Kind::Generator, step, &self.config.generator)?;
+        let header = Header { classes, ..header };
         let state: &TrainState = trainer.state();
         let saved = files.checkpoints.save(&Snapshot {
             header: &header,

@@ -145,11 +145,17 @@ fn weights_without_names_are_not_said_to_be_of_other_classes() {
     let folder = two_trained();
     let folder = folder.path();
     let last = steps(&folder.join("two")).pop().unwrap();
-    fs::copy(
-        folder.join("two/checkpoints").join(last).join("model.safetensors"),
-        folder.join("g.safetensors"),
-    )
-    .unwrap();
+    let there = folder.join("two/checkpoints").join(last).join("model.safetensors");
+    let mut bytes = fs::read(there).unwrap();
+    fs::write(folder.join("own.safetensors"), &bytes).unwrap();
+    // A checkpoint on its own knows the names of its classes.
+    let sample = ["sample", "own.safetensors", "--tokenizer", "tok", "--count", "1", "--out", "s"];
+    succeeds(&[&sample[..], &["--classes", "b"]].concat(), folder);
+    // One of published weights does not.
+    let names = br#"classes\":[\"a\",\"b\"]"#;
+    let at = bytes.windows(names.len()).position(|w| w == names).unwrap();
+    bytes[at] = b'k';
+    fs::write(folder.join("g.safetensors"), bytes).unwrap();
     let tune =
         ["train", "--init-from", "g.safetensors", "--config", "small.toml", "--out", "tuned"];
     let said = succeeds(&[&tune[..], &["--tokenizer", "tok"]].concat(), folder);
