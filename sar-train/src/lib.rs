@@ -8,6 +8,7 @@ pub mod config;
 pub mod data;
 pub mod eval;
 mod files;
+mod hash;
 pub mod metrics;
 pub mod model;
 pub mod params;

@@ -4,7 +4,8 @@ use super::models::LoadedTokenizer;
 use super::output;
 use crate::backend::Compute;
 use crate::config::Config;
-use crate::data::{Data, Latents, Origin, View, sha256_of, spread};
+use crate::data::{Data, Latents, Origin, View, spread};
+use crate::hash::sha256_of;
 use crate::run::RunFolder;
 use anyhow::Context as _;
 

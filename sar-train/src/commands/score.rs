@@ -7,13 +7,12 @@ use crate::cli::{BackendName, GlobalArgs, ScoreArgs};
 use crate::data::npz::NpzReader;
 use crate::eval::{NEIGHBOURS, Reference, Scores, Sight, Statistics, scores};
 use crate::files::write_whole;
+use crate::hash::sha256_of_file;
 use crate::model::inception::{Inception, WEIGHTS};
 use crate::run::{Progress, rate};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use set::{ImageSet, Images};
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 use std::time::Instant;
 
@@ -63,7 +62,9 @@ pub fn run(args: &ScoreArgs, global: &GlobalArgs) -> anyhow::Result<()> {
             NEIGHBOURS + 1
         );
     }
-    let sha256 = sha256_of_file(&args.inception)?;
+    let sha256 = sha256_of_file(&args.inception).with_context(|| {
+        format!("{}: the weights of the Inception network cannot be read", args.inception.display())
+    })?;
     let inception = Inception::load(&args.inception)?;
     if let Some(known) = &known {
         known.fits(&inception).with_context(|| cannot_be_used(&args.reference))?;
@@ -186,20 +187,4 @@ fn text(report: &ScoreReport) -> String {
     lines.push(format!("Recall            {}", number(scores.recall, 4)));
     lines.extend(warnings.iter().map(|warning| format!("note: {warning}")));
     lines.join("\n") + "\n"
-}
-
-/// The SHA-256 of a file, in hexadecimal.
-fn sha256_of_file(path: &Path) -> anyhow::Result<String> {
-    use sha2::Digest as _;
-    let told =
-        || format!("{}: the weights of the Inception network cannot be read", path.display());
-    let mut file = File::open(path).with_context(told)?;
-    let (mut hash, mut piece) = (sha2::Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut piece).with_context(told)? {
-            0 => break,
-            read => hash.update(&piece[..read]),
-        }
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }

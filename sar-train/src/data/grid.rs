@@ -65,6 +65,11 @@ pub fn to_u8(value: f32) -> u8 {
     ((value + 1.0) * 0.5 * 255.0 + 0.5).floor() as u8
 }
 
+/// The pixels of an image `[3, plane]`, three bytes each.
+pub(crate) fn pixels(image: &[f32], plane: usize) -> impl Iterator<Item = u8> {
+    (0..plane).flat_map(move |at| [0, 1, 2].map(|c| to_u8(image[c * plane + at])))
+}
+
 /// All images, row by row, `columns` to a row.
 ///
 /// # Errors

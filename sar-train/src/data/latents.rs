@@ -17,6 +17,7 @@ pub use writer::{LatentsWriter, Sizes};
 use super::augment::Augment;
 use super::loader::Examples;
 use super::{Data, DataError};
+use crate::hash::sha256_of_bytes;
 use header::Header;
 use sar_math::philox::Stream;
 use serde::{Deserialize, Serialize};
@@ -285,30 +286,13 @@ impl Data {
             set.name_to(&mut names);
             names.push(0);
         }
-        sha256([names])
+        sha256_of_bytes(&names)
     }
 
     /// As [`Data::fingerprint`], of the held-out images alone.
     pub fn held_out_fingerprint(&self) -> String {
         let mut names = Vec::new();
         self.validation.name_to(&mut names);
-        sha256([names])
+        sha256_of_bytes(&names)
     }
-}
-
-/// Of some numbers, in hexadecimal.
-pub(crate) fn sha256_of(values: &[f32]) -> String {
-    let bytes = |part: &[f32]| part.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-    sha256(values.chunks(HASHED).map(bytes))
-}
-
-/// Numbers hashed at a time.
-const HASHED: usize = 1 << 16;
-
-/// Of some bytes behind one another, in hexadecimal.
-fn sha256(parts: impl IntoIterator<Item: AsRef<[u8]>>) -> String {
-    use sha2::Digest as _;
-    let mut hash = sha2::Sha256::new();
-    parts.into_iter().for_each(|part| hash.update(part));
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

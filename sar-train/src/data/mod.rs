@@ -44,7 +44,6 @@ pub use error::DataError;
 pub(crate) use folder::is_validation;
 pub use hole::Known;
 pub use image_file::ImageFile;
-pub(crate) use latents::sha256_of;
 pub use latents::{Latents, LatentsWriter, Origin, Precision, Sizes};
 pub use loader::{Cuts, Examples, Loader, LoaderConfig};
 pub(crate) use source::{Listing, Source, locate, some_of};

@@ -5,7 +5,7 @@ mod reader;
 pub use reader::{IMAGES, ImageArray, NpzReader};
 
 use super::DataError;
-use super::grid::{Images, to_u8};
+use super::grid::{Images, pixels};
 use crate::files;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -73,7 +73,7 @@ impl NpzWriter {
         }
         let mut bytes = Vec::with_capacity(values.len());
         for image in values.chunks_exact(3 * plane) {
-            bytes.extend((0..plane).flat_map(|at| [0, 1, 2].map(|c| to_u8(image[c * plane + at]))));
+            bytes.extend(pixels(image, plane));
         }
         self.left -= bytes.len() as u64;
         self.archive.write_all(&bytes).map_err(failed(&self.path))
@@ -120,6 +120,7 @@ fn header(shape: &[usize]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::grid::to_u8;
     use std::io::Read as _;
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::cli::ScoreArgs;
 use crate::commands::samples::SampleFolder;
-use crate::data::grid::{self, to_u8};
+use crate::data::grid::{self, pixels};
 use crate::data::npz::{IMAGES, NpzReader};
 use crate::data::{self, Crop, DataConfig, DataError, Dataset};
 use anyhow::Context as _;
@@ -158,7 +158,7 @@ impl Images {
                                 "{source}: {number:06}.png is missing, damaged or of another size"
                             )
                         })?;
-                        Ok(bytes(&image, height * width))
+                        Ok(pixels(&image, height * width).collect::<Vec<u8>>())
                     };
                     let numbers = (first..count.min(first + most)).into_par_iter();
                     let batch = numbers.map(load).collect::<anyhow::Result<Vec<_>>>()?;
@@ -173,7 +173,7 @@ impl Images {
                         let images = batch.values_b.chunks_exact(3 * height * width);
                         each(
                             &images
-                                .flat_map(|image| bytes(image, height * width))
+                                .flat_map(|image| pixels(image, height * width))
                                 .collect::<Vec<_>>(),
                         )?;
                     }
@@ -192,9 +192,4 @@ fn whole(error: DataError) -> anyhow::Error {
         }
         other => other.into(),
     }
-}
-
-/// Planes of values as pixels of bytes.
-fn bytes(planes: &[f32], plane: usize) -> Vec<u8> {
-    (0..plane).flat_map(|at| [0, 1, 2].map(|c| to_u8(planes[c * plane + at]))).collect()
 }
