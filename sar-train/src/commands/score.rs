@@ -50,60 +50,84 @@ struct ScoreReport {
 /// Images or weights that cannot be used.
 pub fn run(args: &ScoreArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let _place = args.json.as_deref().map(|path| output::ready_as(path, &["json"])).transpose()?;
-    let known = statistics(&args.reference)?;
-    let [samples, reference] = set::open(args, known.is_some())?;
-    let samples = samples.context("the samples hold statistics alone; their images are needed")?;
-    for set in [Some(&samples), reference.as_ref()].into_iter().flatten() {
-        anyhow::ensure!(
-            set.about.count > NEIGHBOURS,
-            "{}: {} images are too few to measure, which takes {} at least",
-            set.about.source,
-            set.about.count,
-            NEIGHBOURS + 1
-        );
-    }
-    let sha256 = sha256_of_file(&args.inception).with_context(|| {
-        format!("{}: the weights of the Inception network cannot be read", args.inception.display())
-    })?;
-    let inception = Inception::load(&args.inception)?;
-    if let Some(known) = &known {
-        known.fits(&inception).with_context(|| cannot_be_used(&args.reference))?;
-    }
+    let task = Task::open(args)?;
     if global.backend != BackendName::Cpu {
         output::note(format_args!("note: `sar score` runs on the CPU"));
     }
-    let (about, about_reference) =
-        (samples.about.clone(), reference.as_ref().map(|set| set.about.clone()));
-    let reference_statistics = known.as_ref().map(|_| args.reference.clone());
-    let seen = reference.map(|set| look(&inception, set, "reference", global.quiet)).transpose()?;
-    let reference = Reference::new(known, seen)?;
-    let samples = look(&inception, samples, "samples", global.quiet)?;
-    let mut warnings = warnings(&about, about_reference.as_ref(), &sha256);
-    warnings.extend(reference.warning().map(|w| format!("Of the reference, {w}.")));
-    if !global.quiet {
-        eprintln!("comparing");
-    }
-    let scores = scores(&inception, samples, reference)?;
-    if scores.sfid.is_none() {
-        warnings
-            .push("The reference has no statistics of spatial features (mu_s) for sFID.".into());
-    }
-    let report = ScoreReport {
-        program: format!("sar {}", env!("CARGO_PKG_VERSION")),
-        samples: about,
-        reference: about_reference,
-        reference_statistics,
-        inception: args.inception.display().to_string(),
-        inception_sha256: sha256,
-        scores,
-        warnings,
-    };
+    let report = task.measure(global.quiet)?;
     print!("{}", text(&report));
     if let Some(json) = &args.json {
         let numbers = serde_json::to_string_pretty(&report)?;
         write_whole(json, numbers.as_bytes()).with_context(|| format!("{}", json.display()))?;
     }
     Ok(())
+}
+
+/// All that is measured, looked at as far as it goes without the work.
+struct Task {
+    samples: Images,
+    reference: Option<Images>,
+    /// Statistics that the reference brings itself, and where.
+    known: Option<(String, Statistics)>,
+    inception: Inception,
+    /// The weights' file and its SHA-256.
+    weights: (String, String),
+}
+
+impl Task {
+    fn open(args: &ScoreArgs) -> anyhow::Result<Self> {
+        let known = statistics(&args.reference)?;
+        let (samples, reference) = set::open(args, known.is_some())?;
+        for set in std::iter::once(&samples).chain(&reference) {
+            anyhow::ensure!(
+                set.about.count > NEIGHBOURS,
+                "{}: {} images are too few to measure, which takes {} at least",
+                set.about.source,
+                set.about.count,
+                NEIGHBOURS + 1
+            );
+        }
+        let weights = args.inception.display().to_string();
+        let sha256 = sha256_of_file(&args.inception).with_context(|| {
+            format!("{weights}: the weights of the Inception network cannot be read")
+        })?;
+        let inception = Inception::load(&args.inception)?;
+        if let Some(known) = &known {
+            known.fits(&inception).with_context(|| cannot_be_used(&args.reference))?;
+        }
+        let known = known.map(|known| (args.reference.clone(), known));
+        Ok(Self { samples, reference, known, inception, weights: (weights, sha256) })
+    }
+
+    fn measure(self, quiet: bool) -> anyhow::Result<ScoreReport> {
+        let Self { samples, reference, known, inception, weights: (weights, sha256) } = self;
+        let about = samples.about.clone();
+        let about_reference = reference.as_ref().map(|set| set.about.clone());
+        let (source, known) = known.unzip();
+        let seen = reference.map(|set| look(&inception, set, "reference", quiet)).transpose()?;
+        let reference = Reference::new(known, seen)?;
+        let samples = look(&inception, samples, "samples", quiet)?;
+        let mut warnings = warnings(&about, about_reference.as_ref(), &sha256);
+        warnings.extend(reference.warning().map(|w| format!("Of the reference, {w}.")));
+        if !quiet {
+            eprintln!("comparing");
+        }
+        let scores = scores(&inception, samples, reference)?;
+        if scores.sfid.is_none() {
+            let none = "The reference has no statistics of spatial features (mu_s) for sFID.";
+            warnings.push(none.to_owned());
+        }
+        Ok(ScoreReport {
+            program: format!("sar {}", env!("CARGO_PKG_VERSION")),
+            samples: about,
+            reference: about_reference,
+            reference_statistics: source,
+            inception: weights,
+            inception_sha256: sha256,
+            scores,
+            warnings,
+        })
+    }
 }
 
 /// Statistics that a reference's file brings.

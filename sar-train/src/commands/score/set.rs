@@ -50,45 +50,41 @@ pub(super) fn is_npz(source: &str) -> bool {
     Path::new(source).extension().is_some_and(|e| e.eq_ignore_ascii_case("npz"))
 }
 
-/// The samples and the reference; `None` for a file without images. What is cut is cut to `--image-side`, or
-/// to the size of the other set.
-pub(super) fn open(args: &ScoreArgs, statistics: bool) -> anyhow::Result<[Option<Images>; 2]> {
-    let sources = [args.samples.as_str(), args.reference.as_str()];
-    let made = [as_made(sources[0], false)?, as_made(sources[1], statistics)?];
-    let side = made.iter().flatten().flatten().find_map(|images| {
-        let ImageSet { height, width, .. } = images.about;
-        (height == width).then_some(height)
-    });
+/// The samples, and the reference's images unless its file has `statistics` alone. What is to be cut is cut to
+/// `--image-side`, or to the size of the other set.
+pub(super) fn open(args: &ScoreArgs, statistics: bool) -> anyhow::Result<(Images, Option<Images>)> {
+    let alone = statistics && !NpzReader::open(Path::new(&args.reference))?.has(IMAGES);
+    let samples = as_made(&args.samples)?;
+    let reference = if alone { None } else { as_made(&args.reference)? };
     anyhow::ensure!(
-        args.image_side.is_none() || made.iter().any(Option::is_none),
+        args.image_side.is_none() || samples.is_none() || (reference.is_none() && !alone),
         "--image-side is for images of any size, and these have one: they are measured as they are"
     );
-    let side = args.image_side.or(side);
-    let mut opened = [None, None];
-    for ((to, made), source) in opened.iter_mut().zip(made).zip(sources) {
-        *to = match made {
-            Some(images) => images,
-            None => Some(cut(source, side)?),
-        };
-    }
-    Ok(opened)
+    let square = |images: &Images| {
+        let ImageSet { height, width, .. } = images.about;
+        (height == width).then_some(height)
+    };
+    let side = args.image_side.or([&samples, &reference].into_iter().flatten().find_map(square));
+    let or_cut = |made: Option<Images>, source: &str| match made {
+        Some(images) => Ok(images),
+        None => cut(source, side),
+    };
+    let samples = or_cut(samples, &args.samples)?;
+    let reference = if alone { None } else { Some(or_cut(reference, &args.reference)?) };
+    Ok((samples, reference))
 }
 
-/// Images that have a size of their own; `Some(None)` for a file of statistics alone, `None` for what is to be
-/// cut.
-fn as_made(source: &str, statistics: bool) -> anyhow::Result<Option<Option<Images>>> {
+/// Images that have a size of their own; `None` for what is to be cut.
+fn as_made(source: &str) -> anyhow::Result<Option<Images>> {
     let path = Path::new(source);
     if is_npz(source) {
         let mut reader = NpzReader::open(path)?;
-        if statistics && !reader.has(IMAGES) {
-            return Ok(Some(None));
-        }
         let (count, (height, width)) = {
             let images = reader.images()?;
             (images.count(), images.size())
         };
         let about = ImageSet { source: source.to_owned(), count, height, width };
-        return Ok(Some(Some(Images { about, source: Source::Array(reader) })));
+        return Ok(Some(Images { about, source: Source::Array(reader) }));
     }
     anyhow::ensure!(
         path.extension().is_none_or(|e| !e.eq_ignore_ascii_case("npy")),
@@ -106,7 +102,7 @@ fn as_made(source: &str, statistics: bool) -> anyhow::Result<Option<Option<Image
         .with_context(|| format!("{source}: its first image, 000000.png, cannot be read"))?;
     let (height, width) = (first.1 as usize, first.0 as usize);
     let about = ImageSet { source: source.to_owned(), count, height, width };
-    Ok(Some(Some(Images { about, source: Source::Samples(path.to_owned()) })))
+    Ok(Some(Images { about, source: Source::Samples(path.to_owned()) }))
 }
 
 /// All images of a source of data, the largest square in the middle of each.
