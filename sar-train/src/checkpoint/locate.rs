@@ -4,6 +4,9 @@ use super::CheckpointError;
 use super::folder::{Purpose, latest_in, verify};
 use std::path::{Path, PathBuf};
 
+/// The running average of a checkpoint.
+const AVERAGE: &str = "ema.safetensors";
+
 /// Weights that were found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Located {
@@ -11,12 +14,14 @@ pub struct Located {
     pub file: PathBuf,
     /// The run folder it belongs to, where it lies in one: its `config.toml` says the rest.
     pub run: Option<PathBuf>,
+    /// Whether they are the running average.
+    pub ema: bool,
     /// Checkpoints that were passed over, one line each.
     pub warnings: Vec<String>,
 }
 
 /// Finds the weights at `path`: of a run folder the newest whole checkpoint, of a checkpoint folder
-/// its model (`ema`: its running average), or the file itself.
+/// its model (`ema`: its running average), or the file itself, with which `ema` must agree.
 ///
 /// # Errors
 /// [`CheckpointError::None`] saying what is there instead; a damaged checkpoint.
@@ -25,7 +30,14 @@ pub fn locate(path: &Path, ema: bool) -> Result<Located, CheckpointError> {
     if path.is_file() {
         let whole = std::path::absolute(path).ok();
         let run = whole.as_deref().and_then(Path::parent).and_then(run_of);
-        return Ok(Located { file: path.to_owned(), run, warnings: Vec::new() });
+        let average = path.file_name().is_some_and(|name| name == AVERAGE);
+        if ema && !average {
+            return Err(none(
+                "is a file, whose weights are what they are: --ema chooses among those of a checkpoint; name its \
+                 folder, or its ema.safetensors",
+            ));
+        }
+        return Ok(Located { file: path.to_owned(), run, ema: average, warnings: Vec::new() });
     }
     if !path.exists() {
         return Err(none("does not exist; give a run folder, a checkpoint or a .safetensors file"));
@@ -38,7 +50,7 @@ pub fn locate(path: &Path, ema: bool) -> Result<Located, CheckpointError> {
     } else {
         return Err(none("holds no checkpoint; give a run folder that has saved one"));
     };
-    let file = folder.join(if ema { "ema.safetensors" } else { "model.safetensors" });
+    let file = folder.join(if ema { AVERAGE } else { "model.safetensors" });
     if !file.is_file() {
         return Err(none(if ema {
             "keeps no running average; train with train.ema above 0, or leave out --ema"
@@ -46,7 +58,7 @@ pub fn locate(path: &Path, ema: bool) -> Result<Located, CheckpointError> {
             "holds no model.safetensors"
         }));
     }
-    Ok(Located { file, run, warnings })
+    Ok(Located { file, run, ema, warnings })
 }
 
 /// The run folder of `checkpoints/step-N`.

@@ -215,7 +215,13 @@ fn the_last_checkpoints_are_kept_and_found() {
         assert_eq!(located.file, file);
         assert_eq!(located.run.as_deref(), Some(run.path()), "{}", path.display());
     }
-    assert!(locate(run.path(), true).unwrap().file.ends_with("ema.safetensors"));
+    let average = locate(run.path(), true).unwrap();
+    assert!(average.file.ends_with("ema.safetensors") && average.ema);
+    // A file is what it is: its name says it, and nothing else is taken for it.
+    assert!(locate(&average.file, false).unwrap().ema && !locate(&file, false).unwrap().ema);
+    assert_eq!(locate(&average.file, true).unwrap(), locate(&average.file, false).unwrap());
+    let text = locate(&file, true).unwrap_err().to_string();
+    assert!(text.contains("is a file") && text.contains("name its folder"), "{text}");
     let text = locate(&folder.join("absent"), false).unwrap_err().to_string();
     assert!(text.contains("does not exist"), "{text}");
 }

@@ -97,7 +97,8 @@ pub struct TokenizerEncodeArgs {
     /// Store latents in 16 bits, half the size; now and then a code becomes another (on glyphs one in 2,200).
     #[arg(long, requires = "latents")]
     pub half: bool,
-    /// Override one key of section `data`, such as data.flip: how training images are cut; may be repeated.
+    /// Override one key of section `data`, such as data.flip: how training images are cut; may be repeated. Goes
+    /// with --latents: tokens are of the images as they are in the middle.
     #[arg(long, value_name = "data.KEY=VALUE", requires = "latents")]
     pub set: Vec<String>,
     /// Replace the file of --out where it exists.

@@ -82,7 +82,7 @@ pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> an
         }
     };
     times.sort_by(f64::total_cmp);
-    let median = times.get(times.len() / 2).copied().unwrap_or(f64::NAN);
+    let median = median(&times);
     let line = Line {
         peer: format!("sar {}", env!("CARGO_PKG_VERSION")),
         what: if args.what == BenchWhat::Step { "step" } else { "sample" },
@@ -110,6 +110,12 @@ pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> an
         eprint!("{}", roofline::table(&tallies, args.steps, ceilings));
     }
     Ok(())
+}
+
+/// The middle of times in ascending order, or between the two in the middle.
+fn median(sorted: &[f64]) -> f64 {
+    let at = |i: usize| sorted.get(i).copied().unwrap_or(f64::NAN);
+    f64::midpoint(at(sorted.len().saturating_sub(1) / 2), at(sorted.len() / 2))
 }
 
 /// The comparison script's settings: argmax rollout, σ 0.01, no dropout of any kind.
@@ -210,4 +216,17 @@ fn unit_rows(rows: usize, width: usize) -> Vec<f32> {
 fn rounded(value: f64, digits: i32) -> f64 {
     let unit = 10f64.powi(digits);
     (value * unit).round() / unit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_lies_in_the_middle() {
+        assert_eq!(median(&[1.0]), 1.0);
+        assert_eq!(median(&[1.0, 4.0]), 2.5);
+        assert_eq!(median(&[1.0, 2.0, 9.0]), 2.0);
+        assert!(median(&[]).is_nan());
+    }
 }

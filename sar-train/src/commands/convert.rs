@@ -185,6 +185,15 @@ impl Model {
             ..GeneratorSection::default()
         };
         let mut model = Self::of_section(&section)?;
+        let (schedule_tokens, masked) = (section.schedule.tokens(), masked_tokens(shapes));
+        if let Some(masked) = masked.filter(|masked| *masked != schedule_tokens) {
+            model.assumed = Some(format!(
+                "the file's mask is of {masked} tokens and {} has {schedule_tokens}: unless it was trained on \
+                 random schedules, name its own grids with --schedule",
+                section.schedule
+            ));
+            return Ok(model);
+        }
         model.assumed = schedule.is_none().then(|| {
             format!(
                 "the weights do not say which grids they were trained on; {} is taken, that of the \
@@ -242,6 +251,11 @@ impl Model {
         let config = serde_json::to_value(config)?;
         Ok(Self::new(Kind::Tokenizer, config, layout, about))
     }
+}
+
+/// Tokens of the grids that a published file's mask was made for.
+fn masked_tokens(shapes: &Shapes<'_>) -> Option<usize> {
+    shapes.get("attn_bias_for_masking")?.last().copied()
 }
 
 /// A schedule is a generator's.

@@ -47,7 +47,8 @@ pub fn run(args: &DataArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         );
     }
     let shown = report.classes.iter().filter(|(_, images)| *images > 0).count();
-    if shown == 1 && !args.unlabelled {
+    // Where files cannot be used, theirs may be the others.
+    if shown == 1 && !args.unlabelled && report.bad.is_empty() {
         println!("only one class: if that is meant, train with --set data.allow_one_class=true");
     }
     let accepted = args.skip_bad_images && report.total > 0;

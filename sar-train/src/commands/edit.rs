@@ -37,7 +37,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     check(args, &schedule)?;
     let edit = read(args, &schedule, &tokenizer, run.data.max_pixels)?;
     let path = generator.tokenizer_path(args.tokenizer.as_deref())?;
-    let (from, by) = ((&tokenizer, path.as_path()), (args.ema, global.computed()));
+    let (from, by) = ((&tokenizer, path.as_path()), (generator.ema, global.computed()));
     let record = SampleRecord {
         edit: Some(EditRecord {
             image: as_text(&absolute(&args.image)),

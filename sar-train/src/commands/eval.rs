@@ -40,7 +40,7 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         .filter(|_| !piped)
         .map(|path| output::ready_as(path, &["json"]))
         .transpose()?;
-    let evaluator = measured.evaluator(backend, args, global)?;
+    let evaluator = measured.evaluator(backend, global)?;
     // Not before: what comes until here keeps nothing, and is ended at once.
     let interrupt = Interrupt::listen()?;
     let mut report = measured.sweep(backend, &evaluator, &interrupt, global.quiet)?;
@@ -212,7 +212,8 @@ impl<B: Compute> Measured<B> {
     /// Where the numbers go: of a run measured as it was made, where the report looks for them; of other
     /// weights or images they are not the run's.
     fn json(&self, args: &EvalArgs) -> Option<PathBuf> {
-        let own = args.data.is_none() && args.tokenizer.is_none() && !args.ema && self.as_made;
+        let own =
+            args.data.is_none() && args.tokenizer.is_none() && !self.generator.ema && self.as_made;
         let whole = |run: &&PathBuf| own && same_folder(run, &args.generator);
         let kept = self.generator.run.as_ref().filter(whole).map(|run| run.join(EVAL_FILE));
         args.json.clone().or(kept)
@@ -222,7 +223,6 @@ impl<B: Compute> Measured<B> {
     fn evaluator<'b>(
         &self,
         backend: &'b B,
-        args: &EvalArgs,
         global: &GlobalArgs,
     ) -> anyhow::Result<Evaluator<'b, B>> {
         // Of one seed, whatever the run's: a base and its refinement are measured by the same features.
@@ -237,7 +237,7 @@ impl<B: Compute> Measured<B> {
             backend,
             &self.data,
             &training,
-            &self.options(args.ema, &global.computed()),
+            &self.options(&global.computed()),
             |images| Ok(reconstruct(backend, tokenizer, params, images, side)?),
             |step| progress.update(step, ""),
         )?;
@@ -245,7 +245,7 @@ impl<B: Compute> Measured<B> {
         Ok(evaluator)
     }
 
-    fn options(&self, ema: bool, computed: &str) -> EvalOptions {
+    fn options(&self, computed: &str) -> EvalOptions {
         let s = &self.config.sample;
         EvalOptions {
             count: self.config.eval.samples,
@@ -261,7 +261,7 @@ impl<B: Compute> Measured<B> {
                 published_greedy: s.published_greedy,
                 program: format!("sar {}, {computed}", env!("CARGO_PKG_VERSION")),
                 tokenizer: absolute(&self.tokenizer_file).display().to_string(),
-                ema,
+                ema: self.generator.ema,
             },
         }
     }

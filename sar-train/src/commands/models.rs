@@ -239,6 +239,8 @@ pub(crate) struct LoadedGenerator {
     pub step: u64,
     /// The run folder it came from.
     pub run: Option<PathBuf>,
+    /// Whether its weights are a running average.
+    pub ema: bool,
     /// Names of its classes, where its run or its file kept them.
     pub classes: Option<Vec<String>>,
 }
@@ -253,12 +255,12 @@ impl LoadedGenerator {
         let generator = Generator::new(&GeneratorShape::from(&section))?;
         let layout = generator.layout();
         let weights = checkpoint::load_weights(&found.file, Kind::Generator, layout)?.flat;
-        let (file, step) = (found.file, header.step);
+        let (file, step, ema) = (found.file, header.step, found.ema);
         let named = found.run.as_deref().map(class_names).transpose()?.flatten();
         // Of a run that was edited by hand, perhaps.
         let of_all = |names: &Vec<String>| names.len() == section.classes;
         let classes = named.filter(of_all).or(Some(header.classes).filter(of_all));
-        Ok(Self { generator, section, weights, file, step, run: found.run, classes })
+        Ok(Self { generator, section, weights, file, step, run: found.run, ema, classes })
     }
 
     /// Gives classes that these images leave without a name the one that the generator's run has for them.

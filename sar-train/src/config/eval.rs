@@ -1,6 +1,6 @@
 //! How a generator is measured.
 
-use super::{ConfigError, MOST_IMAGES, require};
+use super::{ConfigError, MOST_GUIDANCE, MOST_IMAGES, require};
 use serde::{Deserialize, Serialize};
 
 /// Sampling seeds, at most: a spread of more is a mistyped number.
@@ -38,9 +38,10 @@ impl EvalConfig {
     /// [`ConfigError::Value`] naming the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let found = format!("{:?}", self.guidance);
-        let usable =
-            !self.guidance.is_empty() && self.guidance.iter().all(|g| g.is_finite() && *g >= -1.0);
-        require(usable, "eval.guidance", found, "a list of numbers of at least -1")?;
+        let range = -1.0..=MOST_GUIDANCE;
+        let usable = !self.guidance.is_empty() && self.guidance.iter().all(|g| range.contains(g));
+        let expected = format!("a list of numbers from -1 to {MOST_GUIDANCE}");
+        require(usable, "eval.guidance", found, &expected)?;
         let samples = (2..=MOST_IMAGES).contains(&self.samples);
         require(samples, "eval.samples", self.samples, &format!("2 to {MOST_IMAGES}"))?;
         let seeds = (1..=MOST_SEEDS).contains(&self.seeds);

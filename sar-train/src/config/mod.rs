@@ -28,6 +28,8 @@ use std::path::Path;
 
 /// Images of a batch or of a sampling, at most: products with it stay far below what can be counted.
 const MOST_IMAGES: usize = 1 << 24;
+/// Guidance beyond which logits of f32 would have no room; published are 1 to 4.
+const MOST_GUIDANCE: f64 = 1e6;
 
 /// Everything that decides what a run does.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! How images are sampled.
 
-use super::{ConfigError, MOST_IMAGES, require, text};
+use super::{ConfigError, MOST_GUIDANCE, MOST_IMAGES, require, text};
 use crate::sample::SampleSettings;
 use sar_math::ScaleSchedule;
 use sar_math::backend::Filter;
@@ -103,8 +103,9 @@ impl SampleConfig {
     /// [`ConfigError::Value`] naming the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         // Below −1 the conditional half would count negatively.
-        let guidance = self.guidance.is_finite() && self.guidance >= -1.0;
-        require(guidance, "sample.guidance", self.guidance, "a number of at least -1")?;
+        let guidance = (-1.0..=MOST_GUIDANCE).contains(&self.guidance);
+        let expected = format!("-1 to {MOST_GUIDANCE}");
+        require(guidance, "sample.guidance", self.guidance, &expected)?;
         let top_p = (0.0..=1.0).contains(&self.top_p);
         require(top_p, "sample.top_p", self.top_p, "between 0 and 1")?;
         let count = (1..=MOST_IMAGES).contains(&self.count);

@@ -1,6 +1,6 @@
 //! Self-autoregressive refinement: four independent switches and two presets.
 
-use super::{ConfigError, require, text};
+use super::{ConfigError, MOST_GUIDANCE, require, text};
 use sar_math::backend::Filter;
 use sar_math::guidance::Guidance;
 use sar_math::rollout::{self, Extent, SarSettings, StudentTarget};
@@ -93,8 +93,9 @@ impl SarConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let sigma = self.sigma.is_finite() && self.sigma >= 0.0;
         require(sigma, "sar.sigma", self.sigma, "a number of at least 0")?;
-        let guidance = self.guidance.is_finite() && self.guidance >= 0.0;
-        require(guidance, "sar.guidance", self.guidance, "a number of at least 0")?;
+        let guidance = (0.0..=MOST_GUIDANCE).contains(&self.guidance);
+        let expected = format!("0 to {MOST_GUIDANCE}");
+        require(guidance, "sar.guidance", self.guidance, &expected)?;
         require((0.0..=1.0).contains(&self.top_p), "sar.top_p", self.top_p, "between 0 and 1")
     }
 }

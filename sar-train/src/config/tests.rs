@@ -122,6 +122,23 @@ fn settings_override_in_order() {
 }
 
 #[test]
+fn values_that_would_train_or_sample_nothing_are_refused() {
+    let told = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+        let set = Config::default().set(&settings).and_then(|config| config.validate());
+        set.map_or_else(|e| e.to_string(), |()| String::new())
+    };
+    let exponential = ["train.lr_shape=exp", "train.lr_end=0"];
+    assert!(told(&exponential).contains("train.lr_end"), "{}", told(&exponential));
+    assert_eq!(told(&["train.lr_shape=exp", "train.lr_end=0.01"]), "");
+    for key in ["sample.guidance", "sar.guidance"] {
+        let said = told(&[&format!("{key}=1e39")]);
+        assert!(said.contains(key) && said.contains("1000000"), "{said}");
+    }
+    assert!(told(&["eval.guidance=[1e39]"]).contains("eval.guidance"));
+}
+
+#[test]
 fn recipes_are_valid() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../recipes");
     let mut count = 0;

@@ -273,6 +273,9 @@ impl TrainConfig {
         ] {
             require((0.0..=1.0).contains(&value), key, value, "between 0 and 1")?;
         }
+        // It falls by the same factor again and again, which to nought is at once.
+        let falls = self.lr_shape != Shape::Exponential || self.lr_end > 0.0;
+        require(falls, "train.lr_end", self.lr_end, "above 0 where train.lr_shape is exp")?;
         Ok(())
     }
 }

@@ -36,8 +36,8 @@ const COMPRESSED_MAGIC: [(usize, &[u8]); 5] = [
 /// Where a tar archive has its magic, and what it is.
 const TAR_MAGIC: (usize, &[u8]) = (257, b"ustar");
 /// What images in an archive lack, and what to do about it.
-const NO_LABELS: &str = "no labels; put a .cls file with the number of its class beside each, or pack one \
-                         folder per class";
+const NO_LABELS: &str = "no labels; put a .cls file with the number of its class beside each, or a .json with \
+                         such a `label`, or pack one folder per class";
 /// Bytes that tell what a file is.
 pub(super) const MAGIC_BYTES: usize = 262;
 

@@ -163,7 +163,11 @@ pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, 
             let (train, held) = hold_out(train, classes.len(), config);
             let share = config.val_fraction * 100.0;
             let seed = config.split_seed;
-            (train, held, format!("{share} % of each class, at least one, by seed {seed}"))
+            let how = match config.val_fraction > 0.0 {
+                true => format!("{share} % of each class, at least one, by seed {seed}"),
+                false => "none is held out".to_owned(),
+            };
+            (train, held, how)
         }
     };
     let names: Vec<String> = loose.iter().map(|path| named_in(&root, path)).collect();

@@ -59,7 +59,7 @@ impl MemoryPlan {
             activations: storage * activations + WIDE * wide,
             logits: storage * (kept + sampled) * vocab,
             backend: own,
-            pictures: pictures(config, storage),
+            pictures: if config.train.sample_every > 0 { pictures(config, storage) } else { 0 },
             tokenizer: tokenizer(config, storage),
             saving: 0,
         }

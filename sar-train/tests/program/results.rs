@@ -204,6 +204,12 @@ fn convert_says_what_it_takes_for_granted() {
     says(&String::from_utf8(output.stdout).unwrap(), &["10 classes, schedule 1_2_4_8"]);
     let sample = ["sample", "b.safetensors", "--tokenizer", "tok", "--count", "1", "--out", "s"];
     assert!(!succeeds(&sample, folder).contains("was trained on"));
+    // A published file has a mask, which tells how many tokens it is for.
+    let published = concat!(env!("CARGO_MANIFEST_DIR"), "/../golden/pth/flexvar_bare.pth");
+    let said = succeeds(&["convert", published, "d.safetensors"], folder);
+    says(&said, &["mask is of 30 tokens", "has 680", "--schedule"]);
+    let own = ["convert", published, "e.safetensors", "--schedule", "1_2_3_4"];
+    assert!(sar(&own, folder).stderr.is_empty());
     let tokenizer = ["convert", "tok.safetensors", "c.safetensors", "--schedule", "1_2"];
     says(&fails(1, &tokenizer, folder), &["--schedule is for a generator"]);
 }

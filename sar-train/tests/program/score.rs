@@ -79,9 +79,23 @@ fn scores_are_those_of_the_published_formulas() {
     save_each(&files, Images::square(&images(12, 2), SIDE), 0).unwrap();
     let of_files = scores(folder, &["samples.npz", "--reference", "files"]);
     // A part of a folder's images is first what others are held out of: in another order.
-    for measure in ["fid", "sfid", "precision", "recall"] {
-        close(&of_files["scores"][measure], found[measure].as_f64().unwrap());
+    let same = |of: &Value| {
+        for measure in ["fid", "sfid", "precision", "recall"] {
+            close(&of["scores"][measure], found[measure].as_f64().unwrap());
+        }
+    };
+    same(&of_files);
+    // Listed, and in an archive without labels.
+    let list: String = (0..12).map(|k| format!("{k:06}.png {}\n", k % 2)).collect();
+    fs::write(files.join("train.txt"), list).unwrap();
+    same(&scores(folder, &["samples.npz", "--reference", "files"]));
+    let mut archive = tar::Builder::new(fs::File::create(folder.join("files.tar")).unwrap());
+    for k in 0..12 {
+        let name = format!("{k:06}.png");
+        archive.append_path_with_name(files.join(&name), &name).unwrap();
     }
+    archive.finish().unwrap();
+    same(&scores(folder, &["samples.npz", "--reference", "files.tar"]));
     assert_eq!(of_files["scores"]["inception_score"], found["inception_score"]);
 }
 
@@ -210,6 +224,7 @@ fn what_cannot_be_scored_is_told_before_the_work() {
     fs::create_dir(folder.join("empty")).unwrap();
     says(&with(&["samples.npz", "--reference", "empty"]), &["empty", "no images"]);
     says(&with(&["empty", "--reference", "empty"]), &["--image-side"]);
+    says(&with(&["absent", "--reference", "empty"]), &["absent: no such file or folder"]);
     fs::write(folder.join("empty/a.png"), "no picture").unwrap();
     let said = with(&["samples.npz", "--reference", "empty"]);
     says(&said, &["a.png", "repair or remove it"]);

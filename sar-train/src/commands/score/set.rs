@@ -107,19 +107,16 @@ fn as_made(source: &str) -> anyhow::Result<Option<Images>> {
 
 /// All images of a source of data, the largest square in the middle of each.
 fn cut(source: &str, side: Option<usize>) -> anyhow::Result<Images> {
+    let config = DataConfig::from_argument(source);
+    if let Some(path) = config.path.as_ref().filter(|path| !path.exists()) {
+        return Err(DataError::Missing { path: path.clone() }.into());
+    }
     let side = side.with_context(|| {
         format!("{source}: images of any size; say with --image-side to what they are cut")
     })?;
-    let config = DataConfig {
-        image_side: side,
-        unlabelled: Path::new(source).is_dir(),
-        allow_one_class: true,
-        crop: Crop::Center,
-        flip: false,
-        shift: 0,
-        ..DataConfig::from_argument(source)
-    };
-    let data = data::open(&config).map_err(whole)?;
+    let mut config =
+        DataConfig { image_side: side, crop: Crop::Center, flip: false, shift: 0, ..config };
+    let data = data::open_any(&mut config).map_err(whole)?;
     let sets = vec![data.train, data.validation];
     let count = sets.iter().map(Dataset::len).sum();
     let about = ImageSet { source: source.to_owned(), count, height: side, width: side };

@@ -82,6 +82,7 @@ pub(super) fn run<B: Compute>(
         check_side(&Tokenizer::new(&config.tokenizer)?, &data)?;
         (RunFolder::create(&args.run.out, &config)?, config, data, start)
     };
+    note_left_out(&config, &data)?;
     if !global.quiet {
         eprintln!("{}", data.summary);
         eprintln!("{}", data.augment.described());
@@ -97,6 +98,23 @@ pub(super) fn run<B: Compute>(
         return Err(error);
     }
     output::result(format_args!("{}\n", folder.path().display()));
+    Ok(())
+}
+
+/// Notes which grids of the schedule these images do not have: the tokenizer is not measured on them.
+fn note_left_out(config: &Config, data: &Data) -> anyhow::Result<()> {
+    let full = data.train.side() / Tokenizer::new(&config.tokenizer)?.downsample_factor();
+    let scales = config.generator.schedule;
+    let larger = scales.scales().iter().filter(|scale| scale.height.max(scale.width) > full);
+    let larger: Vec<String> = larger.map(ToString::to_string).collect();
+    if !larger.is_empty() {
+        output::note(format_args!(
+            "note: generator.schedule has {}, and images of {} px have latents of {full}×{full}: larger grids are \
+             left out here, and `sar train` refuses them",
+            larger.join(", "),
+            data.train.side()
+        ));
+    }
     Ok(())
 }
 
