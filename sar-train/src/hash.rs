@@ -1,4 +1,4 @@
-//! SHA-256, in hexadecimal: of what weights, images and files results are.
+//! SHA-256 sums, in hexadecimal, of weights, images and files.
 
 use sha2::{Digest as _, Sha256};
 use std::fs::File;

@@ -36,9 +36,10 @@ pub(super) fn asked_classes(
 /// What was typed, with the commas that belong to a name put back: of pieces that lie side by side, the most that
 /// are a name are one.
 fn whole_names(pieces: &[String], names: &[String]) -> Vec<String> {
+    let most = names.iter().map(|name| name.matches(',').count() + 1).max().unwrap_or(1);
     let (mut all, mut rest) = (Vec::new(), pieces);
     while let Some((first, others)) = rest.split_first() {
-        let name = (2..=rest.len()).rev().find_map(|count| {
+        let name = (2..=most.min(rest.len())).rev().find_map(|count| {
             let name = rest[..count].join(",");
             names.iter().any(|known| *known == name.trim()).then_some((name, count))
         });

@@ -196,7 +196,7 @@ impl<B: Compute> Measured<B> {
             ));
         }
         anyhow::ensure!(
-            samples > NEIGHBOURS,
+            whole > NEIGHBOURS,
             "{samples} samples are too few to measure; --samples {} is the least",
             NEIGHBOURS + 1
         );
@@ -360,8 +360,9 @@ fn configuration(
         config.data = config.data.with_source(source);
     }
     if !args.guidance.is_empty() {
-        config.eval.guidance = distinct(&args.guidance);
+        config.eval.guidance.clone_from(&args.guidance);
     }
+    config.eval.guidance = distinct(&config.eval.guidance);
     config.eval.samples = args.samples.unwrap_or(config.eval.samples);
     config.eval.seeds = args.seeds.unwrap_or(config.eval.seeds);
     config.data.skip_bad_images |= args.skip_bad_images;

@@ -111,6 +111,15 @@ fn is_named(label: usize, name: &str) -> bool {
     name != label.to_string()
 }
 
+/// Gives labels without a name the known one, unless another label has that.
+fn name_gaps(names: &mut [String], known: &[String]) {
+    for (label, known) in known.iter().enumerate().take(names.len()) {
+        if !is_named(label, &names[label]) && !names.contains(known) {
+            names[label].clone_from(known);
+        }
+    }
+}
+
 /// The first label that means another class in `now` than in `before`, told.
 fn other_class(before: &[String], now: &[String]) -> Option<String> {
     let pairs = before.iter().zip(now).enumerate();
@@ -265,15 +274,7 @@ impl LoadedGenerator {
 
     /// Gives classes that these images leave without a name the one that the generator's run has for them.
     pub(crate) fn name_classes(&self, data: &mut Data) {
-        for label in 0..data.classes.len() {
-            // One that the images have under another label would be the name of two.
-            if let Some(known) = self.classes.as_ref().and_then(|names| names.get(label))
-                && !is_named(label, &data.classes[label])
-                && !data.classes.contains(known)
-            {
-                data.classes[label].clone_from(known);
-            }
-        }
+        name_gaps(&mut data.classes, self.classes.as_deref().unwrap_or_default());
     }
 
     /// Warns where a label means another class to these images than to those it was trained on.
@@ -405,5 +406,23 @@ pub(crate) fn absolute(path: &Path) -> PathBuf {
 fn warn_all(warnings: &[String]) {
     for warning in warnings {
         eprintln!("warning: {warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_is_given_to_two_classes() {
+        let named = |names: &[&str], known: &[&str]| {
+            let own = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let mut names = own(names);
+            name_gaps(&mut names, &own(known));
+            names
+        };
+        assert_eq!(named(&["a", "1", "2"], &["x", "b", "c"]), ["a", "b", "c"]);
+        // `a` is label 0 to these images, and stays so alone.
+        assert_eq!(named(&["a", "1", "2"], &["b", "a", "c", "d"]), ["a", "1", "c"]);
     }
 }

@@ -4,7 +4,7 @@ use super::classes::asked_classes;
 use super::models::{LoadedGenerator, absolute};
 use super::output::ready_as;
 use super::painting::{Painting, Target};
-use super::samples::{SampleFolder, SampleRecord};
+use super::samples::{SampleFolder, SampleRecord, as_text};
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, SampleArgs};
 use crate::data::npz::NpzWriter;
@@ -28,7 +28,7 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let (from, by) = ((&tokenizer, path.as_path()), (generator.ema, global.computed()));
     let earlier = args.place.resume.then(|| SampleFolder::array_of(&args.place.out)).flatten();
     let npz = args.npz.as_deref().map(absolute);
-    let own = npz.is_some() && npz == earlier;
+    let own = npz.is_some() && npz.as_deref().map(as_text) == earlier;
     // An array that is yet to be made is none.
     let record = SampleRecord {
         npz: earlier,

@@ -348,18 +348,28 @@ fn begin<B: Compute>(
     // What is resolved is what is used.
     config.tokenizer = tokenizer.tokenizer.config().clone();
     let folder = RunFolder::create(&args.out, &config)?;
-    compare_computing(&folder, &global.computed())?;
-    let interrupt = Interrupt::listen()?;
+    let start = from.map_or(Start::New, |from| Start::From(from.weights));
     let latents = latents.as_ref();
     let work = Work { backend, config: &config, data, tokenizer, latents, folder: &folder };
-    let start = from.map_or(Start::New, |from| Start::From(from.weights));
-    if let Err(error) = work.train(start, task.label(), &interrupt, global.quiet) {
+    if let Err(error) = started(&work, start, task, global) {
         // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
         folder.discard();
         return Err(error);
     }
     output::result(format_args!("{}\n", folder.path().display()));
     Ok(())
+}
+
+/// Trains what has its folder.
+fn started<B: Compute>(
+    work: &Work<'_, B>,
+    start: Start,
+    task: Task,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
+    compare_computing(work.folder, &global.computed())?;
+    let interrupt = Interrupt::listen()?;
+    work.train(start, task.label(), &interrupt, global.quiet).map(drop)
 }
 
 fn resume<B: Compute>(backend: &B, args: &RunArgs, global: &GlobalArgs) -> anyhow::Result<()> {

@@ -119,8 +119,10 @@ pub fn open(config: &DataConfig) -> Result<Data, DataError> {
 pub(crate) fn open_any(config: &mut DataConfig) -> Result<Data, DataError> {
     (config.allow_one_class, config.unlabelled) = (true, false);
     match open(config) {
-        // Not where validation images alone are loose: the others have classes.
-        Err(DataError::NoClasses { path, .. }) if !is_validation(&path) => {
+        // Not where a part of the images alone is loose: the others have classes.
+        Err(DataError::NoClasses { path, .. })
+            if !is_validation(&path) || config.path.as_ref() == Some(&path) =>
+        {
             config.unlabelled = true;
             open(config)
         }

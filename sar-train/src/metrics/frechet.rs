@@ -134,7 +134,7 @@ impl Gaussian {
     /// A result below zero can only be rounding, and is given as 0.
     ///
     /// # Errors
-    /// Features of another width, or eigenvalues that do not converge.
+    /// Features of another width, or singular values that do not converge.
     pub fn distance(&self, other: &Self) -> Result<f64, MetricsError> {
         let metric = "frechet_distance";
         let (expected, found) = (self.mean.len(), other.mean.len());
@@ -244,7 +244,7 @@ mod tests {
     /// Roundings of f64 through two decompositions, relative to distances of order 1 and more.
     const RELATIVE: f64 = 1e-9;
 
-    /// Rounding of a few hundred sums and one root of a clamped eigenvalue.
+    /// Rounding of a few hundred sums and their singular values.
     const SELF_DISTANCE: f64 = 1e-7;
 
     fn features(count: usize, dims: usize, seed: u64) -> Features {
@@ -309,7 +309,7 @@ mod tests {
         let whole = frechet_distance(&of(1), &of(2)).unwrap();
         let alone = frechet_distance(&first(1), &first(2)).unwrap();
         assert!((whole - alone).abs() < RELATIVE * alone, "{whole} {alone}");
-        // Taken by the root of either: there one set's covariance is lost before the eigenvalues, here not.
+        // Whichever is the reference.
         let (varies, hardly) = (features(count, dims, 3), of(2));
         let (there, back) = (
             frechet_distance(&hardly, &varies).unwrap(),

@@ -157,7 +157,7 @@ fn evaluated(runs: &[Run], figures: &mut Figures) -> String {
 /// A run whose numbers are of fewer steps than it has now: its name, theirs and its own.
 fn outdated(run: &Run) -> Option<(&str, u64, u64)> {
     let sampler = &run.eval.as_ref()?.settings.sampler;
-    let reached = run.log.get("train", "loss", None).last()?.0 as u64;
+    let reached = run.saved?;
     let known = !sampler.weights.is_empty() && sampler.step < reached;
     known.then_some((run.name.as_str(), sampler.step, reached))
 }

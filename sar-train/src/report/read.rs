@@ -38,6 +38,8 @@ pub(super) struct Run {
     pub log: Log,
     pub pictures: Vec<Picture>,
     pub eval: Option<EvalReport>,
+    /// The step of its newest checkpoint, where it has one.
+    pub saved: Option<u64>,
     pub notes: Vec<String>,
 }
 
@@ -218,7 +220,15 @@ fn read_config(folder: &Path, expected: bool, run: &mut Run) {
     }
 }
 
+/// The step of the newest checkpoint, by its name.
+fn newest(folder: &Path) -> Option<u64> {
+    let entries = std::fs::read_dir(folder.join("checkpoints")).ok()?;
+    let step = |name: &str| name.strip_prefix("step-")?.parse().ok();
+    entries.flatten().filter_map(|entry| step(entry.file_name().to_str()?)).max()
+}
+
 fn read_eval(folder: &Path, run: &mut Run) {
+    run.saved = newest(folder);
     let Ok(text) = std::fs::read(folder.join(EVAL_FILE)) else { return };
     match serde_json::from_slice(&text) {
         Ok(eval) => run.eval = Some(eval),

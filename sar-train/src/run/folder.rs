@@ -65,46 +65,67 @@ impl RunFolder {
                     let _ = fs::remove_file(&at);
                 }
                 let found = name.to_string_lossy().into_owned();
-                let saved = !inside(&run.checkpoints_folder()).is_empty();
+                let saved = inside(&run.checkpoints_folder()).is_ok_and(|found| !found.is_empty());
                 return Err(RunError::NotEmpty { path: path.to_owned(), found, saved });
             }
         }
-        run.write(CONFIG, config.to_toml()?.as_bytes())?;
-        for folder in [run.samples(), run.checkpoints_folder()] {
-            fs::create_dir_all(&folder).map_err(RunError::write(&folder))?;
+        match run.begin(config) {
+            Ok(()) => Ok(run),
+            Err(error) => {
+                run.discard();
+                Err(error)
+            }
         }
-        Ok(run)
     }
 
-    /// Takes away what the start of a run has written where it failed before a checkpoint was saved, and the
-    /// folders that were made for it; nothing where somebody has put something there.
+    /// Writes what every run has from its beginning.
+    fn begin(&self, config: &Config) -> Result<(), RunError> {
+        self.write(CONFIG, config.to_toml()?.as_bytes())?;
+        for folder in [self.samples(), self.checkpoints_folder()] {
+            fs::create_dir_all(&folder).map_err(RunError::write(&folder))?;
+        }
+        Ok(())
+    }
+
+    /// Takes away what the start of a run has written where it failed before a checkpoint or a picture was saved,
+    /// and the folders that were made for it; nothing where somebody has put something there, or where that cannot
+    /// be told.
     pub fn discard(mut self) {
-        const WRITTEN: [&str; 12] = [
-            CONFIG,
-            IMAGES,
-            HELD_OUT,
-            CLASSES,
-            LATENTS,
-            COMPUTED,
-            LOCK,
-            LOG,
-            EVENTS,
-            SAMPLES,
-            CHECKPOINTS,
-            RUN_TOKENIZER,
-        ];
-        let names = inside(&self.path);
-        let saved = !inside(&self.checkpoints_folder()).is_empty();
-        if saved || !names.iter().all(|name| WRITTEN.iter().any(|own| name == *own)) {
-            return;
-        }
+        // Read before anything is removed.
+        let Some((files, events)) = self.only_begun() else { return };
         // As far as it goes: the error that ended the run is the one to tell.
-        for path in names.iter().map(|name| self.path.join(name)) {
-            let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        for file in files.into_iter().chain(events) {
+            let _ = fs::remove_file(file);
         }
+        for folder in [self.path.join(EVENTS), self.samples(), self.checkpoints_folder()] {
+            let _ = fs::remove_dir(folder);
+        }
+        // Last: until then the place is not another's.
+        let _ = fs::remove_file(self.path.join(LOCK));
         for folder in std::mem::take(&mut self.made) {
             let _ = fs::remove_dir(folder);
         }
+    }
+
+    /// The files of a run that has only begun, and its curves; `None` where there is anything else.
+    fn only_begun(&self) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
+        const FILES: [&str; 8] =
+            [CONFIG, IMAGES, HELD_OUT, CLASSES, LATENTS, COMPUTED, LOG, RUN_TOKENIZER];
+        const OTHERS: [&str; 4] = [LOCK, EVENTS, SAMPLES, CHECKPOINTS];
+        let within = |folder: &Path| match folder.exists() {
+            true => inside(folder).ok(),
+            false => Some(Vec::new()),
+        };
+        let is = |name: &OsString, known: &[&str]| known.iter().any(|known| name == *known);
+        let events = self.path.join(EVENTS);
+        let (names, curves) = (within(&self.path)?, within(&events)?);
+        let known = names.iter().all(|name| is(name, &FILES) || is(name, &OTHERS));
+        let own = curves.iter().all(|name| name.to_string_lossy().contains("tfevents"));
+        let unused =
+            within(&self.samples())?.is_empty() && within(&self.checkpoints_folder())?.is_empty();
+        let files = names.iter().filter(|name| is(name, &FILES)).map(|name| self.path.join(name));
+        (known && own && unused)
+            .then(|| (files.collect(), curves.iter().map(|name| events.join(name)).collect()))
     }
 
     /// Opens the folder of a run to continue it, with the configuration it had.
@@ -297,9 +318,9 @@ pub fn held_out_of(run: &Path) -> Result<Option<String>, RunError> {
     line_of(&run.join(HELD_OUT))
 }
 
-/// Names of what is in a folder, where it can be read.
-fn inside(folder: &Path) -> Vec<OsString> {
-    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
+/// Names of what is in a folder.
+fn inside(folder: &Path) -> std::io::Result<Vec<OsString>> {
+    fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect()
 }
 
 /// What a file of a run says, where it is there.

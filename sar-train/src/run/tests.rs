@@ -43,8 +43,9 @@ fn a_start_that_failed_takes_away_what_it_wrote_and_nothing_else() {
     fs::create_dir_all(&path).unwrap();
     begun(&path).discard();
     assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
-    for kept in ["notes.txt", "checkpoints/step-0"] {
+    for kept in ["notes.txt", "checkpoints/step-0", "samples/mine.png", "tensorboard/notes"] {
         let run = begun(&path);
+        fs::create_dir_all(path.join("tensorboard")).unwrap();
         fs::write(path.join(kept), "somebody's").unwrap();
         run.discard();
         assert!(path.join(kept).exists() && path.join("config.toml").exists(), "{kept}");

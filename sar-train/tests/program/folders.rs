@@ -84,7 +84,7 @@ fn images_that_came_later_are_told_where_a_run_is_measured() {
     says(&succeeds(&eval, folder), &["10 training and 6 held-out images of 2 classes", trained_on]);
     says(&succeeds(&[&refine[..], &["after"]].concat(), folder), &[trained_on]);
     let fewer = |count| ["eval", "base", "--samples", count, "--seeds", "1", "--guidance", "0"];
-    says(&fails(1, &fewer("3"), folder), &["3 samples are too few", "--samples 4"]);
+    says(&fails(1, &fewer("2"), folder), &["2 samples are too few", "--samples 4"]);
     let said = succeeds(&fewer("4"), folder);
     says(
         &said,

@@ -96,6 +96,12 @@ fn scores_are_those_of_the_published_formulas() {
     }
     archive.finish().unwrap();
     same(&scores(folder, &["samples.npz", "--reference", "files.tar"]));
+    // Loose, in a folder that is called as a part of a set, and some of them in one of its own: all of them.
+    fs::rename(&files, folder.join("val")).unwrap();
+    fs::remove_file(folder.join("val/train.txt")).unwrap();
+    fs::create_dir(folder.join("val/more")).unwrap();
+    fs::rename(folder.join("val/000003.png"), folder.join("val/more/3.png")).unwrap();
+    same(&scores(folder, &["samples.npz", "--reference", "val"]));
     assert_eq!(of_files["scores"]["inception_score"], found["inception_score"]);
 }
 

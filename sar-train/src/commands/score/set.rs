@@ -114,9 +114,18 @@ fn cut(source: &str, side: Option<usize>) -> anyhow::Result<Images> {
     let side = side.with_context(|| {
         format!("{source}: images of any size; say with --image-side to what they are cut")
     })?;
-    let mut config =
-        DataConfig { image_side: side, crop: Crop::Center, flip: false, shift: 0, ..config };
-    let data = data::open_any(&mut config).map_err(whole)?;
+    // Whatever lies in a folder is measured, unless a list says what is.
+    let listed = Path::new(source).join("train.txt").is_file();
+    let config = DataConfig {
+        image_side: side,
+        unlabelled: !listed,
+        allow_one_class: true,
+        crop: Crop::Center,
+        flip: false,
+        shift: 0,
+        ..config
+    };
+    let data = data::open(&config).map_err(whole)?;
     let sets = vec![data.train, data.validation];
     let count = sets.iter().map(Dataset::len).sum();
     let about = ImageSet { source: source.to_owned(), count, height: side, width: side };

@@ -46,7 +46,44 @@ pub(super) fn run<B: Compute>(
     args: &TokenizerTrainArgs,
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
-    let (folder, config, data, start) = if args.run.resume {
+    let Begun { folder, config, data, start } = match args.run.resume {
+        true => Begun::again(args)?,
+        false => Begun::new(backend, args)?,
+    };
+    let trained = || -> anyhow::Result<()> {
+        compare_computing(&folder, &global.computed())?;
+        let interrupt = Interrupt::listen()?;
+        let (start, quiet) = (start.as_deref(), global.quiet);
+        train_in(backend, &folder, &config, &data, start, &interrupt, quiet).map(drop)
+    };
+    note_left_out(&config, &data)?;
+    if !global.quiet {
+        eprintln!("{}", data.summary);
+        eprintln!("{}", data.augment.described());
+    }
+    if let Err(error) = trained() {
+        if !args.run.resume {
+            // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
+            folder.discard();
+        }
+        return Err(error);
+    }
+    output::result(format_args!("{}\n", folder.path().display()));
+    Ok(())
+}
+
+/// A run in its folder, before it trains.
+struct Begun {
+    folder: RunFolder,
+    config: Config,
+    data: Data,
+    /// Weights to start from.
+    start: Option<Vec<f32>>,
+}
+
+impl Begun {
+    /// One that goes on.
+    fn again(args: &TokenizerTrainArgs) -> anyhow::Result<Self> {
         let (folder, had) = RunFolder::open_for_resume(&args.run.out)?;
         let config = args.run.continued(&had, &FREE)?;
         anyhow::ensure!(
@@ -65,8 +102,11 @@ pub(super) fn run<B: Compute>(
         if config != had {
             folder.reconfigure(&config)?;
         }
-        (folder, config, data, None)
-    } else {
+        Ok(Self { folder, config, data, start: None })
+    }
+
+    /// A new one.
+    fn new<B: Compute>(backend: &B, args: &TokenizerTrainArgs) -> anyhow::Result<Self> {
         let mut config = args.run.config(Config::default())?;
         args.run.sets_only(&USED, "a tokenizer's training is set in tokenizer_train")?;
         let start = match &args.run.init_from {
@@ -80,25 +120,9 @@ pub(super) fn run<B: Compute>(
         // Before the folder: a run that cannot start leaves none behind.
         let data = data::open(&config.data)?;
         check_side(&Tokenizer::new(&config.tokenizer)?, &data)?;
-        (RunFolder::create(&args.run.out, &config)?, config, data, start)
-    };
-    note_left_out(&config, &data)?;
-    if !global.quiet {
-        eprintln!("{}", data.summary);
-        eprintln!("{}", data.augment.described());
+        let folder = RunFolder::create(&args.run.out, &config)?;
+        Ok(Self { folder, config, data, start })
     }
-    compare_computing(&folder, &global.computed())?;
-    let interrupt = Interrupt::listen()?;
-    let (start, quiet) = (start.as_deref(), global.quiet);
-    if let Err(error) = train_in(backend, &folder, &config, &data, start, &interrupt, quiet) {
-        if !args.run.resume {
-            // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
-            folder.discard();
-        }
-        return Err(error);
-    }
-    output::result(format_args!("{}\n", folder.path().display()));
-    Ok(())
 }
 
 /// Notes which grids of the schedule these images do not have: the tokenizer is not measured on them.

@@ -2,8 +2,8 @@
 //! 2015-12-05 (Szegedy et al. 2015, trained on ImageNet, 1,008 outputs), which differs from torchvision's.
 //!
 //! Weights are read from `pt_inception-2015-12-05-6726825d.pth`, the same network taken from TensorFlow, as
-//! pytorch-fid offers it (torch-fidelity has the same file as `weights-inception-2015-12-05-6726825d.pth`). Images are scaled as TensorFlow 1 does. Runs on the CPU, in
-//! f32.
+//! pytorch-fid offers it; torch-fidelity has the same file as `weights-inception-2015-12-05-6726825d.pth`. Images
+//! are scaled as TensorFlow 1 does. Runs on the CPU, in f32.
 
 mod forward;
 mod network;
