@@ -41,7 +41,7 @@ pub(crate) use dataset::spread;
 pub use dataset::{Batch, Dataset};
 pub use decode::BadImage;
 pub use error::DataError;
-use folder::is_validation;
+pub(crate) use folder::is_validation;
 pub use hole::Known;
 pub use image_file::ImageFile;
 pub use latents::{Latents, LatentsWriter, Origin, Precision, Sizes};
@@ -109,24 +109,6 @@ pub fn open(config: &DataConfig) -> Result<Data, DataError> {
     match locate(config)? {
         Source::Sheet(sheet) => source::from_sheet(config, &sheet),
         Source::Files(listing) => source::from_files(config, listing),
-    }
-}
-
-/// Opens images that need no classes: those of class folders with theirs, and loose ones.
-///
-/// # Errors
-/// As [`open`].
-pub(crate) fn open_any(config: &mut DataConfig) -> Result<Data, DataError> {
-    (config.allow_one_class, config.unlabelled) = (true, false);
-    match open(config) {
-        // Not where a part of the images alone is loose: the others have classes.
-        Err(DataError::NoClasses { path, .. })
-            if !is_validation(&path) || config.path.as_ref() == Some(&path) =>
-        {
-            config.unlabelled = true;
-            open(config)
-        }
-        other => other,
     }
 }
 

@@ -114,7 +114,12 @@ fn a_tokenizer_is_used_on_images_without_classes() {
     fs::write(folder.join("images/a/3.png"), "no image").unwrap();
     fs::create_dir(folder.join("one")).unwrap();
     fs::rename(folder.join("images/b"), folder.join("one/b")).unwrap();
-    for source in ["images/a", "one"] {
+    // Images that are named are taken, whatever their folder is called.
+    fs::create_dir_all(folder.join("named/val")).unwrap();
+    for n in 0..3 {
+        fs::copy(folder.join(picture(n)), folder.join(format!("named/val/{n}.png"))).unwrap();
+    }
+    for source in ["images/a", "one", "named/val"] {
         let encode = ["tokenizer", "encode", "tok", "--data", source, "--skip-bad-images", "--out"];
         let said = succeeds(&[&encode[..], &["t.safetensors", "--force"]].concat(), folder);
         says(&said, &["3 images of"]);

@@ -95,7 +95,8 @@ fn as_made(source: &str) -> anyhow::Result<Option<Images>> {
     let missing = (0..count).find(|k| !path.join(format!("{k:06}.png")).is_file());
     if let Some(missing) = missing {
         anyhow::bail!(
-            "{source}: {missing:06}.png is missing; `sar sample --resume` paints the rest of its {count}"
+            "{source}: {missing:06}.png is missing; the call that made the folder paints the rest of its {count} images \
+             with --resume"
         );
     }
     let first = image::image_dimensions(path.join("000000.png"))

@@ -12,7 +12,7 @@ use super::output;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, ImagesArgs, TokenizerArgs, TokenizerCommand};
 use crate::config::Config;
-use crate::data::{self, Data, Dataset, grid, spread};
+use crate::data::{self, Data, DataConfig, DataError, Dataset, grid, spread};
 use crate::model::tokenizer::Tokenizer;
 use crate::train::tokenizer::{Reconstructor, TokenizerQuality};
 use std::path::Path;
@@ -107,6 +107,22 @@ fn compared<B: Compute>(
     Ok(grid::grid(grid::Images::square(&both, side), count.max(1))?)
 }
 
+/// Images that need no classes: those of class folders with theirs, and loose ones.
+fn open_any(config: &mut DataConfig) -> Result<Data, DataError> {
+    (config.allow_one_class, config.unlabelled) = (true, false);
+    match data::open(config) {
+        // Not where validation images alone are loose, and the others have classes; a folder that was named is all
+        // there is, whatever it is called.
+        Err(DataError::NoClasses { path, .. })
+            if !data::is_validation(&path) || config.path.as_ref() == Some(&path) =>
+        {
+            config.unlabelled = true;
+            data::open(config)
+        }
+        other => other,
+    }
+}
+
 /// What a tokenizer that was trained elsewhere is used on.
 struct Use {
     /// Of its run, or the defaults.
@@ -143,7 +159,7 @@ impl Use {
                 config.data.allow_one_class = true;
                 data::open(&config.data)?
             }
-            Some(_) => data::open_any(&mut config.data)?,
+            Some(_) => open_any(&mut config.data)?,
             None => run_data(&config, run.as_deref())?,
         };
         check_side(tokenizer, &data)?;
