@@ -2,7 +2,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sar_benches::{Backend, SETTINGS, noise, run};
-use sar_math::backend::{LatentDims, RolloutOps};
+use sar_math::backend::{LatentDims, RolloutOps, TokenSpan};
 
 fn bench(criterion: &mut Criterion) {
     let backend = Backend::new();
@@ -16,11 +16,12 @@ fn bench(criterion: &mut Criterion) {
             height: last.height,
             width: last.width,
         };
+        let span = TokenSpan::whole(&schedule);
         let latent = noise(setting.batch * setting.channels * last.tokens());
         let mut tokens = noise(rows * setting.channels);
         group.throughput(Throughput::Elements(rows as u64));
         group.bench_function(format!("forward/{}", setting.name), |bencher| {
-            bencher.iter(|| run(backend.area_tokens(dims, &schedule, &latent, &mut tokens)));
+            bencher.iter(|| run(backend.area_tokens(dims, &span, &latent, &mut tokens)));
         });
     }
     group.finish();

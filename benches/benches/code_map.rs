@@ -1,4 +1,5 @@
-//! Codes of the last scale as a map for the decoder; throughput counts tokens.
+//! Codes of the last scale as a map for the decoder, and those of the one before at its size; throughput counts
+//! tokens.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sar_benches::{Backend, SETTINGS, noise, run};
@@ -13,10 +14,11 @@ fn bench(criterion: &mut Criterion) {
         let dims = RolloutDims {
             batch: setting.batch,
             schedule,
-            scales: scale..scale + 1,
+            scales: scale - 1..scale + 1,
             channels: setting.channels,
             vocab: setting.vocab,
         };
+        let size = (schedule.last().height, schedule.last().width);
         let tokens = setting.batch * schedule.last().tokens();
         let codebook = noise(setting.vocab * setting.channels);
         let mut map = noise(tokens * setting.channels);
@@ -27,9 +29,12 @@ fn bench(criterion: &mut Criterion) {
             *id = (i * 7919 % setting.vocab) as u32;
         }
         group.throughput(Throughput::Elements(tokens as u64));
-        group.bench_function(format!("forward/{}", setting.name), |bencher| {
-            bencher.iter(|| run(backend.code_map(&dims, scale, &ids, &codebook, &mut map)));
-        });
+        for (name, scale) in [("forward", scale), ("resized", scale - 1)] {
+            group.bench_function(format!("{name}/{}", setting.name), |bencher| {
+                bencher
+                    .iter(|| run(backend.code_map(&dims, scale, size, &ids, &codebook, &mut map)));
+            });
+        }
     }
     group.finish();
 }

@@ -8,12 +8,12 @@ use crate::ops::{
 use crate::transformer::head_params;
 use crate::{Buffer, CpuBackend, CpuError, Element};
 use core::ops::Range;
-use sar_math::ScaleSchedule;
 use sar_math::backend::checks::{self, size};
 use sar_math::backend::{
-    AttentionSlots, CachedAttentionDims, ChooseDims, LatentDims, RolloutDims, RolloutOps,
-    ShapeError,
+    AttentionSlots, CachedAttentionDims, ChooseDims, CodeDims, LatentDims, RolloutDims, RolloutOps,
+    ShapeError, TokenSpan,
 };
+use sar_math::{Scale, ScaleSchedule};
 
 /// The ids `[b, T]` and the codebook, once the ids of `scales` are known to lie in it.
 fn codes<'a, T: Element>(
@@ -43,7 +43,7 @@ impl<T: Element> RolloutOps for CpuBackend<T> {
     fn area_tokens(
         &self,
         dims: LatentDims,
-        schedule: &ScaleSchedule,
+        span: &TokenSpan,
         latent_bkhw: &Buffer<T>,
         tokens_btk: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
@@ -52,29 +52,31 @@ impl<T: Element> RolloutOps for CpuBackend<T> {
         ShapeError::at_least(OP, "width", 1, dims.width)?;
         let len = size([dims.batch, dims.channels, dims.height, dims.width]);
         let latent = latent_bkhw.head(OP, "latent (b*k*h*w)", len)?;
-        let len = size([dims.batch, schedule.tokens(), dims.channels]);
-        let tokens = tokens_btk.head_mut(OP, "tokens (b*tokens*k)", len)?;
-        area_tokens::forward(dims, schedule, latent, tokens);
+        let [row, _] = checks::token_span(OP, span)?;
+        let len = size([dims.batch, row, dims.channels]);
+        let tokens = tokens_btk.head_mut(OP, "tokens (b*tokens held*k)", len)?;
+        area_tokens::forward(dims, span, latent, tokens);
         Ok(())
     }
 
     fn nearest_code(
         &self,
-        rows: usize,
-        vocab: usize,
-        channels: usize,
-        z_rk: &Buffer<T>,
-        codebook_vk: &Buffer<T>,
-        ids_r: &mut Buffer<u32>,
+        batch: usize,
+        span: &TokenSpan,
+        codes: CodeDims,
+        z_btk: &Buffer<T>,
+        codebook: &Buffer<T>,
+        ids_bt: &mut Buffer<u32>,
     ) -> Result<(), CpuError> {
         const OP: &str = "nearest_code";
-        ShapeError::at_least(OP, "vocab", 1, vocab)?;
-        ShapeError::at_least(OP, "channels", 1, channels)?;
-        let z = z_rk.head(OP, "z (rows*channels)", size([rows, channels]))?;
-        let len = size([vocab, channels]);
-        let codebook = codebook_vk.head(OP, "codebook (vocab*channels)", len)?;
-        let ids = ids_r.head_mut(OP, "ids (rows)", rows)?;
-        nearest_code::forward(vocab, channels, z, codebook, ids);
+        ShapeError::at_least(OP, "vocab", 1, codes.vocab)?;
+        ShapeError::at_least(OP, "channels", 1, codes.channels)?;
+        let [row, tokens] = checks::token_span(OP, span)?;
+        let z = z_btk.head(OP, "z (b*tokens*k)", size([batch, tokens, codes.channels]))?;
+        let len = size([codes.vocab, codes.columns()]);
+        let codebook = codebook.head(OP, "codebook (vocab*columns)", len)?;
+        let ids = ids_bt.head_mut(OP, "ids (b*tokens held)", size([batch, row]))?;
+        nearest_code::forward(span, codes, z, codebook, ids);
         Ok(())
     }
 
@@ -101,6 +103,7 @@ impl<T: Element> RolloutOps for CpuBackend<T> {
         &self,
         dims: &RolloutDims,
         scale: usize,
+        (height, width): (usize, usize),
         ids_bt: &Buffer<u32>,
         codebook_vk: &Buffer<T>,
         map_bkhw: &mut Buffer<T>,
@@ -109,10 +112,12 @@ impl<T: Element> RolloutOps for CpuBackend<T> {
         let scales = scale..scale.saturating_add(1);
         checks::scales(OP, &dims.schedule, &scales)?;
         let (ids, codebook) = codes(OP, dims, scales, ids_bt, codebook_vk)?;
-        let range = dims.schedule.range(scale);
-        let len = size([dims.batch, dims.channels, range.len()]);
+        ShapeError::at_least(OP, "height", 1, height)?;
+        ShapeError::at_least(OP, "width", 1, width)?;
+        let len = size([dims.batch, dims.channels, height, width]);
         let map = map_bkhw.head_mut(OP, "map (b*k*h*w)", len)?;
-        code_map::forward(dims.schedule.tokens(), range, dims.channels, ids, codebook, map);
+        let size = Scale { height, width };
+        code_map::forward(&dims.schedule, scale, size, dims.channels, ids, codebook, map);
         Ok(())
     }
 

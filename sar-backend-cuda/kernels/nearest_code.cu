@@ -1,9 +1,11 @@
-// The nearest row of an L2-normalised codebook, after z is L2-normalised too.
+// The nearest code: the row of the largest product with z.
 //
-// Both have length 1, so the nearest is the one of the largest product: |z - c|² = 2 - 2 z·c. Products
-// in f32 leave those within rounding of the largest undecided; they alone are taken again in f64,
-// where products of f32 are exact, in the order of the channels. So the result is that of the f64
-// formula, the lowest index on ties, whatever the tiles are.
+// By angle, codes and z have length 1, and |z - e|² = 2 - 2 z·e. By distance, a row is (e, -|e|²/2) and
+// z is taken as (z, 1): |z - e|² = |z|² - 2 (z·e - |e|²/2). Either is brought to length 1, which changes
+// no order. Products in f32 leave those within rounding of the largest undecided; they alone are taken
+// again in f64, where products of f32 are exact, in the order of the channels. So the result is that
+// of the f64 formula, the lowest index on ties, whatever the tiles are. Beyond unit_rows, `channels`
+// are the numbers of a row of the codebook.
 #include "prelude.cuh"
 #include "reduce.cuh"
 #include "block.cuh"
@@ -22,9 +24,10 @@
 // Below this length z has no direction.
 #define NORM_EPS 1e-12
 
-// unit[rows, channels] = z / |z|, in f64 and then rounded; a thread has a row.
+// unit[rows, columns] = z / |z| in f64 and then rounded, z being a row of z[rows, channels] and, where
+// there are more columns, a 1 behind it; a thread has a row.
 KERNEL void __launch_bounds__(THREADS)
-unit_rows(float* __restrict__ unit, const act* __restrict__ z, u64 rows, int channels) {
+unit_rows(float* __restrict__ unit, const act* __restrict__ z, u64 rows, int channels, int columns) {
     const u64 row = (u64)blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
     double square = 0.0;
@@ -32,12 +35,14 @@ unit_rows(float* __restrict__ unit, const act* __restrict__ z, u64 rows, int cha
         const double v = to_float(z[row * channels + k]);
         square += v * v;
     }
+    if (columns > channels) square += 1.0;
     double length = sqrt(square);
     // NaN as well: the row's NaN stays in its elements.
     if (!(length > NORM_EPS)) length = NORM_EPS;
     for (int k = 0; k < channels; k++) {
-        unit[row * channels + k] = (float)((double)to_float(z[row * channels + k]) / length);
+        unit[row * columns + k] = (float)((double)to_float(z[row * channels + k]) / length);
     }
+    if (columns > channels) unit[row * columns + channels] = (float)(1.0 / length);
 }
 REGISTER_KERNEL(unit_rows)
 
@@ -100,15 +105,16 @@ DEV bool is_better(double product, u32 code, double than, u32 than_code) {
 
 
 
-// ids[rows] = the nearest code of each row of unit[rows, channels]; 0 where the row has a NaN. A block
-// has ROWS rows and goes through the codes; the 16 threads that share a row agree on its largest
-// product after every tile, so that about as many exact products are taken as there are records.
+// The nearest code of each row of unit[rows, channels], 0 where the row has a NaN: the `span` columns
+// from `first_column` on of ids[samples, tokens], a sample having as many rows. A block has ROWS rows
+// and goes through the codes; the 16 threads that share a row agree on its largest product after
+// every tile, so that about as many exact products are taken as there are records.
 //
 // 2 rows · vocab · channels operations in f32.
 KERNEL void __launch_bounds__(THREADS, 4)
 nearest_code(u32* __restrict__ ids, const float* __restrict__ unit,
              const float* __restrict__ codebook, const float* __restrict__ longest, u64 rows,
-             int vocab, int channels) {
+             int vocab, int channels, int tokens, int first_column, int span) {
     SMEM(float, z_tile, CHANNELS * ROWS_PITCH);
     SMEM(float, code_tile, CHANNELS * CODES_PITCH);
     // The best of a thread's codes for each of its rows; touched too seldom to be worth registers.
@@ -199,7 +205,10 @@ nearest_code(u32* __restrict__ ids, const float* __restrict__ unit,
             const u32 other_code = __shfl_xor_sync(0xffffffffu, code, lanes);
             if (is_better(other, other_code, exact, code)) exact = other, code = other_code;
         }
-        if (across == 0 && down + r < count) ids[first_row + down + r] = code;
+        if (across == 0 && down + r < count) {
+            const u64 row = first_row + down + r;
+            ids[row / span * tokens + first_column + row % span] = code;
+        }
     }
 }
 REGISTER_KERNEL(nearest_code)

@@ -66,6 +66,7 @@ macro_rules! headers {
 
 headers!(
     "attend.cuh"
+    "bicubic.cuh"
     "block.cuh"
     "heads.cuh"
     "limits.cuh"
@@ -83,7 +84,7 @@ headers!(
 /// Files in which no product may be fused with a sum: the draws, whose arithmetic is part of the
 /// contract, and what costs nothing to have the same bits as on the CPU, being bound by memory.
 const UNFUSED: &[&str] =
-    &["adamw", "choose_codes", "ema", "guide", "rollout_inputs", "vector_quantize"];
+    &["adamw", "choose_codes", "code_map", "ema", "guide", "rollout_inputs", "vector_quantize"];
 
 /// The file of a kernel.
 ///

@@ -9,13 +9,13 @@ use crate::ops::{
 use crate::storage::Storage;
 use crate::transformer::head_params;
 use crate::{Buffer, CudaBackend, CudaError, Params};
-use sar_math::ScaleSchedule;
 use sar_math::backend::checks::{self, size};
 use sar_math::backend::{
-    AttentionSlots, CachedAttentionDims, ChooseDims, LatentDims, RolloutDims, RolloutOps,
-    ShapeError,
+    AttentionSlots, CachedAttentionDims, ChooseDims, CodeDims, LatentDims, RolloutDims, RolloutOps,
+    ShapeError, TokenSpan,
 };
 use sar_math::sampling::MAX_VOCAB;
+use sar_math::{Scale, ScaleSchedule};
 use std::ops::Range;
 
 /// The ids `[b, T]` and the codebook.
@@ -34,7 +34,7 @@ impl<S: Storage, D: Device> RolloutOps for CudaBackend<S, D> {
     fn area_tokens(
         &self,
         dims: LatentDims,
-        schedule: &ScaleSchedule,
+        span: &TokenSpan,
         latent_bkhw: &Buffer<S, D>,
         tokens_btk: &mut Buffer<S, D>,
     ) -> Result<(), CudaError> {
@@ -43,28 +43,30 @@ impl<S: Storage, D: Device> RolloutOps for CudaBackend<S, D> {
         ShapeError::at_least(OP, "width", 1, dims.width)?;
         let len = size([dims.batch, dims.channels, dims.height, dims.width]);
         let latent = latent_bkhw.head(OP, "latent (b*k*h*w)", len)?;
-        let len = size([dims.batch, schedule.tokens(), dims.channels]);
-        let tokens = tokens_btk.head_mut(OP, "tokens (b*tokens*k)", len)?;
-        area_tokens::forward(self, dims, schedule, latent, tokens)
+        let [row, _] = checks::token_span(OP, span)?;
+        let len = size([dims.batch, row, dims.channels]);
+        let tokens = tokens_btk.head_mut(OP, "tokens (b*tokens held*k)", len)?;
+        area_tokens::forward(self, dims, span, latent, tokens)
     }
 
     fn nearest_code(
         &self,
-        rows: usize,
-        vocab: usize,
-        channels: usize,
-        z_rk: &Buffer<S, D>,
-        codebook_vk: &Buffer<f32, D>,
-        ids_r: &mut Buffer<u32, D>,
+        batch: usize,
+        span: &TokenSpan,
+        codes: CodeDims,
+        z_btk: &Buffer<S, D>,
+        codebook: &Buffer<f32, D>,
+        ids_bt: &mut Buffer<u32, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "nearest_code";
-        ShapeError::at_least(OP, "vocab", 1, vocab)?;
-        ShapeError::at_least(OP, "channels", 1, channels)?;
-        let z = z_rk.head(OP, "z (rows*channels)", size([rows, channels]))?;
-        let len = size([vocab, channels]);
-        let codebook = codebook_vk.head(OP, "codebook (vocab*channels)", len)?;
-        let ids = ids_r.head_mut(OP, "ids (rows)", rows)?;
-        nearest_code::forward(self, rows, vocab, channels, z, codebook, ids)
+        ShapeError::at_least(OP, "vocab", 1, codes.vocab)?;
+        ShapeError::at_least(OP, "channels", 1, codes.channels)?;
+        let [row, tokens] = checks::token_span(OP, span)?;
+        let z = z_btk.head(OP, "z (b*tokens*k)", size([batch, tokens, codes.channels]))?;
+        let len = size([codes.vocab, codes.columns()]);
+        let codebook = codebook.head(OP, "codebook (vocab*columns)", len)?;
+        let ids = ids_bt.head_mut(OP, "ids (b*tokens held)", size([batch, row]))?;
+        nearest_code::forward(self, batch, span, codes, z, codebook, ids)
     }
 
     fn rollout_inputs(
@@ -88,6 +90,7 @@ impl<S: Storage, D: Device> RolloutOps for CudaBackend<S, D> {
         &self,
         dims: &RolloutDims,
         scale: usize,
+        (height, width): (usize, usize),
         ids_bt: &Buffer<u32, D>,
         codebook_vk: &Buffer<f32, D>,
         map_bkhw: &mut Buffer<S, D>,
@@ -96,10 +99,13 @@ impl<S: Storage, D: Device> RolloutOps for CudaBackend<S, D> {
         let scales = scale..scale.saturating_add(1);
         checks::scales(OP, &dims.schedule, &scales)?;
         let (ids, codebook) = codes(OP, dims, ids_bt, codebook_vk)?;
-        let range = dims.schedule.range(scale);
-        let len = size([dims.batch, dims.channels, range.len()]);
+        ShapeError::at_least(OP, "height", 1, height)?;
+        ShapeError::at_least(OP, "width", 1, width)?;
+        let longest = height.max(width);
+        ShapeError::at_least(OP, "room for a side (2^20 - 512)", longest, code_map::MAX_SIDE)?;
+        let len = size([dims.batch, dims.channels, height, width]);
         let map = map_bkhw.head_mut(OP, "map (b*k*h*w)", len)?;
-        code_map::forward(self, dims, range, ids, codebook, map)
+        code_map::forward(self, dims, scale, Scale { height, width }, ids, codebook, map)
     }
 
     fn choose_codes(

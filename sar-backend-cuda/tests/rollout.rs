@@ -4,9 +4,14 @@
 
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
-use sar_math::ScaleSchedule;
-use sar_math::backend::{LatentDims, RolloutDims, RolloutOps};
+use sar_math::backend::{
+    Buffers, CodeDims, Distance, LatentDims, RolloutDims, RolloutOps, TokenSpan,
+};
 use sar_math::philox::{Purpose, Stream};
+use sar_math::{Scale, ScaleSchedule};
+
+/// What stands where an op is to write nothing: no id, and a number that all types hold.
+const UNTOUCHED: u32 = 1 << 20;
 
 fn numbers<S: Storage>(len: usize, index: u64) -> Vec<f32> {
     let mut random = Stream::new(13, Purpose::Test, index);
@@ -31,42 +36,100 @@ fn codebook(vocab: usize, channels: usize) -> Vec<f32> {
     codes
 }
 
+/// The same codes at three lengths, each with −|e|²/2 behind it.
+fn lifted(vocab: usize, channels: usize) -> Vec<f32> {
+    let codes = codebook(vocab, channels);
+    let lift = |(v, code): (usize, &[f32])| {
+        let length = [0.5, 1.0, 2.0][v % (vocab / 2) % 3];
+        let mut row: Vec<f32> = code.iter().map(|c| length * c).collect();
+        row.push(row.iter().map(|&c| f64::from(c) * f64::from(c)).sum::<f64>() as f32 * -0.5);
+        row
+    };
+    codes.chunks(channels).enumerate().flat_map(lift).collect()
+}
+
 fn nearest<B: RolloutOps<Host = f32>>(
     backend: &B,
-    [rows, vocab, channels]: [usize; 3],
+    batch: usize,
+    span: &TokenSpan,
+    codes: CodeDims,
     z: &[f32],
-    codes: &[f32],
 ) -> Vec<u32> {
     let mut held = backend.activation(z.len()).unwrap();
     backend.upload(z, &mut held, 0).unwrap();
-    let mut codebook = backend.accum(codes.len()).unwrap();
-    backend.upload_accum(codes, &mut codebook, 0).unwrap();
-    let mut ids = backend.ids(rows).unwrap();
-    backend.nearest_code(rows, vocab, channels, &held, &codebook, &mut ids).unwrap();
-    let mut found = vec![9; rows];
+    let rows = match codes.distance {
+        Distance::Cosine => codebook(codes.vocab, codes.channels),
+        Distance::Euclidean => lifted(codes.vocab, codes.channels),
+    };
+    let mut codebook = backend.accum(rows.len()).unwrap();
+    backend.upload_accum(&rows, &mut codebook, 0).unwrap();
+    let mut found = vec![UNTOUCHED; batch * span.row()];
+    let mut ids = backend.ids(found.len()).unwrap();
+    backend.upload_ids(&found, &mut ids, 0).unwrap();
+    backend.nearest_code(batch, span, codes, &held, &codebook, &mut ids).unwrap();
     backend.download_ids(&ids, 0, &mut found).unwrap();
     found
 }
 
-fn nearest_as_on_the_cpu<S: Storage>(sizes: [usize; 3], order: u64) {
-    let [rows, vocab, channels] = sizes;
-    let mut z = numbers::<S>(rows * channels, 2);
-    // A vector of nothing: all codes are as near; and one with a NaN, which is near to none.
+fn nearest_as_on_the_cpu<S: Storage>(
+    batch: usize,
+    span: &TokenSpan,
+    [vocab, channels]: [usize; 2],
+    distance: Distance,
+    order: u64,
+) {
+    let codes = CodeDims { vocab, channels, distance };
+    let columns = span.columns();
+    let mut z = numbers::<S>(batch * columns.len() * channels, 2);
+    // A vector of nothing, to which all codes are as near by angle; one with a NaN, which is near to
+    // none; and one so far away that what stands behind a code hardly counts.
     z[channels..2 * channels].fill(0.0);
     z[2 * channels] = f32::NAN;
-    let codes = codebook(vocab, channels);
-    let want = nearest(&CpuBackend::<f32>::new(), sizes, &z, &codes);
+    z[3 * channels..4 * channels].iter_mut().for_each(|z| *z *= 2f32.powi(40));
+    let want = nearest(&CpuBackend::<f32>::new(), batch, span, codes, &z);
     let device = TestDevice::with_order(1, order).unwrap();
-    let found = nearest(&CudaBackend::<S, _>::new(device).unwrap(), sizes, &z, &codes);
-    assert_eq!(found, want, "{sizes:?}");
+    let found = nearest(&CudaBackend::<S, _>::new(device).unwrap(), batch, span, codes, &z);
+    assert_eq!(found, want, "{batch} rows of {span:?}, {codes:?}");
+    for row in found.chunks(span.row()) {
+        let is_written = |i| columns.contains(&i);
+        assert!(row.iter().enumerate().all(|(i, &id)| (id < vocab as u32) == is_written(i)));
+    }
+}
+
+/// Rows of so many tokens of one scale.
+fn tokens(width: usize) -> TokenSpan {
+    let scales = [Scale::square(1), Scale { height: 1, width }];
+    TokenSpan::one(&ScaleSchedule::new(&scales).unwrap(), 1)
 }
 
 #[test]
 fn nearest_codes_are_those_of_the_cpu() {
-    nearest_as_on_the_cpu::<f32>([70, 8912, 32], 0);
-    nearest_as_on_the_cpu::<bf16>([131, 8912, 32], 3);
-    nearest_as_on_the_cpu::<f32>([5, 300, 5], 1);
-    nearest_as_on_the_cpu::<bf16>([64, 129, 72], 0);
+    use Distance::Cosine;
+    nearest_as_on_the_cpu::<f32>(1, &tokens(70), [8912, 32], Cosine, 0);
+    nearest_as_on_the_cpu::<bf16>(1, &tokens(131), [8912, 32], Cosine, 3);
+    nearest_as_on_the_cpu::<f32>(1, &tokens(5), [300, 5], Cosine, 1);
+    nearest_as_on_the_cpu::<bf16>(2, &tokens(32), [129, 72], Cosine, 0);
+}
+
+#[test]
+fn nearest_codes_by_distance_are_those_of_the_cpu() {
+    use Distance::Euclidean;
+    nearest_as_on_the_cpu::<f32>(1, &tokens(70), [4096, 32], Euclidean, 0);
+    nearest_as_on_the_cpu::<bf16>(1, &tokens(131), [4096, 32], Euclidean, 3);
+    nearest_as_on_the_cpu::<f32>(1, &tokens(5), [300, 5], Euclidean, 1);
+    nearest_as_on_the_cpu::<bf16>(2, &tokens(32), [129, 71], Euclidean, 0);
+    nearest_as_on_the_cpu::<f32>(1, &tokens(67), [258, 1], Euclidean, 2);
+}
+
+/// Rows of a block that are of several samples, and a scale between others.
+#[test]
+fn nearest_codes_of_a_scale_leave_the_others() {
+    let span = |held, scales| TokenSpan { schedule: schedule(), held, scales };
+    for distance in [Distance::Cosine, Distance::Euclidean] {
+        nearest_as_on_the_cpu::<f32>(3, &span(0..10, 4..5), [300, 32], distance, 1);
+        nearest_as_on_the_cpu::<bf16>(2, &span(2..6, 3..6), [300, 7], distance, 0);
+        nearest_as_on_the_cpu::<f32>(70, &span(0..2, 0..1), [300, 7], distance, 5);
+    }
 }
 
 fn schedule() -> ScaleSchedule {
@@ -112,19 +175,108 @@ fn ids_outside_the_codebook_give_nan() {
     assert!(after[..4 * 32].iter().all(|v| v.is_nan()));
 }
 
+fn map<B: RolloutOps<Host = f32>>(
+    backend: &B,
+    scale: usize,
+    (height, width): (usize, usize),
+    ids: &[u32],
+) -> Vec<f32> {
+    let dims =
+        RolloutDims { batch: 2, schedule: schedule(), scales: 0..10, channels: 5, vocab: 999 };
+    let mut held = backend.ids(ids.len()).unwrap();
+    backend.upload_ids(ids, &mut held, 0).unwrap();
+    let codes = codebook(dims.vocab, dims.channels);
+    let mut codebook = backend.accum(codes.len()).unwrap();
+    backend.upload_accum(&codes, &mut codebook, 0).unwrap();
+    let mut found = vec![0.0; dims.batch * dims.channels * height * width];
+    let mut map = backend.activation(found.len()).unwrap();
+    backend.code_map(&dims, scale, (height, width), &held, &codebook, &mut map).unwrap();
+    backend.download(&map, 0, &mut found).unwrap();
+    found
+}
+
+/// The scales of sides 1, 5, 13 and 16: made larger, made smaller, changed along one side, left as they are.
+#[test]
+fn code_maps_of_any_size_are_those_of_the_cpu() {
+    let ids: Vec<u32> = (0..2 * 680).map(|i| i * 577 % 999).collect();
+    let wide = CudaBackend::<f32, _>::new(TestDevice::with_order(2, 3).unwrap()).unwrap();
+    let narrow = CudaBackend::<bf16, _>::new(TestDevice::new().unwrap()).unwrap();
+    for scale in [0, 4, 8, 9] {
+        for size in [(16, 16), (13, 16), (20, 9), (1, 1)] {
+            let want = map(&CpuBackend::<f32>::new(), scale, size, &ids);
+            assert_eq!(map(&wide, scale, size, &ids), want, "scale {scale} to {size:?}");
+            let rounded: Vec<f32> = want.iter().map(|&v| bf16::store(v).load()).collect();
+            assert_eq!(map(&narrow, scale, size, &ids), rounded, "scale {scale} to {size:?}");
+        }
+    }
+}
+
+/// It shows within two places of its own, and in no other sample.
+#[test]
+fn an_id_outside_the_codebook_gives_nan_near_its_place() {
+    let mut ids = vec![1; 2 * 680];
+    ids[680 + 30] = 999; // the first place of the scale of side 5 in sample 1
+    let backend = CudaBackend::<f32, _>::new(TestDevice::new().unwrap()).unwrap();
+    let found = map(&backend, 4, (10, 10), &ids);
+    let (before, after) = found.split_at(5 * 100);
+    assert!(before.iter().all(|v| v.is_finite()));
+    for channel in after.chunks(100) {
+        for (at, value) in channel.iter().enumerate() {
+            assert_eq!(value.is_nan(), at / 10 < 5 && at % 10 < 5, "place {at}");
+        }
+    }
+}
+
+#[test]
+fn a_map_of_no_size_is_refused() {
+    let backend = CudaBackend::<f32, _>::new(TestDevice::new().unwrap()).unwrap();
+    let dims = RolloutDims { batch: 0, schedule: schedule(), scales: 0..10, channels: 5, vocab: 0 };
+    let (ids, codebook) = (backend.ids(0).unwrap(), backend.accum(0).unwrap());
+    let mut map = backend.activation(0).unwrap();
+    let mut refused = |size| {
+        let outcome = backend.code_map(&dims, 3, size, &ids, &codebook, &mut map);
+        outcome.map_err(|error| error.to_string()).unwrap_err()
+    };
+    assert!(refused((0, 4)).contains("height"));
+    assert!(refused((4, 0)).contains("width"));
+    assert!(refused((usize::MAX, 4)).contains("side"));
+}
+
+fn area<B: RolloutOps<Host = f32>>(backend: &B, span: &TokenSpan, latent: &[f32]) -> Vec<f32> {
+    let dims = LatentDims { batch: 2, channels: 32, height: 16, width: 16 };
+    let mut held = backend.activation(latent.len()).unwrap();
+    backend.upload(latent, &mut held, 0).unwrap();
+    let mut found = vec![UNTOUCHED as f32; dims.batch * span.row() * dims.channels];
+    let mut tokens = backend.activation(found.len()).unwrap();
+    backend.upload(&found, &mut tokens, 0).unwrap();
+    backend.area_tokens(dims, span, &held, &mut tokens).unwrap();
+    backend.download(&tokens, 0, &mut found).unwrap();
+    found
+}
+
 #[test]
 fn area_tokens_are_those_of_the_cpu() {
-    fn tokens<B: RolloutOps<Host = f32>>(backend: &B, latent: &[f32]) -> Vec<f32> {
-        let dims = LatentDims { batch: 2, channels: 32, height: 16, width: 16 };
-        let mut held = backend.activation(latent.len()).unwrap();
-        backend.upload(latent, &mut held, 0).unwrap();
-        let mut found = vec![0.0; 2 * 680 * 32];
-        let mut tokens = backend.activation(found.len()).unwrap();
-        backend.area_tokens(dims, &schedule(), &held, &mut tokens).unwrap();
-        backend.download(&tokens, 0, &mut found).unwrap();
-        found
-    }
-    let latent = numbers::<f32>(2 * 32 * 256, 4);
+    let (whole, latent) = (TokenSpan::whole(&schedule()), numbers::<f32>(2 * 32 * 256, 4));
     let backend = CudaBackend::<f32, _>::new(TestDevice::with_order(2, 7).unwrap()).unwrap();
-    assert_eq!(tokens(&backend, &latent), tokens(&CpuBackend::<f32>::new(), &latent));
+    let want = area(&CpuBackend::<f32>::new(), &whole, &latent);
+    assert_eq!(area(&backend, &whole, &latent), want);
+}
+
+#[test]
+fn area_tokens_of_a_scale_leave_the_others() {
+    let latent = numbers::<bf16>(2 * 32 * 256, 4);
+    let backend = CudaBackend::<bf16, _>::new(TestDevice::new().unwrap()).unwrap();
+    for (held, scales) in [(0..10, 4..5), (2..7, 3..5), (9..10, 9..10), (3..5, 4..4)] {
+        let span = TokenSpan { schedule: schedule(), held, scales };
+        let want = area(&CpuBackend::<f32>::new(), &span, &latent);
+        let rounded: Vec<f32> = want.iter().map(|&v| bf16::store(v).load()).collect();
+        let found = area(&backend, &span, &latent);
+        assert_eq!(found, rounded, "{span:?}");
+        for row in found.chunks(span.row() * 32) {
+            for (i, &value) in row.iter().enumerate() {
+                let is_written = span.columns().contains(&(i / 32));
+                assert_eq!(value != UNTOUCHED as f32, is_written, "{span:?}, element {i}");
+            }
+        }
+    }
 }

@@ -18,7 +18,7 @@ pub struct Tensor {
 
 /// Tensors, or groups of them, begin at multiples of so many elements: a cache line of f32, and in bf16 the 16 bytes that vector
 /// loads and cuBLASLt's fastest algorithms want.
-const ALIGNMENT: usize = 16;
+pub(crate) const ALIGNMENT: usize = 16;
 
 /// The order in which a model's tensors fill its flat buffer.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -102,7 +102,7 @@ fn decays(name: &str, shape: &[usize]) -> bool {
     let matrix = shape.iter().filter(|&&n| n > 1).count() > 1;
     matrix
         && !name.ends_with("bias")
-        && !["pos_1LC", "pos_start", "scale_mul"].iter().any(|s| name.contains(s))
+        && !["pos_1LC", "pos_start", "scale_mul", "lvl_embed"].iter().any(|s| name.contains(s))
 }
 
 #[cfg(test)]

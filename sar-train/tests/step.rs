@@ -4,11 +4,14 @@
 
 use sar_backend_cpu::{Buffer, CpuBackend};
 use sar_math::ScaleSchedule;
-use sar_math::backend::{Buffers, Choice, ChooseDims, LatentDims, RolloutDims, RolloutOps};
+use sar_math::backend::{
+    Buffers, Choice, ChooseDims, CodeDims, Distance, LatentDims, RolloutDims, RolloutOps, TokenSpan,
+};
 use sar_math::loss::{LossBatch, StudentForcing, StudentTargets, Supervision, TeacherForcing};
 use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::{Decode, Extent, Method, Plan, SarSettings, StudentTarget};
 use sar_train::model::generator::{Generator, GeneratorShape, Head, PassInput, Recompute, Trace};
+use sar_train::model::tokenizer::{Quantizer, Tokenizer, TokenizerConfig};
 use sar_train::train::{StepInput, StepMemory, StepSettings};
 
 type Cpu = CpuBackend<f64>;
@@ -24,20 +27,47 @@ struct World {
     backend: Cpu,
     generator: Generator,
     weights: Vec<f64>,
-    codebook: Buffer<f64>,
+    quantizer: Quantizer<Cpu>,
     latents: Vec<f64>,
     labels: Vec<u32>,
     schedule: ScaleSchedule,
 }
 
 impl World {
+    /// Scales that stand for themselves, positions from a table (FlexVAR).
     fn new() -> Self {
+        Self::of(None)
+    }
+
+    /// Scales that add up, positions of one schedule (VAR).
+    fn of_var() -> Self {
+        let mut world = Self::of(Some("1_2_3".parse().unwrap()));
+        let tokenizer = Tokenizer::new(&TokenizerConfig {
+            ch: 2,
+            ch_mult: vec![1],
+            groups: 2,
+            latent_channels: 4,
+            vocab: 11,
+            residual: 2,
+            ..TokenizerConfig::default()
+        })
+        .unwrap();
+        let mut stream = Stream::new(4, Purpose::Test, 0);
+        let weights: Vec<f64> =
+            (0..tokenizer.layout().len()).map(|_| 0.5 * stream.normal()).collect();
+        let params = world.params(&weights);
+        world.quantizer = tokenizer.quantizer(&world.backend, &params).unwrap();
+        world
+    }
+
+    fn of(levels: Option<ScaleSchedule>) -> Self {
         let backend = Cpu::new();
         let schedule: ScaleSchedule = "1_2_3".parse().unwrap();
         let shape = GeneratorShape {
             width: 16,
             heads: 2,
             pos_side: 4,
+            levels,
             ..GeneratorShape::of_depth(2, 11, 4, 3)
         };
         let generator = Generator::new(&shape).unwrap();
@@ -49,10 +79,9 @@ impl World {
             let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
             row.iter_mut().for_each(|v| *v /= norm);
         }
-        let mut codebook = backend.accum(codes.len()).unwrap();
-        backend.upload_accum(&codes, &mut codebook, 0).unwrap();
+        let quantizer = Quantizer::direct(&backend, &codes, shape.vocab).unwrap();
         let latents = (0..4 * 4 * 9).map(|_| stream.normal()).collect();
-        Self { backend, generator, weights, codebook, latents, labels: vec![0, 2, 1, 2], schedule }
+        Self { backend, generator, weights, quantizer, latents, labels: vec![0, 2, 1, 2], schedule }
     }
 
     fn params(&self, weights: &[f64]) -> Buffer<f64> {
@@ -67,14 +96,50 @@ impl World {
         a
     }
 
+    /// Codes `[b, T]` of the latents.
+    fn codes(&self) -> Buffer<u32> {
+        let (b, schedule, batch) = (&self.backend, &self.schedule, self.labels.len());
+        let dims = LatentDims { batch, channels: 4, height: 3, width: 3 };
+        let latents = self.activation(&self.latents);
+        let mut truth = b.ids(batch * schedule.tokens()).unwrap();
+        if self.quantizer.adds_up() {
+            let mut memory = self.quantizer.memory(b, batch, schedule).unwrap();
+            self.quantizer.codes(b, &mut memory, dims, schedule, &latents, &mut truth).unwrap();
+            return truth;
+        }
+        let mut z = b.activation(batch * schedule.tokens() * 4).unwrap();
+        let span = TokenSpan::whole(schedule);
+        b.area_tokens(dims, &span, &latents, &mut z).unwrap();
+        let vocab = self.generator.shape().vocab;
+        let codes = CodeDims { vocab, channels: 4, distance: Distance::Cosine };
+        b.nearest_code(batch, &span, codes, &z, self.quantizer.codebook(), &mut truth).unwrap();
+        truth
+    }
+
+    /// Inputs of scales from codes `[b, T]`.
+    fn feed(&self, ids: &Buffer<u32>, scales: std::ops::Range<usize>) -> Buffer<f64> {
+        let (b, schedule, batch) = (&self.backend, self.schedule, self.labels.len());
+        let mut inputs = b.activation(batch * schedule.tokens() * 4).unwrap();
+        if self.quantizer.adds_up() {
+            let mut memory = self.quantizer.memory(b, batch, &schedule).unwrap();
+            let (q, memory) = (&self.quantizer, &mut memory);
+            q.inputs(b, memory, batch, &schedule, scales, ids, &mut inputs).unwrap();
+            return inputs;
+        }
+        let vocab = self.generator.shape().vocab;
+        let dims = RolloutDims { batch, schedule, scales, channels: 4, vocab };
+        b.rollout_inputs(&dims, ids, self.quantizer.codebook(), &mut inputs).unwrap();
+        inputs
+    }
+
     /// The gradient of these samples, each part (from, to) a forward pass of its own.
     fn gradient(&self, settings: &StepSettings, parts: &[(usize, usize)]) -> Vec<f64> {
         let (b, g) = (&self.backend, &self.generator);
         let batch = parts.iter().map(|(from, to)| to - from).max().unwrap();
-        let tokens = self.schedule.tokens();
         let settings = &StepSettings { accumulate: parts.len(), ..*settings };
         let needs = settings.needs();
-        let mut memory = StepMemory::new(b, g, batch, &self.schedule, tokens, needs).unwrap();
+        let (quantizer, schedule) = (&self.quantizer, &self.schedule);
+        let mut memory = StepMemory::new(b, g, quantizer, batch, schedule, needs).unwrap();
         let target = settings.sar.map_or(StudentTarget::TeacherHard, |s| s.target);
         let plan = Plan::new(settings.method, target, &self.schedule, 0, 0).unwrap();
         let params = self.params(&self.weights);
@@ -83,7 +148,7 @@ impl World {
             let input = StepInput {
                 generator: g,
                 params: &params,
-                codebook: &self.codebook,
+                quantizer,
                 latents: &latents,
                 latent_dims: LatentDims { batch: to - from, channels: 4, height: 3, width: 3 },
                 labels: &self.labels[from..to],
@@ -134,19 +199,9 @@ fn total(
     let (b, g, schedule) = (&world.backend, &world.generator, world.schedule);
     let (batch, tokens, shape) = (4, schedule.tokens(), g.shape());
     let params = world.params(weights);
-    let mut z = b.activation(batch * tokens * 4).unwrap();
-    let dims = LatentDims { batch, channels: 4, height: 3, width: 3 };
-    b.area_tokens(dims, &schedule, &world.activation(&world.latents), &mut z).unwrap();
-    let mut truth = b.ids(batch * tokens).unwrap();
-    b.nearest_code(batch * tokens, shape.vocab, 4, &z, &world.codebook, &mut truth).unwrap();
+    let truth = world.codes();
     let mut labels = b.ids(batch).unwrap();
     b.upload_ids(&world.labels, &mut labels, 0).unwrap();
-    let feed = |ids: &Buffer<u32>, scales: std::ops::Range<usize>| {
-        let dims = RolloutDims { batch, schedule, scales, channels: 4, vocab: shape.vocab };
-        let mut inputs = b.activation(batch * tokens * 4).unwrap();
-        b.rollout_inputs(&dims, ids, &world.codebook, &mut inputs).unwrap();
-        inputs
-    };
     let plan_target = settings.sar.unwrap().target;
     let plan = Plan::new(settings.method, plan_target, &schedule, 0, 0).unwrap();
     let mut trace = Trace::new(b, g, batch, tokens, Recompute::default()).unwrap();
@@ -163,7 +218,7 @@ fn total(
         g.forward(b, &params, &input, trace).unwrap();
     };
     let of = LossBatch { samples: batch, divisor: batch, vocab: shape.vocab, smoothing: 0.0 };
-    forward(&mut trace, schedule, &feed(&truth, 1..schedule.len()), true);
+    forward(&mut trace, schedule, &world.feed(&truth, 1..schedule.len()), true);
     let mut head = Head::new(b, g, batch * tokens).unwrap();
     let all = 0..batch;
     let whole = std::slice::from_ref(&all);
@@ -190,7 +245,11 @@ fn total(
     let second = plan.second.unwrap();
     let last = second.schedule.len() - 1;
     let scales = second.origin[1]..second.origin[last] + 1;
-    forward(&mut trace, second.schedule, &feed(&used.own, scales), false);
+    // What comes before the scales that the rollout feeds is the image's own.
+    let mut fed = used.truth.clone();
+    let reads = second.reads_rollout();
+    b.merge_ids(batch, &schedule, &reads[..schedule.len()], &used.own, &mut fed).unwrap();
+    forward(&mut trace, second.schedule, &world.feed(&fed, scales), false);
     let targets = match plan_target {
         StudentTarget::TeacherHard => StudentTargets::Hard(&used.own),
         StudentTarget::TeacherSoft => StudentTargets::Soft(&used.soft),
@@ -220,9 +279,10 @@ fn directional(world: &World, settings: &StepSettings, direction: &[f64], hold: 
 
 #[test]
 fn the_gradient_of_a_sar_step_is_that_of_its_loss_with_rollout_and_targets_held() {
-    let world = World::new();
     let everything = [(0, 4)];
-    for extent in [Extent::All, Extent::Last] {
+    let worlds = [World::new(), World::of_var()];
+    let extents = [Extent::All, Extent::Last];
+    for (world, extent) in worlds.iter().flat_map(|w| extents.map(|extent| (w, extent))) {
         for target in
             [StudentTarget::TeacherHard, StudentTarget::TeacherSoft, StudentTarget::GroundTruth]
         {
@@ -232,7 +292,7 @@ fn the_gradient_of_a_sar_step_is_that_of_its_loss_with_rollout_and_targets_held(
                 let mut stream = Stream::new(seed, Purpose::Test, 1);
                 let direction: Vec<f64> = gradient.iter().map(|_| stream.normal()).collect();
                 let along: f64 = gradient.iter().zip(&direction).map(|(g, d)| g * d).sum();
-                let held = directional(&world, &settings, &direction, true);
+                let held = directional(world, &settings, &direction, true);
                 let scale = held.abs().max(1.0);
                 assert!(
                     (along - held).abs() < DIRECTIONAL * scale,
@@ -303,7 +363,10 @@ fn logits_some_images_at_a_time_are_those_of_the_batch() {
 
 #[test]
 fn every_way_of_training_reaches_every_parameter() {
-    let world = World::new();
+    [World::new(), World::of_var()].iter().for_each(every_way_reaches_every_parameter);
+}
+
+fn every_way_reaches_every_parameter(world: &World) {
     let release = SarSettings::RELEASE;
     let ways = [
         plain(Method::Teacher, None),

@@ -1,21 +1,22 @@
-//! The latent, area-downsampled to every scale of a schedule, token-major.
+//! The latent, area-downsampled to scales of a schedule, token-major.
 
 use crate::Element;
 use crate::simd::{vectorized, with_scratch};
 use rayon::prelude::*;
-use sar_math::ScaleSchedule;
-use sar_math::backend::LatentDims;
+use sar_math::Scale;
+use sar_math::backend::{LatentDims, TokenSpan};
 use sar_math::resample::area_bin;
 
-/// `tokens[b, T, k]` from `latent[b, k, h, w]`.
+/// The columns of the span's scales in `tokens[b, row, k]`, from `latent[b, k, h, w]`.
 pub(crate) fn forward<T: Element>(
     dims: LatentDims,
-    schedule: &ScaleSchedule,
+    span: &TokenSpan,
     latent_bkhw: &[T],
     tokens_btk: &mut [T],
 ) {
     let k = dims.channels;
-    let (map, sequence) = (k * dims.height * dims.width, k * schedule.tokens());
+    let (map, sequence, columns) = (k * dims.height * dims.width, k * span.row(), span.columns());
+    let scales = &span.schedule.scales()[span.scales.clone()];
     if map == 0 || sequence == 0 {
         return;
     }
@@ -27,7 +28,7 @@ pub(crate) fn forward<T: Element>(
                     #[inline(always)]
                     || {
                         to_token_major(k, latent, latent_hwk);
-                        sample(dims, schedule, latent_hwk, tokens);
+                        sample(dims, scales, latent_hwk, &mut tokens[k * columns.start..]);
                     },
                 );
             });
@@ -45,12 +46,12 @@ fn to_token_major<T: Element>(channels: usize, from_khw: &[T], to_hwk: &mut [T])
     }
 }
 
-/// All scales of one sample.
+/// The scales of one sample.
 #[inline(always)]
-fn sample<T: Element>(dims: LatentDims, schedule: &ScaleSchedule, latent: &[T], tokens: &mut [T]) {
+fn sample<T: Element>(dims: LatentDims, scales: &[Scale], latent: &[T], tokens: &mut [T]) {
     let k = dims.channels;
     let mut outputs = tokens.chunks_exact_mut(k);
-    for scale in schedule.scales() {
+    for scale in scales {
         for y in 0..scale.height {
             let rows = area_bin(dims.height, scale.height, y);
             for x in 0..scale.width {
@@ -77,14 +78,20 @@ fn sample<T: Element>(dims: LatentDims, schedule: &ScaleSchedule, latent: &[T], 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sar_math::ScaleSchedule;
 
     #[test]
     fn a_two_by_two_latent_to_one_and_two() {
         let schedule = ScaleSchedule::from_sides(&[1, 2]).unwrap();
         let dims = LatentDims { batch: 1, channels: 2, height: 2, width: 2 };
         let mut tokens = [0.0f64; 10];
-        forward(dims, &schedule, &[1.0, 2.0, 3.0, 6.0, 10.0, 20.0, 30.0, 40.0], &mut tokens);
+        let latent = [1.0, 2.0, 3.0, 6.0, 10.0, 20.0, 30.0, 40.0];
+        forward(dims, &TokenSpan::whole(&schedule), &latent, &mut tokens);
         assert_eq!(tokens, [3.0, 25.0, 1.0, 10.0, 2.0, 20.0, 3.0, 30.0, 6.0, 40.0]);
+        let fine = TokenSpan { scales: 1..2, ..TokenSpan::whole(&schedule) };
+        let mut tokens = [9.0f64; 10];
+        forward(dims, &fine, &latent, &mut tokens);
+        assert_eq!(tokens, [9.0, 9.0, 1.0, 10.0, 2.0, 20.0, 3.0, 30.0, 6.0, 40.0]);
     }
 
     #[test]
@@ -96,7 +103,7 @@ mod tests {
         .unwrap();
         let dims = LatentDims { batch: 1, channels: 1, height: 1, width: 3 };
         let mut tokens = [0.0f32; 3];
-        forward(dims, &schedule, &[1.0, 2.0, 6.0], &mut tokens);
+        forward(dims, &TokenSpan::whole(&schedule), &[1.0, 2.0, 6.0], &mut tokens);
         assert_eq!(tokens, [3.0, 1.5, 4.0]);
     }
 }

@@ -25,17 +25,27 @@ pub(crate) fn forward<T: Element>(
             let (before, scale) = (schedule.scales()[i - 1], schedule.scales()[i]);
             let (out, rest) = inputs.split_at_mut(scale.tokens() * k);
             inputs = rest;
-            let ids = &ids[schedule.range(i - 1)];
-            with_scratch(before.height * scale.width * k, |wide| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        across(before, scale.width, ids, codebook_vk, wide, k);
-                        down(before.height, scale, wide, out, k);
-                    },
-                );
-            });
+            resize((before, scale), &ids[schedule.range(i - 1)], codebook_vk, k, out);
         }
+    });
+}
+
+/// The codes of a grid, resized to another: `out[scale, k]`.
+pub(super) fn resize<T: Element>(
+    (before, scale): (Scale, Scale),
+    ids: &[u32],
+    codebook_vk: &[T],
+    k: usize,
+    out: &mut [T],
+) {
+    with_scratch(before.height * scale.width * k, |wide| {
+        vectorized(
+            #[inline(always)]
+            || {
+                across(before, scale.width, ids, codebook_vk, wide, k);
+                down(before.height, scale, wide, out, k);
+            },
+        );
     });
 }
 

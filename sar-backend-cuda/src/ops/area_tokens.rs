@@ -1,4 +1,4 @@
-//! The latent at every scale, token-major: one thread an output, all scales in one launch.
+//! The latent at scales, token-major: one thread an output, all of them in one launch.
 //! Floor: the latent once and the tokens once, some MB a batch; no step waits for it.
 
 use crate::backend::CudaBackend;
@@ -6,8 +6,7 @@ use crate::device::{Device, Kernel, ScaleTable};
 use crate::error::CudaError;
 use crate::memory::Address;
 use crate::storage::Storage;
-use sar_math::ScaleSchedule;
-use sar_math::backend::LatentDims;
+use sar_math::backend::{LatentDims, TokenSpan};
 
 const AREA_TOKENS: Kernel = Kernel { file: "area_tokens", name: "area_tokens" };
 
@@ -17,16 +16,22 @@ const THREADS: usize = 256;
 pub(crate) fn forward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     dims: LatentDims,
-    schedule: &ScaleSchedule,
+    span: &TokenSpan,
     latent: Address<S>,
     tokens: Address<S>,
 ) -> Result<(), CudaError> {
-    let outputs = dims.batch * schedule.tokens() * dims.channels;
-    let args: [&dyn crate::KernelArg; 7] = [
+    let (held, written) =
+        (span.schedule.span(span.held.clone()), span.schedule.span(span.scales.clone()));
+    let outputs = dims.batch * written.len() * dims.channels;
+    let args: [&dyn crate::KernelArg; 11] = [
         &tokens,
         &latent,
-        &ScaleTable::new(schedule),
+        &ScaleTable::new(&span.schedule),
         &(outputs as u64),
+        &(written.start as i32),
+        &(written.len() as i32),
+        &(held.start as i32),
+        &(held.len() as i32),
         &(dims.channels as i32),
         &(dims.height as i32),
         &(dims.width as i32),

@@ -4,7 +4,7 @@
 //! All names are those of the op that fails and of the operand at fault, and sizes saturate: too large
 //! a product of dimensions becomes a length that no buffer has.
 
-use super::{ConvDims, EmbeddingDims, GroupNorm, LossDims, MapDims, ShapeError, Slot};
+use super::{ConvDims, EmbeddingDims, GroupNorm, LossDims, MapDims, ShapeError, Slot, TokenSpan};
 use crate::ScaleSchedule;
 use core::ops::Range;
 
@@ -103,6 +103,18 @@ pub fn scales(
 ) -> Result<(), ShapeError> {
     ShapeError::at_least(op, "schedule (scales.end)", scales.end, schedule.len())?;
     ShapeError::at_least(op, "scales.end (scales.start)", scales.start, scales.end)
+}
+
+/// Tokens of a row of the span, and those of its scales.
+///
+/// # Errors
+/// Scales that are not of the schedule, or not of the row.
+pub fn token_span(op: &'static str, span: &TokenSpan) -> Result<[usize; 2], ShapeError> {
+    scales(op, &span.schedule, &span.held)?;
+    scales(op, &span.schedule, &span.scales)?;
+    ShapeError::at_least(op, "scales.start (held.start)", span.held.start, span.scales.start)?;
+    ShapeError::at_least(op, "held.end (scales.end)", span.scales.end, span.held.end)?;
+    Ok([span.row(), span.columns().len()])
 }
 
 /// Elements of x, y and the weights of a convolution.

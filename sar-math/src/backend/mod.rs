@@ -33,7 +33,8 @@ pub use error::{BackendError, ErrorKind, ShapeError};
 pub use loss::{LossDims, LossOps, TargetRows, TokenLoss};
 pub use optimizer::{AdamW, OptimizerOps};
 pub use rollout::{
-    CachedAttentionDims, Choice, ChooseDims, DrawKeys, Filter, LatentDims, RolloutDims, RolloutOps,
+    CachedAttentionDims, Choice, ChooseDims, CodeDims, Distance, DrawKeys, Filter, LatentDims,
+    RolloutDims, RolloutOps, TokenSpan,
 };
 pub use tokenizer::{Conv, ConvDims, GroupNorm, MapDims, QuantizeWeights, TokenizerOps};
 pub use transformer::{

@@ -53,7 +53,75 @@ pub struct ChooseDims {
     pub choice: Choice,
 }
 
-/// Dimensions of [`RolloutOps::area_tokens`].
+/// Some tokens of sequences: those of `scales`, in rows that hold the tokens of the scales `held`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenSpan {
+    /// The whole schedule.
+    pub schedule: ScaleSchedule,
+    /// Scales whose tokens a row holds.
+    pub held: Range<usize>,
+    /// Scales whose tokens are meant; within `held`.
+    pub scales: Range<usize>,
+}
+
+impl TokenSpan {
+    /// All tokens of rows that hold all.
+    pub fn whole(schedule: &ScaleSchedule) -> Self {
+        let scales = 0..schedule.len();
+        Self { schedule: *schedule, held: scales.clone(), scales }
+    }
+
+    /// The tokens of one scale, in rows that hold no other.
+    pub fn one(schedule: &ScaleSchedule, scale: usize) -> Self {
+        let scales = scale..scale.saturating_add(1);
+        Self { schedule: *schedule, held: scales.clone(), scales }
+    }
+
+    /// Tokens of a row.
+    pub fn row(&self) -> usize {
+        self.schedule.span(self.held.clone()).len()
+    }
+
+    /// Where in a row the tokens lie that are meant.
+    pub fn columns(&self) -> Range<usize> {
+        let first = self.schedule.span(self.held.clone()).start;
+        let meant = self.schedule.span(self.scales.clone());
+        meant.start - first..meant.end - first
+    }
+}
+
+/// Which code is the nearest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distance {
+    /// The one of the least angle; codes are L2-normalised, and so is what is looked up.
+    Cosine,
+    /// The one of the least `|z − e|`. A row of the codebook is a code e and, behind it, `−|e|²/2`: the nearest
+    /// is the code of the largest `z·e − |e|²/2`.
+    Euclidean,
+}
+
+/// Dimensions of the codebook that [`RolloutOps::nearest_code`] looks in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodeDims {
+    /// Codes V.
+    pub vocab: usize,
+    /// Channels K of what is looked up.
+    pub channels: usize,
+    /// Which is the nearest.
+    pub distance: Distance,
+}
+
+impl CodeDims {
+    /// Numbers of a row of the codebook.
+    pub const fn columns(self) -> usize {
+        match self.distance {
+            Distance::Cosine => self.channels,
+            Distance::Euclidean => self.channels.saturating_add(1),
+        }
+    }
+}
+
+/// Dimensions of the latents of [`RolloutOps::area_tokens`].
 #[derive(Clone, Copy, Debug)]
 pub struct LatentDims {
     /// Samples B.
@@ -100,28 +168,30 @@ pub struct CachedAttentionDims {
 
 /// Steps that take no gradient.
 pub trait RolloutOps: Buffers {
-    /// `tokens[b, T, k]`: the latent `[b, k, h, w]` area-downsampled to every scale, token-major.
+    /// The latent `[b, k, h, w]` area-downsampled to the grids of `span.scales`: those columns of
+    /// `tokens[b, tokens of span.held, k]`.
     ///
     /// # Errors
     /// Shape; likewise for all below.
     fn area_tokens(
         &self,
         dims: LatentDims,
-        schedule: &ScaleSchedule,
+        span: &TokenSpan,
         latent_bkhw: &Self::Activation,
         tokens_btk: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
 
-    /// `ids[r]`: the row of `codebook[v, k]` (L2-normalised) nearest to `z[r, k]` after z is
-    /// L2-normalised; lowest index on ties. Computed in f32 or wider whatever z is stored in.
+    /// The row of `codebook[v, columns]` nearest to each of `z[b, tokens of span.scales, k]`, lowest index on
+    /// ties: the columns of `span.scales` of `ids[b, tokens of span.held]`. Computed in f32 or wider whatever z is
+    /// stored in.
     fn nearest_code(
         &self,
-        rows: usize,
-        vocab: usize,
-        channels: usize,
-        z_rk: &Self::Activation,
-        codebook_vk: &Self::Accum,
-        ids_r: &mut Self::Ids,
+        batch: usize,
+        span: &TokenSpan,
+        codes: CodeDims,
+        z_btk: &Self::Activation,
+        codebook: &Self::Accum,
+        ids_bt: &mut Self::Ids,
     ) -> Result<(), Self::Error>;
 
     /// Inputs of the scales `dims.scales`: the codes of the scale before, bicubic to this grid.
@@ -135,11 +205,13 @@ pub trait RolloutOps: Buffers {
         inputs: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
 
-    /// `map[b, k, h, w]`: the codes of one scale as a channel-first map, for the decoder.
+    /// `map[b, k, height, width]`: the codes of one scale as a channel-first map, bicubic to this size where the
+    /// scale's grid has another.
     fn code_map(
         &self,
         dims: &RolloutDims,
         scale: usize,
+        size: (usize, usize),
         ids_bt: &Self::Ids,
         codebook_vk: &Self::Accum,
         map_bkhw: &mut Self::Activation,

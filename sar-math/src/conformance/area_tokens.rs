@@ -3,22 +3,22 @@
 use super::case::{Case, Numbers, mid_schedule};
 use super::math::area;
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Verifier, repeatable, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::ScaleSchedule;
-use crate::backend::{LatentDims, RolloutOps};
+use crate::backend::{LatentDims, RolloutOps, TokenSpan};
 use alloc::vec::Vec;
 
 struct Operands {
     dims: LatentDims,
-    schedule: ScaleSchedule,
+    span: TokenSpan,
     latent: Vec<f64>,
 }
 
 impl Operands {
-    fn draw(n: &mut Numbers, dims: LatentDims, schedule: ScaleSchedule) -> Self {
+    fn draw(n: &mut Numbers, dims: LatentDims, span: TokenSpan) -> Self {
         let latent = n.values(dims.batch * dims.channels * dims.height * dims.width);
-        Self { dims, schedule, latent }
+        Self { dims, span, latent }
     }
 }
 
@@ -28,25 +28,33 @@ impl<B: RolloutOps> Subject<B> for Operands {
     }
 
     fn run(&self, rig: &Rig<'_, B>, _start: &[f64]) -> Result<Outputs, B::Error> {
-        let len = self.dims.batch * self.schedule.tokens() * self.dims.channels;
+        let (columns, k) = (self.span.columns(), self.dims.channels);
+        let row = self.span.row() * k;
+        let len = self.dims.batch * row;
         let mut out = Outputs::default();
         let latent = rig.activation("latent", &self.latent)?;
         let mut tokens = rig.blank("tokens", len)?;
-        rig.backend.area_tokens(self.dims, &self.schedule, &latent, &mut tokens)?;
-        out.push("tokens", rig.read("tokens", &tokens, len)?);
+        rig.backend.area_tokens(self.dims, &self.span, &latent, &mut tokens)?;
+        // What is written; the rest of a row is another op's.
+        let tokens = rig.read("tokens", &tokens, len)?;
+        let written = tokens.chunks(row).flat_map(|row| &row[columns.start * k..columns.end * k]);
+        out.push("tokens", written.copied().collect());
         Ok(out)
     }
 
     fn values(&self) -> Vec<Expected> {
         let LatentDims { batch, channels, height, width } = self.dims;
-        let total = self.schedule.tokens();
+        let schedule = &self.span.schedule;
+        let columns = schedule.span(self.span.scales.clone());
+        let total = columns.len();
         let mut tokens = alloc::vec![0.0; batch * total * channels];
         for (bk, map) in self.latent.chunks(height * width).enumerate() {
             let (b, k) = (bk / channels, bk % channels);
-            for (i, scale) in self.schedule.scales().iter().enumerate() {
+            for i in self.span.scales.clone() {
+                let scale = schedule.scales()[i];
                 let map = area(map, (height, width), (scale.height, scale.width));
-                for (token, value) in self.schedule.range(i).zip(map) {
-                    tokens[(b * total + token) * channels + k] = value;
+                for (token, value) in schedule.range(i).zip(map) {
+                    tokens[(b * total + token - columns.start) * channels + k] = value;
                 }
             }
         }
@@ -61,7 +69,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
         let len = self.latent.len() / self.dims.batch;
         Some(Self {
             dims: LatentDims { batch: 1, ..self.dims },
-            schedule: self.schedule,
+            span: self.span.clone(),
             latent: self.latent[row * len..][..len].to_vec(),
         })
     }
@@ -69,6 +77,21 @@ impl<B: RolloutOps> Subject<B> for Operands {
     fn by_row(&self) -> &'static [&'static str] {
         &["tokens"]
     }
+}
+
+/// Rows that hold some scales of a schedule, and some of those.
+pub(super) fn draw_span(n: &mut Numbers, schedule: ScaleSchedule) -> TokenSpan {
+    let from = n.between(0, schedule.len() - 1);
+    let to = n.between(from + 1, schedule.len());
+    let first = n.between(from, to - 1);
+    TokenSpan { schedule, held: from..to, scales: first..n.between(first + 1, to) }
+}
+
+fn past_the_row<B: RolloutOps>(backend: &B) -> Result<(), B::Error> {
+    let dims = LatentDims { batch: 1, channels: 1, height: 1, width: 1 };
+    let (latent, mut tokens) = (backend.activation(64)?, backend.activation(64)?);
+    let span = TokenSpan { held: 0..2, scales: 1..3, ..TokenSpan::whole(&mid_schedule()) };
+    backend.area_tokens(dims, &span, &latent, &mut tokens)
 }
 
 /// Checks `area_tokens`: scales smaller and larger than the latent, and equal to it.
@@ -81,8 +104,12 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
     for (height, width) in [(4, 4), (1, 1), (n.between(1, 7), n.between(1, 7))] {
         let dims = LatentDims { batch: n.between(1, 3), channels: n.between(1, 4), height, width };
         let schedule = n.schedule();
-        verifier.verify(&Operands::draw(&mut n, dims, schedule))?;
+        verifier.verify(&Operands::draw(&mut n, dims, TokenSpan::whole(&schedule)))?;
+        let span = draw_span(&mut n, schedule);
+        verifier.verify(&Operands::draw(&mut n, dims, span))?;
     }
+    let outcome = past_the_row(backend);
+    shape_error(&["area_tokens"], "a scale that the rows do not hold", outcome)?;
     Ok(verifier.report())
 }
 
@@ -93,5 +120,5 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let dims = LatentDims { batch: 3, channels: 32, height: 8, width: 10 };
     let mut n = case.numbers("area_tokens");
-    repeatable(backend, &Operands::draw(&mut n, dims, mid_schedule()))
+    repeatable(backend, &Operands::draw(&mut n, dims, TokenSpan::whole(&mid_schedule())))
 }

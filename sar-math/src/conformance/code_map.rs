@@ -1,6 +1,7 @@
-//! `code_map`: the codes of one scale as a channel-first map.
+//! `code_map`: the codes of one scale as a channel-first map of any size.
 
 use super::case::{Case, Numbers, mid_schedule};
+use super::math::bicubic;
 use super::rig::Rig;
 use super::subject::{Expected, Outputs, Subject, Verifier, repeatable, shape_error};
 use super::verdict::{Mismatch, Report};
@@ -12,15 +13,24 @@ use alloc::vec::Vec;
 struct Operands {
     dims: RolloutDims,
     scale: usize,
+    size: (usize, usize),
     ids: Vec<u32>,
     codebook: Vec<f64>,
 }
 
 impl Operands {
-    fn draw(n: &mut Numbers, dims: RolloutDims, scale: usize) -> Self {
+    /// Of the size of the grid unless another is given.
+    fn draw(
+        n: &mut Numbers,
+        dims: RolloutDims,
+        scale: usize,
+        size: Option<(usize, usize)>,
+    ) -> Self {
+        let grid = dims.schedule.scales()[scale];
+        let size = size.unwrap_or((grid.height, grid.width));
         let ids = n.ids(dims.batch * dims.schedule.tokens(), dims.vocab);
         let codebook = n.values(dims.vocab * dims.channels);
-        Self { dims, scale, ids, codebook }
+        Self { dims, scale, size, ids, codebook }
     }
 }
 
@@ -30,24 +40,26 @@ impl<B: RolloutOps> Subject<B> for Operands {
     }
 
     fn run(&self, rig: &Rig<'_, B>, _start: &[f64]) -> Result<Outputs, B::Error> {
-        let places = self.dims.schedule.range(self.scale).len();
-        let len = self.dims.batch * self.dims.channels * places;
+        let len = self.dims.batch * self.dims.channels * self.size.0 * self.size.1;
         let mut out = Outputs::default();
         let ids = rig.ids("ids", &self.ids)?;
         let codebook = rig.accum("codebook", &self.codebook)?;
         let mut map = rig.blank("map", len)?;
-        rig.backend.code_map(&self.dims, self.scale, &ids, &codebook, &mut map)?;
+        rig.backend.code_map(&self.dims, self.scale, self.size, &ids, &codebook, &mut map)?;
         out.push("map", rig.read("map", &map, len)?);
         Ok(out)
     }
 
     fn values(&self) -> Vec<Expected> {
         let RolloutDims { batch, schedule, channels, .. } = self.dims;
+        let grid = schedule.scales()[self.scale];
         let mut map = Vec::new();
         for b in 0..batch {
             let ids = &self.ids[b * schedule.tokens()..][schedule.range(self.scale)];
             for k in 0..channels {
-                map.extend(ids.iter().map(|&id| self.codebook[id as usize * channels + k]));
+                let code = |&id: &u32| self.codebook[id as usize * channels + k];
+                let codes: Vec<f64> = ids.iter().map(code).collect();
+                map.extend(bicubic(&codes, (grid.height, grid.width), self.size));
             }
         }
         alloc::vec![Expected::near("map", map)]
@@ -79,10 +91,10 @@ fn draw_dims(n: &mut Numbers, schedule: ScaleSchedule) -> RolloutDims {
 fn past_the_last<B: RolloutOps>(backend: &B, dims: &RolloutDims) -> Result<(), B::Error> {
     let (ids, codebook) = (backend.ids(256)?, backend.accum(256)?);
     let mut map = backend.activation(256)?;
-    backend.code_map(dims, dims.schedule.len(), &ids, &codebook, &mut map)
+    backend.code_map(dims, dims.schedule.len(), (1, 1), &ids, &codebook, &mut map)
 }
 
-/// Checks `code_map` for every scale of a schedule.
+/// Checks `code_map` for every scale of a schedule, of its size and of another.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -92,19 +104,23 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
     let schedule = n.schedule();
     let dims = draw_dims(&mut n, schedule);
     for scale in 0..schedule.len() {
-        verifier.verify(&Operands::draw(&mut n, dims.clone(), scale))?;
+        verifier.verify(&Operands::draw(&mut n, dims.clone(), scale, None))?;
+        let size = (n.between(1, 7), n.between(1, 7));
+        verifier.verify(&Operands::draw(&mut n, dims.clone(), scale, Some(size)))?;
     }
     let outcome = past_the_last(backend, &dims);
     shape_error(&["code_map"], "the map of a scale past the last", outcome)?;
     Ok(verifier.report())
 }
 
-/// All bits of a mid-size run: 3 maps of 32×8×10.
+/// All bits of mid-size runs: 3 maps of 32×8×10, and of 32×11×16.
 ///
 /// # Errors
 /// Where a second run, or a sample alone, gives other bits.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("code_map");
     let dims = RolloutDims { batch: 3, channels: 32, ..draw_dims(&mut n, mid_schedule()) };
-    repeatable(backend, &Operands::draw(&mut n, dims, 4))
+    let grid = repeatable(backend, &Operands::draw(&mut n, dims.clone(), 4, None))?;
+    let larger = repeatable(backend, &Operands::draw(&mut n, dims, 4, Some((11, 16))))?;
+    Ok([grid, larger].concat())
 }

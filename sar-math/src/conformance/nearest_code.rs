@@ -1,20 +1,23 @@
-//! `nearest_code`: the codebook row nearest to each normalised vector.
+//! `nearest_code`: the codebook row nearest to each vector, by angle or by distance.
 
+use super::area_tokens::draw_span;
 use super::case::{Case, Numbers};
 use super::math::{dot, normalised};
 use super::rig::Rig;
 use super::subject::{Expected, Outputs, Subject, Verifier, repeatable};
 use super::verdict::{Mismatch, Report};
-use crate::backend::RolloutOps;
+use crate::ScaleSchedule;
+use crate::backend::{CodeDims, Distance, RolloutOps, TokenSpan};
 use alloc::vec::Vec;
 
-/// Cosines nearer than this may round to either side in f32; ids are compared where the best code
+/// Cosines, and half squared distances, nearer than this may round to either side in f32; ids are compared where the best code
 /// is farther ahead, or exactly tied.
 const CLEAR: f64 = 1e-4;
 
 struct Operands {
-    vocab: usize,
-    channels: usize,
+    batch: usize,
+    span: TokenSpan,
+    codes: CodeDims,
     z: Vec<f64>,
     codebook: Vec<f64>,
 }
@@ -40,26 +43,73 @@ pub(super) fn axes(channels: usize) -> Vec<f64> {
     (0..channels * channels).map(one).collect()
 }
 
-/// The nearest row of `codebook` to `z`, and whether it is clear which one that is.
+/// The nearest row of `codebook` to `z` by angle, and whether it is clear which one that is.
 pub(super) fn nearest(z: &[f64], codebook: &[f64]) -> (usize, bool) {
     let z = normalised(z);
-    let cosines: Vec<f64> = codebook.chunks(z.len()).map(|row| dot(&z, row)).collect();
-    let best = super::math::argmax(&cosines);
-    let clear = cosines.iter().all(|&c| c == cosines[best] || c < cosines[best] - CLEAR);
-    (best, clear)
+    clearest(codebook.chunks(z.len()), |row| dot(&z, row))
+}
+
+/// The same by distance, of rows that are a code and a number that follows from it.
+fn nearest_by_distance(z: &[f64], codebook: &[f64]) -> (usize, bool) {
+    let apart = |row: &[f64]| z.iter().zip(row).map(|(z, e)| (z - e) * (z - e)).sum::<f64>();
+    clearest(codebook.chunks(z.len() + 1), |row| -0.5 * apart(row))
+}
+
+/// The row that is the nearest, and whether none but its equals is about as near.
+fn clearest<'a>(
+    rows: impl Iterator<Item = &'a [f64]>,
+    nearness: impl Fn(&[f64]) -> f64,
+) -> (usize, bool) {
+    let rows: Vec<&[f64]> = rows.collect();
+    let near: Vec<f64> = rows.iter().map(|row| nearness(row)).collect();
+    let best = super::math::argmax(&near);
+    let apart =
+        |(row, &near_row): (&&[f64], &f64)| *row == rows[best] || near_row < near[best] - CLEAR;
+    (best, rows.iter().zip(&near).all(apart))
+}
+
+/// Codes of any length, rounded to f32, each with `−|e|²/2` behind it; some of them twice.
+fn draw_lifted(n: &mut Numbers, vocab: usize, channels: usize) -> Vec<f64> {
+    let mut codebook: Vec<f64> = Vec::new();
+    for v in 0..vocab {
+        if v > 0 && n.between(0, 3) == 0 {
+            let twin = n.between(0, v - 1) * (channels + 1);
+            codebook.extend_from_within(twin..twin + channels + 1);
+        } else {
+            let code: Vec<f64> = n.values(channels).iter().map(|&x| f64::from(x as f32)).collect();
+            codebook.extend(&code);
+            codebook.push(f64::from((-0.5 * dot(&code, &code)) as f32));
+        }
+    }
+    codebook
+}
+
+/// Rows of one token.
+fn one_token() -> TokenSpan {
+    TokenSpan::whole(&ScaleSchedule::from_sides(&[1]).expect("one token"))
 }
 
 impl Operands {
-    fn draw(n: &mut Numbers, rows: usize, vocab: usize, channels: usize) -> Self {
-        let codebook = draw_codebook(n, vocab, channels);
-        let mut z = Vec::new();
-        while z.len() < rows * channels {
-            let row = n.values(channels);
-            if nearest(&row, &codebook).1 {
-                z.extend(row);
+    fn draw(n: &mut Numbers, batch: usize, span: TokenSpan, codes: CodeDims) -> Self {
+        let codebook = match codes.distance {
+            Distance::Cosine => draw_codebook(n, codes.vocab, codes.channels),
+            Distance::Euclidean => draw_lifted(n, codes.vocab, codes.channels),
+        };
+        let mut drawn = Self { batch, span, codes, z: Vec::new(), codebook };
+        while drawn.z.len() < batch * drawn.span.columns().len() * codes.channels {
+            let row = n.values(codes.channels);
+            if drawn.nearest(&row).1 {
+                drawn.z.extend(row);
             }
         }
-        Self { vocab, channels, z, codebook }
+        drawn
+    }
+
+    fn nearest(&self, z: &[f64]) -> (usize, bool) {
+        match self.codes.distance {
+            Distance::Cosine => nearest(z, &self.codebook),
+            Distance::Euclidean => nearest_by_distance(z, &self.codebook),
+        }
     }
 }
 
@@ -69,32 +119,37 @@ impl<B: RolloutOps> Subject<B> for Operands {
     }
 
     fn run(&self, rig: &Rig<'_, B>, _start: &[f64]) -> Result<Outputs, B::Error> {
-        let rows = self.z.len() / self.channels;
+        let (row, columns) = (self.span.row(), self.span.columns());
         let mut out = Outputs::default();
         let z = rig.activation("z", &self.z)?;
         let codebook = rig.accum("codebook", &self.codebook)?;
-        let mut ids = rig.blank_ids("ids", rows)?;
-        rig.backend.nearest_code(rows, self.vocab, self.channels, &z, &codebook, &mut ids)?;
-        out.push("ids", rig.read_ids("ids", &ids, rows)?);
+        let len = self.batch * row;
+        let mut ids = rig.blank_ids("ids", len)?;
+        rig.backend.nearest_code(self.batch, &self.span, self.codes, &z, &codebook, &mut ids)?;
+        // What is written; the rest of a row is another op's.
+        let ids = rig.read_ids("ids", &ids, len)?;
+        out.push("ids", ids.chunks(row).flat_map(|row| &row[columns.clone()]).copied().collect());
         Ok(out)
     }
 
     fn values(&self) -> Vec<Expected> {
-        let ids = self.z.chunks(self.channels).map(|z| nearest(z, &self.codebook).0 as f64);
+        let ids = self.z.chunks(self.codes.channels).map(|z| self.nearest(z).0 as f64);
         alloc::vec![Expected::exact("ids", ids.collect())]
     }
 
     fn rows(&self) -> usize {
-        self.z.len() / self.channels
+        self.batch
     }
 
     fn row(&self, row: usize) -> Option<Self> {
-        let z = self.z[row * self.channels..][..self.channels].to_vec();
+        let len = self.z.len() / self.batch;
+        let z = self.z[row * len..][..len].to_vec();
         Some(Self {
-            vocab: self.vocab,
-            channels: self.channels,
-            z,
+            batch: 1,
+            span: self.span.clone(),
             codebook: self.codebook.clone(),
+            z,
+            ..*self
         })
     }
 
@@ -111,11 +166,18 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
     let mut verifier = Verifier::new(backend, "nearest_code", case)?;
     let mut n = case.numbers("nearest_code");
     for (vocab, channels) in [(n.between(2, 40), n.between(2, 8)), (1, 3), (4, 1)] {
-        let rows = n.between(1, 6);
-        verifier.verify(&Operands::draw(&mut n, rows, vocab, channels))?;
+        for distance in [Distance::Cosine, Distance::Euclidean] {
+            let codes = CodeDims { vocab, channels, distance };
+            let rows = n.between(1, 6);
+            verifier.verify(&Operands::draw(&mut n, rows, one_token(), codes))?;
+            let schedule = n.schedule();
+            let span = draw_span(&mut n, schedule);
+            verifier.verify(&Operands::draw(&mut n, 2, span, codes))?;
+        }
     }
     // Every code is as far from zero as any other, exactly where codes lie on the axes.
-    let mut zero = Operands::draw(&mut n, 2, 4, 4);
+    let codes = CodeDims { vocab: 4, channels: 4, distance: Distance::Cosine };
+    let mut zero = Operands::draw(&mut n, 2, one_token(), codes);
     zero.codebook = axes(4);
     zero.z = [[0.0; 4], [0.0, -1.0, 0.5, 0.25]].concat();
     verifier.verify(&zero)?;
@@ -127,5 +189,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
 /// # Errors
 /// Where a second run, or a vector alone, gives other ids.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
-    repeatable(backend, &Operands::draw(&mut case.numbers("nearest_code"), 450, 512, 32))
+    let codes = CodeDims { vocab: 512, channels: 32, distance: Distance::Cosine };
+    let mut n = case.numbers("nearest_code");
+    repeatable(backend, &Operands::draw(&mut n, 450, one_token(), codes))
 }

@@ -17,14 +17,16 @@ pub struct Facts {
     pub channels: Option<usize>,
     /// Classes, without the unconditional one.
     pub classes: Option<usize>,
-    /// Side of the position table.
+    /// Side of the position table, of a generator that has one.
     pub pos_side: Option<usize>,
+    /// Tokens and scales with positions of their own, of a generator that has such.
+    pub levels: Option<(usize, usize)>,
     /// Width of the FFN over the model's.
     pub mlp_ratio: Option<usize>,
     /// Base channels of a tokenizer.
     pub base_channels: Option<usize>,
     /// Resolution levels of a tokenizer.
-    pub levels: Option<usize>,
+    pub halvings: Option<usize>,
 }
 
 impl Facts {
@@ -46,12 +48,13 @@ impl Facts {
             vocab: dim("head.weight", 0).or_else(|| dim("quantize.embedding.weight", 0)),
             channels: dim("word_embed.weight", 1).or_else(|| dim("quantize.embedding.weight", 1)),
             classes: dim("class_emb.weight", 0).map(|rows| rows.saturating_sub(1)),
-            pos_side: dim("pos_1LC", 2),
+            pos_side: dim("pos_1LC", 3),
+            levels: dim("pos_1LC", 1).zip(dim("lvl_embed.weight", 0)),
             mlp_ratio: dim("blocks.0.ffn.fc1.weight", 0)
                 .zip(dim("blocks.0.ffn.fc1.weight", 1))
                 .and_then(|(wide, width)| wide.checked_div(width)),
             base_channels: dim("encoder.conv_in.weight", 0),
-            levels: count("encoder.conv_blocks."),
+            halvings: count("encoder.conv_blocks.").or_else(|| count("encoder.down.")),
         }
     }
 
@@ -67,7 +70,9 @@ impl Facts {
             ("position table side", self.pos_side, expected.pos_side),
             ("FFN ratio", self.mlp_ratio, expected.mlp_ratio),
             ("base channels", self.base_channels, expected.base_channels),
-            ("levels", self.levels, expected.levels),
+            ("levels", self.halvings, expected.halvings),
+            ("tokens with positions", self.levels.map(|l| l.0), expected.levels.map(|l| l.0)),
+            ("scales with positions", self.levels.map(|l| l.1), expected.levels.map(|l| l.1)),
         ]
         .iter()
         .filter_map(|&(what, file, config)| match (file, config) {

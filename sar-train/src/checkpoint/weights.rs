@@ -12,7 +12,8 @@ use std::path::Path;
 const LONGEST_HEADER: u64 = 100_000_000;
 
 /// Buffers that published files carry beside the parameters.
-const BUFFERS: [&str; 3] = ["attn_bias_for_masking", "zero_k_bias", "codebook_used"];
+const BUFFERS: [&str; 5] =
+    ["attn_bias_for_masking", "zero_k_bias", "codebook_used", "lvl_1L", "ema_vocab_hit_SV"];
 
 /// What was read from a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +46,7 @@ pub fn save_weights(
 
 /// Reads the parameters of a model of this `kind` and `layout`.
 ///
-/// Published buffers (`attn_bias_for_masking`, `zero_k_bias`, `codebook_used`) are passed over;
+/// Published buffers (`attn_bias_for_masking`, `zero_k_bias`, `codebook_used` and the like) are passed over;
 /// F16, BF16 and F64 become f32.
 ///
 /// # Errors

@@ -64,6 +64,9 @@ pub struct TokenizerEvalArgs {
     /// The images.
     #[command(flatten)]
     pub images: ImagesArgs,
+    /// Grids to measure at, coarse to fine; default: those of the tokenizer's run.
+    #[arg(long, value_name = "1_2_4_8")]
+    pub schedule: Option<ScaleSchedule>,
     /// Where to write a grid of images beside their reconstructions.
     #[arg(long, value_name = "PNG")]
     pub grid: Option<PathBuf>,

@@ -7,6 +7,7 @@ use crate::backend::Compute;
 use crate::cli::{BenchArgs, BenchWhat, Dtype, GlobalArgs, StepMode};
 use crate::config::{Config, Decode};
 use crate::model::generator::{Generator, GeneratorShape};
+use crate::model::tokenizer::Quantizer;
 use crate::sample::{Decoding, Sampler};
 use crate::train::{Batches, TrainError, Trainer};
 use sar_math::backend::{Choice, DrawKeys, Filter};
@@ -68,11 +69,11 @@ pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> an
     affordable(&config.generator)?;
     let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
     let weights = generator.initial(0);
-    let codebook = unit_rows(args.vocab, args.channels);
+    let quantizer = Quantizer::direct(backend, &unit_rows(args.vocab, args.channels), args.vocab)?;
     let parameters = generator.layout().parameters();
     let mut times = match args.what {
-        BenchWhat::Step => time_steps(backend, args, &config, generator, &weights, &codebook)?,
-        BenchWhat::Sample => time_samples(backend, args, &generator, &weights, &codebook)?,
+        BenchWhat::Step => time_steps(backend, args, &config, generator, &weights, &quantizer)?,
+        BenchWhat::Sample => time_samples(backend, args, &generator, &weights, &quantizer)?,
         BenchWhat::Ceilings => {
             if !global.quiet {
                 eprintln!("timing large copies and products; on a CPU this takes a minute");
@@ -144,11 +145,11 @@ fn time_steps<B: Compute>(
     config: &Config,
     generator: Generator,
     weights: &[f32],
-    codebook: &[f32],
+    quantizer: &Quantizer<B>,
 ) -> anyhow::Result<Vec<f64>> {
     let last = args.schedule.last();
     let size = (last.height, last.width);
-    let mut trainer = Trainer::new(backend, generator, config, weights, codebook, size)?;
+    let mut trainer = Trainer::new(backend, generator, config, weights, quantizer, size)?;
     let mut batches = RandomBatches { latents: Vec::new(), labels: Vec::new() };
     let mut times = Vec::new();
     for step in 0..args.warmup + args.steps {
@@ -171,13 +172,12 @@ fn time_samples<B: Compute>(
     args: &BenchArgs,
     generator: &Generator,
     weights: &[f32],
-    codebook: &[f32],
+    quantizer: &Quantizer<B>,
 ) -> anyhow::Result<Vec<f64>> {
     let mut params = backend.params(weights.len())?;
     backend.upload_params(weights, &mut params, 0)?;
-    let mut codes = backend.accum(codebook.len())?;
-    backend.upload_accum(codebook, &mut codes, 0)?;
-    let mut sampler = Sampler::new(backend, generator, args.batch, &args.schedule, true)?;
+    let mut sampler =
+        Sampler::new(backend, generator, quantizer, args.batch, &args.schedule, true)?;
     let mut batches = RandomBatches { latents: Vec::new(), labels: Vec::new() };
     let filter = Filter { top_k: args.vocab.min(900), top_p: 0.0 };
     let mut times = Vec::new();
@@ -193,7 +193,8 @@ fn time_samples<B: Compute>(
         }
         let start = Instant::now();
         let labels = &batches.labels;
-        sampler.run(backend, generator, &params, &codes, labels, &decoding, None, |_, _| Ok(()))?;
+        sampler
+            .run(backend, generator, &params, quantizer, labels, &decoding, None, |_, _| Ok(()))?;
         backend.synchronize()?;
         if step >= args.warmup {
             times.push(start.elapsed().as_secs_f64());

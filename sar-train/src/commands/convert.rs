@@ -4,7 +4,7 @@ use crate::checkpoint::{
     self, Disk, Facts, Header, Kind, arrange, load_weights, read_pth, save_weights,
 };
 use crate::cli::{ConvertArgs, GlobalArgs};
-use crate::config::GeneratorSection;
+use crate::config::{GeneratorSection, Positions};
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::params::Layout;
@@ -144,12 +144,12 @@ impl Model {
     }
 
     fn of(shapes: &Shapes<'_>, schedule: Option<ScaleSchedule>) -> anyhow::Result<Self> {
-        let of_var =
-            |name: &&&str| name.starts_with("lvl_embed") || name.starts_with("quantize.quant_resi");
-        if let Some(name) = shapes.keys().find(of_var) {
+        let other =
+            |name: &&&str| name.contains("shared_ada_lin") || name.contains("quant_resi.qresi.");
+        if let Some(name) = shapes.keys().find(other) {
             anyhow::bail!(
-                "`{name}` is of VAR, whose scales are residual; this program reads FlexVAR's \
-                 generators and tokenizers"
+                "`{name}` is of a VAR that shares a layer among blocks or scales, as its 512 px model does; this \
+                 program reads those whose blocks have their own (depths 16 to 30, 256 px), and their tokenizer"
             )
         } else if shapes.contains_key("pos_start") {
             Self::generator(shapes, schedule)
@@ -171,6 +171,11 @@ impl Model {
         let need = |what: &str, value: Option<usize>| {
             value.with_context(|| format!("no tensor of the generator tells its {what}"))
         };
+        let positions = if facts.levels.is_some() { Positions::Levels } else { Positions::Grid };
+        let pos_side = match positions {
+            Positions::Levels => GeneratorSection::default().pos_side,
+            Positions::Grid => need("position table", facts.pos_side)?,
+        };
         let section = GeneratorSection {
             depth: need("depth", facts.depth)?,
             width: need("width", facts.width)?,
@@ -178,12 +183,24 @@ impl Model {
             vocab: need("vocabulary", facts.vocab)?,
             channels: need("latent channels", facts.channels)?,
             classes: need("classes", facts.classes)?,
-            pos_side: need("position table", facts.pos_side)?,
+            positions,
+            pos_side,
             mlp_ratio: need("FFN width", facts.mlp_ratio)?,
             // Weights fit any schedule; this is the one the published models were trained with.
             schedule: schedule.unwrap_or_else(ScaleSchedule::published_256),
             ..GeneratorSection::default()
         };
+        if let Some((tokens, scales)) = facts.levels {
+            let s = &section.schedule;
+            anyhow::ensure!(
+                (s.tokens(), s.len()) == (tokens, scales),
+                "the generator has positions for {tokens} tokens of {scales} scales, and {s} has {} of {}; name its \
+                 grids with --schedule",
+                s.tokens(),
+                s.len()
+            );
+            return Self::of_section(&section);
+        }
         let mut model = Self::of_section(&section)?;
         let (schedule_tokens, masked) = (section.schedule.tokens(), masked_tokens(shapes));
         if let Some(masked) = masked.filter(|masked| *masked != schedule_tokens) {
@@ -222,12 +239,18 @@ impl Model {
         };
         let facts = Facts::of(shapes.iter().map(|(n, s)| (*n, *s)));
         let ch = rows("encoder.conv_in.weight")?;
-        let channels = (0..facts.levels.unwrap_or(0))
-            .map(|i| rows(&format!("encoder.conv_blocks.{i}.res.0.conv2.weight")))
-            .collect::<anyhow::Result<Vec<usize>>>()?;
-        let blocks = (0..).take_while(|i| {
-            shapes.contains_key(format!("encoder.conv_blocks.0.res.{i}.conv1.weight").as_str())
+        let phis = (0..).take_while(|i| {
+            shapes.contains_key(format!("quantize.quant_resi.qresi_ls.{i}.weight").as_str())
         });
+        let residual = phis.count();
+        let block = |level: usize, i: usize, conv: usize| match residual {
+            0 => format!("encoder.conv_blocks.{level}.res.{i}.conv{conv}.weight"),
+            _ => format!("encoder.down.{level}.block.{i}.conv{conv}.weight"),
+        };
+        let channels = (0..facts.halvings.unwrap_or(0))
+            .map(|level| rows(&block(level, 0, 2)))
+            .collect::<anyhow::Result<Vec<usize>>>()?;
+        let blocks = (0..).take_while(|&i| shapes.contains_key(block(0, i, 1).as_str()));
         let config = TokenizerConfig {
             ch,
             ch_mult: channels.iter().map(|c| c / ch.max(1)).collect(),
@@ -236,6 +259,7 @@ impl Model {
             latent_channels: facts.channels.unwrap_or(0),
             vocab: facts.vocab.unwrap_or(0),
             groups: PUBLISHED_GROUPS,
+            residual,
         };
         Self::of_tokenizer(&config)
     }

@@ -217,14 +217,14 @@ impl<B: Compute> Demo<'_, B> {
             },
         };
         let mut progress = Progress::new("classifier", training.steps, 0, self.quiet);
-        let (tokenizer, params) = (&trained.loaded.tokenizer, &trained.loaded.params);
+        let (tokenizer, schedule) = (&trained.loaded, &self.config.generator.schedule);
         let side = self.data.validation.side();
         let evaluator = prepare(
             self.backend,
             &self.data,
             &training,
             &options,
-            |images| Ok(reconstruct(self.backend, tokenizer, params, images, side)?),
+            |images| Ok(reconstruct(self.backend, tokenizer, schedule, images, side)?),
             |step| progress.update(step, ""),
         )?;
         progress.finish(&format!(

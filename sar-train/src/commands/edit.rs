@@ -27,7 +27,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     let run = generator.run_config()?.unwrap_or_default();
     let settings =
         args.sampler.settings(run.sample, Some(args.count), args.guidance, &args.filter)?;
-    let schedule = settings.schedule.unwrap_or(generator.section.schedule);
+    let schedule = generator.schedule(settings.schedule)?;
     anyhow::ensure!(
         !args.classes.is_empty() || generator.section.classes == 1,
         "name what to draw by --classes; {}",

@@ -133,7 +133,7 @@ impl<B: Compute> Measured<B> {
         let factor = tokenizer.tokenizer.downsample_factor();
         let Asked { config, filters, as_made } = configuration(args, &generator, factor)?;
         let data = run_data(&config, generator.run.as_deref().filter(|_| args.data.is_none()))?;
-        let schedule = config.sample.schedule.unwrap_or(generator.section.schedule);
+        let schedule = generator.schedule(config.sample.schedule)?;
         let tokenizer_file = generator.tokenizer_path(args.tokenizer.as_deref())?;
         if args.data.is_none() && data.drawn {
             compare_with_run(generator.run.as_deref(), &data)?;
@@ -230,7 +230,7 @@ impl<B: Compute> Measured<B> {
             steps: self.config.eval.classifier_steps,
             ..ClassifierTraining::default()
         };
-        let (tokenizer, params) = (&self.tokenizer.tokenizer, &self.tokenizer.params);
+        let (tokenizer, schedule) = (&self.tokenizer, &self.schedule);
         let side = self.data.validation.side();
         let mut progress = Progress::new("classifier", training.steps, 0, global.quiet);
         let evaluator = prepare(
@@ -238,7 +238,7 @@ impl<B: Compute> Measured<B> {
             &self.data,
             &training,
             &self.options(&global.computed()),
-            |images| Ok(reconstruct(backend, tokenizer, params, images, side)?),
+            |images| Ok(reconstruct(backend, tokenizer, schedule, images, side)?),
             |step| progress.update(step, ""),
         )?;
         progress.finish("trained, floors measured");

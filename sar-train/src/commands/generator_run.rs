@@ -161,9 +161,9 @@ impl<B: Compute> Work<'_, B> {
             let side = self.tokenizer.tokenizer.latent_side(self.data.train.side());
             (side, side)
         };
-        let codebook = self.tokenizer.codebook_on_host(self.backend)?;
+        let quantizer = &self.tokenizer.quantizer;
         let new = |weights: &[f32]| {
-            Trainer::new(self.backend, generator.clone(), config, weights, &codebook, size)
+            Trainer::new(self.backend, generator.clone(), config, weights, quantizer, size)
         };
         Ok(match start {
             Start::New => new(&generator.initial(config.train.seed))?,
@@ -284,8 +284,13 @@ pub(super) fn check<B: Compute>(
     data: &Data,
     tokenizer: &LoadedTokenizer<B>,
 ) -> anyhow::Result<()> {
+    // What the weights brought may not go with what was asked for.
+    config.validate()?;
     let generator = &config.generator;
     tokenizer.fits(generator)?;
+    if let Some(schedule) = &config.sample.schedule {
+        generator.covers("sample.schedule", schedule)?;
+    }
     anyhow::ensure!(
         data.classes.len() == generator.classes,
         "the data have {} classes, the generator {}; train it on data of its classes, with `sar train \

@@ -6,10 +6,11 @@ use crate::checkpoint::{self, CheckpointError, Kind};
 use crate::config::{Config, GeneratorSection};
 use crate::data::{self, Data, DataError, some_of};
 use crate::model::generator::{Generator, GeneratorShape, parameters};
-use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
+use crate::model::tokenizer::{Quantizer, Tokenizer, TokenizerConfig};
 use crate::run::{RUN_TOKENIZER, RunFolder, class_names, held_out_of, images_of, memory};
 use crate::sample::Decoder;
 use anyhow::Context as _;
+use sar_math::ScaleSchedule;
 use std::path::{Path, PathBuf};
 
 /// A tokenizer ready to encode and decode.
@@ -17,8 +18,7 @@ pub(crate) struct LoadedTokenizer<B: Compute> {
     pub tokenizer: Tokenizer,
     pub weights: Vec<f32>,
     pub params: B::Params,
-    /// L2-normalised, `[v, k]`.
-    pub codebook: B::Accum,
+    pub quantizer: Quantizer<B>,
     /// Optimiser steps it was trained for.
     pub step: u64,
     /// Side of the images that it was trained on, where its run says it.
@@ -188,8 +188,8 @@ impl<B: Compute> LoadedTokenizer<B> {
         let tokenizer = Tokenizer::new(config)?;
         let mut params = backend.params(weights.len())?;
         backend.upload_params(&weights, &mut params, 0)?;
-        let codebook = tokenizer.codebook_normalised(backend, &params)?;
-        Ok(Self { tokenizer, weights, params, codebook, step, side: None })
+        let quantizer = tokenizer.quantizer(backend, &params)?;
+        Ok(Self { tokenizer, weights, params, quantizer, step, side: None })
     }
 
     /// From a run folder, a checkpoint or a file.
@@ -208,17 +208,9 @@ impl<B: Compute> LoadedTokenizer<B> {
         Ok(loaded)
     }
 
-    /// The codebook on the host.
-    pub(crate) fn codebook_on_host(&self, backend: &B) -> Result<Vec<f32>, B::Error> {
-        let config = self.tokenizer.config();
-        let mut host = vec![0.0; config.vocab * config.latent_channels];
-        backend.download_accum(&self.codebook, 0, &mut host)?;
-        Ok(host)
-    }
-
     /// As the painter takes it.
     pub(crate) fn decoder(&self) -> Decoder<'_, B> {
-        Decoder { tokenizer: &self.tokenizer, params: &self.params, codebook: &self.codebook }
+        Decoder { tokenizer: &self.tokenizer, params: &self.params, quantizer: &self.quantizer }
     }
 
     /// Whether a generator's tables have the tokenizer's sizes.
@@ -270,6 +262,13 @@ impl LoadedGenerator {
         let of_all = |names: &Vec<String>| names.len() == section.classes;
         let classes = named.filter(of_all).or(Some(header.classes).filter(of_all));
         Ok(Self { generator, section, weights, file, step, run: found.run, ema, classes })
+    }
+
+    /// The schedule that is asked for, or the one it was trained on.
+    pub(crate) fn schedule(&self, asked: Option<ScaleSchedule>) -> anyhow::Result<ScaleSchedule> {
+        let schedule = asked.unwrap_or(self.section.schedule);
+        self.section.covers("sample.schedule", &schedule)?;
+        Ok(schedule)
     }
 
     /// Gives classes that these images leave without a name the one that the generator's run has for them.

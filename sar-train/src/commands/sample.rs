@@ -19,7 +19,7 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let run = generator.run_config()?.unwrap_or_default();
     let settings = args.sampler.settings(run.sample, args.count, args.guidance, &args.filter)?;
-    let schedule = settings.schedule.unwrap_or(generator.section.schedule);
+    let schedule = generator.schedule(settings.schedule)?;
     let (classes, count) = (asked_classes(&args.classes, &generator)?, settings.count);
     if args.npz.is_some() {
         note_uneven(count, classes.len());

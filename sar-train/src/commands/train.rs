@@ -8,7 +8,7 @@ use super::models::{
 use super::{latents, output};
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
-use crate::config::{Config, Decode, GeneratorSection, Mode, SarConfig};
+use crate::config::{Config, Decode, GeneratorSection, Mode, Positions, SarConfig};
 use crate::data::{self, Data, DataError};
 use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
 use anyhow::Context as _;
@@ -275,6 +275,11 @@ fn adopt(config: &mut Config, from: &LoadedGenerator, args: &RunArgs) -> anyhow:
         [("norm_eps", asked.norm_eps, weights.norm_eps), ("alng", asked.alng, weights.alng)]
     {
         fixed(args, key, asked, found, WEIGHTS)?;
+    }
+    let (asked_positions, found) = (asked.positions, weights.positions);
+    fixed(args, "positions", asked_positions, found, WEIGHTS)?;
+    if weights.positions == Positions::Levels {
+        fixed(args, "schedule", asked.schedule, weights.schedule, WEIGHTS)?;
     }
     let schedule = if args.names("generator", "schedule") { asked } else { weights }.schedule;
     config.generator = GeneratorSection { schedule, ..weights.clone() };

@@ -3,6 +3,27 @@
 use super::{ConfigError, require, text};
 use sar_math::ScaleSchedule;
 use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Where the positions of tokens come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Positions {
+    /// A learned table resized to every grid, as in FlexVAR: any schedule.
+    #[default]
+    Grid,
+    /// A learned vector for every token of the schedule and one for every scale, as in VAR: no other grids.
+    Levels,
+}
+
+impl fmt::Display for Positions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Grid => "grid",
+            Self::Levels => "levels",
+        })
+    }
+}
 
 /// Section `[generator]`. Everything a checkpoint must agree with.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,7 +44,10 @@ pub struct GeneratorSection {
     /// Grids from coarse to fine, `1_2_4_8`; non-square as `2x3`. Default `1_2_4_8`.
     #[serde(with = "text")]
     pub schedule: ScaleSchedule,
-    /// Side of the learned position table. Default 32, as published.
+    /// Where positions come from: `grid` (FlexVAR), any schedule; `levels` (VAR), a vector for each token and each
+    /// scale of this schedule. Default `grid`.
+    pub positions: Positions,
+    /// Side of the learned position table of `grid`. Default 32, as published.
     pub pos_side: usize,
     /// Width of the FFN over the model's. Default 4, as published.
     pub mlp_ratio: usize,
@@ -43,6 +67,7 @@ impl Default for GeneratorSection {
             channels: 8,
             classes: 10,
             schedule: four_scales(),
+            positions: Positions::Grid,
             pos_side: 32,
             mlp_ratio: 4,
             norm_eps: 1e-6,
@@ -64,6 +89,25 @@ impl GeneratorSection {
         }
         if self.heads == 0 {
             self.heads = self.depth;
+        }
+    }
+
+    /// Whether the generator has positions for every grid of a schedule.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] naming `key` and the first grid that it has none for.
+    pub fn covers(&self, key: &str, schedule: &ScaleSchedule) -> Result<(), ConfigError> {
+        let known = self.schedule.scales();
+        let other = schedule.scales().iter().find(|scale| !known.contains(scale));
+        match other.filter(|_| self.positions == Positions::Levels) {
+            None => Ok(()),
+            Some(grid) => {
+                let found = format!("{schedule}, with a grid of {}x{}", grid.height, grid.width);
+                let all = self.schedule;
+                let expected =
+                    format!("grids of {all}, which the positions of this generator are of");
+                require(false, key, found, &expected)
+            }
         }
     }
 

@@ -15,7 +15,7 @@ mod train;
 
 pub use error::ConfigError;
 pub use eval::EvalConfig;
-pub use generator::GeneratorSection;
+pub use generator::{GeneratorSection, Positions};
 pub use sample::{Ramp, SampleConfig};
 pub use sar::{Decode, Preset, SarConfig};
 pub use tokenizer_train::TokenizerTrainConfig;
@@ -119,6 +119,13 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.tokenizer_train.validate()?;
         self.generator.validate()?;
+        let fixed = self.generator.positions == Positions::Levels;
+        require(
+            !(fixed && self.train.random_schedules),
+            "train.random_schedules",
+            true,
+            "false, since generator.positions = \"levels\" has positions for one schedule",
+        )?;
         self.train.validate()?;
         self.sar.validate()?;
         self.sample.validate()?;

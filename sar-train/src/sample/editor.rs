@@ -7,7 +7,7 @@
 //! known, and draws the rest again: what is drawn and what is known come to agree.
 
 use super::{Decoder, Given, Mask, Painted, Painter, SampleSettings};
-use crate::model::tokenizer::EncoderMemory;
+use crate::model::tokenizer::{EncoderMemory, QuantizerMemory};
 use sar_math::backend::{Backend, LatentDims, ShapeError};
 use sar_math::{MAX_SCALES, Real, ScaleSchedule};
 
@@ -46,12 +46,15 @@ pub struct Editor<'a, B: Backend> {
     scales: [bool; MAX_SCALES],
     /// Codes `[b, T]` of the image, for every picture of a batch alike, and which of them stay.
     first: Codes<B>,
+    latent_dims: LatentDims,
     again: Option<Again<'a, B>>,
 }
 
 struct Codes<B: Backend> {
     ids: B::Ids,
     kept: B::Ids,
+    /// What the codes are of, `[b, k, h, w]`.
+    latents_bkhw: B::Activation,
 }
 
 /// What the passes after the first take.
@@ -102,9 +105,10 @@ impl<'a, B: Backend> Editor<'a, B> {
             }),
             false => None,
         };
-        let first = Codes { ids: put(&known)?, kept: put(&kept(0.0))? };
+        let (latent_dims, latents_bkhw) = (one.dims(1), one.repeated(batch)?);
+        let first = Codes { ids: put(&known)?, kept: put(&kept(0.0))?, latents_bkhw };
         let scales = std::array::from_fn(|scale| scale < edit.keep_scales);
-        Ok(Self { edit, batch, scales, first, again })
+        Ok(Self { edit, batch, scales, first, latent_dims, again })
     }
 
     /// Paints one picture per label, `batch` of them at most: the k-th gives picture `first_image + k` of the
@@ -125,14 +129,15 @@ impl<'a, B: Backend> Editor<'a, B> {
         let passes = if self.again.is_some() { self.edit.passes } else { 1 };
         let mut painted = Painted::default();
         for pass in 0..passes {
-            let (ids, kept) = match &mut self.again {
+            let (ids, kept, latents) = match &mut self.again {
                 Some(again) if pass > 0 => {
                     again.look(&painted.images, &self.scales)?;
-                    (&again.encoding.ids, &again.kept)
+                    (&again.encoding.ids, &again.kept, &again.encoding.latents_bkhw)
                 }
-                _ => (&self.first.ids, &self.first.kept),
+                _ => (&self.first.ids, &self.first.kept, &self.first.latents_bkhw),
             };
-            let given = Given { ids, scales: self.scales, kept: Some(kept) };
+            let latents = Some((latents, self.latent_dims));
+            let given = Given { ids, scales: self.scales, kept: Some(kept), latents };
             let settings = SampleSettings { seed: seed_of(settings.seed, pass), ..*settings };
             let last = pass + 1 == passes;
             let given = Some(&given);
@@ -200,7 +205,7 @@ struct Encoding<'a, B: Backend> {
     side: usize,
     memory: EncoderMemory<B>,
     latents_bkhw: B::Activation,
-    tokens_btk: B::Activation,
+    coding: QuantizerMemory<B>,
     /// Codes `[b, T]` of the pictures encoded last.
     ids: B::Ids,
 }
@@ -222,24 +227,41 @@ impl<'a, B: Backend> Encoding<'a, B> {
             side,
             memory: tokenizer.encoder_memory(backend, batch, (side, side))?,
             latents_bkhw: backend.activation(batch * channels * grid * grid)?,
-            tokens_btk: backend.activation(batch * tokens * channels)?,
+            coding: decoder.quantizer.memory(backend, batch, schedule)?,
             ids: backend.ids(batch * tokens)?,
         })
     }
 
     /// Encodes pictures `[b, 3, side, side]`; how many they are.
     fn encode(&mut self, images_b3hw: &[f32]) -> Result<usize, B::Error> {
-        let Decoder { tokenizer, params, .. } = self.decoder;
+        let Decoder { tokenizer, params, quantizer } = self.decoder;
         let images: Vec<_> = images_b3hw.iter().map(|v| B::Host::of(f64::from(*v))).collect();
-        let (size, grid) = ((self.side, self.side), tokenizer.latent_side(self.side));
+        let size = (self.side, self.side);
+        let batch = images.len() / (3 * self.side * self.side);
+        let dims = self.dims(batch);
         let latents = &mut self.latents_bkhw;
         tokenizer.encode(self.backend, params, &mut self.memory, &images, size, latents)?;
-        let batch = images.len() / (3 * self.side * self.side);
-        let channels = tokenizer.config().latent_channels;
-        let dims = LatentDims { batch, channels, height: grid, width: grid };
-        let (tokens, ids) = (&mut self.tokens_btk, &mut self.ids);
-        self.decoder.codes(self.backend, dims, &self.schedule, latents, tokens, ids)?;
+        let (coding, ids) = (&mut self.coding, &mut self.ids);
+        quantizer.codes(self.backend, coding, dims, &self.schedule, latents, ids)?;
         Ok(batch)
+    }
+
+    fn dims(&self, batch: usize) -> LatentDims {
+        let tokenizer = self.decoder.tokenizer;
+        let (channels, grid) =
+            (tokenizer.config().latent_channels, tokenizer.latent_side(self.side));
+        LatentDims { batch, channels, height: grid, width: grid }
+    }
+
+    /// The latents of the picture encoded last, so many times.
+    fn repeated(&self, batch: usize) -> Result<B::Activation, B::Error> {
+        let LatentDims { channels, height, width, .. } = self.dims(1);
+        let len = channels * height * width;
+        let mut all = self.backend.activation(batch * len)?;
+        for picture in 0..batch {
+            self.backend.copy(&self.latents_bkhw, 0, &mut all, picture * len, len)?;
+        }
+        Ok(all)
     }
 
     /// Codes `[T]` of one picture, on the host.

@@ -3,8 +3,8 @@
 use super::{Decoding, Given, Sampler};
 use crate::data::grid::Images;
 use crate::model::generator::Generator;
-use crate::model::tokenizer::{DecoderMemory, Tokenizer};
-use sar_math::backend::{Backend, Choice, DrawKeys, Filter, LatentDims, RolloutDims, ShapeError};
+use crate::model::tokenizer::{DecoderMemory, Quantizer, Tokenizer};
+use sar_math::backend::{Backend, Choice, DrawKeys, Filter, ShapeError};
 use sar_math::guidance::Guidance;
 use sar_math::{Real, ScaleSchedule};
 
@@ -27,28 +27,8 @@ pub struct Decoder<'a, B: Backend> {
     pub tokenizer: &'a Tokenizer,
     /// Its weights.
     pub params: &'a B::Params,
-    /// Its codebook, L2-normalised `[v, k]`.
-    pub codebook: &'a B::Accum,
-}
-
-impl<B: Backend> Decoder<'_, B> {
-    /// Codes `[b, T]` of latents in a schedule; `tokens` has room for `[b, T, k]`.
-    ///
-    /// # Errors
-    /// Shape: buffers with too little room; a device fault.
-    pub fn codes(
-        &self,
-        backend: &B,
-        latent: LatentDims,
-        schedule: &ScaleSchedule,
-        latents_bkhw: &B::Activation,
-        tokens_btk: &mut B::Activation,
-        ids_bt: &mut B::Ids,
-    ) -> Result<(), B::Error> {
-        backend.area_tokens(latent, schedule, latents_bkhw, tokens_btk)?;
-        let (rows, vocab) = (latent.batch * schedule.tokens(), self.tokenizer.config().vocab);
-        backend.nearest_code(rows, vocab, latent.channels, tokens_btk, self.codebook, ids_bt)
-    }
+    /// What its codes stand for.
+    pub quantizer: &'a Quantizer<B>,
 }
 
 impl<B: Backend> Clone for Decoder<'_, B> {
@@ -99,7 +79,7 @@ impl<'a, B: Backend> Painter<'a, B> {
             decoder,
             schedule: *schedule,
             batch,
-            sampler: Sampler::new(backend, generator, batch, schedule, guided)?,
+            sampler: Sampler::new(backend, generator, decoder.quantizer, batch, schedule, guided)?,
             pixels: decoder.tokenizer.decoder_memory(backend, batch, (last.height, last.width))?,
         })
     }
@@ -107,7 +87,8 @@ impl<'a, B: Backend> Painter<'a, B> {
     /// Height and width of the pictures of a scale, in pixels.
     pub fn size(&self, scale: usize) -> (usize, usize) {
         let factor = self.decoder.tokenizer.downsample_factor();
-        self.schedule.scales().get(scale).map_or((0, 0), |s| (s.height * factor, s.width * factor))
+        let (height, width) = self.decoder.quantizer.grid(&self.schedule, scale);
+        (height * factor, width * factor)
     }
 
     /// The first `count` images of a batch that was painted at every scale, a strip each.
@@ -164,18 +145,18 @@ impl<'a, B: Backend> Painter<'a, B> {
                 guidance: settings.guidance.ramp(scales),
                 choice: Choice::Draw(settings.filter, keys),
             };
-            let codebook = self.decoder.codebook;
             self.sampler.run(
                 self.backend,
                 self.generator,
                 params,
-                codebook,
+                self.decoder.quantizer,
                 labels,
                 &decoding,
                 given,
                 |_, _| Ok(()),
             )?;
             if every_scale {
+                self.sampler.coded.begin();
                 for scale in 0..scales {
                     let images = self.decode(labels.len(), scale)?;
                     if let Some(all) = painted.scales.get_mut(scale) {
@@ -194,21 +175,13 @@ impl<'a, B: Backend> Painter<'a, B> {
 
     /// Pictures of a scale of the codes sampled last.
     fn decode(&mut self, batch: usize, scale: usize) -> Result<Vec<f32>, B::Error> {
-        let shape = self.generator.shape();
-        let dims = RolloutDims {
-            batch,
-            schedule: self.schedule,
-            scales: scale..scale + 1,
-            channels: shape.channels,
-            vocab: shape.vocab,
-        };
         let (height, width) = self.size(scale);
-        let factor = self.decoder.tokenizer.downsample_factor();
-        let Decoder { tokenizer, params, codebook } = self.decoder;
-        let ids = &self.sampler.ids;
-        self.backend.code_map(&dims, scale, ids, codebook, self.pixels.codes_mut())?;
+        let Decoder { tokenizer, params, quantizer } = self.decoder;
+        let (backend, Sampler { coded, ids, .. }) = (self.backend, &mut self.sampler);
+        let maps = self.pixels.codes_mut();
+        quantizer.map(backend, coded, batch, &self.schedule, scale, ids, maps)?;
         let mut images = vec![B::Host::default(); batch * 3 * height * width];
-        let grid = (height / factor, width / factor);
+        let grid = quantizer.grid(&self.schedule, scale);
         tokenizer.decode(self.backend, params, &mut self.pixels, batch, grid, &mut images)?;
         Ok(images.into_iter().map(|v| v.wide() as f32).collect())
     }

@@ -3,10 +3,9 @@
 mod blocks;
 
 use super::recordings::{Call, Recordings};
-use crate::model::generator::Generator;
-use sar_math::backend::{
-    Backend, Buffers, Choice, ChooseDims, LinearDims, RolloutDims, ShapeError,
-};
+use crate::model::generator::{Generator, Places};
+use crate::model::tokenizer::{Quantizer, QuantizerMemory};
+use sar_math::backend::{Backend, Buffers, Choice, ChooseDims, LatentDims, LinearDims, ShapeError};
 use sar_math::{MAX_SCALES, ScaleSchedule};
 
 /// Sides of the grids that the published sampler draws from a distribution; on others it is greedy.
@@ -29,6 +28,15 @@ pub struct Given<'a, B: Buffers> {
     pub scales: [bool; MAX_SCALES],
     /// Which tokens to take from them of the other scales: those that are not 0, `[b, T]`.
     pub kept: Option<&'a B::Ids>,
+    /// Latents `[b, k, h, w]` that the kept codes are of. Where scales add up, such a code says what the scales before
+    /// it left of them, whichever codes those got: it is looked up when its scale comes, and `ids` has none of it.
+    pub latents: Option<(&'a B::Activation, LatentDims)>,
+}
+
+/// Codes that stay, looked up while others are generated.
+struct Known<B: Buffers> {
+    memory: QuantizerMemory<B>,
+    ids: B::Ids,
 }
 
 /// Memory of a sampling run: cache and scratch, for one schedule and a largest batch.
@@ -49,6 +57,7 @@ pub struct Sampler<B: Buffers> {
     silu_cond: B::Activation,
     ada: B::Activation,
     pos_lc: B::Activation,
+    places: Option<Places<B>>,
     inputs: B::Activation,
     cache: Vec<B::Activation>,
     x: B::Activation,
@@ -58,6 +67,11 @@ pub struct Sampler<B: Buffers> {
     wide: B::Activation,
     activated: B::Activation,
     stats: B::Accum,
+    /// Images of a batch.
+    images: usize,
+    known: Option<Known<B>>,
+    /// What the codes of the scales so far add up to.
+    pub(crate) coded: QuantizerMemory<B>,
     /// Logits of the scale generated last, guided where there is guidance, `[b, n, v]`.
     pub logits: B::Activation,
     /// Codes of all scales, `[b, T]`.
@@ -72,6 +86,7 @@ impl<B: Backend> Sampler<B> {
     pub fn new(
         backend: &B,
         generator: &Generator,
+        quantizer: &Quantizer<B>,
         batch: usize,
         schedule: &ScaleSchedule,
         guided: bool,
@@ -94,6 +109,7 @@ impl<B: Backend> Sampler<B> {
             silu_cond: backend.activation(rows * c)?,
             ada: backend.activation(rows * generator.ada_stride())?,
             pos_lc: backend.activation(tokens * c)?,
+            places: generator.places(backend, tokens)?,
             inputs: backend.activation(batch * largest * g.channels)?,
             cache: cache?,
             x: backend.activation(n * c)?,
@@ -103,6 +119,9 @@ impl<B: Backend> Sampler<B> {
             wide: backend.activation(n * g.widest())?,
             activated: backend.activation(n * g.mlp_ratio * c)?,
             stats: backend.accum(n * 2)?,
+            images: batch,
+            known: None,
+            coded: quantizer.adding_memory(backend, batch, schedule)?,
             logits: backend.activation(batch * largest * g.vocab)?,
             ids: backend.ids(batch * tokens)?,
         })
@@ -126,7 +145,7 @@ impl<B: Backend> Sampler<B> {
         backend: &B,
         generator: &Generator,
         params: &B::Params,
-        codebook: &B::Accum,
+        quantizer: &Quantizer<B>,
         labels: &[u32],
         decoding: &Decoding,
         given: Option<&Given<'_, B>>,
@@ -134,7 +153,7 @@ impl<B: Backend> Sampler<B> {
     ) -> Result<(), B::Error> {
         let scales = self.schedule.len();
         self.run_scales(
-            backend, generator, params, codebook, labels, decoding, given, scales, observe,
+            backend, generator, params, quantizer, labels, decoding, given, scales, observe,
         )
     }
 
@@ -147,7 +166,7 @@ impl<B: Backend> Sampler<B> {
         }
     }
 
-    /// Takes another schedule, of no more tokens in all and in its largest scale.
+    /// Takes another schedule, of no more tokens in all, in its largest scale and in its last.
     pub(crate) fn set_schedule(&mut self, schedule: &ScaleSchedule) {
         self.schedule = *schedule;
     }
@@ -167,7 +186,7 @@ impl<B: Backend> Sampler<B> {
         backend: &B,
         generator: &Generator,
         params: &B::Params,
-        codebook: &B::Accum,
+        quantizer: &Quantizer<B>,
         labels: &[u32],
         decoding: &Decoding,
         given: Option<&Given<'_, B>>,
@@ -178,6 +197,7 @@ impl<B: Backend> Sampler<B> {
         let rows = if decoding.guidance.is_some() { 2 * batch } else { batch };
         ShapeError::at_least("sample", "sampler rows", rows, self.rows)?;
         self.begin(backend, generator, params, labels, rows)?;
+        self.coded.begin();
         if let Some(g) = given {
             let schedule = self.schedule;
             backend.merge_ids(
@@ -188,9 +208,10 @@ impl<B: Backend> Sampler<B> {
                 &mut self.ids,
             )?;
         }
+        let looks_up = self.look_at(backend, quantizer, batch, given)?;
         for scale in 0..scales.min(self.schedule.len()) {
             if scale > 0 {
-                self.feed(backend, generator, codebook, batch, scale)?;
+                self.feed(backend, quantizer, batch, scale)?;
             }
             // Random schedules of training are too many to be worth recording.
             if self.schedule == self.room {
@@ -203,6 +224,9 @@ impl<B: Backend> Sampler<B> {
                 self.trunk(backend, generator, params, batch, rows, scale)?;
             }
             if given.is_some_and(|g| g.scales[scale]) {
+                if looks_up {
+                    self.take_off(backend, quantizer, batch, scale)?;
+                }
                 continue;
             }
             // Not recorded: the strength of guidance is the caller's, run by run.
@@ -219,13 +243,74 @@ impl<B: Backend> Sampler<B> {
                 choice: if self.greedy[scale] { Choice::Argmax } else { decoding.choice },
             };
             backend.choose_codes(&dims, &self.logits, &mut self.ids)?;
-            if let Some((ids, kept)) = given.and_then(|g| Some((g.ids, g.kept?))) {
-                let scales = scale..scale + 1;
-                backend.keep_codes(batch, &self.schedule, scales, kept, ids, &mut self.ids)?;
+            if let Some(given) = given {
+                self.keep(backend, quantizer, batch, scale, given, looks_up)?;
             }
             observe(scale, self)?;
         }
         Ok(())
+    }
+
+    /// Begins to look up what is kept; whether it is to be.
+    fn look_at(
+        &mut self,
+        backend: &B,
+        quantizer: &Quantizer<B>,
+        batch: usize,
+        given: Option<&Given<'_, B>>,
+    ) -> Result<bool, B::Error> {
+        let latents = given.filter(|g| g.kept.is_some()).and_then(|g| g.latents);
+        let Some((latents, dims)) = latents.filter(|_| quantizer.adds_up()) else {
+            return Ok(false);
+        };
+        let mut known = match self.known.take() {
+            Some(known) => known,
+            None => Known {
+                memory: quantizer.memory(backend, self.images, &self.room)?,
+                ids: backend.ids(self.images * self.room.tokens())?,
+            },
+        };
+        let dims = LatentDims { batch, ..dims };
+        quantizer.look_at(backend, &mut known.memory, dims, &self.schedule, latents)?;
+        self.known = Some(known);
+        Ok(true)
+    }
+
+    /// Puts what is kept of a scale in the place of what was generated.
+    fn keep(
+        &mut self,
+        backend: &B,
+        quantizer: &Quantizer<B>,
+        batch: usize,
+        scale: usize,
+        given: &Given<'_, B>,
+        looks_up: bool,
+    ) -> Result<(), B::Error> {
+        let Some(kept) = given.kept else { return Ok(()) };
+        let (schedule, scales) = (&self.schedule, scale..scale + 1);
+        let Some(known) = self.known.as_mut().filter(|_| looks_up) else {
+            return backend.keep_codes(batch, schedule, scales, kept, given.ids, &mut self.ids);
+        };
+        quantizer.look_up(backend, &mut known.memory, batch, schedule, scale, &mut known.ids)?;
+        backend.keep_codes(batch, schedule, scales, kept, &known.ids, &mut self.ids)?;
+        self.take_off(backend, quantizer, batch, scale)
+    }
+
+    /// Takes the codes of a scale off what is looked up.
+    fn take_off(
+        &mut self,
+        backend: &B,
+        quantizer: &Quantizer<B>,
+        batch: usize,
+        scale: usize,
+    ) -> Result<(), B::Error> {
+        match &mut self.known {
+            Some(known) => {
+                let (memory, schedule) = (&mut known.memory, &self.schedule);
+                quantizer.take_off(backend, memory, batch, schedule, scale, &self.ids)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Class vectors, modulation and positions: once per batch.
@@ -237,10 +322,9 @@ impl<B: Backend> Sampler<B> {
         labels: &[u32],
         rows: usize,
     ) -> Result<(), B::Error> {
-        let g = generator.shape();
         backend.upload_ids(labels, &mut self.labels, 0)?;
         if rows > labels.len() {
-            let unconditional = vec![g.classes as u32; labels.len()];
+            let unconditional = vec![generator.shape().classes as u32; labels.len()];
             backend.upload_ids(&unconditional, &mut self.labels, labels.len())?;
         }
         generator.condition(
@@ -252,28 +336,21 @@ impl<B: Backend> Sampler<B> {
             &mut self.silu_cond,
             &mut self.ada,
         )?;
-        let (schedule, table) = (self.schedule, generator.pos_table);
-        backend.positions(&schedule, g.width, params, table, &mut self.pos_lc)
+        let (places, pos) = (&mut self.places, &mut self.pos_lc);
+        generator.position(backend, params, &self.schedule, places, pos)
     }
 
-    /// Inputs of a scale from the codes of the scale before.
+    /// Inputs of a scale from the codes before it.
     fn feed(
         &mut self,
         backend: &B,
-        generator: &Generator,
-        codebook: &B::Accum,
+        quantizer: &Quantizer<B>,
         batch: usize,
         scale: usize,
     ) -> Result<(), B::Error> {
-        let g = generator.shape();
-        let dims = RolloutDims {
-            batch,
-            schedule: self.schedule,
-            scales: scale..scale + 1,
-            channels: g.channels,
-            vocab: g.vocab,
-        };
-        backend.rollout_inputs(&dims, &self.ids, codebook, &mut self.inputs)
+        let (schedule, ids, inputs) = (&self.schedule, &self.ids, &mut self.inputs);
+        let scales = scale..scale + 1;
+        quantizer.next_inputs(backend, &mut self.coded, batch, schedule, scales, ids, inputs)
     }
 
     /// Logits of one scale, guided by t: the features are, which the head is linear in.

@@ -3,9 +3,9 @@
 
 use super::memory::Needs;
 use super::settings::StepSettings;
-use crate::config::{Config, GeneratorSection};
+use crate::config::{Config, GeneratorSection, Positions};
 use crate::model::generator::{GeneratorShape, parameters};
-use crate::model::tokenizer::Tokenizer;
+use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::sample::grid_labels;
 use sar_math::{MAX_SCALES, ScaleSchedule};
 use serde::Serialize;
@@ -103,8 +103,9 @@ fn pictures(config: &Config, storage: u64) -> u64 {
     let rows = images * (1 + u64::from(config.sample.guidance != 0.0));
     let conditions = rows * (2 + 6 * d + 2) * c;
     let ends = images * largest(&schedule) * (k + v);
-    let stats = 2 * rows * largest(&schedule);
-    storage * (scales(g, &schedule, rows) + conditions + ends) + WIDE * stats
+    let stats = 2 * rows * largest(&schedule) + 2 * placed(g, &schedule);
+    let maps = maps(config, &schedule, painted(config));
+    storage * (scales(g, &schedule, rows) + conditions + ends + maps) + WIDE * stats
 }
 
 /// Bytes of the configuration's tokenizer, where it can be the generator's.
@@ -120,8 +121,27 @@ fn tokenizer(config: &Config, storage: u64) -> Option<u64> {
         .memory_elements((encoded, (side, side)), (painted(config), (last.height, last.width)));
     let copy = if storage < WIDE { storage } else { 0 };
     let weights = (WIDE + copy) * tokenizer.layout().len() as u64;
-    let codebook = WIDE * (t.vocab * t.latent_channels) as u64;
-    Some(weights + codebook + storage * narrow + WIDE * wide)
+    let codes = quantizer(t, WIDE + copy);
+    Some(weights + codes + storage * narrow + WIDE * wide)
+}
+
+/// Bytes of a quantizer: the codebook and, where scales add up, what they are looked up in and their
+/// convolutions, each twice.
+fn quantizer(t: &TokenizerConfig, weight: u64) -> u64 {
+    let [v, k, phis] = [t.vocab, t.latent_channels, t.residual].map(|n| n as u64);
+    let lifted = if phis > 0 { v * (k + 1) } else { 0 };
+    WIDE * (v * k + lifted) + weight * 2 * phis * (9 * k * k + k)
+}
+
+/// Elements of the maps of so many images that scales add up in, none where they stand for themselves.
+fn maps(config: &Config, schedule: &ScaleSchedule, images: usize) -> u64 {
+    let (k, residual) = (config.generator.channels, config.tokenizer.residual > 0);
+    if residual { (3 * images * k * schedule.last().tokens()) as u64 } else { 0 }
+}
+
+/// Vectors of the width that positions take beside a table's: one for each token.
+fn placed(g: &GeneratorSection, schedule: &ScaleSchedule) -> u64 {
+    if g.positions == Positions::Levels { schedule.tokens() as u64 } else { 0 }
 }
 
 /// Tokens of the largest scale.
@@ -135,7 +155,7 @@ fn scales(g: &GeneratorSection, schedule: &ScaleSchedule, rows: u64) -> u64 {
     let [c, d] = [g.width, g.depth].map(|n| n as u64);
     let tokens = schedule.tokens() as u64;
     let scale = rows * largest(schedule) * c * (4 + (g.mlp_ratio.max(3) + g.mlp_ratio) as u64);
-    tokens * c * (2 * d * rows + 1) + scale
+    tokens * c * (2 * d * rows + 1) + placed(g, schedule) * c + scale
 }
 
 /// Tokens whose logits there is room for.
@@ -151,7 +171,7 @@ fn heads(needs: Needs) -> u64 {
 /// Elements stored as activations and as wide numbers, logits and parameters left out.
 fn elements(config: &Config, needs: Needs) -> (u64, u64) {
     let g = &config.generator;
-    let [c, k, d, h, v] = [g.width, g.channels, g.depth, g.heads, g.vocab].map(|n| n as u64);
+    let [c, k, d, h] = [g.width, g.channels, g.depth, g.heads].map(|n| n as u64);
     let (batch, rows) = (config.train.batch as u64, needs.rows(config.train.batch) as u64);
     let (tokens, mlp) = (g.schedule.tokens() as u64, g.mlp_ratio as u64);
     let count = needs.recompute.counts(g.depth);
@@ -167,13 +187,17 @@ fn elements(config: &Config, needs: Needs) -> (u64, u64) {
     let backward = batch * tokens * c * (3 + mlp.max(3));
     // Class vectors and all modulation vectors, and their gradients.
     let modulation = (rows + batch) * (6 * d + 2) * c + (2 * rows + batch) * c;
-    let positions = 2 * tokens * c;
-    let images = batch * (2 * tokens + g.schedule.last().tokens() as u64) * k;
-    let sampler = if needs.sampler { scales(g, &g.schedule, batch) } else { 0 };
+    let positions = (2 * tokens + placed(g, &g.schedule)) * c;
+    // Where scales add up, one is looked up at a time.
+    let adds_up = config.tokenizer.residual > 0;
+    let looked_up = if adds_up { largest(&g.schedule) } else { tokens };
+    let images = batch * (looked_up + tokens + g.schedule.last().tokens() as u64) * k;
+    let maps = maps(config, &g.schedule, config.train.batch);
+    let sampler = if needs.sampler { scales(g, &g.schedule, batch) + maps } else { 0 };
     let norms = rows * tokens * (2 * (2 * d + 1) + blocks * 3 * h);
     // Of each token, and the sums of every pass of the step (and of held-out images).
     let losses = 2 * 4 * batch * tokens + 4 * MAX_SCALES as u64 * (needs.accumulate as u64 + 1);
-    let ids = 3 * batch * tokens;
-    let narrow = forward + head + backward + modulation + positions + images + sampler;
-    (narrow, norms + losses + ids + v * k)
+    let ids = 3 * batch * tokens + 2 * placed(g, &g.schedule);
+    let narrow = forward + head + backward + modulation + positions + images + maps + sampler;
+    (narrow, norms + losses + ids)
 }

@@ -3,7 +3,7 @@
 use super::TrainError;
 use super::trainer::{Trainer, expect_length};
 use crate::model::generator::parts;
-use sar_math::backend::{Backend, LatentDims, RolloutDims};
+use sar_math::backend::{Backend, LatentDims};
 use sar_math::loss::{LossBatch, ScaleReport, Supervision};
 use sar_math::rollout::Pass;
 use serde::Serialize;
@@ -58,22 +58,15 @@ impl<B: Backend> Trainer<'_, B> {
     fn measure(&mut self, latents: &[B::Host], labels: &[u32]) -> Result<ScaleReport, B::Error> {
         let (b, m, schedule) = (self.backend, &mut self.memory, self.schedule);
         let (g, batch) = (self.generator.shape(), labels.len());
-        let rows = batch * schedule.tokens();
         b.upload(latents, &mut self.latents, 0)?;
         b.upload_ids(labels, &mut m.given.labels, 0)?;
         let latent_dims = LatentDims { batch, ..self.latent_dims };
-        b.area_tokens(latent_dims, &schedule, &self.latents, &mut m.tokens)?;
-        let codebook = &self.codebook;
-        b.nearest_code(rows, g.vocab, g.channels, &m.tokens, codebook, &mut m.truth)?;
-        let rollout = RolloutDims {
-            batch,
-            schedule,
-            scales: 1..schedule.len(),
-            channels: g.channels,
-            vocab: g.vocab,
-        };
+        let (coding, ids, inputs) = (&mut m.coding, &mut m.truth, &mut m.given.inputs);
+        let quantizer = self.quantizer;
+        quantizer.codes(b, coding, latent_dims, &schedule, &self.latents, ids)?;
+        let scales = 1..schedule.len();
         if schedule.len() > 1 {
-            b.rollout_inputs(&rollout, &m.truth, codebook, &mut m.given.inputs)?;
+            quantizer.inputs(b, coding, batch, &schedule, scales, ids, inputs)?;
         }
         let pass = Pass::teacher(&schedule);
         let input = m.given.input(&pass, batch, batch, false);

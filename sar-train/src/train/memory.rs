@@ -1,6 +1,7 @@
 //! Memory of a training step, allocated once for the longest schedule.
 
 use crate::model::generator::{Generator, Gradients, Head, PassInput, Recompute, Trace};
+use crate::model::tokenizer::{Quantizer, QuantizerMemory};
 use crate::sample::Sampler;
 use sar_math::ScaleSchedule;
 use sar_math::backend::Backend;
@@ -81,8 +82,8 @@ pub struct StepMemory<B: Backend> {
     pub(crate) trace: Trace<B>,
     pub(crate) head: Head<B>,
     pub(crate) grads: Gradients<B>,
-    /// The latent at every scale, `[b, T, k]`.
-    pub(crate) tokens: B::Activation,
+    /// From latents to codes, and from codes to inputs.
+    pub(crate) coding: QuantizerMemory<B>,
     /// Codes of the images, `[b, T]`.
     pub(crate) truth: B::Ids,
     /// Codes of the model's own, `[b, T]`.
@@ -102,20 +103,20 @@ pub struct StepMemory<B: Backend> {
 }
 
 impl<B: Backend> StepMemory<B> {
-    /// Room for steps of `batch` images on schedules of at most `tokens` tokens.
+    /// Room for steps of `batch` images on a schedule, or on others of no more tokens.
     ///
     /// # Errors
     /// Out of memory.
     pub fn new(
         backend: &B,
         generator: &Generator,
+        quantizer: &Quantizer<B>,
         batch: usize,
         schedule: &ScaleSchedule,
-        tokens: usize,
         needs: Needs,
     ) -> Result<Self, B::Error> {
         let g = generator.shape();
-        let rows = needs.rows(batch);
+        let (rows, tokens) = (needs.rows(batch), schedule.tokens());
         let head = || Head::new(backend, generator, needs.head_rows(batch, tokens));
         let soft = || -> Result<SoftTeacher<B>, B::Error> {
             let normed = backend.activation(batch * tokens * g.width)?;
@@ -125,7 +126,7 @@ impl<B: Backend> StepMemory<B> {
             trace: Trace::new(backend, generator, rows, tokens, needs.recompute)?,
             head: head()?,
             grads: Gradients::new(backend, generator, batch, tokens)?,
-            tokens: backend.activation(batch * tokens * g.channels)?,
+            coding: quantizer.memory(backend, batch, schedule)?,
             truth: backend.ids(batch * tokens)?,
             own: backend.ids(batch * tokens)?,
             mixed: backend.ids(batch * tokens)?,
@@ -143,7 +144,7 @@ impl<B: Backend> StepMemory<B> {
             norm: backend.accum(1)?,
             sampler: needs
                 .sampler
-                .then(|| Sampler::new(backend, generator, batch, schedule, false))
+                .then(|| Sampler::new(backend, generator, quantizer, batch, schedule, false))
                 .transpose()?,
         })
     }

@@ -6,8 +6,9 @@
 use super::memory::{SoftTeacher, StepMemory};
 use super::settings::StepSettings;
 use crate::model::generator::{Generator, parts};
+use crate::model::tokenizer::Quantizer;
 use crate::sample::{self, Decoding};
-use sar_math::backend::{Backend, Buffers, ChooseDims, LatentDims, RolloutDims};
+use sar_math::backend::{Backend, Buffers, ChooseDims, LatentDims};
 use sar_math::guidance::Guidance;
 use sar_math::loss::{LossBatch, StudentTargets, Supervision};
 use sar_math::philox::{Purpose, Stream};
@@ -21,8 +22,8 @@ pub struct StepInput<'a, B: Buffers> {
     pub generator: &'a Generator,
     /// Its weights.
     pub params: &'a B::Params,
-    /// L2-normalised codebook `[v, k]`.
-    pub codebook: &'a B::Accum,
+    /// What codes are, and what they stand for.
+    pub quantizer: &'a Quantizer<B>,
     /// Latents of the images, `[b, k, h, w]`.
     pub latents: &'a B::Activation,
     /// Their dimensions.
@@ -84,11 +85,8 @@ impl<B: Backend> StepMemory<B> {
         input: &StepInput<'_, B>,
         schedule: &ScaleSchedule,
     ) -> Result<(), B::Error> {
-        let g = input.generator.shape();
-        let rows = input.latent_dims.batch * schedule.tokens();
-        backend.area_tokens(input.latent_dims, schedule, input.latents, &mut self.tokens)?;
-        let codebook = input.codebook;
-        backend.nearest_code(rows, g.vocab, g.channels, &self.tokens, codebook, &mut self.truth)
+        let (latents, coding, ids) = (input.latents, &mut self.coding, &mut self.truth);
+        input.quantizer.codes(backend, coding, input.latent_dims, schedule, latents, ids)
     }
 
     fn upload_labels(
@@ -122,14 +120,19 @@ impl<B: Backend> StepMemory<B> {
     ) -> Result<(), B::Error> {
         let reads = input.plan.first.reads_rollout();
         let Some(sampler) = self.sampler.as_mut() else { return Ok(()) };
-        let given = sample::Given { ids: &self.truth, scales: reads.map(|own| !own), kept: None };
+        let given = sample::Given {
+            ids: &self.truth,
+            scales: reads.map(|own| !own),
+            kept: None,
+            latents: None,
+        };
         let decoding = Decoding { guidance: None, choice: settings.choice(input.pass) };
         sampler.set_schedule(&input.plan.first.schedule);
         sampler.run_scales(
             backend,
             input.generator,
             input.params,
-            input.codebook,
+            input.quantizer,
             &self.labels,
             &decoding,
             Some(&given),
@@ -255,7 +258,7 @@ impl<B: Backend> StepMemory<B> {
         Ok(supervised)
     }
 
-    /// The inputs of a pass: codes of the scale before, from the image or the rollout.
+    /// The inputs of a pass: codes of the scale before, or of all before, from the image or the rollout.
     fn feed(&mut self, backend: &B, input: &StepInput<'_, B>, pass: &Pass) -> Result<(), B::Error> {
         let (whole, batch) = (input.plan.first.schedule, input.labels.len());
         let scales = pass.schedule.len();
@@ -263,10 +266,13 @@ impl<B: Backend> StepMemory<B> {
             return Ok(());
         }
         let reads = pass.reads_rollout();
-        let fed = |i: usize| pass.origin[i].saturating_sub(1);
-        let codes = match (1..scales).filter(|&i| reads[fed(i)]).count() {
-            0 => Codes::Truth,
-            n if n == scales - 1 => Codes::Own,
+        let fed = |&before: &usize| {
+            input.quantizer.adds_up() || pass.origin[1..scales].contains(&(before + 1))
+        };
+        let own = || (0..pass.origin[scales - 1]).filter(fed).map(|before| reads[before]);
+        let codes = match (own().any(|own| own), own().all(|own| own)) {
+            (false, _) => Codes::Truth,
+            (_, true) => Codes::Own,
             _ => Codes::Mixed,
         };
         if codes == Codes::Mixed {
@@ -279,15 +285,9 @@ impl<B: Backend> StepMemory<B> {
             Codes::Own => &self.own,
             Codes::Mixed => &self.mixed,
         };
-        let g = input.generator.shape();
-        let dims = RolloutDims {
-            batch,
-            schedule: whole,
-            scales: pass.origin[1]..pass.origin[scales - 1] + 1,
-            channels: g.channels,
-            vocab: g.vocab,
-        };
-        backend.rollout_inputs(&dims, ids, input.codebook, &mut self.given.inputs)
+        let range = pass.origin[1]..pass.origin[scales - 1] + 1;
+        let (coding, inputs) = (&mut self.coding, &mut self.given.inputs);
+        input.quantizer.inputs(backend, coding, batch, &whole, range, ids, inputs)
     }
 
     /// Draws which samples skip which branch; whether any can.

@@ -7,9 +7,12 @@ mod update;
 use super::{Batches, TrainError, Trainer};
 use crate::config::{Config, Mode};
 use crate::model::generator::{Generator, GeneratorShape, Head, PassInput, Recompute, Trace};
+use crate::model::tokenizer::Quantizer;
 use sar_backend_cpu::{Buffer, CpuBackend};
 use sar_math::ScaleSchedule;
-use sar_math::backend::{Buffers, LatentDims, RolloutDims, RolloutOps};
+use sar_math::backend::{
+    Buffers, CodeDims, Distance, LatentDims, RolloutDims, RolloutOps, TokenSpan,
+};
 use sar_math::philox::{Purpose, Stream};
 
 pub(super) type Cpu = CpuBackend<f64>;
@@ -29,7 +32,7 @@ pub(super) struct World {
     pub backend: Cpu,
     pub generator: Generator,
     pub weights: Vec<f32>,
-    pub codebook: Vec<f32>,
+    pub quantizer: Quantizer<Cpu>,
     pub latents: Vec<f64>,
     pub labels: Vec<u32>,
 }
@@ -59,21 +62,22 @@ impl World {
         let mut stream = Stream::new(3, Purpose::Test, 0);
         // Larger than published initialisation, so that every path carries a gradient that shows.
         let weights = (0..generator.layout().len()).map(|_| 0.3 * stream.normal() as f32).collect();
-        let mut codebook: Vec<f32> =
-            (0..VOCAB * CHANNELS).map(|_| stream.normal() as f32).collect();
+        let mut codebook: Vec<f64> =
+            (0..VOCAB * CHANNELS).map(|_| f64::from(stream.normal() as f32)).collect();
         for row in codebook.chunks_mut(CHANNELS) {
-            let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+            let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
             row.iter_mut().for_each(|v| *v /= norm);
         }
         let latents = (0..images * CHANNELS * SIDE * SIDE).map(|_| stream.normal()).collect();
         let labels = (0..images).map(|i| (i % CLASSES) as u32).collect();
-        Self { backend, generator, weights, codebook, latents, labels }
+        let quantizer = Quantizer::direct(&backend, &codebook, VOCAB).unwrap();
+        Self { backend, generator, weights, quantizer, latents, labels }
     }
 
     pub fn trainer(&self, config: &Config) -> Trainer<'_, Cpu> {
-        let (weights, codebook) = (&self.weights, &self.codebook);
+        let (weights, quantizer) = (&self.weights, &self.quantizer);
         let generator = self.generator.clone();
-        Trainer::new(&self.backend, generator, config, weights, codebook, (SIDE, SIDE)).unwrap()
+        Trainer::new(&self.backend, generator, config, weights, quantizer, (SIDE, SIDE)).unwrap()
     }
 
     /// The images in turn, so many of them at a time.
@@ -88,18 +92,13 @@ impl World {
         b.upload(&self.latents, &mut latents, 0).unwrap();
         let dims = LatentDims { batch, channels: CHANNELS, height: SIDE, width: SIDE };
         let mut means = b.activation(batch * tokens * CHANNELS).unwrap();
-        b.area_tokens(dims, schedule, &latents, &mut means).unwrap();
+        let span = TokenSpan::whole(schedule);
+        b.area_tokens(dims, &span, &latents, &mut means).unwrap();
         let mut codes = b.ids(batch * tokens).unwrap();
-        let book = self.book();
-        b.nearest_code(batch * tokens, VOCAB, CHANNELS, &means, &book, &mut codes).unwrap();
+        let book = self.quantizer.codebook();
+        let dims = CodeDims { vocab: VOCAB, channels: CHANNELS, distance: Distance::Cosine };
+        b.nearest_code(batch, &span, dims, &means, book, &mut codes).unwrap();
         codes
-    }
-
-    pub fn book(&self) -> Buffer<f64> {
-        let codes: Vec<f64> = self.codebook.iter().map(|&v| f64::from(v)).collect();
-        let mut book = self.backend.accum(codes.len()).unwrap();
-        self.backend.upload_accum(&codes, &mut book, 0).unwrap();
-        book
     }
 
     /// Logits `[b, T, v]` of a pass over a whole schedule whose inputs are `codes`; `labels` may be
@@ -122,7 +121,7 @@ impl World {
             channels: CHANNELS,
             vocab: VOCAB,
         };
-        b.rollout_inputs(&dims, codes, &self.book(), &mut inputs).unwrap();
+        b.rollout_inputs(&dims, codes, self.quantizer.codebook(), &mut inputs).unwrap();
         let mut ids = b.ids(batch).unwrap();
         b.upload_ids(labels, &mut ids, 0).unwrap();
         let mut trace = Trace::new(b, g, batch, tokens, Recompute::default()).unwrap();

@@ -6,6 +6,7 @@ use super::settings::StepSettings;
 use super::step::StepInput;
 use crate::config::{Config, TrainConfig};
 use crate::model::generator::Generator;
+use crate::model::tokenizer::Quantizer;
 use crate::run::NonFinite;
 use sar_math::backend::{AdamW, Backend, Buffers, LatentDims, Slot};
 use sar_math::loss::ScaleReport;
@@ -71,7 +72,7 @@ pub struct Trainer<'a, B: Backend> {
     pub(crate) first_moment: B::Accum,
     pub(crate) second_moment: B::Accum,
     pub(crate) ema: Option<B::Accum>,
-    pub(crate) codebook: B::Accum,
+    pub(crate) quantizer: &'a Quantizer<B>,
     pub(crate) latents: B::Activation,
     pub(crate) latent_dims: LatentDims,
     pub(crate) memory: StepMemory<B>,
@@ -83,7 +84,7 @@ pub struct Trainer<'a, B: Backend> {
 impl<'a, B: Backend> Trainer<'a, B> {
     /// A trainer at step 0 from these weights; moments are zero.
     ///
-    /// `codebook` is the tokenizer's, L2-normalised `[v, k]`; latents are `height`×`width`.
+    /// `quantizer` is the tokenizer's; latents are `height`×`width`.
     ///
     /// # Errors
     /// Weights of another length; out of memory.
@@ -92,23 +93,21 @@ impl<'a, B: Backend> Trainer<'a, B> {
         generator: Generator,
         config: &Config,
         weights: &[f32],
-        codebook: &[f32],
+        quantizer: &'a Quantizer<B>,
         (height, width): (usize, usize),
     ) -> Result<Self, TrainError> {
         let (shape, len) = (generator.shape().clone(), generator.layout().len());
         expect_length("weights", len, weights.len())?;
-        expect_length("codebook", shape.vocab * shape.channels, codebook.len())?;
+        expect_length("codes of the tokenizer", shape.vocab, quantizer.vocab())?;
+        expect_length("channels of the tokenizer", shape.channels, quantizer.channels())?;
         let settings = StepSettings::of(config);
         let (schedule, batch) = (config.generator.schedule, config.train.batch);
         let build = || -> Result<Self, B::Error> {
             let mut params = backend.params(len)?;
             backend.upload_params(&hosted::<B>(weights), &mut params, 0)?;
-            let mut codes = backend.accum(codebook.len())?;
-            backend.upload_accum(&hosted::<B>(codebook), &mut codes, 0)?;
             let latent_dims = LatentDims { batch, channels: shape.channels, height, width };
-            let tokens = schedule.tokens();
             let needs = settings.needs();
-            let memory = StepMemory::new(backend, &generator, batch, &schedule, tokens, needs)?;
+            let memory = StepMemory::new(backend, &generator, quantizer, batch, &schedule, needs)?;
             let mut ema = None;
             if config.train.ema > 0.0 {
                 let mut average = backend.accum(len)?;
@@ -121,7 +120,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 first_moment: backend.accum(len)?,
                 second_moment: backend.accum(len)?,
                 ema,
-                codebook: codes,
+                quantizer,
                 latents: backend.activation(batch * shape.channels * height * width)?,
                 latent_dims,
                 memory,
@@ -162,9 +161,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         self.memory.gradients()
     }
 
-    /// The codebook on the device.
-    pub fn codebook(&self) -> &B::Accum {
-        &self.codebook
+    /// What codes are, and what they stand for.
+    pub fn quantizer(&self) -> &'a Quantizer<B> {
+        self.quantizer
     }
 
     /// What the run needs beside weights and moments.
@@ -238,7 +237,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let input = StepInput {
             generator: &self.generator,
             params: &self.params,
-            codebook: &self.codebook,
+            quantizer: self.quantizer,
             latents: &self.latents,
             latent_dims: LatentDims { batch: labels.len(), ..self.latent_dims },
             labels,

@@ -15,8 +15,9 @@ use sar_math::backend::Backend;
 use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::Extent;
 use sar_train::commands::plan::plan;
-use sar_train::config::{Config, Decode, Mode};
+use sar_train::config::{Config, Decode, Mode, Positions};
 use sar_train::model::generator::{Generator, GeneratorShape, Recompute};
+use sar_train::model::tokenizer::{Quantizer, Tokenizer};
 use sar_train::train::{Batches, TrainError, Trainer};
 
 /// Below this a gradient is rounding alone: what the losses do not depend on.
@@ -59,12 +60,22 @@ fn config(mode: Mode) -> Config {
     config
 }
 
+/// As VAR's models are: scales that add up, and positions of one schedule.
+fn as_var(mut config: Config) -> Config {
+    let (t, g) = (&mut config.tokenizer, &mut config.generator);
+    (t.vocab, t.latent_channels, t.residual) = (g.vocab, g.channels, 2);
+    g.positions = Positions::Levels;
+    config
+}
+
 /// Weights, codebook and images of a small world, in f32 so that every backend has the same.
 struct World {
     generator: Generator,
     weights: Vec<f32>,
     codebook: Vec<f32>,
     latents: Vec<f32>,
+    /// The tokenizer whose scales add up, where the configuration has such a one, and its weights.
+    adding: Option<(Tokenizer, Vec<f32>)>,
 }
 
 impl World {
@@ -83,12 +94,34 @@ impl World {
             row.iter_mut().for_each(|v| *v /= norm);
         }
         let latents = (0..BATCH * CHANNELS * 16).map(|_| stream.normal() as f32).collect();
-        Self { generator, weights, codebook, latents }
+        let adding = (config.tokenizer.residual > 0).then(|| {
+            let tokenizer = Tokenizer::new(&config.tokenizer).unwrap();
+            let random = (0..tokenizer.layout().len()).map(|_| 0.5 * stream.normal() as f32);
+            let weights = random.collect();
+            (tokenizer, weights)
+        });
+        Self { generator, weights, codebook, latents, adding }
     }
 
-    fn trainer<'b, B: Backend>(&self, backend: &'b B, config: &Config) -> Trainer<'b, B> {
-        let (weights, codebook) = (&self.weights, &self.codebook);
-        Trainer::new(backend, self.generator.clone(), config, weights, codebook, (4, 4)).unwrap()
+    fn quantizer<B: Backend>(&self, backend: &B) -> Quantizer<B> {
+        if let Some((tokenizer, weights)) = &self.adding {
+            let weights: Vec<_> = weights.iter().map(|&v| B::Host::of(f64::from(v))).collect();
+            let mut params = backend.params(weights.len()).unwrap();
+            backend.upload_params(&weights, &mut params, 0).unwrap();
+            return tokenizer.quantizer(backend, &params).unwrap();
+        }
+        let codes: Vec<_> = self.codebook.iter().map(|&v| B::Host::of(f64::from(v))).collect();
+        Quantizer::direct(backend, &codes, VOCAB).unwrap()
+    }
+
+    fn trainer<'b, B: Backend>(
+        &self,
+        backend: &'b B,
+        quantizer: &'b Quantizer<B>,
+        config: &Config,
+    ) -> Trainer<'b, B> {
+        let (generator, weights) = (self.generator.clone(), &self.weights);
+        Trainer::new(backend, generator, config, weights, quantizer, (4, 4)).unwrap()
     }
 }
 
@@ -112,7 +145,8 @@ struct Trained {
 
 fn train<B: Backend>(backend: &B, config: &Config, steps: usize) -> Trained {
     let world = World::new(config);
-    let mut trainer = world.trainer(backend, config);
+    let quantizer = world.quantizer(backend);
+    let mut trainer = world.trainer(backend, &quantizer, config);
     let mut losses = Vec::new();
     for _ in 0..steps {
         assert!(!trainer.step(&mut Images(&world)).unwrap(), "a step was skipped");
@@ -167,12 +201,11 @@ fn error(found: &[f64], expected: &[f64]) -> f64 {
 }
 
 /// The gradient of one step against f64, tensor by tensor: worst error in f32 on the CPU and on CUDA.
-fn compare_gradients<S: Storage>(mode: Mode, bound: impl Fn(f64) -> f64) {
-    let config = config(mode);
-    let exact = train(&CpuBackend::<f64>::new(), &config, 1);
-    let plain = train(&CpuBackend::<f32>::new(), &config, 1);
-    let devices = train_on_each::<S>(&config, 1);
-    let world = World::new(&config);
+fn compare_gradients<S: Storage>(config: &Config, bound: impl Fn(f64) -> f64) {
+    let exact = train(&CpuBackend::<f64>::new(), config, 1);
+    let plain = train(&CpuBackend::<f32>::new(), config, 1);
+    let devices = train_on_each::<S>(config, 1);
+    let world = World::new(config);
     let layout = world.generator.layout();
     let slots = layout.slots(true).into_iter().chain(layout.slots(false));
     for slot in slots {
@@ -194,17 +227,23 @@ fn in_f32(cpu: f64) -> f64 {
 
 #[test]
 fn a_teacher_forced_step_has_the_cpus_gradient() {
-    compare_gradients::<f32>(Mode::Teacher, in_f32);
+    compare_gradients::<f32>(&config(Mode::Teacher), in_f32);
 }
 
 #[test]
 fn a_sar_step_has_the_cpus_gradient() {
-    compare_gradients::<f32>(Mode::Ssr, in_f32);
+    compare_gradients::<f32>(&config(Mode::Ssr), in_f32);
+}
+
+#[test]
+fn a_sar_step_of_var_has_the_cpus_gradient() {
+    compare_gradients::<f32>(&as_var(config(Mode::Ssr)), in_f32);
+    compare_gradients::<bf16>(&as_var(config(Mode::Teacher)), |_| BF16_GRADIENT);
 }
 
 #[test]
 fn a_teacher_forced_step_in_bf16_has_it_within_its_storage() {
-    compare_gradients::<bf16>(Mode::Teacher, |_| BF16_GRADIENT);
+    compare_gradients::<bf16>(&config(Mode::Teacher), |_| BF16_GRADIENT);
 }
 
 /// The head takes one image at a time where there is room for no more; the step is the same.
@@ -221,12 +260,13 @@ fn a_step_with_room_for_the_logits_of_one_image_is_that_of_a_batch() {
 /// All memory is there before the first step; the scratch of ops grows within it at most.
 #[test]
 fn later_steps_allocate_nothing() {
-    for mode in [Mode::Teacher, Mode::Ssr, Mode::Student] {
-        let mut config = config(mode);
+    let modes = [Mode::Teacher, Mode::Ssr, Mode::Student].map(config);
+    for mut config in modes.into_iter().flat_map(|config| [config.clone(), as_var(config)]) {
         (config.sar.decode, config.sar.guidance) = (Decode::Sample, 1.2);
-        let backend = emulated::<bf16>();
+        let (mode, backend) = (config.train.mode, emulated::<bf16>());
         let world = World::new(&config);
-        let mut trainer = world.trainer(&backend, &config);
+        let quantizer = world.quantizer(&backend);
+        let mut trainer = world.trainer(&backend, &quantizer, &config);
         trainer.step(&mut Images(&world)).unwrap();
         let before = backend.device().allocations();
         for _ in 0..2 {
@@ -244,7 +284,8 @@ fn a_step_without_a_number_is_skipped() {
     let mut world = World::new(&config);
     let bias = world.generator.layout().get("head.bias").unwrap().slot;
     world.weights[bias.offset] = f32::NAN;
-    let mut trainer = world.trainer(&backend, &config);
+    let quantizer = world.quantizer(&backend);
+    let mut trainer = world.trainer(&backend, &quantizer, &config);
     assert!(trainer.step(&mut Images(&world)).unwrap(), "the step is skipped");
     let found = trainer.export().unwrap();
     let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
@@ -258,14 +299,16 @@ fn a_run_goes_on_on_the_other_backend() {
     fn go_on<A: Backend, B: Backend>(first: &A, second: &B, config: &Config) -> Vec<f32> {
         let mut world = World::new(config);
         let (export, state) = {
-            let mut trainer = world.trainer(first, config);
+            let quantizer = world.quantizer(first);
+            let mut trainer = world.trainer(first, &quantizer, config);
             for _ in 0..2 {
                 trainer.step(&mut Images(&world)).unwrap();
             }
             (trainer.export().unwrap(), trainer.state().clone())
         };
         world.weights = export.weights;
-        let mut trainer = world.trainer(second, config);
+        let quantizer = world.quantizer(second);
+        let mut trainer = world.trainer(second, &quantizer, config);
         let ema = export.ema.as_deref();
         trainer.restore(state, &export.first_moment, &export.second_moment, ema).unwrap();
         trainer.step(&mut Images(&world)).unwrap();
@@ -335,7 +378,8 @@ fn a_profile_counts_the_work_of_a_step() {
     let config = config(Mode::Teacher);
     let backend = emulated::<bf16>();
     let world = World::new(&config);
-    let mut trainer = world.trainer(&backend, &config);
+    let quantizer = world.quantizer(&backend);
+    let mut trainer = world.trainer(&backend, &quantizer, &config);
     backend.device().begin_profile().unwrap();
     trainer.step(&mut Images(&world)).unwrap();
     let tallies = backend.device().end_profile().unwrap();

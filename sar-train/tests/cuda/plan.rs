@@ -1,11 +1,11 @@
 //! `sar plan` beside the memory that a run takes on the device.
 
-use super::{config, emulated};
+use super::{as_var, config, emulated};
 use sar_backend_cuda::{Device as _, SCRATCH, Storage, bf16};
 use sar_math::backend::{Backend, Buffers as _};
 use sar_train::config::{Config, Decode, Mode};
 use sar_train::model::generator::{Generator, GeneratorShape, Recompute};
-use sar_train::model::tokenizer::Tokenizer;
+use sar_train::model::tokenizer::{Quantizer, Tokenizer};
 use sar_train::sample::{Decoder, Painter};
 use sar_train::train::{Batches, MemoryPlan, TrainError, Trainer};
 
@@ -25,6 +25,18 @@ impl<B: Backend> Batches<B> for Blank {
     }
 }
 
+/// Of a tokenizer of any weights, and what else of it is on the device.
+fn quantizer<B: Backend>(backend: &B, config: &Config) -> (Quantizer<B>, Option<B::Params>) {
+    let (t, g) = (&config.tokenizer, &config.generator);
+    if t.residual == 0 {
+        let codes = vec![B::Host::default(); g.vocab * g.channels];
+        return (Quantizer::direct(backend, &codes, g.vocab).unwrap(), None);
+    }
+    let tokenizer = Tokenizer::new(t).unwrap();
+    let params = backend.params(tokenizer.layout().len()).unwrap();
+    (tokenizer.quantizer(backend, &params).unwrap(), Some(params))
+}
+
 /// `sar plan` says what a run takes from its start through its steps, for every policy, storage and way of
 /// training.
 #[test]
@@ -33,15 +45,17 @@ fn the_plan_is_what_the_trainer_holds() {
         let backend = emulated::<S>();
         let generator = Generator::new(&GeneratorShape::from(&config.generator)).unwrap();
         let weights = vec![0.0; generator.layout().len()];
-        let g = &config.generator;
-        let codebook = vec![0.0; g.vocab * g.channels];
+        // The tokenizer's, which is planned beside the steps.
+        let before = backend.device().peak_bytes();
+        let (quantizer, _params) = quantizer(&backend, config);
+        let before = backend.device().peak_bytes() - before;
         let mut trainer =
-            Trainer::new(&backend, generator, config, &weights, &codebook, (4, 4)).unwrap();
+            Trainer::new(&backend, generator, config, &weights, &quantizer, (4, 4)).unwrap();
         // What differs by policy is held from the start; the scratch of ops grows within a step.
         if config.train.recompute == Recompute::Norms {
             trainer.step(&mut Blank).unwrap();
         }
-        let held = backend.device().peak_bytes();
+        let held = backend.device().peak_bytes() - before;
         let own = SCRATCH as u64;
         (held as f64, MemoryPlan::of(config, size_of::<S>() as u64, own).steps() as f64)
     }
@@ -61,9 +75,15 @@ fn the_plan_is_what_the_trainer_holds() {
             config.train.ema = 0.9;
             config.sar.decode = Decode::Sample;
             config.sar.guidance = 1.2;
-            for (held, planned) in [held::<f32>(&config), held::<bf16>(&config)] {
-                let off = (planned - held) / held;
-                assert!(off.abs() < PLAN_ERROR, "{mode}, {recompute}: {planned} for {held}");
+            for config in [config.clone(), as_var(config)] {
+                for (held, planned) in [held::<f32>(&config), held::<bf16>(&config)] {
+                    let off = (planned - held) / held;
+                    let adds_up = config.tokenizer.residual > 0;
+                    assert!(
+                        off.abs() < PLAN_ERROR,
+                        "{mode}, {recompute}, {adds_up}: {planned} for {held}"
+                    );
+                }
             }
         }
     }
@@ -72,8 +92,11 @@ fn the_plan_is_what_the_trainer_holds() {
 /// What `sar train` keeps beside its steps is planned as well.
 #[test]
 fn the_plan_is_what_tokenizer_and_painter_hold() {
-    for guidance in [0.0, 1.0] {
+    for (guidance, adds_up) in [(0.0, false), (1.0, false), (1.0, true)] {
         let mut config = config(Mode::Teacher);
+        if adds_up {
+            config = as_var(config);
+        }
         config.train.batch = PLANNED_BATCH;
         config.sample.guidance = guidance;
         config.sample.batch = 2;
@@ -84,8 +107,8 @@ fn the_plan_is_what_tokenizer_and_painter_hold() {
         let tokenizer = Tokenizer::new(&config.tokenizer).unwrap();
         let generator = Generator::new(&GeneratorShape::from(&config.generator)).unwrap();
         let params = backend.params(tokenizer.layout().len()).unwrap();
-        let codebook = backend.accum(config.generator.vocab * config.generator.channels).unwrap();
-        let decoder = Decoder { tokenizer: &tokenizer, params: &params, codebook: &codebook };
+        let quantizer = tokenizer.quantizer(&backend, &params).unwrap();
+        let decoder = Decoder { tokenizer: &tokenizer, params: &params, quantizer: &quantizer };
         let (side, schedule) = (config.data.image_side, config.generator.schedule);
         let encoder = tokenizer.encoder_memory(&backend, PLANNED_BATCH, (side, side)).unwrap();
         let painter = Painter::new(&backend, &generator, decoder, &schedule, 2, guidance != 0.0);

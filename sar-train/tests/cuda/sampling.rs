@@ -1,20 +1,30 @@
 //! Sampling runs on the CUDA backend beside the CPU backend's.
 
-use super::{CHANNELS, CLASSES, VOCAB, World, config, each, emulated};
+use super::{CHANNELS, CLASSES, VOCAB, World, as_var, config, each, emulated};
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{Device as _, Storage, bf16};
 use sar_math::backend::{Backend, Choice, DrawKeys, Filter};
 use sar_math::guidance::Guidance;
 use sar_math::{MAX_SCALES, ScaleSchedule};
-use sar_train::config::Mode;
+use sar_train::config::{Config, Mode};
 use sar_train::model::tokenizer::{Tokenizer, TokenizerConfig};
 use sar_train::sample::{
     Decoder, Decoding, Edit, Editor, Given, Hole, Mask, Painter, SampleSettings, Sampler,
 };
 
 /// Codes on every device there is.
-fn sample_on_each<S: Storage>(choice: Choice, labels: &[u32], kept: Kept<'_>) -> Vec<Vec<u32>> {
-    each::<S>().iter().map(|backend| sample(backend, choice, labels, kept)).collect()
+fn sample_on_each<S: Storage>(
+    config: &Config,
+    choice: Choice,
+    labels: &[u32],
+    kept: Kept<'_>,
+) -> Vec<Vec<u32>> {
+    each::<S>().iter().map(|backend| sample(backend, config, choice, labels, kept)).collect()
+}
+
+/// The models of FlexVAR and of VAR.
+fn both() -> [Config; 2] {
+    [config(Mode::Teacher), as_var(config(Mode::Teacher))]
 }
 
 /// Codes that a sampler is given, and which of them it is to keep.
@@ -22,19 +32,18 @@ type Kept<'a> = Option<[&'a [u32]; 2]>;
 
 fn sample<B: Backend<Host = f32>>(
     backend: &B,
+    config: &Config,
     choice: Choice,
     labels: &[u32],
     kept: Kept<'_>,
 ) -> Vec<u32> {
-    let config = config(Mode::Teacher);
-    let world = World::new(&config);
+    let world = World::new(config);
     let schedule: ScaleSchedule = config.generator.schedule;
     let mut params = backend.params(world.weights.len()).unwrap();
     backend.upload_params(&world.weights, &mut params, 0).unwrap();
-    let mut codes = backend.accum(world.codebook.len()).unwrap();
-    backend.upload_accum(&world.codebook, &mut codes, 0).unwrap();
+    let quantizer = &world.quantizer(backend);
     let mut sampler =
-        Sampler::new(backend, &world.generator, labels.len(), &schedule, true).unwrap();
+        Sampler::new(backend, &world.generator, quantizer, labels.len(), &schedule, true).unwrap();
     let guidance = Guidance::Sampling(1.5).ramp(schedule.len());
     let decoding = Decoding { guidance, choice };
     let put = |codes: &[u32]| {
@@ -47,12 +56,13 @@ fn sample<B: Backend<Host = f32>>(
         ids,
         scales: [false; MAX_SCALES],
         kept: Some(kept),
+        latents: None,
     });
     let given = given.as_ref();
     let mut codes_of = |labels: &[u32]| {
         let generator = &world.generator;
         sampler
-            .run(backend, generator, &params, &codes, labels, &decoding, given, |_, _| Ok(()))
+            .run(backend, generator, &params, quantizer, labels, &decoding, given, |_, _| Ok(()))
             .unwrap();
         let mut ids = vec![0; labels.len() * schedule.tokens()];
         backend.download_ids(&sampler.ids, 0, &mut ids).unwrap();
@@ -74,7 +84,7 @@ fn a_sampling_run_conditions_its_blocks_once() {
     let (width, depth) = (config.generator.width, config.generator.depth as u64);
     let scales = config.generator.schedule.len() as u64;
     backend.device().begin_profile().unwrap();
-    sample(&backend, Choice::Argmax, &[0, 2], None);
+    sample(&backend, &config, Choice::Argmax, &[0, 2], None);
     let tallies = backend.device().end_profile().unwrap();
     let calls = |outputs: usize| {
         let name = format!("product [.., {width}]·[{width}, {outputs}]");
@@ -97,10 +107,10 @@ fn a_sampling_run_conditions_its_blocks_once() {
 fn sampling_chooses_the_cpus_codes() {
     let filter = Filter { top_k: 20, top_p: 0.95 };
     let draw = Choice::Draw(filter, DrawKeys { seed: 9, first_image: 4 });
-    for choice in [Choice::Argmax, draw] {
-        let expected = sample(&CpuBackend::<f32>::new(), choice, &[1, 0], None);
+    for (config, choice) in both().iter().flat_map(|c| [(c, Choice::Argmax), (c, draw)]) {
+        let expected = sample(&CpuBackend::<f32>::new(), config, choice, &[1, 0], None);
         assert!(expected.iter().any(|&id| id != expected[0]), "the codes say something");
-        for found in sample_on_each::<f32>(choice, &[1, 0], None) {
+        for found in sample_on_each::<f32>(config, choice, &[1, 0], None) {
             assert_eq!(found, expected);
         }
     }
@@ -110,12 +120,14 @@ fn sampling_chooses_the_cpus_codes() {
 fn an_image_is_the_same_in_any_batch() {
     let filter = Filter { top_k: 0, top_p: 0.9 };
     let draw = |first_image| Choice::Draw(filter, DrawKeys { seed: 2, first_image });
-    let devices = sample_on_each::<bf16>(draw(0), &[0, 1, 2], None);
-    for image in 0..3 {
-        let alone = sample_on_each::<bf16>(draw(image as u64), &[image as u32], None);
-        for (alone, three) in alone.iter().zip(&devices) {
-            let tokens = three.len() / 3;
-            assert_eq!(alone[..], three[image * tokens..][..tokens], "image {image}");
+    for config in &both() {
+        let devices = sample_on_each::<bf16>(config, draw(0), &[0, 1, 2], None);
+        for image in 0..3 {
+            let alone = sample_on_each::<bf16>(config, draw(image as u64), &[image as u32], None);
+            for (alone, three) in alone.iter().zip(&devices) {
+                let tokens = three.len() / 3;
+                assert_eq!(alone[..], three[image * tokens..][..tokens], "image {image}");
+            }
         }
     }
 }
@@ -124,8 +136,8 @@ fn an_image_is_the_same_in_any_batch() {
 fn kept_codes_stand_and_change_what_is_drawn_after_them() {
     let filter = Filter { top_k: 20, top_p: 0.95 };
     let draw = Choice::Draw(filter, DrawKeys { seed: 9, first_image: 4 });
-    let cpu = CpuBackend::<f32>::new();
-    let free = sample(&cpu, draw, &[1, 0], None);
+    let (cpu, config) = (CpuBackend::<f32>::new(), config(Mode::Teacher));
+    let free = sample(&cpu, &config, draw, &[1, 0], None);
     let given: Vec<u32> = free.iter().map(|id| (id + 1) % VOCAB as u32).collect();
     // Of each image the second token of the scale 2 and every third token after that scale.
     let tokens = free.len() / 2;
@@ -133,7 +145,7 @@ fn kept_codes_stand_and_change_what_is_drawn_after_them() {
         .map(|i| i % tokens)
         .map(|token| u32::from(token == 2 || (token >= 5 && token % 3 == 0)))
         .collect();
-    let expected = sample(&cpu, draw, &[1, 0], Some([&given, &kept]));
+    let expected = sample(&cpu, &config, draw, &[1, 0], Some([&given, &kept]));
     for (i, kept) in kept.iter().enumerate() {
         match (*kept, i % tokens) {
             (1, _) => assert_eq!(expected[i], given[i], "token {i} is kept"),
@@ -143,7 +155,7 @@ fn kept_codes_stand_and_change_what_is_drawn_after_them() {
     }
     let changed = (0..free.len()).filter(|&i| kept[i] == 0 && expected[i] != free[i]).count();
     assert!(changed > 0, "what is kept feeds what is drawn");
-    for found in sample_on_each::<f32>(draw, &[1, 0], Some([&given, &kept])) {
+    for found in sample_on_each::<f32>(&config, draw, &[1, 0], Some([&given, &kept])) {
         assert_eq!(found, expected);
     }
 }
@@ -158,6 +170,7 @@ fn edit<B: Backend<Host = f32>>(backend: &B) -> Vec<f32> {
         latent_channels: CHANNELS,
         vocab: VOCAB,
         groups: 4,
+        residual: 0,
     };
     let config = config(Mode::Teacher);
     let (world, schedule) = (World::new(&config), config.generator.schedule);
@@ -168,8 +181,8 @@ fn edit<B: Backend<Host = f32>>(backend: &B) -> Vec<f32> {
         params
     };
     let (params, coder) = (put(&world.weights), put(&tokenizer.initial(5)));
-    let codebook = tokenizer.codebook_normalised(backend, &coder).unwrap();
-    let decoder = Decoder { tokenizer: &tokenizer, params: &coder, codebook: &codebook };
+    let quantizer = tokenizer.quantizer(backend, &coder).unwrap();
+    let decoder = Decoder { tokenizer: &tokenizer, params: &coder, quantizer: &quantizer };
     let side = 4 * tokenizer.downsample_factor();
     let image: Vec<f32> = (0..3 * side * side).map(|i| (i as f32 * 0.37).sin()).collect();
     let masked: Vec<bool> = (0..side * side).map(|i| i % side < side / 2).collect();

@@ -6,10 +6,11 @@ use crate::support::{Golden, largest};
 use sar_math::backend::{
     Backend, Choice, ChooseDims, LossDims, RolloutDims, TargetRows, TokenLoss,
 };
-use sar_math::{MAX_SCALES, Scale, ScaleSchedule};
+use sar_math::{MAX_SCALES, Real, Scale, ScaleSchedule};
 use sar_train::model::generator::{
     Generator, GeneratorShape, Gradients, Head, PassInput, Recompute, Trace,
 };
+use sar_train::model::tokenizer::Quantizer;
 use sar_train::params::Tensor;
 
 /// Logits and losses: f64 with sums in another order.
@@ -24,7 +25,7 @@ pub struct Setup<'a, B: Backend> {
     pub backend: &'a B,
     pub generator: Generator,
     pub params: B::Params,
-    pub codebook: B::Accum,
+    pub quantizer: Quantizer<B>,
     pub schedule: ScaleSchedule,
     pub batch: usize,
     labels: Vec<u32>,
@@ -43,6 +44,7 @@ impl<'a, B: Backend> Setup<'a, B> {
             channels: file.usize("latent_channels"),
             classes: file.usize("num_classes"),
             pos_side: file.shape("param.pos_1LC")[2],
+            levels: None,
             mlp_ratio: file.usize("mlp_ratio"),
             norm_eps: file.number("norm_eps"),
             alng: 1e-3,
@@ -56,12 +58,14 @@ impl<'a, B: Backend> Setup<'a, B> {
             host[t.slot.range()].copy_from_slice(&file.f64(&name));
         }
         let params = backend.put_params(&host);
-        let codebook = backend.put_accum(&Golden::open("quantizer").f64("codebook_l2"));
+        let codes = Golden::open("quantizer").f64("codebook_l2");
+        let codes: Vec<_> = codes.into_iter().map(B::Host::of).collect();
+        let quantizer = Quantizer::direct(backend, &codes, config.vocab).unwrap();
         let setup = Self {
             backend,
             generator,
             params,
-            codebook,
+            quantizer,
             schedule: file.schedule(),
             batch: file.usize("batch"),
             labels: file.ids("labels"),
@@ -197,7 +201,7 @@ impl<'a, B: Backend> Setup<'a, B> {
             vocab: v,
         };
         let mut inputs = b.activation(self.batch * span.len() * k).unwrap();
-        b.rollout_inputs(&dims, &b.put_ids(ids), &self.codebook, &mut inputs).unwrap();
+        b.rollout_inputs(&dims, &b.put_ids(ids), self.quantizer.codebook(), &mut inputs).unwrap();
         let fed = b.get(&inputs, self.batch * span.len() * k);
         let labels = b.put_ids(&self.labels);
         let input = PassInput {

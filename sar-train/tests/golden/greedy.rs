@@ -88,15 +88,15 @@ fn raw<B: Backend>(setup: &Setup<'_, B>, recorded: &Recorded, found: &mut Findin
     let labels = [recorded.labels.clone(), unconditional].concat();
     let all_ids = b.put_ids(&recorded.all_ids(schedule).repeat(2));
     let decoding = Decoding { guidance: None, choice: Choice::Argmax };
-    let mut sampler = Sampler::new(b, g, labels.len(), schedule, false).unwrap();
+    let mut sampler = Sampler::new(b, g, &setup.quantizer, labels.len(), schedule, false).unwrap();
     for wanted in 0..schedule.len() {
         let mut scales = [false; MAX_SCALES];
         scales[..wanted].fill(true);
-        let given = Given { ids: &all_ids, scales, kept: None };
+        let given = Given { ids: &all_ids, scales, kept: None, latents: None };
         let len = labels.len() * schedule.range(wanted).len() * g.shape().vocab;
-        let (params, codebook) = (&setup.params, &setup.codebook);
+        let (params, quantizer) = (&setup.params, &setup.quantizer);
         sampler
-            .run(b, g, params, codebook, &labels, &decoding, Some(&given), |scale, s| {
+            .run(b, g, params, quantizer, &labels, &decoding, Some(&given), |scale, s| {
                 if scale == wanted {
                     let name = format!("guidance_{}.raw_logits_{scale}", recorded.strength);
                     let logits = b.get(&s.logits, len);
@@ -116,17 +116,17 @@ fn sample<B: Backend>(setup: &Setup<'_, B>, recorded: &Recorded, found: &mut Fin
     let t = Guidance::Sampling(recorded.strength).ramp(n).unwrap();
     let decoding = Decoding { guidance: Some(t), choice: Choice::Argmax };
     let all_ids = b.put_ids(&recorded.all_ids(schedule));
-    let mut sampler = Sampler::new(b, g, labels.len(), schedule, true).unwrap();
+    let mut sampler = Sampler::new(b, g, &setup.quantizer, labels.len(), schedule, true).unwrap();
     let mut next = 0;
     while next < n {
         let mut scales = [false; MAX_SCALES];
         scales[..next].fill(true);
-        let given = Given { ids: &all_ids, scales, kept: None };
+        let given = Given { ids: &all_ids, scales, kept: None, latents: None };
         let given = (next > 0).then_some(&given);
         let mut comparable = true;
-        let (params, codebook) = (&setup.params, &setup.codebook);
+        let (params, quantizer) = (&setup.params, &setup.quantizer);
         sampler
-            .run(b, g, params, codebook, labels, &decoding, given, |scale, s| {
+            .run(b, g, params, quantizer, labels, &decoding, given, |scale, s| {
                 if !comparable {
                     return Ok(());
                 }

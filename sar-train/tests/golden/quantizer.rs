@@ -3,7 +3,7 @@
 use crate::backends::{Transfers, on_backends};
 use crate::compare::{Findings, code_margin};
 use crate::support::Golden;
-use sar_math::backend::{Backend, LatentDims, RolloutDims};
+use sar_math::backend::{Backend, CodeDims, Distance, LatentDims, RolloutDims, TokenSpan};
 use sar_math::resample::area_resize;
 
 /// Sixteen products of numbers of order 1.
@@ -25,11 +25,13 @@ fn ids_and_inputs<B: Backend>(backend: &B) -> Findings {
     let rows = batch * tokens;
     let mut tokens_btk = backend.activation(rows * channels).unwrap();
     let dims = LatentDims { batch, channels, height, width };
-    backend.area_tokens(dims, &schedule, &latent, &mut tokens_btk).unwrap();
+    let span = TokenSpan::whole(&schedule);
+    backend.area_tokens(dims, &span, &latent, &mut tokens_btk).unwrap();
     let exact = area_tokens(&golden);
     found.value("tokens", backend.get(&tokens_btk, rows * channels), exact.clone(), TOLERANCE);
     let mut ids = backend.ids(rows).unwrap();
-    backend.nearest_code(rows, vocab, channels, &tokens_btk, &codebook, &mut ids).unwrap();
+    let by_angle = CodeDims { vocab, channels, distance: Distance::Cosine };
+    backend.nearest_code(batch, &span, by_angle, &tokens_btk, &codebook, &mut ids).unwrap();
     let (got, want) = (backend.get_ids(&ids, rows), golden.ids("targets"));
     found.ids("targets", &got, &want, "tokens", |row, got, want| {
         code_margin(&exact[row * channels..][..channels], &codes, got, want)
@@ -46,7 +48,9 @@ fn ids_and_inputs<B: Backend>(backend: &B) -> Findings {
         assert_eq!(of_scale, golden.ids(&format!("indices_{}", scale + 1)), "the file's own");
         let len = batch * channels * range.len();
         let mut map = backend.activation(len).unwrap();
-        backend.code_map(&dims, scale, &ids, &codebook, &mut map).unwrap();
+        let grid = schedule.scales()[scale];
+        let grid = (grid.height, grid.width);
+        backend.code_map(&dims, scale, grid, &ids, &codebook, &mut map).unwrap();
         let name = format!("quant_{}", scale + 1);
         let quant = golden.f64(&name);
         found.value(name, backend.get(&map, len), quant, TOLERANCE);

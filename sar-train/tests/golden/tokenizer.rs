@@ -26,6 +26,7 @@ fn config(golden: &Golden) -> TokenizerConfig {
         vocab: golden.usize("vocab"),
         // Not recorded where it is the published number.
         groups: golden.meta["groups"].as_u64().map_or(32, |v| v as usize),
+        residual: 0,
     }
 }
 
@@ -192,9 +193,9 @@ fn codec<B: Backend>(backend: &B) -> Findings {
     let mut on_host = vec![B::Host::default(); latent];
     backend.download(&latents, 0, &mut on_host).unwrap();
     found.value("latent", wide(&on_host), golden.f64("latent"), TOLERANCE);
-    let codebook = tokenizer.codebook_normalised(backend, &params).unwrap();
+    let quantizer = tokenizer.quantizer(backend, &params).unwrap();
     let k = tokenizer.config().latent_channels;
-    let rows = backend.get_accum(&codebook, tokenizer.codebook().len);
+    let rows = backend.get_accum(quantizer.codebook(), tokenizer.codebook().len);
     let maps = code_maps(&golden.ids("indices"), &rows, k, h / f * (w / f));
     let maps: Vec<B::Host> = maps.into_iter().map(B::Host::of).collect();
     let grid = (h / f, w / f);

@@ -9,6 +9,7 @@ mod latents;
 mod results;
 mod runs;
 mod score;
+mod var;
 
 use std::fs;
 use std::path::Path;

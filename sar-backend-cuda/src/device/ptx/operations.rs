@@ -195,6 +195,7 @@ fn fractions(name: &str) -> Option<(Lanes, usize)> {
         "mul.f64" | "mul.rn.f64" => op!(a: f64, b: f64 => a * b),
         "fma.rn.f64" => op!(a: f64, b: f64, c: f64 => a.mul_add(b, c)),
         "div.rn.f64" => op!(a: f64, b: f64 => a / b),
+        "rcp.rn.f64" => op!(a: f64 => 1.0 / a),
         "sqrt.rn.f64" => op!(a: f64 => a.sqrt()),
         "max.f64" => op!(a: f64, b: f64 => larger(a, b)),
         "min.f64" => op!(a: f64, b: f64 => -larger(-a, -b)),

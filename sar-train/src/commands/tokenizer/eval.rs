@@ -1,6 +1,6 @@
 //! `sar tokenizer eval`.
 
-use super::{Use, compared, measure};
+use super::{Use, check_grids, compared, measure};
 use crate::backend::Compute;
 use crate::cli::TokenizerEvalArgs;
 use crate::commands::models::LoadedTokenizer;
@@ -10,14 +10,15 @@ use crate::data::grid;
 pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()> {
     let _place = args.grid.as_deref().map(|path| output::ready_as(path, &["png"])).transpose()?;
     let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
-    let (tokenizer, params) = (&loaded.tokenizer, &loaded.params);
-    let Use { config, data } = Use::open(&args.tokenizer, tokenizer, &args.images, &[])?;
+    let Use { config, data } = Use::open(&args.tokenizer, &loaded.tokenizer, &args.images, &[])?;
+    let schedule = args.schedule.unwrap_or(config.generator.schedule);
     let images = &data.validation;
     anyhow::ensure!(
         !images.is_empty(),
         "no image is held out for validation; raise data.val_fraction"
     );
-    let quality = measure(backend, tokenizer, params, images, &config)?;
+    check_grids(&loaded, &schedule, images.side())?;
+    let quality = measure(backend, &loaded, images, &schedule)?;
     println!("{} held-out images of {} px", images.len().min(super::EVALUATED), images.side());
     println!("{:>8}  {:>9}  {:>6}  {:>10}", "grid", "PSNR (dB)", "SSIM", "codes used");
     for scale in &quality.scales {
@@ -28,12 +29,16 @@ pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::
         println!("{grid:>8}  {:>9.2}  {ssim:>6}  {used:>9.1}%", scale.psnr);
     }
     println!(
-        "what each grid alone decodes to, beside the images scaled to that size; SSIM from 11 px on"
+        "{}; SSIM from 11 px on",
+        match loaded.quantizer.adds_up() {
+            true => "what the grids up to each add up to, decoded, beside the images",
+            false => "what each grid alone decodes to, beside the images scaled to that size",
+        }
     );
     println!("codebook used: {:.1} %", 100.0 * quality.codebook_used);
     println!("perplexity of the codes: {:.1}", quality.perplexity);
     if let Some(path) = &args.grid {
-        grid::save_png(path, &compared(backend, tokenizer, params, images)?)?;
+        grid::save_png(path, &compared(backend, &loaded, images, &schedule)?)?;
         println!("{}", path.display());
     }
     Ok(())

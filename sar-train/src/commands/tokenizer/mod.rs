@@ -7,7 +7,7 @@ mod train;
 pub(super) use encode::EncodingInterrupted;
 pub(crate) use train::{Trained, train_in};
 
-use super::models::{config_of, run_data};
+use super::models::{LoadedTokenizer, config_of, run_data};
 use super::output;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, ImagesArgs, TokenizerArgs, TokenizerCommand};
@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::data::{self, Data, DataConfig, DataError, Dataset, grid, spread};
 use crate::model::tokenizer::Tokenizer;
 use crate::train::tokenizer::{Reconstructor, TokenizerQuality};
+use sar_math::ScaleSchedule;
 use std::path::Path;
 
 /// Validation images that quality is measured on, at most.
@@ -51,32 +52,30 @@ fn check_side(tokenizer: &Tokenizer, data: &Data) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Images through the tokenizer and back, `[n, 3, s, s]`.
+/// Images through the tokenizer and back, `[n, 3, s, s]`; by the scales of a schedule that ends in their full grid where
+/// scales add up.
 pub(crate) fn reconstruct<B: Compute>(
     backend: &B,
-    tokenizer: &Tokenizer,
-    params: &B::Params,
+    of: &LoadedTokenizer<B>,
+    schedule: &ScaleSchedule,
     images: &[f32],
     side: usize,
 ) -> Result<Vec<f32>, B::Error> {
-    let grid = side / tokenizer.downsample_factor();
-    let mut through = Reconstructor::new(backend, tokenizer, BATCH, (side, side))?;
-    through.reconstruct(params, images, (grid, grid))
+    let grid = side / of.tokenizer.downsample_factor();
+    let through = Reconstructor::new(backend, &of.tokenizer, BATCH, (side, side))?;
+    through.adding(&of.quantizer, schedule)?.reconstruct(&of.params, images, (grid, grid))
 }
 
 /// Quality at every scale of the generator's schedule, on some of the images.
 fn measure<B: Compute>(
     backend: &B,
-    tokenizer: &Tokenizer,
-    params: &B::Params,
+    of: &LoadedTokenizer<B>,
     images: &Dataset,
-    config: &Config,
+    schedule: &ScaleSchedule,
 ) -> anyhow::Result<TokenizerQuality> {
     let side = images.side();
-    let full = side / tokenizer.downsample_factor();
-    let mut grids: Vec<(usize, usize)> = config
-        .generator
-        .schedule
+    let full = side / of.tokenizer.downsample_factor();
+    let mut grids: Vec<(usize, usize)> = schedule
         .scales()
         .iter()
         .map(|s| (s.height, s.width))
@@ -84,8 +83,23 @@ fn measure<B: Compute>(
         .collect();
     grids.push((full, full));
     let pixels = pixels(images, EVALUATED)?;
-    let mut through = Reconstructor::new(backend, tokenizer, BATCH, (side, side))?;
-    Ok(through.evaluate(params, &pixels, &grids)?)
+    let through = Reconstructor::new(backend, &of.tokenizer, BATCH, (side, side))?;
+    Ok(through.adding(&of.quantizer, schedule)?.evaluate(&of.params, &pixels, &grids)?)
+}
+
+/// Fails where scales that add up do not end in the images' full grid.
+fn check_grids<B: Compute>(
+    of: &LoadedTokenizer<B>,
+    schedule: &ScaleSchedule,
+    side: usize,
+) -> anyhow::Result<()> {
+    let (full, last) = (side / of.tokenizer.downsample_factor(), schedule.last());
+    anyhow::ensure!(
+        !of.quantizer.adds_up() || (last.height, last.width) == (full, full),
+        "the scales of this tokenizer add up to {full}×{full} latents for images of {side} px, and the schedule \
+         {schedule} ends in a grid of {last}; name one that ends in {full} with --schedule"
+    );
+    Ok(())
 }
 
 /// At most `limit` images of a set, spread over it evenly.
@@ -96,14 +110,14 @@ fn pixels(images: &Dataset, limit: usize) -> anyhow::Result<Vec<f32>> {
 /// A row of images above their reconstructions.
 fn compared<B: Compute>(
     backend: &B,
-    tokenizer: &Tokenizer,
-    params: &B::Params,
+    of: &LoadedTokenizer<B>,
     images: &Dataset,
+    schedule: &ScaleSchedule,
 ) -> anyhow::Result<image::RgbImage> {
     let side = images.side();
     let mut both = pixels(images, SHOWN)?;
     let count = both.len() / (3 * side * side);
-    both.extend(reconstruct(backend, tokenizer, params, &both, side)?);
+    both.extend(reconstruct(backend, of, schedule, &both, side)?);
     Ok(grid::grid(grid::Images::square(&both, side), count.max(1))?)
 }
 
@@ -163,6 +177,14 @@ impl Use {
             None => run_data(&config, run.as_deref())?,
         };
         check_side(tokenizer, &data)?;
+        let published = ScaleSchedule::published_256();
+        // What the released models have at 256 px; their files do not say it.
+        if run.is_none()
+            && tokenizer.config().residual > 0
+            && tokenizer.latent_side(data.train.side()) == published.last().height
+        {
+            config.generator.schedule = published;
+        }
         if !data.skipped.is_empty() {
             output::note(format_args!("{} bad images skipped", data.skipped.len()));
         }

@@ -118,6 +118,12 @@ impl Begun {
             None => None,
         };
         // Before the folder: a run that cannot start leaves none behind.
+        anyhow::ensure!(
+            config.tokenizer.residual == 0,
+            "a tokenizer whose scales add up (tokenizer.residual={}), as VAR's, is read and not trained here; train \
+             one with tokenizer.residual=0, or take VAR's own with `sar convert`",
+            config.tokenizer.residual
+        );
         let data = data::open(&config.data)?;
         check_side(&Tokenizer::new(&config.tokenizer)?, &data)?;
         let folder = RunFolder::create(&args.run.out, &config)?;
@@ -198,13 +204,14 @@ pub(crate) fn train_in<B: Compute>(
             .warn("no image is held out (data.val_fraction); quality is that of training images");
         held = &data.train;
     }
-    let quality = measure(backend, &tokenizer, &loaded.params, held, config)?;
+    let schedule = &config.generator.schedule;
+    let quality = measure(backend, &loaded, held, schedule)?;
     let mut log = folder.log(steps)?;
     // A run that was done already is measured again, and kept once.
     if !log.has(steps, "eval")? {
         log.record(steps, "eval", &quality_record(&quality))?;
     }
-    let picture = compared(backend, &tokenizer, &loaded.params, held)?;
+    let picture = compared(backend, &loaded, held, schedule)?;
     folder.write_png("samples/reconstructions.png", &picture)?;
     let full = quality.scales.last().map_or(f64::NAN, |s| s.psnr);
     progress.finish(&format!(

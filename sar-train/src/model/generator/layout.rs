@@ -1,5 +1,6 @@
 //! Names, places and initial values of a generator's parameters.
 
+use super::positions::PositionSlots;
 use super::{GeneratorError, GeneratorShape};
 use crate::params::Layout;
 use rayon::prelude::*;
@@ -28,7 +29,7 @@ pub struct Generator {
     pub(crate) blocks: Vec<BlockSlots>,
     pub(crate) head: Linear,
     pub(crate) class_emb: Slot,
-    pub(crate) pos_table: Slot,
+    pub(crate) positions: PositionSlots,
     pub(crate) word: Linear,
     pub(crate) pos_start: Slot,
 }
@@ -44,14 +45,13 @@ impl Generator {
         let mut layout = Layout::new();
         let ada = ada_linears(&mut layout, d, c);
         let pos_start = layout.push("pos_start", &[1, 1, c]);
-        let side = shape.pos_side;
-        let pos_table = layout.push("pos_1LC", &[1, c, side, side]);
+        let positions = PositionSlots::lay_out(&mut layout, shape);
         let word = linear(&mut layout, "word_embed", c, shape.channels);
         let class_emb = layout.push("class_emb.weight", &[shape.classes + 1, c]);
         let blocks = (0..d).map(|i| block(&mut layout, i, shape)).collect();
         let head = linear(&mut layout, "head", shape.vocab, c);
         let shape = shape.clone();
-        Ok(Self { shape, layout, ada, blocks, head, class_emb, pos_table, word, pos_start })
+        Ok(Self { shape, layout, ada, blocks, head, class_emb, positions, word, pos_start })
     }
 
     /// Its shape.
@@ -112,7 +112,7 @@ impl Generator {
     fn fill(&self, seed: u64, index: usize, name: &str, out: &mut [f32]) {
         let c = self.shape.width;
         let sigma = (1.0 / (3.0 * c as f64)).sqrt();
-        if name == "pos_1LC" {
+        if name == "pos_1LC" && self.shape.levels.is_none() {
             sine_positions(out, c, self.shape.pos_side);
         } else if name.contains("scale_mul") {
             out.fill(4f32.ln());
@@ -192,7 +192,10 @@ fn block(layout: &mut Layout, i: usize, shape: &GeneratorShape) -> BlockSlots {
 /// Parameters of a generator; each tensor as published.
 pub fn parameters(g: &GeneratorShape) -> u64 {
     let [c, k, v, h] = [g.width, g.channels, g.vocab, g.heads].map(|n| n as u64);
-    let positions = c + c * (g.pos_side as u64).pow(2);
+    let positions = c + match &g.levels {
+        None => c * (g.pos_side as u64).pow(2),
+        Some(levels) => c * (levels.tokens() + levels.len()) as u64,
+    };
     let embeddings = c * k + c + (g.classes as u64 + 1) * c;
     let attention = h + 2 * c + 3 * c * c + c * c + c;
     let wide = g.mlp_ratio as u64 * c;
@@ -205,6 +208,7 @@ pub fn parameters(g: &GeneratorShape) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sar_math::ScaleSchedule;
 
     /// A rounding to f32 of numbers up to 1, and of what their sine is taken of.
     const STORED: f64 = 1e-6;
@@ -254,6 +258,32 @@ mod tests {
             assert_eq!(seen, generator.layout().tensors().len());
             let count = published[format!("FlexVAR-d{depth}:parameters")].as_u64().unwrap();
             assert_eq!(generator.layout().parameters() as u64, count);
+        }
+    }
+
+    #[test]
+    fn names_and_shapes_of_var_are_the_published_ones() {
+        let text = include_str!("../../../tests/var/shapes.json");
+        let published: serde_json::Value = serde_json::from_str(text).unwrap();
+        for depth in [16, 20, 24, 30] {
+            let levels = Some(ScaleSchedule::published_256());
+            let shape = GeneratorShape::of_depth(depth, 4096, 32, 1000);
+            let generator = Generator::new(&GeneratorShape { levels, ..shape }).unwrap();
+            let shapes = published[format!("VAR-d{depth}")].as_object().unwrap();
+            let buffer = |n: &str| {
+                ["attn_bias_for_masking", "lvl_1L"].contains(&n) || n.ends_with("attn.zero_k_bias")
+            };
+            let mut seen = 0;
+            for (name, shape) in shapes.iter().filter(|(n, _)| !buffer(n)) {
+                let ours = generator.layout().get(name).unwrap_or_else(|| panic!("{name}"));
+                let shape: Vec<usize> = serde_json::from_value(shape.clone()).unwrap();
+                assert_eq!(ours.shape, shape, "{name}");
+                seen += 1;
+            }
+            assert_eq!(seen, generator.layout().tensors().len());
+            let count = published[format!("VAR-d{depth}:parameters")].as_u64().unwrap();
+            assert_eq!(generator.layout().parameters() as u64, count);
+            assert_eq!(parameters(generator.shape()), count);
         }
     }
 

@@ -8,6 +8,7 @@ mod classes;
 mod head;
 mod layout;
 mod pass;
+mod positions;
 mod shape;
 mod trace;
 
@@ -15,5 +16,6 @@ pub use head::Head;
 pub(crate) use head::parts;
 pub use layout::{Generator, parameters};
 pub use pass::PassInput;
+pub(crate) use positions::Places;
 pub use shape::{GeneratorError, GeneratorShape};
 pub use trace::{Gradients, Recompute, Trace};

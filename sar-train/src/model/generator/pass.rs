@@ -174,8 +174,7 @@ impl Generator {
             &mut t.silu_cond,
             &mut t.ada,
         )?;
-        let width = self.shape().width;
-        backend.positions(&input.schedule, width, params, self.pos_table, &mut t.pos_lc)?;
+        self.position(backend, params, &input.schedule, &mut t.places, &mut t.pos_lc)?;
         backend.token_embedding(
             &self.embedding_dims(input),
             &t.cond,
@@ -205,7 +204,8 @@ impl Generator {
             &mut g.dpos,
             &mut g.params,
         )?;
-        backend.positions_backward(&input.schedule, c, &g.dpos, self.pos_table, &mut g.params)?;
+        let (places, grads) = (t.places.as_ref(), &mut g.params);
+        self.position_backward(backend, &input.schedule, places, &g.dpos, grads)?;
         let table = self.class_emb;
         backend.class_embedding_backward(batch, c, input.labels, &g.dcond, table, &mut g.params)?;
         let dims = LinearDims { rows: batch, inputs: c, outputs: self.ada_stride() };

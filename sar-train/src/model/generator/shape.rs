@@ -1,5 +1,8 @@
 //! The shape of a generator.
 
+use crate::config::Positions;
+use sar_math::ScaleSchedule;
+
 /// Width of the FFN over the model's, in the published models.
 pub const MLP_RATIO: usize = 4;
 /// Under the root of every layer norm, in the published models.
@@ -22,8 +25,10 @@ pub struct GeneratorShape {
     pub channels: usize,
     /// Classes; class number `classes` is the unconditional one.
     pub classes: usize,
-    /// Side of the learned position table.
+    /// Side of the learned position table, where positions come from one.
     pub pos_side: usize,
+    /// The schedule that has a learned vector for each token and each scale (VAR), instead of a table that is resized.
+    pub levels: Option<ScaleSchedule>,
     /// Width of the FFN over the model's.
     pub mlp_ratio: usize,
     /// ε under the root of every layer norm.
@@ -65,6 +70,7 @@ impl GeneratorShape {
             channels,
             classes,
             pos_side: POSITION_SIDE,
+            levels: None,
             mlp_ratio: MLP_RATIO,
             norm_eps: NORM_EPS,
             alng: if depth >= 24 { 1e-4 } else { 1e-3 },
@@ -117,6 +123,7 @@ impl From<&crate::config::GeneratorSection> for GeneratorShape {
             channels: c.channels,
             classes: c.classes,
             pos_side: c.pos_side,
+            levels: (c.positions == Positions::Levels).then_some(c.schedule),
             mlp_ratio: c.mlp_ratio,
             norm_eps: c.norm_eps,
             alng: c.alng,

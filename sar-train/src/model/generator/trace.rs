@@ -1,6 +1,6 @@
 //! Memory of a forward pass: what its backward needs, and scratch.
 
-use super::Generator;
+use super::{Generator, Places};
 use sar_math::backend::{Backend, Buffers};
 use std::fmt;
 use std::str::FromStr;
@@ -60,6 +60,7 @@ pub struct Trace<B: Buffers> {
     /// All modulation vectors `[b, (6d+2)c]`.
     pub(crate) ada: B::Activation,
     pub(crate) pos_lc: B::Activation,
+    pub(crate) places: Option<Places<B>>,
     /// What norm n saw, `[b, l, c]`, at [`Trace::sum_of`].
     pub(crate) sums: Vec<B::Activation>,
     pub(crate) stats: Vec<B::Accum>,
@@ -105,6 +106,7 @@ impl<B: Backend> Trace<B> {
             silu_cond: backend.activation(batch * c)?,
             ada: backend.activation(batch * generator.ada_stride())?,
             pos_lc: backend.activation(tokens * c)?,
+            places: generator.places(backend, tokens)?,
             sums: many(sums, rows * c)?,
             stats: accums(2 * d + 1, rows * 2)?,
             branches: many(branches, rows * c)?,

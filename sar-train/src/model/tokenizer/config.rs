@@ -21,6 +21,9 @@ pub struct TokenizerConfig {
     pub vocab: usize,
     /// Groups of the norms; divides the channels of every level. Default 8 (published: 32).
     pub groups: usize,
+    /// Convolutions φ through which the maps of all scales add up to the latent, as in VAR's tokenizer (there 4).
+    /// Default 0: each scale stands for the latent itself, as in FlexVAR's. Such tokenizers are read, not trained.
+    pub residual: usize,
 }
 
 impl Default for TokenizerConfig {
@@ -34,6 +37,7 @@ impl Default for TokenizerConfig {
             latent_channels: 8,
             vocab: 512,
             groups: 8,
+            residual: 0,
         }
     }
 }
@@ -91,6 +95,8 @@ pub enum TokenizerConfigError {
 const MAX_LEVELS: usize = 16;
 /// A bound that keeps every product of two widths far from overflow.
 const MAX_WIDTH: usize = 1 << 16;
+/// As many as there can be scales.
+const MAX_RESIDUAL: usize = sar_math::MAX_SCALES;
 /// Codes that an id and the published buffers have room for, with a wide margin.
 const MAX_VOCAB: usize = 1 << 24;
 
@@ -105,7 +111,14 @@ impl TokenizerConfig {
             latent_channels: 32,
             vocab: 8912,
             groups: 32,
+            residual: 0,
         }
+    }
+
+    /// VAR's tokenizer: 109 M parameters, 256 px to 16×16.
+    pub fn published_var() -> Self {
+        let (ch, z_channels, vocab) = (160, 32, 4096);
+        Self { ch, z_channels, vocab, residual: 4, ..Self::published() }
     }
 
     /// Checks that such a tokenizer can be built.
@@ -122,6 +135,10 @@ impl TokenizerConfig {
             ("groups", self.groups, MAX_WIDTH),
         ] {
             at_most(field, value, most)?;
+        }
+        if self.residual > MAX_RESIDUAL {
+            let (field, found, most) = ("residual", self.residual, MAX_RESIDUAL);
+            return Err(TokenizerConfigError::TooLarge { field, found, most });
         }
         if self.vocab < 2 {
             return Err(TokenizerConfigError::OneCode { found: self.vocab });
@@ -172,6 +189,7 @@ mod tests {
     fn defaults_are_valid_and_wrong_values_are_named() {
         TokenizerConfig::default().validate().unwrap();
         TokenizerConfig::published().validate().unwrap();
+        TokenizerConfig::published_var().validate().unwrap();
         let message = |change: fn(&mut TokenizerConfig)| {
             let mut config = TokenizerConfig::default();
             change(&mut config);
@@ -182,6 +200,7 @@ mod tests {
         assert!(message(|c| c.ch_mult = vec![]).contains("0 levels"));
         assert!(message(|c| c.vocab = usize::MAX).contains("vocab"));
         assert!(message(|c| c.vocab = 1).contains("at least 2"));
+        assert!(message(|c| c.residual = 33).contains("residual is 33"));
         assert!(message(|c| c.ch_mult = vec![usize::MAX]).contains("ch_mult"));
         assert!(toml::from_str::<TokenizerConfig>("chanels = 3").is_err());
     }

@@ -56,9 +56,7 @@ pub(super) struct ResidualBlock {
 #[derive(Clone, Debug)]
 pub(super) struct AttentionBlock {
     pub norm: GroupNorm,
-    pub q: ConvLayer,
-    pub k: ConvLayer,
-    pub v: ConvLayer,
+    pub qkv: [ConvLayer; 3],
     pub proj_out: ConvLayer,
 }
 
@@ -152,9 +150,9 @@ impl Layer {
             }
             (Self::Attention(block), [a, q, k, v, o, p, ..], [stats, ..]) => {
                 backend.group_norm(dims, x, params, block.norm, a, stats)?;
-                conv(&block.q, dims, a, q)?;
-                conv(&block.k, dims, a, k)?;
-                conv(&block.v, dims, a, v)?;
+                for (layer, to) in block.qkv.iter().zip([&mut *q, &mut *k, &mut *v]) {
+                    conv(layer, dims, a, to)?;
+                }
                 backend.spatial_attention(dims, q, k, v, p, o)?;
                 conv(&block.proj_out, dims, o, y)?;
                 backend.add(x, y, dims.len())
@@ -228,10 +226,10 @@ impl Layer {
             (Self::Attention(block), [a, q, k, v, o, p, ..], [stats, ..]) => {
                 conv(&block.proj_out, dims, current, o, Some(t0))?;
                 backend.spatial_attention_backward(dims, t0, q, k, v, p, t1, t2, t3)?;
-                conv(&block.q, dims, t1, a, Some(t0))?;
-                conv(&block.k, dims, t2, a, Some(t1))?;
+                conv(&block.qkv[0], dims, t1, a, Some(t0))?;
+                conv(&block.qkv[1], dims, t2, a, Some(t1))?;
                 backend.add(t1, t0, dims.len())?;
-                conv(&block.v, dims, t3, a, Some(t1))?;
+                conv(&block.qkv[2], dims, t3, a, Some(t1))?;
                 backend.add(t1, t0, dims.len())?;
                 let (norm, write) = (block.norm, Write::Accumulate);
                 backend

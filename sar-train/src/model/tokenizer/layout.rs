@@ -1,17 +1,16 @@
 //! The tokenizer's tensors under their published names, and its two chains.
 
+use super::builder::Builder;
 use super::config::{TokenizerConfig, TokenizerConfigError};
-use super::layer::{AttentionBlock, ConvLayer, Layer, ResidualBlock};
+use super::layer::Layer;
 use super::network::{Gradients, Network};
 use crate::params::Layout;
 use sar_math::Real;
-use sar_math::backend::{Buffers, Conv, GroupNorm, NORMALIZE_EPS, Slot};
+use sar_math::backend::{Buffers, Conv, NORMALIZE_EPS, Slot};
 use sar_math::philox::{Purpose, Stream};
 
 /// Channels of an image: red, green, blue in [−1, 1].
 pub const IMAGE_CHANNELS: usize = 3;
-/// Under the root of the group norms, as published.
-const GROUP_NORM_EPS: f64 = 1e-6;
 
 /// A convolutional VQ tokenizer: where its parameters lie, and how they are applied.
 #[derive(Clone, Debug)]
@@ -21,6 +20,7 @@ pub struct Tokenizer {
     encoder: Network,
     decoder: Network,
     codebook: Slot,
+    phis: Vec<Conv>,
 }
 
 impl Tokenizer {
@@ -30,19 +30,24 @@ impl Tokenizer {
     /// [`TokenizerConfigError`] naming the field at fault.
     pub fn new(config: &TokenizerConfig) -> Result<Self, TokenizerConfigError> {
         config.validate()?;
-        let mut build = Builder { layout: Layout::new(), groups: config.groups };
+        let mut build = Builder::new(config);
         let mut encoder = build.encoder(config);
         let mut decoder = build.decoder(config);
         let (k, z) = (config.latent_channels, config.z_channels);
         let codebook = build.layout.push("quantize.embedding.weight", &[config.vocab, k]);
-        encoder.push(Layer::Conv(build.conv("quant_conv", z, k, 1)));
-        decoder.insert(0, Layer::Conv(build.conv("post_quant_conv", k, z, 1)));
+        // VAR's look at what is around a position.
+        let kernel = if config.residual > 0 { 3 } else { 1 };
+        encoder.push(Layer::Conv(build.conv("quant_conv", z, k, kernel)));
+        decoder.insert(0, Layer::Conv(build.conv("post_quant_conv", k, z, kernel)));
+        let phi = |i| build.conv(&format!("quantize.quant_resi.qresi_ls.{i}"), k, k, 3).slots;
+        let phis = (0..config.residual).map(phi).collect();
         Ok(Self {
             config: config.clone(),
             layout: build.layout,
             encoder: Network { layers: encoder, inputs: IMAGE_CHANNELS },
             decoder: Network { layers: decoder, inputs: k },
             codebook,
+            phis,
         })
     }
 
@@ -52,7 +57,7 @@ impl Tokenizer {
     }
 
     /// Names, shapes and places of the parameters. Checkpoints also hold a published buffer,
-    /// `quantize.codebook_used`, which is no parameter.
+    /// `quantize.codebook_used` (of VAR's, `quantize.ema_vocab_hit_SV`), which is no parameter.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
@@ -67,9 +72,14 @@ impl Tokenizer {
         &self.decoder
     }
 
-    /// The codebook `[V, K]`, as trained: its rows are normalised where they are used.
+    /// The codebook `[V, K]`, as trained: its rows are normalised where they are used, unless scales add up.
     pub fn codebook(&self) -> Slot {
         self.codebook
+    }
+
+    /// Convolutions `[K, K, 3, 3]` through which the maps of the scales add up; none where each stands for itself.
+    pub(super) fn phis(&self) -> &[Conv] {
+        &self.phis
     }
 
     /// Pixels of an image side per position of the latent.
@@ -126,28 +136,7 @@ impl Tokenizer {
         let inner = [new()?, new()?, new()?, new()?];
         Ok(Gradients { current: new()?, other: new()?, inner })
     }
-
-    /// The L2-normalised codebook `[V, K]`, as [`sar_math::backend::RolloutOps`] takes it.
-    ///
-    /// # Errors
-    /// Out of memory; shape, where `params` are of another model.
-    pub fn codebook_normalised<B: Buffers>(
-        &self,
-        backend: &B,
-        params: &B::Params,
-    ) -> Result<B::Accum, B::Error> {
-        let mut rows = vec![B::Host::zero(); self.codebook.len];
-        backend.download_params(params, self.codebook.offset, &mut rows)?;
-        for row in rows.chunks_exact_mut(self.config.latent_channels) {
-            normalise(row);
-        }
-        let mut codes = backend.accum(rows.len())?;
-        backend.upload_accum(&rows, &mut codes, 0)?;
-        Ok(codes)
-    }
 }
-
-use num_traits::Zero;
 
 /// Divides a row by its norm, or by [`NORMALIZE_EPS`] where that is larger.
 pub(crate) fn normalise<T: Real>(row: &mut [T]) {
@@ -174,120 +163,6 @@ fn directions(to: &mut [f32], width: usize, stream: &mut Stream) {
     }
 }
 
-struct Builder {
-    layout: Layout,
-    groups: usize,
-}
-
-impl Builder {
-    fn conv(&mut self, name: &str, inputs: usize, outputs: usize, kernel: usize) -> ConvLayer {
-        let weight = self.layout.push(format!("{name}.weight"), &[outputs, inputs, kernel, kernel]);
-        let bias = self.layout.push(format!("{name}.bias"), &[outputs]);
-        let (slots, pad) = (Conv { weight, bias }, kernel / 2);
-        ConvLayer { slots, inputs, outputs, kernel, stride: 1, pad_before: pad, pad_after: pad }
-    }
-
-    fn norm(&mut self, name: &str, channels: usize, silu: bool) -> GroupNorm {
-        let weight = self.layout.push(format!("{name}.weight"), &[channels]);
-        let bias = self.layout.push(format!("{name}.bias"), &[channels]);
-        GroupNorm { weight, bias, groups: self.groups, eps: GROUP_NORM_EPS, silu }
-    }
-
-    fn residual(&mut self, name: &str, inputs: usize, outputs: usize) -> Layer {
-        Layer::Residual(ResidualBlock {
-            norm1: self.norm(&format!("{name}.norm1"), inputs, true),
-            conv1: self.conv(&format!("{name}.conv1"), inputs, outputs, 3),
-            norm2: self.norm(&format!("{name}.norm2"), outputs, true),
-            conv2: self.conv(&format!("{name}.conv2"), outputs, outputs, 3),
-            nin_shortcut: (inputs != outputs)
-                .then(|| self.conv(&format!("{name}.nin_shortcut"), inputs, outputs, 1)),
-        })
-    }
-
-    fn attention(&mut self, name: &str, channels: usize) -> Layer {
-        Layer::Attention(AttentionBlock {
-            norm: self.norm(&format!("{name}.norm"), channels, false),
-            q: self.conv(&format!("{name}.q"), channels, channels, 1),
-            k: self.conv(&format!("{name}.k"), channels, channels, 1),
-            v: self.conv(&format!("{name}.v"), channels, channels, 1),
-            proj_out: self.conv(&format!("{name}.proj_out"), channels, channels, 1),
-        })
-    }
-
-    fn middle(&mut self, name: &str, channels: usize, layers: &mut Vec<Layer>) {
-        layers.push(self.residual(&format!("{name}.mid.0"), channels, channels));
-        layers.push(self.attention(&format!("{name}.mid.1"), channels));
-        layers.push(self.residual(&format!("{name}.mid.2"), channels, channels));
-    }
-
-    /// `count` residual blocks, each followed by attention where asked for. The file holds all
-    /// blocks before all attention layers.
-    fn level(
-        &mut self,
-        name: &str,
-        mut inputs: usize,
-        outputs: usize,
-        count: usize,
-        attention: bool,
-        layers: &mut Vec<Layer>,
-    ) {
-        let mut blocks = Vec::new();
-        for j in 0..count {
-            blocks.push(self.residual(&format!("{name}.res.{j}"), inputs, outputs));
-            inputs = outputs;
-        }
-        for (j, block) in blocks.into_iter().enumerate() {
-            layers.push(block);
-            if attention {
-                layers.push(self.attention(&format!("{name}.attn.{j}"), outputs));
-            }
-        }
-    }
-
-    fn encoder(&mut self, config: &TokenizerConfig) -> Vec<Layer> {
-        let mut layers =
-            vec![Layer::Conv(self.conv("encoder.conv_in", IMAGE_CHANNELS, config.ch, 3))];
-        let (levels, mut width) = (config.ch_mult.len(), config.ch);
-        for level in 0..levels {
-            let (name, last) = (format!("encoder.conv_blocks.{level}"), level + 1 == levels);
-            let outputs = config.channels(level);
-            self.level(&name, width, outputs, config.num_res_blocks, last, &mut layers);
-            width = outputs;
-            if !last {
-                let mut down = self.conv(&format!("{name}.downsample.conv"), width, width, 3);
-                // As published: one row and one column of zeros, at the end only.
-                (down.stride, down.pad_before, down.pad_after) = (2, 0, 1);
-                layers.push(Layer::Conv(down));
-            }
-        }
-        self.middle("encoder", width, &mut layers);
-        let norm = self.norm("encoder.norm_out", width, true);
-        layers.push(Layer::Out(norm, self.conv("encoder.conv_out", width, config.z_channels, 3)));
-        layers
-    }
-
-    fn decoder(&mut self, config: &TokenizerConfig) -> Vec<Layer> {
-        let levels = config.ch_mult.len();
-        let mut width = config.channels(levels - 1);
-        let conv_in = self.conv("decoder.conv_in", config.z_channels, width, 3);
-        let mut layers = vec![Layer::Conv(conv_in)];
-        self.middle("decoder", width, &mut layers);
-        for i in 0..levels {
-            let (name, outputs) =
-                (format!("decoder.conv_blocks.{i}"), config.channels(levels - 1 - i));
-            self.level(&name, width, outputs, config.num_res_blocks + 1, i == 0, &mut layers);
-            width = outputs;
-            if i + 1 < levels {
-                let up = self.conv(&format!("{name}.upsample.conv"), width, width, 3);
-                layers.push(Layer::Upsample(up));
-            }
-        }
-        let norm = self.norm("decoder.norm_out", width, true);
-        layers.push(Layer::Out(norm, self.conv("decoder.conv_out", width, IMAGE_CHANNELS, 3)));
-        layers
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,6 +186,24 @@ mod tests {
         assert_eq!(tokenizer.latent_side(256), 16);
         // 72 million, as the paper says.
         assert_eq!(tokenizer.layout().parameters() / 1_000_000, 72);
+    }
+
+    #[test]
+    fn names_and_shapes_of_var_are_the_published_ones() {
+        let text = include_str!("../../../tests/var/shapes.json");
+        let all: serde_json::Value = serde_json::from_str(text).unwrap();
+        let published = all["VAR-vae"].as_object().unwrap();
+        let tokenizer = Tokenizer::new(&TokenizerConfig::published_var()).unwrap();
+        for tensor in tokenizer.layout().tensors() {
+            let want: Vec<usize> = serde_json::from_value(published[&tensor.name].clone()).unwrap();
+            assert_eq!(tensor.shape, want, "{}", tensor.name);
+        }
+        let buffer = "quantize.ema_vocab_hit_SV";
+        assert!(published.contains_key(buffer));
+        assert_eq!(tokenizer.layout().tensors().len() + 1, published.len(), "all but {buffer}");
+        let count = all["VAR-vae:parameters"].as_u64().unwrap();
+        assert_eq!(tokenizer.layout().parameters() as u64, count);
+        assert_eq!(tokenizer.downsample_factor(), 16);
     }
 
     #[test]

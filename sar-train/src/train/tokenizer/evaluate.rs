@@ -2,10 +2,10 @@
 
 use super::check_size;
 use crate::metrics::ssim;
-use crate::model::tokenizer::{IMAGE_CHANNELS, Tokenizer, Trace};
+use crate::model::tokenizer::{IMAGE_CHANNELS, Quantizer, QuantizerMemory, Tokenizer, Trace};
 use num_traits::Zero;
-use sar_math::Real;
-use sar_math::backend::{Buffers, MapDims, ShapeError, TokenizerOps};
+use sar_math::backend::{Backend, Buffers, LatentDims, MapDims, ShapeError};
+use sar_math::{Real, ScaleSchedule};
 
 /// Reconstruction at one scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,6 +40,15 @@ const OP: &str = "tokenizer evaluation";
 /// Peak to peak of a pixel is 2, so its square is 4.
 const PEAK_SQUARED: f64 = 4.0;
 
+/// Codes of scales that add up.
+struct Added<'a, B: Buffers> {
+    quantizer: &'a Quantizer<B>,
+    memory: QuantizerMemory<B>,
+    schedule: ScaleSchedule,
+    /// `[b, T]`.
+    ids: B::Ids,
+}
+
 /// Takes images through a tokenizer and back, in memory of its own for so many at a time.
 pub struct Reconstructor<'a, B: Buffers> {
     backend: &'a B,
@@ -56,9 +65,10 @@ pub struct Reconstructor<'a, B: Buffers> {
     target: B::Activation,
     ids: B::Ids,
     distance: B::Accum,
+    added: Option<Added<'a, B>>,
 }
 
-impl<'a, B: TokenizerOps> Reconstructor<'a, B> {
+impl<'a, B: Backend> Reconstructor<'a, B> {
     /// Room for `batch` images of `height`×`width` at a time.
     ///
     /// # Errors
@@ -83,7 +93,35 @@ impl<'a, B: TokenizerOps> Reconstructor<'a, B> {
             target: backend.activation(batch * IMAGE_CHANNELS * height * width)?,
             ids: backend.ids(batch * rows * columns)?,
             distance: backend.accum(1)?,
+            added: None,
         })
+    }
+
+    /// Of a tokenizer whose scales may add up, as they do in this schedule; then what a grid gives is what the scales up
+    /// to it do, at the size of the last.
+    ///
+    /// # Errors
+    /// As [`Reconstructor::new`].
+    pub fn adding(
+        mut self,
+        quantizer: &'a Quantizer<B>,
+        schedule: &ScaleSchedule,
+    ) -> Result<Self, B::Error> {
+        if quantizer.adds_up() {
+            let (backend, batch) = (self.backend, self.batch);
+            self.added = Some(Added {
+                quantizer,
+                memory: quantizer.memory(backend, batch, schedule)?,
+                schedule: *schedule,
+                ids: backend.ids(batch * schedule.tokens())?,
+            });
+        }
+        Ok(self)
+    }
+
+    /// Grid that is decoded for a grid of codes.
+    fn decoded(&self, grid: (usize, usize)) -> (usize, usize) {
+        self.added.as_ref().map_or(grid, |added| added.quantizer.grid(&added.schedule, 0))
     }
 
     /// Quality of any number of images `[n, 3, h, w]`, reconstructed at each of the grids.
@@ -122,7 +160,8 @@ impl<'a, B: TokenizerOps> Reconstructor<'a, B> {
         grid: (usize, usize),
     ) -> Result<(ScaleQuality, Vec<u64>), B::Error> {
         let factor = self.tokenizer.downsample_factor();
-        let (height, width) = (grid.0 * factor, grid.1 * factor);
+        let (rows, columns) = self.decoded(grid);
+        let (height, width) = (rows * factor, columns * factor);
         let wide = |plane: &[B::Host]| -> Vec<f64> {
             plane.iter().map(|v| v.wide().clamp(-1.0, 1.0)).collect()
         };
@@ -147,7 +186,7 @@ impl<'a, B: TokenizerOps> Reconstructor<'a, B> {
         Ok((ScaleQuality { grid, psnr, mse, ssim, codebook_used }, counts))
     }
 
-    /// Reconstructions of images at a grid, `[n, 3, grid·f]`, not clamped.
+    /// Reconstructions of images at a grid, `[n, 3, grid·f]` (of the last grid where scales add up), not clamped.
     ///
     /// # Errors
     /// As [`Reconstructor::evaluate`].
@@ -179,30 +218,42 @@ impl<'a, B: TokenizerOps> Reconstructor<'a, B> {
         let factor = self.tokenizer.downsample_factor();
         ShapeError::at_least(OP, "rows of the full grid", grid.0, height / factor)?;
         ShapeError::at_least(OP, "columns of the full grid", grid.1, width / factor)?;
-        let Self { backend, tokenizer, encoder, decoder, latent, target, ids, distance, .. } = self;
+        let decoded = self.decoded(grid);
+        let Self { backend, tokenizer, encoder, decoder, target, .. } = self;
+        let (backend, tokenizer) = (*backend, *tokenizer);
         let pixels = &mut self.images;
-        let (vocab, codebook) = (tokenizer.config().vocab, tokenizer.codebook());
         for images in images_b3hw.chunks(self.batch * sample) {
             let batch = images.len() / sample;
             backend.upload(images, pixels, 0)?;
             backend.copy(pixels, 0, encoder.input_mut(), 0, images.len())?;
             let full =
-                tokenizer.encoder().forward(*backend, params, batch, height, width, encoder)?;
-            let scaled = MapDims { height: grid.0, width: grid.1, ..full };
-            let codes = decoder.input_mut();
-            backend.area_resize(full, grid.0, grid.1, encoder.output(), latent)?;
-            backend
-                .vector_quantize(scaled, vocab, latent, params, codebook, ids, codes, distance)?;
+                tokenizer.encoder().forward(backend, params, batch, height, width, encoder)?;
+            let (latents, codes) = (encoder.output(), decoder.input_mut());
+            let host_ids = match &mut self.added {
+                Some(added) => added.quantize(backend, full, grid, latents, codes)?,
+                None => {
+                    let scaled = MapDims { height: grid.0, width: grid.1, ..full };
+                    let (vocab, codebook) = (tokenizer.config().vocab, tokenizer.codebook());
+                    let (latent, ids) = (&mut self.latent, &mut self.ids);
+                    let distance = &mut self.distance;
+                    backend.area_resize(full, grid.0, grid.1, latents, latent)?;
+                    backend.vector_quantize(
+                        scaled, vocab, latent, params, codebook, ids, codes, distance,
+                    )?;
+                    let mut host_ids = vec![0; batch * grid.0 * grid.1];
+                    backend.download_ids(ids, 0, &mut host_ids)?;
+                    host_ids
+                }
+            };
+            let (rows, columns) = decoded;
             let out =
-                tokenizer.decoder().forward(*backend, params, batch, grid.0, grid.1, decoder)?;
+                tokenizer.decoder().forward(backend, params, batch, rows, columns, decoder)?;
             let whole = MapDims { height, width, ..out };
             backend.area_resize(whole, out.height, out.width, pixels, target)?;
             let mut reconstructions = vec![B::Host::zero(); out.len()];
             let mut targets = reconstructions.clone();
-            let mut host_ids = vec![0; batch * grid.0 * grid.1];
             backend.download(decoder.output(), 0, &mut reconstructions)?;
             backend.download(target, 0, &mut targets)?;
-            backend.download_ids(ids, 0, &mut host_ids)?;
             f(&reconstructions, &targets, &host_ids);
         }
         Ok(())
@@ -212,4 +263,32 @@ impl<'a, B: TokenizerOps> Reconstructor<'a, B> {
 /// The part of the counts that is not 0.
 fn used(counts: &[u64]) -> f64 {
     counts.iter().filter(|&&n| n > 0).count() as f64 / counts.len() as f64
+}
+
+impl<B: Backend> Added<'_, B> {
+    /// The sum of the scales up to that of `grid` of latents, into `map`; codes of that scale.
+    fn quantize(
+        &mut self,
+        backend: &B,
+        full: MapDims,
+        grid: (usize, usize),
+        latents: &B::Activation,
+        map: &mut B::Activation,
+    ) -> Result<Vec<u32>, B::Error> {
+        let MapDims { batch, channels, height, width } = full;
+        let latent = LatentDims { batch, channels, height, width };
+        let Self { quantizer, memory, schedule, ids } = self;
+        let scale = schedule.scales().iter().position(|s| (s.height, s.width) == grid);
+        let Some(scale) = scale else {
+            let operand = "grids of the schedule (that one)";
+            return Err(ShapeError { op: OP, operand, expected: 1, found: 0 }.into());
+        };
+        quantizer.codes(backend, memory, latent, schedule, latents, ids)?;
+        memory.begin();
+        quantizer.map(backend, memory, batch, schedule, scale, ids, map)?;
+        let (tokens, columns) = (schedule.tokens(), schedule.range(scale));
+        let mut all = vec![0; batch * tokens];
+        backend.download_ids(ids, 0, &mut all)?;
+        Ok(all.chunks(tokens).flat_map(|row| &row[columns.clone()]).copied().collect())
+    }
 }

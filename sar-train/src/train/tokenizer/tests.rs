@@ -17,6 +17,7 @@ fn tiny() -> Tokenizer {
         latent_channels: 4,
         vocab: 12,
         groups: 2,
+        residual: 0,
     })
     .unwrap()
 }

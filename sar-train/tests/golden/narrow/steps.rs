@@ -3,8 +3,8 @@
 use super::{Buf, Done, Ids, NarrowCpu, held, rounding, store, with_loss};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{
-    AdamW, AttentionSlots, CachedAttentionDims, ChooseDims, LatentDims, LossDims, LossOps,
-    OptimizerOps, RolloutDims, RolloutOps, Slot, TokenLoss,
+    AdamW, AttentionSlots, CachedAttentionDims, ChooseDims, CodeDims, LatentDims, LossDims,
+    LossOps, OptimizerOps, RolloutDims, RolloutOps, Slot, TokenLoss, TokenSpan,
 };
 use std::ops::Range;
 
@@ -63,14 +63,15 @@ impl LossOps for NarrowCpu {
 impl RolloutOps for NarrowCpu {
     rounding! {
         area_tokens(
-            dims: LatentDims, schedule: &ScaleSchedule, latent: &Buf, tokens: &mut Buf,
+            dims: LatentDims, span: &TokenSpan, latent: &Buf, tokens: &mut Buf,
         ) -> [tokens];
         nearest_code(
-            rows: usize, vocab: usize, channels: usize, z: &Buf, codebook: &Buf, ids: &mut Ids,
+            batch: usize, span: &TokenSpan, codes: CodeDims, z: &Buf, codebook: &Buf, ids: &mut Ids,
         ) -> [];
         rollout_inputs(dims: &RolloutDims, ids: &Ids, codebook: &Buf, inputs: &mut Buf) -> [inputs];
         code_map(
-            dims: &RolloutDims, scale: usize, ids: &Ids, codebook: &Buf, map: &mut Buf,
+            dims: &RolloutDims, scale: usize, size: (usize, usize), ids: &Ids, codebook: &Buf,
+            map: &mut Buf,
         ) -> [map];
         choose_codes(dims: &ChooseDims, logits: &Buf, ids: &mut Ids) -> [];
         guide(len: usize, t: f64, x: &mut Buf) -> [x];

@@ -3,8 +3,10 @@
 use super::{Encoder, Use, progress};
 use crate::backend::Compute;
 use crate::cli::TokenizerEncodeArgs;
+use crate::commands::tokenizer::check_grids;
 use crate::data::Dataset;
 use crate::files::write_whole;
+use crate::model::tokenizer::QuantizerMemory;
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
 use std::path::Path;
@@ -25,6 +27,7 @@ pub(super) fn write<B: Compute>(
          {latent}×{latent}; end --schedule at {latent} or less, or take larger images with \
          --image-side"
     );
+    check_grids(encoder.tokenizer, &schedule, side)?;
     let mut progress = progress(data.train.len() + data.validation.len(), quiet);
     let mut coder = Coder::new(encoder, schedule)?;
     let mut coded = Coded::default();
@@ -43,15 +46,15 @@ pub(super) fn write<B: Compute>(
 struct Coder<'a, B: Compute> {
     encoder: Encoder<'a, B>,
     schedule: ScaleSchedule,
-    tokens: B::Activation,
+    coding: QuantizerMemory<B>,
     codes: B::Ids,
 }
 
 impl<'a, B: Compute> Coder<'a, B> {
     fn new(encoder: Encoder<'a, B>, schedule: ScaleSchedule) -> Result<Self, B::Error> {
-        let channels = encoder.tokenizer.tokenizer.config().latent_channels;
+        let (quantizer, batch) = (&encoder.tokenizer.quantizer, encoder.batch);
         Ok(Self {
-            tokens: encoder.backend.activation(encoder.batch * schedule.tokens() * channels)?,
+            coding: quantizer.memory(encoder.backend, batch, &schedule)?,
             codes: encoder.backend.ids(encoder.batch * schedule.tokens())?,
             encoder,
             schedule,
@@ -70,15 +73,8 @@ impl<'a, B: Compute> Coder<'a, B> {
         let dims = self.encoder.encode(&images.values_b)?;
         let (backend, tokenizer) = (self.encoder.backend, self.encoder.tokenizer);
         let (batch, t) = (dims.batch, self.schedule.tokens());
-        let (latents, tokens) = (&self.encoder.latents, &mut self.tokens);
-        tokenizer.decoder().codes(
-            backend,
-            dims,
-            &self.schedule,
-            latents,
-            tokens,
-            &mut self.codes,
-        )?;
+        let (latents, coding, codes) = (&self.encoder.latents, &mut self.coding, &mut self.codes);
+        tokenizer.quantizer.codes(backend, coding, dims, &self.schedule, latents, codes)?;
         let done = coded.ids.len();
         coded.ids.resize(done + batch * t, 0);
         backend.download_ids(&self.codes, 0, &mut coded.ids[done..])?;

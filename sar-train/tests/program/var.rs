@@ -1,0 +1,135 @@
+//! VAR's models by the command line: the small ones of `tests/var`, which its own code made.
+
+use super::*;
+use safetensors::SafeTensors;
+
+/// A rounding of a pixel to 8 bits may fall to either side.
+const LEVELS: f64 = 1.0;
+
+fn published(name: &str) -> String {
+    format!("{}/tests/var/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A folder with VAR's tokenizer `vae.safetensors` and generator `var.safetensors`, converted.
+fn converted() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let said = prints(&["convert", &published("vae.pth"), "vae.safetensors"], path);
+    says(&said, &["tokenizer of 32 base channels, 2 levels, vocabulary 24, 231391 parameters"]);
+    let from = published("var.pth");
+    let schedule = ["--schedule", "1_2_3_4_5"];
+    let said = prints(&[&["convert", &from, "var.safetensors"], &schedule[..]].concat(), path);
+    says(&said, &["generator of depth 2, width 16, vocabulary 24, 3 classes, schedule 1_2_3_4_5"]);
+    folder
+}
+
+const SAMPLE: [&str; 4] = ["sample", "var.safetensors", "--tokenizer", "vae.safetensors"];
+
+#[test]
+fn greedy_samples_are_the_pictures_that_vars_code_draws() {
+    let folder = converted();
+    let folder = folder.path();
+    let bytes = std::fs::read(published("reference.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    for guidance in ["0", "1.5", "3"] {
+        let greedy = ["--top-k", "1", "--top-p", "0", "--classes", "2,0,1", "--count", "3"];
+        let given = ["--guidance", guidance, "--out", guidance];
+        succeeds(&[&SAMPLE[..], &greedy, &given].concat(), folder);
+        let name = format!("greedy_images.{:.1}", guidance.parse::<f64>().unwrap());
+        let images = tensors.tensor(&name).unwrap();
+        let values: Vec<f64> =
+            images.data().as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
+        for (k, expected) in values.chunks(300).enumerate() {
+            let found = image::open(folder.join(format!("{guidance}/{k:06}.png"))).unwrap();
+            for (x, y, pixel) in found.to_rgb8().enumerate_pixels() {
+                for (channel, level) in pixel.0.iter().enumerate() {
+                    let value = expected[channel * 100 + (y * 10 + x) as usize];
+                    let off = f64::from(*level) - (value + 1.0) * 127.5;
+                    assert!(off.abs() <= LEVELS, "{guidance}, image {k}, {x}, {y}: {off}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn schedules_are_of_the_grids_that_there_are_positions_for() {
+    let folder = converted();
+    let folder = folder.path();
+    let some = succeeds(&[&SAMPLE[..], &["--schedule", "1_3_5", "--out", "some"]].concat(), folder);
+    says(&some, &["trained on 1_2_3_4_5, not on 1_3_5"]);
+    let sample = [&SAMPLE[..], &["--schedule", "1_2_4_6", "--out", "other"]].concat();
+    says(&fails(1, &sample, folder), &["1_2_4_6, with a grid of 6x6", "grids of 1_2_3_4_5"]);
+    assert!(!folder.join("other").exists());
+    // The released models' schedule has other tokens than these positions.
+    let said = fails(1, &["convert", &published("var.pth"), "other.safetensors"], folder);
+    says(&said, &["55 tokens of 5 scales", "--schedule"]);
+    let eval = ["tokenizer", "eval", "vae.safetensors", "--data", "builtin:glyphs10"];
+    let side = ["--image-side", "10"];
+    let said = fails(1, &[&eval[..], &side].concat(), folder);
+    says(&said, &["add up to 5×5", "1_2_4_8", "ends in 5 with --schedule"]);
+    let schedule = ["--schedule", "1_2_3_4_5"];
+    let said = prints(&[&eval[..], &side, &schedule].concat(), folder);
+    says(&said, &["512 held-out images of 10 px", "5x5", "up to each add up to"]);
+}
+
+const TRAIN: [&str; 12] = [
+    "train",
+    "--data",
+    "builtin:glyphs10",
+    "--set",
+    "data.image_side=10",
+    "--tokenizer",
+    "vae.safetensors",
+    "--set",
+    "train.batch=4",
+    "--set",
+    "train.sample_every=0",
+    "--out",
+];
+
+#[test]
+fn they_are_trained_refined_and_gone_on_with_bit_for_bit() {
+    let folder = converted();
+    let folder = folder.path();
+    let from = ["--init-from", "var.safetensors", "--new-classes"];
+    let steps = |n| format!("train.steps={n}");
+    let train = |out: &str, n: usize, more: &[&str]| {
+        succeeds(&[&TRAIN[..], &[out, "--set", &steps(n)], more].concat(), folder)
+    };
+    let said = train("whole", 4, &[&from[..], &["--set", "train.save_every=2"]].concat());
+    says(&said, &["all 10 begin anew"]);
+    let last = folder.join("whole/checkpoints/step-4");
+    let weights = || std::fs::read(last.join("model.safetensors")).unwrap();
+    let at_once = weights();
+    std::fs::remove_dir_all(&last).unwrap();
+    succeeds(&["train", "--resume", "--out", "whole"], folder);
+    assert!(weights() == at_once);
+    let schedule = ["--set", "generator.schedule=1_2_5"];
+    let other = [&TRAIN[..], &["other"], &from, &schedule].concat();
+    says(&fails(1, &other, folder), &["generator.schedule is 1_2_5", "leave the key out"]);
+    let random = ["--set", "train.random_schedules=true"];
+    let other = [&TRAIN[..], &["other"], &from, &random].concat();
+    says(&fails(1, &other, folder), &["random_schedules", "levels"]);
+    assert!(!folder.join("other").exists());
+
+    let refine = ["refine", "--init-from", "whole", "--set", "train.steps=2"];
+    for preset in ["paper", "release"] {
+        succeeds(&[&refine[..], &["--preset", preset, "--out", preset]].concat(), folder);
+        let sample = ["sample", preset, "--count", "2", "--out"];
+        succeeds(&[&sample[..], &[&format!("of-{preset}")]].concat(), folder);
+    }
+}
+
+#[test]
+fn what_is_not_read_or_trained_says_so() {
+    let folder = converted();
+    let folder = folder.path();
+    let train = ["tokenizer", "train", "--data", "builtin:glyphs10", "--out", "tok"];
+    let residual = ["--set", "tokenizer.residual=4"];
+    let said = fails(1, &[&train[..], &residual].concat(), folder);
+    says(&said, &["tokenizer.residual=4", "not trained here"]);
+    let said = fails(1, &[&train[..], &["--init-from", "vae.safetensors"]].concat(), folder);
+    says(&said, &["not trained here"]);
+    assert!(!folder.join("tok").exists());
+}
