@@ -37,7 +37,7 @@ impl Layout {
     /// Appends a tensor and says where it lies. Elements before it that belong to no tensor are zero, as are
     /// their gradients.
     ///
-    /// Decay follows the published rule: none on 1-D tensors, biases, positions and `scale_mul`.
+    /// Decay follows the published rule: none on 1-D tensors, biases, positions, `lvl_embed` and `scale_mul`.
     pub fn push(&mut self, name: impl Into<String>, shape: &[usize]) -> Slot {
         self.push_together([(name.into(), shape.to_vec())])
     }

@@ -43,7 +43,8 @@ impl EmbeddingDims {
 ///
 /// Each forward has its backward, and neither has a default body.
 pub trait EmbeddingOps: Buffers {
-    /// `cond[b, c] = table[labels_b, c]`; the table is `[classes+1, C]`, its last row unconditional.
+    /// `cond[b, c] = table[labels_b, c]`; the table is `[classes+1, C]`, its last row unconditional. Other tables
+    /// of vectors are read alike: those of positions, where each token has its own.
     ///
     /// # Errors
     /// Shape; a device fault may surface here or later. Likewise for all below.

@@ -86,7 +86,7 @@ impl TokenSpan {
     pub fn columns(&self) -> Range<usize> {
         let first = self.schedule.span(self.held.clone()).start;
         let meant = self.schedule.span(self.scales.clone());
-        meant.start - first..meant.end - first
+        meant.start.saturating_sub(first)..meant.end.saturating_sub(first)
     }
 }
 

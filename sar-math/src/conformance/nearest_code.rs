@@ -1,7 +1,7 @@
 //! `nearest_code`: the codebook row nearest to each vector, by angle or by distance.
 
 use super::area_tokens::draw_span;
-use super::case::{Case, Numbers};
+use super::case::{Case, Numbers, mid_schedule};
 use super::math::{dot, normalised};
 use super::rig::Rig;
 use super::subject::{Expected, Outputs, Subject, Verifier, repeatable};
@@ -184,12 +184,16 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
     Ok(verifier.report())
 }
 
-/// All bits of a mid-size run: 450 vectors, 512 codes of 32 channels.
+/// All bits of mid-size runs with 512 codes of 32 channels: 450 vectors by angle, two scales of 3 rows by distance.
 ///
 /// # Errors
 /// Where a second run, or a vector alone, gives other ids.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let codes = CodeDims { vocab: 512, channels: 32, distance: Distance::Cosine };
     let mut n = case.numbers("nearest_code");
-    repeatable(backend, &Operands::draw(&mut n, 450, one_token(), codes))
+    let by_angle = repeatable(backend, &Operands::draw(&mut n, 450, one_token(), codes))?;
+    let codes = CodeDims { distance: Distance::Euclidean, ..codes };
+    let span = TokenSpan { scales: 2..4, ..TokenSpan::whole(&mid_schedule()) };
+    let by_distance = repeatable(backend, &Operands::draw(&mut n, 3, span, codes))?;
+    Ok([by_angle, by_distance].concat())
 }

@@ -58,6 +58,15 @@ impl Facts {
         }
     }
 
+    /// Tokens with positions of their own, 0 where those come from a table that is resized.
+    fn tokens(&self) -> Option<usize> {
+        self.levels.map(|(tokens, _)| tokens).or(self.pos_side.map(|_| 0))
+    }
+
+    fn scales(&self) -> Option<usize> {
+        self.levels.map(|(_, scales)| scales).or(self.pos_side.map(|_| 0))
+    }
+
     /// "this file is depth 6, the configuration says depth 4", for all that differ.
     pub fn differences(&self, expected: &Self) -> Vec<String> {
         [
@@ -71,8 +80,8 @@ impl Facts {
             ("FFN ratio", self.mlp_ratio, expected.mlp_ratio),
             ("base channels", self.base_channels, expected.base_channels),
             ("levels", self.halvings, expected.halvings),
-            ("tokens with positions", self.levels.map(|l| l.0), expected.levels.map(|l| l.0)),
-            ("scales with positions", self.levels.map(|l| l.1), expected.levels.map(|l| l.1)),
+            ("table of positions for tokens", self.tokens(), expected.tokens()),
+            ("table of positions for scales", self.scales(), expected.scales()),
         ]
         .iter()
         .filter_map(|&(what, file, config)| match (file, config) {

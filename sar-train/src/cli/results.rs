@@ -252,7 +252,8 @@ pub struct ConvertArgs {
     pub from: PathBuf,
     /// The `.safetensors` file to write.
     pub to: PathBuf,
-    /// Grids that the generator was trained on, which weights alone do not say; default: the published ones.
+    /// Grids that the generator was trained on; default: those of its mask where its positions are of one schedule
+    /// (VAR), else the published ones, since weights alone do not say it.
     #[arg(long, value_name = "1_2_4_8")]
     pub schedule: Option<ScaleSchedule>,
     /// Replace the target where it exists.

@@ -1,7 +1,7 @@
 //! `sar convert`: published weights become files that this program uses directly.
 
 use crate::checkpoint::{
-    self, Disk, Facts, Header, Kind, arrange, load_weights, read_pth, save_weights,
+    self, Disk, Facts, Header, Kind, RawTensor, arrange, load_weights, read_pth, save_weights,
 };
 use crate::cli::{ConvertArgs, GlobalArgs};
 use crate::config::{GeneratorSection, Positions};
@@ -91,7 +91,7 @@ fn of_safetensors(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
         None => {
             let shapes = checkpoint::read_shapes(&args.from)?;
             let shapes = shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
-            Model::of(&shapes, args.schedule).with_context(|| of_no_known_model(args))?
+            Model::of(&shapes, args.schedule, None).with_context(|| of_no_known_model(args))?
         }
     };
     let flat = load_weights(&args.from, model.kind, &model.layout)?.flat;
@@ -102,7 +102,9 @@ fn of_safetensors(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
 fn of_pth(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
     let tensors = read_pth(&args.from)?;
     let shapes = tensors.iter().map(|(n, t)| (n.as_str(), t.shape.as_slice())).collect();
-    let model = Model::of(&shapes, args.schedule).with_context(|| of_no_known_model(args))?;
+    let masked = tensors.get(MASK).and_then(masked_grids);
+    let model = Model::of(&shapes, args.schedule, masked);
+    let model = model.with_context(|| of_no_known_model(args))?;
     let flat = arrange(&args.from, &model.layout, &tensors)?;
     Ok((model, flat))
 }
@@ -143,16 +145,19 @@ impl Model {
         Ok(model)
     }
 
-    fn of(shapes: &Shapes<'_>, schedule: Option<ScaleSchedule>) -> anyhow::Result<Self> {
-        let other =
-            |name: &&&str| name.contains("shared_ada_lin") || name.contains("quant_resi.qresi.");
-        if let Some(name) = shapes.keys().find(other) {
+    /// `masked` are the grids that the file's mask is of, where they are square.
+    fn of(
+        shapes: &Shapes<'_>,
+        schedule: Option<ScaleSchedule>,
+        masked: Option<ScaleSchedule>,
+    ) -> anyhow::Result<Self> {
+        if let Some(name) = shapes.keys().find(|name| name.contains("shared_ada_lin")) {
             anyhow::bail!(
-                "`{name}` is of a VAR that shares a layer among blocks or scales, as its 512 px model does; this \
-                 program reads those whose blocks have their own (depths 16 to 30, 256 px), and their tokenizer"
+                "`{name}` is of a VAR whose blocks share a layer, as its 512 px model's do; this program reads those \
+                 whose blocks have their own (depths 16 to 30, 256 px)"
             )
         } else if shapes.contains_key("pos_start") {
-            Self::generator(shapes, schedule)
+            Self::generator(shapes, schedule, masked)
         } else if shapes.contains_key("quantize.embedding.weight") {
             no_schedule(schedule)?;
             Self::tokenizer(shapes)
@@ -166,11 +171,19 @@ impl Model {
         }
     }
 
-    fn generator(shapes: &Shapes<'_>, schedule: Option<ScaleSchedule>) -> anyhow::Result<Self> {
+    fn generator(
+        shapes: &Shapes<'_>,
+        schedule: Option<ScaleSchedule>,
+        masked: Option<ScaleSchedule>,
+    ) -> anyhow::Result<Self> {
         let facts = Facts::of(shapes.iter().map(|(n, s)| (*n, *s)));
         let need = |what: &str, value: Option<usize>| {
             value.with_context(|| format!("no tensor of the generator tells its {what}"))
         };
+        anyhow::ensure!(
+            facts.heads.is_some() || facts.depth.is_none(),
+            "it has no `blocks.0.attn.scale_mul_1H11`: attention without L2-normalised queries and keys is not built"
+        );
         let positions = if facts.levels.is_some() { Positions::Levels } else { Positions::Grid };
         let pos_side = match positions {
             Positions::Levels => GeneratorSection::default().pos_side,
@@ -186,12 +199,17 @@ impl Model {
             positions,
             pos_side,
             mlp_ratio: need("FFN width", facts.mlp_ratio)?,
-            // Weights fit any schedule; this is the one the published models were trained with.
-            schedule: schedule.unwrap_or_else(ScaleSchedule::published_256),
+            // A table of positions fits any schedule; this is the one the published models were trained with.
+            schedule: schedule
+                .or(masked.filter(|_| positions == Positions::Levels))
+                .unwrap_or_else(ScaleSchedule::published_256),
             ..GeneratorSection::default()
         };
         if let Some((tokens, scales)) = facts.levels {
             let s = &section.schedule;
+            if let Some(masked) = masked {
+                anyhow::ensure!(*s == masked, "the file's mask is of the grids {masked}, not {s}");
+            }
             anyhow::ensure!(
                 (s.tokens(), s.len()) == (tokens, scales),
                 "the generator has positions for {tokens} tokens of {scales} scales, and {s} has {} of {}; name its \
@@ -243,6 +261,11 @@ impl Model {
             shapes.contains_key(format!("quantize.quant_resi.qresi_ls.{i}.weight").as_str())
         });
         let residual = phis.count();
+        anyhow::ensure!(
+            residual > 0 || !shapes.contains_key("encoder.down.0.block.0.conv1.weight"),
+            "its encoder is VAR's, but it has no `quantize.quant_resi.qresi_ls.0.weight`: of VAR's tokenizers those \
+             whose scales share a few convolutions are read, as the released one (four)"
+        );
         let block = |level: usize, i: usize, conv: usize| match residual {
             0 => format!("encoder.conv_blocks.{level}.res.{i}.conv{conv}.weight"),
             _ => format!("encoder.down.{level}.block.{i}.conv{conv}.weight"),
@@ -261,7 +284,13 @@ impl Model {
             groups: PUBLISHED_GROUPS,
             residual,
         };
-        Self::of_tokenizer(&config)
+        let mut model = Self::of_tokenizer(&config)?;
+        model.assumed = (residual > 0).then(|| {
+            "that half of each map is convolved (quant_resi 0.5) and codes are looked up by distance (no znorm), as \
+             in the released tokenizer, is taken for granted: its tensors do not say it"
+                .to_owned()
+        });
+        Ok(model)
     }
 
     fn of_tokenizer(config: &TokenizerConfig) -> anyhow::Result<Self> {
@@ -277,9 +306,27 @@ impl Model {
     }
 }
 
+/// The buffer of published generators that says which token sees which.
+const MASK: &str = "attn_bias_for_masking";
+
 /// Tokens of the grids that a published file's mask was made for.
 fn masked_tokens(shapes: &Shapes<'_>) -> Option<usize> {
-    shapes.get("attn_bias_for_masking")?.last().copied()
+    shapes.get(MASK)?.last().copied()
+}
+
+/// The grids that a mask `[1, 1, T, T]` is of, if they are square: a token sees all up to the end of its scale.
+fn masked_grids(mask: &RawTensor) -> Option<ScaleSchedule> {
+    let tokens = *mask.shape.last()?;
+    let mut sides = Vec::new();
+    let mut first = 0;
+    while first < tokens {
+        let row = mask.values.get(first * tokens..)?.get(..tokens)?;
+        let end = row.iter().position(|seen| *seen != 0.0).unwrap_or(tokens);
+        let scale = end.checked_sub(first).filter(|scale| *scale > 0)?;
+        sides.push(scale.isqrt());
+        first = (scale.isqrt().pow(2) == scale).then_some(end)?;
+    }
+    ScaleSchedule::from_sides(&sides).ok()
 }
 
 /// A schedule is a generator's.

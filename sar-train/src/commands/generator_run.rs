@@ -284,8 +284,6 @@ pub(super) fn check<B: Compute>(
     data: &Data,
     tokenizer: &LoadedTokenizer<B>,
 ) -> anyhow::Result<()> {
-    // What the weights brought may not go with what was asked for.
-    config.validate()?;
     let generator = &config.generator;
     tokenizer.fits(generator)?;
     if let Some(schedule) = &config.sample.schedule {
@@ -313,6 +311,13 @@ pub(super) fn check<B: Compute>(
         "the schedule {} ends in a grid of {last}, but images of {side} px have latents of \
          {latent}×{latent}; set data.image_side={} for images that the schedule draws, or end \
          generator.schedule at {latent} or less",
+        generator.schedule,
+        last.height.max(last.width) * factor
+    );
+    anyhow::ensure!(
+        !tokenizer.quantizer.adds_up() || (last.height, last.width) == (latent, latent),
+        "the scales of this tokenizer add up to the {latent}×{latent} latents of images of {side} px, and the schedule \
+         {} ends in a grid of {last}; set data.image_side={} or another schedule",
         generator.schedule,
         last.height.max(last.width) * factor
     );

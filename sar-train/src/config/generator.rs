@@ -16,6 +16,13 @@ pub enum Positions {
     Levels,
 }
 
+impl Positions {
+    /// Whether they are what files had before there was a choice, and leave out.
+    fn is_grid(&self) -> bool {
+        *self == Self::Grid
+    }
+}
+
 impl fmt::Display for Positions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -46,6 +53,7 @@ pub struct GeneratorSection {
     pub schedule: ScaleSchedule,
     /// Where positions come from: `grid` (FlexVAR), any schedule; `levels` (VAR), a vector for each token and each
     /// scale of this schedule. Default `grid`.
+    #[serde(skip_serializing_if = "Positions::is_grid")]
     pub positions: Positions,
     /// Side of the learned position table of `grid`. Default 32, as published.
     pub pos_side: usize,

@@ -44,7 +44,8 @@ impl<B: Backend> Copy for Decoder<'_, B> {}
 pub struct Painted {
     /// `[n, 3, h·f, w·f]` in [−1, 1], of the last scale.
     pub images: Vec<f32>,
-    /// The same of every scale, each at its own size; empty unless asked for.
+    /// The same after every scale, each at its own size or, where scales add up, at that of the last; empty unless
+    /// asked for.
     pub scales: Vec<Vec<f32>>,
 }
 

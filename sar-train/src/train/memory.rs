@@ -103,7 +103,7 @@ pub struct StepMemory<B: Backend> {
 }
 
 impl<B: Backend> StepMemory<B> {
-    /// Room for steps of `batch` images on a schedule, or on others of no more tokens.
+    /// Room for steps of `batch` images on a schedule, or on others of no more tokens that end in the same grid.
     ///
     /// # Errors
     /// Out of memory.

@@ -102,6 +102,8 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
     ) -> Result<Self, B::Error> {
         let (rows, columns) =
             check_size("tokenizer training", tokenizer, config.batch, (height, width))?;
+        // Scales that add up have another way to be trained.
+        ShapeError::equal("tokenizer training", "residual", 0, tokenizer.config().residual)?;
         let b = config.batch;
         let (layout, shape) = (tokenizer.layout(), tokenizer.config());
         let image = b * IMAGE_CHANNELS * height * width;

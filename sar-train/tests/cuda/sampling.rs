@@ -3,9 +3,10 @@
 use super::{CHANNELS, CLASSES, VOCAB, World, as_var, config, each, emulated};
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{Device as _, Storage, bf16};
-use sar_math::backend::{Backend, Choice, DrawKeys, Filter};
+use sar_math::backend::{Backend, Buffers as _, Choice, DrawKeys, Filter, LatentDims};
 use sar_math::guidance::Guidance;
-use sar_math::{MAX_SCALES, ScaleSchedule};
+use sar_math::philox::{Purpose, Stream};
+use sar_math::{MAX_SCALES, Real, ScaleSchedule};
 use sar_train::config::{Config, Mode};
 use sar_train::model::tokenizer::{Tokenizer, TokenizerConfig};
 use sar_train::sample::{
@@ -239,4 +240,60 @@ fn an_edit_is_the_same_in_any_batch_and_keeps_what_is_known() {
     for backend in each::<bf16>() {
         edit(&backend);
     }
+}
+
+/// Where scales add up, what is left of a latent is stored in 16 bits on the way. A code that this turns turns some of
+/// those after it; what they all add up to is as near to the latent.
+#[test]
+fn codes_of_sums_in_bf16_are_as_good_as_those_in_f32() {
+    const IMAGES: usize = 16;
+    const SIDE: usize = 16;
+    /// Of the codes 5.8 % were others, and what they left of the latents was larger by 0.12 %.
+    const OTHERS: f64 = 0.1;
+    const WORSE: f64 = 5e-3;
+    let mut world = World::new(&as_var(config(Mode::Teacher)));
+    // Maps that are half of the codes and a little of them convolved, so that what is left shrinks.
+    if let Some((tokenizer, weights)) = &mut world.adding {
+        let phis = tokenizer.layout().tensors().iter().filter(|t| t.name.contains("resi"));
+        phis.for_each(|t| weights[t.slot.range()].iter_mut().for_each(|w| *w *= 0.05));
+    }
+    let mut stream = Stream::new(7, Purpose::Test, 0);
+    let latents: Vec<f32> =
+        (0..IMAGES * CHANNELS * SIDE * SIDE).map(|_| stream.normal() as f32).collect();
+    let (cpu, schedule) = (CpuBackend::<f32>::new(), ScaleSchedule::published_256());
+    let exact = codes(&cpu, &world, &latents, SIDE);
+    assert_eq!(codes(&emulated::<f32>(), &world, &latents, SIDE), exact);
+    let stored = codes(&emulated::<bf16>(), &world, &latents, SIDE);
+    let others = exact.iter().zip(&stored).filter(|(a, b)| a != b).count();
+    assert!((others as f64) < OTHERS * exact.len() as f64, "{others} of {}", exact.len());
+    let quantizer = world.quantizer(&cpu);
+    let left = |codes: &[u32]| {
+        let mut memory = quantizer.memory(&cpu, IMAGES, &schedule).unwrap();
+        let mut ids = cpu.ids(codes.len()).unwrap();
+        cpu.upload_ids(codes, &mut ids, 0).unwrap();
+        let mut sum = cpu.activation(latents.len()).unwrap();
+        let last = schedule.len() - 1;
+        quantizer.map(&cpu, &mut memory, IMAGES, &schedule, last, &ids, &mut sum).unwrap();
+        let off = sum.as_slice().iter().zip(&latents).map(|(a, b)| f64::from(a - b).powi(2));
+        off.sum::<f64>()
+    };
+    let (exact, stored) = (left(&exact), left(&stored));
+    assert!(stored < exact * (1.0 + WORSE), "{others} others, {stored} for {exact}");
+}
+
+/// Codes of square latents on the ten published grids.
+fn codes<B: Backend>(backend: &B, world: &World, latents: &[f32], side: usize) -> Vec<u32> {
+    let (batch, schedule) =
+        (latents.len() / (CHANNELS * side * side), ScaleSchedule::published_256());
+    let quantizer = world.quantizer(backend);
+    let host: Vec<B::Host> = latents.iter().map(|&v| B::Host::of(f64::from(v))).collect();
+    let mut held = backend.activation(host.len()).unwrap();
+    backend.upload(&host, &mut held, 0).unwrap();
+    let mut memory = quantizer.memory(backend, batch, &schedule).unwrap();
+    let mut ids = backend.ids(batch * schedule.tokens()).unwrap();
+    let dims = LatentDims { batch, channels: CHANNELS, height: side, width: side };
+    quantizer.codes(backend, &mut memory, dims, &schedule, &held, &mut ids).unwrap();
+    let mut found = vec![0; batch * schedule.tokens()];
+    backend.download_ids(&ids, 0, &mut found).unwrap();
+    found
 }

@@ -35,6 +35,14 @@ fn greedy_samples_are_the_pictures_that_vars_code_draws() {
         let greedy = ["--top-k", "1", "--top-p", "0", "--classes", "2,0,1", "--count", "3"];
         let given = ["--guidance", guidance, "--out", guidance];
         succeeds(&[&SAMPLE[..], &greedy, &given].concat(), folder);
+        let alone =
+            [&SAMPLE[..], &greedy, &given[..2], &["--batch", "1", "--out", "alone"]].concat();
+        succeeds(&alone, folder);
+        for k in 0..3 {
+            let of = |out: &str| std::fs::read(folder.join(format!("{out}/{k:06}.png"))).unwrap();
+            assert!(of("alone") == of(guidance), "image {k} in any batch");
+        }
+        std::fs::remove_dir_all(folder.join("alone")).unwrap();
         let name = format!("greedy_images.{:.1}", guidance.parse::<f64>().unwrap());
         let images = tensors.tensor(&name).unwrap();
         let values: Vec<f64> =
@@ -61,9 +69,15 @@ fn schedules_are_of_the_grids_that_there_are_positions_for() {
     let sample = [&SAMPLE[..], &["--schedule", "1_2_4_6", "--out", "other"]].concat();
     says(&fails(1, &sample, folder), &["1_2_4_6, with a grid of 6x6", "grids of 1_2_3_4_5"]);
     assert!(!folder.join("other").exists());
-    // The released models' schedule has other tokens than these positions.
-    let said = fails(1, &["convert", &published("var.pth"), "other.safetensors"], folder);
-    says(&said, &["55 tokens of 5 scales", "--schedule"]);
+    // Its mask says which grids there are; others of as many tokens and scales are not those.
+    let from = published("var.pth");
+    prints(&["convert", &from, "again.safetensors"], folder);
+    let of = |name: &str| std::fs::read(folder.join(name)).unwrap();
+    assert!(of("again.safetensors") == of("var.safetensors"));
+    let convert = ["convert", &from, "other.safetensors", "--schedule"];
+    let said = fails(1, &[&convert[..], &["1_2_3_4"]].concat(), folder);
+    says(&said, &["1_2_3_4_5, not 1_2_3_4"]);
+    assert!(!folder.join("other.safetensors").exists());
     let eval = ["tokenizer", "eval", "vae.safetensors", "--data", "builtin:glyphs10"];
     let side = ["--image-side", "10"];
     let said = fails(1, &[&eval[..], &side].concat(), folder);

@@ -20,6 +20,7 @@ use sar_train::model::generator::{
 use sar_train::model::tokenizer::{Quantizer, Tokenizer, TokenizerConfig};
 use sar_train::params::Layout;
 use sar_train::sample::{Decoding, Given, Mask, Sampler};
+use sar_train::train::tokenizer::Reconstructor;
 use std::path::{Path, PathBuf};
 
 type Cpu = CpuBackend<f64>;
@@ -178,6 +179,16 @@ fn latents_codes_and_reconstructions_are_the_published_ones() {
     let (sums, images) = m.sums(&expected);
     near("fhat", &sums, &m.reference.f64("fhat"), VALUE);
     near("reconstructions", &images, &m.reference.f64("reconstructions"), CHAINED);
+    // The same by what measures a tokenizer, which does not clamp; and not without the quantizer.
+    let new = || Reconstructor::new(b, &m.tokenizer, batch, size).unwrap();
+    let mut through = new().adding(&m.quantizer, &schedule()).unwrap();
+    for (side, of_scale) in [1, 2, 3, 4, 5].into_iter().zip(images.chunks(batch * 300)) {
+        let pictures = m.reference.f64("images");
+        let mut found = through.reconstruct(&m.coder, &pictures, (side, side)).unwrap();
+        found.iter_mut().for_each(|v| *v = v.clamp(-1.0, 1.0));
+        near("reconstructed", &found, of_scale, CHAINED);
+        assert!(new().reconstruct(&m.coder, &pictures, (side, side)).is_err());
+    }
     let mut inputs = b.activation(batch * 54 * CHANNELS).unwrap();
     m.quantizer.inputs(b, &mut memory, batch, &schedule(), 1..5, &ids, &mut inputs).unwrap();
     near("inputs", inputs.as_slice(), &m.reference.f64("inputs"), VALUE);

@@ -29,7 +29,8 @@ pub(super) fn run<B: Compute>(
         "{} exists; choose another name, or replace it with --force",
         args.out.display()
     );
-    let of = Use::open(&args.tokenizer, &loaded.tokenizer, &args.images, &args.set)?;
+    let scheduled = args.schedule.is_some() || args.latents;
+    let of = Use::open(&args.tokenizer, &loaded.tokenizer, &args.images, &args.set, scheduled)?;
     let interrupt = Interrupt::listen()?;
     let encoder = Encoder::new(backend, &loaded, of.data.train.side(), interrupt)?;
     match args.latents {

@@ -10,7 +10,8 @@ use crate::data::grid;
 pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()> {
     let _place = args.grid.as_deref().map(|path| output::ready_as(path, &["png"])).transpose()?;
     let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
-    let Use { config, data } = Use::open(&args.tokenizer, &loaded.tokenizer, &args.images, &[])?;
+    let Use { config, data } =
+        Use::open(&args.tokenizer, &loaded.tokenizer, &args.images, &[], args.schedule.is_some())?;
     let schedule = args.schedule.unwrap_or(config.generator.schedule);
     let images = &data.validation;
     anyhow::ensure!(

@@ -145,12 +145,13 @@ struct Use {
 }
 
 impl Use {
-    /// The images that the flags name, or those of the tokenizer's run.
+    /// The images that the flags name, or those of the tokenizer's run; `scheduled` where grids are named too.
     fn open(
         path: &Path,
         tokenizer: &Tokenizer,
         images: &ImagesArgs,
         set: &[String],
+        scheduled: bool,
     ) -> anyhow::Result<Self> {
         let other = set.iter().find(|setting| !setting.trim_start().starts_with("data."));
         if let Some(other) = other {
@@ -182,7 +183,12 @@ impl Use {
         if run.is_none()
             && tokenizer.config().residual > 0
             && tokenizer.latent_side(data.train.side()) == published.last().height
+            && !scheduled
         {
+            output::note(format_args!(
+                "note: the file does not say the grids that its scales add up on; {published} is taken, that of the \
+                 released models (--schedule names others)"
+            ));
             config.generator.schedule = published;
         }
         if !data.skipped.is_empty() {

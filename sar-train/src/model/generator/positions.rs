@@ -134,3 +134,72 @@ impl Generator {
 fn no_places() -> ShapeError {
     ShapeError { op: "positions", operand: "places of the tokens", expected: 1, found: 0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::generator::GeneratorShape;
+    use sar_backend_cpu::{Buffer, CpuBackend};
+
+    const WIDTH: usize = 4;
+
+    fn generator() -> Generator {
+        let levels = Some(ScaleSchedule::from_sides(&[1, 2, 3]).unwrap());
+        let shape = GeneratorShape::of_depth(1, 5, 3, 2);
+        Generator::new(&GeneratorShape { width: WIDTH, heads: 2, levels, ..shape }).unwrap()
+    }
+
+    /// Of every token its own vector and its scale's, also of a part of the scales, and gradients to both.
+    #[test]
+    fn tokens_of_some_scales_have_their_own_vectors_and_their_scales() {
+        let (b, g) = (CpuBackend::<f64>::new(), generator());
+        let mut params: Buffer<f64> = b.params(g.layout().len()).unwrap();
+        let values: Vec<f64> = (0..g.layout().len()).map(|i| i as f64).collect();
+        b.upload_params(&values, &mut params, 0).unwrap();
+        let of = |name: &str, row: usize| {
+            let slot = g.layout().get(name).unwrap().slot;
+            values[slot.range()][row * WIDTH..][..WIDTH].to_vec()
+        };
+        let mut places = g.places(&b, 14).unwrap();
+        for (sides, rows) in [
+            (&[1, 2, 3][..], (0..14).zip([0, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2]).collect()),
+            (&[1, 3], (5..14).map(|token| (token, 2)).collect::<Vec<_>>()),
+        ] {
+            let rows: Vec<(usize, usize)> = match sides {
+                [1, 3] => [(0, 0)].into_iter().chain(rows).collect(),
+                _ => rows,
+            };
+            let schedule = ScaleSchedule::from_sides(sides).unwrap();
+            let mut pos = b.activation(14 * WIDTH).unwrap();
+            g.position(&b, &params, &schedule, &mut places, &mut pos).unwrap();
+            for (found, &(token, scale)) in pos.as_slice().chunks(WIDTH).zip(&rows) {
+                let (token, scale) = (of("pos_1LC", token), of("lvl_embed.weight", scale));
+                let both: Vec<f64> = token.iter().zip(&scale).map(|(a, b)| a + b).collect();
+                assert_eq!(found, both);
+            }
+            let mut grads = b.accum(g.layout().len()).unwrap();
+            g.position_backward(&b, &schedule, places.as_ref(), &pos, &mut grads).unwrap();
+            let scales = g.layout().get("lvl_embed.weight").unwrap().slot;
+            let last = &grads.as_slice()[scales.range()][2 * WIDTH..];
+            let of_last = rows.iter().zip(pos.as_slice().chunks(WIDTH)).filter(|(r, _)| r.1 == 2);
+            assert_eq!(last[0], of_last.map(|(_, pos)| pos[0]).sum::<f64>());
+        }
+        let other = ScaleSchedule::from_sides(&[1, 4]).unwrap();
+        let mut pos = b.activation(17 * WIDTH).unwrap();
+        assert!(g.position(&b, &params, &other, &mut places, &mut pos).is_err());
+    }
+
+    /// As matrices begin, and without decay.
+    #[test]
+    fn vectors_begin_at_random_and_do_not_decay() {
+        let g = generator();
+        let values = g.initial(1);
+        for name in ["pos_1LC", "lvl_embed.weight"] {
+            let tensor = g.layout().get(name).unwrap();
+            assert!(!tensor.decay, "{name}");
+            let largest = values[tensor.slot.range()].iter().fold(0f32, |m, v| m.max(v.abs()));
+            // Of a normal of σ = √(1/12), fewer than 60 of them.
+            assert!(largest > 0.2 && largest < 1.5, "{name}: {largest}");
+        }
+    }
+}

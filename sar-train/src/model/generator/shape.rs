@@ -73,7 +73,11 @@ impl GeneratorShape {
             levels: None,
             mlp_ratio: MLP_RATIO,
             norm_eps: NORM_EPS,
-            alng: if depth >= 24 { 1e-4 } else { 1e-3 },
+            alng: match depth {
+                0..24 => 1e-3,
+                24..30 => 1e-4,
+                _ => 1e-5,
+            },
         }
     }
 

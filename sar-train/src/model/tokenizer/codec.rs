@@ -25,7 +25,7 @@ pub struct DecoderMemory<B: Buffers> {
 }
 
 impl<B: Buffers> DecoderMemory<B> {
-    /// The code maps `[b, K, h, w]` (rows of the normalised codebook) that are decoded.
+    /// The maps `[b, K, h, w]` of codes, or of their sums, that are decoded.
     pub fn codes_mut(&mut self) -> &mut B::Activation {
         &mut self.codes
     }

@@ -21,9 +21,16 @@ pub struct TokenizerConfig {
     pub vocab: usize,
     /// Groups of the norms; divides the channels of every level. Default 8 (published: 32).
     pub groups: usize,
-    /// Convolutions φ through which the maps of all scales add up to the latent, as in VAR's tokenizer (there 4).
-    /// Default 0: each scale stands for the latent itself, as in FlexVAR's. Such tokenizers are read, not trained.
+    /// Convolutions φ through which the maps of all scales add up to the latent, as in VAR's tokenizer (there 4);
+    /// with them go its 3×3 convolutions around the quantizer, codes looked up by distance and the names of its
+    /// tensors. Default 0: each scale stands for the latent itself, as in FlexVAR's. Others are read, not trained.
+    #[serde(skip_serializing_if = "is_zero")]
     pub residual: usize,
+}
+
+/// Whether a number is what files had before there was a choice, and leave out.
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 impl Default for TokenizerConfig {

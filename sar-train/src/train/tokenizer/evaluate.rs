@@ -232,6 +232,8 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
             let host_ids = match &mut self.added {
                 Some(added) => added.quantize(backend, full, grid, latents, codes)?,
                 None => {
+                    let phis = tokenizer.config().residual;
+                    ShapeError::equal(OP, "residual (without their quantizer)", 0, phis)?;
                     let scaled = MapDims { height: grid.0, width: grid.1, ..full };
                     let (vocab, codebook) = (tokenizer.config().vocab, tokenizer.codebook());
                     let (latent, ids) = (&mut self.latent, &mut self.ids);
