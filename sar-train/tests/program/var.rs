@@ -147,3 +147,29 @@ fn what_is_not_read_or_trained_says_so() {
     says(&said, &["not trained here"]);
     assert!(!folder.join("tok").exists());
 }
+
+#[test]
+fn they_edit() {
+    let folder = converted();
+    let folder = folder.path();
+    let colour = |x: u32, y: u32| image::Rgb([(x * 25) as u8, (y * 25) as u8, 90]);
+    image::RgbImage::from_fn(10, 10, colour).save(folder.join("a.png")).unwrap();
+    let light = |x: u32, _| image::Luma([if x >= 6 { 255 } else { 0 }]);
+    image::GrayImage::from_fn(10, 10, light).save(folder.join("hole.png")).unwrap();
+    let edit = ["edit", "var.safetensors", "--tokenizer", "vae.safetensors", "--image", "a.png"];
+    let classes = ["--mask", "hole.png", "--classes", "2,0", "--count", "2"];
+    let run = |out: &str, more: &[&str]| {
+        succeeds(&[&edit[..], &classes, &["--out", out], more].concat(), folder);
+        let open = |k: u32| image::open(folder.join(format!("{out}/{k:06}.png"))).unwrap();
+        [0, 1].map(|k| open(k).to_rgb8())
+    };
+    let drawn = run("drawn", &[]);
+    assert_eq!(run("alone", &["--batch", "1"]), drawn, "in any batch");
+    assert_ne!(run("kept", &["--keep-scales", "2"]), drawn);
+    for picture in &drawn {
+        for (x, y, pixel) in picture.enumerate_pixels().filter(|(x, _, _)| *x < 6) {
+            assert_eq!(*pixel, colour(x, y), "{x}, {y}");
+        }
+    }
+    assert_ne!(drawn[0], drawn[1]);
+}
