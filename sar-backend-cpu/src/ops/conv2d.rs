@@ -1,8 +1,9 @@
 //! Two-dimensional convolution without copies per tap.
 //!
-//! A sample's input is padded once into planes, one for each of the `stride²` phases of its rows and
-//! columns, all with the same row stride. What a tap sees is then such a plane, shifted, and the whole
-//! convolution is one call of the register-tiled kernel per eight outputs. The same planes serve the
+//! A sample's input is padded into planes, one for each of the `stride²` phases of its rows and
+//! columns, all with the same row stride. What a tap sees is then such a plane, shifted, and the
+//! convolution is one call of the register-tiled kernel per eight outputs: of a band of rows at a time, whose
+//! planes lie together and stay in the cache for all outputs. Planes of the whole map serve the
 //! weight gradient; the input gradient is the same kernel over the padded output gradient.
 
 mod gradients;
@@ -14,10 +15,13 @@ use super::conv_kernel::{Correlate, ROWS, with_offsets};
 use crate::Element;
 use crate::mat::{Onto, matrix, matrix_mut};
 use crate::matmul::matmul;
-use crate::simd::{carve, with_scratch};
+use crate::simd::{Shared, carve, with_scratch};
 use plan::Plan;
 use rayon::prelude::*;
 use sar_math::backend::ConvDims;
+
+/// Elements of the planes of a band: with a band's outputs and the weights of eight of them, a core's second cache.
+const BAND: usize = 160 << 10;
 
 /// Whether the convolution is a matrix product of the maps as they lie.
 fn pointwise(d: ConvDims) -> bool {
@@ -49,6 +53,8 @@ pub(crate) fn forward<T: Element>(d: ConvDims, x: &[T], weight: &[T], bias: &[T]
         }
         return;
     }
+    // Fewer samples than threads: large images, of which one or two go through at a time.
+    let apart = x.len() / x_sample < rayon::current_num_threads();
     let samples = y.par_chunks_mut(y_sample).zip(x.par_chunks(x_sample));
     if pointwise(d) {
         let area = oh * ow;
@@ -58,11 +64,11 @@ pub(crate) fn forward<T: Element>(d: ConvDims, x: &[T], weight: &[T], bias: &[T]
             }
             let w = matrix(weight, d.outputs, d.inputs);
             let y = matrix_mut(y, d.outputs, area);
-            matmul(T::one(), w, matrix(x, d.inputs, area), Onto::Itself, y, false);
+            matmul(T::one(), w, matrix(x, d.inputs, area), Onto::Itself, y, apart);
         });
         return;
     }
-    let plan = Plan::new(d);
+    let plan = Plan::new(d).band(BAND);
     let columns = d.inputs * plan.taps();
     let blocks = d.outputs.div_ceil(ROWS);
     with_offsets(|offsets| {
@@ -70,33 +76,43 @@ pub(crate) fn forward<T: Element>(d: ConvDims, x: &[T], weight: &[T], bias: &[T]
         with_scratch(blocks * columns * ROWS, |packed: &mut [T]| {
             pack(d.outputs, columns, |o, k| weight[o * columns + k], packed);
             let (packed, offsets) = (&*packed, &offsets[..]);
-            samples.for_each(|(y, x)| sample_forward(plan, x, packed, offsets, bias, y));
+            samples.for_each(|(y, x)| {
+                let y = Shared::new(y);
+                (0..oh.div_ceil(plan.oh)).into_par_iter().for_each(|band| {
+                    band_forward(plan, oh, band * plan.oh, x, packed, offsets, bias, &y);
+                });
+            });
         });
     });
 }
 
-fn sample_forward<T: Element>(
+/// Rows of y from `first` on, as many as the plan's band has.
+fn band_forward<T: Element>(
     plan: Plan,
+    oh: usize,
+    first: usize,
     x: &[T],
     packed: &[T],
     offsets: &[usize],
     bias: &[T],
-    y: &mut [T],
+    y: &Shared<'_, T>,
 ) {
-    let (area, len, columns) = (plan.oh * plan.ow, plan.out_len(), offsets.len());
+    let (len, columns) = (plan.out_len(), offsets.len());
+    let wanted = plan.oh.min(oh - first);
     with_scratch(plan.x_len() + ROWS * len, |scratch: &mut [T]| {
         let [planes, out] = carve(scratch, [plan.x_len(), ROWS * len]);
-        plan.pad_input(x, planes);
-        for (block, y) in y.chunks_mut(ROWS * area).enumerate() {
-            let rows = y.len() / area;
+        plan.pad_band(x, first, planes);
+        for (block, bias) in bias.chunks(ROWS).enumerate() {
             let weights = &packed[block * columns * ROWS..][..columns * ROWS];
-            T::correlate(Correlate { weights, offsets, planes, len, rows }, out);
-            let bias = &bias[block * ROWS..][..rows];
-            for (r, y) in y.chunks_exact_mut(area).enumerate() {
+            T::correlate(Correlate { weights, offsets, planes, len, rows: bias.len() }, out);
+            for (r, &bias) in bias.iter().enumerate() {
+                let at = ((block * ROWS + r) * oh + first) * plan.ow;
+                // SAFETY: the band's rows of one output, which no other task writes.
+                let y = unsafe { y.part(at, wanted * plan.ow) };
                 for (j, y) in y.chunks_exact_mut(plan.ow).enumerate() {
                     let from = &out[r * len + j * plan.qw..][..plan.ow];
                     for (y, &v) in y.iter_mut().zip(from) {
-                        *y = v + bias[r];
+                        *y = v + bias;
                     }
                 }
             }

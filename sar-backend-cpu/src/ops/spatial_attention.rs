@@ -21,20 +21,22 @@ pub(crate) fn forward<T: Element>(
         return;
     }
     let scale = T::of((c as f64).sqrt().recip());
+    // Fewer samples than threads: large maps, of which one or two go through at a time.
+    let apart = q.len() / (c * n) < rayon::current_num_threads();
     y.par_chunks_mut(c * n)
         .zip(probabilities.par_chunks_mut(n * n))
         .zip(q.par_chunks(c * n))
         .zip(k.par_chunks(c * n).zip(v.par_chunks(c * n)))
         .for_each(|(((y, p), q), (k, v))| {
             let (q, k, v) = (matrix(q, c, n), matrix(k, c, n), matrix(v, c, n));
-            matmul(scale, q.t(), k, Onto::Nothing, matrix_mut(p, n, n), false);
+            matmul(scale, q.t(), k, Onto::Nothing, matrix_mut(p, n, n), apart);
             for row in p.chunks_exact_mut(n) {
                 vectorized(
                     #[inline(always)]
                     || softmax(row),
                 );
             }
-            matmul(T::one(), v, matrix(p, n, n).t(), Onto::Nothing, matrix_mut(y, c, n), false);
+            matmul(T::one(), v, matrix(p, n, n).t(), Onto::Nothing, matrix_mut(y, c, n), apart);
         });
 }
 

@@ -32,6 +32,15 @@ impl Plan {
         }
     }
 
+    /// The same for so many rows of y at a time that their planes have about `elements`; one row at least.
+    pub(super) fn band(self, elements: usize) -> Self {
+        let row = (self.d.inputs * self.d.stride * self.d.stride * self.qw).max(1);
+        let rows = (elements / row).saturating_sub(self.reach).clamp(1, self.oh.max(1));
+        // As many in each, so that no last one is small.
+        let oh = self.oh.div_ceil(self.oh.div_ceil(rows));
+        Self { oh, qh: oh + self.reach, ..self }
+    }
+
     /// Elements of a kernel.
     pub(super) fn taps(&self) -> usize {
         self.d.kernel * self.d.kernel
@@ -103,6 +112,30 @@ impl Plan {
                 for (x, &v) in row.iter().enumerate() {
                     let at = x + pad_before;
                     to[first + (at % s) * self.plane() + at / s] = v;
+                }
+            }
+        }
+    }
+
+    /// Puts what a band of rows of y from `first` on sees of a sample's input in its padded planes.
+    pub(super) fn pad_band<T: Element>(&self, x: &[T], first: usize, to: &mut [T]) {
+        let ConvDims { inputs, height, width, stride: s, pad_before, .. } = self.d;
+        to.fill(T::zero());
+        for c in 0..inputs {
+            for row in 0..self.qh * s {
+                let Some(y) = (first * s + row).checked_sub(pad_before).filter(|y| *y < height)
+                else {
+                    continue;
+                };
+                let from = &x[(c * height + y) * width..][..width];
+                let line = (c * s * s + row % s * s) * self.plane() + row / s * self.qw;
+                if s == 1 {
+                    to[line + pad_before..][..width].copy_from_slice(from);
+                    continue;
+                }
+                for (x, &v) in from.iter().enumerate() {
+                    let at = x + pad_before;
+                    to[line + (at % s) * self.plane() + at / s] = v;
                 }
             }
         }
