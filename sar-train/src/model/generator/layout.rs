@@ -246,19 +246,28 @@ mod tests {
         for depth in [16, 20, 24] {
             let generator =
                 Generator::new(&GeneratorShape::of_depth(depth, 8912, 32, 1000)).unwrap();
-            let shapes = published[format!("FlexVAR-d{depth}")].as_object().unwrap();
-            let buffer = |n: &str| n == "attn_bias_for_masking" || n.ends_with("attn.zero_k_bias");
-            let mut seen = 0;
-            for (name, shape) in shapes.iter().filter(|(n, _)| !buffer(n)) {
-                let ours = generator.layout().get(name).unwrap_or_else(|| panic!("{name}"));
-                let shape: Vec<usize> = serde_json::from_value(shape.clone()).unwrap();
-                assert_eq!(ours.shape, shape, "{name}");
-                seen += 1;
-            }
-            assert_eq!(seen, generator.layout().tensors().len());
-            let count = published[format!("FlexVAR-d{depth}:parameters")].as_u64().unwrap();
-            assert_eq!(generator.layout().parameters() as u64, count);
+            compare(&generator, &published, &format!("FlexVAR-d{depth}"));
         }
+    }
+
+    /// Every tensor of a published model has its name and shape here, and there are no others.
+    fn compare(generator: &Generator, published: &serde_json::Value, model: &str) {
+        let buffer = |n: &str| {
+            ["attn_bias_for_masking", "lvl_1L"].contains(&n) || n.ends_with("attn.zero_k_bias")
+        };
+        let mut seen = 0;
+        for (name, shape) in
+            published[model].as_object().unwrap().iter().filter(|(n, _)| !buffer(n))
+        {
+            let ours = generator.layout().get(name).unwrap_or_else(|| panic!("{name}"));
+            let shape: Vec<usize> = serde_json::from_value(shape.clone()).unwrap();
+            assert_eq!(ours.shape, shape, "{name}");
+            seen += 1;
+        }
+        assert_eq!(seen, generator.layout().tensors().len());
+        let count = published[format!("{model}:parameters")].as_u64().unwrap();
+        assert_eq!(generator.layout().parameters() as u64, count);
+        assert_eq!(parameters(generator.shape()), count);
     }
 
     #[test]
@@ -269,21 +278,7 @@ mod tests {
             let levels = Some(ScaleSchedule::published_256());
             let shape = GeneratorShape::of_depth(depth, 4096, 32, 1000);
             let generator = Generator::new(&GeneratorShape { levels, ..shape }).unwrap();
-            let shapes = published[format!("VAR-d{depth}")].as_object().unwrap();
-            let buffer = |n: &str| {
-                ["attn_bias_for_masking", "lvl_1L"].contains(&n) || n.ends_with("attn.zero_k_bias")
-            };
-            let mut seen = 0;
-            for (name, shape) in shapes.iter().filter(|(n, _)| !buffer(n)) {
-                let ours = generator.layout().get(name).unwrap_or_else(|| panic!("{name}"));
-                let shape: Vec<usize> = serde_json::from_value(shape.clone()).unwrap();
-                assert_eq!(ours.shape, shape, "{name}");
-                seen += 1;
-            }
-            assert_eq!(seen, generator.layout().tensors().len());
-            let count = published[format!("VAR-d{depth}:parameters")].as_u64().unwrap();
-            assert_eq!(generator.layout().parameters() as u64, count);
-            assert_eq!(parameters(generator.shape()), count);
+            compare(&generator, &published, &format!("VAR-d{depth}"));
         }
     }
 

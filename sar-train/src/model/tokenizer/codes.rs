@@ -83,9 +83,7 @@ impl<B: Backend> Quantizer<B> {
         ids_bt: &mut B::Ids,
     ) -> Result<(), B::Error> {
         let (residual, tokens, maps) = self.added(memory)?;
-        let last = schedule.last();
-        let (height, width) = (last.height, last.width);
-        let left = LatentDims { batch, channels: self.channels, height, width };
+        let left = self.sum_dims(batch, schedule);
         backend.area_tokens(left, &TokenSpan::one(schedule, scale), &maps.sum, tokens)?;
         let span = TokenSpan { scales: scale..scale + 1, ..TokenSpan::whole(schedule) };
         let codes = self.code_dims(Distance::Euclidean);

@@ -172,6 +172,13 @@ impl<B: Buffers> Quantizer<B> {
         Ok(QuantizerMemory { tokens: None, maps })
     }
 
+    /// Dimensions of the maps that scales add up in.
+    pub(super) fn sum_dims(&self, batch: usize, schedule: &ScaleSchedule) -> LatentDims {
+        let last = schedule.last();
+        let (height, width) = (last.height, last.width);
+        LatentDims { batch, channels: self.channels, height, width }
+    }
+
     pub(super) fn dims(
         &self,
         batch: usize,
@@ -236,9 +243,7 @@ impl<B: Backend> Quantizer<B> {
             return backend.rollout_inputs(&dims, ids_bt, &self.codebook, inputs);
         }
         ShapeError::at_least("codes", "scales.start", 1, scales.start)?;
-        let last = schedule.last();
-        let sum =
-            LatentDims { batch, channels: self.channels, height: last.height, width: last.width };
+        let sum = self.sum_dims(batch, schedule);
         for scale in scales.clone() {
             self.add_up(backend, memory, batch, schedule, scale, ids_bt)?;
             let Some(maps) = &memory.maps else { return Err(no_memory(TO_ADD_UP).into()) };
