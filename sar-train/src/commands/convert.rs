@@ -72,8 +72,8 @@ fn check_paths(args: &ConvertArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn of_no_known_model(args: &ConvertArgs) -> String {
-    format!("{} is of no known model", args.from.display())
+fn not_converted(args: &ConvertArgs) -> String {
+    format!("{} cannot be converted", args.from.display())
 }
 
 /// A model and its weights from safetensors: a file of this program's own says itself what it is.
@@ -91,7 +91,7 @@ fn of_safetensors(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
         None => {
             let shapes = checkpoint::read_shapes(&args.from)?;
             let shapes = shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
-            Model::of(&shapes, args.schedule, None).with_context(|| of_no_known_model(args))?
+            Model::of(&shapes, args.schedule, None).with_context(|| not_converted(args))?
         }
     };
     let flat = load_weights(&args.from, model.kind, &model.layout)?.flat;
@@ -104,7 +104,7 @@ fn of_pth(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
     let shapes = tensors.iter().map(|(n, t)| (n.as_str(), t.shape.as_slice())).collect();
     let masked = tensors.get(MASK).and_then(masked_grids);
     let model = Model::of(&shapes, args.schedule, masked);
-    let model = model.with_context(|| of_no_known_model(args))?;
+    let model = model.with_context(|| not_converted(args))?;
     let flat = arrange(&args.from, &model.layout, &tensors)?;
     Ok((model, flat))
 }

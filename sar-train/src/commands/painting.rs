@@ -3,6 +3,7 @@
 use super::models::{LoadedGenerator, LoadedTokenizer};
 use super::samples::{GRID, SCALES, SampleFolder, SampleRecord, as_text};
 use crate::backend::Compute;
+use crate::config::Positions;
 use crate::data::grid::{self, Images};
 use crate::data::npz::NpzWriter;
 use crate::run::{Interrupt, Progress, rate};
@@ -59,8 +60,12 @@ impl<'a, B: Compute> Painting<'a, B> {
         let painter = Painter::new(backend, model, decoder, schedule, batch, guided)?;
         let size = painter.size(schedule.len() - 1);
         if *schedule != generator.section.schedule {
+            let which = match generator.section.positions {
+                Positions::Grid => "unseen grids may look worse",
+                Positions::Levels => "what is drawn without the others may look worse",
+            };
             eprintln!(
-                "note: the generator was trained on {}, not on {schedule}; unseen grids may look worse",
+                "note: the generator was trained on {}, not on {schedule}; {which}",
                 generator.section.schedule
             );
         }

@@ -93,15 +93,21 @@ impl Config {
         overrides::overlay(&self, text, &origin)
     }
 
-    /// Applies `section.key=value` settings in order, presets before the keys that they stand for.
+    /// Applies `section.key=value` settings in order, presets before the keys that they stand for; the values are
+    /// checked when all are applied, since some go together.
     ///
     /// # Errors
     /// As [`Config::parse`], naming the setting.
     pub fn set(self, settings: &[String]) -> Result<Self, ConfigError> {
         let (presets, keys): (Vec<_>, Vec<_>) =
             settings.iter().partition(|setting| overrides::is_preset(setting));
-        let mut settings = presets.into_iter().chain(keys);
-        settings.try_fold(self, |config, setting| overrides::apply(&config, setting))
+        let mut ordered = presets.into_iter().chain(keys);
+        let set = ordered.try_fold(self, |config, setting| overrides::apply(&config, setting))?;
+        if settings.is_empty() {
+            return Ok(set);
+        }
+        set.validate().map_err(|error| overrides::blame(error, settings))?;
+        Ok(set)
     }
 
     /// The configuration as TOML; [`Config::parse`] reads it back equal.

@@ -3,7 +3,7 @@
 use super::{Config, ConfigError};
 use toml::{Table, Value};
 
-/// `config` with one setting applied.
+/// `config` with one setting applied: a key there is and a value of its type, not yet checked against others.
 pub(super) fn apply(config: &Config, setting: &str) -> Result<Config, ConfigError> {
     let malformed = || ConfigError::Setting { setting: setting.to_owned() };
     let (path, text) = setting.split_once('=').ok_or_else(malformed)?;
@@ -25,6 +25,21 @@ pub(super) fn apply(config: &Config, setting: &str) -> Result<Config, ConfigErro
             change(Value::String(text.trim().to_owned()))
         }
         changed => changed,
+    }
+}
+
+/// An error of all settings together, with the last one that set its key, or the last of all.
+pub(super) fn blame(error: ConfigError, settings: &[String]) -> ConfigError {
+    let sets = |setting: &&String| match (&error, setting.split_once('=')) {
+        (ConfigError::Value { key, .. }, Some((path, _))) => path.trim() == key,
+        _ => false,
+    };
+    match settings.iter().rfind(sets).or(settings.last()) {
+        Some(setting) => {
+            let place = format!("--set {setting}");
+            error.at("", &place)
+        }
+        None => error,
     }
 }
 
@@ -107,7 +122,6 @@ fn with_value(
         ConfigError::from_message(e.message(), place.clone(), path)
     })?;
     changed.generator.resolve();
-    changed.validate().map_err(|e| e.at("", &place))?;
     Ok(changed)
 }
 

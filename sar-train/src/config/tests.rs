@@ -76,6 +76,24 @@ fn a_file_over_a_configuration_changes_what_it_names() {
     assert!(over("[train]\nbacth = 1\n").unwrap_err().to_string().contains("did you mean"));
 }
 
+/// Values that go together may be set in any order; what does not fit is told with the setting that set it.
+#[test]
+fn settings_are_checked_together() {
+    let set = |settings: &[&str]| {
+        let settings: Vec<String> = settings.iter().map(ToString::to_string).collect();
+        let random = Config::default().set(&["train.random_schedules=true".into()]).unwrap();
+        random.set(&settings)
+    };
+    let [levels, fixed] = ["generator.positions=levels", "train.random_schedules=false"];
+    assert_eq!(set(&[levels, fixed]).unwrap(), set(&[fixed, levels]).unwrap());
+    let text = set(&[levels]).unwrap_err().to_string();
+    assert!(text.starts_with(&format!("--set {levels}: train.random_schedules")), "{text}");
+    let [heads, width] = ["generator.heads=5", "generator.width=100"];
+    assert_eq!(set(&[heads, width]).unwrap().generator.heads, 5);
+    let text = set(&["generator.width=101", "train.steps=5"]).unwrap_err().to_string();
+    assert!(text.starts_with("--set generator.width=101: generator.width is 101"), "{text}");
+}
+
 #[test]
 fn settings_override_in_order() {
     let set =

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 /// Shortest time between two plain lines: a log file of a day stays readable.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
-/// Images a second, for people: with a decimal where there are few.
+/// Images a second, for people: with decimals where there are few.
 pub(crate) fn rate(images_per_s: f64) -> String {
-    let decimals = usize::from(images_per_s < 10.0);
+    let decimals = usize::from(images_per_s < 10.0) + usize::from(images_per_s < 1.0);
     format!("{images_per_s:.decimals$} images/s")
 }
 

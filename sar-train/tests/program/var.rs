@@ -81,7 +81,7 @@ fn schedules_are_of_the_grids_that_there_are_positions_for() {
     let eval = ["tokenizer", "eval", "vae.safetensors", "--data", "builtin:glyphs10"];
     let side = ["--image-side", "10"];
     let said = fails(1, &[&eval[..], &side].concat(), folder);
-    says(&said, &["add up to 5×5", "1_2_4_8", "ends in 5 with --schedule"]);
+    says(&said, &["add up to 5×5", "1_2_4_8", "--image-side", "ends in 5 with --schedule"]);
     let schedule = ["--schedule", "1_2_3_4_5"];
     let said = prints(&[&eval[..], &side, &schedule].concat(), folder);
     says(&said, &["512 held-out images of 10 px", "5x5", "up to each add up to"]);

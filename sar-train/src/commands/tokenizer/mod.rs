@@ -97,7 +97,8 @@ fn check_grids<B: Compute>(
     anyhow::ensure!(
         !of.quantizer.adds_up() || (last.height, last.width) == (full, full),
         "the scales of this tokenizer add up to {full}×{full} latents for images of {side} px, and the schedule \
-         {schedule} ends in a grid of {last}; name one that ends in {full} with --schedule"
+         {schedule} ends in a grid of {last}; take images of another size with --image-side (the released tokenizer's \
+         are of 256 px), or name a schedule that ends in {full} with --schedule"
     );
     Ok(())
 }
