@@ -10,6 +10,7 @@ mod facts;
 mod folder;
 mod locate;
 mod pth;
+mod reader;
 mod storage;
 mod weights;
 

@@ -1,15 +1,12 @@
 //! One safetensors file of named tensors.
 
+use super::reader::Reader;
 use super::storage::{Sum, Summing, write_whole};
-use super::{CheckpointError, Facts, Header, Kind, RawTensor, Sink, Storage, check_format};
+use super::{CheckpointError, Facts, Header, Kind, RawTensor, Sink, Storage};
 use crate::params::Layout;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::path::Path;
-
-/// Longest header that is read; the safetensors format's own limit.
-const LONGEST_HEADER: u64 = 100_000_000;
 
 /// Buffers that published files carry beside the parameters.
 const BUFFERS: [&str; 5] =
@@ -52,9 +49,9 @@ pub fn save_weights(
 /// # Errors
 /// Every way in which the file does not fit, naming the likely cause; see [`CheckpointError`].
 pub fn load_weights(path: &Path, kind: Kind, layout: &Layout) -> Result<Weights, CheckpointError> {
-    let file = File::read(path)?;
+    let file = Reader::open(path)?;
     let header = file.header(Some(kind))?;
-    let flat = file.tensors(layout, "")?;
+    let flat = read_tensors(&file, layout, "")?;
     Ok(Weights { header, flat })
 }
 
@@ -63,7 +60,7 @@ pub fn load_weights(path: &Path, kind: Kind, layout: &Layout) -> Result<Weights,
 /// # Errors
 /// The file cannot be read, is not safetensors or is of a newer format.
 pub fn read_header(path: &Path) -> Result<Option<Header>, CheckpointError> {
-    File::read(path)?.header(None)
+    Reader::open(path)?.header(None)
 }
 
 /// Name and shape of every tensor but the published buffers.
@@ -71,13 +68,9 @@ pub fn read_header(path: &Path) -> Result<Option<Header>, CheckpointError> {
 /// # Errors
 /// The file cannot be read or is not safetensors.
 pub fn read_shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>, CheckpointError> {
-    let file = File::read(path)?;
-    let tensors = file.parse()?;
-    Ok(tensors
-        .iter()
-        .filter(|(name, _)| !is_buffer(name))
-        .map(|(name, view)| (name.to_owned(), view.shape().to_vec()))
-        .collect())
+    let mut shapes = Reader::open(path)?.shapes();
+    shapes.retain(|name, _| !is_buffer(name));
+    Ok(shapes)
 }
 
 /// Reads several sets of one layout (`first_moment.`, …) from a file.
@@ -86,9 +79,9 @@ pub(super) fn load_sets(
     layout: &Layout,
     prefixes: &[&str],
 ) -> Result<Vec<Vec<f32>>, CheckpointError> {
-    let file = File::read(path)?;
+    let file = Reader::open(path)?;
     file.header(None)?;
-    prefixes.iter().map(|prefix| file.tensors(layout, prefix)).collect()
+    prefixes.iter().map(|prefix| read_tensors(&file, layout, prefix)).collect()
 }
 
 pub(super) fn check_length(
@@ -146,125 +139,22 @@ fn is_buffer(name: &str) -> bool {
     BUFFERS.iter().any(|b| name == *b || name.strip_suffix(b).is_some_and(|p| p.ends_with('.')))
 }
 
-/// A file in memory.
-struct File<'a> {
-    path: &'a Path,
-    bytes: Vec<u8>,
-}
-
-impl<'a> File<'a> {
-    fn read(path: &'a Path) -> Result<Self, CheckpointError> {
-        let bytes = std::fs::read(path).map_err(|e| CheckpointError::read(path, e))?;
-        Ok(Self { path, bytes })
+/// The parameters of a layout, in its order, of the tensors whose names begin with `prefix`.
+fn read_tensors(
+    file: &Reader<'_>,
+    layout: &Layout,
+    prefix: &str,
+) -> Result<Vec<f32>, CheckpointError> {
+    let shapes = file.shapes();
+    let shapes = shapes.iter().filter_map(|(n, s)| Some((n.strip_prefix(prefix)?, s.as_slice())));
+    compare(file.path(), layout, &shapes.filter(|(name, _)| !is_buffer(name)).collect())?;
+    let mut flat = vec![0.0; layout.len()];
+    for t in layout.tensors() {
+        let to = &mut flat[t.slot.range()];
+        file.read(&format!("{prefix}{}", t.name), to)?;
+        check_finite(file.path(), &t.name, to)?;
     }
-
-    fn parse(&self) -> Result<SafeTensors<'_>, CheckpointError> {
-        SafeTensors::deserialize(&self.bytes).map_err(|e| self.malformed(&e.to_string()))
-    }
-
-    /// Says what is wrong with a file that does not parse.
-    fn malformed(&self, reason: &str) -> CheckpointError {
-        let path = self.path.to_owned();
-        let found = self.bytes.len() as u64;
-        let not = |reason: String| CheckpointError::NotSafetensors { path: path.clone(), reason };
-        if self.bytes.is_empty() {
-            return not("it is empty".to_owned());
-        }
-        if self.bytes.starts_with(b"PK") {
-            return not("it looks like a PyTorch file; run `sar convert` on it first".to_owned());
-        }
-        let Some(length) = self.bytes.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)) else {
-            return not(format!("it has {found} bytes, a header alone has more"));
-        };
-        let header = self.bytes.get(8..).unwrap_or(&[]);
-        if length > LONGEST_HEADER || !header.starts_with(b"{") {
-            return not("it does not begin with a safetensors header".to_owned());
-        }
-        let Some(header) = header.get(..length as usize) else {
-            return CheckpointError::Truncated { path, found, expected: 8 + length };
-        };
-        match data_end(header).map(|end| 8 + length + end) {
-            Some(expected) if expected > found => {
-                CheckpointError::Truncated { path, found, expected }
-            }
-            Some(expected) if expected < found => {
-                CheckpointError::TooLong { path, found, expected }
-            }
-            _ => not(reason.to_owned()),
-        }
-    }
-
-    fn header(&self, kind: Option<Kind>) -> Result<Option<Header>, CheckpointError> {
-        // The whole file is parsed first so that a truncated one is said to be that.
-        self.parse()?;
-        let (_, metadata) =
-            SafeTensors::read_metadata(&self.bytes).map_err(|e| self.malformed(&e.to_string()))?;
-        let Some(text) = metadata.metadata().as_ref().and_then(|m| m.get("sar")) else {
-            return Ok(None);
-        };
-        let path = self.path.to_owned();
-        let state = |e: serde_json::Error| CheckpointError::State {
-            path: path.clone(),
-            reason: format!("its `sar` header cannot be read: {e}"),
-        };
-        let value: serde_json::Value = serde_json::from_str(text).map_err(state)?;
-        check_format(&path, &value)?;
-        let header: Header = serde_json::from_value(value).map_err(state)?;
-        match kind {
-            Some(expected) if header.kind != expected => {
-                Err(CheckpointError::WrongKind { path, found: header.kind, expected })
-            }
-            _ => Ok(Some(header)),
-        }
-    }
-
-    fn tensors(&self, layout: &Layout, prefix: &str) -> Result<Vec<f32>, CheckpointError> {
-        let all = self.parse()?;
-        let views: BTreeMap<&str, TensorView<'_>> = all
-            .iter()
-            .filter_map(|(name, view)| Some((name.strip_prefix(prefix)?, view)))
-            .filter(|(name, _)| !is_buffer(name))
-            .collect();
-        let shapes = views.iter().map(|(n, v)| (*n, v.shape())).collect();
-        compare(self.path, layout, &shapes)?;
-        let mut flat = vec![0.0; layout.len()];
-        for t in layout.tensors() {
-            let (Some(view), Some(to)) =
-                (views.get(t.name.as_str()), flat.get_mut(t.slot.offset..t.slot.end()))
-            else {
-                return Err(self.missing(&t.name, 1));
-            };
-            self.decode(&t.name, view, to)?;
-        }
-        Ok(flat)
-    }
-
-    fn missing(&self, first: &str, count: usize) -> CheckpointError {
-        CheckpointError::Missing { path: self.path.to_owned(), first: first.to_owned(), count }
-    }
-
-    fn decode(
-        &self,
-        name: &str,
-        view: &TensorView<'_>,
-        to: &mut [f32],
-    ) -> Result<(), CheckpointError> {
-        let data = view.data();
-        match view.dtype() {
-            Dtype::F32 => each(data, to, f32::from_le_bytes),
-            Dtype::F16 => each(data, to, |b| half::f16::from_le_bytes(b).to_f32()),
-            Dtype::BF16 => each(data, to, |b| half::bf16::from_le_bytes(b).to_f32()),
-            Dtype::F64 => each(data, to, |b| f64::from_le_bytes(b) as f32),
-            other => {
-                return Err(CheckpointError::Dtype {
-                    path: self.path.to_owned(),
-                    name: name.to_owned(),
-                    found: format!("{other:?}"),
-                });
-            }
-        }
-        check_finite(self.path, name, to)
-    }
+    Ok(flat)
 }
 
 /// Fails unless names and shapes of a file are the layout's.
@@ -352,17 +242,4 @@ fn check_finite(path: &Path, name: &str, values: &[f32]) -> Result<(), Checkpoin
         return Ok(());
     }
     Err(CheckpointError::NonFinite { path: path.to_owned(), name: name.to_owned(), count })
-}
-
-fn each<const N: usize>(data: &[u8], to: &mut [f32], value: impl Fn([u8; N]) -> f32) {
-    for (v, bytes) in to.iter_mut().zip(data.as_chunks::<N>().0) {
-        *v = value(*bytes);
-    }
-}
-
-/// Where the data ends, by a header that may otherwise be unusable.
-fn data_end(header: &[u8]) -> Option<u64> {
-    let json: serde_json::Value = serde_json::from_slice(header).ok()?;
-    let tensors = json.as_object()?.values();
-    tensors.filter_map(|t| t.get("data_offsets")?.get(1)?.as_u64()).max()
 }
