@@ -57,7 +57,7 @@ const SAMPLING_SEEDS: [u64; 3] = [1, 2, 3];
 /// Images sampled at a time.
 const SAMPLE_BATCH: usize = 93;
 /// Images whose every scale is shown.
-const STRIP: usize = 10;
+const STRIPS: usize = 10;
 
 /// Runs the demonstration and says where its report lies.
 ///
@@ -312,7 +312,7 @@ impl<B: Compute> Demo<'_, B> {
                 return Err("interrupted while sampling".into());
             }
             let start = Instant::now();
-            let painted = painter.paint(&params, labels, 0, &settings(guidance, seed), false);
+            let painted = painter.paint(&params, labels, 0, &settings(guidance, seed), 0);
             seconds += start.elapsed().as_secs_f64();
             images += labels.len();
             done += 1;
@@ -342,14 +342,14 @@ impl<B: Compute> Demo<'_, B> {
     ) -> anyhow::Result<()> {
         let classes = self.data.classes.len();
         let labels: Vec<u32> = (0..6 * classes).map(|i| (i % classes) as u32).collect();
-        let painted = painter.paint(params, &labels, 0, settings, true)?;
+        let painted = painter.paint(params, &labels, 0, settings, STRIPS)?;
         let scales = self.config.generator.schedule.len();
         let (height, width) = painter.size(scales - 1);
         let images = grid::Images { images_b3hw: &painted.images, height, width };
         let samples = self.root.path().join(arm.run.as_deref().unwrap_or("base")).join("samples");
         std::fs::create_dir_all(&samples)?;
         grid::save_grid(&samples.join("samples-at-best-guidance.png"), images, classes)?;
-        let strips = painter.strips(&painted, STRIP.min(labels.len()));
+        let strips = painter.strips(&painted);
         grid::save_strips(&samples.join("every-scale.png"), &strips)?;
         Ok(())
     }

@@ -61,8 +61,8 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     folder.keep(&record)?;
     grid::save_grid(&folder.path().join(GIVEN), Images::square(&editor.shown(), side), 1)?;
     painting.paint(record, target, |painter, batch| {
-        let &Batch { labels, first_image, every_scale } = batch;
-        editor.paint(painter, &params, labels, first_image, &settings, every_scale)
+        let &Batch { labels, first_image, strips } = batch;
+        editor.paint(painter, &params, labels, first_image, &settings, strips)
     })
 }
 

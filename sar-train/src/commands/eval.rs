@@ -294,7 +294,7 @@ impl<B: Compute> Measured<B> {
             let Filter { top_k, top_p } = filter.get();
             let settings = SampleConfig { guidance, top_k, top_p, ..self.config.sample.clone() };
             let settings = settings.settings(seed);
-            let painted = painter.paint(&params, labels, 0, &settings, false)?;
+            let painted = painter.paint(&params, labels, 0, &settings, 0)?;
             done += 1;
             progress.update(done, &format!("guidance {guidance}"));
             Ok(painted.images)

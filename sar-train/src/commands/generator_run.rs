@@ -117,7 +117,7 @@ impl<B: Compute> Work<'_, B> {
         let mut painter = Painter::new(self.backend, generator, decoder, &schedule, batch, guided)?;
         Ok(move |trainer: &Trainer<'_, B>| {
             let painted = painter
-                .paint(trainer.params(), &labels, 0, &settings, false)
+                .paint(trainer.params(), &labels, 0, &settings, 0)
                 .map_err(TrainError::backend)?;
             let (height, width) = painter.size(schedule.len() - 1);
             let images = grid::Images { images_b3hw: &painted.images, height, width };

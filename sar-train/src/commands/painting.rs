@@ -14,7 +14,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Images whose every scale the strip shows, at most.
-const STRIP: usize = 8;
+const STRIPS: usize = 8;
+/// Pixels that are decoded for it, at most, but for the first image: eight of FlexVAR's at 256 px, of VAR's, which
+/// decode every scale at full size, two.
+const STRIP_PIXELS: usize = 3 << 19;
 /// Rows of images in the grid, at most.
 const GRID_ROWS: usize = 10;
 
@@ -23,6 +26,8 @@ pub(super) struct Painting<'a, B: Compute> {
     painter: Painter<'a, B>,
     /// Height and width of an image.
     pub size: (usize, usize),
+    scales: usize,
+    /// Images painted at once.
     batch: usize,
 }
 
@@ -31,8 +36,8 @@ pub(super) struct Batch<'r> {
     pub labels: &'r [u32],
     /// Number of the first of them.
     pub first_image: u64,
-    /// Whether every scale is wanted of them.
-    pub every_scale: bool,
+    /// How many of the first of them are wanted at every scale.
+    pub strips: usize,
 }
 
 /// Where images go.
@@ -69,7 +74,17 @@ impl<'a, B: Compute> Painting<'a, B> {
                 generator.section.schedule
             );
         }
-        Ok(Self { painter, size, batch })
+        Ok(Self { painter, size, scales: schedule.len(), batch })
+    }
+
+    /// How many of so many images are shown at every scale.
+    fn strips(&self, images: usize) -> usize {
+        let area = |scale| {
+            let (height, width) = self.painter.size(scale);
+            height * width
+        };
+        let pixels: usize = (0..self.scales).map(area).sum();
+        (STRIP_PIXELS / pixels).clamp(1, STRIPS).min(images)
     }
 
     /// Writes the images of a record as `draw` makes them, batch by batch, and says where they are.
@@ -94,11 +109,12 @@ impl<'a, B: Compute> Painting<'a, B> {
             while sheets.done < count && !interrupt.is_asked() {
                 let (done, first) = (sheets.done, sheets.done == 0);
                 let labels = &record.labels[done..count.min(done + self.batch)];
-                let batch = Batch { labels, first_image: done as u64, every_scale: first };
+                let strips = if first { self.strips(labels.len()) } else { 0 };
+                let batch = Batch { labels, first_image: done as u64, strips };
                 let painted = draw(&mut self.painter, &batch)?;
                 begun = done + labels.len();
                 if first {
-                    let strips = self.painter.strips(&painted, STRIP.min(labels.len()));
+                    let strips = self.painter.strips(&painted);
                     grid::save_strips(&folder.path().join(SCALES), &strips)?;
                 }
                 sheets.add(&painted.images, labels.len())?;

@@ -51,7 +51,7 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let target = Target { folder: &folder, array, per_row, quiet: global.quiet };
     let settings = record.settings.settings(record.settings.seed);
     painting.paint(record, target, |painter, batch| {
-        painter.paint(&params, batch.labels, batch.first_image, &settings, batch.every_scale)
+        painter.paint(&params, batch.labels, batch.first_image, &settings, batch.strips)
     })
 }
 

@@ -112,7 +112,7 @@ impl<'a, B: Backend> Editor<'a, B> {
     }
 
     /// Paints one picture per label, `batch` of them at most: the k-th gives picture `first_image + k` of the
-    /// seed.
+    /// seed. The first `strips` of them are decoded at every scale, too.
     ///
     /// # Errors
     /// A device fault; shape: more labels than there is room for, here or in the painter.
@@ -123,7 +123,7 @@ impl<'a, B: Backend> Editor<'a, B> {
         labels: &[u32],
         first_image: u64,
         settings: &SampleSettings,
-        every_scale: bool,
+        strips: usize,
     ) -> Result<Painted, B::Error> {
         ShapeError::at_least("edit", "labels (batch)", labels.len(), self.batch)?;
         let passes = if self.again.is_some() { self.edit.passes } else { 1 };
@@ -141,9 +141,8 @@ impl<'a, B: Backend> Editor<'a, B> {
             let settings = SampleSettings { seed: seed_of(settings.seed, pass), ..*settings };
             let last = pass + 1 == passes;
             let given = Some(&given);
-            let every_scale = every_scale && last;
-            painted =
-                painter.paint_on(params, labels, first_image, &settings, given, every_scale)?;
+            let strips = if last { strips } else { 0 };
+            painted = painter.paint_on(params, labels, first_image, &settings, given, strips)?;
             if !last || !self.edit.decoded {
                 self.put_back(&mut painted);
             }
@@ -156,7 +155,8 @@ impl<'a, B: Backend> Editor<'a, B> {
         let Some(hole) = &self.edit.hole else { return };
         hole.mask.put_back(&hole.known_3hw, &mut painted.images);
         if let Some(finest) = painted.scales.last_mut() {
-            finest.clone_from(&painted.images);
+            let shown = finest.len();
+            finest.copy_from_slice(&painted.images[..shown]);
         }
     }
 

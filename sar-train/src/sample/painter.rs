@@ -44,8 +44,8 @@ impl<B: Backend> Copy for Decoder<'_, B> {}
 pub struct Painted {
     /// `[n, 3, h·f, w·f]` in [−1, 1], of the last scale.
     pub images: Vec<f32>,
-    /// The same after every scale, each at its own size or, where scales add up, at that of the last; empty unless
-    /// asked for.
+    /// The first of them after every scale, each at its own size or, where scales add up, at that of the last;
+    /// empty unless asked for.
     pub scales: Vec<Vec<f32>>,
 }
 
@@ -92,17 +92,17 @@ impl<'a, B: Backend> Painter<'a, B> {
         (height * factor, width * factor)
     }
 
-    /// The first `count` images of a batch that was painted at every scale, a strip each.
-    pub fn strips<'p>(&self, painted: &'p Painted, count: usize) -> Vec<Images<'p>> {
-        let strip = |(scale, images): (usize, &'p Vec<f32>)| {
+    /// What was painted at every scale, a strip for each image.
+    pub fn strips<'p>(&self, painted: &'p Painted) -> Vec<Images<'p>> {
+        let strip = |(scale, images_b3hw): (usize, &'p Vec<f32>)| {
             let (height, width) = self.size(scale);
-            let shown = count * 3 * height * width;
-            Images { images_b3hw: images.get(..shown).unwrap_or(images), height, width }
+            Images { images_b3hw, height, width }
         };
         painted.scales.iter().enumerate().map(strip).collect()
     }
 
-    /// Paints one image per label: the k-th gives image `first_image + k` of the seed.
+    /// Paints one image per label: the k-th gives image `first_image + k` of the seed. The first `strips` of them
+    /// are decoded at every scale, too.
     ///
     /// # Errors
     /// A device fault.
@@ -112,9 +112,9 @@ impl<'a, B: Backend> Painter<'a, B> {
         labels: &[u32],
         first_image: u64,
         settings: &SampleSettings,
-        every_scale: bool,
+        strips: usize,
     ) -> Result<Painted, B::Error> {
-        self.paint_on(params, labels, first_image, settings, None, every_scale)
+        self.paint_on(params, labels, first_image, settings, None, strips)
     }
 
     /// As [`Painter::paint`], around codes that are `given` of one batch.
@@ -128,7 +128,7 @@ impl<'a, B: Backend> Painter<'a, B> {
         first_image: u64,
         settings: &SampleSettings,
         given: Option<&Given<'_, B>>,
-        every_scale: bool,
+        strips: usize,
     ) -> Result<Painted, B::Error> {
         if given.is_some() {
             ShapeError::at_least("paint_on", "labels (batch)", labels.len(), self.batch)?;
@@ -136,11 +136,12 @@ impl<'a, B: Backend> Painter<'a, B> {
         let scales = self.schedule.len();
         self.sampler.set_published_greedy(settings.published_greedy);
         let mut painted = Painted::default();
-        if every_scale {
+        if strips > 0 {
             painted.scales = vec![Vec::new(); scales];
         }
         for (n, labels) in labels.chunks(self.batch).enumerate() {
-            let first_image = first_image + (n * self.batch) as u64;
+            let before = n * self.batch;
+            let first_image = first_image + before as u64;
             let keys = DrawKeys { seed: settings.seed, first_image };
             let decoding = Decoding {
                 guidance: settings.guidance.ramp(scales),
@@ -156,20 +157,20 @@ impl<'a, B: Backend> Painter<'a, B> {
                 given,
                 |_, _| Ok(()),
             )?;
-            if every_scale {
+            let images = self.decode(labels.len(), scales - 1)?;
+            let shown = strips.saturating_sub(before).min(labels.len());
+            if shown > 0 {
                 self.sampler.coded.begin();
-                for scale in 0..scales {
-                    let images = self.decode(labels.len(), scale)?;
-                    if let Some(all) = painted.scales.get_mut(scale) {
-                        all.extend(images);
+                for (scale, all) in painted.scales.iter_mut().enumerate() {
+                    match scale + 1 < scales {
+                        true => all.extend(self.decode(shown, scale)?),
+                        false => {
+                            all.extend_from_slice(&images[..images.len() / labels.len() * shown])
+                        }
                     }
                 }
-            } else {
-                painted.images.extend(self.decode(labels.len(), scales - 1)?);
             }
-        }
-        if every_scale {
-            painted.images = painted.scales.last().cloned().unwrap_or_default();
+            painted.images.extend(images);
         }
         Ok(painted)
     }

@@ -213,9 +213,8 @@ fn edit<B: Backend<Host = f32>>(backend: &B) -> Vec<f32> {
         let mut painter =
             Painter::new(backend, &world.generator, decoder, &schedule, batch, true).unwrap();
         let mut editor = Editor::new(backend, decoder, &schedule, edit.clone(), batch).unwrap();
-        let mut paint = |labels: &[u32]| {
-            editor.paint(&mut painter, &params, labels, first_image, &settings, false)
-        };
+        let mut paint =
+            |labels: &[u32]| editor.paint(&mut painter, &params, labels, first_image, &settings, 0);
         assert!(paint(&vec![0; batch + 1]).is_err(), "more than there is room for");
         paint(labels).unwrap().images
     };
