@@ -4,8 +4,8 @@ use crate::{CpuBackend, CpuError, Element};
 use rayon::prelude::*;
 use sar_math::backend::{Buffers, ShapeError};
 
-/// Elements that one task copies.
-const COPIED: usize = 1 << 16;
+/// Elements that one task copies, adds or clears.
+const PIECE: usize = 1 << 16;
 
 /// A flat, zero-initialised host buffer.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -192,7 +192,8 @@ impl<T: Element> Buffers for CpuBackend<T> {
     }
 
     fn zero_accum(&self, accum: &mut Buffer<T>, len: usize) -> Result<(), CpuError> {
-        accum.head_mut("zero_accum", "accum", len)?.fill(T::zero());
+        let accum = accum.head_mut("zero_accum", "accum", len)?;
+        accum.par_chunks_mut(PIECE).for_each(|piece| piece.fill(T::zero()));
         Ok(())
     }
 
@@ -207,16 +208,15 @@ impl<T: Element> Buffers for CpuBackend<T> {
         let from = from.head("copy", "from", from_offset.saturating_add(len))?;
         let to = to.head_mut("copy", "to", to_offset.saturating_add(len))?;
         let pairs =
-            to[to_offset..].par_chunks_mut(COPIED).zip(from[from_offset..].par_chunks(COPIED));
+            to[to_offset..].par_chunks_mut(PIECE).zip(from[from_offset..].par_chunks(PIECE));
         pairs.for_each(|(to, from)| to.copy_from_slice(from));
         Ok(())
     }
 
     fn add(&self, from: &Buffer<T>, to: &mut Buffer<T>, len: usize) -> Result<(), CpuError> {
-        let from = from.head("add", "from", len)?;
-        for (to, &from) in to.head_mut("add", "to", len)?.iter_mut().zip(from) {
-            *to += from;
-        }
+        let (from, to) = (from.head("add", "from", len)?, to.head_mut("add", "to", len)?);
+        let pairs = to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE));
+        pairs.for_each(|(to, from)| to.iter_mut().zip(from).for_each(|(to, &from)| *to += from));
         Ok(())
     }
 

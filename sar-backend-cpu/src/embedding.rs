@@ -1,5 +1,6 @@
 //! Embedding ops at the door: shapes checked, then `ops`.
 
+use crate::loss::check_ids;
 use crate::ops::{class_embedding, positions, token_embedding};
 use crate::{Buffer, CpuBackend, CpuError, Element};
 use sar_math::ScaleSchedule;
@@ -21,7 +22,7 @@ impl<T: Element> EmbeddingOps for CpuBackend<T> {
         let rows = checks::table_rows(OP, width, table)?;
         let table = params.slot(OP, "table (rows*width)", table, table.len)?;
         let cond = cond_bc.head_mut(OP, "cond (batch*width)", size([batch, width]))?;
-        class_embedding::check_labels(OP, labels, rows)?;
+        check_ids(OP, labels, 0, rows)?;
         class_embedding::forward(width, labels, table, cond);
         Ok(())
     }
@@ -40,7 +41,7 @@ impl<T: Element> EmbeddingOps for CpuBackend<T> {
         let rows = checks::table_rows(OP, width, table)?;
         let dcond = dcond_bc.head(OP, "dcond (batch*width)", size([batch, width]))?;
         let dtable = grads.slot_mut(OP, "table gradient (rows*width)", table, table.len)?;
-        class_embedding::check_labels(OP, labels, rows)?;
+        check_ids(OP, labels, 0, rows)?;
         class_embedding::backward(width, labels, dcond, dtable);
         Ok(())
     }

@@ -12,10 +12,15 @@ fn samples(dims: &LossDims, width: usize) -> (usize, usize) {
     (dims.first_sample.saturating_mul(width), end.saturating_mul(width))
 }
 
-/// Fails on the first id that is no row of a table of `rows`.
-pub(crate) fn check_ids(op: &'static str, ids: &[u32], rows: usize) -> Result<(), CpuError> {
+/// Fails on the first id that is no row of a table of `rows`; the ids begin at `first` in their buffer.
+pub(crate) fn check_ids(
+    op: &'static str,
+    ids: &[u32],
+    first: usize,
+    rows: usize,
+) -> Result<(), CpuError> {
     match ids.iter().position(|&id| id as usize >= rows) {
-        Some(position) => Err(CpuError::IdOutOfRange { op, position, id: ids[position], rows }),
+        Some(at) => Err(CpuError::IdOutOfRange { op, position: first + at, id: ids[at], rows }),
         None => Ok(()),
     }
 }
@@ -28,7 +33,7 @@ fn targets<'a>(
 ) -> Result<&'a [u32], CpuError> {
     let (from, to) = samples(dims, checks::target_rows(op, dims)?);
     let targets = &targets_bl.head(op, "targets (b*tokens)", to)?[from..];
-    check_ids(op, targets, dims.vocab)?;
+    check_ids(op, targets, from, dims.vocab)?;
     Ok(targets)
 }
 

@@ -13,6 +13,7 @@ use sar_math::backend::{
     AttentionSlots, CachedAttentionDims, ChooseDims, CodeDims, LatentDims, RolloutDims, RolloutOps,
     ShapeError, TokenSpan,
 };
+use sar_math::sampling::MAX_VOCAB;
 use sar_math::{Scale, ScaleSchedule};
 
 /// The ids `[b, T]` and the codebook, once the ids of `scales` are known to lie in it.
@@ -27,13 +28,7 @@ fn codes<'a, T: Element>(
     let ids = ids_bt.head(op, "ids (b*tokens)", size([dims.batch, tokens]))?;
     let span = dims.schedule.span(scales);
     for (b, sample) in ids.chunks_exact(tokens).enumerate() {
-        check_ids(op, &sample[span.clone()], dims.vocab).map_err(|error| match error {
-            CpuError::IdOutOfRange { op, position, id, rows } => {
-                let position = b * tokens + span.start + position;
-                CpuError::IdOutOfRange { op, position, id, rows }
-            }
-            other => other,
-        })?;
+        check_ids(op, &sample[span.clone()], b * tokens + span.start, dims.vocab)?;
     }
     let len = size([dims.vocab, dims.channels]);
     Ok((ids, codebook_vk.head(op, "codebook (vocab*channels)", len)?))
@@ -129,6 +124,7 @@ impl<T: Element> RolloutOps for CpuBackend<T> {
     ) -> Result<(), CpuError> {
         const OP: &str = "choose_codes";
         ShapeError::at_least(OP, "vocab", 1, dims.vocab)?;
+        ShapeError::at_least(OP, "room for the vocabulary (2^16)", dims.vocab, MAX_VOCAB)?;
         checks::scales(OP, &dims.schedule, &dims.scales)?;
         let tokens = dims.schedule.span(dims.scales.clone()).len();
         let halves = if dims.guidance.is_some() { 2 } else { 1 };

@@ -1,5 +1,6 @@
 //! Tokenizer ops at the door: shapes checked, then `ops`.
 
+use crate::loss::check_ids;
 use crate::ops::{
     area_resize, conv2d, group_norm, spatial_attention, squared_error, upsample_nearest,
     vector_quantize,
@@ -278,10 +279,7 @@ impl<T: Element> TokenizerOps for CpuBackend<T> {
     ) -> Result<(), CpuError> {
         const OP: &str = "vector_quantize_backward";
         let ids = ids.head(OP, "ids", size([dims.batch, dims.height, dims.width]))?;
-        if let Some(position) = ids.iter().position(|&id| id as usize >= vocab) {
-            let id = ids[position];
-            return Err(CpuError::IdOutOfRange { op: OP, position, id, rows: vocab });
-        }
+        check_ids(OP, ids, 0, vocab)?;
         let len = size([vocab, dims.channels]);
         vector_quantize::backward(
             dims,

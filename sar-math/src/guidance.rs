@@ -64,7 +64,9 @@ mod tests {
 
     #[test]
     fn ramps_are_finite_for_every_length() {
-        for guidance in [Guidance::Constant(1.5), Guidance::Sampling(1.5), Guidance::Rollout(1.5)] {
+        let ramps = [Guidance::Constant, Guidance::Sampling, Guidance::Rollout, Guidance::Var]
+            .map(|of| of(1.5));
+        for guidance in ramps {
             for scales in 0..=MAX_SCALES {
                 let t = guidance.ramp(scales).unwrap();
                 assert!(t.iter().all(|t| t.is_finite()));

@@ -4,7 +4,7 @@
 //!
 //! The layers, bottom up:
 //! - [`schedule`]: which grids an image is generated in; the only place where offsets are summed.
-//! - [`real`]: the host number type the rest is generic over.
+//! - [`real`]: the host number type the rest is generic over; [`ShapeError`]: an operand of the wrong size.
 //! - [`resample`]: area and bicubic taps.
 //! - [`philox`], [`sampling`], [`guidance`]: counter-based random numbers, filters, guidance.
 //! - [`rollout`]: which scale feeds which, in which pass, supervised by what.
@@ -29,9 +29,11 @@ pub mod resample;
 pub mod rollout;
 pub mod sampling;
 pub mod schedule;
+mod shape_error;
 
 pub use real::Real;
 pub use schedule::{MAX_SCALES, Scale, ScaleSchedule, ScheduleError, TokenPlace};
+pub use shape_error::ShapeError;
 
 /// What the README shows compiles and holds: a doc test.
 #[cfg(doctest)]

@@ -4,7 +4,7 @@
 //! formula puts it whatever the number type; only the weights are floating point.
 
 use crate::Real;
-use crate::backend::ShapeError;
+use crate::ShapeError;
 use core::ops::Range;
 
 /// Cubic convolution parameter a of the published model (Keys 1981 takes −0.5).

@@ -14,8 +14,36 @@
 //!
 //! Rounding to 2⁻⁴⁷ of the largest weight (7·10⁻¹⁵) is far below what f32 logits resolve.
 
-use crate::Real;
-use crate::backend::{Filter, ShapeError};
+use crate::{Real, ShapeError};
+
+/// What remains of a distribution before it is drawn from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Filter {
+    /// Keep the k largest (ties with the k-th stay); 0 is off, 1 is greedy.
+    pub top_k: usize,
+    /// Drop the ascending tail of cumulative probability ≤ 1−p; 0 is off.
+    pub top_p: f64,
+}
+
+/// Names the random numbers of a draw: independent of batch, thread and machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrawKeys {
+    /// The run's seed.
+    pub seed: u64,
+    /// Number of the first image of the ids; sample b of them is image `first_image + b`.
+    pub first_image: u64,
+}
+
+/// How a token is chosen from its logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Choice {
+    /// The largest logit, lowest index on ties.
+    ///
+    /// NaN counts as −∞; where no logit is above that, the id is 0, by argmax and by draw.
+    Argmax,
+    /// A draw from the filtered softmax.
+    Draw(Filter, DrawKeys),
+}
 
 /// Largest vocabulary: with it, weights and index share 64 bits and the total fits them too.
 pub const MAX_VOCAB: usize = 1 << INDEX_BITS;
@@ -64,7 +92,7 @@ pub fn choose<T: Real>(
     uniform: f64,
     scratch: &mut [u64],
 ) -> Result<usize, ShapeError> {
-    let kept = keep(logits, filter, scratch)?;
+    let kept = keep("choose", logits, filter, scratch)?;
     let target = ((uniform * kept.total as f64) as u64).min(kept.total.saturating_sub(1));
     let mut cumulative = 0;
     for &entry in kept.entries {
@@ -78,7 +106,7 @@ pub fn choose<T: Real>(
     Ok(0) // nothing above −∞: total is 0
 }
 
-/// The distribution that [`choose`] draws from, as probabilities `out[v]`.
+/// The distribution that [`choose`] draws from, as probabilities `out[v]`: all on token 0 where no logit is above −∞.
 ///
 /// # Errors
 /// As [`choose`], and where `out` is not as long as `logits`.
@@ -88,9 +116,14 @@ pub fn filtered_probabilities<T: Real>(
     scratch: &mut [u64],
     out: &mut [T],
 ) -> Result<(), ShapeError> {
-    ShapeError::equal("filtered_probabilities", "out (vocab)", logits.len(), out.len())?;
+    const OP: &str = "filtered_probabilities";
+    ShapeError::equal(OP, "out (vocab)", logits.len(), out.len())?;
     out.fill(T::zero());
-    let kept = keep(logits, filter, scratch)?;
+    let kept = keep(OP, logits, filter, scratch)?;
+    if kept.total == 0 {
+        out[0] = T::one();
+        return Ok(());
+    }
     for &entry in kept.entries {
         if entry >= kept.bar {
             out[index_of(entry)] = T::of(weight_of(entry) as f64 / kept.total as f64);
@@ -121,15 +154,15 @@ fn index_of(entry: u64) -> usize {
 }
 
 fn keep<'a, T: Real>(
+    op: &'static str,
     logits: &[T],
     filter: Filter,
     scratch: &'a mut [u64],
 ) -> Result<Kept<'a>, ShapeError> {
-    const OP: &str = "choose";
     let vocab = logits.len();
-    ShapeError::at_least(OP, "vocabulary", 1, vocab)?;
-    ShapeError::at_least(OP, "room for the vocabulary (2^16)", vocab, MAX_VOCAB)?;
-    ShapeError::at_least(OP, "scratch (2*vocab)", scratch_len(vocab), scratch.len())?;
+    ShapeError::at_least(op, "vocabulary", 1, vocab)?;
+    ShapeError::at_least(op, "room for the vocabulary (2^16)", vocab, MAX_VOCAB)?;
+    ShapeError::at_least(op, "scratch (2*vocab)", scratch_len(vocab), scratch.len())?;
     let (first, second) = scratch.split_at_mut(vocab);
 
     let bar = top_k_bar(logits, filter.top_k, second);
@@ -312,6 +345,15 @@ mod tests {
         let mut scratch = std::vec![9; scratch_len(logits.len())];
         filtered_probabilities(logits, filter, &mut scratch, &mut out).unwrap();
         out
+    }
+
+    #[test]
+    fn nothing_above_minus_infinity_is_the_first_token() {
+        for filter in [Filter { top_k: 0, top_p: 0.0 }, Filter { top_k: 2, top_p: 0.5 }] {
+            let none = [f64::NEG_INFINITY, f64::NAN, f64::NEG_INFINITY];
+            assert_eq!(probabilities(&none, filter), [1.0, 0.0, 0.0]);
+            assert_eq!(choose(&none, filter, 0.7, &mut [0; scratch_len(3)]), Ok(0));
+        }
     }
 
     proptest! {

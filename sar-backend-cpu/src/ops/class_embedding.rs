@@ -1,14 +1,6 @@
 //! Rows of the class table, and their gradient.
 
-use crate::{CpuError, Element};
-
-/// The first label outside a table of `rows` rows, as an error.
-pub(crate) fn check_labels(op: &'static str, labels: &[u32], rows: usize) -> Result<(), CpuError> {
-    match labels.iter().position(|&id| id as usize >= rows) {
-        None => Ok(()),
-        Some(position) => Err(CpuError::IdOutOfRange { op, position, id: labels[position], rows }),
-    }
-}
+use crate::Element;
 
 /// `cond[b, c] = table[labels_b, c]`; the labels have been checked.
 pub(crate) fn forward<T: Element>(width: usize, labels: &[u32], table: &[T], cond: &mut [T]) {

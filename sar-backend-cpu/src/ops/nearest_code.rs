@@ -4,8 +4,8 @@
 //! taken as (z, 1): |z − e|² = |z|² − 2 (z·e − |e|²/2). Either is brought to length 1, which changes no order. A
 //! matrix product gives all scores in the backend's type, which leaves those within rounding of the
 //! largest undecided; they alone are scored again in f64, where products of f32 are exact and equal
-//! rows score equally. So the result is that of the f64 formula, the lowest index on ties, whatever
-//! the blocks of the product are.
+//! rows score equally. So the result is that of the f64 formula on the rows as brought to length 1 and rounded, the
+//! lowest index on ties, whatever the blocks of the product are.
 
 use super::cross_entropy::BLOCK;
 use crate::Element;

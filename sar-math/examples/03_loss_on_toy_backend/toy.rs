@@ -37,14 +37,14 @@ impl BackendError for ToyError {
 
 type Done = Result<(), ToyError>;
 
-fn put<T: Copy>(host: &[T], to: &mut [T], offset: usize) -> Done {
-    ShapeError::at_least("upload", "buffer", offset + host.len(), to.len())?;
+fn put<T: Copy>(op: &'static str, host: &[T], to: &mut [T], offset: usize) -> Done {
+    ShapeError::at_least(op, "buffer", offset.saturating_add(host.len()), to.len())?;
     to[offset..offset + host.len()].copy_from_slice(host);
     Ok(())
 }
 
-fn get<T: Copy>(from: &[T], offset: usize, host: &mut [T]) -> Done {
-    ShapeError::at_least("download", "buffer", offset + host.len(), from.len())?;
+fn get<T: Copy>(op: &'static str, from: &[T], offset: usize, host: &mut [T]) -> Done {
+    ShapeError::at_least(op, "buffer", offset.saturating_add(host.len()), from.len())?;
     host.copy_from_slice(&from[offset..offset + host.len()]);
     Ok(())
 }
@@ -70,28 +70,28 @@ impl Buffers for Toy {
         Ok(vec![0; len])
     }
     fn upload(&self, host: &[f64], to: &mut Vec<f64>, offset: usize) -> Done {
-        put(host, to, offset)
+        put("upload", host, to, offset)
     }
     fn upload_accum(&self, host: &[f64], to: &mut Vec<f64>, offset: usize) -> Done {
-        put(host, to, offset)
+        put("upload_accum", host, to, offset)
     }
     fn upload_params(&self, host: &[f64], to: &mut Vec<f64>, offset: usize) -> Done {
-        put(host, to, offset)
+        put("upload_params", host, to, offset)
     }
     fn upload_ids(&self, host: &[u32], to: &mut Vec<u32>, offset: usize) -> Done {
-        put(host, to, offset)
+        put("upload_ids", host, to, offset)
     }
     fn download(&self, from: &Vec<f64>, offset: usize, host: &mut [f64]) -> Done {
-        get(from, offset, host)
+        get("download", from, offset, host)
     }
     fn download_accum(&self, from: &Vec<f64>, offset: usize, host: &mut [f64]) -> Done {
-        get(from, offset, host)
+        get("download_accum", from, offset, host)
     }
     fn download_params(&self, from: &Vec<f64>, offset: usize, host: &mut [f64]) -> Done {
-        get(from, offset, host)
+        get("download_params", from, offset, host)
     }
     fn download_ids(&self, from: &Vec<u32>, offset: usize, host: &mut [u32]) -> Done {
-        get(from, offset, host)
+        get("download_ids", from, offset, host)
     }
     fn zero_accum(&self, accum: &mut Vec<f64>, len: usize) -> Done {
         ShapeError::at_least("zero_accum", "accum", len, accum.len())?;
@@ -106,8 +106,8 @@ impl Buffers for Toy {
         to_at: usize,
         len: usize,
     ) -> Done {
-        ShapeError::at_least("copy", "from", at + len, from.len())?;
-        put(&from[at..at + len], to, to_at)
+        ShapeError::at_least("copy", "from", at.saturating_add(len), from.len())?;
+        put("copy", &from[at..at + len], to, to_at)
     }
     fn add(&self, from: &Vec<f64>, to: &mut Vec<f64>, len: usize) -> Done {
         ShapeError::at_least("add", "from and to", len, from.len().min(to.len()))?;
@@ -143,10 +143,12 @@ fn softmax(logits: &[f64]) -> Vec<f64> {
 fn check(op: &'static str, dims: &LossDims, logits: usize, targets: usize, width: usize) -> Done {
     let tokens = dims.schedule.tokens();
     ShapeError::at_least(op, "vocab", 1, dims.vocab)?;
-    ShapeError::at_least(op, "logits (b*l*v)", dims.batch * tokens * dims.vocab, logits)?;
-    ShapeError::at_least(op, "targets.tokens", tokens + dims.targets.shift, dims.targets.tokens)?;
-    let samples = dims.batch + if width == 1 { dims.first_sample } else { 0 };
-    ShapeError::at_least(op, "targets", samples * dims.targets.tokens * width, targets)?;
+    let size = |sides: [usize; 3]| sides.into_iter().fold(1, usize::saturating_mul);
+    ShapeError::at_least(op, "logits (b*l*v)", size([dims.batch, tokens, dims.vocab]), logits)?;
+    let held = tokens.saturating_add(dims.targets.shift);
+    ShapeError::at_least(op, "targets.tokens", held, dims.targets.tokens)?;
+    let samples = dims.batch.saturating_add(if width == 1 { dims.first_sample } else { 0 });
+    ShapeError::at_least(op, "targets", size([samples, dims.targets.tokens, width]), targets)?;
     Ok(())
 }
 
@@ -159,12 +161,17 @@ fn check_ids(op: &'static str, dims: &LossDims, ids: &[u32]) -> Done {
 
 /// Forward of both losses; `target` gives the distribution in a row of the targets.
 fn forward(
+    op: &'static str,
     dims: &LossDims,
     logits: &[f64],
     out: &mut TokenLoss<Toy>,
     target: impl Fn(usize) -> Vec<f64>,
-) {
+) -> Done {
     let tokens = dims.schedule.tokens();
+    let written = dims.first_sample.saturating_add(dims.batch).saturating_mul(tokens);
+    for out in [&out.lse_bl, &out.loss_bl, &out.hits_bl] {
+        ShapeError::at_least(op, "loss, hits and lse (b*l)", written, out.len())?;
+    }
     let rows = logits.chunks_exact(dims.vocab).take(dims.batch * tokens);
     for (row, l) in rows.enumerate() {
         let p = target(dims.targets.of(row, tokens));
@@ -175,6 +182,7 @@ fn forward(
         let hit = sar_math::sampling::argmax(l) == sar_math::sampling::argmax(&p);
         out.hits_bl[row] = f64::from(u8::from(hit));
     }
+    Ok(())
 }
 
 /// Backward of both losses: weight·(softmax − target).
@@ -202,8 +210,9 @@ impl LossOps for Toy {
         check("cross_entropy", dims, logits_blv.len(), targets_bl.len(), 1)?;
         check_ids("cross_entropy", dims, targets_bl)?;
         let first = dims.first_sample * dims.targets.tokens;
-        forward(dims, logits_blv, out, |row| one_hot(dims, targets_bl[first + row]));
-        Ok(())
+        forward("cross_entropy", dims, logits_blv, out, |row| {
+            one_hot(dims, targets_bl[first + row])
+        })
     }
 
     fn cross_entropy_backward(
@@ -229,8 +238,8 @@ impl LossOps for Toy {
     ) -> Done {
         let v = dims.vocab;
         check("soft_cross_entropy", dims, logits_blv.len(), teacher_blv.len(), v)?;
-        forward(dims, logits_blv, out, |row| softmax(&teacher_blv[row * v..][..v]));
-        Ok(())
+        let target = |row| softmax(&teacher_blv[row * v..][..v]);
+        forward("soft_cross_entropy", dims, logits_blv, out, target)
     }
 
     fn soft_cross_entropy_backward(
@@ -255,8 +264,9 @@ impl LossOps for Toy {
         offset: usize,
     ) -> Done {
         let tokens = schedule.tokens();
-        ShapeError::at_least("scale_sums", "values (b*l)", batch * tokens, values_bl.len())?;
-        ShapeError::at_least("scale_sums", "sums", offset + schedule.len(), sums.len())?;
+        let (values, end) = (batch.saturating_mul(tokens), offset.saturating_add(schedule.len()));
+        ShapeError::at_least("scale_sums", "values (b*l)", values, values_bl.len())?;
+        ShapeError::at_least("scale_sums", "sums", end, sums.len())?;
         for i in 0..schedule.len() {
             let samples = values_bl.chunks_exact(tokens).take(batch);
             sums[offset + i] = samples.map(|s| s[schedule.range(i)].iter().sum::<f64>()).sum();

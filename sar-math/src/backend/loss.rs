@@ -45,8 +45,8 @@ impl LossDims {
     /// The same loss on `samples` of this one's.
     pub const fn part(&self, samples: &Range<usize>) -> Self {
         Self {
-            first_sample: self.first_sample + samples.start,
-            batch: samples.end - samples.start,
+            first_sample: self.first_sample.saturating_add(samples.start),
+            batch: samples.end.saturating_sub(samples.start),
             ..*self
         }
     }
@@ -59,6 +59,9 @@ impl TargetRows {
     }
 
     /// The row of the target of logits row `row`, where a sample has `tokens` logits.
+    ///
+    /// # Panics
+    /// Where a sample has none.
     #[inline(always)]
     pub const fn of(self, row: usize, tokens: usize) -> usize {
         row / tokens * self.tokens + row % tokens + self.shift

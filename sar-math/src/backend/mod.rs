@@ -25,16 +25,18 @@ mod rollout;
 mod tokenizer;
 mod transformer;
 
+pub use crate::ShapeError;
+pub use crate::sampling::{Choice, DrawKeys, Filter};
 #[cfg(target_has_atomic = "ptr")]
 pub use buffers::next_replay_key;
 pub use buffers::{Buffers, Slot};
 pub use embedding::{EmbeddingDims, EmbeddingOps, EmbeddingSlots};
-pub use error::{BackendError, ErrorKind, ShapeError};
+pub use error::{BackendError, ErrorKind};
 pub use loss::{LossDims, LossOps, TargetRows, TokenLoss};
 pub use optimizer::{AdamW, OptimizerOps};
 pub use rollout::{
-    CachedAttentionDims, Choice, ChooseDims, CodeDims, Distance, DrawKeys, Filter, LatentDims,
-    RolloutDims, RolloutOps, TokenSpan,
+    CachedAttentionDims, ChooseDims, CodeDims, Distance, LatentDims, RolloutDims, RolloutOps,
+    TokenSpan,
 };
 pub use tokenizer::{Conv, ConvDims, GroupNorm, MapDims, QuantizeWeights, TokenizerOps};
 pub use transformer::{

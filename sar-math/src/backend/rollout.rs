@@ -1,37 +1,9 @@
 //! Tokenising, rolling out and sampling: steps without gradients, and so without backwards.
 
 use super::{AttentionSlots, Buffers};
+use crate::sampling::Choice;
 use crate::{MAX_SCALES, ScaleSchedule};
 use core::ops::Range;
-
-/// What remains of a distribution before it is drawn from.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Filter {
-    /// Keep the k largest (ties with the k-th stay); 0 is off, 1 is greedy.
-    pub top_k: usize,
-    /// Drop the ascending tail of cumulative probability ≤ 1−p; 0 is off.
-    pub top_p: f64,
-}
-
-/// Names the random numbers of a draw: independent of batch, thread and machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DrawKeys {
-    /// The run's seed.
-    pub seed: u64,
-    /// Number of the first image of the ids; sample b of them is image `first_image + b`.
-    pub first_image: u64,
-}
-
-/// How a token is chosen from its logits.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Choice {
-    /// The largest logit, lowest index on ties.
-    ///
-    /// NaN counts as −∞; where no logit is above that, the id is 0, by argmax and by draw.
-    Argmax,
-    /// A draw from the filtered softmax.
-    Draw(Filter, DrawKeys),
-}
 
 /// Operands of [`RolloutOps::choose_codes`].
 #[derive(Clone, Debug)]
@@ -54,6 +26,8 @@ pub struct ChooseDims {
 }
 
 /// Some tokens of sequences: those of `scales`, in rows that hold the tokens of the scales `held`.
+///
+/// What an op writes is held so; what it reads, it says itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenSpan {
     /// The whole schedule.
@@ -182,8 +156,8 @@ pub trait RolloutOps: Buffers {
     ) -> Result<(), Self::Error>;
 
     /// The row of `codebook[v, columns]` nearest to each of `z[b, tokens of span.scales, k]`, lowest index on
-    /// ties: the columns of `span.scales` of `ids[b, tokens of span.held]`. Computed in f32 or wider whatever z is
-    /// stored in.
+    /// ties: the columns of `span.scales` of `ids[b, tokens of span.held]`. Rows of z hold no other scales, unlike
+    /// those that `area_tokens` writes. Computed in f32 or wider whatever z is stored in.
     fn nearest_code(
         &self,
         batch: usize,
@@ -205,8 +179,8 @@ pub trait RolloutOps: Buffers {
         inputs: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
 
-    /// `map[b, k, height, width]`: the codes of one scale as a channel-first map, bicubic to this size where the
-    /// scale's grid has another.
+    /// `map[b, k, height, width]`: the codes of `scale` as a channel-first map, bicubic to this size where the
+    /// scale's grid has another. `dims.scales` is not looked at.
     fn code_map(
         &self,
         dims: &RolloutDims,
@@ -219,7 +193,8 @@ pub trait RolloutOps: Buffers {
 
     /// Guidance, filter and draw; writes the columns of `dims.scales` of `ids[first_sample + b, T]`.
     ///
-    /// The logits are not changed. Ids are the same on every backend given the same logits.
+    /// The logits are not changed. Ids are the same on every backend given the same logits. A vocabulary beyond
+    /// [`sampling::MAX_VOCAB`](crate::sampling::MAX_VOCAB) is an error, whatever the choice.
     fn choose_codes(
         &self,
         dims: &ChooseDims,
@@ -234,7 +209,7 @@ pub trait RolloutOps: Buffers {
     /// work and half the logits of guiding behind it.
     fn guide(&self, len: usize, t: f64, x: &mut Self::Activation) -> Result<(), Self::Error>;
 
-    /// Takes the tokens of the scales for which `from_other` holds from `other`.
+    /// Takes the tokens of the scales for which `from_other`, as long as the schedule, holds from `other`.
     fn merge_ids(
         &self,
         batch: usize,

@@ -33,7 +33,10 @@ impl<B: RolloutOps> Subject<B> for Operands {
         let mut out = Outputs::default();
         let mut x = rig.activation("x", &self.x)?;
         rig.backend.guide(self.len(), self.t, &mut x)?;
-        out.push("x", rig.read("x", &x, self.x.len())?);
+        let mut x = rig.read("x", &x, self.x.len())?;
+        let unconditional = x.split_off(self.len());
+        out.push("guided", x);
+        out.push("unconditional", unconditional);
         Ok(out)
     }
 
@@ -41,7 +44,10 @@ impl<B: RolloutOps> Subject<B> for Operands {
         let (conditional, unconditional) = self.x.split_at(self.len());
         let guided = conditional.iter().zip(unconditional).map(|(&c, &u)| guide(self.t, c, u));
         // The unconditional half stays as it is.
-        alloc::vec![Expected::near("x", guided.chain(unconditional.iter().copied()).collect())]
+        alloc::vec![
+            Expected::near("guided", guided.collect()),
+            Expected::near("unconditional", unconditional.to_vec())
+        ]
     }
 
     fn rows(&self) -> usize {
@@ -50,6 +56,10 @@ impl<B: RolloutOps> Subject<B> for Operands {
 
     fn row(&self, row: usize) -> Option<Self> {
         Some(Self { t: self.t, x: alloc::vec![self.x[row], self.x[self.len() + row]] })
+    }
+
+    fn by_row(&self) -> &'static [&'static str] {
+        &["guided", "unconditional"]
     }
 }
 

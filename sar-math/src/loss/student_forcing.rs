@@ -2,7 +2,7 @@
 
 use super::report::Recorder;
 use super::{ScaleReport, Supervision};
-use crate::backend::{LossDims, LossOps};
+use crate::backend::LossOps;
 use core::ops::Range;
 
 /// What the student's logits are compared with; both are of the *whole* schedule.
@@ -58,7 +58,6 @@ impl<B: LossOps> StudentForcing<B> {
         match targets {
             StudentTargets::Hard(ids) => backend.cross_entropy(&dims, logits_nlv, ids, out),
             StudentTargets::Soft(teacher) => {
-                let dims = LossDims { smoothing: 0.0, ..dims };
                 backend.soft_cross_entropy(&dims, logits_nlv, teacher, out)
             }
         }

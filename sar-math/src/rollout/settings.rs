@@ -1,7 +1,7 @@
 //! What a run chooses: the way of training, and SAR's switches with their presets.
 
-use crate::backend::Filter;
 use crate::guidance::Guidance;
+use crate::sampling::Filter;
 use core::fmt;
 use core::str::FromStr;
 

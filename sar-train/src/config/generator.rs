@@ -2,6 +2,7 @@
 
 use super::{ConfigError, require, text};
 use sar_math::ScaleSchedule;
+use sar_math::sampling::MAX_VOCAB;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -136,8 +137,9 @@ impl GeneratorSection {
         ] {
             require((1..=most).contains(&value), key, value, &format!("1 to {most}"))?;
         }
-        let codes = 2..=1 << 24;
-        require(codes.contains(&self.vocab), "generator.vocab", self.vocab, "2 to 2^24 codes")?;
+        // No draw knows more.
+        let codes = 2..=MAX_VOCAB;
+        require(codes.contains(&self.vocab), "generator.vocab", self.vocab, "2 to 65536 codes")?;
         require(
             self.width.is_multiple_of(self.heads),
             "generator.width",

@@ -270,6 +270,8 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
         let revived = if skipped { 0 } else { self.revive(scaled)? };
         self.progress.step += 1;
         self.progress.skipped += u64::from(skipped);
+        self.progress.skipped_in_a_row =
+            if skipped { self.progress.skipped_in_a_row.saturating_add(1) } else { 0 };
         let lr = hyper.lr;
         Ok(TokenizerLosses { reconstruction, quantization, grad_norm, lr, grid, revived, skipped })
     }

@@ -9,13 +9,17 @@ impl Generator {
     /// no class) an initial value by `seed`. The unconditional row stays, and so does all else.
     ///
     /// # Errors
-    /// No classes at all.
+    /// No classes at all; weights that are not as many as the layout's.
     pub fn with_classes(
         &self,
         weights: &[f32],
         rows: &[Option<usize>],
         seed: u64,
     ) -> Result<(Self, Vec<f32>), GeneratorError> {
+        let (found, expected) = (weights.len(), self.layout().len());
+        if found != expected {
+            return Err(GeneratorError::Weights { found, expected });
+        }
         let (classes, width) = (self.shape().classes, self.shape().width);
         let other = Self::new(&GeneratorShape { classes: rows.len(), ..self.shape().clone() })?;
         let mut values = other.initial(seed);
@@ -62,5 +66,6 @@ mod tests {
             assert_eq!(found[tensor.slot.range()], weights[from.slot.range()], "{}", tensor.name);
         }
         assert!(generator.with_classes(&weights, &[], 1).is_err());
+        assert!(generator.with_classes(&weights[1..], &rows, 1).is_err());
     }
 }

@@ -33,7 +33,7 @@ pub struct GeneratorShape {
     pub mlp_ratio: usize,
     /// ε under the root of every layer norm.
     pub norm_eps: f64,
-    /// Factor on the initial rows of γ1, γ2 (published `alng`): 1e-3; 1e-4 for depth 24.
+    /// Factor on the initial rows of γ1, γ2 (published `alng`): 1e-3; 1e-4 from depth 24 on, 1e-5 from 30.
     pub alng: f64,
 }
 
@@ -56,6 +56,14 @@ pub enum GeneratorError {
         width: usize,
         /// Heads H.
         heads: usize,
+    },
+    /// Weights of another generator.
+    #[error("generator: {found} weights, expected {expected}")]
+    Weights {
+        /// How many there are.
+        found: usize,
+        /// How many the layout has.
+        expected: usize,
     },
 }
 

@@ -1,5 +1,6 @@
 //! The shape of a tokenizer.
 
+use sar_math::sampling::MAX_VOCAB;
 use serde::{Deserialize, Serialize};
 
 /// Widths and depths of encoder and decoder, and the size of the codebook.
@@ -104,8 +105,6 @@ const MAX_LEVELS: usize = 16;
 const MAX_WIDTH: usize = 1 << 16;
 /// As many as there can be scales.
 const MAX_RESIDUAL: usize = sar_math::MAX_SCALES;
-/// Codes that an id and the published buffers have room for, with a wide margin.
-const MAX_VOCAB: usize = 1 << 24;
 
 impl TokenizerConfig {
     /// The published tokenizer: 72 M parameters, 256 px to 16×16.

@@ -4,7 +4,7 @@ use super::{TokenizerLosses, TokenizerTrainer};
 use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
 use crate::config::Config;
 use crate::data::Loader;
-use crate::run::{Interrupt, Interrupted, Log, NonFinite, Progress, RunFolder, TensorBoard};
+use crate::run::{Interrupt, Interrupted, Log, NonFiniteError, Progress, RunFolder, TensorBoard};
 use crate::train::TrainError;
 use sar_math::backend::{OptimizerOps, TokenizerOps};
 use serde::Serialize;
@@ -70,10 +70,9 @@ impl TokenizerSession<'_> {
             save(trainer, &checkpoints, &progress)?;
         }
         let mut log = (self.run.log(first)?, self.run.tensorboard(first)?);
-        let mut non_finite = NonFinite::new(self.config.train.non_finite_limit);
         let mut saved = first;
         while trainer.steps() < steps {
-            let made = self.step(trainer, loader, &mut log, &mut progress, &mut non_finite);
+            let made = self.step(trainer, loader, &mut log, &mut progress);
             let step = trainer.steps();
             let (asked, last) = (self.interrupt.is_asked() && step < steps, step == steps);
             let skipped = match made {
@@ -107,7 +106,6 @@ impl TokenizerSession<'_> {
         loader: &mut Loader,
         (log, board): &mut (Log, TensorBoard),
         progress: &mut Progress,
-        non_finite: &mut NonFinite,
     ) -> Result<bool, TrainError>
     where
         B: TokenizerOps<Host = f32> + OptimizerOps,
@@ -115,15 +113,18 @@ impl TokenizerSession<'_> {
         let batch = loader.next_batch()?;
         let losses = trainer.step(&batch.values_b).map_err(TrainError::backend)?;
         let step = trainer.steps();
-        let skipped = non_finite.note(step, !losses.skipped)?;
-        if skipped {
+        let in_a_row = trainer.progress().skipped_in_a_row;
+        if in_a_row >= self.config.train.non_finite_limit {
+            return Err(NonFiniteError { step, in_a_row }.into());
+        }
+        if losses.skipped {
             progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
         }
         let last = step == self.config.tokenizer_train.steps;
         if step.is_multiple_of(self.config.train.log_every) || last {
             log_step(step, &losses, log, board, progress)?;
         }
-        Ok(skipped)
+        Ok(losses.skipped)
     }
 }
 

@@ -13,6 +13,9 @@ pub struct TokenizerProgress {
     pub step: u64,
     /// Steps whose gradient was not finite.
     pub skipped: u64,
+    /// How many of them were the last ones.
+    #[serde(default)]
+    pub skipped_in_a_row: u32,
     /// For every code, how many steps ago it was last used.
     pub unused: Vec<u32>,
 }
@@ -20,7 +23,7 @@ pub struct TokenizerProgress {
 impl TokenizerProgress {
     pub(super) fn new(vocab: usize) -> Self {
         // As if never used: the first batch places every code that it does not use.
-        Self { step: 0, skipped: 0, unused: vec![u32::MAX; vocab] }
+        Self { step: 0, skipped: 0, skipped_in_a_row: 0, unused: vec![u32::MAX; vocab] }
     }
 
     pub(super) fn count(&mut self, ids: &[u32]) {

@@ -120,7 +120,15 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_is_counted() {
     assert_eq!(trainer.weights().unwrap(), weights);
     assert_eq!(trainer.moments().unwrap(), moments);
     assert_eq!((trainer.progress().step, trainer.progress().skipped), (2, 1));
+    // A run that goes on counts on.
+    let progress = serde_json::to_string(trainer.progress()).unwrap();
+    trainer
+        .restore(&weights, [&moments[0], &moments[1]], &serde_json::from_str(&progress).unwrap())
+        .unwrap();
+    assert!(trainer.step(&broken).unwrap().skipped);
+    assert_eq!(trainer.progress().skipped_in_a_row, 2);
     assert!(!trainer.step(&images(3, 8, 2)).unwrap().skipped);
+    assert_eq!((trainer.progress().skipped, trainer.progress().skipped_in_a_row), (2, 0));
 }
 
 #[test]
