@@ -196,6 +196,35 @@ fn the_page_holds_everything_and_asks_for_nothing() {
 }
 
 #[test]
+fn scales_of_runs_with_other_schedules_meet_by_their_grids() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, schedule: &str, losses: &str| {
+        let run = folder.path().join(name);
+        std::fs::create_dir_all(&run).unwrap();
+        let config =
+            format!("[generator]\nschedule = \"{schedule}\"\n[train]\nmode = \"teacher\"\n");
+        std::fs::write(run.join("config.toml"), config).unwrap();
+        let record = |step: u64| {
+            format!("{{\"step\":{step},\"kind\":\"train\",\"loss\":1,\"scale_loss\":{losses}}}\n")
+        };
+        std::fs::write(run.join("log.jsonl"), record(1) + &record(2)).unwrap();
+        run
+    };
+    let runs = [run("a", "1_2_4", "[1,2,3]"), run("b", "1_2_3_2x4_4", "[4,5,6,7,8]")];
+    let html = report::render(&runs).unwrap().html;
+    // Once as a title, once for those who cannot see the chart.
+    let charts = |title: &str| html.matches(&format!("{title}, loss</")).count();
+    let titled = charts("Grid 1×1");
+    assert!(titled > 0, "no chart of the first scale");
+    for grid in ["2×2", "3×3", "2×4", "4×4"] {
+        assert_eq!(charts(&format!("Grid {grid}")), titled, "{grid}");
+    }
+    assert_eq!(charts("Scale 3"), 0);
+    let at = |title: &str| html.find(&format!("Grid {title}, loss</")).unwrap();
+    assert!(at("2×2") < at("2×4") && at("2×4") < at("3×3") && at("3×3") < at("4×4"));
+}
+
+#[test]
 fn what_is_damaged_is_said_and_what_is_markup_is_text() {
     let folder = tempfile::tempdir().unwrap();
     let demo = demo(folder.path());

@@ -82,6 +82,25 @@ struct Record {
     step: u64,
     files: BTreeMap<String, Sum>,
     run: serde_json::Value,
+    /// CRC-32 of the text, as it is with [`NO_SUM`] here; files had none before there was one.
+    #[serde(default)]
+    own_crc32: Option<String>,
+}
+
+/// Stands for a record's own sum while it is taken.
+const NO_SUM: &str = "00000000";
+
+/// The CRC-32 of a record's text in the place of its sum, and the text with it.
+fn summed(text: &str, sum: &str) -> (String, String) {
+    let blank = text.replacen(&own(sum), &own(NO_SUM), 1);
+    let sum = format!("{:08x}", crc32fast::hash(blank.as_bytes()));
+    let text = blank.replacen(&own(NO_SUM), &own(&sum), 1);
+    (sum, text)
+}
+
+/// How the sum stands in the text.
+fn own(sum: &str) -> String {
+    format!("\"own_crc32\": \"{sum}\"")
 }
 
 /// The checkpoints of a run, newest last; only the last few are kept.
@@ -242,9 +261,10 @@ impl Checkpoints {
             step: header.step,
             files,
             run: serde_json::to_value(snapshot.state)?,
+            own_crc32: Some(NO_SUM.to_owned()),
         };
-        let text = serde_json::to_vec_pretty(&record)?;
-        write_synced(storage, &aside.join(STATE), |to| to.write_all(&text))?;
+        let (_, text) = summed(&serde_json::to_string_pretty(&record)?, NO_SUM);
+        write_synced(storage, &aside.join(STATE), |to| to.write_all(text.as_bytes()))?;
         sync_folder(aside)
     }
 
@@ -361,7 +381,14 @@ fn read_record(folder: &Path) -> Result<Record, CheckpointError> {
     };
     let value: serde_json::Value = serde_json::from_str(&text).map_err(bad)?;
     check_format(&path, &value)?;
-    serde_json::from_value(value).map_err(bad)
+    let record: Record = serde_json::from_value(value).map_err(bad)?;
+    match &record.own_crc32 {
+        Some(sum) if *sum != summed(&text, sum).0 => {
+            let reason = "its content changed after it was written (CRC-32 differs)".to_owned();
+            Err(CheckpointError::Damaged { path, reason })
+        }
+        _ => Ok(record),
+    }
 }
 
 /// The steps of the `step-N` folders, ascending.

@@ -200,6 +200,12 @@ impl<B: Compute> Measured<B> {
             "{samples} samples are too few to measure; --samples {} is the least",
             NEIGHBOURS + 1
         );
+        let seen = data.train.len();
+        anyhow::ensure!(
+            seen > NEIGHBOURS,
+            "{seen} images are there to train on, too few for the floor that they are measured as; {} are the least",
+            NEIGHBOURS + 1
+        );
         let held_out = data.validation.len();
         anyhow::ensure!(
             held_out > NEIGHBOURS,

@@ -100,21 +100,30 @@ impl<'a, B: Compute> Painting<'a, B> {
         let in_grid = count.min(target.per_row * GRID_ROWS);
         let (npz, array) = target.array.unzip();
         let mut sheets = Sheets::new(folder.path(), self.size, in_grid, npz);
-        sheets.take_up(count, &interrupt)?;
+        // The strip is of the first images, which are drawn again where it may have fewer.
+        let strips = self.strips(count);
+        if (0..strips).all(|k| grid::load(folder.path(), k as u64, self.size).is_some()) {
+            sheets.take_up(count, &interrupt)?;
+        }
+        let mut shown = Painted::default();
         let resumed = sheets.done;
         let mut progress = Progress::new("sampling", count as u64, resumed as u64, target.quiet);
         let start = Instant::now();
         let mut begun = resumed;
         let mut paint = || -> anyhow::Result<()> {
             while sheets.done < count && !interrupt.is_asked() {
-                let (done, first) = (sheets.done, sheets.done == 0);
+                let done = sheets.done;
                 let labels = &record.labels[done..count.min(done + self.batch)];
-                let strips = if first { self.strips(labels.len()) } else { 0 };
+                let strips = strips.saturating_sub(done).min(labels.len());
                 let batch = Batch { labels, first_image: done as u64, strips };
                 let painted = draw(&mut self.painter, &batch)?;
                 begun = done + labels.len();
-                if first {
-                    let strips = self.painter.strips(&painted);
+                if strips > 0 {
+                    shown.scales.resize(painted.scales.len(), Vec::new());
+                    for (shown, more) in shown.scales.iter_mut().zip(&painted.scales) {
+                        shown.extend_from_slice(more);
+                    }
+                    let strips = self.painter.strips(&shown);
                     grid::save_strips(&folder.path().join(SCALES), &strips)?;
                 }
                 sheets.add(&painted.images, labels.len())?;
@@ -130,15 +139,22 @@ impl<'a, B: Compute> Painting<'a, B> {
             return Err(error);
         }
         let speed = (sheets.done - resumed) as f64 / start.elapsed().as_secs_f64();
-        let done = sheets.finish(target.per_row, count)?;
+        let done = sheets.done;
+        let earlier = record.npz.clone();
+        if done == count && array.is_some() {
+            // Before it is there: what is told of an array that is not yet made stops no later call.
+            record.npz = array.as_deref().map(as_text);
+            folder.keep(&record)?;
+        }
+        if let Err(error) = sheets.finish(target.per_row, count) {
+            record.npz = earlier;
+            drop(folder.keep(&record));
+            return Err(error);
+        }
         if done < count {
             record.labels.truncate(done.max(folder.present(count)));
             folder.keep(&record)?;
             return Err(SamplingInterrupted { done, path: folder.path().to_owned() }.into());
-        }
-        if array.is_some() {
-            record.npz = array.as_deref().map(as_text);
-            folder.keep(&record)?;
         }
         progress.finish(&match count - resumed {
             0 => format!("all {count} images were there"),
@@ -201,8 +217,8 @@ impl<'a> Sheets<'a> {
         Ok(())
     }
 
-    /// Writes the grid, and the array where all `count` images are there; how many there are.
-    fn finish(self, per_row: usize, count: usize) -> anyhow::Result<usize> {
+    /// Writes the grid, and the array where all `count` images are there.
+    fn finish(self, per_row: usize, count: usize) -> anyhow::Result<()> {
         if self.done > 0 {
             grid::save_grid(&self.folder.join(GRID), self.images(&self.shown), per_row)?;
         }
@@ -210,7 +226,7 @@ impl<'a> Sheets<'a> {
             Some(npz) if self.done == count => npz.finish()?,
             _ => {}
         }
-        Ok(self.done)
+        Ok(())
     }
 }
 

@@ -140,9 +140,11 @@ pub fn refine<B: Compute>(
     adopt(&mut config, &from, &run)?;
     config.train.mode = Mode::Ssr;
     switch(&mut config.sar, &args.sar);
+    config.sar.validate()?;
     anyhow::ensure!(
         config.sar.decode == Decode::Sample || (args.sar.top_k, args.sar.top_p) == (None, None),
-        "--top-k and --top-p filter draws, and --decode argmax takes none: leave them out"
+        "--top-k and --top-p filter draws, and sar.decode is argmax, which takes none: leave them out, or add \
+         --decode sample"
     );
     let mut data = open_data(&config, &run, Task::Refine)?;
     compare_held_out(&from, &config, &data)?;

@@ -62,6 +62,9 @@ pub enum ConfigError {
     },
 }
 
+/// What the reader wants where it has several things to say of it, or none that helps.
+pub(super) const A_WORD: &str = "expected a word in quotes";
+
 /// The reader's names of types, in words.
 fn in_words(message: &str) -> String {
     let words = [
@@ -71,8 +74,14 @@ fn in_words(message: &str) -> String {
         ("expected f64", "expected a number"),
         ("expected a sequence", "expected a list, as [0, 1]"),
         ("expected a boolean", "expected true or false"),
+        ("wanted string or table", A_WORD),
+        ("invalid type: unit variant, expected string only", A_WORD),
+        ("wanted exactly 1 element, found 0 elements", A_WORD),
     ];
-    let message = message.replace('\n', ", ");
+    let message = match message.split_once("expected struct ") {
+        Some((found, _)) => format!("{found}expected a section of keys"),
+        None => message.replace('\n', ", "),
+    };
     words.iter().fold(message, |text, (name, words)| text.replace(name, words))
 }
 

@@ -28,6 +28,8 @@ use std::path::Path;
 
 /// Images of a batch or of a sampling, at most: products with it stay far below what can be counted.
 const MOST_IMAGES: usize = 1 << 24;
+/// Codes that a filter may name: more than there are, and far below what TOML has room for.
+const MOST_TOP_K: usize = 1 << 24;
 /// Guidance beyond which logits of f32 would have no room; published are 1 to 4.
 const MOST_GUIDANCE: f64 = 1e6;
 
@@ -143,6 +145,11 @@ impl Config {
 pub(crate) fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })
+}
+
+/// Checks how many codes a filter keeps.
+fn check_top_k(key: &str, top_k: usize) -> Result<(), ConfigError> {
+    require(top_k <= MOST_TOP_K, key, top_k, &format!("0 (all) to {MOST_TOP_K}"))
 }
 
 /// Fails with the key and what it must be, unless `holds`.

@@ -1,5 +1,6 @@
 //! `--set section.key=value`.
 
+use super::error::A_WORD;
 use super::{Config, ConfigError};
 use toml::{Table, Value};
 
@@ -20,8 +21,11 @@ pub(super) fn apply(config: &Config, setting: &str) -> Result<Config, ConfigErro
         {
             with_value(config, sections, key, None, setting)
         }
-        // Digits and underscores are a number in TOML, yet a schedule such as 1_2_4 is text.
-        Err(ConfigError::Invalid { reason, .. }) if reason.contains("expected a string") => {
+        // Digits and underscores are a number in TOML, yet a schedule such as 1_2_4 is text; of a word the error
+        // has those that there are.
+        Err(ConfigError::Invalid { reason, .. })
+            if reason.contains("expected a string") || reason.contains(A_WORD) =>
+        {
             change(Value::String(text.trim().to_owned()))
         }
         changed => changed,

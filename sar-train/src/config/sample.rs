@@ -1,6 +1,6 @@
 //! How images are sampled.
 
-use super::{ConfigError, MOST_GUIDANCE, MOST_IMAGES, require, text};
+use super::{ConfigError, MOST_GUIDANCE, MOST_IMAGES, check_top_k, require, text};
 use crate::sample::SampleSettings;
 use sar_math::ScaleSchedule;
 use sar_math::backend::Filter;
@@ -106,6 +106,7 @@ impl SampleConfig {
         let guidance = (-1.0..=MOST_GUIDANCE).contains(&self.guidance);
         let expected = format!("-1 to {MOST_GUIDANCE}");
         require(guidance, "sample.guidance", self.guidance, &expected)?;
+        check_top_k("sample.top_k", self.top_k)?;
         let top_p = (0.0..=1.0).contains(&self.top_p);
         require(top_p, "sample.top_p", self.top_p, "between 0 and 1")?;
         let count = (1..=MOST_IMAGES).contains(&self.count);

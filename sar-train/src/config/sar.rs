@@ -1,6 +1,6 @@
 //! Self-autoregressive refinement: four independent switches and two presets.
 
-use super::{ConfigError, MOST_GUIDANCE, require, text};
+use super::{ConfigError, MOST_GUIDANCE, check_top_k, require, text};
 use sar_math::backend::Filter;
 use sar_math::guidance::Guidance;
 use sar_math::rollout::{self, Extent, SarSettings, StudentTarget};
@@ -96,6 +96,7 @@ impl SarConfig {
         let guidance = (0.0..=MOST_GUIDANCE).contains(&self.guidance);
         let expected = format!("0 to {MOST_GUIDANCE}");
         require(guidance, "sar.guidance", self.guidance, &expected)?;
+        check_top_k("sar.top_k", self.top_k)?;
         require((0.0..=1.0).contains(&self.top_p), "sar.top_p", self.top_p, "between 0 and 1")
     }
 }

@@ -133,6 +133,13 @@ fn settings_override_in_order() {
         ),
         ("trian.batch=1", "unknown key `trian`;"),
         ("trian.batch=1", "did you mean `train`"),
+        ("data.crop=0", "unknown variant `0`, expected `random` or `center`"),
+        ("sar.decode=[]", "expected `argmax` or `sample`"),
+        ("sample.ramp={}", "`flexvar`, `var`"),
+        ("generator.positions=true", "expected `grid` or `levels`"),
+        ("train.base_lr=-1e-4", "train.base_lr is -0.0001, expected a number above 0"),
+        ("sar.top_k=99999999", "sar.top_k is 99999999, expected 0 (all) to"),
+        ("sample.top_k=99999999", "sample.top_k is 99999999"),
     ] {
         let text = set(&[setting]).unwrap_err().to_string();
         assert!(text.contains(expected) && text.contains(setting), "{text}");

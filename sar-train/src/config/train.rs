@@ -245,7 +245,11 @@ impl TrainConfig {
         require(self.keep >= 1, "train.keep", self.keep, "at least 1")?;
         let limit = self.non_finite_limit;
         require(limit >= 1, "train.non_finite_limit", limit, "at least 1")?;
-        let positive = [("train.lr", self.peak_lr()), ("train.eps", self.eps)];
+        let positive = [
+            ("train.base_lr", self.base_lr),
+            ("train.lr", self.peak_lr()),
+            ("train.eps", self.eps),
+        ];
         for (key, value) in positive {
             require(value.is_finite() && value > 0.0, key, value, "a number above 0")?;
         }

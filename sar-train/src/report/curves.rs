@@ -6,7 +6,7 @@ use super::read::Run;
 use super::summary::Arm;
 use crate::eval::{Floor, SweepPoint};
 use crate::metrics::Measured;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Points drawn of a curve; more are averaged in groups of equal size.
 const POINTS: usize = 200;
@@ -70,7 +70,8 @@ pub(super) fn training(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
     out
 }
 
-/// Loss and accuracy of each scale over the steps, training and held-out: one chart per scale.
+/// Loss and accuracy of each scale over the steps, training and held-out: one chart per grid, which in runs of
+/// other schedules stands at another place.
 pub(super) fn per_scale(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
     let mut out = Vec::new();
     let fields = [
@@ -78,22 +79,58 @@ pub(super) fn per_scale(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
         ("scale_acc", "heldout_scale_acc", "accuracy"),
     ];
     for (field, heldout, what) in fields {
-        let scales: BTreeSet<usize> = runs
-            .iter()
-            .flat_map(|r| r.log.fields())
-            .filter(|f| f.name == field || f.name == heldout)
-            .filter_map(|f| f.index)
-            .collect();
-        for scale in scales {
-            let title = format!("Scale {}, {what}", scale + 1);
-            let mut chart = overlay(runs, "train", field, Some(scale), &title, what);
-            for run in runs {
-                chart.series.extend(held_out(run, heldout, Some(scale)));
+        let mut scales: BTreeMap<ScaleName, Chart> = BTreeMap::new();
+        let mut add = |run: &Run, index, found: Option<Series>| {
+            if let Some(series) = found {
+                let name = ScaleName::of(run, index);
+                let titled = || chart(&format!("{}, {what}", name.title()), what, "");
+                scales.entry(name.clone()).or_insert_with(titled).series.push(series);
             }
-            out.push(figures.show(&chart));
+        };
+        for run in runs {
+            let of = |f: &Field| f.index.filter(|_| f.name == field || f.name == heldout);
+            for index in run.log.fields().filter_map(of).collect::<BTreeSet<_>>() {
+                add(run, index, series(run, "train", field, Some(index)));
+            }
         }
+        for run in runs {
+            let of = |f: &Field| f.index.filter(|_| f.name == heldout);
+            for index in run.log.fields().filter_map(of).collect::<BTreeSet<_>>() {
+                add(run, index, held_out(run, heldout, Some(index)));
+            }
+        }
+        out.extend(scales.values().map(|chart| figures.show(chart)));
     }
     out
+}
+
+/// What a scale is called, from coarse to fine: by its grid, or by its place where that is not known.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum ScaleName {
+    Grid { tokens: usize, height: usize, width: usize },
+    Place(usize),
+}
+
+impl ScaleName {
+    fn of(run: &Run, index: usize) -> Self {
+        let sides = |grid: &str| {
+            let (height, width) = grid.split_once('x').unwrap_or((grid, grid));
+            Some((height.parse::<usize>().ok()?, width.parse::<usize>().ok()?))
+        };
+        match run.log.grid(index).and_then(sides) {
+            Some((height, width)) => {
+                Self::Grid { tokens: height.saturating_mul(width), height, width }
+            }
+            None => Self::Place(index + 1),
+        }
+    }
+
+    fn title(&self) -> String {
+        match self {
+            Self::Grid { height, width, .. } => format!("Grid {height}×{width}"),
+            Self::Place(place) => format!("Scale {place}"),
+        }
+    }
 }
 
 /// Every number in the logs, a chart each; of generators those without a chart above.

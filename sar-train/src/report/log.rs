@@ -28,6 +28,11 @@ impl Log {
         self.fields.get(&field).map_or(&[], Vec::as_slice)
     }
 
+    /// The grid of a scale in the run's own schedule, as `4` or `2x4`; none where that is not known.
+    pub(super) fn grid(&self, index: usize) -> Option<&str> {
+        self.grids.get(index).map(String::as_str)
+    }
+
     /// All fields.
     pub(super) fn fields(&self) -> impl Iterator<Item = &Field> {
         self.fields.keys()

@@ -64,6 +64,11 @@ struct Files {
     progress: Progress,
 }
 
+/// Where a run has its samples of a step.
+fn samples_of(step: u64) -> String {
+    format!("samples/step-{step:06}.png")
+}
+
 /// Time spent in steps, to tell their speed.
 #[derive(Default)]
 struct Clock {
@@ -104,6 +109,10 @@ impl<B: Backend> Session<'_, B> {
             self.evaluate(trainer, &mut files, &mut outcome)?;
             // From here on there is something to resume, and a disk without room is found out early.
             self.save(trainer, &mut files)?;
+        }
+        if first > 0 && !self.run.path().join(samples_of(first)).exists() {
+            // A run that was killed once this step was saved had not painted it.
+            self.paint_due(trainer, &mut files)?;
         }
         if first >= steps {
             // What stopped it after its last step may have kept that from being measured.
@@ -161,9 +170,7 @@ impl<B: Backend> Session<'_, B> {
             self.save(trainer, files)?;
         }
         // After it is saved: a picture is not worth a step.
-        if due(train.sample_every) {
-            self.paint_samples(trainer, files)?;
-        }
+        self.paint_due(trainer, files)?;
         if asked { Err(Interrupted { step }.into()) } else { Ok(()) }
     }
 
@@ -230,15 +237,13 @@ impl<B: Backend> Session<'_, B> {
         Ok(())
     }
 
-    fn paint_samples(
-        &mut self,
-        trainer: &Trainer<'_, B>,
-        files: &mut Files,
-    ) -> Result<(), TrainError> {
-        let Some(paint) = self.paint.as_mut() else { return Ok(()) };
+    /// Paints samples, where the configuration wants them of this step.
+    fn paint_due(&mut self, trainer: &Trainer<'_, B>, files: &mut Files) -> Result<(), TrainError> {
+        let (every, step) = (self.config.train.sample_every, trainer.step_number());
+        let due = every > 0 && (step.is_multiple_of(every) || step == self.config.train.steps);
+        let Some(paint) = self.paint.as_mut().filter(|_| due) else { return Ok(()) };
         let picture = paint(trainer)?;
-        let step = trainer.step_number();
-        self.run.write_png(&format!("samples/step-{step:06}.png"), &picture)?;
+        self.run.write_png(&samples_of(step), &picture)?;
         files.board.image("samples", step, &picture)?;
         Ok(())
     }
