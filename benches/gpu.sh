@@ -7,6 +7,10 @@
 #   cargo test --release --no-run -p sar-backend-cuda --test gpu -p sar-train --test cuda   # prints two paths
 #   benches/gpu.sh target/release/sar PATH/TO/gpu-… PATH/TO/cuda-… torch_flexvar.py
 #
+# For a machine that they have to be carried to, strip them (`strip target/release/sar …`): six sevenths of the program
+# say which line is which. PACK=FILE.tgz packs all of $OUT when the script ends, also where it is stopped. What has been
+# compiled ahead by the machine's own NVRTC (`sar kernels build --arch sm_90 --out $CACHE/cubin`) is not compiled there.
+#
 # The comparison script may be left out; then our side alone is measured. After $DEADLINE seconds nothing is
 # begun, and what runs is stopped $GRACE later, so that one call takes less than nine minutes; what was left out is
 # named as not measured. PARTS picks what a call does, so that a second one can do the rest into the same folder (the
@@ -17,8 +21,9 @@
 #   sanitize  `sar check` under compute-sanitizer: memcheck, racecheck, initcheck; slow, so it comes last
 #   follow    200 steps of the glyph recipe beside the CPU's curve
 #   profile   ceilings, and the table of every kernel
-#   d16       training steps at batch 64 and at the largest batch that both fit; sampling at batch 1 and 64
+#   d16       training steps at batch 64; sampling at batch 1 and 64
 #   d20, d24  likewise
+#   largest   the training steps of those depths also at the largest batch that both fit, which takes many tries
 #   frechet   a longer run on either backend, and its Fréchet distance over three sampling seeds
 #
 # SMOKE=1 rehearses all of it on the processor with a tiny generator: numbers without meaning, the script's
@@ -29,7 +34,7 @@ peer=${4:-}
 out=${OUT:-gpu}
 DEADLINE=${DEADLINE:-440} GRACE=${GRACE:-80}
 CACHE=${CACHE:-${XDG_CACHE_HOME:-${HOME:-${TMPDIR:-/tmp}}/.cache}/sar-gpu}
-PARTS=${PARTS:-checks follow profile d16 d20 d24 frechet sanitize}
+PARTS=${PARTS:-checks follow profile d16 d20 d24 largest frechet sanitize}
 here=$(cd "$(dirname "$0")" && pwd)
 recipes=$here/../recipes
 # Test binaries look for these where they were built, which may be on another machine.
@@ -37,10 +42,16 @@ export SAR_GOLDEN=${SAR_GOLDEN:-$here/../golden}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 mkdir -p "$CACHE"
-export TORCHINDUCTOR_CACHE_DIR="$CACHE/inductor" SAR_CUBIN_DIR="$CACHE/cubin"
+export TORCHINDUCTOR_CACHE_DIR="$CACHE/inductor" SAR_CUBIN_DIR="${SAR_CUBIN_DIR:-$CACHE/cubin}"
 lines="$out/lines.jsonl"
 touch "$lines"
 failed=() unmeasured=()
+work=$(mktemp -d)
+finish() {
+    rm -rf "$work"
+    [ -z "${PACK:-}" ] || tar czf "$PACK" -C "$(dirname "$out")" "$(basename "$out")"
+}
+trap finish EXIT
 
 if [ -n "${SMOKE:-}" ]; then
     backend=cpu dtype=f32 device=cpu
@@ -59,7 +70,7 @@ ours=(--backend "$backend" --dtype "$dtype" --quiet)
 theirs=(--device "$device" --dtype "$dtype")
 
 for name in $PARTS; do
-    [[ " checks sanitize follow profile d16 d20 d24 frechet " == *" $name "* ]] || { echo "no part is called $name" >&2; exit 2; }
+    [[ " checks sanitize follow profile d16 d20 d24 largest frechet " == *" $name "* ]] || { echo "no part is called $name" >&2; exit 2; }
 done
 part() { [[ " $PARTS " == *" $1 "* ]]; }
 step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
@@ -121,8 +132,6 @@ if part checks; then
     for more in ${MORE_TESTS:-}; do check "tests of $(basename "$more")" limited "$more"; done
     check "sar check" limited "$sar" check --backend "$backend" --cases 1
 fi
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
 # The glyph recipe, trained on both backends from the same seed: folders $work/NAME-cpu and -gpu.
 train_both() { # name, steps
     if [ ! -e "$work/tokenizer.done" ]; then
@@ -249,6 +258,11 @@ for i in 0 1 2; do
     step "depth $depth"
     for mode in tf sar-all; do measure "$depth" "$batch" step $mode; done
     for b in 1 "$batch"; do measure "$depth" "$b" sample tf; done
+done
+for i in 0 1 2; do
+    part largest && part "${names[i]}" || continue
+    depth=${depths[i]}
+    step "depth $depth, the largest batch"
     for mode in tf sar-all; do
         late "depth $depth, largest batch, $mode" && continue
         if most=$(largest "$depth" $mode); then

@@ -23,6 +23,10 @@ pub trait Compute: Backend<Host = f32> {
     /// # Errors
     /// A device fault.
     fn end_profile(&self) -> anyhow::Result<Vec<Tally>>;
+    /// What a reader of the account should know of how products were chosen.
+    fn product_notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 impl Compute for CpuBackend<f32> {
@@ -52,6 +56,10 @@ impl<S: Storage, D: Device> Compute for CudaBackend<S, D> {
 
     fn end_profile(&self) -> anyhow::Result<Vec<Tally>> {
         Ok(self.device().end_profile()?)
+    }
+
+    fn product_notes(&self) -> Vec<String> {
+        self.device().product_notes()
     }
 }
 

@@ -150,6 +150,12 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// A fault of the device.
     fn end_profile(&self) -> Result<Vec<Tally>, CudaError>;
 
+    /// What a reader of a profile should know of how matrix products were chosen, a line each; nothing where they
+    /// all run by the library's first choice.
+    fn product_notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// The most bytes that were held at once.
     fn peak_bytes(&self) -> usize;
 }

@@ -132,6 +132,10 @@ impl Device for TestDevice {
         either!(self.end_profile())
     }
 
+    fn product_notes(&self) -> Vec<String> {
+        either!(self.product_notes())
+    }
+
     fn peak_bytes(&self) -> usize {
         either!(self.peak_bytes())
     }

@@ -450,6 +450,9 @@ scenario! {
                 assert!(out.read().iter().any(|&v| v != 0.0), "it runs by an algorithm of its own");
                 assert_eq!(driver.products_apart().len(), apart, "{m} rows");
             }
+            assert_eq!(driver.ordinary_products_apart(), 0, "three terms are no whole vector");
+            let notes = driver.product_notes();
+            assert!(notes.iter().any(|note| note.contains("an algorithm of its own")), "{notes:?}");
         });
     }
 }
@@ -472,6 +475,8 @@ scenario! {
             let alone = of(1);
             assert_eq!(of(3)[..m * n], alone);
             assert!(driver.products_apart().is_empty());
+            let notes = driver.product_notes();
+            assert!(notes.iter().any(|note| note.contains("choice 2 of cuBLASLt's")), "{notes:?}");
         });
     }
 }

@@ -107,6 +107,9 @@ pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> an
     println!("{}", serde_json::to_string(&line)?);
     if args.profile {
         let tallies = backend.end_profile()?;
+        for note in backend.product_notes() {
+            eprintln!("note: {note}");
+        }
         let ceilings = roofline::ceilings(backend, storage)?;
         eprint!("{}", roofline::table(&tallies, args.steps, ceilings));
     }

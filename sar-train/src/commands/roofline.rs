@@ -22,8 +22,10 @@ const REPEATS: u32 = 10;
 pub struct Ceilings {
     /// Bytes read and written per second by a copy of activations.
     pub bytes_per_s: f64,
-    /// FLOPs per second of a large square product.
+    /// FLOPs per second of a large square product: the better of a layer's forward and its weights' gradient.
     pub flops_per_s: f64,
+    /// The same of a layer's forward, whose algorithm must serve any number of rows.
+    pub forward_flops_per_s: f64,
 }
 
 /// Times a copy and a product on the backend.
@@ -43,10 +45,15 @@ pub fn ceilings<B: Compute>(backend: &B, storage: usize) -> anyhow::Result<Ceili
     }
     let layer = Linear { weight: Slot { offset: 0, len: matrix }, bias: None };
     let dims = LinearDims { rows: SIDE, inputs: SIDE, outputs: SIDE };
-    let product = timed(backend, || Ok(backend.linear(dims, &x, &params, layer, &mut y)?))?;
+    let forward = timed(backend, || Ok(backend.linear(dims, &x, &params, layer, &mut y)?))?;
+    let mut grads = backend.accum(matrix)?;
+    let gradient =
+        timed(backend, || Ok(backend.linear_backward_weight(dims, &y, &x, layer, &mut grads)?))?;
+    let flops = (2 * SIDE * matrix) as f64;
     Ok(Ceilings {
         bytes_per_s: (2 * COPIED * storage) as f64 / copy,
-        flops_per_s: (2 * SIDE * matrix) as f64 / product,
+        flops_per_s: flops / forward.min(gradient),
+        forward_flops_per_s: flops / forward,
     })
 }
 
@@ -112,9 +119,10 @@ pub fn table(tallies: &[Tally], steps: usize, ceilings: Ceilings) -> String {
     }
     let flops: u64 = tallies.iter().map(|tally| tally.work.flops).sum();
     text + &format!(
-        "ceilings: copy {:.0} GB/s, product {:.1} TFLOP/s; all kernels together {:.1} TFLOP/s, {:.0} % of it\n",
+        "ceilings: copy {:.0} GB/s, product {:.1} TFLOP/s ({:.1} as a layer's forward); all kernels together {:.1} TFLOP/s, {:.0} % of it\n",
         ceilings.bytes_per_s / 1e9,
         ceilings.flops_per_s / 1e12,
+        ceilings.forward_flops_per_s / 1e12,
         flops as f64 / all / 1e12,
         100.0 * flops as f64 / all / ceilings.flops_per_s
     )
@@ -127,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_kernel_is_held_against_the_ceiling_that_binds_it() {
-        let ceilings = Ceilings { bytes_per_s: 2e12, flops_per_s: 8e14 };
+        let ceilings = Ceilings { bytes_per_s: 2e12, flops_per_s: 8e14, forward_flops_per_s: 7e14 };
         let tally = |name: &str, seconds, bytes, flops| Tally {
             name: name.into(),
             calls: 20,

@@ -66,6 +66,12 @@ impl Operand {
 }
 
 impl Shape {
+    /// Whether columns and terms are whole vectors. The library has dot-product kernels for narrower ones,
+    /// whose sums may follow the occupancy of a GPU.
+    pub(super) fn is_ordinary(&self) -> bool {
+        [self.n, self.k].iter().all(|side| side.is_multiple_of(8))
+    }
+
     pub(super) fn of(gemm: &Gemm) -> Self {
         Self {
             m: gemm.m,

@@ -73,7 +73,7 @@ impl Functions {
             unsafe {
                 let bytes = launch.shared as i32;
                 result::function::set_function_attribute(function.handle, attribute, bytes)
-                    .map_err(|error| too_much_shared(launch, &error))?;
+                    .map_err(|error| too_much_shared(launch, error))?;
             }
             function.allowed = launch.shared;
         }
@@ -136,7 +136,11 @@ impl Drop for Functions {
 }
 
 /// GPUs of one generation differ in it: 163 KiB a block on an A100, 99 KiB on the workstation cards.
-fn too_much_shared(launch: &Launch<'_>, error: &DriverError) -> CudaError {
+fn too_much_shared(launch: &Launch<'_>, error: DriverError) -> CudaError {
+    // Whatever else it says, as after a fault of earlier work, is not about the amount.
+    if error.0 != sys::CUresult::CUDA_ERROR_INVALID_VALUE {
+        return failed("cuFuncSetAttribute")(error);
+    }
     CudaError::Unsupported {
         op: launch.kernel.name,
         what: format!(

@@ -25,6 +25,7 @@ use pool::Pool;
 use profile::Profile;
 use recordings::{Gate, Next, Recordings, State};
 use staging::Staging;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
 
 /// A GPU of this machine.
@@ -56,6 +57,23 @@ unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
 
+/// A stream of a GPU's context, which the process keeps: libraries that hold on to it do not outlive one that is given
+/// back with the last [`Driver`] and made anew with the next. One that a fault has left without use is given back.
+fn stream_of(ordinal: usize) -> Result<Arc<CudaStream>, CudaError> {
+    static CONTEXTS: Mutex<BTreeMap<usize, Arc<CudaContext>>> = Mutex::new(BTreeMap::new());
+    let mut contexts = locked(&CONTEXTS);
+    if let Some(stream) = contexts.get(&ordinal).and_then(|context| context.new_stream().ok()) {
+        return Ok(stream);
+    }
+    contexts.remove(&ordinal);
+    let context = CudaContext::new(ordinal).map_err(failed("cuDevicePrimaryCtxRetain"))?;
+    // SAFETY: there is one stream, whose order is the order of work: nothing is tracked by events.
+    unsafe { context.disable_event_tracking() };
+    let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
+    contexts.insert(ordinal, context);
+    Ok(stream)
+}
+
 impl Driver {
     /// Bytes of a GPU that matrix products keep for themselves, whatever is computed.
     pub const PRODUCT_SPACE: usize = plans::SPACE;
@@ -74,10 +92,8 @@ impl Driver {
     /// As [`Driver::new`].
     pub fn with_cache(ordinal: usize, cache: Cache) -> Result<Self, CudaError> {
         let gpu = probe::usable(ordinal)?;
-        let context = CudaContext::new(ordinal).map_err(failed("cuDevicePrimaryCtxRetain"))?;
-        // SAFETY: there is one stream, whose order is the order of work: nothing is tracked by events.
-        unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
+        let stream = stream_of(ordinal)?;
+        let context = Arc::clone(stream.context());
         let plans = Plans::new(&stream)?;
         Ok(Self {
             profile: Mutex::default(),
@@ -103,6 +119,11 @@ impl Driver {
     /// words: cuBLASLt does not run them by the algorithm that it chose for their layer.
     pub fn products_apart(&self) -> Vec<String> {
         locked(&self.plans).apart().iter().map(|shape| format!("{shape:?}")).collect()
+    }
+
+    /// How many of [`Driver::products_apart`] have whole vectors of columns and terms, as those of models do.
+    pub fn ordinary_products_apart(&self) -> usize {
+        locked(&self.plans).apart().iter().filter(|shape| shape.is_ordinary()).count()
     }
 
     /// How many shapes of few rows so far run by an algorithm of their own, which a trial showed to give
@@ -339,6 +360,10 @@ impl Device for Driver {
         let _turn = self.enter_unrecorded("ending a profile")?;
         let profile = locked(&self.profile).take();
         profile.map_or(Ok(Vec::new()), Profile::finish)
+    }
+
+    fn product_notes(&self) -> Vec<String> {
+        locked(&self.plans).notes()
     }
 
     fn peak_bytes(&self) -> usize {

@@ -56,6 +56,8 @@ pub(super) struct Plans {
     plans: HashMap<Shape, Plan>,
     /// Shapes that did not take the algorithm of their reference.
     apart: Vec<Shape>,
+    /// References whose algorithm is not the library's first choice, and the number of that which it is.
+    demoted: Vec<(Shape, usize)>,
     /// Shapes that run by an algorithm of their own with the bits of their reference's.
     tried: usize,
     /// The workspace is the stream's memory: it must outlive this.
@@ -71,6 +73,7 @@ impl Plans {
             algorithms: HashMap::new(),
             plans: HashMap::new(),
             apart: Vec::new(),
+            demoted: Vec::new(),
             tried: 0,
             stream: Arc::clone(stream),
         };
@@ -84,6 +87,25 @@ impl Plans {
     /// Shapes so far that did not take the algorithm of their reference.
     pub(super) fn apart(&self) -> &[Shape] {
         &self.apart
+    }
+
+    /// What was not chosen as the library would have it.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let demoted = self.demoted.iter().map(|(shape, number)| {
+            let choice = number + 1;
+            format!("choice {choice} of cuBLASLt's, which takes all sizes, computes {shape:?}")
+        });
+        let apart = self
+            .apart
+            .iter()
+            .map(|shape| format!("an algorithm of its own, not its layer's, computes {shape:?}"));
+        let tried = (self.tried > 0).then(|| {
+            format!(
+                "{} shapes of few rows have faster algorithms with their layers' bits",
+                self.tried
+            )
+        });
+        demoted.chain(apart).chain(tried).collect()
     }
 
     /// How many shapes of few rows so far run by an algorithm of their own.
@@ -226,8 +248,12 @@ impl Plans {
         let met: Result<Vec<_>, _> =
             reference.met().iter().map(|s| Descriptors::new(s, bias)).collect();
         let met = met?;
-        let takes_all = |candidate: &&Algorithm| met.iter().all(|d| self.fits(d, candidate));
-        let chosen = candidates.iter().find(takes_all).or(candidates.first()).copied();
+        let takes_all = |candidate: &Algorithm| met.iter().all(|d| self.fits(d, candidate));
+        let number = candidates.iter().position(takes_all).unwrap_or(0);
+        if number > 0 {
+            self.demoted.push((reference, number));
+        }
+        let chosen = candidates.get(number).copied();
         self.algorithms.insert(reference, chosen);
         Ok(chosen)
     }
