@@ -146,7 +146,7 @@ pub enum Command {
     Train(TrainArgs),
     /// Refine a trained generator by SAR.
     #[command(
-        after_help = "Example: sar refine --init-from runs/base --preset release --out runs/sar"
+        after_help = "Example: sar refine --init-from runs/base --preset release --set train.lr=1e-4 --out runs/sar"
     )]
     Refine(RefineArgs),
     /// Sample images from a generator.

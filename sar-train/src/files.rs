@@ -1,5 +1,6 @@
 //! Files that are there whole or not at all.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -38,6 +39,26 @@ pub(crate) fn is_special(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
 }
 
+/// Letters and digits in the name of a temporary file.
+const RANDOM: usize = 6;
+
+/// Removes temporary files that processes which were killed have left in a folder, where no other process writes now.
+pub(crate) fn remove_left_behind(folder: &Path) {
+    let is_left = |name: &str| {
+        let random = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp"));
+        random.is_some_and(|r| r.len() == RANDOM && r.bytes().all(|b| b.is_ascii_alphanumeric()))
+    };
+    let own = unfinished().clone();
+    let is_own = |name: &OsStr| own.iter().any(|path| path.file_name() == Some(name));
+    for file in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = file.file_name();
+        if name.to_str().is_some_and(is_left) && !is_own(&name) {
+            // One that cannot be removed is in nobody's way.
+            let _ = fs::remove_file(file.path());
+        }
+    }
+}
+
 /// Temporary files that are not [`put`] in their places yet.
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
@@ -59,7 +80,7 @@ pub(crate) fn beside(path: &Path) -> io::Result<NamedTempFile> {
         _ => Path::new("."),
     };
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".").suffix(".tmp");
+    builder.prefix(".").suffix(".tmp").rand_bytes(RANDOM);
     // As any new file, by the user's mask; a temporary one would be its owner's alone.
     #[cfg(unix)]
     {
@@ -100,6 +121,20 @@ mod tests {
         assert!(write_whole(folder.path(), b"over a folder").is_err());
         assert!(write_whole(&folder.path().join("no/a.txt"), b"no folder").is_err());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left behind");
+    }
+
+    #[test]
+    fn what_the_killed_have_left_goes_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = beside(&folder.path().join("a.npz")).unwrap();
+        for name in [".aB3xY9.tmp", ".notes.tmp", "aB3xY9.tmp", ".aB3xY9.txt", ".aB3_Y9.tmp"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        remove_left_behind(folder.path());
+        assert!(own.path().exists(), "a file that is being written");
+        assert!(!folder.path().join(".aB3xY9.tmp").exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 5);
+        remove_left_behind(&folder.path().join("absent"));
     }
 
     #[test]

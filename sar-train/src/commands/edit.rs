@@ -2,6 +2,7 @@
 
 use super::classes::{asked_classes, known_classes};
 use super::models::{LoadedGenerator, LoadedTokenizer, absolute};
+use super::output;
 use super::painting::{Batch, Painting, Target};
 use super::samples::{EditRecord, GIVEN, SampleFolder, SampleRecord, as_text};
 use crate::backend::Compute;
@@ -36,6 +37,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     let classes = asked_classes(&args.classes, &generator)?;
     check(args, &schedule)?;
     let edit = read(args, &schedule, &tokenizer, run.data.max_pixels)?;
+    note_large(&edit);
     let path = generator.tokenizer_path(args.tokenizer.as_deref())?;
     let (from, by) = ((&tokenizer, path.as_path()), (generator.ema, global.computed()));
     let record = SampleRecord {
@@ -64,6 +66,18 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
         let &Batch { labels, first_image, strips } = batch;
         editor.paint(painter, &params, labels, first_image, &settings, strips)
     })
+}
+
+/// Notes where nothing of the image is left in its coarsest code.
+fn note_large(edit: &Edit) {
+    let Some(hole) = edit.hole.as_ref().filter(|_| edit.keep_scales == 0) else { return };
+    let pixels = hole.mask.pixels();
+    if 2 * pixels.iter().filter(|drawn| **drawn).count() > pixels.len() {
+        output::note(format_args!(
+            "note: more than half of the image is masked, so its coarsest code is drawn anew, and what is drawn may \
+             not match the rest; --keep-scales 1 takes that code from the image, what is masked included"
+        ));
+    }
 }
 
 /// SHA-256 of the image, and of what its mask leaves of it.

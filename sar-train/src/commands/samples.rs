@@ -4,7 +4,7 @@ use super::models::{LoadedGenerator, LoadedTokenizer, absolute};
 use crate::backend::Compute;
 use crate::cli::OutArgs;
 use crate::config::SampleConfig;
-use crate::files::write_whole;
+use crate::files::{remove_left_behind, write_whole};
 use crate::hash::sha256_of;
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
@@ -209,6 +209,9 @@ impl SampleFolder {
         fs::create_dir_all(path)
             .with_context(|| format!("{}: the folder cannot be made", path.display()))?;
         let folder = Self { path: path.to_owned(), _lock: lock(path)? };
+        if folder._lock.is_some() && path.join(RECORD).exists() {
+            remove_left_behind(path);
+        }
         let earlier = match path.join(RECORD).exists() {
             true => Some(folder.record()?),
             false => None,

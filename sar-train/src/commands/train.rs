@@ -192,7 +192,8 @@ fn note_rate(from: &LoadedGenerator, config: &Config) -> anyhow::Result<()> {
         let how = if config.train.warmup == 0 { "begins at" } else { "rises to" };
         output::note(format_args!(
             "note: the weights were trained to a learning rate of {ended:.1e}, and this run {how} {highest:.1e}, \
-             which unsettles them at first; a lower train.lr does not"
+             which unsettles them at first; a lower one, as of --set train.lr={:.0e}, does not",
+            highest / 10.0
         ));
     }
     Ok(())

@@ -4,7 +4,7 @@ use super::{Log, RunError, TensorBoard};
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::config::Config;
 use crate::data::{DataError, grid};
-use crate::files::write_whole;
+use crate::files::{remove_left_behind, write_whole};
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -139,6 +139,7 @@ impl RunFolder {
         }
         let run = Self::lock(path)?;
         let config = Config::load(&config)?;
+        remove_left_behind(&path.join("samples"));
         Ok((run, config))
     }
 

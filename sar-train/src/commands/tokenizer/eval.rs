@@ -20,7 +20,9 @@ pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::
     );
     check_grids(&loaded, &schedule, images.side())?;
     let quality = measure(backend, &loaded, images, &schedule)?;
-    println!("{} held-out images of {} px", images.len().min(super::EVALUATED), images.side());
+    let (all, measured) = (images.len(), images.len().min(super::EVALUATED));
+    let of = if measured < all { format!(" of {all}") } else { String::new() };
+    println!("{measured}{of} held-out images of {} px", images.side());
     println!("{:>8}  {:>9}  {:>6}  {:>10}", "grid", "PSNR (dB)", "SSIM", "codes used");
     for scale in &quality.scales {
         let grid = format!("{}x{}", scale.grid.0, scale.grid.1);
