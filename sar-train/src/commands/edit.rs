@@ -23,7 +23,7 @@ use std::path::Path;
 /// A checkpoint, an image or a mask that cannot be used, flags that leave nothing to keep or to draw, a class
 /// out of range, a folder that cannot be written.
 pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let generator = LoadedGenerator::open(&args.generator, args.ema)?;
+    let mut generator = LoadedGenerator::open(&args.generator, args.ema)?;
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let run = generator.run_config()?.unwrap_or_default();
     let settings =
@@ -53,8 +53,8 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     };
     let (batch, side) = (record.batch(), side(&schedule, &tokenizer));
     let mut editor = Editor::new(backend, tokenizer.decoder(), &schedule, edit, batch)?;
+    let params = generator.hand_over(backend)?;
     let mut painting = Painting::new(backend, &generator, &tokenizer, &schedule, &record)?;
-    let params = generator.params(backend)?;
     let folder = SampleFolder::open(&args.place, &record)?;
     let per_row = record.labels.len().min(10);
     let target = Target { folder: &folder, array: None, per_row, quiet: global.quiet };

@@ -324,6 +324,13 @@ impl LoadedGenerator {
         Ok(params)
     }
 
+    /// Its weights on the backend, and no longer here: those of gigabytes are held once.
+    pub(crate) fn hand_over<B: Compute>(&mut self, backend: &B) -> Result<B::Params, B::Error> {
+        let params = self.params(backend)?;
+        self.weights = Vec::new();
+        Ok(params)
+    }
+
     /// The configuration of its run, where it came from one.
     pub(crate) fn run_config(&self) -> anyhow::Result<Option<Config>> {
         Ok(self.run.as_deref().map(config_of).transpose()?.flatten())

@@ -15,7 +15,7 @@ use crate::sample::columns;
 /// # Errors
 /// A checkpoint that cannot be used, a class out of range, a folder that cannot be written.
 pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let generator = LoadedGenerator::open(&args.generator, args.ema)?;
+    let mut generator = LoadedGenerator::open(&args.generator, args.ema)?;
     let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
     let run = generator.run_config()?.unwrap_or_default();
     let settings = args.sampler.settings(run.sample, args.count, args.guidance, &args.filter)?;
@@ -34,7 +34,7 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
         npz: earlier,
         ..SampleRecord::new(&generator, from, &schedule, &settings, &classes, by)
     };
-    let params = generator.params(backend)?;
+    let params = generator.hand_over(backend)?;
     let mut painting = Painting::new(backend, &generator, &tokenizer, &schedule, &record)?;
     let replaces = args.place.force || own;
     if let Some(npz) = args.npz.as_deref().filter(|npz| npz.is_file() && !replaces) {
