@@ -1,6 +1,7 @@
 //! Named tensors of a model and their places in its flat parameter buffer.
 
-use sar_math::backend::Slot;
+use sar_math::Real as _;
+use sar_math::backend::{Buffers, Slot};
 use std::collections::HashMap;
 
 /// One named tensor.
@@ -103,6 +104,11 @@ fn decays(name: &str, shape: &[usize]) -> bool {
     matrix
         && !name.ends_with("bias")
         && !["pos_1LC", "pos_start", "scale_mul", "lvl_embed"].iter().any(|s| name.contains(s))
+}
+
+/// Values of a file, or of images, in the host's number type.
+pub(crate) fn hosted<B: Buffers>(values: &[f32]) -> Vec<B::Host> {
+    values.iter().map(|&v| B::Host::of(f64::from(v))).collect()
 }
 
 #[cfg(test)]

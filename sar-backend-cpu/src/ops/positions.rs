@@ -7,14 +7,10 @@ use crate::simd::{vectorized, with_scratch};
 use core::ops::Range;
 use rayon::prelude::*;
 use sar_math::ScaleSchedule;
+use sar_math::resample::area_bin;
 
 /// Channels that one task handles: whole cache lines of a token.
 const CHANNELS: usize = 64;
-
-/// Input cells that output cell `o` of `m` averages, of `n`.
-fn window(o: usize, n: usize, m: usize) -> Range<usize> {
-    o * n / m..((o + 1) * n).div_ceil(m)
-}
 
 /// Calls `visit(token, rows, columns)` for every token and its window of the table.
 fn windows(
@@ -26,7 +22,9 @@ fn windows(
     for scale in schedule.scales() {
         for row in 0..scale.height {
             for column in 0..scale.width {
-                visit(token, window(row, side, scale.height), window(column, side, scale.width));
+                let (rows, columns) =
+                    (area_bin(side, scale.height, row), area_bin(side, scale.width, column));
+                visit(token, rows, columns);
                 token += 1;
             }
         }
@@ -148,14 +146,6 @@ mod tests {
 
     /// Roundings of f64 in sums of some hundred terms of order 100.
     const ROUNDING: f64 = 1e-9;
-
-    #[test]
-    fn windows_are_those_of_adaptive_average_pooling() {
-        let of = |n, m| (0..m).map(|o| window(o, n, m)).collect::<Vec<_>>();
-        assert_eq!(of(4, 2), [0..2, 2..4]);
-        assert_eq!(of(5, 3), [0..2, 1..4, 3..5]);
-        assert_eq!(of(2, 3), [0..1, 0..2, 1..2]);
-    }
 
     #[test]
     fn averages_and_their_transpose() {

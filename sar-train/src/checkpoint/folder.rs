@@ -365,11 +365,15 @@ pub(super) fn verify(folder: &Path, purpose: Purpose) -> Result<(), CheckpointEr
             _ => {}
         }
         if found.crc32 != expected.crc32 {
-            let reason = "its content changed after it was written (CRC-32 differs)".to_owned();
-            return Err(CheckpointError::Damaged { path, reason });
+            return Err(changed(path));
         }
     }
     Ok(())
+}
+
+fn changed(path: PathBuf) -> CheckpointError {
+    let reason = "its content changed after it was written (CRC-32 differs)".to_owned();
+    CheckpointError::Damaged { path, reason }
 }
 
 fn read_record(folder: &Path) -> Result<Record, CheckpointError> {
@@ -383,10 +387,7 @@ fn read_record(folder: &Path) -> Result<Record, CheckpointError> {
     check_format(&path, &value)?;
     let record: Record = serde_json::from_value(value).map_err(bad)?;
     match &record.own_crc32 {
-        Some(sum) if *sum != summed(&text, sum).0 => {
-            let reason = "its content changed after it was written (CRC-32 differs)".to_owned();
-            Err(CheckpointError::Damaged { path, reason })
-        }
+        Some(sum) if *sum != summed(&text, sum).0 => Err(changed(path)),
         _ => Ok(record),
     }
 }

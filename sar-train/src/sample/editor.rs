@@ -8,8 +8,9 @@
 
 use super::{Decoder, Given, Mask, Painted, Painter, SampleSettings};
 use crate::model::tokenizer::{EncoderMemory, QuantizerMemory};
+use crate::params::hosted;
 use sar_math::backend::{Backend, LatentDims, ShapeError};
-use sar_math::{MAX_SCALES, Real, ScaleSchedule};
+use sar_math::{MAX_SCALES, ScaleSchedule};
 
 /// Share of a coarse cell that may be masked where a further pass keeps its code.
 const MASKED_SHARE: f64 = 0.5;
@@ -235,7 +236,7 @@ impl<'a, B: Backend> Encoding<'a, B> {
     /// Encodes pictures `[b, 3, side, side]`; how many they are.
     fn encode(&mut self, images_b3hw: &[f32]) -> Result<usize, B::Error> {
         let Decoder { tokenizer, params, quantizer } = self.decoder;
-        let images: Vec<_> = images_b3hw.iter().map(|v| B::Host::of(f64::from(*v))).collect();
+        let images = hosted::<B>(images_b3hw);
         let size = (self.side, self.side);
         let batch = images.len() / (3 * self.side * self.side);
         let dims = self.dims(batch);

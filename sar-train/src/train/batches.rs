@@ -4,7 +4,7 @@ use super::trainer::Batches;
 use super::{HeldOut, TrainError};
 use crate::data::{Dataset, Latents, Loader, spread};
 use crate::model::tokenizer::{EncoderMemory, Tokenizer};
-use sar_math::Real;
+use crate::params::hosted;
 use sar_math::backend::Backend;
 
 /// Batches of a loader through a tokenizer's encoder.
@@ -38,7 +38,7 @@ impl<'a, B: Backend> EncodedBatches<'a, B> {
 impl<B: Backend> Batches<B> for EncodedBatches<'_, B> {
     fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
         let batch = self.loader.next_batch()?;
-        let (images, size) = (on_host::<B>(&batch.values_b), (self.side, self.side));
+        let (images, size) = (hosted::<B>(&batch.values_b), (self.side, self.side));
         self.tokenizer
             .encode(backend, self.params, &mut self.memory, &images, size, latents)
             .map_err(TrainError::backend)?;
@@ -55,7 +55,7 @@ pub struct CachedBatches {
 impl<B: Backend> Batches<B> for CachedBatches {
     fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
         let batch = self.loader.next_batch()?;
-        let values = on_host::<B>(&batch.values_b);
+        let values = hosted::<B>(&batch.values_b);
         backend.upload(&values, latents, 0).map_err(TrainError::backend)?;
         Ok(batch.labels_b)
     }
@@ -72,7 +72,7 @@ pub fn held_out_of<B: Backend>(
     let mut held = HeldOut { latents: Vec::new(), labels: Vec::new() };
     let labels = latents.validation_labels();
     for index in spread(labels.len(), limit) {
-        held.latents.extend(on_host::<B>(&latents.validation(index)?));
+        held.latents.extend(hosted::<B>(&latents.validation(index)?));
         held.labels.push(labels[index]);
     }
     Ok(held)
@@ -106,7 +106,7 @@ pub fn encode_all<B: Backend>(
     let parts = held.latents.chunks_mut(ENCODE_BATCH * latent);
     for (part, to) in chosen.chunks(ENCODE_BATCH).zip(parts) {
         let batch = dataset.select(part)?;
-        let images = on_host::<B>(&batch.values_b);
+        let images = hosted::<B>(&batch.values_b);
         tokenizer
             .encode(backend, params, &mut memory, &images, (side, side), &mut latents)
             .and_then(|()| backend.download(&latents, 0, to))
@@ -114,8 +114,4 @@ pub fn encode_all<B: Backend>(
         held.labels.extend(batch.labels_b);
     }
     Ok(held)
-}
-
-fn on_host<B: Backend>(values: &[f32]) -> Vec<B::Host> {
-    values.iter().map(|&v| B::Host::of(f64::from(v))).collect()
 }

@@ -14,6 +14,7 @@ pub use state::TokenizerProgress;
 
 use crate::config::TokenizerTrainConfig;
 use crate::model::tokenizer::{Gradients, IMAGE_CHANNELS, Tokenizer, Trace};
+use crate::params::hosted;
 use num_traits::Zero;
 use sar_math::Real;
 use sar_math::anneal::Anneal;
@@ -134,9 +135,11 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
             progress: TokenizerProgress::new(shape.vocab),
             space,
         };
-        let initial: Vec<B::Host> =
-            tokenizer.initial(config.seed).iter().map(|&v| B::Host::of(f64::from(v))).collect();
-        backend.upload_params(&initial, &mut trainer.params, 0)?;
+        backend.upload_params(
+            &hosted::<B>(&tokenizer.initial(config.seed)),
+            &mut trainer.params,
+            0,
+        )?;
         Ok(trainer)
     }
 

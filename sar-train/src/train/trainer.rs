@@ -7,8 +7,9 @@ use super::step::StepInput;
 use crate::config::{Config, TrainConfig};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Quantizer;
+use crate::params::hosted;
 use crate::run::NonFinite;
-use sar_math::backend::{AdamW, Backend, Buffers, LatentDims, Slot};
+use sar_math::backend::{AdamW, Backend, LatentDims, Slot};
 use sar_math::loss::ScaleReport;
 use sar_math::rollout::{Method, Plan, StudentTarget};
 use sar_math::{Real, ScaleSchedule};
@@ -362,11 +363,6 @@ pub struct Export {
     pub second_moment: Vec<f32>,
     /// The running average, where one is kept.
     pub ema: Option<Vec<f32>>,
-}
-
-/// Values of a file in the host's number type.
-pub(crate) fn hosted<B: Buffers>(values: &[f32]) -> Vec<B::Host> {
-    values.iter().map(|&v| B::Host::of(f64::from(v))).collect()
 }
 
 /// Decay of the running average after so many updates: at most `ema`, and lower at first, so that the average is

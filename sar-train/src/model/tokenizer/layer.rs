@@ -31,14 +31,8 @@ impl ConvLayer {
     }
 
     fn output(&self, x: MapDims) -> MapDims {
-        let pad = self.pad_before + self.pad_after;
-        let side = |n: usize| (n + pad).saturating_sub(self.kernel) / self.stride + 1;
-        MapDims {
-            batch: x.batch,
-            channels: self.outputs,
-            height: side(x.height),
-            width: side(x.width),
-        }
+        let (height, width) = self.dims(x).output();
+        MapDims { batch: x.batch, channels: self.outputs, height, width }
     }
 }
 
