@@ -1,12 +1,12 @@
 //! Gradients of the convolution.
 
 use super::plan::Plan;
-use super::{pack, pointwise};
+use super::{BAND, pack, pointwise};
 use crate::Element;
 use crate::mat::{Onto, matrix, matrix_mut};
 use crate::matmul::matmul;
 use crate::ops::conv_kernel::{Correlate, CorrelateWeights, ROWS, with_offsets};
-use crate::simd::{carve, sum1, vectorized, with_scratch};
+use crate::simd::{Shared, carve, sum1, vectorized, with_scratch};
 use rayon::prelude::*;
 use sar_math::backend::ConvDims;
 
@@ -32,47 +32,67 @@ pub(crate) fn backward<T: Element>(
         }
         return;
     }
-    let plan = Plan::new(d);
-    let point = pointwise(d);
-    let partial = dweight.len() + dbias.len();
-    let sums_len = d.batch.div_ceil(SAMPLES_PER_PARTIAL) * partial;
-    let packed_len = if dx.is_some() && !point {
-        d.inputs.div_ceil(ROWS) * d.outputs * plan.taps() * ROWS
-    } else {
-        0
-    };
+    if let Some(dx) = dx {
+        input_gradient(d, &dy[..d.batch * y_sample], weight, &mut dx[..d.batch * x_sample]);
+    }
+    weight_gradient(d, &dy[..d.batch * y_sample], &x[..d.batch * x_sample], dweight, dbias);
+}
+
+/// `dx[b, inputs, h, w]`, each sample by itself and band by band.
+fn input_gradient<T: Element>(d: ConvDims, dy: &[T], weight: &[T], dx: &mut [T]) {
+    let (x_sample, y_sample) = (dx.len() / d.batch, dy.len() / d.batch);
+    let apart = d.batch < rayon::current_num_threads();
+    let samples = dx.par_chunks_mut(x_sample).zip(dy.par_chunks(y_sample));
+    if pointwise(d) {
+        let area = d.height * d.width;
+        let w = matrix(weight, d.outputs, d.inputs);
+        return samples.for_each(|(dx, dy)| {
+            let dx = matrix_mut(dx, d.inputs, area);
+            matmul(T::one(), w.t(), matrix(dy, d.outputs, area), Onto::Nothing, dx, apart);
+        });
+    }
+    let whole = Plan::new(d);
+    let band = whole.gradient_band(BAND);
+    let packed_len = d.inputs.div_ceil(ROWS) * d.outputs * band.taps() * ROWS;
     with_offsets(|offsets| {
-        with_scratch(sums_len + packed_len, |scratch: &mut [T]| {
-            let [sums, packed] = carve(scratch, [sums_len, packed_len]);
-            sums.fill(T::zero());
-            if !point {
-                plan.x_offsets(offsets);
-            }
-            if packed_len > 0 {
-                pack_transposed(plan, weight, packed, offsets);
-            }
+        with_scratch(packed_len, |packed: &mut [T]| {
+            pack_transposed(band, weight, packed, offsets);
             let (packed, offsets) = (&*packed, &offsets[..]);
-            let group = |g: usize, sums: &mut [T], dx: Option<&mut [T]>| {
-                let first = g * SAMPLES_PER_PARTIAL;
-                let samples = SAMPLES_PER_PARTIAL.min(d.batch - first);
-                let x = &x[first * x_sample..][..samples * x_sample];
-                let dy = &dy[first * y_sample..][..samples * y_sample];
+            samples.for_each(|(dx, dy)| {
+                let dx = Shared::new(dx);
+                (0..whole.qh.div_ceil(band.qh)).into_par_iter().for_each(|number| {
+                    band_backward(band, number * band.qh, dy, packed, offsets, &dx);
+                });
+            });
+        });
+    });
+}
+
+/// Gradients of the weights and biases, in groups of samples.
+fn weight_gradient<T: Element>(d: ConvDims, dy: &[T], x: &[T], dweight: &mut [T], dbias: &mut [T]) {
+    let (x_sample, y_sample) = (x.len() / d.batch, dy.len() / d.batch);
+    let plan = Plan::new(d);
+    let partial = dweight.len() + dbias.len();
+    let groups = d.batch.div_ceil(SAMPLES_PER_PARTIAL);
+    // Fewer groups than threads: these share the outputs of each.
+    let apart = groups < rayon::current_num_threads();
+    with_offsets(|offsets| {
+        with_scratch(groups * partial, |sums: &mut [T]| {
+            sums.fill(T::zero());
+            plan.x_offsets(offsets);
+            let offsets = &offsets[..];
+            let groups = sums
+                .par_chunks_mut(partial)
+                .zip(x.par_chunks(SAMPLES_PER_PARTIAL * x_sample))
+                .zip(dy.par_chunks(SAMPLES_PER_PARTIAL * y_sample));
+            groups.for_each(|((sums, x), dy)| {
                 let (dw, db) = sums.split_at_mut(dweight.len());
-                add_bias_gradient(dy, oh * ow, db);
-                if point {
-                    pointwise_backward(d, dy, x, weight, dx, dw);
-                } else {
-                    group_backward(plan, dy, x, packed, offsets, dx, dw);
+                add_bias_gradient(dy, plan.oh * plan.ow, db);
+                match pointwise(d) {
+                    true => pointwise_weights(d, dy, x, dw, apart),
+                    false => group_weights(plan, dy, x, offsets, dw, apart),
                 }
-            };
-            let sums_of = sums.par_chunks_mut(partial);
-            match dx {
-                Some(dx) => sums_of
-                    .zip(dx.par_chunks_mut(SAMPLES_PER_PARTIAL * x_sample))
-                    .enumerate()
-                    .for_each(|(g, (sums, dx))| group(g, sums, Some(dx))),
-                None => sums_of.enumerate().for_each(|(g, sums)| group(g, sums, None)),
-            }
+            });
             for sums in sums.chunks_exact(partial) {
                 let (dw, db) = sums.split_at(dweight.len());
                 add(dw, dweight);
@@ -126,25 +146,11 @@ fn add_bias_gradient<T: Element>(dy: &[T], area: usize, dbias: &mut [T]) {
     );
 }
 
-fn pointwise_backward<T: Element>(
-    d: ConvDims,
-    dy: &[T],
-    x: &[T],
-    weight: &[T],
-    mut dx: Option<&mut [T]>,
-    dw: &mut [T],
-) {
+fn pointwise_weights<T: Element>(d: ConvDims, dy: &[T], x: &[T], dw: &mut [T], apart: bool) {
     let area = d.height * d.width;
-    let (x_sample, y_sample) = (d.inputs * area, d.outputs * area);
-    for (s, (dy, x)) in dy.chunks_exact(y_sample).zip(x.chunks_exact(x_sample)).enumerate() {
-        let dy = matrix(dy, d.outputs, area);
-        let dw = matrix_mut(dw, d.outputs, d.inputs);
-        matmul(T::one(), dy, matrix(x, d.inputs, area).t(), Onto::Itself, dw, false);
-        if let Some(dx) = dx.as_deref_mut() {
-            let dx = matrix_mut(&mut dx[s * x_sample..][..x_sample], d.inputs, area);
-            let w = matrix(weight, d.outputs, d.inputs);
-            matmul(T::one(), w.t(), dy, Onto::Nothing, dx, false);
-        }
+    for (dy, x) in dy.chunks_exact(d.outputs * area).zip(x.chunks_exact(d.inputs * area)) {
+        let (dy, x) = (matrix(dy, d.outputs, area), matrix(x, d.inputs, area));
+        matmul(T::one(), dy, x.t(), Onto::Itself, matrix_mut(dw, d.outputs, d.inputs), apart);
     }
 }
 
@@ -184,94 +190,106 @@ fn for_phases(plan: Plan, mut f: impl FnMut(usize, usize, Taps, usize)) {
     }
 }
 
-/// Gradients of one group of samples.
-fn group_backward<T: Element>(
+/// Weight gradients of one group of samples, [`ROWS`] outputs at a time where they are to be computed apart.
+fn group_weights<T: Element>(
     plan: Plan,
     dy: &[T],
     x: &[T],
-    packed: &[T],
     offsets: &[usize],
-    dx: Option<&mut [T]>,
     dw: &mut [T],
+    apart: bool,
 ) {
     let d = plan.d;
-    let columns = d.inputs * plan.taps();
     let (x_sample, y_sample) = (d.inputs * d.height * d.width, d.outputs * plan.oh * plan.ow);
-    let samples = x.len() / x_sample;
-    let dy_len = d.outputs * plan.dy_plane();
-    let sizes = [samples * plan.x_len(), samples * dy_len, ROWS * plan.dx_len()];
+    let (samples, len) = (x.len() / x_sample, plan.out_len());
+    let sizes = [samples * plan.x_len(), samples * d.outputs * len];
     with_scratch(sizes.iter().sum(), |scratch: &mut [T]| {
-        let [xs, dys, out] = carve(scratch, sizes);
+        let [xs, dys] = carve(scratch, sizes);
         for (x, to) in x.chunks_exact(x_sample).zip(xs.chunks_exact_mut(plan.x_len())) {
             plan.pad_input(x, to);
         }
-        for (dy, to) in dy.chunks_exact(y_sample).zip(dys.chunks_exact_mut(dy_len)) {
+        for (dy, to) in dy.chunks_exact(y_sample).zip(dys.chunks_exact_mut(d.outputs * len)) {
             plan.pad_gradient(dy, to);
         }
-        let op = CorrelateWeights {
-            dy: dys,
-            dy_first: plan.lead(),
-            dy_plane: plan.dy_plane(),
-            dy_sample: dy_len,
-            x: xs,
-            x_sample: plan.x_len(),
-            offsets: &offsets[..columns],
-            len: plan.out_len(),
-            samples,
-        };
-        T::correlate_weights(op, dw);
-        if let Some(dx) = dx {
-            for (dy, dx) in dys.chunks_exact(dy_len).zip(dx.chunks_exact_mut(x_sample)) {
-                input_gradient(plan, dy, packed, &offsets[columns..], dx, out);
-            }
-        }
+        let (xs, dys) = (&*xs, &*dys);
+        let together = if apart { ROWS } else { d.outputs };
+        dw.par_chunks_mut(together * offsets.len()).enumerate().for_each(|(block, dw)| {
+            let op = CorrelateWeights {
+                dy: dys,
+                dy_first: block * together * len,
+                dy_plane: len,
+                dy_sample: d.outputs * len,
+                x: xs,
+                x_sample: plan.x_len(),
+                offsets,
+                len,
+                samples,
+            };
+            T::correlate_weights(op, dw);
+        });
     });
 }
 
-fn input_gradient<T: Element>(
+/// Rows of dx whose phase rows are the plan's band from `first` on.
+fn band_backward<T: Element>(
     plan: Plan,
+    first: usize,
     dy: &[T],
     packed: &[T],
     offsets: &[usize],
-    dx: &mut [T],
-    out: &mut [T],
+    dx: &Shared<'_, T>,
 ) {
-    let d = plan.d;
-    let area = d.height * d.width;
-    let mut seen = 0;
-    for_phases(plan, |a, b, taps, first| {
-        let inner = d.outputs * taps.count();
-        let offsets = &offsets[seen..seen + inner];
-        seen += inner;
-        for (block, dx) in dx.chunks_mut(ROWS * area).enumerate() {
-            let rows = dx.len() / area;
-            let weights = &packed[first + block * inner * ROWS..][..inner * ROWS];
-            let len = plan.dx_len();
-            T::correlate(Correlate { weights, offsets, planes: dy, len, rows }, out);
-            for (r, dx) in dx.chunks_exact_mut(area).enumerate() {
-                unpad(plan, a, b, &out[r * len..][..len], dx);
+    let ConvDims { inputs, outputs, height, width, stride, pad_before, .. } = plan.d;
+    let row = |phase_row: usize| (phase_row * stride).saturating_sub(pad_before).min(height);
+    let rows = row(first)..row(first + plan.qh);
+    let (len, dy_len) = (plan.dx_len(), outputs * plan.dy_plane());
+    with_scratch(dy_len + ROWS * len, |scratch: &mut [T]| {
+        let [planes, out] = carve(scratch, [dy_len, ROWS * len]);
+        plan.pad_gradient_band(dy, first, planes);
+        let mut seen = 0;
+        for_phases(plan, |a, b, taps, at| {
+            let inner = outputs * taps.count();
+            let offsets = &offsets[seen..seen + inner];
+            seen += inner;
+            for block in 0..inputs.div_ceil(ROWS) {
+                let channels = block * ROWS..inputs.min((block + 1) * ROWS);
+                let weights = &packed[at + block * inner * ROWS..][..inner * ROWS];
+                let wanted = channels.len();
+                T::correlate(Correlate { weights, offsets, planes, len, rows: wanted }, out);
+                for (c, from) in channels.zip(out.chunks_exact(len)) {
+                    let place = (c * height + rows.start) * width;
+                    // SAFETY: the band's rows of one input, which no other task writes.
+                    let dx = unsafe { dx.part(place, rows.len() * width) };
+                    unpad(plan, (a, b), first, rows.start, from, dx);
+                }
             }
-        }
+        });
     });
 }
 
-/// Takes the positions of phase (a, b) that are not padding.
-fn unpad<T: Element>(plan: Plan, a: usize, b: usize, from: &[T], dx: &mut [T]) {
-    let ConvDims { height, width, stride: s, pad_before: pad, .. } = plan.d;
-    for y in 0..height {
+/// Takes the positions of phase (a, b) that are not padding: rows of dx from `row` on, of phase rows from `first` on.
+fn unpad<T: Element>(
+    plan: Plan,
+    (a, b): (usize, usize),
+    first: usize,
+    row: usize,
+    from: &[T],
+    dx: &mut [T],
+) {
+    let ConvDims { width, stride: s, pad_before: pad, .. } = plan.d;
+    for (y, to) in (row..).zip(dx.chunks_exact_mut(width)) {
         let at = y + pad;
         if at % s != a {
             continue;
         }
-        let row = &from[(at / s) * plan.qw..][..plan.qw];
-        let to = &mut dx[y * width..][..width];
+        let line = &from[(at / s - first) * plan.qw..][..plan.qw];
         if s == 1 {
-            to.copy_from_slice(&row[pad..][..width]);
+            to.copy_from_slice(&line[pad..][..width]);
             continue;
         }
         for (x, to) in to.iter_mut().enumerate() {
             if (x + pad) % s == b {
-                *to = row[(x + pad) / s];
+                *to = line[(x + pad) / s];
             }
         }
     }

@@ -12,7 +12,7 @@ pub(super) struct Plan {
     pub(super) oh: usize,
     pub(super) ow: usize,
     /// Rows and columns of a phase plane.
-    qh: usize,
+    pub(super) qh: usize,
     pub(super) qw: usize,
     /// Furthest a tap reaches within its phase, in rows or columns.
     reach: usize,
@@ -41,6 +41,14 @@ impl Plan {
         Self { oh, qh: oh + self.reach, ..self }
     }
 
+    /// The same for so many rows of a phase of dx at a time that the planes of dy they take have about `elements`; one
+    /// row at least.
+    pub(super) fn gradient_band(self, elements: usize) -> Self {
+        let row = (self.d.outputs * self.qw).max(1);
+        let rows = (elements / row).saturating_sub(self.reach).clamp(1, self.qh.max(1));
+        Self { qh: self.qh.div_ceil(self.qh.div_ceil(rows)), ..self }
+    }
+
     /// Elements of a kernel.
     pub(super) fn taps(&self) -> usize {
         self.d.kernel * self.d.kernel
@@ -67,14 +75,14 @@ impl Plan {
         self.d.inputs * phases * self.plane() + self.lead() + LANES
     }
 
-    /// Zeros before a padded output gradient plane: the furthest that a tap looks back.
+    /// Room before the output gradient's plane that an input gradient takes: the furthest that a tap looks back.
     pub(super) fn lead(&self) -> usize {
         self.reach * (self.qw + 1)
     }
 
-    /// Elements of a padded output gradient plane.
+    /// Elements of the plane of an output's gradient that an input gradient takes.
     pub(super) fn dy_plane(&self) -> usize {
-        self.lead() + self.dx_len().max(self.out_len())
+        self.lead() + self.dx_len()
     }
 
     /// Offset of tap (ky, kx) of input c in the padded input.
@@ -141,14 +149,26 @@ impl Plan {
         }
     }
 
-    /// Puts a sample's output gradient in its padded planes.
+    /// Puts a sample's output gradient in planes as padded as those of the input.
     pub(super) fn pad_gradient<T: Element>(&self, dy: &[T], to: &mut [T]) {
         to.fill(T::zero());
-        for o in 0..self.d.outputs {
-            for y in 0..self.oh {
-                let row = &dy[(o * self.oh + y) * self.ow..][..self.ow];
-                to[o * self.dy_plane() + self.lead() + y * self.qw..][..self.ow]
-                    .copy_from_slice(row);
+        for (dy, to) in dy.chunks_exact(self.oh * self.ow).zip(to.chunks_exact_mut(self.out_len()))
+        {
+            for (row, to) in dy.chunks_exact(self.ow).zip(to.chunks_exact_mut(self.qw)) {
+                to[..self.ow].copy_from_slice(row);
+            }
+        }
+    }
+
+    /// Puts what a band of phase rows of dx from `first` on takes of a sample's output gradient in its padded planes.
+    pub(super) fn pad_gradient_band<T: Element>(&self, dy: &[T], first: usize, to: &mut [T]) {
+        to.fill(T::zero());
+        let rows = first.saturating_sub(self.reach)..self.oh.min(first + self.qh);
+        for (dy, to) in dy.chunks_exact(self.oh * self.ow).zip(to.chunks_exact_mut(self.dy_plane()))
+        {
+            for y in rows.clone() {
+                let at = self.lead() + y * self.qw - first * self.qw;
+                to[at..][..self.ow].copy_from_slice(&dy[y * self.ow..][..self.ow]);
             }
         }
     }
