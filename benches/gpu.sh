@@ -23,7 +23,8 @@
 #   profile   ceilings, and the table of every kernel
 #   d16       training steps at batch 64; sampling at batch 1 and 64
 #   d20, d24  likewise
-#   largest   the training steps of those depths also at the largest batch that both fit, which takes many tries
+#   largest   the training steps of those depths, or of all where none is named, also at the largest batch that both
+#             fit, which takes many tries
 #   frechet   a longer run on either backend, and its Fréchet distance over three sampling seeds
 #
 # SMOKE=1 rehearses all of it on the processor with a tiny generator: numbers without meaning, the script's
@@ -260,7 +261,7 @@ for i in 0 1 2; do
     for b in 1 "$batch"; do measure "$depth" "$b" sample tf; done
 done
 for i in 0 1 2; do
-    part largest && part "${names[i]}" || continue
+    part largest && { part "${names[i]}" || [[ ! $PARTS =~ d[0-9] ]]; } || continue
     depth=${depths[i]}
     step "depth $depth, the largest batch"
     for mode in tf sar-all; do

@@ -1,6 +1,5 @@
 //! Files that are there whole or not at all.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -39,22 +38,19 @@ pub(crate) fn is_special(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
 }
 
-/// Letters and digits in the name of a temporary file.
-const RANDOM: usize = 6;
+/// How the names of temporary files begin and end.
+const TEMPORARY: (&str, &str) = (".sar-", ".tmp");
 
-/// Removes temporary files that processes which were killed have left in a folder, where no other process writes now.
+/// Removes the temporary files that processes which were killed have left in a folder. Those of the living are locked.
 pub(crate) fn remove_left_behind(folder: &Path) {
-    let is_left = |name: &str| {
-        let random = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp"));
-        random.is_some_and(|r| r.len() == RANDOM && r.bytes().all(|b| b.is_ascii_alphanumeric()))
-    };
-    let own = unfinished().clone();
-    let is_own = |name: &OsStr| own.iter().any(|path| path.file_name() == Some(name));
+    let is_ours = |name: &str| name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1);
     for file in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let name = file.file_name();
-        if name.to_str().is_some_and(is_left) && !is_own(&name) {
+        let path = file.path();
+        let left = file.file_name().to_str().is_some_and(is_ours)
+            && fs::File::open(&path).is_ok_and(|file| file.try_lock().is_ok());
+        if left {
             // One that cannot be removed is in nobody's way.
-            let _ = fs::remove_file(file.path());
+            let _ = fs::remove_file(path);
         }
     }
 }
@@ -80,7 +76,7 @@ pub(crate) fn beside(path: &Path) -> io::Result<NamedTempFile> {
         _ => Path::new("."),
     };
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".").suffix(".tmp").rand_bytes(RANDOM);
+    builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
     // As any new file, by the user's mask; a temporary one would be its owner's alone.
     #[cfg(unix)]
     {
@@ -88,6 +84,8 @@ pub(crate) fn beside(path: &Path) -> io::Result<NamedTempFile> {
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
     let file = builder.tempfile_in(folder)?;
+    // The system releases it with the process. Where it locks no files, what is left behind stays.
+    let _ = file.as_file().try_lock();
     unfinished().push(file.path().to_owned());
     Ok(file)
 }
@@ -127,13 +125,13 @@ mod tests {
     fn what_the_killed_have_left_goes_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let own = beside(&folder.path().join("a.npz")).unwrap();
-        for name in [".aB3xY9.tmp", ".notes.tmp", "aB3xY9.tmp", ".aB3xY9.txt", ".aB3_Y9.tmp"] {
+        for name in [".sar-aB3xY9.tmp", ".notes.tmp", ".sar-notes", ".aB3xY9.tmp"] {
             fs::write(folder.path().join(name), "").unwrap();
         }
         remove_left_behind(folder.path());
         assert!(own.path().exists(), "a file that is being written");
-        assert!(!folder.path().join(".aB3xY9.tmp").exists());
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 5);
+        assert!(!folder.path().join(".sar-aB3xY9.tmp").exists());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4);
         remove_left_behind(&folder.path().join("absent"));
     }
 

@@ -82,7 +82,8 @@ struct Record {
     step: u64,
     files: BTreeMap<String, Sum>,
     run: serde_json::Value,
-    /// CRC-32 of the text, as it is with [`NO_SUM`] here; files had none before there was one.
+    /// CRC-32 of the text, as it is with [`NO_SUM`] here; files had none before there was one. It is looked at once
+    /// the format is known, so that a newer one is told as that.
     #[serde(default)]
     own_crc32: Option<String>,
 }

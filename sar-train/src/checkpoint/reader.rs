@@ -47,7 +47,7 @@ impl<'a> Reader<'a> {
         }
         let metadata: Metadata = serde_json::from_slice(&header)
             .map_err(|e| not_safetensors(path, &format!("its header cannot be used: {e}")))?;
-        let expected = data + metadata.data_len() as u64;
+        let expected = data.saturating_add(metadata.data_len() as u64);
         match found {
             _ if found < expected => Err(truncated(expected)),
             _ if found > expected => {

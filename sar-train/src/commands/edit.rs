@@ -11,7 +11,7 @@ use crate::data::decode::Picture;
 use crate::data::grid::{self, Images};
 use crate::data::{Augment, ImageFile};
 use crate::hash::sha256_of;
-use crate::sample::{Edit, Editor, Hole, Mask};
+use crate::sample::{Edit, Editor, Hole, MASKED_SHARE, Mask};
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
 use std::fs;
@@ -37,7 +37,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     let classes = asked_classes(&args.classes, &generator)?;
     check(args, &schedule)?;
     let edit = read(args, &schedule, &tokenizer, run.data.max_pixels)?;
-    note_large(&edit);
+    note_large(&edit, &schedule);
     let path = generator.tokenizer_path(args.tokenizer.as_deref())?;
     let (from, by) = ((&tokenizer, path.as_path()), (generator.ema, global.computed()));
     let record = SampleRecord {
@@ -69,10 +69,9 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
 }
 
 /// Notes where nothing of the image is left in its coarsest code.
-fn note_large(edit: &Edit) {
+fn note_large(edit: &Edit, schedule: &ScaleSchedule) {
     let Some(hole) = edit.hole.as_ref().filter(|_| edit.keep_scales == 0) else { return };
-    let pixels = hole.mask.pixels();
-    if 2 * pixels.iter().filter(|drawn| **drawn).count() > pixels.len() {
+    if hole.mask.kept(schedule, MASKED_SHARE).first() == Some(&0) {
         output::note(format_args!(
             "note: more than half of the image is masked, so its coarsest code is drawn anew, and what is drawn may \
              not match the rest; --keep-scales 1 takes that code from the image, what is masked included"

@@ -119,7 +119,8 @@ pub fn table(tallies: &[Tally], steps: usize, ceilings: Ceilings) -> String {
     }
     let flops: u64 = tallies.iter().map(|tally| tally.work.flops).sum();
     text + &format!(
-        "ceilings: copy {:.0} GB/s, product {:.1} TFLOP/s ({:.1} as a layer's forward); all kernels together {:.1} TFLOP/s, {:.0} % of it\n",
+        "ceilings: copy {:.0} GB/s, product {:.1} TFLOP/s ({:.1} as a layer's forward); \
+         all kernels together {:.1} TFLOP/s, {:.0} % of the product\n",
         ceilings.bytes_per_s / 1e9,
         ceilings.flops_per_s / 1e12,
         ceilings.forward_flops_per_s / 1e12,

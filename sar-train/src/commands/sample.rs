@@ -8,7 +8,9 @@ use super::samples::{SampleFolder, SampleRecord, as_text};
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, SampleArgs};
 use crate::data::npz::NpzWriter;
+use crate::files::remove_left_behind;
 use crate::sample::columns;
+use std::path::Path;
 
 /// Samples images and writes them.
 ///
@@ -40,6 +42,9 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     if let Some(npz) = args.npz.as_deref().filter(|npz| npz.is_file() && !replaces) {
         let way = if args.place.resume { "remove it" } else { "replace it with --force" };
         anyhow::bail!("{} exists; choose another name, or {way}", npz.display());
+    }
+    if let Some(folder) = npz.as_deref().and_then(Path::parent).filter(|_| args.place.resume) {
+        remove_left_behind(folder);
     }
     let _place = args.npz.as_deref().map(|path| ready_as(path, &["npz"])).transpose()?;
     let array =

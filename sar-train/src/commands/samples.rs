@@ -209,9 +209,6 @@ impl SampleFolder {
         fs::create_dir_all(path)
             .with_context(|| format!("{}: the folder cannot be made", path.display()))?;
         let folder = Self { path: path.to_owned(), _lock: lock(path)? };
-        if folder._lock.is_some() && path.join(RECORD).exists() {
-            remove_left_behind(path);
-        }
         let earlier = match path.join(RECORD).exists() {
             true => Some(folder.record()?),
             false => None,
@@ -241,6 +238,7 @@ impl SampleFolder {
                 (0..earlier.labels.len()).filter(|k| folder.has(*k)).count()
             ),
         }
+        remove_left_behind(path);
         Ok(folder)
     }
 

@@ -32,19 +32,14 @@ pub(super) fn apply(config: &Config, setting: &str) -> Result<Config, ConfigErro
     }
 }
 
-/// An error of all settings together, with the last one that set its key, or the last of all.
+/// An error of all settings together, with the last one that set its key, or else with all of them.
 pub(super) fn blame(error: ConfigError, settings: &[String]) -> ConfigError {
     let sets = |setting: &&String| match (&error, setting.split_once('=')) {
         (ConfigError::Value { key, .. }, Some((path, _))) => path.trim() == key,
         _ => false,
     };
-    match settings.iter().rfind(sets).or(settings.last()) {
-        Some(setting) => {
-            let place = format!("--set {setting}");
-            error.at("", &place)
-        }
-        None => error,
-    }
+    let at_fault = settings.iter().rfind(sets).cloned().unwrap_or_else(|| settings.join(" --set "));
+    error.at("", &format!("--set {at_fault}"))
 }
 
 /// Whether a setting is of a preset, which stands for other keys of its section.

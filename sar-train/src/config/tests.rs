@@ -92,6 +92,12 @@ fn settings_are_checked_together() {
     assert_eq!(set(&[heads, width]).unwrap().generator.heads, 5);
     let text = set(&["generator.width=101", "train.steps=5"]).unwrap_err().to_string();
     assert!(text.starts_with("--set generator.width=101: generator.width is 101"), "{text}");
+    // Of a key that none of them names, all may be at fault.
+    let text = set(&[heads, "train.steps=5"]).unwrap_err().to_string();
+    assert!(
+        text.starts_with("--set generator.heads=5 --set train.steps=5: generator.width"),
+        "{text}"
+    );
 }
 
 #[test]

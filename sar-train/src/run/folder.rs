@@ -139,7 +139,9 @@ impl RunFolder {
         }
         let run = Self::lock(path)?;
         let config = Config::load(&config)?;
-        remove_left_behind(&path.join("samples"));
+        for folder in [path, &path.join(SAMPLES)] {
+            remove_left_behind(folder);
+        }
         Ok((run, config))
     }
 

@@ -13,7 +13,7 @@ use sar_math::backend::{Backend, LatentDims, ShapeError};
 use sar_math::{MAX_SCALES, ScaleSchedule};
 
 /// Share of a coarse cell that may be masked where a further pass keeps its code.
-const MASKED_SHARE: f64 = 0.5;
+pub(crate) const MASKED_SHARE: f64 = 0.5;
 
 /// What is done to an image.
 #[derive(Clone, Debug, PartialEq)]

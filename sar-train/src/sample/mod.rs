@@ -8,6 +8,7 @@ mod painter;
 mod recordings;
 mod sampler;
 
+pub(crate) use editor::MASKED_SHARE;
 pub use editor::{Edit, Editor, Hole};
 pub(crate) use grid::{columns, grid_labels};
 pub use mask::Mask;

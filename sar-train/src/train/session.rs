@@ -110,15 +110,17 @@ impl<B: Backend> Session<'_, B> {
             // From here on there is something to resume, and a disk without room is found out early.
             self.save(trainer, &mut files)?;
         }
-        if first > 0 && !self.run.path().join(samples_of(first)).exists() {
-            // A run that was killed once this step was saved had not painted it.
-            self.paint_due(trainer, &mut files)?;
-        }
         if first >= steps {
             // What stopped it after its last step may have kept that from being measured.
             if !files.log.has(first, "eval")? {
                 self.evaluate(trainer, &mut files, &mut outcome)?;
             }
+        }
+        if first > 0 && !self.run.path().join(samples_of(first)).exists() {
+            // A run that was killed once this step was saved had not painted it.
+            self.paint_due(trainer, &mut files)?;
+        }
+        if first >= steps {
             files.progress.finish("nothing left to do, the last step is done");
             return Ok(outcome);
         }

@@ -25,7 +25,8 @@ CUDA_API int sar_fake_graphs() {
     return static_cast<int>(state().graph_execs.all().size());
 }
 
-// Every misuse so far, and every object that is left but for what a process keeps, a line each. Returns the number of lines.
+// Every misuse so far, and every object that is left but for what a process keeps, a line each. Returns the number of
+// lines.
 CUDA_API int sar_fake_report(char* text, size_t length) {
     const auto guard = lock();
     State& all = state();
