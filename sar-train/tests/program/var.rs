@@ -84,7 +84,7 @@ fn schedules_are_of_the_grids_that_there_are_positions_for() {
     says(&said, &["add up to 5×5", "1_2_4_8", "--image-side", "ends in 5 with --schedule"]);
     let schedule = ["--schedule", "1_2_3_4_5"];
     let said = prints(&[&eval[..], &side, &schedule].concat(), folder);
-    says(&said, &["512 held-out images of 10 px", "5x5", "up to each add up to"]);
+    says(&said, &["512 of 930 held-out images of 10 px", "5x5", "up to each add up to"]);
 }
 
 const TRAIN: [&str; 12] = [
