@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod algorithms;
 mod conformance;
 mod fake;
 mod faults;
