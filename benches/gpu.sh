@@ -5,7 +5,7 @@
 #
 #   cargo build --release -p sar-train
 #   cargo test --release --no-run -p sar-backend-cuda --test gpu -p sar-train --test cuda   # prints two paths
-#   benches/gpu.sh target/release/sar PATH/TO/gpu-… PATH/TO/cuda-… torch_flexvar.py
+#   benches/gpu.sh target/release/sar PATH/TO/gpu-… PATH/TO/cuda-… benches/torch_flexvar.py
 #
 # For a machine that they have to be carried to, strip them (`strip target/release/sar …`): six sevenths of the program
 # say which line is which. PACK=FILE.tgz packs all of $OUT when the script ends, also where it is stopped. What has been

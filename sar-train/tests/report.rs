@@ -141,6 +141,29 @@ fn run_folder(folder: &Path, steps: u32, level: f64) {
     picture(&folder.join("samples/step-800.png"), 10, 6);
 }
 
+/// The run of a tokenizer that trains a coarse and a fine grid in turn.
+fn tokenizer_folder(folder: &Path) {
+    std::fs::create_dir_all(folder.join("samples")).unwrap();
+    std::fs::write(folder.join("config.toml"), "[tokenizer]\nvocab = 256\n").unwrap();
+    let mut log = String::new();
+    for step in (10..=600).step_by(10) {
+        let record = serde_json::json!({
+            "step": step, "kind": "train", "loss": 1.0 / f64::from(step), "quantization": 0.01,
+            "lr": 1e-3, "grad_norm": 0.5, "revived": step % 3, "seconds": step,
+            "grid": if step % 20 == 0 { "8x8" } else { "2x4" },
+        });
+        log.push_str(&format!("{record}\n"));
+    }
+    let record = serde_json::json!({
+        "step": 600, "kind": "eval", "grids": ["1x1", "2x4", "8x8"], "psnr": [9.0, 13.25, 21.5],
+        "ssim": [null, 0.25, 0.875], "scale_codebook_used": [0.1, 0.5, 0.75], "codebook_used": 0.875,
+        "perplexity": 99.25,
+    });
+    log.push_str(&format!("{record}\n"));
+    std::fs::write(folder.join("log.jsonl"), log).unwrap();
+    picture(&folder.join("samples/reconstructions.png"), 8, 2);
+}
+
 /// A whole comparison: base, two arms, a tokenizer.
 fn demo(folder: &Path) -> PathBuf {
     let demo = folder.join("demo");
@@ -148,19 +171,7 @@ fn demo(folder: &Path) -> PathBuf {
     run_folder(&demo.join("control"), 800, 1.42);
     run_folder(&demo.join("sar"), 800, 1.40);
     picture(&demo.join("sar/samples/strip-800.png"), 30, 4);
-    std::fs::create_dir_all(demo.join("tokenizer")).unwrap();
-    std::fs::write(demo.join("tokenizer/config.toml"), "[tokenizer]\nvocab = 256\n").unwrap();
-    let log: String = (1..=60)
-        .map(|s| {
-            format!(
-                "{{\"step\":{},\"kind\":\"train\",\"loss\":{},\"psnr\":{}}}\n",
-                s * 20,
-                1.0 / f64::from(s),
-                10.0 + f64::from(s).ln() * 3.0
-            )
-        })
-        .collect();
-    std::fs::write(demo.join("tokenizer/log.jsonl"), log).unwrap();
+    tokenizer_folder(&demo.join("tokenizer"));
     summary().write(&demo).unwrap();
     demo
 }
@@ -180,7 +191,7 @@ fn the_page_holds_everything_and_asks_for_nothing() {
         "floor: all training images",
         "Learning rate",
         "Scale 4, accuracy",
-        "Training: tokenizer",
+        "Training of tokenizers",
         "width = 64",
         "40.10\u{a0}±\u{a0}0.80",
         "97.53 %",
@@ -188,11 +199,37 @@ fn the_page_holds_everything_and_asks_for_nothing() {
     ] {
         assert!(html.contains(part), "no '{part}'");
     }
-    assert_eq!(html.matches("<img ").count(), 4);
+    assert_eq!(html.matches("<img ").count(), 5);
     assert_eq!(html.matches("<svg ").count(), html.matches("</svg>").count());
     for outside in ["http://", "https://", "<script", "@import", "url("] {
         assert!(!html.contains(outside), "'{outside}' in the page");
     }
+}
+
+#[test]
+fn tokenizers_have_a_table_and_curves_by_grid() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = ["one", "two"].map(|name| folder.path().join(name));
+    runs.iter().for_each(|run| tokenizer_folder(run));
+    let html = report::render(&runs).unwrap().html;
+    for part in [
+        "<th scope=\"row\">two</th><td>8×8</td><td>21.50</td><td>0.875</td><td>75.0\u{a0}%</td>",
+        "<td>1×1</td><td>9.00</td><td>–</td>",
+        "<td>all</td><td>–</td><td>–</td><td>87.5\u{a0}%</td><td>99.2</td><td>600</td>",
+        "<strong>Grid 8×8, reconstruction error</strong>",
+        "<strong>Grid 2×4, distance of latents to their codes</strong>",
+        "what the tokenizer gives back below</figcaption>",
+        "<strong>seconds (train)</strong>",
+    ] {
+        assert!(html.contains(part), "no '{part}'");
+    }
+    // No chart of a single point, nor a table's number once more; nothing of refinement.
+    for absent in ["(eval)</strong>", "SAR (Self-Autoregressive", "<h2>Samples</h2>"] {
+        assert!(!html.contains(absent), "'{absent}'");
+    }
+    let coarse = html.find("<summary>Coarser grids").unwrap();
+    assert!(html.find("<strong>Grid 8×8").unwrap() < coarse);
+    assert!(html.find("<strong>Grid 2×4").unwrap() > coarse);
 }
 
 #[test]
@@ -414,7 +451,7 @@ fn chromium_shows_it_without_errors_or_sideways_scrolling() {
         assert!(!log.contains("CONSOLE"), "console at {width} px:\n{log}");
         assert_eq!(probed(&dom, "data-window"), width, "the frame is not as wide as asked for");
         assert!(probed(&dom, "data-page") <= width, "scrolls sideways at {width} px");
-        assert_eq!(probed(&dom, "data-pictures"), 4);
+        assert_eq!(probed(&dom, "data-pictures"), 5);
         assert_eq!(probed(&dom, "data-broken"), 0, "pictures that do not load");
         assert!(probed(&dom, "data-text") >= 11, "chart text too small at {width} px");
 

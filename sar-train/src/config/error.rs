@@ -1,7 +1,9 @@
 //! What can be wrong with a configuration, with the key and line at fault.
 
+use super::Config;
 use std::ops::Range;
 use std::path::PathBuf;
+use toml::{Table, Value};
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -106,13 +108,16 @@ impl ConfigError {
         };
         let known: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
         let path: Vec<&str> = key.split('.').filter(|part| !part.is_empty()).collect();
+        let hint = near(unknown, &known)
+            .or_else(|| elsewhere(path.last().copied().unwrap_or(unknown)))
+            .unwrap_or_else(|| format!("known here: {}", quoted(known.iter().copied())));
         let (section, hint) = match path.iter().position(|&part| part == unknown) {
             // A section of two words with a dot between them.
             Some(1) if path.len() == 3 && path[..2] == ["tokenizer", "train"] => {
                 (&path[..1], format!("did you mean `tokenizer_train.{}`?", path[2]))
             }
-            Some(at) => (&path[..at], hint(unknown, &known)),
-            None => (&path[..], hint(unknown, &known)),
+            Some(at) => (&path[..at], hint),
+            None => (&path[..], hint),
         };
         let key: Vec<&str> = section.iter().copied().chain([unknown]).collect();
         Self::UnknownKey { place, key: key.join("."), hint }
@@ -133,8 +138,8 @@ impl ConfigError {
     }
 }
 
-/// "did you mean" the keys close to `unknown`, or all there are.
-fn hint(unknown: &str, known: &[&str]) -> String {
+/// "did you mean" the keys close to `unknown`, where there are any.
+fn near(unknown: &str, known: &[&str]) -> Option<String> {
     let mut near: Vec<(usize, &str)> = known
         .iter()
         .map(|&k| (distance(unknown, k), k))
@@ -144,14 +149,27 @@ fn hint(unknown: &str, known: &[&str]) -> String {
         })
         .collect();
     near.sort_unstable();
-    let list = |keys: &mut dyn Iterator<Item = &str>| {
-        keys.map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")
+    let listed = quoted(near.iter().take(3).map(|&(_, k)| k));
+    (!near.is_empty()).then(|| format!("did you mean {listed}?"))
+}
+
+/// "did you mean" the same key of other sections, where they have it.
+fn elsewhere(key: &str) -> Option<String> {
+    let sections = Table::try_from(Config::default()).unwrap_or_default();
+    let has = |section: &&String| {
+        // Whatever is wrong with the value, a key that is there is not unknown.
+        let keys = Table::from_iter([(key.to_owned(), Value::Array(Vec::new()))]);
+        let tried = Table::from_iter([((*section).clone(), Value::Table(keys))]);
+        let read = tried.try_into::<Config>();
+        read.map_or_else(|e| !e.message().starts_with("unknown field"), |_| true)
     };
-    if near.is_empty() {
-        format!("known here: {}", list(&mut known.iter().copied()))
-    } else {
-        format!("did you mean {}?", list(&mut near.iter().take(3).map(|&(_, k)| k)))
-    }
+    let found: Vec<String> = sections.keys().filter(has).map(|s| format!("{s}.{key}")).collect();
+    let listed = quoted(found.iter().map(String::as_str));
+    (!found.is_empty()).then(|| format!("did you mean {listed}?"))
+}
+
+fn quoted<'a>(keys: impl Iterator<Item = &'a str>) -> String {
+    keys.map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ")
 }
 
 /// Edits (insert, delete, replace) from `a` to `b`.

@@ -1,6 +1,6 @@
 //! Curves of the logs, and the sweep over guidance.
 
-use super::log::Field;
+use super::log::{Field, Scale};
 use super::plot::{Chart, Level, Point, Series};
 use super::read::Run;
 use super::summary::Arm;
@@ -11,12 +11,19 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Points drawn of a curve; more are averaged in groups of equal size.
 const POINTS: usize = 200;
 
-/// Numbers of training records that have a chart of their own.
+/// Numbers of a generator's training records that have a chart of their own.
 const KNOWN: [&str; 7] =
     ["loss", "loss_tf", "loss_csf", "lr", "grad_norm", "scale_loss", "scale_acc"];
 
-/// Likewise of evaluation records.
+/// Likewise of its evaluation records.
 const HELD_OUT: [&str; 3] = ["heldout_loss", "heldout_scale_loss", "heldout_scale_acc"];
+
+/// Likewise of a tokenizer's training records.
+const TOKENIZER: [&str; 5] = ["loss", "quantization", "lr", "grad_norm", "revived"];
+
+/// Likewise of its evaluation records, which a table shows.
+const RECONSTRUCTED: [&str; 5] =
+    ["psnr", "ssim", "scale_codebook_used", "codebook_used", "perplexity"];
 
 /// Numbers the figures of a page.
 #[derive(Debug, Default)]
@@ -79,24 +86,24 @@ pub(super) fn per_scale(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
         ("scale_acc", "heldout_scale_acc", "accuracy"),
     ];
     for (field, heldout, what) in fields {
-        let mut scales: BTreeMap<ScaleName, Chart> = BTreeMap::new();
-        let mut add = |run: &Run, index, found: Option<Series>| {
+        let mut scales: BTreeMap<Scale, Chart> = BTreeMap::new();
+        let mut add = |scale: Scale, found: Option<Series>| {
             if let Some(series) = found {
-                let name = ScaleName::of(run, index);
-                let titled = || chart(&format!("{}, {what}", name.title()), what, "");
-                scales.entry(name.clone()).or_insert_with(titled).series.push(series);
+                let title = format!("{}, {what}", scale.title());
+                let chart = scales.entry(scale).or_insert_with(|| chart(&title, what, ""));
+                chart.series.push(series);
             }
         };
         for run in runs {
-            let of = |f: &Field| f.index.filter(|_| f.name == field || f.name == heldout);
-            for index in run.log.fields().filter_map(of).collect::<BTreeSet<_>>() {
-                add(run, index, series(run, "train", field, Some(index)));
+            for scale in run.log.scales("train", field) {
+                let found = series(run, "train", field, Some(&scale));
+                add(scale, found);
             }
         }
         for run in runs {
-            let of = |f: &Field| f.index.filter(|_| f.name == heldout);
-            for index in run.log.fields().filter_map(of).collect::<BTreeSet<_>>() {
-                add(run, index, held_out(run, heldout, Some(index)));
+            for scale in run.log.scales("eval", heldout) {
+                let found = held_out(run, heldout, Some(&scale));
+                add(scale, found);
             }
         }
         out.extend(scales.values().map(|chart| figures.show(chart)));
@@ -104,50 +111,55 @@ pub(super) fn per_scale(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
     out
 }
 
-/// What a scale is called, from coarse to fine: by its grid, or by its place where that is not known.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum ScaleName {
-    Grid { tokens: usize, height: usize, width: usize },
-    Place(usize),
-}
-
-impl ScaleName {
-    fn of(run: &Run, index: usize) -> Self {
-        let sides = |grid: &str| {
-            let (height, width) = grid.split_once('x').unwrap_or((grid, grid));
-            Some((height.parse::<usize>().ok()?, width.parse::<usize>().ok()?))
-        };
-        match run.log.grid(index).and_then(sides) {
-            Some((height, width)) => {
-                Self::Grid { tokens: height.saturating_mul(width), height, width }
-            }
-            None => Self::Place(index + 1),
+/// What tokenizers log while they train, all runs overlaid: errors at the finest grid, then the rest; and the
+/// errors at coarser grids.
+pub(super) fn tokenizers(runs: &[&Run], figures: &mut Figures) -> (Vec<String>, Vec<String>) {
+    let errors = [
+        ("loss", "Reconstruction error", "mean squared error"),
+        ("quantization", "Distance of latents to their codes", "mean squared distance"),
+    ];
+    let (mut fine, mut coarse) = (Vec::new(), Vec::new());
+    for (field, title, y) in errors {
+        fine.push(figures.show(&overlay(runs, "train", field, None, title, y)));
+        let scales = runs.iter().flat_map(|run| run.log.scales("train", field));
+        let scales: BTreeSet<Scale> = scales.collect();
+        for scale in scales.iter().rev() {
+            let title = format!("{}, {}", scale.title(), title.to_lowercase());
+            let chart = figures.show(&overlay(runs, "train", field, Some(scale), &title, y));
+            let of_one = if Some(scale) == scales.last() { &mut fine } else { &mut coarse };
+            of_one.push(chart);
         }
     }
-
-    fn title(&self) -> String {
-        match self {
-            Self::Grid { height, width, .. } => format!("Grid {height}×{width}"),
-            Self::Place(place) => format!("Scale {place}"),
-        }
+    let whole = [
+        ("lr", "Learning rate", "rate", false),
+        ("grad_norm", "Gradient norm, before clipping", "norm", true),
+        ("revived", "Dead codes revived", "codes", false),
+    ];
+    for (field, title, y, log) in whole {
+        let chart = overlay(runs, "train", field, None, title, y);
+        fine.push(figures.show(&Chart { log, ..chart }));
     }
+    (fine, coarse)
 }
 
-/// Every number in the logs, a chart each; of generators those without a chart above.
+/// Every number in the logs that has no chart above, a chart each.
 pub(super) fn others(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
     let fields: BTreeSet<&Field> = runs.iter().flat_map(|r| r.log.fields()).collect();
-    let generators = runs.iter().any(|r| r.is_generator());
-    let unknown = fields.into_iter().filter(|f| match f.kind.as_str() {
-        _ if !generators => true,
-        "train" => !KNOWN.contains(&f.name.as_str()),
-        "eval" => !HELD_OUT.contains(&f.name.as_str()),
-        _ => true,
-    });
+    let known = |kind: &str| -> &[&str] {
+        match kind {
+            "train" if runs.iter().any(|r| r.is_generator()) => &KNOWN,
+            "eval" if runs.iter().any(|r| r.is_generator()) => &HELD_OUT,
+            "train" if runs.iter().any(|r| r.is_tokenizer()) => &TOKENIZER,
+            "eval" if runs.iter().any(|r| r.is_tokenizer()) => &RECONSTRUCTED,
+            _ => &[],
+        }
+    };
+    let unknown = fields.into_iter().filter(|f| !known(&f.kind).contains(&f.name.as_str()));
     unknown
         .map(|f| {
-            let place = f.index.map(|i| format!(" {}", i + 1)).unwrap_or_default();
-            let title = format!("{}{place} ({})", f.name.replace('_', " "), f.kind);
-            figures.show(&overlay(runs, &f.kind, &f.name, f.index, &title, ""))
+            let scale = f.scale.as_ref().map(|s| format!("{}, ", s.title())).unwrap_or_default();
+            let title = format!("{scale}{} ({})", f.name.replace('_', " "), f.kind);
+            figures.show(&overlay(runs, &f.kind, &f.name, f.scale.as_ref(), &title, ""))
         })
         .collect()
 }
@@ -242,24 +254,24 @@ fn overlay(
     runs: &[&Run],
     kind: &str,
     field: &str,
-    index: Option<usize>,
+    scale: Option<&Scale>,
     title: &str,
     y: &str,
 ) -> Chart {
     let mut chart = chart(title, y, "");
-    chart.series = runs.iter().filter_map(|run| series(run, kind, field, index)).collect();
+    chart.series = runs.iter().filter_map(|run| series(run, kind, field, scale)).collect();
     chart
 }
 
 /// A curve of evaluation records: dashed, with markers, so that it stands beside the training curve.
-fn held_out(run: &Run, field: &str, index: Option<usize>) -> Option<Series> {
-    let found = series(run, "eval", field, index)?;
+fn held_out(run: &Run, field: &str, scale: Option<&Scale>) -> Option<Series> {
+    let found = series(run, "eval", field, scale)?;
     let name = format!("{}, held-out", run.name);
     Some(Series { name, dashed: true, markers: true, ..found })
 }
 
-fn series(run: &Run, kind: &str, field: &str, index: Option<usize>) -> Option<Series> {
-    let values = run.log.get(kind, field, index);
+fn series(run: &Run, kind: &str, field: &str, scale: Option<&Scale>) -> Option<Series> {
+    let values = run.log.get(kind, field, scale);
     if values.is_empty() {
         return None;
     }

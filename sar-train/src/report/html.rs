@@ -21,6 +21,11 @@ pub(super) fn escape(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// Keeps a number and its spread or unit on one line.
+pub(super) fn unbroken(text: &str) -> String {
+    text.replace(" ± ", "\u{a0}±\u{a0}").replace(" %", "\u{a0}%").replace(" MiB", "\u{a0}MiB")
+}
+
 /// A section with a heading; nothing where there is no body.
 pub(super) fn section(title: &str, body: &str) -> String {
     if body.is_empty() {
@@ -84,7 +89,7 @@ pub(super) struct Cell {
 impl Cell {
     /// A cell of this text; a dash where there is none.
     pub(super) fn new(text: impl Into<String>) -> Self {
-        let text = text.into();
+        let text = unbroken(&text.into());
         Self { text: if text.is_empty() { "–".into() } else { text }, best: false }
     }
 

@@ -1,17 +1,52 @@
 //! The numbers of a run's `log.jsonl`.
 
 use super::read::Run;
-use std::collections::BTreeMap;
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
-/// What a value in a log is: the record's kind, the field, and for lists the place in the list.
+/// What a value in a log is: the record's kind, the field, and the scale that it is of, where it is of one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Field {
     pub kind: String,
     pub name: String,
-    pub index: Option<usize>,
+    pub scale: Option<Scale>,
 }
+
+/// What a scale is called, from coarse to fine: by its grid, or by its place in a list where that is not known.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Scale {
+    Grid { tokens: usize, height: usize, width: usize },
+    Place(usize),
+}
+
+impl Scale {
+    /// Of the scale at `place`, counted from 0, whose grid is called `4` or `2x4`, where it is called.
+    fn of(place: usize, grid: Option<&str>) -> Self {
+        let sides = |grid: &str| {
+            let (height, width) = grid.split_once('x').unwrap_or((grid, grid));
+            Some((height.parse::<usize>().ok()?, width.parse::<usize>().ok()?))
+        };
+        match grid.and_then(sides) {
+            Some((height, width)) => {
+                Self::Grid { tokens: height.saturating_mul(width), height, width }
+            }
+            None => Self::Place(place + 1),
+        }
+    }
+
+    /// Its name in a chart or a table.
+    pub(super) fn title(&self) -> String {
+        match self {
+            Self::Grid { height, width, .. } => format!("Grid {height}×{width}"),
+            Self::Place(place) => format!("Scale {place}"),
+        }
+    }
+}
+
+/// Numbers of a tokenizer's step that are of the one grid that it trained.
+const OF_ONE_GRID: [&str; 2] = ["loss", "quantization"];
 
 /// Numbers of `log.jsonl`, by field, in ascending order of steps.
 #[derive(Debug, Default)]
@@ -23,14 +58,20 @@ pub(super) struct Log {
 
 impl Log {
     /// Steps and values of a field.
-    pub(super) fn get(&self, kind: &str, name: &str, index: Option<usize>) -> &[(f64, f64)] {
-        let field = Field { kind: kind.into(), name: name.into(), index };
+    pub(super) fn get(&self, kind: &str, name: &str, scale: Option<&Scale>) -> &[(f64, f64)] {
+        let field = Field { kind: kind.into(), name: name.into(), scale: scale.cloned() };
         self.fields.get(&field).map_or(&[], Vec::as_slice)
     }
 
-    /// The grid of a scale in the run's own schedule, as `4` or `2x4`; none where that is not known.
-    pub(super) fn grid(&self, index: usize) -> Option<&str> {
-        self.grids.get(index).map(String::as_str)
+    /// The last value of a field, with its step.
+    pub(super) fn last(&self, kind: &str, name: &str, scale: Option<&Scale>) -> Option<(f64, f64)> {
+        self.get(kind, name, scale).last().copied()
+    }
+
+    /// The scales that a field is of, from coarse to fine.
+    pub(super) fn scales(&self, kind: &str, name: &str) -> BTreeSet<Scale> {
+        let of = self.fields().filter(|f| f.kind == kind && f.name == name);
+        of.filter_map(|f| f.scale.clone()).collect()
     }
 
     /// All fields.
@@ -43,46 +84,56 @@ impl Log {
         self.fields.is_empty()
     }
 
-    fn push(&mut self, kind: &str, name: &str, index: Option<usize>, step: f64, value: f64) {
-        let field = Field { kind: kind.into(), name: name.into(), index };
-        self.fields.entry(field).or_default().push((step, value));
-    }
-
     /// Adds one record; false where it is none.
     fn record(&mut self, line: &[u8]) -> bool {
-        let Ok(serde_json::Value::Object(record)) = serde_json::from_slice(line) else {
+        let Ok(Value::Object(record)) = serde_json::from_slice(line) else {
             return false;
         };
-        let Some(step) = record.get("step").and_then(serde_json::Value::as_f64) else {
+        let Some(step) = record.get("step").and_then(Value::as_f64) else {
             return false;
         };
-        let kind = record.get("kind").and_then(serde_json::Value::as_str).unwrap_or("train");
-        // The third scale of one step is not that of the next where schedules are drawn.
-        let schedule = record.get("schedule").and_then(serde_json::Value::as_str);
-        let grids: Option<Vec<&str>> =
-            schedule.filter(|_| !self.grids.is_empty()).map(|s| s.split('_').collect());
-        let place = |index: usize| match &grids {
-            Some(grids) => {
-                self.grids.iter().position(|own| Some(&own.as_str()) == grids.get(index))
-            }
-            None => Some(index),
-        };
+        let text = |name: &str| record.get(name).and_then(Value::as_str);
+        let kind = text("kind").unwrap_or("train");
+        let grid = text("grid").map(|grid| Scale::of(0, Some(grid)));
         let mut found = Vec::new();
         for (name, value) in record.iter().filter(|(name, _)| *name != "step") {
             if let Some(value) = value.as_f64() {
-                found.push((name, None, value));
+                let scale = grid.clone().filter(|_| OF_ONE_GRID.contains(&name.as_str()));
+                found.push((name, scale, value));
             } else if let Some(values) = value.as_array() {
-                for (index, value) in values.iter().enumerate() {
-                    if let (Some(value), Some(index)) = (value.as_f64(), place(index)) {
-                        found.push((name, Some(index), value));
+                for (place, value) in values.iter().enumerate() {
+                    if let (Some(value), Some(scale)) = (value.as_f64(), self.scale(&record, place))
+                    {
+                        found.push((name, Some(scale), value));
                     }
                 }
             }
         }
-        for (name, index, value) in found {
-            self.push(kind, name, index, step, value);
+        for (name, scale, value) in found {
+            let field = Field { kind: kind.into(), name: name.into(), scale };
+            self.fields.entry(field).or_default().push((step, value));
         }
         true
+    }
+
+    /// The scale at a place of a record's lists; none where it is of no grid of the run's own schedule.
+    fn scale(&self, record: &Map<String, Value>, place: usize) -> Option<Scale> {
+        let named =
+            record.get("grids").and_then(Value::as_array).and_then(|grids| grids.get(place));
+        if let Some(grid) = named.and_then(Value::as_str) {
+            return Some(Scale::of(place, Some(grid)));
+        }
+        let own = self.grids.get(place).map(String::as_str);
+        // The third scale of one step is not that of the next where schedules are drawn.
+        let drawn =
+            record.get("schedule").and_then(Value::as_str).filter(|_| !self.grids.is_empty());
+        match drawn.map(|schedule| schedule.split('_').nth(place)) {
+            Some(grid) => {
+                let grid = grid.filter(|grid| self.grids.iter().any(|own| own == grid))?;
+                Some(Scale::of(place, Some(grid)))
+            }
+            None => Some(Scale::of(place, own)),
+        }
     }
 
     /// A resumed run writes some steps twice; the later record is the one that counts.
@@ -153,9 +204,11 @@ mod tests {
         assert!(!log.record(b"\xff\xfe"));
         log.settle();
         assert_eq!(log.get("train", "loss", None), [(1.0, 2.0), (2.0, 0.5)]);
-        assert_eq!(log.get("train", "scale_loss", Some(2)), [(2.0, 3.0)]);
-        assert!(log.get("train", "scale_loss", Some(1)).is_empty());
+        let third = |kind: &str, name: &str| log.get(kind, name, Some(&Scale::Place(3))).to_vec();
+        assert_eq!(third("train", "scale_loss"), [(2.0, 3.0)]);
+        assert!(log.get("train", "scale_loss", Some(&Scale::Place(2))).is_empty());
         assert!(log.get("eval", "loss", None).is_empty());
+        assert_eq!(log.last("train", "loss", None), Some((2.0, 0.5)));
     }
 
     #[test]
@@ -167,8 +220,23 @@ mod tests {
         assert!(log.record(br#"{"step":2,"schedule":"1_2_5_8","scale_loss":[1,2,7,9]}"#));
         assert!(log.record(br#"{"step":3,"schedule":"1_8","scale_loss":[1,8]}"#));
         assert!(log.record(br#"{"step":2,"kind":"eval","heldout_scale_loss":[1,2,3,4]}"#));
-        assert_eq!(log.get("train", "scale_loss", Some(2)), [(1.0, 3.0)]);
-        assert_eq!(log.get("train", "scale_loss", Some(3)), [(1.0, 4.0), (2.0, 9.0), (3.0, 8.0)]);
-        assert_eq!(log.get("eval", "heldout_scale_loss", Some(2)), [(2.0, 3.0)]);
+        let of = |kind, name, grid| log.get(kind, name, Some(&Scale::of(0, Some(grid)))).to_vec();
+        assert_eq!(of("train", "scale_loss", "2x4"), [(1.0, 3.0)]);
+        assert_eq!(of("train", "scale_loss", "8"), [(1.0, 4.0), (2.0, 9.0), (3.0, 8.0)]);
+        assert_eq!(of("eval", "heldout_scale_loss", "2x4"), [(2.0, 3.0)]);
+        assert_eq!(log.scales("train", "scale_loss").len(), 4);
+    }
+
+    #[test]
+    fn a_tokenizers_steps_are_told_apart_by_the_grid_that_they_train() {
+        let mut log = Log::default();
+        assert!(log.record(br#"{"step":1,"grid":"8x8","loss":3.0,"lr":0.5}"#));
+        assert!(log.record(br#"{"step":2,"grid":"2x4","loss":4.0,"lr":0.25}"#));
+        assert!(log.record(br#"{"step":2,"kind":"eval","grids":["1x1","8x8"],"psnr":[5,6]}"#));
+        let of = |kind, name, grid| log.get(kind, name, Some(&Scale::of(0, Some(grid)))).to_vec();
+        assert_eq!(of("train", "loss", "8x8"), [(1.0, 3.0)]);
+        assert_eq!(of("train", "loss", "2x4"), [(2.0, 4.0)]);
+        assert_eq!(log.get("train", "lr", None), [(1.0, 0.5), (2.0, 0.25)]);
+        assert_eq!(of("eval", "psnr", "8"), [(2.0, 6.0)]);
     }
 }

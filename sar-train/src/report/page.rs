@@ -1,8 +1,8 @@
 //! The page: sections in the order in which they are read.
 
 use super::curves::{self, Figures, gallery};
-use super::html::{escape, list, paragraph, section};
-use super::pictures::Picture;
+use super::html::{escape, list, paragraph, section, unbroken};
+use super::pictures::{Picture, Shows};
 use super::read::{Comparison, Material, Run};
 use super::summary::{Arm, Verdict};
 use super::{tables, verdict};
@@ -22,6 +22,16 @@ const WHAT: &str = "SAR (Self-Autoregressive Refinement, arXiv 2512.06421) refin
                     extra pass and is pulled towards what it predicted with the truth before it. \
                     This page shows what a run measured, whichever way it turned out.";
 
+/// In its place where there are tokenizers alone.
+const WHAT_TOKENIZERS: &str = "A tokenizer turns an image into codes of a codebook, at grids from coarse to fine, \
+                               and back. A generator predicts these codes; its pictures are at best as good as \
+                               what the tokenizer gives back.";
+
+/// Below the table of tokenizers.
+const RECONSTRUCTED: &str = "Images that were held out (training images, where none are), encoded at each grid and \
+                             decoded again. PSNR and SSIM: higher is closer to the image. Perplexity: how many codes \
+                             evenly used would carry as much.";
+
 /// Over evaluations that cannot be compared.
 const UNLIKE: &str = "These runs were not measured alike (other images, another number of them or of seeds, \
                       or other features): their numbers do not say which is better.";
@@ -30,7 +40,9 @@ const UNLIKE: &str = "These runs were not measured alike (other images, another 
 pub(super) fn page(material: &Material) -> String {
     let title = title(material);
     let mut figures = Figures::default();
-    let mut body = format!("<header>\n<h1>{}</h1>\n{}", escape(&title), paragraph("", WHAT));
+    let tokenizers = material.comparisons.is_empty() && material.runs.iter().all(Run::is_tokenizer);
+    let what = if tokenizers { WHAT_TOKENIZERS } else { WHAT };
+    let mut body = format!("<header>\n<h1>{}</h1>\n{}", escape(&title), paragraph("", what));
     for comparison in &material.comparisons {
         body.push_str(&paragraph("", &comparison.summary.description));
         body.push_str(&paragraph("", &comparison.summary.data));
@@ -41,8 +53,13 @@ pub(super) fn page(material: &Material) -> String {
         body.push_str(&compared(comparison, material.comparisons.len() > 1, &mut figures));
     }
     body.push_str(&evaluated(&material.runs, &mut figures));
-    body.push_str(&section("Samples", &pictures(&material.runs, false)));
-    body.push_str(&section("Scale by scale", &pictures(&material.runs, true)));
+    for (title, kind) in [
+        ("Samples", Shows::Samples),
+        ("Scale by scale", Shows::Scales),
+        ("Reconstructions", Shows::Reconstructions),
+    ] {
+        body.push_str(&section(title, &pictures(&material.runs, kind)));
+    }
     body.push_str(&logs(&material.runs, &mut figures));
     body.push_str(&section("Resolved configuration", &configurations(&material.runs)));
     let version = env!("CARGO_PKG_VERSION");
@@ -113,11 +130,6 @@ fn verdict_box(verdict: &Verdict) -> String {
     )
 }
 
-/// Keeps a number and its spread or unit on one line.
-fn unbroken(text: &str) -> String {
-    text.replace(" ± ", "\u{a0}±\u{a0}").replace(" %", "\u{a0}%")
-}
-
 /// Sweeps of runs that were evaluated on their own, in one chart, where nothing compares them.
 fn evaluated(runs: &[Run], figures: &mut Figures) -> String {
     let (mut arms, mut styles) = (Vec::new(), Vec::new());
@@ -162,16 +174,16 @@ fn outdated(run: &Run) -> Option<(&str, u64, u64)> {
     known.then_some((run.name.as_str(), sampler.step, reached))
 }
 
-fn pictures(runs: &[Run], strips: bool) -> String {
+fn pictures(runs: &[Run], kind: Shows) -> String {
     let mut out = String::new();
     for run in runs {
-        let all: Vec<&Picture> = run.pictures.iter().filter(|p| p.is_strip() == strips).collect();
+        let all: Vec<&Picture> = run.pictures.iter().filter(|p| p.shows() == kind).collect();
         let shown: Vec<&Picture> = match all.as_slice() {
             [first, .., last] if all.len() > PICTURES => vec![first, last],
             all => all.to_vec(),
         };
         for picture in &shown {
-            out.push_str(&figure(&run.name, picture, strips));
+            out.push_str(&figure(&run.name, picture));
         }
         if shown.len() < all.len() {
             let left = all.len() - shown.len();
@@ -180,40 +192,62 @@ fn pictures(runs: &[Run], strips: bool) -> String {
             out.push_str(&paragraph("caption wide", &note));
         }
     }
-    let class = if strips { "strips" } else { "pictures" };
+    let class = if kind == Shows::Samples { "pictures" } else { "strips" };
     if out.is_empty() { out } else { format!("<div class=\"{class}\">\n{out}</div>\n") }
 }
 
-fn figure(run: &str, picture: &Picture, strip: bool) -> String {
+fn figure(run: &str, picture: &Picture) -> String {
     // Small pictures grow by a whole factor, so that their pixels stay square and sharp.
     let factor = SHOWN_WIDTH / picture.width.max(1);
     let factor = factor.min(SHOWN_HEIGHT / picture.height.max(1)).max(1);
     let (width, height) = (picture.width * factor, picture.height * factor);
-    let what = if strip { "every scale decoded, coarse to fine" } else { "samples" };
+    let what = picture.shows().described();
     let (run, name) = (escape(run), escape(&picture.name));
+    let caption = match picture.shows() {
+        Shows::Reconstructions => format!("{name}: {what}"),
+        _ => name.to_string(),
+    };
     format!(
         "<figure>\n<img width=\"{width}\" height=\"{height}\" alt=\"{run}: {what} ({name})\" \
-         src=\"data:image/png;base64,{}\">\n<figcaption>{run} · {name}</figcaption>\n</figure>\n",
+         src=\"data:image/png;base64,{}\">\n<figcaption>{run} · {caption}</figcaption>\n</figure>\n",
         picture.base64
     )
 }
 
 fn logs(runs: &[Run], figures: &mut Figures) -> String {
     let (generators, rest): (Vec<&Run>, Vec<&Run>) = runs.iter().partition(|r| r.is_generator());
+    let (tokenizers, rest): (Vec<&Run>, Vec<&Run>) = rest.iter().partition(|r| r.is_tokenizer());
     let training = gallery(&curves::training(&generators, figures));
     let scales = gallery(&curves::per_scale(&generators, figures));
     let mut out = section("Training", &training);
     out.push_str(&section("Training, scale by scale", &scales));
+    out.push_str(&of_tokenizers(&tokenizers, figures));
     for run in rest {
         let title = format!("Training: {}", run.name);
         out.push_str(&section(&title, &gallery(&curves::others(&[run], figures))));
     }
-    let others = gallery(&curves::others(&generators, figures));
-    if !others.is_empty() {
-        let folded = format!("<details>\n<summary>Show</summary>\n{others}</details>\n");
-        out.push_str(&section("Everything else in the logs", &folded));
-    }
+    let mut others = curves::others(&generators, figures);
+    others.extend(curves::others(&tokenizers, figures));
+    out.push_str(&section("Everything else in the logs", &folded("Show", &gallery(&others))));
     out
+}
+
+/// Quality and curves of tokenizers.
+fn of_tokenizers(runs: &[&Run], figures: &mut Figures) -> String {
+    let quality = tables::tokenizers(runs);
+    let told =
+        if quality.is_empty() { quality } else { quality + &paragraph("caption", RECONSTRUCTED) };
+    let (fine, coarse) = curves::tokenizers(runs, figures);
+    let curves = gallery(&fine) + &folded("Coarser grids", &gallery(&coarse));
+    section("Tokenizers", &told) + &section("Training of tokenizers", &curves)
+}
+
+/// A body that opens on demand; nothing where there is none.
+fn folded(title: &str, body: &str) -> String {
+    match body {
+        "" => String::new(),
+        body => format!("<details>\n<summary>{}</summary>\n{body}</details>\n", escape(title)),
+    }
 }
 
 fn configurations(runs: &[Run]) -> String {

@@ -17,10 +17,34 @@ pub(super) struct Picture {
     pub height: u32,
 }
 
+/// What a picture shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shows {
+    Samples,
+    Scales,
+    Reconstructions,
+}
+
+impl Shows {
+    /// The kind in words.
+    pub(super) fn described(self) -> &'static str {
+        match self {
+            Self::Samples => "samples",
+            Self::Scales => "every scale decoded, coarse to fine",
+            Self::Reconstructions => "images above, what the tokenizer gives back below",
+        }
+    }
+}
+
 impl Picture {
-    /// Whether it shows one image at every scale, by its name.
-    pub(super) fn is_strip(&self) -> bool {
-        ["strip", "scale"].iter().any(|word| self.name.to_lowercase().contains(word))
+    /// What it shows, by its name.
+    pub(super) fn shows(&self) -> Shows {
+        let name = self.name.to_lowercase();
+        match name.as_str() {
+            _ if name.contains("strip") || name.contains("scale") => Shows::Scales,
+            _ if name.contains("reconstruction") => Shows::Reconstructions,
+            _ => Shows::Samples,
+        }
     }
 }
 

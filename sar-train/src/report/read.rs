@@ -171,6 +171,11 @@ impl Run {
         self.log.fields().any(|f| of_generators.contains(&f.name.as_str()))
     }
 
+    /// Whether its log is a tokenizer's.
+    pub(super) fn is_tokenizer(&self) -> bool {
+        self.log.fields().any(|f| ["quantization", "psnr"].contains(&f.name.as_str()))
+    }
+
     fn is_empty(&self) -> bool {
         self.config.is_none()
             && self.log.is_empty()

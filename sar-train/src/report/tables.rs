@@ -1,6 +1,7 @@
 //! The tables of a comparison.
 
 use super::html::{Cell, list, paragraph, table};
+use super::read::Run;
 use super::summary::{Arm, Summary, same_guidance};
 use crate::eval::{EvalSettings, Floor};
 
@@ -78,6 +79,46 @@ pub(super) fn scales(arms: &[Arm]) -> String {
     };
     let rows: Vec<_> = arms.iter().map(row).collect();
     table("Held-out loss of each scale", &head, &rows)
+}
+
+/// What the last evaluation of each tokenizer found, grid by grid and over all of them.
+pub(super) fn tokenizers(runs: &[&Run]) -> String {
+    let head = ["tokenizer", "grid", "PSNR, dB", "SSIM", "codebook used", "perplexity", "steps"];
+    let percent = |v: (f64, f64)| format!("{:.1} %", 100.0 * v.1);
+    let mut rows = Vec::new();
+    for run in runs {
+        let last = |name, scale| run.log.last("eval", name, scale);
+        let steps = |at: Option<(f64, f64)>| Cell::of(at, |v| v.0.to_string());
+        let scales = run.log.scales("eval", "psnr");
+        for scale in scales.iter().rev() {
+            let psnr = last("psnr", Some(scale));
+            rows.push(vec![
+                Cell::new(&run.name),
+                Cell::new(scale.title().trim_start_matches("Grid ")),
+                Cell::of(psnr, |v| format!("{:.2}", v.1)),
+                Cell::of(last("ssim", Some(scale)), |v| format!("{:.3}", v.1)),
+                Cell::of(last("scale_codebook_used", Some(scale)), percent),
+                Cell::new(""),
+                steps(psnr),
+            ]);
+        }
+        let (used, perplexity) = (last("codebook_used", None), last("perplexity", None));
+        if used.is_some() || perplexity.is_some() {
+            rows.push(vec![
+                Cell::new(&run.name),
+                Cell::new("all"),
+                Cell::new(""),
+                Cell::new(""),
+                Cell::of(used, percent),
+                Cell::of(perplexity, |v| format!("{:.1}", v.1)),
+                steps(used.or(perplexity)),
+            ]);
+        }
+    }
+    match rows.is_empty() {
+        true => String::new(),
+        false => table("Tokenizers", &head.map(String::from), &rows),
+    }
 }
 
 /// Fréchet distance (precision, recall) at every guidance value. Of arms that were not measured `alike`, none is

@@ -37,12 +37,16 @@ impl Axis {
             let ticks = log_ticks(low, high);
             return Some(Self { low: low / 1.1, high: high * 1.1, log: true, ticks });
         }
+        if low == 0.0 && high == 0.0 {
+            // Counts, parts and rates are not below nothing.
+            high = 1.0;
+        }
         // One value only, or values whose difference is rounding: an axis around them.
         let span = high - low;
         let margin = if span > FLAT * low.abs().max(high.abs()) {
             if pad { 0.06 * span } else { 0.0 }
         } else {
-            (0.05 * high.abs()).max(0.5)
+            0.05 * high.abs()
         };
         (low, high) = (low - margin, high + margin);
         let step = nice((high - low) / count.max(1) as f64);
@@ -145,6 +149,9 @@ mod tests {
             ["1e−5", "2e−5", "5e−5", "1e−4", "2e−4", "5e−4", "0.001"]
         );
         assert_eq!(labels(&[1.0, 1e6], true).len(), 7);
+        // Of one value alone: around it, and what is nothing has no less.
+        assert_eq!(labels(&[0.5], false), ["0.48", "0.49", "0.5", "0.51", "0.52"]);
+        assert_eq!(labels(&[0.0, 0.0], false), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
     }
 
     #[test]
