@@ -339,6 +339,7 @@ fn single_runs_are_shown_side_by_side() {
     assert!(report.html.contains("Runs: run-a, run-b"));
     assert!(report.html.contains("run-b, held-out"));
     assert!(report.html.contains("One sampling seed"));
+    assert!(report.html.contains("floor: all training images 21.00"));
     // Seven pictures of run-b: the first and the last, and the one of run-a.
     assert_eq!(report.html.matches("<img ").count(), 3);
     assert!(report.html.contains("5 between them left out"));

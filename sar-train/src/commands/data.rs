@@ -38,7 +38,13 @@ pub fn run(args: &DataArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let report = check(&config, args.preview.as_deref(), global.quiet)?;
     println!("{report}");
     if let Some(path) = args.preview.as_deref().filter(|_| report.total > 0) {
-        println!("{}", path.display());
+        let (shown, of) = (report.classes.len().min(PREVIEW_CLASSES), report.classes.len());
+        let part = if shown < of {
+            format!(" (the first {shown} of {of} classes)")
+        } else {
+            String::new()
+        };
+        println!("{}{part}", path.display());
     }
     if config.crop == Crop::Random || config.flip {
         println!(

@@ -5,7 +5,10 @@
 //! the orientation noted by a camera is applied. Of an animation the first frame counts.
 
 use super::resize::Rows;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, metadata::Orientation};
+use image::{
+    DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader, Limits,
+    metadata::Orientation,
+};
 use std::io::Cursor;
 
 /// Why an image file cannot be used.
@@ -54,7 +57,7 @@ pub struct Header {
     pub width: u32,
     /// Pixels.
     pub height: u32,
-    /// Format and colour mode, as `PNG palette` or `JPEG Rgb8`.
+    /// Format and colour mode, as `PNG palette` or `JPEG RGB`.
     pub mode: String,
     /// Bytes the decoded RGB picture takes.
     pub bytes: u64,
@@ -243,7 +246,25 @@ fn mode(bytes: &[u8], format: ImageFormat, decoder: &impl ImageDecoder) -> Strin
         ImageFormat::Jpeg => "JPEG",
         _ => "WebP",
     };
-    format!("{name} {:?}", decoder.original_color_type())
+    format!("{name} {}", colours(decoder.original_color_type()))
+}
+
+/// A colour mode in words; of 8 bits a channel or fewer where none are named.
+fn colours(colours: ExtendedColorType) -> String {
+    use ExtendedColorType as C;
+    let known = match colours {
+        C::L1 | C::L2 | C::L4 | C::L8 => "grey",
+        C::La1 | C::La2 | C::La4 | C::La8 => "grey with alpha",
+        C::Rgb1 | C::Rgb2 | C::Rgb4 | C::Rgb8 => "RGB",
+        C::Rgba1 | C::Rgba2 | C::Rgba4 | C::Rgba8 => "RGB with alpha",
+        C::L16 => "grey, 16 bits",
+        C::La16 => "grey with alpha, 16 bits",
+        C::Rgb16 => "RGB, 16 bits",
+        C::Rgba16 => "RGB with alpha, 16 bits",
+        C::Cmyk8 => "CMYK",
+        other => return format!("{other:?}"),
+    };
+    known.into()
 }
 
 fn flatten(image: DynamicImage) -> Picture {

@@ -6,6 +6,7 @@ use super::pictures::{Picture, Shows};
 use super::read::{Comparison, Material, Run};
 use super::summary::{Arm, Verdict};
 use super::{tables, verdict};
+use crate::eval::{EvalReport, Floor};
 use std::fmt::Write as _;
 
 const STYLE: &str = include_str!("style.css");
@@ -146,9 +147,8 @@ fn evaluated(runs: &[Run], figures: &mut Figures) -> String {
             details.push_str(&list("", &eval.warnings));
         }
     }
-    let settings: Vec<_> =
-        runs.iter().filter_map(|r| r.eval.as_ref()).map(|e| &e.settings).collect();
-    let alike = settings.iter().all(|a| settings.iter().all(|b| a.comparable(b)));
+    let evals: Vec<&EvalReport> = runs.iter().filter_map(|r| r.eval.as_ref()).collect();
+    let alike = evals.iter().all(|a| evals.iter().all(|b| a.settings.comparable(&b.settings)));
     if !alike {
         out.push_str(&paragraph("warning", UNLIKE));
     }
@@ -160,10 +160,16 @@ fn evaluated(runs: &[Run], figures: &mut Figures) -> String {
         out.push_str(&paragraph("warning", &text));
     }
     if !details.is_empty() {
-        let charts = gallery(&curves::sweep(&arms, &styles, &[], figures));
+        let charts = gallery(&curves::sweep(&arms, &styles, &shared_floors(&evals), figures));
         out = section("Evaluations", &(out + &charts + &tables::sweep(&arms, alike) + &details));
     }
     out
+}
+
+/// Floors that are the same in all evaluations.
+fn shared_floors(evals: &[&EvalReport]) -> Vec<Floor> {
+    let in_all = |f: &&Floor| evals.iter().all(|e| e.floors.contains(f));
+    evals.first().map_or_else(Vec::new, |e| e.floors.iter().filter(in_all).cloned().collect())
 }
 
 /// A run whose numbers are of fewer steps than it has now: its name, theirs and its own.

@@ -72,23 +72,22 @@ fn no_verdict(why: &str) -> Verdict {
 fn headline(control: &Arm, c: &SweepPoint, refined: &Arm, r: &SweepPoint) -> String {
     let (difference, spread, standing) = compare(&r.frechet, &c.frechet);
     let percent = relative(difference, c.frechet.mean);
-    let by = match spread {
-        Some(spread) => format!("{:.2}, {percent}, spread {spread:.2}", difference.abs()),
-        None => format!("{:.2}, {percent}", difference.abs()),
-    };
+    let signed = signed(difference);
+    let spread = spread.map(|spread| format!(" ± {spread:.2}")).unwrap_or_default();
+    let by = format!("Fréchet distance {signed}{spread}, {percent}");
     let (name, other) = (&refined.name, &control.name);
     match standing {
         Standing::Better => {
-            format!("{name} is better than {other}, each at its best guidance (by {by}).")
+            format!("{name} is better than {other}, each at its best guidance ({by}).")
         }
         Standing::Worse => {
-            format!("{name} is worse than {other}, each at its best guidance (by {by}).")
+            format!("{name} is worse than {other}, each at its best guidance ({by}).")
         }
         Standing::NoClearDifference => format!(
             "No clear difference between {name} and {other}, each at its best guidance ({by})."
         ),
         Standing::SpreadUnknown => format!(
-            "{name} measures {} than {other}, each at its best guidance (by {by}), but with one \
+            "{name} measures {} than {other}, each at its best guidance ({by}), but with one \
              sampling seed the spread is unknown, so this is not a clear difference.",
             if difference < 0.0 { "lower" } else { "no lower" }
         ),
@@ -118,7 +117,7 @@ fn at_equal_guidance(control: &Arm, refined: &Arm) -> String {
         let Some(c) = control.at(r.guidance) else { continue };
         let (difference, spread, standing) = compare(&r.frechet, &c.frechet);
         let percent = relative(difference, c.frechet.mean);
-        let signed = format!("{difference:+.2}").replace('-', "−");
+        let signed = signed(difference);
         let entry = match spread {
             Some(s) => format!("{} ({signed} ± {s:.2}, {percent})", r.guidance),
             None => format!("{} ({signed}, {percent})", r.guidance),
@@ -175,6 +174,11 @@ fn heldout(control: &Arm, refined: &Arm) -> Option<String> {
         control.name,
         relative(r - c, c)
     ))
+}
+
+/// `−2.20`.
+fn signed(difference: f64) -> String {
+    format!("{difference:+.2}").replace('-', "−")
 }
 
 /// `−3.1 %`; "equal" where it rounds to nothing.

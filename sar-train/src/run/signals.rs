@@ -14,8 +14,9 @@ pub struct Interrupted {
 
 /// Whether the user has asked to stop.
 ///
-/// The first Ctrl-C (or SIGTERM, or the end of the terminal unless `nohup` says to outlive it) sets a flag, which the training loop turns into a saved checkpoint
-/// and [`Interrupted`]; the second ends the process at once, with exit code 130.
+/// The first Ctrl-C (or SIGTERM, or the end of the terminal unless `nohup` says to outlive it) sets a flag, which the
+/// training loop turns into a saved checkpoint and [`Interrupted`]; the second ends the process at once, with exit
+/// code 130.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt {
     asked: Arc<AtomicU32>,
