@@ -12,7 +12,7 @@ use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::{Decode, Extent, Method, Plan, SarSettings, StudentTarget};
 use sar_train::model::generator::{Generator, GeneratorShape, Head, PassInput, Recompute, Trace};
 use sar_train::model::tokenizer::{Quantizer, Tokenizer, TokenizerConfig};
-use sar_train::train::{StepInput, StepMemory, StepSettings};
+use sar_train::train::{Part, StepInput, StepMemory, StepSettings};
 
 type Cpu = CpuBackend<f64>;
 
@@ -143,7 +143,7 @@ impl World {
         let target = settings.sar.map_or(StudentTarget::TeacherHard, |s| s.target);
         let plan = Plan::new(settings.method, target, &self.schedule, 0, 0).unwrap();
         let params = self.params(&self.weights);
-        for (pass, &(from, to)) in parts.iter().enumerate() {
+        for (index, &(from, to)) in parts.iter().enumerate() {
             let latents = self.activation(&self.latents[from * 36..to * 36]);
             let input = StepInput {
                 generator: g,
@@ -153,7 +153,8 @@ impl World {
                 latent_dims: LatentDims { batch: to - from, channels: 4, height: 3, width: 3 },
                 labels: &self.labels[from..to],
                 plan: &plan,
-                pass: pass as u64,
+                step: 0,
+                part: Part { index, first: from, of: self.labels.len() },
             };
             memory.accumulate(b, settings, &input).unwrap();
         }

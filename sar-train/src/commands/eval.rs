@@ -40,6 +40,11 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         .filter(|_| !piped)
         .map(|path| output::ready_as(path, &["json"]))
         .transpose()?;
+    if json.is_none() {
+        output::note(format_args!(
+            "note: the numbers are printed and not kept; --json FILE does that"
+        ));
+    }
     let evaluator = measured.evaluator(backend, global)?;
     // Not before: what comes until here keeps nothing, and is ended at once.
     let interrupt = Interrupt::listen()?;
@@ -61,35 +66,31 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     }
 }
 
-/// Writes the numbers to a file, and prints them. A part does not replace what is larger; what a whole one
-/// replaces that is larger is kept aside.
+/// Writes the numbers to a file, and prints them. A part does not replace what it does not cover; what a whole one
+/// replaces and does not cover is kept aside.
 fn keep(report: &EvalReport, whole: bool, json: Option<&Path>, quiet: bool) -> anyhow::Result<()> {
     // First: a file that cannot be written does not lose them.
     print!("{}", text::evaluation(report));
-    let told = match json {
-        None => "the numbers are not kept; --json FILE does that".to_owned(),
-        Some(json) => match larger_at(json, report) {
-            Some(larger) if !whole => {
-                format!("{} keeps its {larger}; --json FILE keeps these", json.display())
-            }
-            larger => {
-                if let Some(larger) = larger {
-                    let aside = keep_aside(json)?;
-                    output::note(format_args!(
-                        "note: {} had a larger one ({larger}), which is kept as {}",
-                        json.display(),
-                        aside.display()
-                    ));
-                }
-                let numbers = serde_json::to_string_pretty(report)?;
-                write_whole(json, numbers.as_bytes())
-                    .with_context(|| format!("{}", json.display()))?;
-                format!("the numbers are in {}", json.display())
-            }
-        },
-    };
+    let Some(json) = json else { return Ok(()) };
+    let file = json.display();
+    match not_covered(json, report) {
+        Some(other) if !whole => {
+            output::note(format_args!("note: {file} keeps its {other}; --json FILE keeps these"));
+            return Ok(());
+        }
+        Some(other) => {
+            let aside = keep_aside(json)?;
+            let aside = aside.display();
+            output::note(format_args!(
+                "note: {file} had another one ({other}), which is kept as {aside}"
+            ));
+        }
+        None => {}
+    }
+    let numbers = serde_json::to_string_pretty(report)?;
+    write_whole(json, numbers.as_bytes()).with_context(|| format!("{file}"))?;
     if !quiet {
-        eprintln!("{told}");
+        eprintln!("the numbers are in {file}");
     }
     Ok(())
 }
@@ -104,12 +105,12 @@ fn keep_aside(json: &Path) -> anyhow::Result<PathBuf> {
     Ok(aside)
 }
 
-/// What a file has, in words, where that is an evaluation by more samples.
-fn larger_at(json: &Path, report: &EvalReport) -> Option<String> {
+/// What a file has, in words, where that is an evaluation with points that this one has not, or of more samples.
+fn not_covered(json: &Path, report: &EvalReport) -> Option<String> {
     // A pipe or a device is not read.
     let text = json.is_file().then(|| std::fs::read(json).ok())??;
     let there: EvalReport = serde_json::from_slice(&text).ok()?;
-    there.larger_than(report).then(|| there.extent())
+    (!report.covers(&there)).then(|| there.extent())
 }
 
 /// A generator, and all that it is measured with.

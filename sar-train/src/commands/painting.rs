@@ -92,7 +92,7 @@ impl<'a, B: Compute> Painting<'a, B> {
         &mut self,
         mut record: SampleRecord,
         target: Target<'_>,
-        mut draw: impl FnMut(&mut Painter<'a, B>, &Batch<'_>) -> Result<Painted, B::Error>,
+        draw: impl FnMut(&mut Painter<'a, B>, &Batch<'_>) -> Result<Painted, B::Error>,
     ) -> anyhow::Result<()> {
         let interrupt = Interrupt::listen()?;
         let (folder, count) = (target.folder, record.labels.len());
@@ -105,55 +105,28 @@ impl<'a, B: Compute> Painting<'a, B> {
         if (0..strips).all(|k| grid::load(folder.path(), k as u64, self.size).is_some()) {
             sheets.take_up(count, &interrupt)?;
         }
-        let mut shown = Painted::default();
         let resumed = sheets.done;
         let mut progress = Progress::new("sampling", count as u64, resumed as u64, target.quiet);
         let start = Instant::now();
-        let mut begun = resumed;
-        let mut paint = || -> anyhow::Result<()> {
-            while sheets.done < count && !interrupt.is_asked() {
-                let done = sheets.done;
-                let labels = &record.labels[done..count.min(done + self.batch)];
-                let strips = strips.saturating_sub(done).min(labels.len());
-                let batch = Batch { labels, first_image: done as u64, strips };
-                let painted = draw(&mut self.painter, &batch)?;
-                begun = done + labels.len();
-                if strips > 0 {
-                    shown.scales.resize(painted.scales.len(), Vec::new());
-                    for (shown, more) in shown.scales.iter_mut().zip(&painted.scales) {
-                        shown.extend_from_slice(more);
-                    }
-                    let strips = self.painter.strips(&shown);
-                    grid::save_strips(&folder.path().join(SCALES), &strips)?;
-                }
-                sheets.add(&painted.images, labels.len())?;
-                progress.update(sheets.done as u64, "");
-            }
-            Ok(())
-        };
-        if let Err(error) = paint() {
-            // A batch may have been written in part, and what an earlier call left may go on behind a gap.
-            // If this write fails too, the error says enough.
-            record.labels.truncate(begun.max(folder.present(count)));
-            drop(folder.keep(&record));
-            return Err(error);
-        }
-        let speed = (sheets.done - resumed) as f64 / start.elapsed().as_secs_f64();
+        let drawn =
+            self.batches(&record.labels, strips, &mut sheets, &interrupt, &mut progress, draw);
         let done = sheets.done;
+        let speed = (done - resumed) as f64 / start.elapsed().as_secs_f64();
         let earlier = record.npz.clone();
-        if done == count && array.is_some() {
+        if drawn.is_ok() && done == count && array.is_some() {
             // Before it is there: what is told of an array that is not yet made stops no later call.
             record.npz = array.as_deref().map(as_text);
             folder.keep(&record)?;
         }
-        if let Err(error) = sheets.finish(target.per_row, count) {
-            record.npz = earlier;
-            drop(folder.keep(&record));
-            return Err(error);
-        }
-        if done < count {
+        let finished = drawn.and_then(|()| sheets.finish(target.per_row, count));
+        if finished.is_err() || done < count {
+            // A batch may have been written in part, and what an earlier call left may go on behind a gap.
             record.labels.truncate(done.max(folder.present(count)));
-            folder.keep(&record)?;
+            record.npz = earlier;
+            let kept = folder.keep(&record);
+            // If this write fails too, the error says enough.
+            finished?;
+            kept?;
             return Err(SamplingInterrupted { done, path: folder.path().to_owned() }.into());
         }
         progress.finish(&match count - resumed {
@@ -162,6 +135,37 @@ impl<'a, B: Compute> Painting<'a, B> {
             _ => format!("{count} images, {}", rate(speed)),
         });
         println!("{}", folder.path().join(GRID).display());
+        Ok(())
+    }
+
+    /// Draws and writes the images that are not there yet, until the user stops it; the first `strips` at every scale.
+    fn batches(
+        &mut self,
+        labels: &[u32],
+        strips: usize,
+        sheets: &mut Sheets<'_>,
+        interrupt: &Interrupt,
+        progress: &mut Progress,
+        mut draw: impl FnMut(&mut Painter<'a, B>, &Batch<'_>) -> Result<Painted, B::Error>,
+    ) -> anyhow::Result<()> {
+        let mut shown = Painted::default();
+        while sheets.done < labels.len() && !interrupt.is_asked() {
+            let done = sheets.done;
+            let labels = &labels[done..labels.len().min(done + self.batch)];
+            let strips = strips.saturating_sub(done).min(labels.len());
+            let batch = Batch { labels, first_image: done as u64, strips };
+            let painted = draw(&mut self.painter, &batch)?;
+            if strips > 0 {
+                shown.scales.resize(painted.scales.len(), Vec::new());
+                for (shown, more) in shown.scales.iter_mut().zip(&painted.scales) {
+                    shown.extend_from_slice(more);
+                }
+                let strips = self.painter.strips(&shown);
+                grid::save_strips(&sheets.folder.join(SCALES), &strips)?;
+            }
+            sheets.add(&painted.images, labels.len())?;
+            progress.update(sheets.done as u64, "");
+        }
         Ok(())
     }
 }

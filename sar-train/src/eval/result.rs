@@ -180,16 +180,52 @@ impl EvalReport {
         self.points.iter().any(|p| p.top_k.is_some() || p.top_p.is_some())
     }
 
-    /// Whether it took more samples than another.
-    pub fn larger_than(&self, other: &Self) -> bool {
-        let images = |of: &Self| of.points.len() * of.settings.count * of.settings.seeds.len();
-        images(self) > images(other)
+    /// Whether it has every point of another, each of no fewer samples.
+    pub fn covers(&self, other: &Self) -> bool {
+        let images = |of: &Self| of.settings.count * of.settings.seeds.len();
+        let filter = |of: &Self, p: &SweepPoint| {
+            let s = &of.settings.sampler;
+            (p.top_k.unwrap_or(s.top_k), p.top_p.unwrap_or(s.top_p))
+        };
+        let same = |p: &SweepPoint, q: &SweepPoint| {
+            p.guidance == q.guidance && filter(other, p) == filter(self, q)
+        };
+        images(self) >= images(other)
+            && other.points.iter().all(|p| self.points.iter().any(|q| same(p, q)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_evaluation_covers_another_by_its_points_and_samples() {
+        let of = |guidances: &[f64], count: usize, top_p: Option<f64>| {
+            let measured = Measured::once(1.0).unwrap();
+            let point = |&guidance: &f64| SweepPoint {
+                guidance,
+                top_k: top_p.map(|_| 0),
+                top_p,
+                frechet: measured.clone(),
+                precision: measured.clone(),
+                recall: measured.clone(),
+                class_accuracy: measured.clone(),
+            };
+            EvalReport {
+                settings: EvalSettings { count, seeds: vec![0, 1], ..EvalSettings::default() },
+                floors: Vec::new(),
+                points: guidances.iter().map(point).collect(),
+                warnings: Vec::new(),
+            }
+        };
+        let sweep = of(&[0.0, 0.5, 1.0], 300, None);
+        assert!(sweep.covers(&sweep) && sweep.covers(&of(&[0.5], 300, None)));
+        assert!(sweep.covers(&of(&[1.0, 0.0], 200, Some(0.0))));
+        // One point of many samples is no sweep; nor is a sweep of few, or by another filter.
+        assert!(!of(&[0.5], 9000, None).covers(&sweep) && !sweep.covers(&of(&[0.5], 9000, None)));
+        assert!(!sweep.covers(&of(&[0.5], 300, Some(0.9))));
+    }
 
     #[test]
     fn numbers_of_one_classifier_and_the_same_images_are_comparable() {

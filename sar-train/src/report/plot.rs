@@ -16,8 +16,11 @@ const RIGHT: f64 = 18.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 42.0;
 
-/// Number of colours in `style.css`; further series start again, with other markers.
+/// Number of colours in `style.css`; further series start again, with other markers, which their lines have too.
 pub(super) const COLOURS: usize = 7;
+
+/// Shapes of markers.
+const MARKERS: usize = 4;
 
 /// A value and, where it is known, its spread.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,6 +39,17 @@ pub(super) struct Series {
     pub style: usize,
     pub dashed: bool,
     pub markers: bool,
+}
+
+/// Markers on a line that needs some to be told from that of another run.
+const SOME_MARKERS: usize = 6;
+
+impl Series {
+    /// Whether point `i` has a marker: where all have, or, of a colour that another run has too, here and there.
+    fn is_marked(&self, i: usize) -> bool {
+        let every = self.points.len().div_ceil(SOME_MARKERS);
+        self.markers || self.style >= COLOURS && i % every == every / 2
+    }
 }
 
 /// Kinds of dashes in the style sheet that tell levels apart.
@@ -157,7 +171,10 @@ impl Chart {
         let mut out = String::new();
         for series in self.series.iter().filter(|s| !s.name.is_empty()) {
             let dash = if series.dashed { " dashed" } else { "" };
-            let mark = if series.markers { marker(series.style, 14.0, 6.0) } else { String::new() };
+            let mark = match series.markers || series.style >= COLOURS {
+                true => marker(series.style, 14.0, 6.0),
+                false => String::new(),
+            };
             let _ = writeln!(
                 out,
                 "<li><svg viewBox=\"0 0 28 12\" aria-hidden=\"true\"><g class=\"s{}{dash}\">\
@@ -204,7 +221,7 @@ fn draw(series: &Series, x: &Axis, y: &Axis, out: &mut String) {
     let mut path = String::new();
     let mut marks = String::new();
     let mut pen_down = false;
-    for point in &series.points {
+    for (i, point) in series.points.iter().enumerate() {
         if !point.y.is_finite() {
             pen_down = false;
             continue;
@@ -222,7 +239,7 @@ fn draw(series: &Series, x: &Axis, y: &Axis, out: &mut String) {
                 at_x - 3.0
             );
         }
-        if series.markers {
+        if series.is_marked(i) {
             marks.push_str(&marker(series.style, at_x, at_y));
         }
     }
@@ -231,7 +248,8 @@ fn draw(series: &Series, x: &Axis, y: &Axis, out: &mut String) {
 
 /// A marker whose shape goes with the colour.
 fn marker(style: usize, x: f64, y: f64) -> String {
-    let path = match (style + style / COLOURS) % 4 {
+    // Another one for each round of the colours.
+    let path = match (style % COLOURS + style / COLOURS) % MARKERS {
         0 => return format!("<circle class=\"mark\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\"/>"),
         1 => format!("M{:.1} {:.1}h7v7h-7z", x - 3.5, y - 3.5),
         2 => format!("M{x:.1} {:.1}l4.5 8h-9z", y - 5.0),
@@ -271,6 +289,13 @@ mod tests {
         // The gap at the missing value starts a new stroke.
         let line = figure.split("class=\"line\" d=\"").nth(1).and_then(|s| s.split('"').next());
         assert_eq!(line.map(|d| d.matches('M').count()), Some(2));
+    }
+
+    #[test]
+    fn colours_and_markers_tell_as_many_runs_apart_as_there_are_of_both() {
+        let looks = |style: usize| (style % COLOURS, marker(style, 0.0, 0.0));
+        let all: std::collections::BTreeSet<_> = (0..COLOURS * MARKERS).map(looks).collect();
+        assert_eq!(all.len(), COLOURS * MARKERS);
     }
 
     #[test]

@@ -199,56 +199,72 @@ impl<B: Backend> Sampler<B> {
         self.begin(backend, generator, params, labels, rows)?;
         self.coded.begin();
         if let Some(g) = given {
-            let schedule = self.schedule;
-            backend.merge_ids(
-                batch,
-                &schedule,
-                &g.scales[..schedule.len()],
-                g.ids,
-                &mut self.ids,
-            )?;
+            let (schedule, taken) = (self.schedule, &g.scales[..self.schedule.len()]);
+            backend.merge_ids(batch, &schedule, taken, g.ids, &mut self.ids)?;
         }
         let looks_up = self.look_at(backend, quantizer, batch, given)?;
         for scale in 0..scales.min(self.schedule.len()) {
             if scale > 0 {
                 self.feed(backend, quantizer, batch, scale)?;
             }
-            // Random schedules of training are too many to be worth recording.
-            if self.schedule == self.room {
-                let call = Call { scale, batch, rows };
-                let key = self.recordings.key(params, generator, call);
-                backend.replay(key, &mut || {
-                    self.trunk(backend, generator, params, batch, rows, scale)
-                })?;
-            } else {
-                self.trunk(backend, generator, params, batch, rows, scale)?;
-            }
+            self.features(backend, generator, params, batch, rows, scale)?;
             if given.is_some_and(|g| g.scales[scale]) {
                 if looks_up {
                     self.take_off(backend, quantizer, batch, scale)?;
                 }
                 continue;
             }
-            // Not recorded: the strength of guidance is the caller's, run by run.
-            let t = decoding.guidance.map(|ramp| ramp[scale]);
-            self.head(backend, generator, params, batch, scale, t)?;
-            let dims = ChooseDims {
-                batch,
-                first_sample: 0,
-                schedule: self.schedule,
-                scales: scale..scale + 1,
-                vocab: generator.shape().vocab,
-                // The features were guided, before the head.
-                guidance: None,
-                choice: if self.greedy[scale] { Choice::Argmax } else { decoding.choice },
-            };
-            backend.choose_codes(&dims, &self.logits, &mut self.ids)?;
+            self.choose(backend, generator, params, batch, scale, decoding)?;
             if let Some(given) = given {
                 self.keep(backend, quantizer, batch, scale, given, looks_up)?;
             }
             observe(scale, self)?;
         }
         Ok(())
+    }
+
+    /// The features of a scale, recorded where the schedule is the one that there is room for: random schedules of
+    /// training are too many to be worth it.
+    fn features(
+        &mut self,
+        backend: &B,
+        generator: &Generator,
+        params: &B::Params,
+        batch: usize,
+        rows: usize,
+        scale: usize,
+    ) -> Result<(), B::Error> {
+        if self.schedule != self.room {
+            return self.trunk(backend, generator, params, batch, rows, scale);
+        }
+        let key = self.recordings.key(params, generator, Call { scale, batch, rows });
+        backend.replay(key, &mut || self.trunk(backend, generator, params, batch, rows, scale))
+    }
+
+    /// Draws the codes of a scale from its features. Not recorded: the strength of guidance is the caller's, run by
+    /// run.
+    fn choose(
+        &mut self,
+        backend: &B,
+        generator: &Generator,
+        params: &B::Params,
+        batch: usize,
+        scale: usize,
+        decoding: &Decoding,
+    ) -> Result<(), B::Error> {
+        let t = decoding.guidance.map(|ramp| ramp[scale]);
+        self.head(backend, generator, params, batch, scale, t)?;
+        let dims = ChooseDims {
+            batch,
+            first_sample: 0,
+            schedule: self.schedule,
+            scales: scale..scale + 1,
+            vocab: generator.shape().vocab,
+            // The features were guided, before the head.
+            guidance: None,
+            choice: if self.greedy[scale] { Choice::Argmax } else { decoding.choice },
+        };
+        backend.choose_codes(&dims, &self.logits, &mut self.ids)
     }
 
     /// Begins to look up what is kept; whether it is to be.

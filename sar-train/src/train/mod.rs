@@ -18,7 +18,7 @@ pub use heldout::{HeldOut, HeldOutReport};
 pub use memory::{Needs, StepMemory};
 pub use session::{Outcome, PaintHook, Session};
 pub use settings::StepSettings;
-pub use step::StepInput;
+pub use step::{Part, StepInput};
 pub use trainer::{Batches, Export, StepReport, TrainState, Trainer};
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What every step of a run has in common.
 
 use super::memory::Needs;
+use super::step::Part;
 use crate::config::Config;
 use crate::model::generator::Recompute;
 use sar_math::backend::{Choice, DrawKeys, Filter};
@@ -73,11 +74,11 @@ impl StepSettings {
         self.sar.map_or(0.0, |s| s.sigma)
     }
 
-    /// How the rollout of a forward pass chooses codes.
-    pub(super) fn choice(&self, pass: u64) -> Choice {
+    /// How the rollout of a part of a step chooses codes.
+    pub(super) fn choice(&self, step: u64, part: Part) -> Choice {
         let draw = self.sar.map_or(Some(self.own_samples), |s| s.decode.draw);
         let Some(filter) = draw else { return Choice::Argmax };
-        let seed = Stream::new(self.seed, Purpose::Rollout, pass).next_u64();
-        Choice::Draw(filter, DrawKeys { seed, first_image: 0 })
+        let seed = Stream::new(self.seed, Purpose::Rollout, step).next_u64();
+        Choice::Draw(filter, DrawKeys { seed, first_image: part.first as u64 })
     }
 }

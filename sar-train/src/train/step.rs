@@ -32,8 +32,22 @@ pub struct StepInput<'a, B: Buffers> {
     pub labels: &'a [u32],
     /// What to do, on which scales.
     pub plan: &'a Plan,
-    /// Number of this forward pass since the start of training: it names the random numbers.
-    pub pass: u64,
+    /// Number of the step, which names the random numbers.
+    pub step: u64,
+    /// Which of the step's images these are.
+    pub part: Part,
+}
+
+/// The place of a batch among the images of its step: by it they are given random numbers of their own, so that a step
+/// draws the same however its images are split.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which batch of the step it is.
+    pub index: usize,
+    /// Images of the step before it.
+    pub first: usize,
+    /// Images of the whole step.
+    pub of: usize,
 }
 
 /// Whose codes a pass reads or is pulled towards.
@@ -61,7 +75,7 @@ impl<B: Backend> StepMemory<B> {
         if let Rollout::ScaleByScale { scales } = plan.rollout {
             self.decode_scale_by_scale(backend, settings, input, scales)?;
         }
-        let part = (input.pass % settings.accumulate.max(1) as u64) as usize;
+        let part = input.part.index;
         if part == 0 {
             self.supervised.clear();
         }
@@ -96,11 +110,12 @@ impl<B: Backend> StepMemory<B> {
         input: &StepInput<'_, B>,
     ) -> Result<(), B::Error> {
         let unconditional = input.generator.shape().classes as u32;
-        let mut stream = Stream::new(settings.seed, Purpose::ClassDropout, input.pass);
-        let kept = |&label| match stream.chance(settings.class_dropout) {
-            true => unconditional,
-            false => label,
-        };
+        let mut stream = Stream::new(settings.seed, Purpose::ClassDropout, input.step);
+        let mut dropped = || stream.chance(settings.class_dropout);
+        for _ in 0..input.part.first {
+            dropped();
+        }
+        let kept = |&label| if dropped() { unconditional } else { label };
         self.labels.clear();
         self.labels.extend(input.labels.iter().map(kept));
         if settings.guidance() != Guidance::Off {
@@ -126,7 +141,7 @@ impl<B: Backend> StepMemory<B> {
             kept: None,
             latents: None,
         };
-        let decoding = Decoding { guidance: None, choice: settings.choice(input.pass) };
+        let decoding = Decoding { guidance: None, choice: settings.choice(input.step, input.part) };
         sampler.set_schedule(&input.plan.first.schedule);
         sampler.run_scales(
             backend,
@@ -303,18 +318,22 @@ impl<B: Backend> StepMemory<B> {
             return Ok(false);
         }
         let depth = input.generator.shape().depth;
-        let mut stream = Stream::new(settings.seed, Purpose::DropPath, 2 * input.pass + which);
-        let keep: Vec<B::Host> = (0..2 * depth)
-            .flat_map(|branch| {
-                // Linear over depth: nothing at the first block, the whole rate at the last.
-                let rate = settings.drop_path * (branch / 2) as f64 / (depth.max(2) - 1) as f64;
-                (0..rows).map(move |_| rate).collect::<Vec<_>>()
-            })
-            .map(|rate| {
+        let mut stream = Stream::new(settings.seed, Purpose::DropPath, 2 * input.step + which);
+        // Of all the step's images, and where there is an unconditional half once more of all.
+        let Part { first, of, .. } = input.part;
+        let these = first..first + input.labels.len();
+        let drawn = of * rows / input.labels.len().max(1);
+        let mut keep = Vec::with_capacity(2 * depth * rows);
+        for branch in 0..2 * depth {
+            // Linear over depth: nothing at the first block, the whole rate at the last.
+            let rate = settings.drop_path * (branch / 2) as f64 / (depth.max(2) - 1) as f64;
+            for row in 0..drawn {
                 let kept = if stream.chance(rate) { 0.0 } else { 1.0 / (1.0 - rate) };
-                <B::Host as sar_math::Real>::of(kept)
-            })
-            .collect();
+                if these.contains(&(row % of.max(1))) {
+                    keep.push(<B::Host as sar_math::Real>::of(kept));
+                }
+            }
+        }
         backend.upload_accum(&keep, &mut self.given.keep, 0)?;
         Ok(true)
     }
@@ -336,7 +355,7 @@ fn parallel_decode<B: Buffers>(
         scales: 0..schedule.len(),
         vocab: input.generator.shape().vocab,
         guidance: ramp.filter(|_| guided),
-        choice: settings.choice(input.pass),
+        choice: settings.choice(input.step, input.part),
     }
 }
 

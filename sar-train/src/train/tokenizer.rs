@@ -178,54 +178,27 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
 
     /// Forward and backward; returns the dimensions of the quantised latent.
     fn gradient(&mut self, batch: usize, grid: (usize, usize)) -> Result<MapDims, B::Error> {
+        let (full, scaled) = self.encode(batch, grid)?;
         let Self { backend, tokenizer, params, space, config, .. } = self;
-        let (height, width) = self.size;
-        let (shape, codebook) = (tokenizer.config(), tokenizer.codebook());
-        backend.zero_accum(&mut space.grads, tokenizer.layout().len())?;
-        let full = tokenizer.encoder().forward(
-            *backend,
-            params,
-            batch,
-            height,
-            width,
-            &mut space.encoder,
-        )?;
-        let scaled = MapDims { height: grid.0, width: grid.1, ..full };
-        let image = tokenizer.decoder().output(batch, grid.0, grid.1);
+        let (vocab, codebook) = (tokenizer.config().vocab, tokenizer.codebook());
         let coarse = scaled != full;
-        if coarse {
-            let pixels = MapDims { height, width, ..image };
-            let (images, target) = (space.encoder.input(), &mut space.target);
-            backend.area_resize(full, grid.0, grid.1, space.encoder.output(), &mut space.latent)?;
-            backend.area_resize(pixels, image.height, image.width, images, target)?;
-        }
-        let (latent, target) = if coarse {
-            (&space.latent, &space.target)
-        } else {
-            (space.encoder.output(), space.encoder.input())
+        let (latent, target) = match coarse {
+            true => (&space.latent, &space.target),
+            false => (space.encoder.output(), space.encoder.input()),
         };
-        let (ids, distance, codes) =
-            (&mut space.ids, &mut space.distance, space.decoder.input_mut());
-        let vocab = shape.vocab;
+        let (ids, distance, decoder) = (&mut space.ids, &mut space.distance, &mut space.decoder);
+        let codes = decoder.input_mut();
         backend.vector_quantize(scaled, vocab, latent, params, codebook, ids, codes, distance)?;
-        let decoder = &mut space.decoder;
-        tokenizer.decoder().forward(*backend, params, batch, grid.0, grid.1, decoder)?;
+        let image =
+            tokenizer.decoder().forward(*backend, params, batch, grid.0, grid.1, decoder)?;
         let (g, grads) = (&mut space.gradients, &mut space.grads);
         let (len, loss) = (image.len(), &mut space.loss);
         backend.squared_error(len, decoder.output(), target, 1.0, loss, &mut g.current)?;
         tokenizer.decoder().backward(*backend, params, decoder, true, g, grads)?;
         let weights = QuantizeWeights { codebook: config.codebook, commitment: config.commitment };
+        let (dy, dx) = (&g.current, &mut g.other);
         backend.vector_quantize_backward(
-            scaled,
-            vocab,
-            &g.current,
-            latent,
-            ids,
-            params,
-            codebook,
-            weights,
-            &mut g.other,
-            grads,
+            scaled, vocab, dy, latent, ids, params, codebook, weights, dx, grads,
         )?;
         core::mem::swap(&mut g.current, &mut g.other);
         if coarse {
@@ -234,6 +207,29 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
         }
         tokenizer.encoder().backward(*backend, params, &space.encoder, false, g, grads)?;
         Ok(scaled)
+    }
+
+    /// The latent of the images and its dimensions, and those of its grid; where that is a coarser one, the latent
+    /// and the images at its size too. Clears the gradients.
+    fn encode(
+        &mut self,
+        batch: usize,
+        grid: (usize, usize),
+    ) -> Result<(MapDims, MapDims), B::Error> {
+        let Self { backend, tokenizer, params, space, .. } = self;
+        let (height, width) = self.size;
+        backend.zero_accum(&mut space.grads, tokenizer.layout().len())?;
+        let (encoder, trace) = (tokenizer.encoder(), &mut space.encoder);
+        let full = encoder.forward(*backend, params, batch, height, width, trace)?;
+        let scaled = MapDims { height: grid.0, width: grid.1, ..full };
+        if scaled != full {
+            let image = tokenizer.decoder().output(batch, grid.0, grid.1);
+            let pixels = MapDims { height, width, ..image };
+            let (images, target) = (space.encoder.input(), &mut space.target);
+            backend.area_resize(full, grid.0, grid.1, space.encoder.output(), &mut space.latent)?;
+            backend.area_resize(pixels, image.height, image.width, images, target)?;
+        }
+        Ok((full, scaled))
     }
 
     /// The optimiser's step, and the codes that nothing used.

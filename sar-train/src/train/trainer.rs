@@ -3,7 +3,7 @@
 use super::TrainError;
 use super::memory::StepMemory;
 use super::settings::StepSettings;
-use super::step::StepInput;
+use super::step::{Part, StepInput};
 use crate::config::{Config, TrainConfig};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Quantizer;
@@ -209,9 +209,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let len = self.generator.layout().len();
         let grads = &mut self.memory.grads.params;
         self.backend.zero_accum(grads, len).map_err(TrainError::backend)?;
-        for micro in 0..self.config.accumulate as u64 {
+        for index in 0..self.config.accumulate {
             let labels = batches.next(self.backend, &mut self.latents)?;
-            self.accumulate(&labels, self.state.step * self.config.accumulate as u64 + micro)?;
+            let batch = self.config.batch;
+            let part = Part { index, first: index * batch, of: batch * self.config.accumulate };
+            self.accumulate(&labels, part)?;
         }
         let finite = self.update().map_err(TrainError::backend)?;
         self.state.step += 1;
@@ -220,7 +222,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     /// Adds the gradients of the images in `self.latents`.
-    fn accumulate(&mut self, labels: &[u32], pass: u64) -> Result<(), TrainError> {
+    fn accumulate(&mut self, labels: &[u32], part: Part) -> Result<(), TrainError> {
         let (seed, step) = (self.settings.seed, self.state.step);
         let schedule = match self.config.random_schedules {
             true => self.schedule.random_at(seed, step),
@@ -243,7 +245,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
             latent_dims: LatentDims { batch: labels.len(), ..self.latent_dims },
             labels,
             plan: &plan,
-            pass,
+            step,
+            part,
         };
         self.memory
             .accumulate(self.backend, &self.settings, &input)

@@ -88,7 +88,7 @@ fn images_that_came_later_are_told_where_a_run_is_measured() {
     let said = succeeds(&fewer("4"), folder);
     says(
         &said,
-        &["a larger one (2 guidance values of 4 samples by 1 seeds)", "is kept as", "eval-1.json"],
+        &["another one (2 guidance values of 4 samples by 1 seeds)", "is kept as", "eval-1.json"],
     );
     let points = |file: &str| {
         let text = fs::read(folder.join("base").join(file)).unwrap();

@@ -265,7 +265,7 @@ fn numbers_of_another_sampler_are_not_the_runs() {
     succeeds(&[&["eval", "base"][..], &FEW].concat(), folder);
     let own = fs::read(folder.join("base/eval.json")).unwrap();
     let said = succeeds(&[&["eval", "base", "--top-k", "1"][..], &FEW].concat(), folder);
-    says(&said, &["the numbers are not kept; --json FILE does that"]);
+    says(&said, &["the numbers are printed and not kept; --json FILE does that"]);
     assert_eq!(fs::read(folder.join("base/eval.json")).unwrap(), own);
     // Several filters are swept, each at every guidance; a point is that of its filter alone.
     let points = |name: &str, flags: &[&str]| {

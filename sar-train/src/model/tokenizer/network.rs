@@ -1,6 +1,6 @@
 //! A chain of layers, run forward and backward over memory allocated once.
 
-use super::layer::{Layer, too_few};
+use super::layer::{Backward, Forward, Kept, Layer, too_few};
 use sar_math::backend::{Buffers, MapDims, ShapeError, TokenizerOps};
 
 /// Encoder or decoder: a chain of layers.
@@ -149,7 +149,7 @@ impl Network {
             let at = if trace.keeps { i } else { 0 };
             let saved = trace.saved.get_mut(at).ok_or_else(|| too_few("trace"))?;
             let (x, y) = pair(&mut trace.maps, from, to);
-            layer.forward(backend, params, dims, x, saved, y)?;
+            layer.forward(&Forward { backend, params }, dims, x, saved, y)?;
             dims = layer.output(dims);
         }
         trace.dims[self.layers.len()] = dims;
@@ -171,17 +171,18 @@ impl Network {
         grads: &mut B::Accum,
     ) -> Result<(), B::Error> {
         ShapeError::equal("tokenizer", "layers kept", self.layers.len(), trace.saved.len())?;
+        let mut pass = Backward { backend, params, grads };
         for (i, layer) in self.layers.iter().enumerate().rev() {
             let needed = input_gradient || i > 0;
             let (dims, x, saved) = (trace.dims[i], &trace.maps[i], &trace.saved[i]);
-            layer.backward(backend, params, dims, x, saved, needed, space, grads)?;
+            layer.backward(&mut pass, dims, x, saved, needed, space)?;
         }
         Ok(())
     }
 }
 
 /// What serves each layer in its turn: the largest of what any of them keeps.
-fn in_turns(kept: &[(Vec<usize>, Vec<usize>)]) -> (Vec<usize>, Vec<usize>) {
+fn in_turns(kept: &[Kept]) -> Kept {
     let mut all = (vec![], vec![]);
     for (maps, stats) in kept {
         merge_largest(&mut all.0, maps);

@@ -74,13 +74,16 @@ fn an_update_is_adamw_by_the_schedules() {
     }
 }
 
-/// Gradient, update and what is told of a step do not depend on how its images are split.
+/// Gradient, update and what is told of a step do not depend on how its images are split: also not where labels and
+/// branches are dropped and codes drawn, with an unconditional half and without.
 #[test]
 fn micro_batches_are_told_as_the_batch_that_they_make() {
     let world = World::new(8);
-    for mode in [Mode::Teacher, Mode::Ssr] {
+    let modes = [Mode::Teacher, Mode::Ssr, Mode::Ssr, Mode::Student, Mode::Interleaved];
+    for (mode, guidance) in modes.into_iter().zip([0.0, 0.0, 1.5, 0.0, 0.0]) {
         let mut config = config(mode);
-        (config.sar.decode, config.sar.guidance) = (crate::config::Decode::Argmax, 0.0);
+        (config.sar.decode, config.sar.guidance) = (crate::config::Decode::Sample, guidance);
+        (config.train.class_dropout, config.train.drop_path) = (0.4, Some(0.5));
         let mut whole = world.trainer(&config);
         (config.train.batch, config.train.accumulate) = (1, 4);
         let mut parts = world.trainer(&config);
