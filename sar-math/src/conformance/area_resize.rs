@@ -1,9 +1,10 @@
 //! `area_resize`: adaptive average pooling of a map.
 
 use super::case::{Case, Numbers};
+use super::full_size::repeatable;
 use super::math::{area, dot};
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
 use super::verdict::{Mismatch, Report};
 use crate::backend::{MapDims, TokenizerOps};
 use alloc::vec;

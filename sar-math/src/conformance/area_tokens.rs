@@ -1,13 +1,17 @@
 //! `area_tokens`: a latent area-downsampled to every scale, token-major.
 
 use super::case::{Case, Numbers, mid_schedule};
+use super::full_size::repeatable;
 use super::math::area;
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Verifier, repeatable, shape_error};
+use super::subject::{Expected, Outputs, Subject, Verifier, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::ScaleSchedule;
 use crate::backend::{LatentDims, RolloutOps, TokenSpan};
 use alloc::vec::Vec;
+
+/// What the op leaves as it was: its change.
+const REST: &str = "change of the rest of a row";
 
 struct Operands {
     dims: LatentDims,
@@ -37,8 +41,11 @@ impl<B: RolloutOps> Subject<B> for Operands {
         rig.backend.area_tokens(self.dims, &self.span, &latent, &mut tokens)?;
         // What is written; the rest of a row is another op's.
         let tokens = rig.read("tokens", &tokens, len)?;
-        let written = tokens.chunks(row).flat_map(|row| &row[columns.start * k..columns.end * k]);
+        let (from, to) = (columns.start * k, columns.end * k);
+        let written = tokens.chunks(row).flat_map(|row| &row[from..to]);
         out.push("tokens", written.copied().collect());
+        let rest = tokens.chunks(row).flat_map(|row| row[..from].iter().chain(&row[to..]));
+        out.push(REST, rest.map(|v| v - rig.garbage).collect());
         Ok(out)
     }
 
@@ -58,7 +65,9 @@ impl<B: RolloutOps> Subject<B> for Operands {
                 }
             }
         }
-        alloc::vec![Expected::near("tokens", tokens)]
+        let rest = batch * (self.span.row() - total) * channels;
+        let untouched = Expected::exact(REST, alloc::vec![0.0; rest]);
+        alloc::vec![Expected::near("tokens", tokens), untouched]
     }
 
     fn rows(&self) -> usize {

@@ -1,11 +1,10 @@
 //! `attention`: L2-normalised, block-causal attention.
 
 use super::case::{Case, Numbers, mid_schedule, storable};
+use super::full_size::repeatable;
 use super::math::{dot, exp, log_sum_exp, norm};
 use super::rig::{Layout, Rig};
-use super::subject::{
-    Expected, Outputs, Subject, Variable, Verifier, refused, repeatable, shape_error,
-};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier, refused, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::ScaleSchedule;
 use crate::backend::{

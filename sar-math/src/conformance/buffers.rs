@@ -1,8 +1,9 @@
 //! `buffers`: allocation, transfer, replay, and the three ops that every backend has.
 
 use super::case::{Case, Numbers};
+use super::full_size::repeatable;
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Verifier, refused, repeatable, shape_error};
+use super::subject::{Expected, Outputs, Subject, Verifier, refused, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::Real;
 use crate::backend::{Buffers, next_replay_key};

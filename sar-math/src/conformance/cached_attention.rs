@@ -4,8 +4,9 @@
 
 use super::attention::{INITIAL_SCALE, Operands as Whole};
 use super::case::{Case, Numbers, mid_schedule, storable};
+use super::full_size::repeatable;
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Verifier, repeatable, shape_error};
+use super::subject::{Expected, Outputs, Subject, Verifier, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::ScaleSchedule;
 use crate::backend::{

@@ -1,9 +1,10 @@
 //! `choose_codes`: guidance, filter and draw.
 
 use super::case::{Case, Numbers, mid_schedule};
+use super::full_size::repeatable;
 use super::math::{argmax, softmax};
 use super::rig::{GARBAGE_ID, Rig};
-use super::subject::{Expected, Outputs, Subject, Verifier, repeatable, shape_error};
+use super::subject::{Expected, Outputs, Subject, Verifier, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::backend::{Choice, ChooseDims, DrawKeys, Filter, RolloutOps};
 use crate::philox::token_uniform;

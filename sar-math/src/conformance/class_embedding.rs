@@ -1,9 +1,10 @@
 //! `class_embedding`: `cond_b = table[label_b]`.
 
 use super::case::{Case, Numbers};
+use super::full_size::repeatable;
 use super::math::dot;
 use super::rig::{Layout, Rig};
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
 use super::verdict::{Mismatch, Report};
 use crate::backend::{EmbeddingOps, Slot};
 use alloc::vec::Vec;

@@ -1,9 +1,10 @@
 //! `conv2d`: two-dimensional cross-correlation with bias.
 
 use super::case::{Case, Numbers};
+use super::full_size::repeatable;
 use super::math::dot;
 use super::rig::{Layout, Rig};
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable, shape_error};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::backend::{Conv, ConvDims, Slot, TokenizerOps};
 use alloc::vec;

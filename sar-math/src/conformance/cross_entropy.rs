@@ -1,9 +1,10 @@
 //! `cross_entropy`: hard targets, with label smoothing and a weight per scale.
 
 use super::case::{Case, Numbers, mid_schedule, storable};
+use super::full_size::repeatable;
 use super::math::{argmax, log_sum_exp};
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable, shape_error};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::backend::{Buffers, LossDims, LossOps, TargetRows, TokenLoss};
 use crate::{MAX_SCALES, ScaleSchedule};

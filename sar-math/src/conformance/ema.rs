@@ -1,8 +1,9 @@
 //! `ema`: average = decay·average + (1−decay)·params.
 
 use super::case::{Case, Numbers};
+use super::full_size::repeatable;
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Verifier};
 use super::verdict::{Mismatch, Report};
 use crate::backend::OptimizerOps;
 use alloc::vec;

@@ -1,9 +1,10 @@
 //! `grad_norm`: the Euclidean norm of all gradients.
 
 use super::case::{Case, Numbers};
+use super::full_size::repeatable;
 use super::math::norm;
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Verifier, refused, repeatable};
+use super::subject::{Expected, Outputs, Subject, Verifier, refused};
 use super::verdict::{Mismatch, Report};
 use crate::backend::OptimizerOps;
 use alloc::vec;

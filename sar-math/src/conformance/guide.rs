@@ -1,8 +1,9 @@
 //! `guide`: guided features, in place of the conditional ones.
 
 use super::case::{Case, Numbers};
+use super::full_size::repeatable;
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Verifier, repeatable, shape_error};
+use super::subject::{Expected, Outputs, Subject, Verifier, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::backend::RolloutOps;
 use crate::guidance::guide;

@@ -1,8 +1,9 @@
 //! `keep_codes`: puts given codes back where they are kept.
 
 use super::case::{Case, Numbers, mid_schedule};
+use super::full_size::repeatable;
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Verifier, repeatable, shape_error};
+use super::subject::{Expected, Outputs, Subject, Verifier, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::ScaleSchedule;
 use crate::backend::RolloutOps;

@@ -79,6 +79,7 @@ pub mod upsample_nearest;
 pub mod vector_quantize;
 
 mod case;
+mod full_size;
 mod math;
 mod pointwise;
 mod rig;

@@ -2,9 +2,10 @@
 
 use super::area_tokens::draw_span;
 use super::case::{Case, Numbers, mid_schedule};
+use super::full_size::repeatable;
 use super::math::{dot, normalised};
-use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Verifier, repeatable};
+use super::rig::{GARBAGE_ID, Rig};
+use super::subject::{Expected, Outputs, Subject, Verifier};
 use super::verdict::{Mismatch, Report};
 use crate::ScaleSchedule;
 use crate::backend::{CodeDims, Distance, RolloutOps, TokenSpan};
@@ -129,12 +130,20 @@ impl<B: RolloutOps> Subject<B> for Operands {
         // What is written; the rest of a row is another op's.
         let ids = rig.read_ids("ids", &ids, len)?;
         out.push("ids", ids.chunks(row).flat_map(|row| &row[columns.clone()]).copied().collect());
+        let rest = ids.chunks(row);
+        let rest = rest.flat_map(|row| row[..columns.start].iter().chain(&row[columns.end..]));
+        out.push("the rest of a row", rest.copied().collect());
         Ok(out)
     }
 
     fn values(&self) -> Vec<Expected> {
         let ids = self.z.chunks(self.codes.channels).map(|z| self.nearest(z).0 as f64);
-        alloc::vec![Expected::exact("ids", ids.collect())]
+        let rest = self.batch * (self.span.row() - self.span.columns().len());
+        let untouched = alloc::vec![f64::from(GARBAGE_ID); rest];
+        alloc::vec![
+            Expected::exact("ids", ids.collect()),
+            Expected::exact("the rest of a row", untouched),
+        ]
     }
 
     fn rows(&self) -> usize {

@@ -1,8 +1,9 @@
 //! What `gelu` and `silu` share: y = f(x), element by element, and a backward in place.
 
 use super::case::{Case, storable};
+use super::full_size::repeatable;
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
 use super::verdict::{Mismatch, Report};
 use crate::backend::{Buffers, TransformerOps};
 use alloc::vec::Vec;

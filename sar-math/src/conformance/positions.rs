@@ -1,9 +1,10 @@
 //! `positions`: a learned table, area-resized to every scale.
 
 use super::case::{Case, Numbers, mid_schedule};
+use super::full_size::repeatable;
 use super::math::{area, dot};
 use super::rig::{Layout, Rig};
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable, shape_error};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::ScaleSchedule;
 use crate::backend::{EmbeddingOps, Slot};

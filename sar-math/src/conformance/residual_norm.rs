@@ -1,9 +1,10 @@
 //! `residual_norm` and `renorm`: x += keep·γ·branch, then y = LN(x)·(1+s) + b.
 
 use super::case::{Case, Numbers};
+use super::full_size::repeatable;
 use super::math::{dot, sqrt};
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
 use super::verdict::{Mismatch, Report};
 use crate::backend::{Branch, Modulation, TokenDims, TransformerOps, Write};
 use alloc::vec;
@@ -11,6 +12,8 @@ use alloc::vec::Vec;
 
 /// As published.
 const EPS: f64 = 1e-6;
+/// Of the order of a variance, so that it shows how eps comes in.
+const LARGE_EPS: f64 = 0.125;
 
 #[derive(Clone)]
 struct Operands {
@@ -22,6 +25,7 @@ struct Operands {
     modulation: Modulation,
     gate: usize,
     write: Write,
+    eps: f64,
     dy: Vec<f64>,
     /// Gradient of the sum from later layers, where `write` accumulates.
     dsum: Vec<f64>,
@@ -51,6 +55,7 @@ impl Operands {
             modulation: Modulation { stride, scale: place(0), shift: place(1) },
             gate: place(2),
             write,
+            eps: [EPS, LARGE_EPS][n.between(0, 1)],
             dy: n.values(dims.len()),
             dsum: n.values(dims.len()),
             // Two elements normalise to ±1 almost everywhere: a step function.
@@ -77,7 +82,7 @@ impl Operands {
                 }
                 let mean = sum.iter().sum::<f64>() / c as f64;
                 let variance = sum.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / c as f64;
-                let inverse = 1.0 / sqrt(variance + EPS);
+                let inverse = 1.0 / sqrt(variance + self.eps);
                 for i in 0..c {
                     let normal = (sum[i] - mean) * inverse;
                     values.y.push(normal * (1.0 + ada[scale + i]) + ada[shift + i]);
@@ -201,13 +206,13 @@ impl<B: TransformerOps> Subject<B> for Operands {
             let keep = keep.as_ref().map(|k| (k, KEEP_OFFSET));
             let branch = Some(Branch { value_blc: &value, gate: self.gate, keep });
             rig.backend
-                .residual_norm(dims, EPS, &x, branch, &ada, m, &mut sum, &mut y, &mut stats)?;
+                .residual_norm(dims, self.eps, &x, branch, &ada, m, &mut sum, &mut y, &mut stats)?;
             rig.read("sum", &sum, len)?
         } else {
             // Not touched without a branch, and so of no particular length.
             let mut sum = rig.backend.activation(1)?;
             rig.backend
-                .residual_norm(dims, EPS, &x, None, &ada, m, &mut sum, &mut y, &mut stats)?;
+                .residual_norm(dims, self.eps, &x, None, &ada, m, &mut sum, &mut y, &mut stats)?;
             self.x.clone()
         };
         out.push("y", rig.read("y", &y, len)?);

@@ -1,9 +1,10 @@
 //! `rollout_inputs`: the codes of the scale before, bicubic to the grid of the next.
 
 use super::case::{Case, Numbers, mid_schedule};
+use super::full_size::repeatable;
 use super::math::bicubic;
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Verifier, repeatable, shape_error};
+use super::subject::{Expected, Outputs, Subject, Verifier, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::ScaleSchedule;
 use crate::backend::{RolloutDims, RolloutOps};

@@ -1,8 +1,9 @@
 //! `scale_sums`: sums over the batch and the tokens of each scale.
 
 use super::case::{Case, Numbers, mid_schedule};
+use super::full_size::repeatable;
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Verifier};
 use super::verdict::{Mismatch, Report};
 use crate::ScaleSchedule;
 use crate::backend::LossOps;

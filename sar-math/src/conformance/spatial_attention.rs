@@ -1,9 +1,10 @@
 //! `spatial_attention`: one-head attention over all positions of a map.
 
 use super::case::{Case, Numbers, storable};
+use super::full_size::repeatable;
 use super::math::{dot, softmax, sqrt};
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
 use super::verdict::{Mismatch, Report};
 use crate::backend::{MapDims, TokenizerOps};
 use alloc::vec;

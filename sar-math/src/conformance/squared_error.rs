@@ -1,8 +1,9 @@
 //! `squared_error`: mean (x−target)², and its gradient times a weight.
 
 use super::case::{Case, Numbers};
+use super::full_size::repeatable;
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
 use super::verdict::{Mismatch, Report};
 use crate::backend::TokenizerOps;
 use alloc::vec;

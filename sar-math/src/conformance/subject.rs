@@ -12,7 +12,7 @@ use alloc::{format, vec};
 /// Step of the central differences, for an op that amplifies its operands by 1. Truncation is then
 /// step⁴/30 = 3e-14 of a fifth derivative, which may be some hundred, and rounding about
 /// 1e-16/step = 1e-13 of a term.
-const STEP: f64 = 1e-3;
+pub(super) const STEP: f64 = 1e-3;
 
 /// A difference quotient rounds by about this times the largest number in it, over the step: 16
 /// roundings of f64. It shows where operands are extreme.
@@ -20,7 +20,7 @@ const DIFFERENCE_NOISE: f64 = 16.0 * f64::EPSILON;
 
 /// Operands are of order 1: where the largest element of a tensor is smaller than this, its terms
 /// have cancelled, and errors are compared with this instead.
-const LEAST_SCALE: f64 = 1e-2;
+pub(super) const LEAST_SCALE: f64 = 1e-2;
 
 /// What a run of an op left behind.
 #[derive(Default)]
@@ -68,9 +68,9 @@ impl Expected {
 
 /// An operand that takes a gradient.
 pub(super) struct Variable {
-    name: &'static str,
-    at: Vec<f64>,
-    slot: Option<Slot>,
+    pub(super) name: &'static str,
+    pub(super) at: Vec<f64>,
+    pub(super) slot: Option<Slot>,
 }
 
 impl Variable {
@@ -170,6 +170,7 @@ impl<'a, B: Buffers> Verifier<'a, B> {
         let first = run(self.backend, subject, slack, 7.5, &zero)?;
         self.values(subject, &first)?;
         self.gradients(subject, &first)?;
+        finite(subject, &first)?;
         self.accumulates(subject, &first, slack)?;
         same_bits(
             subject.ops()[0],
@@ -181,7 +182,12 @@ impl<'a, B: Buffers> Verifier<'a, B> {
         too_short(self.backend, subject, &zero)
     }
 
-    fn values<S: Subject<B>>(&mut self, subject: &S, found: &Outputs) -> Result<(), Mismatch> {
+    /// What it gives, against the formula.
+    pub(super) fn values<S: Subject<B>>(
+        &mut self,
+        subject: &S,
+        found: &Outputs,
+    ) -> Result<(), Mismatch> {
         let amplification = subject.amplification();
         for Expected { name, values, exact } in subject.values() {
             let tolerance = if exact { 0.0 } else { self.tolerance.value * amplification };
@@ -261,26 +267,27 @@ impl<'a, B: Buffers> Verifier<'a, B> {
     }
 }
 
+/// Outputs that no formula is held against, since the op has no derivative there, are numbers all the same.
+fn finite<B: Buffers, S: Subject<B>>(subject: &S, found: &Outputs) -> Result<(), Mismatch> {
+    let (values, variables) = (subject.values(), subject.variables());
+    let named = values.iter().map(|v| v.name).chain(variables.iter().map(|v| v.name));
+    let compared: Vec<&str> = named.collect();
+    for (name, tensor) in found.tensors.iter().filter(|(name, _)| !compared.contains(name)) {
+        if let Some(index) = tensor.iter().position(|v| !v.is_finite()) {
+            let property = format!("element {index} of {name} is finite");
+            let found = format!("{}", tensor[index]);
+            return Err(Mismatch::outcome(subject.ops()[0], property, "a number", found));
+        }
+    }
+    Ok(())
+}
+
 /// Gradients are f32 or wider on every backend: the tolerance of one addition that is rounded at a
 /// different point of a sum.
 const F32_ADDITION: f64 = 1e-5;
 
-/// Runs a mid-size subject twice and its rows alone, and returns all bits of its outputs.
-pub(super) fn repeatable<B: Buffers, S: Subject<B>>(
-    backend: &B,
-    subject: &S,
-) -> Result<Vec<u64>, Mismatch> {
-    let start =
-        Case::new(1).numbers("start").values(subject.layout().map_or(0, |l| l.values.len()));
-    let first = run(backend, subject, 0, 7.5, &start)?;
-    let bits = first.bits();
-    let again = run(backend, subject, 0, 7.5, &start)?.bits();
-    same_bits(subject.ops()[0], "same bits twice", &bits, &again)?;
-    rows_alone(backend, subject, &first)?;
-    Ok(bits)
-}
-
-fn run<B: Buffers, S: Subject<B>>(
+/// Runs the op over operands longer by `slack`, over outputs of `garbage` and gradients of `start`.
+pub(super) fn run<B: Buffers, S: Subject<B>>(
     backend: &B,
     subject: &S,
     slack: usize,
@@ -302,7 +309,7 @@ fn run<B: Buffers, S: Subject<B>>(
 }
 
 /// The first, the last and a middle row give the same bits alone as among the others.
-fn rows_alone<B: Buffers, S: Subject<B>>(
+pub(super) fn rows_alone<B: Buffers, S: Subject<B>>(
     backend: &B,
     subject: &S,
     all: &Outputs,
@@ -369,7 +376,7 @@ fn bits(tensor: &[f64]) -> Vec<u64> {
     tensor.iter().map(|v| v.to_bits()).collect()
 }
 
-fn same_bits(
+pub(super) fn same_bits(
     op: &'static str,
     property: &str,
     expected: &[u64],

@@ -1,8 +1,9 @@
 //! The kit itself: a backend with one fault at a time, each of which a check must find.
 
 use super::case::{Case, Numbers};
+use super::full_size::repeatable;
 use super::rig::{Layout, Rig};
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
 use super::verdict::Mismatch;
 use crate::backend::{AdamW, BackendError, Buffers, ErrorKind, OptimizerOps, ShapeError, Slot};
 use alloc::string::ToString;

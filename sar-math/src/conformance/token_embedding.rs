@@ -1,9 +1,10 @@
 //! `token_embedding`: the tokens of a pass from class, inputs and positions.
 
 use super::case::{Case, Numbers, mid_schedule};
+use super::full_size::repeatable;
 use super::math::dot;
 use super::rig::{Layout, Rig};
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
 use super::verdict::{Mismatch, Report};
 use crate::backend::{EmbeddingDims, EmbeddingOps, EmbeddingSlots, Linear};
 use alloc::vec;

@@ -1,9 +1,10 @@
 //! `upsample_nearest`: nearest ×2 in both directions.
 
 use super::case::{Case, Numbers};
+use super::full_size::repeatable;
 use super::math::dot;
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
 use super::verdict::{Mismatch, Report};
 use crate::backend::{MapDims, TokenizerOps};
 use alloc::vec;

@@ -1,10 +1,11 @@
 //! `vector_quantize`: straight-through quantisation of normalised positions.
 
 use super::case::{Case, Numbers};
+use super::full_size::repeatable;
 use super::math::{dot, norm, normalised};
 use super::nearest_code::{axes, nearest};
 use super::rig::{Layout, Rig};
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, repeatable};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
 use super::verdict::{Mismatch, Report};
 use crate::backend::{MapDims, QuantizeWeights, Slot, TokenizerOps};
 use alloc::vec;

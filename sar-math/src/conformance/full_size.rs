@@ -1,0 +1,76 @@
+//! What is checked at sizes at which kernels split their work: beyond a tile, a thread, a lane.
+
+use super::case::Case;
+use super::math::sqrt;
+use super::subject::{LEAST_SCALE, STEP, Subject, Variable, Verifier, rows_alone, run, same_bits};
+use super::verdict::{Fault, Mismatch};
+use crate::backend::Buffers;
+use alloc::vec::Vec;
+use alloc::{format, vec};
+
+/// A slope along ±1 adds the errors of all elements of a gradient: with random signs about their norm, which is within
+/// the tolerance of an element times that of the gradient; seldom more than a few times that.
+const SLOPE_MARGIN: f64 = 10.0;
+
+/// Runs a mid-size subject twice and its rows alone, holds what it gives against the formula, and returns all bits of
+/// its outputs.
+///
+/// Gradients element by element would take a formula for each; along one direction they take four.
+pub(super) fn repeatable<B: Buffers, S: Subject<B>>(
+    backend: &B,
+    subject: &S,
+) -> Result<Vec<u64>, Mismatch> {
+    let op = subject.ops()[0];
+    let start =
+        Case::new(1).numbers("start").values(subject.layout().map_or(0, |l| l.values.len()));
+    let first = run(backend, subject, 0, 7.5, &start)?;
+    let bits = first.bits();
+    let again = run(backend, subject, 0, 7.5, &start)?.bits();
+    same_bits(op, "same bits twice", &bits, &again)?;
+    rows_alone(backend, subject, &first)?;
+    let mut verifier = Verifier::new(backend, op, Case::new(1))?;
+    verifier.values(subject, &first)?;
+    let begun = run(backend, subject, 0, 7.5, &vec![0.0; start.len()])?;
+    for (which, variable) in subject.variables().iter().enumerate() {
+        let gradient = match variable.slot {
+            Some(slot) => &begun.grads[slot.range()],
+            None => begun.get(variable.name),
+        };
+        verifier.slope(subject, which, variable, gradient)?;
+    }
+    Ok(bits)
+}
+
+impl<B: Buffers> Verifier<'_, B> {
+    /// The gradient of one operand along a direction of ±1 in every element.
+    fn slope<S: Subject<B>>(
+        &self,
+        subject: &S,
+        which: usize,
+        variable: &Variable,
+        gradient: &[f64],
+    ) -> Result<(), Mismatch> {
+        let Variable { name, at, .. } = variable;
+        let amplification = subject.amplification();
+        let mut n = Case::new(1).numbers(name);
+        let along: Vec<f64> = at.iter().map(|_| if n.flip() { 1.0 } else { -1.0 }).collect();
+        let step = STEP / amplification;
+        let mut operands: Vec<Vec<f64>> = subject.variables().into_iter().map(|v| v.at).collect();
+        let mut expected = 0.0;
+        for (steps, weight) in [(-2.0, 1.0), (-1.0, -8.0), (1.0, 8.0), (2.0, -1.0)] {
+            let moved = at.iter().zip(&along).map(|(x, d)| x + steps * step * d);
+            operands[which] = moved.collect();
+            expected += weight * subject.objective(&operands) / (12.0 * step);
+        }
+        let found: f64 = gradient.iter().zip(&along).map(|(g, d)| g * d).sum();
+        let norm = sqrt(gradient.iter().map(|g| g * g).sum());
+        let tolerance =
+            SLOPE_MARGIN * self.tolerance.gradient * amplification * norm.max(LEAST_SCALE);
+        if gradient.len() == at.len() && (found - expected).abs() <= tolerance {
+            return Ok(());
+        }
+        let property = format!("gradient of {name} at full size, along a direction");
+        let fault = Fault::Element { index: 0, expected, found, tolerance };
+        Err(Mismatch { op: subject.ops()[0], property, fault })
+    }
+}
