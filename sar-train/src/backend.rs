@@ -16,13 +16,17 @@ pub trait Compute: Backend<Host = f32> {
     /// Keeps account of every kernel from now on.
     ///
     /// # Errors
-    /// A backend that keeps none.
-    fn begin_profile(&self) -> anyhow::Result<()>;
+    /// A backend that keeps none, as this default.
+    fn begin_profile(&self) -> anyhow::Result<()> {
+        anyhow::bail!("--profile needs --backend cuda: this backend has no kernels to tell apart")
+    }
     /// The account so far, from most time to least.
     ///
     /// # Errors
     /// A device fault.
-    fn end_profile(&self) -> anyhow::Result<Vec<Tally>>;
+    fn end_profile(&self) -> anyhow::Result<Vec<Tally>> {
+        Ok(Vec::new())
+    }
     /// What a reader of the account should know of how products were chosen.
     fn product_notes(&self) -> Vec<String> {
         Vec::new()
@@ -32,16 +36,6 @@ pub trait Compute: Backend<Host = f32> {
 impl Compute for CpuBackend<f32> {
     fn peak_bytes(&self) -> Option<u64> {
         memory::peak()
-    }
-
-    fn begin_profile(&self) -> anyhow::Result<()> {
-        anyhow::bail!(
-            "--profile needs --backend cuda: the CPU backend has no kernels to tell apart"
-        )
-    }
-
-    fn end_profile(&self) -> anyhow::Result<Vec<Tally>> {
-        Ok(Vec::new())
     }
 }
 

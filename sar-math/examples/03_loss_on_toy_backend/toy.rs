@@ -139,20 +139,29 @@ fn softmax(logits: &[f64]) -> Vec<f64> {
     logits.iter().map(|l| (l - lse).exp()).collect()
 }
 
-/// Checks operands once, at the door. `targets` are of `width` elements a token.
-fn check(op: &'static str, dims: &LossDims, logits: usize, targets: usize, width: usize) -> Done {
+/// Checks operands once, at the door; a sample has `target` elements of targets a token, and there are those of so many
+/// samples.
+fn check(
+    op: &'static str,
+    dims: &LossDims,
+    logits: usize,
+    targets: usize,
+    (samples, target): (usize, usize),
+) -> Done {
     let tokens = dims.schedule.tokens();
     ShapeError::at_least(op, "vocab", 1, dims.vocab)?;
     let size = |sides: [usize; 3]| sides.into_iter().fold(1, usize::saturating_mul);
     ShapeError::at_least(op, "logits (b*l*v)", size([dims.batch, tokens, dims.vocab]), logits)?;
     let held = tokens.saturating_add(dims.targets.shift);
     ShapeError::at_least(op, "targets.tokens", held, dims.targets.tokens)?;
-    let samples = dims.batch.saturating_add(if width == 1 { dims.first_sample } else { 0 });
-    ShapeError::at_least(op, "targets", size([samples, dims.targets.tokens, width]), targets)?;
+    ShapeError::at_least(op, "targets", size([samples, dims.targets.tokens, target]), targets)?;
     Ok(())
 }
 
-fn check_ids(op: &'static str, dims: &LossDims, ids: &[u32]) -> Done {
+/// Ids of targets are of the whole batch, of which the logits are a part.
+fn check_ids(op: &'static str, dims: &LossDims, logits: usize, ids: &[u32]) -> Done {
+    let samples = dims.first_sample.saturating_add(dims.batch);
+    check(op, dims, logits, ids.len(), (samples, 1))?;
     for &id in &ids[dims.first_sample * dims.targets.tokens..][..dims.batch * dims.targets.tokens] {
         ShapeError::at_least(op, "vocab (above every target)", id as usize + 1, dims.vocab)?;
     }
@@ -185,18 +194,34 @@ fn forward(
     Ok(())
 }
 
-/// Backward of both losses: weight·(softmax − target).
-fn backward(dims: &LossDims, logits: &mut [f64], target: impl Fn(usize) -> Vec<f64>) {
+/// Backward of both losses: weight·(softmax − target), by the log-sum-exp that the forward left.
+fn backward(
+    op: &'static str,
+    dims: &LossDims,
+    logits: &mut [f64],
+    lse_bl: &[f64],
+    target: impl Fn(usize) -> Vec<f64>,
+) -> Done {
     let tokens = dims.schedule.tokens();
+    let first = dims.first_sample.saturating_mul(tokens);
+    let written = dims.first_sample.saturating_add(dims.batch).saturating_mul(tokens);
+    ShapeError::at_least(op, "lse (b*l)", written, lse_bl.len())?;
     let rows = logits.chunks_exact_mut(dims.vocab).take(dims.batch * tokens);
     for (row, l) in rows.enumerate() {
         let scale = dims.schedule.scale_of(row % tokens).unwrap_or(0);
         let p = target(dims.targets.of(row, tokens));
-        let softmax = softmax(l);
-        for ((l, s), p) in l.iter_mut().zip(softmax).zip(p) {
-            *l = dims.weights[scale] * (s - p);
+        for (l, p) in l.iter_mut().zip(p) {
+            *l = dims.weights[scale] * ((*l - lse_bl[first + row]).exp() - p);
         }
     }
+    Ok(())
+}
+
+/// Rows of a teacher's logits, one per row of the logits, whose log-sum-exp has this room.
+fn check_teacher(op: &'static str, dims: &LossDims, lse_bl: &[f64]) -> Result<(), ShapeError> {
+    let samples = dims.first_sample.saturating_add(dims.batch);
+    let written = samples.saturating_mul(dims.schedule.tokens());
+    ShapeError::at_least(op, "teacher's lse (b*l)", written, lse_bl.len())
 }
 
 impl LossOps for Toy {
@@ -207,8 +232,7 @@ impl LossOps for Toy {
         targets_bl: &Vec<u32>,
         out: &mut TokenLoss<Self>,
     ) -> Done {
-        check("cross_entropy", dims, logits_blv.len(), targets_bl.len(), 1)?;
-        check_ids("cross_entropy", dims, targets_bl)?;
+        check_ids("cross_entropy", dims, logits_blv.len(), targets_bl)?;
         let first = dims.first_sample * dims.targets.tokens;
         forward("cross_entropy", dims, logits_blv, out, |row| {
             one_hot(dims, targets_bl[first + row])
@@ -220,13 +244,12 @@ impl LossOps for Toy {
         dims: &LossDims,
         logits_to_dlogits: &mut Vec<f64>,
         targets_bl: &Vec<u32>,
-        _saved: &TokenLoss<Self>, // a faster backend would use the log-sum-exp
+        saved: &TokenLoss<Self>,
     ) -> Done {
-        check("cross_entropy_backward", dims, logits_to_dlogits.len(), targets_bl.len(), 1)?;
-        check_ids("cross_entropy_backward", dims, targets_bl)?;
+        check_ids("cross_entropy_backward", dims, logits_to_dlogits.len(), targets_bl)?;
         let first = dims.first_sample * dims.targets.tokens;
-        backward(dims, logits_to_dlogits, |row| one_hot(dims, targets_bl[first + row]));
-        Ok(())
+        let target = |row| one_hot(dims, targets_bl[first + row]);
+        backward("cross_entropy_backward", dims, logits_to_dlogits, &saved.lse_bl, target)
     }
 
     fn soft_cross_entropy(
@@ -237,9 +260,16 @@ impl LossOps for Toy {
         out: &mut TokenLoss<Self>,
     ) -> Done {
         let v = dims.vocab;
-        check("soft_cross_entropy", dims, logits_blv.len(), teacher_blv.len(), v)?;
+        check("soft_cross_entropy", dims, logits_blv.len(), teacher_blv.len(), (dims.batch, v))?;
+        check_teacher("soft_cross_entropy", dims, &out.teacher_lse_bl)?;
         let target = |row| softmax(&teacher_blv[row * v..][..v]);
-        forward("soft_cross_entropy", dims, logits_blv, out, target)
+        forward("soft_cross_entropy", dims, logits_blv, out, target)?;
+        let tokens = dims.schedule.tokens();
+        for row in 0..dims.batch * tokens {
+            let teacher = &teacher_blv[dims.targets.of(row, tokens) * v..][..v];
+            out.teacher_lse_bl[dims.first_sample * tokens + row] = log_sum_exp(teacher);
+        }
+        Ok(())
     }
 
     fn soft_cross_entropy_backward(
@@ -247,12 +277,14 @@ impl LossOps for Toy {
         dims: &LossDims,
         logits_to_dlogits: &mut Vec<f64>,
         teacher_blv: &Vec<f64>,
-        _saved: &TokenLoss<Self>,
+        saved: &TokenLoss<Self>,
     ) -> Done {
         let v = dims.vocab;
-        check("soft_cross_entropy_backward", dims, logits_to_dlogits.len(), teacher_blv.len(), v)?;
-        backward(dims, logits_to_dlogits, |row| softmax(&teacher_blv[row * v..][..v]));
-        Ok(())
+        let (op, logits) = ("soft_cross_entropy_backward", logits_to_dlogits.len());
+        check(op, dims, logits, teacher_blv.len(), (dims.batch, v))?;
+        check_teacher(op, dims, &saved.teacher_lse_bl)?;
+        let target = |row| softmax(&teacher_blv[row * v..][..v]);
+        backward(op, dims, logits_to_dlogits, &saved.lse_bl, target)
     }
 
     fn scale_sums(

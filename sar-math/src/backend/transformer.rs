@@ -111,7 +111,7 @@ pub struct AttentionSlots {
 
 /// ln 100, taken in f32 as the published implementation does: the ceiling of `scale_mul`.
 pub const SCALE_MUL_MAX: f64 = 4.605_170_249_938_965;
-/// Under the root of an L2 norm: the norm is `max(‖v‖, NORMALIZE_EPS)`.
+/// The least L2 norm that a vector is divided by, as published: the norm is `max(‖v‖, NORMALIZE_EPS)`.
 pub const NORMALIZE_EPS: f64 = 1e-12;
 
 /// Linear, norms, attention and activations.

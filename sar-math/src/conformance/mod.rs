@@ -30,12 +30,16 @@
 //! 3. Check shapes at the door with [`ShapeError`](crate::backend::ShapeError), naming the method:
 //!    a buffer may be longer than needed, never shorter. Then nothing below can panic.
 //! 4. Accumulate in f32 or wider; add partial sums in an order that depends on the shape alone.
-//! 5. When all traits are there, one line runs every check as a test of its own:
+//! 5. One line runs every check as a test of its own, or those of the ops that there are:
 //!
 //! ```ignore
-//! // tests/conformance.rs of the backend
+//! // tests/conformance.rs of the backend; in its Cargo.toml, under [dev-dependencies]:
+//! // sar-math = { …, features = ["conformance"] }
 //! mod f32 {
 //!     sar_math::conformance_tests!(MyBackend::new());
+//! }
+//! mod f64_so_far {
+//!     sar_math::conformance_tests!(MyBackend::new(); buffers linear gelu);
 //! }
 //! ```
 //!
@@ -141,12 +145,15 @@ pub fn run_all<B: Backend>(backend: &B, seed: u64) -> Vec<OpReport> {
     checks().into_iter().map(report).collect()
 }
 
-/// Writes one `#[test]` for the check of every op, and one for its fingerprint, on a backend given
+/// Writes a `#[test]` for the check of every op, or of those named behind a semicolon, on a backend given
 /// as an expression: see [How to write a backend](crate::conformance#how-to-write-a-backend).
 #[macro_export]
 macro_rules! conformance_tests {
     ($backend:expr) => {
         $crate::for_each_op!($crate::conformance_test_of_each, $backend);
+    };
+    ($backend:expr; $($op:ident)+) => {
+        $crate::conformance_test_of_each!([$($op)+] $backend);
     };
 }
 
