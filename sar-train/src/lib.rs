@@ -1,4 +1,21 @@
 //! Train, refine, sample, edit and measure next-scale image generators.
+//!
+//! The program `sar` is a thin layer over this library ([`commands`]). From a program of one's own, in the order in
+//! which they are needed (`examples/train_and_sample.rs` is all of it in a hundred lines):
+//!
+//! | | |
+//! |---|---|
+//! | [`config::Config`] | everything that decides what a run does, as in its `config.toml` |
+//! | [`data::open`] | images: class folders, lists, archives, glyph sheets; [`data::Data::loader`] cuts batches |
+//! | [`model::tokenizer::Tokenizer`], [`train::tokenizer::TokenizerTrainer`] | images to codes and back |
+//! | [`model::generator::Generator`], [`train::Trainer`] | the model of codes; every way of training, step by step |
+//! | [`sample::Painter`] | images, a batch at a time, the same whatever the batch |
+//! | [`eval::prepare`] | Fréchet distance, precision, recall, class accuracy |
+//! | [`checkpoint`] | weights in safetensors under the published names; `.pth` is read |
+//! | [`run::RunFolder`], [`report`] | run folders, logs, TensorBoard; one HTML page about them |
+//!
+//! All of it is generic over a backend ([`sar_math::backend::Backend`]): `sar_backend_cpu::CpuBackend`,
+//! `sar_backend_cuda::CudaBackend`, or another.
 
 pub mod backend;
 pub mod checkpoint;

@@ -5,9 +5,10 @@ use crate::backend::Compute;
 use crate::checkpoint::{self, CheckpointError, Kind};
 use crate::config::{Config, GeneratorSection};
 use crate::data::{self, Data, DataError, some_of};
+use crate::hash::sha256_of;
 use crate::model::generator::{Generator, GeneratorShape, parameters};
 use crate::model::tokenizer::{Quantizer, Tokenizer, TokenizerConfig};
-use crate::run::{RUN_TOKENIZER, RunFolder, class_names, held_out_of, images_of, memory};
+use crate::run::{Origin, RUN_TOKENIZER, RunFolder, class_names, held_out_of, images_of, memory};
 use crate::sample::Decoder;
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
@@ -247,6 +248,16 @@ pub(crate) struct LoadedGenerator {
 }
 
 impl LoadedGenerator {
+    /// What a run that starts from it keeps of that.
+    pub(crate) fn origin(&self) -> Origin {
+        Origin {
+            weights: absolute(&self.file),
+            step: self.step,
+            ema: self.ema,
+            sha256: sha256_of(&self.weights),
+        }
+    }
+
     /// From a run folder, a checkpoint or a file; `ema` takes the running average.
     pub(crate) fn open(path: &Path, ema: bool) -> anyhow::Result<Self> {
         let found = checkpoint::locate(path, ema)?;

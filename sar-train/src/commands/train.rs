@@ -356,10 +356,13 @@ fn begin<B: Compute>(
     // What is resolved is what is used.
     config.tokenizer = tokenizer.tokenizer.config().clone();
     let folder = RunFolder::create(&args.out, &config)?;
+    let origin = from.as_ref().map(LoadedGenerator::origin);
     let start = from.map_or(Start::New, |from| Start::From(from.weights));
     let latents = latents.as_ref();
     let work = Work { backend, config: &config, data, tokenizer, latents, folder: &folder };
-    if let Err(error) = started(&work, start, task, global) {
+    let kept = origin.map_or(Ok(()), |origin| folder.keep_origin(&origin));
+    let trained = kept.map_err(Into::into).and_then(|()| started(&work, start, task, global));
+    if let Err(error) = trained {
         // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
         folder.discard();
         return Err(error);

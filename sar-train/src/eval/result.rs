@@ -125,7 +125,12 @@ pub struct SweepPoint {
 impl SweepPoint {
     /// What is particular about it: `guidance 0.5, top-k 900, top-p 0.95`.
     pub fn name(&self) -> String {
-        let mut name = format!("guidance {}", self.guidance);
+        format!("guidance {}{}", self.guidance, self.filter())
+    }
+
+    /// Its filter, where several were measured: `, top-k 900, top-p 0.95`.
+    pub fn filter(&self) -> String {
+        let mut name = String::new();
         if let Some(top_k) = self.top_k {
             name += &format!(", top-k {top_k}");
         }

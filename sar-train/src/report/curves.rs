@@ -12,8 +12,16 @@ use std::collections::{BTreeMap, BTreeSet};
 const POINTS: usize = 200;
 
 /// Numbers of a generator's training records that have a chart of their own.
-const KNOWN: [&str; 7] =
-    ["loss", "loss_tf", "loss_csf", "lr", "grad_norm", "scale_loss", "scale_acc"];
+const KNOWN: [&str; 8] = [
+    "loss",
+    "loss_tf",
+    "loss_first_pass",
+    "loss_csf",
+    "lr",
+    "grad_norm",
+    "scale_loss",
+    "scale_acc",
+];
 
 /// Likewise of its evaluation records.
 const HELD_OUT: [&str; 3] = ["heldout_loss", "heldout_scale_loss", "heldout_scale_acc"];
@@ -57,14 +65,10 @@ pub(super) fn training(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
         loss.series.extend(held_out(run, "heldout_loss", None));
     }
     let mut out = vec![figures.show(&loss)];
-    // Ways of training that are for comparison feed the first pass what was drawn before.
-    let drawn = ["student", "hybrid", "interleaved"];
-    let first = match runs.iter().any(|r| drawn.iter().any(|mode| r.mode().starts_with(mode))) {
-        true => "Loss of the first pass",
-        false => "Teacher-forcing loss",
-    };
-    let parts: [(&str, &str, &str, bool); 4] = [
-        ("loss_tf", first, "loss, nats per token", false),
+    let parts: [(&str, &str, &str, bool); 5] = [
+        ("loss_tf", "Teacher-forcing loss", "loss, nats per token", false),
+        // Ways of training that are for comparison feed it what was drawn before.
+        ("loss_first_pass", "Loss of the first pass", "loss, nats per token", false),
         ("loss_csf", "Contrastive student-forcing loss", "loss, nats per token", false),
         ("lr", "Learning rate", "rate", false),
         ("grad_norm", "Gradient norm, before clipping", "norm", true),
@@ -194,11 +198,12 @@ pub(super) fn final_scales(arms: &[Arm], first_style: usize, figures: &mut Figur
 
 /// Fréchet distance, precision, recall and class accuracy over guidance.
 ///
-/// `styles` are those of the arms.
+/// `styles` are those of the arms, `over` what their points are means over.
 pub(super) fn sweep(
     arms: &[Arm],
     styles: &[usize],
     floors: &[Floor],
+    over: &str,
     figures: &mut Figures,
 ) -> Vec<String> {
     type Pick = fn(&SweepPoint) -> &Measured;
@@ -215,7 +220,7 @@ pub(super) fn sweep(
             x: "guidance".into(),
             y: y.into(),
             roomy: true,
-            caption: "Mean over sampling seeds; bars: sample standard deviation.".into(),
+            caption: format!("Mean over {over}; bars: sample standard deviation."),
             ..Chart::default()
         };
         for (arm, style) in arms.iter().zip(styles).filter(|(a, _)| !a.sweep.is_empty()) {

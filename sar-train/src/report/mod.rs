@@ -5,6 +5,7 @@
 //! is said in the page.
 
 mod curves;
+mod evaluations;
 mod html;
 mod log;
 mod page;

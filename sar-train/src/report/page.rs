@@ -1,12 +1,12 @@
 //! The page: sections in the order in which they are read.
 
 use super::curves::{self, Figures, gallery};
+use super::evaluations::evaluations;
 use super::html::{escape, list, paragraph, section, unbroken};
 use super::pictures::{Picture, Shows};
 use super::read::{Comparison, Material, Run};
-use super::summary::{Arm, Verdict};
+use super::summary::Verdict;
 use super::{tables, verdict};
-use crate::eval::{EvalReport, Floor};
 use std::fmt::Write as _;
 
 const STYLE: &str = include_str!("style.css");
@@ -17,6 +17,9 @@ const SHOWN_WIDTH: u32 = 640;
 const SHOWN_HEIGHT: u32 = 800;
 /// Pictures of a kind shown per run; of more, the first and the last.
 const PICTURES: usize = 6;
+
+/// Digits of a checksum that tell files apart.
+const HASH_SHOWN: usize = 12;
 
 const WHAT: &str = "SAR (Self-Autoregressive Refinement, arXiv 2512.06421) refines a next-scale \
                     image generator after training: the generator sees its own predictions for one \
@@ -32,10 +35,6 @@ const WHAT_TOKENIZERS: &str = "A tokenizer turns an image into codes of a codebo
 const RECONSTRUCTED: &str = "Images that were held out (training images, where none are), encoded at each grid and \
                              decoded again. PSNR and SSIM: higher is closer to the image. Perplexity: how many codes \
                              evenly used would carry as much.";
-
-/// Over evaluations that cannot be compared.
-const UNLIKE: &str = "These runs were not measured alike (other images, another number of them or of seeds, \
-                      or other features): their numbers do not say which is better.";
 
 /// Renders the whole file.
 pub(super) fn page(material: &Material) -> String {
@@ -53,7 +52,7 @@ pub(super) fn page(material: &Material) -> String {
     for comparison in &material.comparisons {
         body.push_str(&compared(comparison, material.comparisons.len() > 1, &mut figures));
     }
-    body.push_str(&evaluated(&material.runs, &mut figures));
+    body.push_str(&evaluations(&material.runs, &mut figures));
     for (title, kind) in [
         ("Samples", Shows::Samples),
         ("Scale by scale", Shows::Scales),
@@ -110,7 +109,7 @@ fn compared(comparison: &Comparison, several: bool, figures: &mut Figures) -> St
     let table = tables::arms(summary) + &tables::descriptions(arms);
     out.push_str(&section("The arms compared", &table));
     let styles: Vec<usize> = (0..arms.len()).map(|i| comparison.first_style + i).collect();
-    let charts = curves::sweep(arms, &styles, &summary.floors, figures);
+    let charts = curves::sweep(arms, &styles, &summary.floors, "sampling seeds", figures);
     let sweep = gallery(&charts) + &tables::sweep(arms, true);
     out.push_str(&section("Quality over guidance", &sweep));
     out.push_str(&section("Floors", &tables::floors(&summary.floors)));
@@ -129,55 +128,6 @@ fn verdict_box(verdict: &Verdict) -> String {
         paragraph("headline", &unbroken(&verdict.headline)),
         list("", &details)
     )
-}
-
-/// Sweeps of runs that were evaluated on their own, in one chart, where nothing compares them.
-fn evaluated(runs: &[Run], figures: &mut Figures) -> String {
-    let (mut arms, mut styles) = (Vec::new(), Vec::new());
-    let mut out = String::new();
-    let mut details = String::new();
-    for run in runs {
-        if let Some(eval) = &run.eval {
-            let sweep = eval.points.clone();
-            arms.push(Arm { name: run.name.clone(), sweep, ..Arm::default() });
-            styles.push(run.style);
-            let _ = writeln!(details, "<h3>{}</h3>", escape(&run.name));
-            details.push_str(&tables::settings(&eval.settings));
-            details.push_str(&tables::floors(&eval.floors));
-            details.push_str(&list("", &eval.warnings));
-        }
-    }
-    let evals: Vec<&EvalReport> = runs.iter().filter_map(|r| r.eval.as_ref()).collect();
-    let alike = evals.iter().all(|a| evals.iter().all(|b| a.settings.comparable(&b.settings)));
-    if !alike {
-        out.push_str(&paragraph("warning", UNLIKE));
-    }
-    for (name, measured, reached) in runs.iter().filter_map(outdated) {
-        let text = format!(
-            "{name} was measured at step {measured} and has been trained to step {reached} since; `sar eval` \
-             measures it as it is."
-        );
-        out.push_str(&paragraph("warning", &text));
-    }
-    if !details.is_empty() {
-        let charts = gallery(&curves::sweep(&arms, &styles, &shared_floors(&evals), figures));
-        out = section("Evaluations", &(out + &charts + &tables::sweep(&arms, alike) + &details));
-    }
-    out
-}
-
-/// Floors that are the same in all evaluations.
-fn shared_floors(evals: &[&EvalReport]) -> Vec<Floor> {
-    let in_all = |f: &&Floor| evals.iter().all(|e| e.floors.contains(f));
-    evals.first().map_or_else(Vec::new, |e| e.floors.iter().filter(in_all).cloned().collect())
-}
-
-/// A run whose numbers are of fewer steps than it has now: its name, theirs and its own.
-fn outdated(run: &Run) -> Option<(&str, u64, u64)> {
-    let sampler = &run.eval.as_ref()?.settings.sampler;
-    let reached = run.saved?;
-    let known = !sampler.weights.is_empty() && sampler.step < reached;
-    known.then_some((run.name.as_str(), sampler.step, reached))
 }
 
 fn pictures(runs: &[Run], kind: Shows) -> String {
@@ -259,6 +209,14 @@ fn folded(title: &str, body: &str) -> String {
 fn configurations(runs: &[Run]) -> String {
     let mut out = String::new();
     for run in runs {
+        if let Some(origin) = &run.origin {
+            let (file, ema) =
+                (origin.weights.display(), if origin.ema { ", averaged (EMA)" } else { "" });
+            let hash: String = origin.sha256.chars().take(HASH_SHOWN).collect();
+            let (name, step) = (&run.name, origin.step);
+            let text = format!("{name} started from {file}, step {step}{ema} (SHA-256 {hash}…).");
+            out.push_str(&paragraph("caption", &text));
+        }
         if let Some(config) = &run.config {
             let _ = write!(
                 out,

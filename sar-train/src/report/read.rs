@@ -5,7 +5,7 @@ use super::log::{Log, read_log};
 use super::pictures::{Picture, read_pictures};
 use super::summary::{SUMMARY_FILE, Summary};
 use crate::eval::EvalReport;
-use crate::run::EVAL_FILE;
+use crate::run::{EVAL_FILE, Origin};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -38,6 +38,8 @@ pub(super) struct Run {
     pub log: Log,
     pub pictures: Vec<Picture>,
     pub eval: Option<EvalReport>,
+    /// The weights it started from, where they were not new.
+    pub origin: Option<Origin>,
     /// The step of its newest checkpoint, where it has one.
     pub saved: Option<u64>,
     pub notes: Vec<String>,
@@ -167,7 +169,7 @@ fn folder_name(folder: &Path) -> String {
 impl Run {
     /// Whether its log is a generator's: others' losses are of another kind.
     pub(super) fn is_generator(&self) -> bool {
-        let of_generators = ["loss_tf", "scale_loss", "heldout_loss"];
+        let of_generators = ["loss_tf", "loss_first_pass", "scale_loss", "heldout_loss"];
         self.log.fields().any(|f| of_generators.contains(&f.name.as_str()))
     }
 
@@ -184,11 +186,15 @@ impl Run {
             && self.notes.is_empty()
     }
 
-    /// The way of training that its configuration names.
-    pub(super) fn mode(&self) -> String {
-        let table = self.config.as_deref().and_then(|text| text.parse::<toml::Table>().ok());
-        let mode = table.as_ref().and_then(|t| t.get("train")?.get("mode")?.as_str());
-        mode.unwrap_or_default().to_owned()
+    /// What the run is but for its seed of training: configuration and starting weights. None of a run without a
+    /// configuration.
+    pub(super) fn apart_from_seed(&self) -> Option<String> {
+        let mut table = self.config.as_deref()?.parse::<toml::Table>().ok()?;
+        table.get_mut("train")?.as_table_mut()?.remove("seed");
+        // Of a tokenizer that the run does not train.
+        table.remove("tokenizer_train");
+        let from = self.origin.as_ref().map_or("", |origin| origin.sha256.as_str());
+        Some(format!("{from}\n{table}"))
     }
 }
 
@@ -206,6 +212,7 @@ fn read_run(name: &str, folder: &Path, compares: bool) -> Run {
     read_config(folder, expected, &mut run);
     read_log(folder, expected, &mut run);
     read_eval(folder, &mut run);
+    run.origin = Origin::of(folder);
     read_pictures(folder, &mut run);
     run
 }

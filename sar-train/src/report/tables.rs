@@ -3,7 +3,7 @@
 use super::html::{Cell, list, paragraph, table};
 use super::read::Run;
 use super::summary::{Arm, Summary, same_guidance};
-use crate::eval::{EvalSettings, Floor};
+use crate::eval::{EvalSettings, Floor, SweepPoint};
 
 /// Arms against measures, each at its best guidance.
 pub(super) fn arms(summary: &Summary) -> String {
@@ -132,28 +132,47 @@ pub(super) fn sweep(arms: &[Arm], alike: bool) -> String {
         return String::new();
     }
     let measured: Vec<&Arm> = arms.iter().filter(|a| !a.sweep.is_empty()).collect();
-    let mut head = vec!["guidance".to_owned()];
-    head.extend(measured.iter().map(|a| a.name.clone()));
-    let row = |guidance: &f64| {
-        let points = || measured.iter().map(|a| a.at(*guidance));
-        let lowest = points().flatten().map(|p| p.frechet.mean).fold(f64::INFINITY, f64::min);
-        let among = alike && points().flatten().count() > 1;
-        let mut row = vec![Cell::new(guidance.to_string())];
-        row.extend(points().map(|p| {
-            let text = Cell::of(p, |p| {
-                format!("{} / {:.3} / {:.3}", p.frechet.text(2), p.precision.mean, p.recall.mean)
-            });
-            text.best(among && p.is_some_and(|p| p.frechet.mean == lowest))
-        }));
-        row
+    let cell = |arm: &Arm, guidance: f64| {
+        let points = || measured.iter().filter_map(|a| a.at(guidance));
+        let lowest = points().map(|p| p.frechet.mean).fold(f64::INFINITY, f64::min);
+        let among = alike && points().count() > 1;
+        let p = arm.at(guidance);
+        Cell::of(p, quality).best(among && p.is_some_and(|p| p.frechet.mean == lowest))
     };
-    let rows: Vec<_> = guidances.iter().map(row).collect();
+    let names = measured.iter().map(|a| a.name.clone());
+    let guided = guidances.iter().map(|g| format!("{g}").replace('-', "−"));
+    let (head, rows): (Vec<String>, Vec<Vec<Cell>>) = match measured.len() > ARMS_BESIDE {
+        true => {
+            let head = std::iter::once("guidance".to_owned()).chain(guided).collect();
+            let row = |arm: &&Arm| {
+                let cells = guidances.iter().map(|g| cell(arm, *g));
+                std::iter::once(Cell::new(&arm.name)).chain(cells).collect()
+            };
+            (head, measured.iter().map(row).collect())
+        }
+        false => {
+            let head = std::iter::once("guidance".to_owned()).chain(names).collect();
+            let row = |(name, guidance): (String, &f64)| {
+                let cells = measured.iter().map(|arm| cell(arm, *guidance));
+                std::iter::once(Cell::new(name)).chain(cells).collect()
+            };
+            (head, guided.zip(&guidances).map(row).collect())
+        }
+    };
     let bold = match alike && measured.len() > 1 {
         true => " Bold: lowest at this guidance, whether or not by more than the spread.",
         false => "",
     };
-    let caption = format!("Fréchet distance ± spread / precision / recall.{bold}");
+    let caption = format!("Fréchet distance ± spread / precision / recall / class accuracy.{bold}");
     table("Sweep over guidance", &head, &rows) + &paragraph("caption", &caption)
+}
+
+/// More arms than these have a row each, and guidance values a column.
+const ARMS_BESIDE: usize = 4;
+
+fn quality(p: &SweepPoint) -> String {
+    let (precision, recall, accuracy) = (p.precision.mean, p.recall.mean, p.class_accuracy.mean);
+    format!("{} / {precision:.3} / {recall:.3} / {accuracy:.3}", p.frechet.text(2))
 }
 
 /// What real and reconstructed images reach.
@@ -182,12 +201,25 @@ pub(super) fn floors(floors: &[Floor]) -> String {
 
 /// How quality was measured.
 pub(super) fn settings(s: &EvalSettings) -> String {
+    list("", &settings_items(s, false))
+}
+
+/// The same, item by item; of an evaluation that `swept` filters each is beside its numbers.
+pub(super) fn settings_items(s: &EvalSettings, swept: bool) -> Vec<String> {
     if s.extractor.is_empty() {
-        return String::new();
+        return Vec::new();
     }
     let sampler = &s.sampler;
     let off = |v: String, off: bool| if off { "off".to_owned() } else { v };
     let seeds: Vec<String> = s.seeds.iter().map(u64::to_string).collect();
+    let filter = match swept {
+        true => "top-k and top-p as named".to_owned(),
+        false => format!(
+            "top-k {}, top-p {}",
+            off(sampler.top_k.to_string(), sampler.top_k == 0),
+            off(sampler.top_p.to_string(), sampler.top_p == 0.0)
+        ),
+    };
     let items = [
         format!("Features: {} ({} dimensions).", s.extractor, s.feature_dims),
         format!(
@@ -205,16 +237,15 @@ pub(super) fn settings(s: &EvalSettings) -> String {
         if s.data.is_empty() { String::new() } else { format!("Images: {}.", s.data) },
         format!("Precision and recall with {} nearest neighbours.", s.neighbours),
         format!(
-            "Sampling: schedule {}, top-k {}, top-p {}, guidance ramp {}{}.",
-            sampler.schedule,
-            off(sampler.top_k.to_string(), sampler.top_k == 0),
-            off(sampler.top_p.to_string(), sampler.top_p == 0.0),
-            sampler.ramp,
-            sampler.described()
+            "Sampling: schedule {}, {filter}, guidance ramp {}.",
+            sampler.schedule, sampler.ramp
         ),
+        match sampler.described().trim_start_matches("; ") {
+            "" => String::new(),
+            weights => format!("{}{}.", weights[..1].to_uppercase(), &weights[1..]),
+        },
     ];
-    let items: Vec<String> = items.into_iter().filter(|item| !item.is_empty()).collect();
-    list("", &items)
+    items.into_iter().filter(|item| !item.is_empty()).collect()
 }
 
 /// How the classifier was trained, where that is known.

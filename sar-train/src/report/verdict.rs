@@ -1,8 +1,8 @@
 //! Says which arm is better, whichever it is.
 //!
-//! A difference counts as clear where it exceeds its own spread, `√(s_a² + s_b²)` of the two arms'
-//! spreads over sampling seeds. That spread says nothing about other training seeds, and the text
-//! says so.
+//! A difference counts as clear where the 95 % interval of the difference of the two means over
+//! sampling seeds leaves out 0 (Welch's t, which does not take the arms for equally spread). The
+//! interval says nothing about other training seeds, and the text says so.
 
 use super::summary::{Arm, ArmRole, Summary, Verdict};
 use crate::eval::SweepPoint;
@@ -11,23 +11,47 @@ use crate::metrics::Measured;
 /// How one arm stands against another.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Standing {
-    /// Lower by more than the spread.
+    /// Lower by more than the interval.
     Better,
-    /// Higher by more than the spread.
+    /// Higher by more than the interval.
     Worse,
-    /// Within the spread.
+    /// Within the interval.
     NoClearDifference,
     /// Measured once each, so that no spread is known.
     SpreadUnknown,
 }
 
-/// Difference `a − b` of two Fréchet distances, its spread, and how a stands; lower is better.
+/// 97.5 % quantiles of Student's t by degrees of freedom, from 1; with more it is smaller by less than 0.09.
+const STUDENT: [f64; 30] = [
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
+    2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
+    2.052, 2.048, 2.045, 2.042,
+];
+
+/// Half of the 95 % interval of the difference of two means by Welch's t; none where either was measured once.
+fn interval(a: &Measured, b: &Measured) -> Option<f64> {
+    // Squared standard error of a mean, and the degrees of freedom it is known by.
+    let of = |m: &Measured| {
+        let (spread, count) = (m.spread?, m.values.len() as f64);
+        (count > 1.0).then(|| (spread * spread / count, count - 1.0))
+    };
+    let ((a, of_a), (b, of_b)) = (of(a)?, of(b)?);
+    let error = a + b;
+    if error == 0.0 {
+        return Some(0.0);
+    }
+    let freedom = error * error / (a * a / of_a + b * b / of_b);
+    // Rounded down: a wider interval.
+    let row = (freedom as usize).clamp(1, STUDENT.len()) - 1;
+    Some(STUDENT[row] * error.sqrt())
+}
+
+/// Difference `a − b` of two Fréchet distances, half of its 95 % interval, and how a stands; lower is better.
 pub fn compare(a: &Measured, b: &Measured) -> (f64, Option<f64>, Standing) {
     let difference = a.mean - b.mean;
-    let (Some(sa), Some(sb)) = (a.spread, b.spread) else {
+    let Some(spread) = interval(a, b) else {
         return (difference, None, Standing::SpreadUnknown);
     };
-    let spread = sa.hypot(sb);
     let standing = if difference.abs() <= spread {
         Standing::NoClearDifference
     } else if difference < 0.0 {
@@ -57,9 +81,10 @@ pub fn verdict(summary: &Summary) -> Verdict {
     details.extend(at_edge(refined, best_refined));
     details.extend(heldout(control, refined));
     details.push(
-        "Spreads are sample standard deviations over sampling seeds of one training run per arm; \
-         another training seed may move the arms by more. The best guidance was picked on the same \
-         images that it is reported for, in both arms alike."
+        "± of a difference is its 95 % interval over sampling seeds (Welch's t), of a number its sample standard \
+         deviation over them, of one training run per arm: another training seed may move the arms by more, and of \
+         twenty guidance values one would seem clear by chance. The best guidance was picked on the same images that \
+         it is reported for, in both arms alike."
             .into(),
     );
     Verdict { headline: headline(control, best_control, refined, best_refined), details }
@@ -229,8 +254,24 @@ mod tests {
         assert!(better.headline.starts_with("SAR is better"), "{}", better.headline);
         let worse = judged(low, high);
         assert!(worse.headline.starts_with("SAR is worse"), "{}", worse.headline);
-        assert!(worse.details[1].contains("worse at 0 (+10.00 ± 1.00"), "{}", worse.details[1]);
+        assert!(worse.details[1].contains("worse at 0 (+10.00 ± 3.04"), "{}", worse.details[1]);
         assert!(worse.details[1].contains("not clearly different at 1 ("), "{}", worse.details[1]);
+    }
+
+    #[test]
+    fn the_interval_is_welchs() {
+        let of = |values: &[f64]| Measured::of(values.to_vec()).unwrap();
+        // Spreads 1 and 3 of three each: √(10/3) by (1/3+3)²/((1/9+9)/2) = 2.44 degrees of freedom.
+        let (wide, narrow) = (of(&[7.0, 10.0, 13.0]), of(&[1.0, 2.0, 3.0]));
+        let half = interval(&narrow, &wide).unwrap();
+        assert!((half - 4.303 * (10.0f64 / 3.0).sqrt()).abs() < 1e-12, "{half}");
+        assert_eq!(interval(&of(&[1.0, 1.0]), &of(&[2.0, 2.0])), Some(0.0));
+        assert_eq!(interval(&of(&[1.0]), &narrow), None);
+        // A difference of more than the spread of one draw, and yet by chance once in six.
+        assert_eq!(
+            compare(&of(&[1.0, 2.0, 3.0]), &of(&[2.5, 3.5, 4.5])).2,
+            Standing::NoClearDifference
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The folder of a run, and the lock that keeps it to one process.
 
+use super::origin::ORIGIN;
 use super::{Log, RunError, TensorBoard};
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::config::Config;
@@ -109,8 +110,8 @@ impl RunFolder {
 
     /// The files of a run that has only begun, and its curves; `None` where there is anything else.
     fn only_begun(&self) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
-        const FILES: [&str; 8] =
-            [CONFIG, IMAGES, HELD_OUT, CLASSES, LATENTS, COMPUTED, LOG, RUN_TOKENIZER];
+        const FILES: [&str; 9] =
+            [CONFIG, IMAGES, HELD_OUT, CLASSES, LATENTS, COMPUTED, LOG, RUN_TOKENIZER, ORIGIN];
         const OTHERS: [&str; 4] = [LOCK, EVENTS, SAMPLES, CHECKPOINTS];
         let within = |folder: &Path| match folder.exists() {
             true => inside(folder).ok(),

@@ -5,11 +5,12 @@
 //! classes.json     names of the classes, in the order of their labels
 //! images.txt       how many images there were
 //! held-out.txt     which of them are held out
+//! started.json     the weights that the run started from, where they were not new
 //! computed.txt     by which backend, in which type of numbers
 //! tokenizer.safetensors  the tokenizer of a generator's run
 //! latents.txt      whether the run trains on them or on latents of them
 //! log.jsonl        one object per record, `step` in each
-//! tensorboard/     the same numbers as TensorBoard events, and sample grids
+//! tensorboard/     its numbers as TensorBoard events, and sample grids
 //! samples/         PNGs
 //! checkpoints/     step-N, see [`crate::checkpoint`]
 //! eval.json        what `sar eval` measured; the demo's: summary.json
@@ -22,6 +23,7 @@ mod folder;
 mod log;
 pub mod memory;
 mod non_finite;
+mod origin;
 mod progress;
 mod signals;
 mod tensorboard;
@@ -31,6 +33,7 @@ pub(crate) use folder::{RUN_TOKENIZER, is_run};
 pub use folder::{RunFolder, class_names, held_out_of, images_of};
 pub use log::Log;
 pub use non_finite::{NonFinite, NonFiniteError};
+pub use origin::Origin;
 pub use progress::Progress;
 pub(crate) use progress::rate;
 pub use signals::{Interrupt, Interrupted, survive_file_limits};

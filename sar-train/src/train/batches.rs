@@ -3,9 +3,9 @@
 use super::trainer::Batches;
 use super::{HeldOut, TrainError};
 use crate::data::{Dataset, Latents, Loader, spread};
-use crate::model::tokenizer::{EncoderMemory, Tokenizer};
+use crate::model::tokenizer::{EncoderMemory, IMAGE_CHANNELS, Tokenizer};
 use crate::params::hosted;
-use sar_math::backend::Backend;
+use sar_math::backend::{Backend, ShapeError};
 
 /// Batches of a loader through a tokenizer's encoder.
 pub struct EncodedBatches<'a, B: Backend> {
@@ -38,6 +38,10 @@ impl<'a, B: Backend> EncodedBatches<'a, B> {
 impl<B: Backend> Batches<B> for EncodedBatches<'_, B> {
     fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
         let batch = self.loader.next_batch()?;
+        let expected = batch.labels_b.len() * IMAGE_CHANNELS * self.side * self.side;
+        let found = batch.values_b.len();
+        ShapeError::equal("encoded batches", "images (b*3*h*w)", expected, found)
+            .map_err(|e| TrainError::backend(B::Error::from(e)))?;
         let (images, size) = (hosted::<B>(&batch.values_b), (self.side, self.side));
         self.tokenizer
             .encode(backend, self.params, &mut self.memory, &images, size, latents)

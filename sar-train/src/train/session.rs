@@ -50,6 +50,10 @@ pub struct Outcome {
 struct TrainRecord<'a> {
     #[serde(flatten)]
     report: &'a StepReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss_tf: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loss_first_pass: Option<f64>,
     images_per_s: f64,
     skipped: u64,
 }
@@ -196,13 +200,17 @@ impl<B: Backend> Session<'_, B> {
         let (step, skipped) = (trainer.step_number(), trainer.state().non_finite.skipped);
         let Some(report) = trainer.report()? else { return Ok(()) };
         let images_per_s = clock.rate();
-        log.record(step, "train", &TrainRecord { report: &report, images_per_s, skipped })?;
-        board.scalar("AR_loss/total", step, report.loss)?;
         // Other ways of training feed the first pass what was drawn before.
-        let first = match self.config.train.mode {
-            Mode::Teacher | Mode::Ssr => "AR_loss/teacher",
-            Mode::Student | Mode::Hybrid { .. } | Mode::Interleaved => "AR_loss/first_pass",
+        let teacher = matches!(self.config.train.mode, Mode::Teacher | Mode::Ssr);
+        let (loss_tf, loss_first_pass) = match teacher {
+            true => (Some(report.loss_tf), None),
+            false => (None, Some(report.loss_tf)),
         };
+        let record =
+            TrainRecord { report: &report, loss_tf, loss_first_pass, images_per_s, skipped };
+        log.record(step, "train", &record)?;
+        board.scalar("AR_loss/total", step, report.loss)?;
+        let first = if teacher { "AR_loss/teacher" } else { "AR_loss/first_pass" };
         board.scalar(first, step, report.loss_tf)?;
         if let Some(student) = report.loss_csf {
             board.scalar("AR_csfl/student_loss", step, student)?;
@@ -210,11 +218,18 @@ impl<B: Backend> Session<'_, B> {
         board.scalar("AR_lr/lr", step, report.lr)?;
         board.scalar("AR_grad/norm", step, report.grad_norm)?;
         // By their grids: drawn schedules have others at the same place.
-        let grids = report.schedule.split('_');
-        for (grid, (loss, acc)) in grids.zip(report.scale_loss.iter().zip(&report.scale_acc)) {
+        let grids = || report.schedule.split('_');
+        for (grid, (loss, acc)) in grids().zip(report.scale_loss.iter().zip(&report.scale_acc)) {
             board.scalar(&format!("AR_scale_loss/scale_{grid}_loss"), step, *loss)?;
             board.scalar(&format!("AR_scale_acc/scale_{grid}_acc"), step, *acc)?;
         }
+        for (grid, loss) in grids().zip(&report.student_scale_loss) {
+            if let Some(loss) = loss {
+                board.scalar(&format!("AR_csfl_scale_loss/scale_{grid}_loss"), step, *loss)?;
+            }
+        }
+        board.scalar("speed/images_per_s", step, images_per_s)?;
+        board.scalar("speed/skipped_steps", step, skipped as f64)?;
         progress.update(step, &format!("loss {:.3}  {}", report.loss, rate(images_per_s)));
         Ok(())
     }
@@ -234,6 +249,12 @@ impl<B: Backend> Session<'_, B> {
         }
         files.log.record(step, "eval", &report)?;
         files.board.scalar("AR_loss/heldout", step, report.heldout_loss)?;
+        let schedule = self.config.generator.schedule.to_string();
+        let scales = report.heldout_scale_loss.iter().zip(&report.heldout_scale_acc);
+        for (grid, (loss, acc)) in schedule.split('_').zip(scales) {
+            files.board.scalar(&format!("heldout_scale_loss/scale_{grid}_loss"), step, *loss)?;
+            files.board.scalar(&format!("heldout_scale_acc/scale_{grid}_acc"), step, *acc)?;
+        }
         outcome.curve.push((step, report.heldout_loss));
         outcome.held_out = Some(report);
         Ok(())

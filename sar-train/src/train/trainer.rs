@@ -42,7 +42,9 @@ pub struct TrainState {
 pub struct StepReport {
     /// Loss of the first pass + σ·contrastive loss, nats per token.
     pub loss: f64,
-    /// Loss of the first pass: by teacher forcing, or of scales drawn before in ways of training that feed those.
+    /// Loss of the first pass: by teacher forcing, or of scales drawn before in ways of training that feed those, whose
+    /// logs call it `loss_first_pass`.
+    #[serde(skip)]
     pub loss_tf: f64,
     /// Contrastive student-forcing loss, where there is a student pass.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -137,9 +137,13 @@ fn log_step(
 ) -> Result<(), TrainError> {
     let record = Record::of(losses);
     log.record(step, "train", &record)?;
-    board.scalar("tokenizer/reconstruction", step, losses.reconstruction)?;
-    board.scalar("tokenizer/quantization", step, losses.quantization)?;
     // Coarse grids are compared with smaller images, so errors of different grids are no curve.
+    let grid = &record.grid;
+    board.scalar(&format!("tokenizer_reconstruction/{grid}"), step, losses.reconstruction)?;
+    board.scalar(&format!("tokenizer_quantization/{grid}"), step, losses.quantization)?;
+    board.scalar("tokenizer/lr", step, losses.lr)?;
+    board.scalar("tokenizer/grad_norm", step, losses.grad_norm)?;
+    board.scalar("tokenizer/revived_codes", step, losses.revived as f64)?;
     progress.update(step, &format!("mse {:.4} at {}", losses.reconstruction, record.grid));
     Ok(())
 }

@@ -1,12 +1,13 @@
 //! The report, from a synthetic run folder: what it says, what it survives, how it looks.
 #![allow(clippy::unwrap_used)]
 
+mod browser;
+
 use sar_train::eval::{EvalSettings, Floor, SamplerSettings, SweepPoint};
 use sar_train::metrics::Measured;
 use sar_train::report::summary::{Arm, ArmRole, Summary, TokenizerSummary};
 use sar_train::report::{self, ReportError, verdict};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 /// Text that would be markup, or run, if it were not escaped.
 const EVIL: &str = "<script>document.title='broken'</script>\"'&<img src=x onerror=alert(1)>";
@@ -377,93 +378,50 @@ fn runs_of_one_name_are_told_apart_and_unlike_measurements_warned_of() {
     assert!(page().contains("not measured alike") && !page().contains("Bold: lowest"));
 }
 
-/// Where Chromium is, by the names that distributions give it.
-fn chromium() -> Option<PathBuf> {
-    let named = std::env::var_os("CHROMIUM").map(PathBuf::from);
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    let mut folders = std::env::split_paths(&paths);
-    named.or_else(|| {
-        folders.find_map(|folder| {
-            let names = ["chromium", "chromium-browser", "google-chrome"];
-            names.iter().map(|n| folder.join(n)).find(|p| p.is_file())
-        })
-    })
-}
-
-/// Runs Chromium on a page and gives what it wrote to stdout and stderr.
-fn browse(chromium: &Path, page: &Path, extra: &[String]) -> (String, String) {
-    let profile = tempfile::tempdir().unwrap();
-    let output = Command::new(chromium)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
-        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
-        .args(["--disable-dev-shm-usage", "--hide-scrollbars", "--enable-logging=stderr"])
-        .arg(format!("--user-data-dir={}", profile.path().display()))
-        .args(extra)
-        .arg(format!("file://{}", page.display()))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (text(&output.stdout), text(&output.stderr))
-}
-
-/// The number that the probe left in the page under a name.
-fn probed(dom: &str, name: &str) -> u32 {
-    let at = dom.find(&format!("{name}=\"")).unwrap_or_else(|| panic!("no {name} in the page"));
-    let value = dom[at + name.len() + 2..].split('"').next().unwrap();
-    value.parse().unwrap_or_else(|_| panic!("{name} is '{value}'"))
-}
-
-/// The page in a frame of a given width, measured from outside: a window cannot be narrower than
-/// 500 px, and the page itself allows no script.
-fn framed(html: &str, width: u32, height: u32) -> String {
-    let content = html.replace('&', "&amp;").replace('"', "&quot;");
-    format!(
-        "<!DOCTYPE html><body style=\"margin:0\"><iframe style=\"border:0;display:block\" \
-         width=\"{width}\" height=\"{height}\" srcdoc=\"{content}\"></iframe><script>\
-         addEventListener('load', () => {{\
-         const w = frames[0], d = w.document, root = d.documentElement;\
-         const set = (name, value) => document.body.setAttribute('data-' + name, value);\
-         set('page', root.scrollWidth); set('window', w.innerWidth); set('height', root.scrollHeight);\
-         set('broken', [...d.images].filter(i => !i.naturalWidth).length);\
-         set('pictures', d.images.length);\
-         const text = d.querySelector('figure svg text').getBoundingClientRect();\
-         set('text', Math.round(text.height)); }});</script></body>"
-    )
-}
-
 #[test]
-fn chromium_shows_it_without_errors_or_sideways_scrolling() {
-    let Some(chromium) = chromium() else {
-        eprintln!("SKIPPED: no Chromium on this machine; install the Debian package `chromium`");
-        return;
-    };
+fn runs_that_differ_in_their_seed_are_taken_together_and_filters_told_apart() {
     let folder = tempfile::tempdir().unwrap();
-    let page = folder.path().join("report.html");
-    let html = report::write(&[demo(folder.path())], &page).unwrap().html;
-    let (_, log) = browse(&chromium, &page, &["--dump-dom".into()]);
-    assert!(!log.contains("CONSOLE"), "console:\n{log}");
+    let run = |name: &str, seed: u64, points: Vec<SweepPoint>| {
+        let run = folder.path().join(name);
+        std::fs::create_dir_all(&run).unwrap();
+        let mode = name.split('-').next().unwrap();
+        let config = format!("[train]\nmode = \"{mode}\"\nseed = {seed}\n");
+        std::fs::write(run.join("config.toml"), config).unwrap();
+        std::fs::write(run.join("log.jsonl"), "{\"step\":1,\"loss_tf\":1}\n").unwrap();
+        let (settings, floors) = (summary().settings, summary().floors);
+        let eval = sar_train::eval::EvalReport { settings, floors, points, warnings: vec![] };
+        std::fs::write(run.join("eval.json"), serde_json::to_string(&eval).unwrap()).unwrap();
+        run
+    };
+    let mut runs = vec![
+        run("teacher-s0", 0, vec![point(0.0, 0.0, 40.0)]),
+        run("teacher-s1", 1, vec![point(0.0, 0.0, 43.0)]),
+        run("ssr-s0", 0, vec![point(0.0, 0.0, 39.0)]),
+    ];
+    let html = report::render(&runs).unwrap().html;
+    // Of 40 and 43: 41.5, and 3/√2.
+    for part in ["Over training seeds", "teacher (2 training seeds)", "41.50\u{a0}±\u{a0}2.12 / "]
+    {
+        assert!(html.contains(part), "no '{part}'");
+    }
+    assert!(!html.contains("ssr (1") && !html.contains("ssr (2"));
+    // Others started from other weights.
+    let origin = "{\"weights\":\"w\",\"step\":7,\"ema\":false,\"sha256\":\"0123456789abcdef\"}";
+    std::fs::write(runs[1].join("started.json"), origin).unwrap();
+    let html = report::render(&runs).unwrap().html;
+    assert!(!html.contains("Over training seeds"));
+    assert!(html.contains("teacher-s1 started from w, step 7 (SHA-256 0123456789ab…)."));
 
-    let shots = std::env::var_os("SAR_SCREENSHOTS").map(PathBuf::from);
-    for width in [400, 1400] {
-        let frame = folder.path().join(format!("frame-{width}.html"));
-        std::fs::write(&frame, framed(&html, width, 1000)).unwrap();
-        let (dom, log) = browse(&chromium, &frame, &["--dump-dom".into()]);
-        assert!(!log.contains("CONSOLE"), "console at {width} px:\n{log}");
-        assert_eq!(probed(&dom, "data-window"), width, "the frame is not as wide as asked for");
-        assert!(probed(&dom, "data-page") <= width, "scrolls sideways at {width} px");
-        assert_eq!(probed(&dom, "data-pictures"), 5);
-        assert_eq!(probed(&dom, "data-broken"), 0, "pictures that do not load");
-        assert!(probed(&dom, "data-text") >= 11, "chart text too small at {width} px");
-
-        // To look at: SAR_SCREENSHOTS names a folder.
-        if let Some(shots) = &shots {
-            let height = probed(&dom, "data-height");
-            std::fs::write(&frame, framed(&html, width, height)).unwrap();
-            let shot = shots.join(format!("report-{width}.png"));
-            let size = format!("--window-size={},{height}", width.max(500));
-            browse(&chromium, &frame, &[size, format!("--screenshot={}", shot.display())]);
-            assert!(image::image_dimensions(&shot).unwrap().1 >= 1000);
-        }
+    let filtered = |top_p: f64, level: f64| SweepPoint {
+        top_k: Some(0),
+        top_p: Some(top_p),
+        ..point(0.0, 0.0, level)
+    };
+    runs.push(run("swept-s0", 0, vec![filtered(0.0, 50.0), filtered(0.9, 30.0)]));
+    let html = report::render(&runs).unwrap().html;
+    for part in
+        ["swept-s0, top-k 0, top-p 0.9<", "top-k and top-p as named", "<td class=\"best\">30.00"]
+    {
+        assert!(html.contains(part), "no '{part}'");
     }
 }

@@ -1,0 +1,200 @@
+//! Runs that were evaluated on their own, beside each other where nothing compares them.
+
+use super::curves::{self, Figures, gallery};
+use super::html::{escape, list, paragraph, section};
+use super::read::Run;
+use super::summary::{Arm, same_guidance};
+use super::tables;
+use crate::eval::{EvalReport, Floor, SweepPoint};
+use crate::metrics::Measured;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// Over evaluations that cannot be compared.
+const UNLIKE: &str = "These runs were not measured alike (other images, another number of them or of seeds, \
+                      or other features): their numbers do not say which is better.";
+
+/// Over what several runs of one configuration have in common.
+const TRAINING_SEEDS: &str = "Runs that differ in their seed alone, taken together: each is the mean over its own \
+                              sampling seeds, and ± is the sample standard deviation over training seeds.";
+
+/// Their sweeps in one chart and table, over training seeds where there are several, and how they were measured.
+pub(super) fn evaluations(runs: &[Run], figures: &mut Figures) -> String {
+    let evaluated: Vec<(&Run, &EvalReport)> =
+        runs.iter().filter_map(|run| Some((run, run.eval.as_ref()?))).collect();
+    if evaluated.is_empty() {
+        return String::new();
+    }
+    let evals = || evaluated.iter().map(|(_, eval)| *eval);
+    let alike = evals().all(|a| evals().all(|b| a.settings.comparable(&b.settings)));
+    let mut out = String::new();
+    if !alike {
+        out.push_str(&paragraph("warning", UNLIKE));
+    }
+    for (name, measured, reached) in runs.iter().filter_map(outdated) {
+        let text = format!(
+            "{name} was measured at step {measured} and has been trained to step {reached} since; `sar eval` \
+             measures it as it is."
+        );
+        out.push_str(&paragraph("warning", &text));
+    }
+    let (arms, styles) = sweeps(&evaluated);
+    let floors = shared_floors(&evaluated);
+    out.push_str(&gallery(&curves::sweep(&arms, &styles, &floors, "sampling seeds", figures)));
+    out.push_str(&tables::sweep(&arms, alike));
+    out.push_str(&over_training_seeds(&evaluated, &floors, alike, figures));
+    out.push_str(&how_measured(&evaluated));
+    section("Evaluations", &out)
+}
+
+/// A run whose numbers are of fewer steps than it has now: its name, theirs and its own.
+fn outdated(run: &Run) -> Option<(&str, u64, u64)> {
+    let sampler = &run.eval.as_ref()?.settings.sampler;
+    let reached = run.saved?;
+    let known = !sampler.weights.is_empty() && sampler.step < reached;
+    known.then_some((run.name.as_str(), sampler.step, reached))
+}
+
+/// One sweep over guidance for every run and filter, and their styles.
+fn sweeps(evaluated: &[(&Run, &EvalReport)]) -> (Vec<Arm>, Vec<usize>) {
+    let (mut arms, mut styles) = (Vec::new(), Vec::new());
+    let mut next = evaluated.iter().map(|(run, _)| run.style + 1).max().unwrap_or(0);
+    for (run, eval) in evaluated {
+        for (i, (filter, sweep)) in by_filter(eval).into_iter().enumerate() {
+            let name =
+                if filter.is_empty() { run.name.clone() } else { run.name.clone() + &filter };
+            arms.push(Arm { name, sweep, ..Arm::default() });
+            styles.push(if i == 0 { run.style } else { next });
+            next += usize::from(i > 0);
+        }
+    }
+    (arms, styles)
+}
+
+/// The points of each filter in the order of their guidance, by its name where there are several.
+fn by_filter(eval: &EvalReport) -> Vec<(String, Vec<SweepPoint>)> {
+    let mut found: Vec<(String, Vec<SweepPoint>)> = Vec::new();
+    for point in &eval.points {
+        let name = point.filter();
+        match found.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, points)) => points.push(point.clone()),
+            None => found.push((name, vec![point.clone()])),
+        }
+    }
+    for (_, points) in &mut found {
+        points.sort_by(|a, b| a.guidance.total_cmp(&b.guidance));
+    }
+    found
+}
+
+/// Floors that are the same in all evaluations.
+fn shared_floors(evaluated: &[(&Run, &EvalReport)]) -> Vec<Floor> {
+    let in_all = |f: &&Floor| evaluated.iter().all(|(_, eval)| eval.floors.contains(f));
+    let first = evaluated.first().map(|(_, eval)| eval.floors.iter());
+    first.map_or_else(Vec::new, |floors| floors.filter(in_all).cloned().collect())
+}
+
+/// Mean and spread over training seeds of runs that differ in nothing else; nothing where there are none.
+fn over_training_seeds(
+    evaluated: &[(&Run, &EvalReport)],
+    floors: &[Floor],
+    alike: bool,
+    figures: &mut Figures,
+) -> String {
+    let mut groups: BTreeMap<(usize, String), Vec<(&Run, &EvalReport)>> = BTreeMap::new();
+    let mut order: Vec<String> = Vec::new();
+    for (run, eval) in evaluated.iter().filter(|(_, eval)| alike && !eval.sweeps_filters()) {
+        let Some(key) = run.apart_from_seed() else { continue };
+        let place = order.iter().position(|known| *known == key).unwrap_or(order.len());
+        if place == order.len() {
+            order.push(key.clone());
+        }
+        groups.entry((place, key)).or_default().push((run, eval));
+    }
+    let several = groups.values().filter(|group| group.len() > 1);
+    let (mut arms, mut styles) = (Vec::new(), Vec::new());
+    for group in several {
+        let name = format!("{} ({} training seeds)", shared_name(group), group.len());
+        arms.push(Arm { name, sweep: means(group), ..Arm::default() });
+        styles.push(group.first().map_or(0, |(run, _)| run.style));
+    }
+    if arms.is_empty() {
+        return String::new();
+    }
+    format!("<h3>Over training seeds</h3>\n{}", paragraph("", TRAINING_SEEDS))
+        + &gallery(&curves::sweep(&arms, &styles, floors, "training seeds", figures))
+        + &tables::sweep(&arms, true)
+}
+
+/// Each guidance that all runs of a group were measured at: mean and spread of their means.
+fn means(group: &[(&Run, &EvalReport)]) -> Vec<SweepPoint> {
+    let Some((_, first)) = group.first() else { return Vec::new() };
+    let mut points: Vec<SweepPoint> = Vec::new();
+    for point in &first.points {
+        let same = |eval: &EvalReport| {
+            eval.points.iter().find(|p| same_guidance(p.guidance, point.guidance)).cloned()
+        };
+        let all: Option<Vec<SweepPoint>> = group.iter().map(|(_, eval)| same(eval)).collect();
+        let Some(all) = all else { continue };
+        let over = |value: fn(&SweepPoint) -> f64| Measured::of(all.iter().map(value).collect());
+        if let (Ok(frechet), Ok(precision), Ok(recall), Ok(class_accuracy)) = (
+            over(|p| p.frechet.mean),
+            over(|p| p.precision.mean),
+            over(|p| p.recall.mean),
+            over(|p| p.class_accuracy.mean),
+        ) {
+            points.push(SweepPoint { frechet, precision, recall, class_accuracy, ..point.clone() });
+        }
+    }
+    points
+}
+
+/// What the names of runs begin with, without what numbers them: `tf` of `tf-s0` and `tf-s1`.
+fn shared_name(group: &[(&Run, &EvalReport)]) -> String {
+    let names: Vec<&str> = group.iter().map(|(run, _)| run.name.as_str()).collect();
+    let first = names.first().copied().unwrap_or_default();
+    let shared = |end: usize| names.iter().all(|name| name.get(..end) == first.get(..end));
+    let end = (0..=first.len()).rev().find(|end| first.is_char_boundary(*end) && shared(*end));
+    let separators = ['-', '_', '.', ' ', '/'];
+    let stem = first[..end.unwrap_or(0)].trim_end_matches(separators);
+    let numbered = ["seed", "s"].iter().find_map(|word| {
+        let rest = stem.strip_suffix(word)?;
+        rest.ends_with(separators).then(|| rest.trim_end_matches(separators))
+    });
+    match numbered.unwrap_or(stem) {
+        "" => names.join(", "),
+        stem => stem.to_owned(),
+    }
+}
+
+/// How the runs were measured: what all have in common once, the rest run by run.
+fn how_measured(evaluated: &[(&Run, &EvalReport)]) -> String {
+    let items = |eval: &EvalReport| -> Vec<String> {
+        let mut items = tables::settings_items(&eval.settings, eval.sweeps_filters());
+        items.extend(eval.warnings.iter().cloned());
+        items
+    };
+    let all: Vec<Vec<String>> = evaluated.iter().map(|(_, eval)| items(eval)).collect();
+    let in_all = |item: &&String| all.iter().all(|items| items.contains(item));
+    let shared: Vec<String> =
+        all.first().map_or_else(Vec::new, |items| items.iter().filter(in_all).cloned().collect());
+    let same_floors = evaluated.iter().all(|(_, eval)| eval.floors == evaluated[0].1.floors);
+    let mut out = String::from("<h3>How they were measured</h3>\n");
+    out.push_str(&list("", &shared));
+    let own = |items: &[String]| -> Vec<String> {
+        items.iter().filter(|item| !shared.contains(item)).cloned().collect()
+    };
+    if same_floors {
+        let named = evaluated.iter().zip(&all).flat_map(|((run, _), items)| {
+            own(items).into_iter().map(|item| format!("{}: {item}", run.name))
+        });
+        out.push_str(&list("", &named.collect::<Vec<_>>()));
+        return out + &tables::floors(&evaluated[0].1.floors);
+    }
+    for ((run, eval), items) in evaluated.iter().zip(&all) {
+        let _ = writeln!(out, "<h3>{}</h3>", escape(&run.name));
+        out.push_str(&list("", &own(items)));
+        out.push_str(&tables::floors(&eval.floors));
+    }
+    out
+}
