@@ -1,17 +1,19 @@
 //! `sar demo`: tokenizer, generator, two arms of equal steps from the same checkpoint, comparison.
 
 use super::generator_run::{Start, Work};
+use super::models::absolute;
 use super::tokenizer::{Trained, reconstruct, train_in};
 use crate::backend::Compute;
 use crate::cli::{DemoArgs, GlobalArgs};
 use crate::config::{Config, Mode, Preset, SampleConfig, SarConfig};
 use crate::data::{self, Data, DataConfig, grid};
 use crate::eval::{AnyError, EvalOptions, Evaluator, SamplerSettings, prepare};
+use crate::hash::sha256_of;
 use crate::model::classifier::ClassifierTraining;
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::report::summary::{Arm, ArmRole, Summary, TokenizerSummary};
 use crate::report::{self, REPORT_FILE, verdict::verdict};
-use crate::run::{Interrupt, Progress, RunError, RunFolder};
+use crate::run::{Interrupt, Origin, Progress, RunError, RunFolder};
 use crate::sample::{Painter, SampleSettings};
 use crate::train::Outcome;
 use std::path::PathBuf;
@@ -270,6 +272,17 @@ impl<B: Compute> Demo<'_, B> {
             latents: None,
             folder: &folder,
         };
+        if let Some(weights) = from {
+            let step = self.budget.base_steps;
+            let base = self.root.path().join("base/checkpoints").join(format!("step-{step}"));
+            let weights = Origin {
+                weights: absolute(&base.join("model.safetensors")),
+                step,
+                ema: false,
+                sha256: sha256_of(weights),
+            };
+            folder.keep_origin(&weights)?;
+        }
         let start = from.map_or(Start::New, |weights| Start::From(weights.clone()));
         let (outcome, weights) = work.train(start, what, &self.interrupt, self.quiet)?;
         let held_out = outcome.held_out.clone().unwrap_or_default();

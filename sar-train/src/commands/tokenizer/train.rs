@@ -12,7 +12,7 @@ use crate::commands::output;
 use crate::config::Config;
 use crate::data::{self, Data};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
-use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
+use crate::run::{Interrupt, RUN_TOKENIZER, RunError, RunFolder, TensorBoard};
 use crate::train::tokenizer::{
     TokenizerProgress, TokenizerQuality, TokenizerSession, TokenizerTrainer,
 };
@@ -210,6 +210,7 @@ pub(crate) fn train_in<B: Compute>(
     // A run that was done already is measured again, and kept once.
     if !log.has(steps, "eval")? {
         log.record(steps, "eval", &quality_record(&quality))?;
+        show(&mut folder.tensorboard(steps)?, steps, &quality)?;
     }
     let picture = compared(backend, &loaded, held, schedule)?;
     folder.write_png("samples/reconstructions.png", &picture)?;
@@ -236,6 +237,20 @@ fn resume<B: Compute>(
     let moments = [&saved.first_moment[..], &saved.second_moment[..]];
     trainer.restore(&saved.weights, moments, &saved.state)?;
     Ok(true)
+}
+
+/// The same numbers as the log's.
+fn show(board: &mut TensorBoard, step: u64, quality: &TokenizerQuality) -> Result<(), RunError> {
+    for scale in &quality.scales {
+        let grid = format!("{}x{}", scale.grid.0, scale.grid.1);
+        board.scalar(&format!("tokenizer_psnr/{grid}"), step, scale.psnr)?;
+        if let Some(ssim) = scale.ssim {
+            board.scalar(&format!("tokenizer_ssim/{grid}"), step, ssim)?;
+        }
+        board.scalar(&format!("tokenizer_codes_used/{grid}"), step, scale.codebook_used)?;
+    }
+    board.scalar("tokenizer/codebook_used", step, quality.codebook_used)?;
+    board.scalar("tokenizer/perplexity", step, quality.perplexity)
 }
 
 /// A record of the log.
