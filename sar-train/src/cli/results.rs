@@ -256,6 +256,9 @@ pub struct ConvertArgs {
     /// (VAR), else the published ones, since weights alone do not say it.
     #[arg(long, value_name = "1_2_4_8")]
     pub schedule: Option<ScaleSchedule>,
+    /// Groups of a tokenizer's norms (tokenizer.groups), which its weights do not say; default: 32, as published.
+    #[arg(long, value_name = "N")]
+    pub groups: Option<usize>,
     /// Replace the target where it exists.
     #[arg(long)]
     pub force: bool,

@@ -83,6 +83,7 @@ fn of_safetensors(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
             let run = checkpoint::locate(&args.from, false)?.run;
             let run = run.filter(|_| header.kind == Kind::Generator);
             let named = run.as_deref().map(class_names).transpose()?.flatten();
+            anyhow::ensure!(args.groups.is_none(), "--groups: the file says itself what it is");
             let model = Model::of_header(&header, args.schedule)?;
             let all = model.config["classes"].as_u64().unwrap_or(0);
             let named = named.filter(|names| names.len() as u64 == all);
@@ -91,7 +92,7 @@ fn of_safetensors(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
         None => {
             let shapes = checkpoint::read_shapes(&args.from)?;
             let shapes = shapes.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
-            Model::of(&shapes, args.schedule, None).with_context(|| not_converted(args))?
+            Model::of(&shapes, args, None).with_context(|| not_converted(args))?
         }
     };
     let flat = load_weights(&args.from, model.kind, &model.layout)?.flat;
@@ -103,7 +104,7 @@ fn of_pth(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
     let tensors = read_pth(&args.from)?;
     let shapes = tensors.iter().map(|(n, t)| (n.as_str(), t.shape.as_slice())).collect();
     let masked = tensors.get(MASK).and_then(masked_grids);
-    let model = Model::of(&shapes, args.schedule, masked);
+    let model = Model::of(&shapes, args, masked);
     let model = model.with_context(|| not_converted(args))?;
     let flat = arrange(&args.from, &model.layout, &tensors)?;
     Ok((model, flat))
@@ -148,19 +149,25 @@ impl Model {
     /// `masked` are the grids that the file's mask is of, where they are square.
     fn of(
         shapes: &Shapes<'_>,
-        schedule: Option<ScaleSchedule>,
+        args: &ConvertArgs,
         masked: Option<ScaleSchedule>,
     ) -> anyhow::Result<Self> {
+        let schedule = args.schedule;
         if let Some(name) = shapes.keys().find(|name| name.contains("shared_ada_lin")) {
             anyhow::bail!(
                 "`{name}` is of a VAR whose blocks share a layer, as its 512 px model's do; this program reads those \
                  whose blocks have their own (depths 16 to 30, 256 px)"
             )
         } else if shapes.contains_key("pos_start") {
+            anyhow::ensure!(
+                args.groups.is_none(),
+                "--groups is of a tokenizer's norms; {} is a generator's",
+                args.from.display()
+            );
             Self::generator(shapes, schedule, masked)
         } else if shapes.contains_key("quantize.embedding.weight") {
             no_schedule(schedule)?;
-            Self::tokenizer(shapes)
+            Self::tokenizer(shapes, args.groups)
         } else {
             anyhow::bail!(
                 "expected a generator (with `pos_start`) or a tokenizer (with \
@@ -250,7 +257,7 @@ impl Model {
         Ok(Self::new(Kind::Generator, config, layout, about))
     }
 
-    fn tokenizer(shapes: &Shapes<'_>) -> anyhow::Result<Self> {
+    fn tokenizer(shapes: &Shapes<'_>, groups: Option<usize>) -> anyhow::Result<Self> {
         let rows = |name: &str| {
             let dim = shapes.get(name).and_then(|s| s.first()).copied();
             dim.with_context(|| format!("the tokenizer has no `{name}`"))
@@ -281,10 +288,16 @@ impl Model {
             z_channels: rows("encoder.conv_out.weight")?,
             latent_channels: facts.channels.unwrap_or(0),
             vocab: facts.vocab.unwrap_or(0),
-            groups: PUBLISHED_GROUPS,
+            groups: groups.unwrap_or(PUBLISHED_GROUPS),
             residual,
         };
-        let mut model = Self::of_tokenizer(&config)?;
+        let built = Self::of_tokenizer(&config);
+        let mut model = match groups {
+            Some(_) => built?,
+            None => built.context(
+                "its tensors do not say how many groups its norms have; without --groups the published number is taken",
+            )?,
+        };
         model.assumed = (residual > 0).then(|| {
             "that half of each map is convolved (quant_resi 0.5) and codes are looked up by distance (no znorm), as \
              in the released tokenizer, is taken for granted: its tensors do not say it"

@@ -80,7 +80,17 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
         (None, Some(path)) => LoadedTokenizer::open(backend, path)?,
         (None, None) => anyhow::bail!("no tokenizer given; name it with --tokenizer"),
     };
-    let mut data = open_data(&config, &args.run, Task::Train)?;
+    let mut data = open_data(&config, &args.run, Task::Train).map_err(|error| {
+        let named = args.run.config.is_some() || config.data.path.is_some();
+        match from.as_ref().and_then(|from| from.run.as_deref()).filter(|_| !named) {
+            // Flips and cuts come with them, which other arms of the same run have too.
+            Some(run) => error.context(format!(
+                "no images; --config {} takes them and every other setting from the run of these weights",
+                run.join("config.toml").display()
+            )),
+            None => error,
+        }
+    })?;
     if let Some(from) = &mut from {
         compare_held_out(from, &config, &data)?;
         note_other_settings(from, &config, &args.run)?;

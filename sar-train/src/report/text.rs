@@ -74,16 +74,19 @@ fn settings(s: &EvalSettings, swept: bool) -> String {
         false => format!("top-k {}, top-p {}", s.sampler.top_k, s.sampler.top_p),
     };
     let seeds: Vec<String> = s.seeds.iter().map(u64::to_string).collect();
+    let seeds = match seeds.as_slice() {
+        [one] => format!("sampling seed {one}"),
+        several => format!("± is the spread over sampling seeds {}", several.join(", ")),
+    };
     let text = format!(
         "FD: Fréchet distance in {} (its accuracy on the validation images: {:.1} %); {} images per \
-         seed against {} validation images of {}; ± is the spread over sampling seeds {}; schedule {}, \
+         seed against {} validation images of {}; {seeds}; schedule {}, \
          {filter}, guidance ramp {}; {} nearest neighbours{}.",
         s.extractor,
         100.0 * s.extractor_accuracy,
         s.count,
         s.reference_count,
         named(&s.data),
-        seeds.join(", "),
         s.sampler.schedule,
         s.sampler.ramp,
         s.neighbours,

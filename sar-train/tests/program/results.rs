@@ -231,6 +231,22 @@ fn convert_says_what_it_takes_for_granted() {
     assert!(sar(&own, folder).stderr.is_empty());
     let tokenizer = ["convert", "tok.safetensors", "c.safetensors", "--schedule", "1_2"];
     says(&fails(1, &tokenizer, folder), &["--schedule is for a generator"]);
+    // Of a tokenizer nothing tells the groups of its norms.
+    let bytes = fs::read(folder.join("tok.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let bare = safetensors::serialize(tensors.tensors(), None).unwrap();
+    fs::write(folder.join("bare-tok.safetensors"), bare).unwrap();
+    let convert = ["convert", "bare-tok.safetensors", "f.safetensors"];
+    says(&fails(1, &convert, folder), &["without --groups", "32 groups do not divide"]);
+    succeeds(&[&convert[..], &["--groups", "4"]].concat(), folder);
+    let samples = |tokenizer: &str, out: &str| {
+        let sample = ["sample", "base", "--count", "1", "--tokenizer", tokenizer, "--out", out];
+        succeeds(&sample, folder);
+        fs::read(folder.join(out).join("000000.png")).unwrap()
+    };
+    assert_eq!(samples("f.safetensors", "by-f"), samples("tok", "by-tok"));
+    let generator = ["convert", "bare.safetensors", "g.safetensors", "--groups", "4"];
+    says(&fails(1, &generator, folder), &["--groups is of a tokenizer's norms"]);
 }
 
 #[test]
