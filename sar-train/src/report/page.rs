@@ -15,6 +15,8 @@ const STYLE: &str = include_str!("style.css");
 const SHOWN_WIDTH: u32 = 640;
 /// Nor higher than a screen, where they are enlarged.
 const SHOWN_HEIGHT: u32 = 800;
+/// The largest width at which strips stand beside each other: that of a column.
+const BESIDE_WIDTH: u32 = 400;
 /// Pictures of a kind shown per run; of more, the first and the last.
 const PICTURES: usize = 6;
 
@@ -148,15 +150,22 @@ fn pictures(runs: &[Run], kind: Shows) -> String {
             out.push_str(&paragraph("caption wide", &note));
         }
     }
-    let class = if kind == Shows::Samples { "pictures" } else { "strips" };
+    let of_kind = runs.iter().flat_map(|run| &run.pictures).filter(|p| p.shows() == kind);
+    let wide = of_kind.map(|p| shown_size(p).0).max().unwrap_or(0) > BESIDE_WIDTH;
+    let class = if kind == Shows::Samples || !wide { "pictures" } else { "strips" };
     if out.is_empty() { out } else { format!("<div class=\"{class}\">\n{out}</div>\n") }
 }
 
-fn figure(run: &str, picture: &Picture) -> String {
-    // Small pictures grow by a whole factor, so that their pixels stay square and sharp.
+/// Width and height at which a picture is shown: small ones grow by a whole factor, so that their pixels stay square
+/// and sharp.
+fn shown_size(picture: &Picture) -> (u32, u32) {
     let factor = SHOWN_WIDTH / picture.width.max(1);
     let factor = factor.min(SHOWN_HEIGHT / picture.height.max(1)).max(1);
-    let (width, height) = (picture.width * factor, picture.height * factor);
+    (picture.width * factor, picture.height * factor)
+}
+
+fn figure(run: &str, picture: &Picture) -> String {
+    let (width, height) = shown_size(picture);
     let what = picture.shows().described();
     let (run, name) = (escape(run), escape(&picture.name));
     let caption = match picture.shows() {

@@ -126,7 +126,7 @@ fn at_best(control: &Arm, c: &SweepPoint, refined: &Arm, r: &SweepPoint) -> Stri
              accuracy {})",
             arm.name,
             p.frechet.text(2),
-            p.guidance,
+            plain(p.guidance),
             p.precision.text(3),
             p.recall.text(3),
             p.class_accuracy.text(3)
@@ -144,8 +144,8 @@ fn at_equal_guidance(control: &Arm, refined: &Arm) -> String {
         let percent = relative(difference, c.frechet.mean);
         let signed = signed(difference);
         let entry = match spread {
-            Some(s) => format!("{} ({signed} ± {s:.2}, {percent})", r.guidance),
-            None => format!("{} ({signed}, {percent})", r.guidance),
+            Some(s) => format!("{} ({signed} ± {s:.2}, {percent})", plain(r.guidance)),
+            None => format!("{} ({signed}, {percent})", plain(r.guidance)),
         };
         match standing {
             Standing::Better => better.push(entry),
@@ -184,9 +184,11 @@ fn at_edge(arm: &Arm, best: &SweepPoint) -> Option<String> {
     let outermost = best.guidance <= first || best.guidance >= last;
     (arm.sweep.len() > 1 && outermost).then(|| {
         format!(
-            "The best guidance of {} ({}) is at the edge of the sweep ({first} to {last}); a wider \
-             sweep may find a better one.",
-            arm.name, best.guidance
+            "The best guidance of {} ({}) is at the edge of the sweep ({} to {}); a wider sweep may find a better one.",
+            arm.name,
+            plain(best.guidance),
+            plain(first),
+            plain(last)
         )
     })
 }
@@ -199,6 +201,11 @@ fn heldout(control: &Arm, refined: &Arm) -> Option<String> {
         control.name,
         relative(r - c, c)
     ))
+}
+
+/// A number as it is, with a minus sign.
+fn plain(value: f64) -> String {
+    value.to_string().replace('-', "−")
 }
 
 /// `−2.20`.

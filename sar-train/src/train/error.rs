@@ -1,6 +1,7 @@
 //! Why training stops.
 
 use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
 use crate::data::DataError;
 use crate::run::{Interrupted, NonFiniteError, RunError};
 use sar_math::backend::BackendError;
@@ -13,6 +14,9 @@ pub enum TrainError {
     /// An op of the backend.
     #[error("training: {0}")]
     Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A configuration with values out of their range.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// The way of training does not fit the schedule.
     #[error("training: {0}")]
     Plan(#[from] PlanError),

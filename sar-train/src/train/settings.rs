@@ -69,6 +69,11 @@ impl StepSettings {
         self.sar.map_or(Guidance::Off, |s| s.decode.guidance)
     }
 
+    /// What the student pass is pulled towards; of no account without one.
+    pub(super) fn target(&self) -> StudentTarget {
+        self.sar.map_or(StudentTarget::TeacherHard, |s| s.target)
+    }
+
     /// Weight σ of the student pass.
     pub fn sigma(&self) -> f64 {
         self.sar.map_or(0.0, |s| s.sigma)

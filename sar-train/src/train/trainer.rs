@@ -11,7 +11,7 @@ use crate::params::hosted;
 use crate::run::NonFinite;
 use sar_math::backend::{AdamW, Backend, LatentDims, Slot};
 use sar_math::loss::ScaleReport;
-use sar_math::rollout::{Method, Plan, StudentTarget};
+use sar_math::rollout::{Method, Plan};
 use sar_math::{Real, ScaleSchedule};
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +90,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// `quantizer` is the tokenizer's; latents are `height`×`width`.
     ///
     /// # Errors
-    /// Weights of another length; out of memory.
+    /// A configuration out of range, or a way of training that its schedule is too short for; weights of another
+    /// length; out of memory.
     pub fn new(
         backend: &'a B,
         generator: Generator,
@@ -99,12 +100,14 @@ impl<'a, B: Backend> Trainer<'a, B> {
         quantizer: &'a Quantizer<B>,
         (height, width): (usize, usize),
     ) -> Result<Self, TrainError> {
+        config.validate()?;
         let (shape, len) = (generator.shape().clone(), generator.layout().len());
         expect_length("weights", len, weights.len())?;
         expect_length("codes of the tokenizer", shape.vocab, quantizer.vocab())?;
         expect_length("channels of the tokenizer", shape.channels, quantizer.channels())?;
         let settings = StepSettings::of(config);
         let (schedule, batch) = (config.generator.schedule, config.train.batch);
+        Plan::new(settings.method, settings.target(), &schedule, settings.seed, 0)?;
         let build = || -> Result<Self, B::Error> {
             let mut params = backend.params(len)?;
             backend.upload_params(&hosted::<B>(weights), &mut params, 0)?;
@@ -230,7 +233,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             true => self.schedule.random_at(seed, step),
             false => self.schedule,
         };
-        let target = self.settings.sar.map_or(StudentTarget::TeacherHard, |s| s.target);
+        let target = self.settings.target();
         let method = match self.settings.method {
             // A drawn schedule may have fewer scales than ground truth is to feed: then it feeds all.
             Method::Hybrid { teacher_scales } => {

@@ -85,3 +85,26 @@ fn schedules_are_drawn_for_each_step() {
         assert!(seen.len() > 1, "{mode} saw {seen:?} alone");
     }
 }
+
+/// What the program checks before it makes a folder, the library refuses as well.
+#[test]
+fn what_cannot_be_trained_is_refused_when_the_trainer_is_made() {
+    let world = World::new(4);
+    let refused = |change: fn(&mut Config)| {
+        let mut config = config(Mode::Teacher);
+        change(&mut config);
+        let (weights, quantizer) = (&world.weights, &world.quantizer);
+        let generator = world.generator.clone();
+        let made = Trainer::new(&world.backend, generator, &config, weights, quantizer, (3, 3));
+        made.map_or_else(|e| e.to_string(), |_| String::new())
+    };
+    assert_eq!(refused(|_| {}), "");
+    for (change, said) in [
+        ((|c| c.train.accumulate = 0) as fn(&mut Config), "train.accumulate is 0"),
+        (|c| c.train.batch = 0, "train.batch is 0"),
+        (|c| c.train.mode = Mode::Hybrid { teacher_scales: 9 }, "9"),
+    ] {
+        let found = refused(change);
+        assert!(found.contains(said), "'{found}' does not say '{said}'");
+    }
+}
