@@ -15,7 +15,7 @@ use core::ops::Range;
 
 /// Probabilities nearer to a bound than this may round to either side of it; such draws are
 /// replaced when a case is made.
-const CLEAR: f64 = 1e-7;
+const CLEAR: f64 = 1e-6;
 
 #[derive(Clone)]
 struct Operands {
@@ -287,6 +287,5 @@ pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, M
         guidance: Some(strengths()),
         choice: Choice::Draw(filter, DrawKeys { seed: case.seed, first_image: 7 }),
     };
-    let logits = n.values(2 * places(&dims).len() * dims.vocab);
-    repeatable(backend, &Operands { dims, logits })
+    repeatable(backend, &Operands::draw(&mut n, dims))
 }

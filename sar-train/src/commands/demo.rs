@@ -90,10 +90,6 @@ pub fn run<B: Compute>(backend: &B, args: &DemoArgs, global: &GlobalArgs) -> any
         false => error,
     })?;
     summary.write(root.path())?;
-    // Its parts have samples and checkpoints, it has none of its own; what is not empty stays.
-    for folder in [root.samples(), root.checkpoints_folder()] {
-        let _ = std::fs::remove_dir(folder);
-    }
     let page = root.path().join(REPORT_FILE);
     let mut runs = vec![root.path().to_owned()];
     runs.extend(["tokenizer", "base", "control", "sar"].map(|name| root.path().join(name)));

@@ -123,6 +123,10 @@ impl<'a, B: Compute> Painting<'a, B> {
             // A batch may have been written in part, and what an earlier call left may go on behind a gap.
             record.labels.truncate(done.max(folder.present(count)));
             record.npz = earlier;
+            if record.labels.is_empty() {
+                // Of images that are not there: it would be another's.
+                let _ = std::fs::remove_file(folder.path().join(SCALES));
+            }
             let kept = folder.keep(&record);
             // If this write fails too, the error says enough.
             finished?;

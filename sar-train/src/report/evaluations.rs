@@ -7,7 +7,7 @@ use super::summary::{Arm, same_guidance};
 use super::tables;
 use crate::eval::{EvalReport, Floor, SweepPoint};
 use crate::metrics::Measured;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 /// Over evaluations that cannot be compared.
@@ -105,13 +105,21 @@ fn over_training_seeds(
     let mut order: Vec<String> = Vec::new();
     for (run, eval) in evaluated.iter().filter(|(_, eval)| alike && !eval.sweeps_filters()) {
         let Some(key) = run.apart_from_seed() else { continue };
+        // Measured after as many steps, by the same weights and sampler.
+        let s = &eval.settings.sampler;
+        let sampler = (s.step, s.ema, s.top_k, s.top_p, &s.ramp, &s.schedule, s.published_greedy);
+        let key = format!("{key}\n{sampler:?}");
         let place = order.iter().position(|known| *known == key).unwrap_or(order.len());
         if place == order.len() {
             order.push(key.clone());
         }
         groups.entry((place, key)).or_default().push((run, eval));
     }
-    let several = groups.values().filter(|group| group.len() > 1);
+    // A copy of a run is no other seed.
+    let seeds = |group: &[(&Run, &EvalReport)]| {
+        group.iter().map(|(run, _)| run.seed()).collect::<BTreeSet<_>>().len()
+    };
+    let several = groups.values().filter(|group| group.len() > 1 && seeds(group) == group.len());
     let (mut arms, mut styles) = (Vec::new(), Vec::new());
     for group in several {
         let name = format!("{} ({} training seeds)", shared_name(group), group.len());

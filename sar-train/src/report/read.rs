@@ -5,7 +5,8 @@ use super::log::{Log, read_log};
 use super::pictures::{Picture, read_pictures};
 use super::summary::{SUMMARY_FILE, Summary};
 use crate::eval::EvalReport;
-use crate::run::{EVAL_FILE, Origin};
+use crate::hash::sha256_of_file;
+use crate::run::{EVAL_FILE, Origin, RUN_TOKENIZER};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -186,15 +187,22 @@ impl Run {
             && self.notes.is_empty()
     }
 
-    /// What the run is but for its seed of training: configuration and starting weights. None of a run without a
-    /// configuration.
+    /// Its seed of training.
+    pub(super) fn seed(&self) -> Option<i64> {
+        let table = self.config.as_deref()?.parse::<toml::Table>().ok()?;
+        table.get("train")?.get("seed")?.as_integer()
+    }
+
+    /// What the run is but for its seed of training: configuration, tokenizer and starting weights. None of a run
+    /// without a configuration.
     pub(super) fn apart_from_seed(&self) -> Option<String> {
         let mut table = self.config.as_deref()?.parse::<toml::Table>().ok()?;
         table.get_mut("train")?.as_table_mut()?.remove("seed");
         // Of a tokenizer that the run does not train.
         table.remove("tokenizer_train");
         let from = self.origin.as_ref().map_or("", |origin| origin.sha256.as_str());
-        Some(format!("{from}\n{table}"))
+        let tokenizer = sha256_of_file(&self.folder.join(RUN_TOKENIZER)).unwrap_or_default();
+        Some(format!("{from}\n{tokenizer}\n{table}"))
     }
 }
 

@@ -41,9 +41,17 @@ fn interval(a: &Measured, b: &Measured) -> Option<f64> {
         return Some(0.0);
     }
     let freedom = error * error / (a * a / of_a + b * b / of_b);
-    // Rounded down: a wider interval.
-    let row = (freedom as usize).clamp(1, STUDENT.len()) - 1;
-    Some(STUDENT[row] * error.sqrt())
+    Some(student(freedom) * error.sqrt())
+}
+
+/// The quantile for degrees of freedom between those of the table: linear in their inverse, of which it is a convex
+/// function, so that an interval is never too narrow.
+fn student(freedom: f64) -> f64 {
+    let freedom = freedom.clamp(1.0, STUDENT.len() as f64);
+    let below = (freedom as usize).min(STUDENT.len() - 1);
+    let (low, high) = (below as f64, below as f64 + 1.0);
+    let part = (1.0 / low - 1.0 / freedom) / (1.0 / low - 1.0 / high);
+    STUDENT[below - 1] + part * (STUDENT[below] - STUDENT[below - 1])
 }
 
 /// Difference `a − b` of two Fréchet distances, half of its 95 % interval, and how a stands; lower is better.
@@ -271,7 +279,14 @@ mod tests {
         // Spreads 1 and 3 of three each: √(10/3) by (1/3+3)²/((1/9+9)/2) = 2.44 degrees of freedom.
         let (wide, narrow) = (of(&[7.0, 10.0, 13.0]), of(&[1.0, 2.0, 3.0]));
         let half = interval(&narrow, &wide).unwrap();
-        assert!((half - 4.303 * (10.0f64 / 3.0).sqrt()).abs() < 1e-12, "{half}");
+        // The quantile of 2.44 degrees is 3.66; between 4.303 of two and 3.182 of three.
+        let quantile = half / (10.0f64 / 3.0).sqrt();
+        assert!((3.66..3.75).contains(&quantile), "{quantile}");
+        assert_eq!(
+            (student(1.0), student(2.0), student(30.0), student(1e9)),
+            (12.706, 4.303, 2.042, 2.042)
+        );
+        assert!((student(4.0 - 1e-15) - 2.776).abs() < 1e-9);
         assert_eq!(interval(&of(&[1.0, 1.0]), &of(&[2.0, 2.0])), Some(0.0));
         assert_eq!(interval(&of(&[1.0]), &narrow), None);
         // A difference of more than the spread of one draw, and yet by chance once in six.
