@@ -11,6 +11,9 @@ use crate::ScaleSchedule;
 use crate::backend::{CodeDims, Distance, RolloutOps, TokenSpan};
 use alloc::vec::Vec;
 
+/// What the op leaves as it was.
+const REST: &str = "the rest of a row";
+
 /// Cosines, and half squared distances, nearer than this may round to either side in f32; ids are compared where the best code
 /// is farther ahead, or exactly tied.
 const CLEAR: f64 = 1e-4;
@@ -132,7 +135,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
         out.push("ids", ids.chunks(row).flat_map(|row| &row[columns.clone()]).copied().collect());
         let rest = ids.chunks(row);
         let rest = rest.flat_map(|row| row[..columns.start].iter().chain(&row[columns.end..]));
-        out.push("the rest of a row", rest.copied().collect());
+        out.push(REST, rest.copied().collect());
         Ok(out)
     }
 
@@ -140,10 +143,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
         let ids = self.z.chunks(self.codes.channels).map(|z| self.nearest(z).0 as f64);
         let rest = self.batch * (self.span.row() - self.span.columns().len());
         let untouched = alloc::vec![f64::from(GARBAGE_ID); rest];
-        alloc::vec![
-            Expected::exact("ids", ids.collect()),
-            Expected::exact("the rest of a row", untouched),
-        ]
+        alloc::vec![Expected::exact("ids", ids.collect()), Expected::exact(REST, untouched),]
     }
 
     fn rows(&self) -> usize {

@@ -164,7 +164,17 @@ fn shared_name(group: &[(&Run, &EvalReport)]) -> String {
     let shared = |end: usize| names.iter().all(|name| name.get(..end) == first.get(..end));
     let end = (0..=first.len()).rev().find(|end| first.is_char_boundary(*end) && shared(*end));
     let separators = ['-', '_', '.', ' ', '/'];
-    let stem = first[..end.unwrap_or(0)].trim_end_matches(separators);
+    let shared = &first[..end.unwrap_or(0)];
+    // What goes on within a number or a word is no common part of it: `tf-s1` of `tf-s10` and `tf-s11`.
+    let inside = |name: &&str| {
+        let next = name[shared.len()..].chars().next();
+        next.is_some_and(char::is_alphanumeric) && shared.ends_with(char::is_alphanumeric)
+    };
+    let numbers = shared.trim_end_matches(|c: char| c.is_ascii_digit());
+    let stem = match names.iter().any(inside) {
+        true => numbers.trim_end_matches(separators),
+        false => shared.trim_end_matches(separators),
+    };
     let numbered = ["seed", "s"].iter().find_map(|word| {
         let rest = stem.strip_suffix(word)?;
         rest.ends_with(separators).then(|| rest.trim_end_matches(separators))
@@ -205,4 +215,30 @@ fn how_measured(evaluated: &[(&Run, &EvalReport)]) -> String {
         out.push_str(&tables::floors(&eval.floors));
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_called_by_what_its_names_share_but_for_their_numbers() {
+        for (names, shared) in [
+            (["tf-s0", "tf-s1"], "tf"),
+            (["tf-s10", "tf-s11"], "tf"),
+            (["tf-s1", "tf-s10"], "tf"),
+            (["runs/a_seed3", "runs/a_seed4"], "runs/a"),
+            (["one", "two"], "one, two"),
+        ] {
+            let runs = names.map(|name| Run { name: name.into(), ..Run::default() });
+            let eval = EvalReport {
+                settings: Default::default(),
+                floors: Vec::new(),
+                points: Vec::new(),
+                warnings: Vec::new(),
+            };
+            let group: Vec<_> = runs.iter().map(|run| (run, &eval)).collect();
+            assert_eq!(shared_name(&group), shared);
+        }
+    }
 }
