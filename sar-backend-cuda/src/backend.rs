@@ -262,6 +262,10 @@ impl<S: Storage, D: Device> Buffers for CudaBackend<S, D> {
         self.device.replay((key, scratch), work)
     }
 
+    fn params_key(&self, params: &Params<S, D>) -> u64 {
+        params.key
+    }
+
     fn synchronize(&self) -> Result<(), CudaError> {
         self.device.synchronize()
     }

@@ -4,7 +4,7 @@ use crate::device::Device;
 use crate::error::CudaError;
 use crate::storage::{Storage, Stored};
 use core::marker::PhantomData;
-use sar_math::backend::{ShapeError, Slot};
+use sar_math::backend::{ShapeError, Slot, next_replay_key};
 use std::sync::Arc;
 
 /// A typed device address.
@@ -181,12 +181,14 @@ pub struct Params<S, D: Device> {
     pub(crate) master: Buffer<f32, D>,
     /// Rounded from `master`; `None` where S is f32.
     pub(crate) narrow: Option<Buffer<S, D>>,
+    /// Tells them from those that come to lie where they lay.
+    pub(crate) key: u64,
 }
 
 impl<S: Storage, D: Device> Params<S, D> {
     pub(crate) fn zeroed(device: &Arc<D>, len: usize) -> Result<Self, CudaError> {
         let narrow = S::NARROW.then(|| Buffer::zeroed(device, len)).transpose()?;
-        Ok(Self { master: Buffer::zeroed(device, len)?, narrow })
+        Ok(Self { master: Buffer::zeroed(device, len)?, narrow, key: next_replay_key() })
     }
 
     /// Number of elements.

@@ -1,7 +1,8 @@
 //! The whole chain from a program of one's own: a tokenizer, a generator by teacher forcing, samples.
 //!
 //! `cargo run --release -p sar-train --example train_and_sample` takes ten seconds on two cores and
-//! writes `samples.png`; more steps make letters of it, and `sar demo` does the same in earnest.
+//! writes `samples.png`, `tokenizer.safetensors` and `generator.safetensors`, which `sar sample` takes; more steps
+//! make letters of it, and `sar demo` does the same in earnest.
 
 use sar_backend_cpu::CpuBackend;
 use sar_train::config::Config;
@@ -9,9 +10,10 @@ use sar_train::data::grid::{Images, save_grid};
 use sar_train::data::{self, Data, DataConfig};
 use sar_train::model::generator::{Generator, GeneratorShape};
 use sar_train::model::tokenizer::Tokenizer;
-use sar_train::sample::{Decoder, Painter};
+use sar_train::sample::Painter;
 use sar_train::train::tokenizer::TokenizerTrainer;
 use sar_train::train::{EncodedBatches, Trainer, encode_all};
+use sar_train::trained::{TrainedGenerator, TrainedTokenizer};
 use std::error::Error;
 use std::path::Path;
 
@@ -33,15 +35,15 @@ fn configuration() -> Result<Config, Box<dyn Error>> {
     Ok(config)
 }
 
-/// Images to codes and back. The trainer holds the weights.
-fn train_tokenizer<'a>(
-    backend: &'a Backend,
-    tokenizer: &'a Tokenizer,
+/// Images to codes and back.
+fn train_tokenizer(
+    backend: &Backend,
     config: &Config,
     data: &Data,
-) -> Result<TokenizerTrainer<'a, Backend>, Box<dyn Error>> {
+) -> Result<TrainedTokenizer<Backend>, Box<dyn Error>> {
     let (settings, side) = (&config.tokenizer_train, data.train.side());
-    let mut trainer = TokenizerTrainer::new(backend, tokenizer, settings, (side, side))?;
+    let tokenizer = Tokenizer::new(&config.tokenizer)?;
+    let mut trainer = TokenizerTrainer::new(backend, &tokenizer, settings, (side, side))?;
     let mut loader = data.loader(settings.batch, settings.seed, 0)?;
     for step in 1..=settings.steps {
         let losses = trainer.step(&loader.next_batch()?.values_b)?;
@@ -50,7 +52,35 @@ fn train_tokenizer<'a>(
             println!("tokenizer, step {step}: squared error {error:.3} at {rows}×{columns}");
         }
     }
-    Ok(trainer)
+    let weights = trainer.weights()?;
+    Ok(TrainedTokenizer::new(backend, tokenizer, weights, settings.steps)?)
+}
+
+/// The weights of a model of the tokenizer's codes, after the last step.
+fn train_generator(
+    backend: &Backend,
+    config: &Config,
+    data: &Data,
+    codes: &TrainedTokenizer<Backend>,
+) -> Result<Vec<f32>, Box<dyn Error>> {
+    let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
+    let (batch, seed) = (config.train.batch, config.train.seed);
+    let side = data.train.side();
+    let latent = codes.tokenizer.latent_side(side);
+    let (start, size) = (generator.initial(seed), (latent, latent));
+    let mut trainer = Trainer::new(backend, generator, config, &start, &codes.quantizer, size)?;
+    let loader = data.loader(batch, seed, 0)?;
+    let (tokenizer, params) = (&codes.tokenizer, &codes.params);
+    let mut batches = EncodedBatches::new(backend, loader, tokenizer, params, batch, side)?;
+    let held_out = encode_all(backend, tokenizer, params, &data.validation, HELD_OUT)?;
+    for step in 1..=config.train.steps {
+        trainer.step(&mut batches)?;
+        if step % 50 == 0 {
+            let held_out = trainer.held_out(&held_out)?.heldout_loss;
+            println!("generator, step {step}: held-out loss {held_out:.3} nats per token");
+        }
+    }
+    Ok(trainer.export()?.weights)
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -59,34 +89,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     let data = data::open(&config.data)?;
     println!("{}", data.summary);
 
-    let tokenizer = Tokenizer::new(&config.tokenizer)?;
-    let trained = train_tokenizer(&backend, &tokenizer, &config, &data)?;
-    let weights = trained.params();
-    let quantizer = tokenizer.quantizer(&backend, weights)?;
+    let tokenizer = train_tokenizer(&backend, &config, &data)?;
+    tokenizer.save(Path::new("tokenizer.safetensors"))?;
+    let weights = train_generator(&backend, &config, &data, &tokenizer)?;
+    let (file, section, steps) = ("generator.safetensors", &config.generator, config.train.steps);
+    let trained =
+        TrainedGenerator::keep(Path::new(file), section, weights, steps, Some(data.classes))?;
 
-    let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
-    let (batch, seed) = (config.train.batch, config.train.seed);
-    let side = data.train.side();
-    let latent = tokenizer.latent_side(side);
-    let (start, size) = (generator.initial(seed), (latent, latent));
-    let mut trainer = Trainer::new(&backend, generator.clone(), &config, &start, &quantizer, size)?;
-    let loader = data.loader(batch, seed, 0)?;
-    let mut batches = EncodedBatches::new(&backend, loader, &tokenizer, weights, batch, side)?;
-    let held_out = encode_all(&backend, &tokenizer, weights, &data.validation, HELD_OUT)?;
-    for step in 1..=config.train.steps {
-        trainer.step(&mut batches)?;
-        if step % 50 == 0 {
-            let held_out = trainer.held_out(&held_out)?.heldout_loss;
-            println!("generator, step {step}: held-out loss {held_out:.3} nats per token");
-        }
-    }
-
-    let decoder = Decoder { tokenizer: &tokenizer, params: weights, quantizer: &quantizer };
-    let schedule = config.generator.schedule;
-    let labels: Vec<u32> = (0..config.generator.classes as u32).collect();
-    let mut painter = Painter::new(&backend, &generator, decoder, &schedule, labels.len(), true)?;
-    let settings = config.sample.settings(seed);
-    let painted = painter.paint(trainer.params(), &labels, 0, &settings, 0)?;
+    // Of a program that samples, this is the whole: `TrainedGenerator::open(path, false)` has what `keep` returned.
+    let params = trained.params(&backend)?;
+    let (model, schedule) = (&trained.generator, trained.section.schedule);
+    let labels: Vec<u32> = (0..trained.section.classes as u32).collect();
+    let decoder = tokenizer.decoder();
+    let mut painter = Painter::new(&backend, model, decoder, &schedule, labels.len(), true)?;
+    let settings = config.sample.settings(config.train.seed);
+    let painted = painter.paint(&params, &labels, 0, &settings, 0)?;
     let (height, width) = painter.size(schedule.len() - 1);
     let images = Images { images_b3hw: &painted.images, height, width };
     save_grid(Path::new("samples.png"), images, labels.len())?;

@@ -33,6 +33,11 @@ fn write(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
     put(file, path, sync)
 }
 
+/// A path that a record keeps: it holds from whatever folder it is read.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 /// Whether there is a pipe or a device, which a file that is renamed would replace.
 pub(crate) fn is_special(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())

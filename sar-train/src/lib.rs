@@ -10,6 +10,7 @@
 //! | [`model::tokenizer::Tokenizer`], [`train::tokenizer::TokenizerTrainer`] | images to codes and back |
 //! | [`model::generator::Generator`], [`train::Trainer`] | the model of codes; every way of training, step by step |
 //! | [`sample::Painter`] | images, a batch at a time, the same whatever the batch |
+//! | [`trained::TrainedGenerator`] | one that was trained: opened, kept, given to a painter |
 //! | [`eval::prepare`] | Fréchet distance, precision, recall, class accuracy |
 //! | [`checkpoint`] | weights in safetensors under the published names; `.pth` is read |
 //! | [`run::RunFolder`], [`report`] | run folders, logs, TensorBoard; one HTML page about them |
@@ -33,3 +34,4 @@ pub mod report;
 pub mod run;
 pub mod sample;
 pub mod train;
+pub mod trained;

@@ -174,7 +174,7 @@ pub trait Buffers {
     /// - Under one key `work` issues the same ops with the same dimensions and constants on the same
     ///   buffers, which live as long as the key is used. What the buffers hold may change.
     /// - A key belongs to these buffers for the life of the process: callers draw it from
-    ///   [`next_replay_key`] and draw another one for other buffers.
+    ///   [`next_replay_key`] and draw another one for other buffers, which [`Buffers::params_key`] tells apart.
     ///
     /// # Errors
     /// Those of `work`, after which nothing is recorded; a device fault.
@@ -183,6 +183,16 @@ pub trait Buffers {
         key: u64,
         work: &mut dyn FnMut() -> Result<(), Self::Error>,
     ) -> Result<(), Self::Error>;
+
+    /// Tells weights apart for [`Buffers::replay`]: the same as long as they live, another for any that are allocated
+    /// later. What they hold may change.
+    ///
+    /// The default is their address on the host, which later ones may come to have and which changes where they are
+    /// moved: enough for a backend whose `replay` is `work()`. One that records draws a [`next_replay_key`] when
+    /// it allocates them.
+    fn params_key(&self, params: &Self::Params) -> u64 {
+        core::ptr::from_ref(params).addr() as u64
+    }
 
     /// Waits until all work given so far is done.
     ///

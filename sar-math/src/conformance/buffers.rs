@@ -7,6 +7,7 @@ use super::subject::{Expected, Outputs, Subject, Verifier, refused, shape_error}
 use super::verdict::{Mismatch, Report};
 use crate::Real;
 use crate::backend::{Buffers, next_replay_key};
+use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -187,8 +188,26 @@ fn replays<B: Buffers>(backend: &B, n: &mut Numbers) -> Result<(), Mismatch> {
         let (from, mut to) = (backend.activation(len)?, backend.activation(len)?);
         backend.replay(next_replay_key(), &mut || backend.copy(&from, 0, &mut to, 0, len + 1))
     };
+    told_apart(backend, len)?;
     // The error is that of the op inside.
     shape_error(&["replay", "copy"], "work that fails", fails())
+}
+
+/// Weights that live at once have keys of their own, which they keep where what they hold changes.
+fn told_apart<B: Buffers>(backend: &B, len: usize) -> Result<(), Mismatch> {
+    let keys = || -> Result<[u64; 3], B::Error> {
+        let (mut one, other) = (backend.params(len)?, backend.params(len)?);
+        let before = backend.params_key(&one);
+        backend.upload_params(&vec![B::Host::of(1.0); len], &mut one, 0)?;
+        Ok([before, backend.params_key(&one), backend.params_key(&other)])
+    };
+    let [before, after, other] = keys().map_err(|e| refused("params_key", &e))?;
+    if before == after && before != other {
+        return Ok(());
+    }
+    let what = "keys of weights, before and after an upload, and of others";
+    let found = format!("{before}, {after} and {other}");
+    Err(Mismatch::outcome("params_key", what, "the same twice, then another", found))
 }
 
 fn draw(n: &mut Numbers, used: usize, len: usize) -> Operands {

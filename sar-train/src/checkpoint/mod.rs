@@ -20,6 +20,7 @@ pub use folder::{Checkpoints, Found, Purpose, Resumed, Saved, Snapshot, latest_i
 pub use locate::{Located, locate};
 pub use pth::{RawTensor, read_pth};
 pub use storage::{Disk, Sink, Storage};
+pub(crate) use weights::check_length;
 pub use weights::{Weights, arrange, load_weights, read_header, read_shapes, save_weights};
 
 use serde::{Deserialize, Serialize};

@@ -84,7 +84,8 @@ pub(super) fn load_sets(
     prefixes.iter().map(|prefix| read_tensors(&file, layout, prefix)).collect()
 }
 
-pub(super) fn check_length(
+/// Whether a buffer has as many values as the layout.
+pub(crate) fn check_length(
     what: &'static str,
     layout: &Layout,
     flat: &[f32],

@@ -1,14 +1,14 @@
-//! Classes as they are typed: by name or by number.
+//! Classes by name and by number: as they are typed, and as weights and images have them.
 
-use super::models::LoadedGenerator;
 use super::output;
-use crate::data::some_of;
+use crate::data::{Data, some_of};
+use crate::trained::TrainedGenerator;
 use anyhow::Context as _;
 
 /// The classes asked for, or all; images have them in turn.
 pub(super) fn asked_classes(
     asked: &[String],
-    generator: &LoadedGenerator,
+    generator: &TrainedGenerator,
 ) -> anyhow::Result<Vec<u32>> {
     let classes = generator.section.classes;
     let names = generator.classes.as_deref().unwrap_or_default();
@@ -58,7 +58,7 @@ fn whole_names(pieces: &[String], names: &[String]) -> Vec<String> {
 }
 
 /// The classes that there are, told.
-pub(super) fn known_classes(generator: &LoadedGenerator) -> String {
+pub(super) fn known_classes(generator: &TrainedGenerator) -> String {
     let classes = generator.section.classes;
     match generator.classes.as_deref().unwrap_or_default() {
         [] => format!("the generator has {classes}, by numbers from 0: their names were not kept"),
@@ -67,6 +67,99 @@ pub(super) fn known_classes(generator: &LoadedGenerator) -> String {
             format!("the generator has {classes}, by number from 0 or by name: {}", some_of(&names))
         }
     }
+}
+
+/// Gives classes that these images leave without a name the one that the generator's run has for them.
+pub(super) fn name_classes(generator: &TrainedGenerator, data: &mut Data) {
+    name_gaps(&mut data.classes, generator.classes.as_deref().unwrap_or_default());
+}
+
+/// Warns where a label means another class to these images than to those that the generator was trained on.
+pub(super) fn compare_with_generator(generator: &TrainedGenerator, data: &Data) {
+    let Some(before) = generator.classes.as_deref() else {
+        output::note(format_args!(
+            "note: the names of the generator's classes were not kept; its classes are taken for those of the \
+             images, in their order"
+        ));
+        return;
+    };
+    if let Some(difference) = other_class(before, &data.classes) {
+        output::note(format_args!(
+            "warning: the images have other classes than those that the generator was trained on: \
+             {difference}"
+        ));
+    }
+}
+
+/// Lets a generator have the classes `names`, those of the same name as they are, the others anew.
+pub(super) fn adopt_classes(
+    generator: &mut TrainedGenerator,
+    names: &[String],
+    seed: u64,
+) -> anyhow::Result<()> {
+    let known = generator.classes.take().unwrap_or_default();
+    let row = |(label, name): (usize, &String)| {
+        let known = || known.iter().position(|k| k == name);
+        is_named(label, name).then(known).flatten()
+    };
+    let rows: Vec<Option<usize>> = names.iter().enumerate().map(row).collect();
+    (generator.generator, generator.weights) =
+        generator.generator.with_classes(&generator.weights, &rows, seed)?;
+    generator.section.classes = names.len();
+    let (kept, all) = (rows.iter().flatten().count(), names.len());
+    match known.as_slice() {
+        [] => output::note(format_args!(
+            "note: no names of the weights' classes were kept, so all {all} begin anew"
+        )),
+        _ => output::note(format_args!(
+            "note: {kept} of {all} classes keep what the weights know of them by name, the others \
+             begin anew"
+        )),
+    }
+    generator.classes = Some(names.to_vec());
+    Ok(())
+}
+
+/// Whether a class has a name, and not just the number that list files and classes without images have.
+fn is_named(label: usize, name: &str) -> bool {
+    name != label.to_string()
+}
+
+/// Gives labels without a name the known one, unless another label has that.
+fn name_gaps(names: &mut [String], known: &[String]) {
+    for (label, known) in known.iter().enumerate().take(names.len()) {
+        if !is_named(label, &names[label]) && !names.contains(known) {
+            names[label].clone_from(known);
+        }
+    }
+}
+
+/// The first label that means another class in `now` than in `before`, told.
+pub(super) fn other_class(before: &[String], now: &[String]) -> Option<String> {
+    let pairs = before.iter().zip(now).enumerate();
+    let named = |(label, (a, b)): &(usize, (&String, &String))| {
+        is_named(*label, a) && is_named(*label, b) && a != b
+    };
+    let changed = pairs.into_iter().find(named);
+    let without = |all: &[String], others: &[String]| -> Vec<String> {
+        let kept = all.iter().enumerate().filter(|(label, name)| is_named(*label, name));
+        kept.filter(|(_, name)| !others.contains(name))
+            .map(|(_, name)| format!("`{name}`"))
+            .collect()
+    };
+    let told = |names: Vec<String>, what: &str| {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        (!names.is_empty()).then(|| format!("{} {what}", some_of(&names)))
+    };
+    let mut parts: Vec<String> = changed
+        .map(|(label, (was, is))| format!("class {label} was `{was}` and is `{is}` now"))
+        .into_iter()
+        .collect();
+    if changed.is_some() || before.len() != now.len() {
+        parts.extend(told(without(before, now), "missing"));
+        parts.extend(told(without(now, before), "new"));
+    }
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 #[cfg(test)]
@@ -84,5 +177,18 @@ mod tests {
         assert_eq!(whole("cat, big,cat"), ["cat, big", "cat"]);
         assert_eq!(whole("a,b,c,dog"), ["a,b,c", "dog"]);
         assert_eq!(whole("a,b"), ["a", "b"]);
+    }
+
+    #[test]
+    fn no_name_is_given_to_two_classes() {
+        let named = |names: &[&str], known: &[&str]| {
+            let own = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let mut names = own(names);
+            name_gaps(&mut names, &own(known));
+            names
+        };
+        assert_eq!(named(&["a", "1", "2"], &["x", "b", "c"]), ["a", "b", "c"]);
+        // `a` is label 0 to these images, and stays so alone.
+        assert_eq!(named(&["a", "1", "2"], &["b", "a", "c", "d"]), ["a", "1", "c"]);
     }
 }

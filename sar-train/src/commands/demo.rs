@@ -1,13 +1,13 @@
 //! `sar demo`: tokenizer, generator, two arms of equal steps from the same checkpoint, comparison.
 
 use super::generator_run::{Start, Work};
-use super::models::absolute;
 use super::tokenizer::{Trained, reconstruct, train_in};
 use crate::backend::Compute;
 use crate::cli::{DemoArgs, GlobalArgs};
 use crate::config::{Config, Mode, Preset, SampleConfig, SarConfig};
 use crate::data::{self, Data, DataConfig, grid};
 use crate::eval::{AnyError, EvalOptions, Evaluator, SamplerSettings, prepare};
+use crate::files::absolute;
 use crate::hash::sha256_of;
 use crate::model::classifier::ClassifierTraining;
 use crate::model::generator::{Generator, GeneratorShape};

@@ -1,7 +1,7 @@
 //! `sar edit`: parts of an image drawn anew by a generator, the rest of its codes kept.
 
 use super::classes::{asked_classes, known_classes};
-use super::models::{LoadedGenerator, LoadedTokenizer, absolute};
+use super::models::{open_generator, tokenizer_of, tokenizer_path};
 use super::output;
 use super::painting::{Batch, Painting, Target};
 use super::samples::{EditRecord, GIVEN, SampleFolder, SampleRecord, as_text};
@@ -10,8 +10,10 @@ use crate::cli::{EditArgs, GlobalArgs};
 use crate::data::decode::Picture;
 use crate::data::grid::{self, Images};
 use crate::data::{Augment, ImageFile};
+use crate::files::absolute;
 use crate::hash::sha256_of;
 use crate::sample::{Edit, Editor, Hole, MASKED_SHARE, Mask};
+use crate::trained::TrainedTokenizer;
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
 use std::fs;
@@ -23,8 +25,8 @@ use std::path::Path;
 /// A checkpoint, an image or a mask that cannot be used, flags that leave nothing to keep or to draw, a class
 /// out of range, a folder that cannot be written.
 pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let mut generator = LoadedGenerator::open(&args.generator, args.ema)?;
-    let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
+    let mut generator = open_generator(&args.generator, args.ema)?;
+    let tokenizer = tokenizer_of(&generator, backend, args.tokenizer.as_deref())?;
     let run = generator.run_config()?.unwrap_or_default();
     let settings =
         args.sampler.settings(run.sample, Some(args.count), args.guidance, &args.filter)?;
@@ -38,7 +40,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     check(args, &schedule)?;
     let edit = read(args, &schedule, &tokenizer, run.data.max_pixels)?;
     note_large(&edit, &schedule);
-    let path = generator.tokenizer_path(args.tokenizer.as_deref())?;
+    let path = tokenizer_path(&generator, args.tokenizer.as_deref())?;
     let (from, by) = ((&tokenizer, path.as_path()), (generator.ema, global.computed()));
     let record = SampleRecord {
         edit: Some(EditRecord {
@@ -90,7 +92,7 @@ fn fingerprint(edit: &Edit) -> String {
 }
 
 /// Side of what a schedule that ends in a square draws.
-fn side<B: Compute>(schedule: &ScaleSchedule, tokenizer: &LoadedTokenizer<B>) -> usize {
+fn side<B: Compute>(schedule: &ScaleSchedule, tokenizer: &TrainedTokenizer<B>) -> usize {
     schedule.last().height * tokenizer.tokenizer.downsample_factor()
 }
 
@@ -117,7 +119,7 @@ fn check(args: &EditArgs, schedule: &ScaleSchedule) -> anyhow::Result<()> {
 fn read<B: Compute>(
     args: &EditArgs,
     schedule: &ScaleSchedule,
-    tokenizer: &LoadedTokenizer<B>,
+    tokenizer: &TrainedTokenizer<B>,
     max_pixels: u64,
 ) -> anyhow::Result<Edit> {
     let open = |path: &Path| -> anyhow::Result<Picture> {

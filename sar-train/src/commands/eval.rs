@@ -1,7 +1,9 @@
 //! `sar eval`: measures a generator, prints the numbers, keeps them as JSON.
 
-use super::models::{LoadedGenerator, LoadedTokenizer, absolute, compare_with_run, run_data};
+use super::classes::compare_with_generator;
+use super::models::{open_generator, tokenizer_of, tokenizer_path};
 use super::output;
+use super::resuming::{compare_with_run, run_data};
 use super::tokenizer::reconstruct;
 use crate::backend::Compute;
 use crate::cli::{EvalArgs, GlobalArgs};
@@ -10,11 +12,12 @@ use crate::data::{Data, some_of};
 use crate::eval::{
     EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, SweepPoint, prepare,
 };
-use crate::files::write_whole;
+use crate::files::{absolute, write_whole};
 use crate::model::classifier::ClassifierTraining;
 use crate::report::text;
 use crate::run::{EVAL_FILE, Interrupt, Progress};
 use crate::sample::Painter;
+use crate::trained::{TrainedGenerator, TrainedTokenizer};
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
 use sar_math::backend::Filter;
@@ -115,8 +118,8 @@ fn not_covered(json: &Path, report: &EvalReport) -> Option<String> {
 
 /// A generator, and all that it is measured with.
 struct Measured<B: Compute> {
-    generator: LoadedGenerator,
-    tokenizer: LoadedTokenizer<B>,
+    generator: TrainedGenerator,
+    tokenizer: TrainedTokenizer<B>,
     tokenizer_file: PathBuf,
     /// Whether sampler and size are those of the run.
     as_made: bool,
@@ -129,13 +132,13 @@ struct Measured<B: Compute> {
 
 impl<B: Compute> Measured<B> {
     fn open(backend: &B, args: &EvalArgs) -> anyhow::Result<Self> {
-        let generator = LoadedGenerator::open(&args.generator, args.ema)?;
-        let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
+        let generator = open_generator(&args.generator, args.ema)?;
+        let tokenizer = tokenizer_of(&generator, backend, args.tokenizer.as_deref())?;
         let factor = tokenizer.tokenizer.downsample_factor();
         let Asked { config, filters, as_made } = configuration(args, &generator, factor)?;
         let data = run_data(&config, generator.run.as_deref().filter(|_| args.data.is_none()))?;
         let schedule = generator.schedule(config.sample.schedule)?;
-        let tokenizer_file = generator.tokenizer_path(args.tokenizer.as_deref())?;
+        let tokenizer_file = tokenizer_path(&generator, args.tokenizer.as_deref())?;
         if args.data.is_none() && data.drawn {
             compare_with_run(generator.run.as_deref(), &data)?;
         }
@@ -154,7 +157,7 @@ impl<B: Compute> Measured<B> {
             data.classes.len(),
             generator.section.classes
         );
-        generator.compare_classes(data);
+        compare_with_generator(generator, data);
         let (last, factor) = (self.schedule.last(), self.tokenizer.tokenizer.downsample_factor());
         let side = data.validation.side();
         anyhow::ensure!(
@@ -354,7 +357,7 @@ struct Asked {
 
 fn configuration(
     args: &EvalArgs,
-    generator: &LoadedGenerator,
+    generator: &TrainedGenerator,
     factor: usize,
 ) -> anyhow::Result<Asked> {
     let of_run = generator.run_config()?;

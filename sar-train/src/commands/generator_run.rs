@@ -2,23 +2,21 @@
 //! once it is settled what is trained on what.
 
 use super::latents;
-use super::models::{LoadedTokenizer, compare_classes, compare_images, tell_replaced};
+use super::resuming::{NOTHING_TO_RESUME, compare_classes, compare_images, tell_replaced};
 use crate::backend::Compute;
-use crate::checkpoint::{Checkpoints, Disk, Header, Kind, save_weights};
+use crate::checkpoint::{Checkpoints, Kind};
 use crate::config::{Config, TrainConfig};
 use crate::data::{Data, Latents, grid};
 use crate::model::generator::{Generator, GeneratorShape};
-use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
+use crate::run::{Interrupt, RunFolder};
 use crate::sample::{Painter, columns, grid_labels};
 use crate::train::{
     Batches, CachedBatches, EncodedBatches, HeldOut, Outcome, PaintHook, Session, TrainError,
     TrainState, Trainer, encode_all, held_out_of,
 };
+use crate::trained::TrainedTokenizer;
 use anyhow::Context as _;
 use sar_math::rollout::Plan;
-
-/// What to do about a run without a checkpoint.
-pub(crate) const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is nothing to resume; remove its folder, or choose another --out, and start anew";
 
 /// Images of a step that the published rate is of.
 const PUBLISHED_BATCH: usize = 256;
@@ -44,7 +42,7 @@ pub(crate) struct Work<'w, B: Compute> {
     pub backend: &'w B,
     pub config: &'w Config,
     pub data: &'w Data,
-    pub tokenizer: &'w LoadedTokenizer<B>,
+    pub tokenizer: &'w TrainedTokenizer<B>,
     /// What it trains on in place of images.
     pub latents: Option<&'w Latents>,
     pub folder: &'w RunFolder,
@@ -78,7 +76,7 @@ impl<B: Compute> Work<'_, B> {
                 eprintln!("note: {note}");
             }
         }
-        self.keep_tokenizer()?;
+        self.tokenizer.keep_in(self.folder)?;
         let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
         let mut trainer = self.trainer(&generator, start)?;
         let train = &config.train;
@@ -246,18 +244,6 @@ impl<B: Compute> Work<'_, B> {
             )
         })
     }
-
-    /// Keeps the tokenizer in the run, so that the run is whole on its own.
-    fn keep_tokenizer(&self) -> anyhow::Result<()> {
-        let path = self.folder.path().join(RUN_TOKENIZER);
-        if path.is_file() {
-            return Ok(());
-        }
-        let t = self.tokenizer;
-        let header = Header::new(Kind::Tokenizer, t.step, t.tokenizer.config())?;
-        save_weights(&Disk, &path, &header, t.tokenizer.layout(), &t.weights)?;
-        Ok(())
-    }
 }
 
 /// What to know where few images are held out.
@@ -282,7 +268,7 @@ fn many_held_out(data: &Data) -> Option<String> {
 pub(super) fn check<B: Compute>(
     config: &Config,
     data: &Data,
-    tokenizer: &LoadedTokenizer<B>,
+    tokenizer: &TrainedTokenizer<B>,
 ) -> anyhow::Result<()> {
     let generator = &config.generator;
     tokenizer.fits(generator)?;
@@ -325,18 +311,5 @@ pub(super) fn check<B: Compute>(
     let method = config.train.method(&config.sar);
     Plan::new(method, config.sar.target, &generator.schedule, config.train.seed, 0)
         .with_context(|| format!("train.mode {} on {}", config.train.mode, generator.schedule))?;
-    Ok(())
-}
-
-/// Says so where a run goes on to another last step, which must lie before it.
-pub(crate) fn longer(folder: &RunFolder, key: &str, now: u64, before: u64) -> anyhow::Result<()> {
-    if now == before {
-        return Ok(());
-    }
-    let reached = folder.checkpoints(usize::MAX)?.latest()?.map_or(0, |found| found.step);
-    anyhow::ensure!(now > reached, "{key} is {now}, but the run has reached step {reached}");
-    eprintln!(
-        "note: {key} is {now} now and was {before}: the learning rate goes on as in a run of that length"
-    );
     Ok(())
 }

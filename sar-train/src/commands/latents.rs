@@ -1,12 +1,12 @@
 //! The latents that a run trains on in place of its images.
 
-use super::models::LoadedTokenizer;
 use super::output;
 use crate::backend::Compute;
 use crate::config::Config;
 use crate::data::{Data, Latents, Origin, View, spread};
 use crate::hash::sha256_of;
 use crate::run::RunFolder;
+use crate::trained::TrainedTokenizer;
 use anyhow::Context as _;
 
 /// Images that are encoded again, to see that the latents are theirs.
@@ -22,7 +22,11 @@ const HOW: &str = "the run trains on latents (train.latents): name others with -
 const IMAGES: &str = "the images";
 
 /// What latents of these images through this tokenizer are made of.
-pub(super) fn origin<B: Compute>(tokenizer: &LoadedTokenizer<B>, data: &Data, seed: u64) -> Origin {
+pub(super) fn origin<B: Compute>(
+    tokenizer: &TrainedTokenizer<B>,
+    data: &Data,
+    seed: u64,
+) -> Origin {
     Origin {
         tokenizer: sha256_of(&tokenizer.weights),
         images: data.fingerprint(),
@@ -39,7 +43,7 @@ pub(super) fn of_run<B: Compute>(
     backend: &B,
     config: &Config,
     data: &Data,
-    tokenizer: &LoadedTokenizer<B>,
+    tokenizer: &TrainedTokenizer<B>,
 ) -> anyhow::Result<Option<Latents>> {
     let Some(path) = &config.train.latents else { return Ok(None) };
     let latents = Latents::open(path).context(HOW)?;
@@ -63,7 +67,7 @@ pub(super) fn of_run<B: Compute>(
 fn look<B: Compute>(
     backend: &B,
     data: &Data,
-    tokenizer: &LoadedTokenizer<B>,
+    tokenizer: &TrainedTokenizer<B>,
     latents: &Latents,
 ) -> anyhow::Result<()> {
     let (sizes, side) = (latents.sizes(), data.train.side());

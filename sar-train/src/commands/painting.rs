@@ -1,6 +1,5 @@
 //! Images painted into a folder: what `sar sample` and `sar edit` share.
 
-use super::models::{LoadedGenerator, LoadedTokenizer};
 use super::samples::{GRID, SCALES, SampleFolder, SampleRecord, as_text};
 use crate::backend::Compute;
 use crate::config::Positions;
@@ -8,6 +7,7 @@ use crate::data::grid::{self, Images};
 use crate::data::npz::NpzWriter;
 use crate::run::{Interrupt, Progress, rate};
 use crate::sample::{Painted, Painter};
+use crate::trained::{TrainedGenerator, TrainedTokenizer};
 use sar_math::ScaleSchedule;
 use sar_math::guidance::Guidance;
 use std::path::{Path, PathBuf};
@@ -54,8 +54,8 @@ impl<'a, B: Compute> Painting<'a, B> {
     /// Memory for the images of a record, some at a time.
     pub(super) fn new(
         backend: &'a B,
-        generator: &'a LoadedGenerator,
-        tokenizer: &'a LoadedTokenizer<B>,
+        generator: &'a TrainedGenerator,
+        tokenizer: &'a TrainedTokenizer<B>,
         schedule: &ScaleSchedule,
         record: &SampleRecord,
     ) -> anyhow::Result<Self> {

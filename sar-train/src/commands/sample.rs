@@ -1,14 +1,14 @@
 //! `sar sample`: a grid, one file per image, and a strip that shows every scale.
 
 use super::classes::asked_classes;
-use super::models::{LoadedGenerator, absolute};
+use super::models::{open_generator, tokenizer_of, tokenizer_path};
 use super::output::ready_as;
 use super::painting::{Painting, Target};
 use super::samples::{SampleFolder, SampleRecord, as_text};
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, SampleArgs};
 use crate::data::npz::NpzWriter;
-use crate::files::remove_left_behind;
+use crate::files::{absolute, remove_left_behind};
 use crate::sample::columns;
 use std::path::Path;
 
@@ -17,8 +17,8 @@ use std::path::Path;
 /// # Errors
 /// A checkpoint that cannot be used, a class out of range, a folder that cannot be written.
 pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let mut generator = LoadedGenerator::open(&args.generator, args.ema)?;
-    let tokenizer = generator.tokenizer(backend, args.tokenizer.as_deref())?;
+    let mut generator = open_generator(&args.generator, args.ema)?;
+    let tokenizer = tokenizer_of(&generator, backend, args.tokenizer.as_deref())?;
     let run = generator.run_config()?.unwrap_or_default();
     let settings = args.sampler.settings(run.sample, args.count, args.guidance, &args.filter)?;
     let schedule = generator.schedule(settings.schedule)?;
@@ -26,7 +26,7 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     if args.npz.is_some() {
         note_uneven(count, classes.len());
     }
-    let path = generator.tokenizer_path(args.tokenizer.as_deref())?;
+    let path = tokenizer_path(&generator, args.tokenizer.as_deref())?;
     let (from, by) = ((&tokenizer, path.as_path()), (generator.ema, global.computed()));
     let earlier = args.place.resume.then(|| SampleFolder::array_of(&args.place.out)).flatten();
     let npz = args.npz.as_deref().map(absolute);

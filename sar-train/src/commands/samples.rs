@@ -1,11 +1,11 @@
 //! The folder that `sar sample` and `sar edit` write: whose images are in it, and how they came about.
 
-use super::models::{LoadedGenerator, LoadedTokenizer, absolute};
 use crate::backend::Compute;
 use crate::cli::OutArgs;
 use crate::config::SampleConfig;
-use crate::files::{remove_left_behind, write_whole};
+use crate::files::{absolute, remove_left_behind, write_whole};
 use crate::hash::sha256_of;
+use crate::trained::{TrainedGenerator, TrainedTokenizer};
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
 use serde::{Deserialize, Serialize};
@@ -104,8 +104,8 @@ fn lock(path: &Path) -> anyhow::Result<Option<File>> {
 impl SampleRecord {
     /// Of images that are about to be made, of some classes in turn.
     pub(super) fn new<B: Compute>(
-        generator: &LoadedGenerator,
-        tokenizer: (&LoadedTokenizer<B>, &Path),
+        generator: &TrainedGenerator,
+        tokenizer: (&TrainedTokenizer<B>, &Path),
         schedule: &ScaleSchedule,
         settings: &SampleConfig,
         classes: &[u32],

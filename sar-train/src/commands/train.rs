@@ -1,19 +1,22 @@
 //! `sar train` and `sar refine`: a generator on the images of a configuration.
 
-use super::generator_run::{NOTHING_TO_RESUME, Start, Work, check, longer};
-use super::models::{
-    LoadedGenerator, LoadedTokenizer, absolute, affordable, compare_classes, compare_computing,
-    compare_with_run, run_data,
+use super::classes::{adopt_classes, compare_with_generator, name_classes};
+use super::generator_run::{Start, Work, check};
+use super::models::{affordable, open_generator, open_tokenizer, tokenizer_of};
+use super::resuming::{NOTHING_TO_RESUME, compare_classes, compare_computing, longer, run_data};
+use super::starting::{
+    adopt, compare_held_out, fixed, note_other_settings, note_rate, note_replaced,
 };
 use super::{latents, output};
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
-use crate::config::{Config, Decode, GeneratorSection, Mode, Positions, SarConfig};
+use crate::config::{Config, Decode, Mode, SarConfig};
 use crate::data::{self, Data, DataError};
+use crate::files::absolute;
 use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
+use crate::trained::{TrainedGenerator, TrainedTokenizer};
 use anyhow::Context as _;
 use clap::ValueEnum as _;
-use std::fmt::Display;
 use std::path::Path;
 
 /// Sections that training a generator uses.
@@ -36,12 +39,6 @@ const FREE: [&str; 13] = [
 ];
 /// Why the others change nothing.
 const TRAINED_ALREADY: &str = "the tokenizer is used as it was trained";
-
-/// How many times the rate that weights were trained to is worth a word.
-const HIGHER: f64 = 3.0;
-
-/// Who has decided a shape.
-const WEIGHTS: &str = "the weights of --init-from have";
 
 /// What a command asks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -74,10 +71,10 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     config.train.mode = args.mode.unwrap_or(config.train.mode);
     used_by(config.train.mode, &args.run)?;
     let mut from =
-        args.run.init_from.as_deref().map(|path| LoadedGenerator::open(path, false)).transpose()?;
+        args.run.init_from.as_deref().map(|path| open_generator(path, false)).transpose()?;
     let tokenizer = match (&from, &args.tokenizer) {
-        (Some(from), named) => from.tokenizer(backend, named.as_deref())?,
-        (None, Some(path)) => LoadedTokenizer::open(backend, path)?,
+        (Some(from), named) => tokenizer_of(&from, backend, named.as_deref())?,
+        (None, Some(path)) => open_tokenizer(backend, path)?,
         (None, None) => anyhow::bail!("no tokenizer given; name it with --tokenizer"),
     };
     let mut data = open_data(&config, &args.run, Task::Train).map_err(|error| {
@@ -95,8 +92,8 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
         compare_held_out(from, &config, &data)?;
         note_other_settings(from, &config, &args.run)?;
         match args.new_classes {
-            true => from.adopt_classes(&data.classes, config.train.seed)?,
-            false => from.name_classes(&mut data),
+            true => adopt_classes(from, &data.classes, config.train.seed)?,
+            false => name_classes(from, &mut data),
         }
         adopt(&mut config, from, &args.run)?;
     }
@@ -126,8 +123,8 @@ pub fn refine<B: Compute>(
         .init_from
         .as_deref()
         .context("no generator given; name the trained one with --init-from")?;
-    let from = LoadedGenerator::open(path, false)?;
-    let tokenizer = from.tokenizer(backend, args.tokenizer.as_deref())?;
+    let from = open_generator(path, false)?;
+    let tokenizer = tokenizer_of(&from, backend, args.tokenizer.as_deref())?;
     let mut run = args.run.clone();
     if let Some(preset) = args.sar.preset.and_then(|p| p.to_possible_value()) {
         // It replaces the file's switches, and --set's preset but not its keys: presets come first.
@@ -159,80 +156,8 @@ pub fn refine<B: Compute>(
     let mut data = open_data(&config, &run, Task::Refine)?;
     compare_held_out(&from, &config, &data)?;
     note_rate(&from, &config)?;
-    from.name_classes(&mut data);
+    name_classes(&from, &mut data);
     begin(backend, config, &args.run, global, (&tokenizer, &data), Some(from), Task::Refine)
-}
-
-/// Notes what a new run does not take over from the one whose weights it starts from.
-fn note_other_settings(
-    from: &LoadedGenerator,
-    config: &Config,
-    args: &RunArgs,
-) -> anyhow::Result<()> {
-    let Some(of) = from.run_config()? else { return Ok(()) };
-    let (was, is) = (toml::Table::try_from(&of)?, toml::Table::try_from(config)?);
-    let kept = [
-        ("data", "image_side"),
-        ("data", "crop"),
-        ("data", "flip"),
-        ("data", "shift"),
-        ("train", "lr"),
-    ];
-    let differs = |(section, key): &&(&str, &str)| {
-        let value = |of: &toml::Table| of.get(*section).and_then(|s| s.get(*key)).cloned();
-        let was = value(&was).filter(|was| value(&is).as_ref() != Some(was));
-        let was = was.filter(|_| !args.names(section, key))?;
-        Some(format!("{section}.{key}={}", was.to_string().trim_matches('"')))
-    };
-    let others: Vec<String> = kept.iter().filter_map(|pair| differs(&pair)).collect();
-    if !others.is_empty() {
-        output::note(format_args!(
-            "note: the weights were trained with {}, which this run does not take over; --set does",
-            others.join(", ")
-        ));
-    }
-    note_rate(from, config)
-}
-
-/// Notes where a run goes on at a much higher rate than its weights were trained to.
-fn note_rate(from: &LoadedGenerator, config: &Config) -> anyhow::Result<()> {
-    let Some(of) = from.run_config()? else { return Ok(()) };
-    let (ended, highest) = (of.train.anneal().learning_rate(from.step), config.train.highest_lr());
-    if highest > HIGHER * ended {
-        let how = if config.train.warmup == 0 { "begins at" } else { "rises to" };
-        output::note(format_args!(
-            "note: the weights were trained to a learning rate of {ended:.1e}, and this run {how} {highest:.1e}, \
-             which unsettles them at first; a lower one, as of --set train.lr={:.0e}, does not",
-            highest / 10.0
-        ));
-    }
-    Ok(())
-}
-
-/// Notes which switches of the file of --config a preset has replaced.
-fn note_replaced(sar: &SarConfig, args: &RunArgs) -> anyhow::Result<()> {
-    let Some(file) = args.file_section("sar") else { return Ok(()) };
-    // Both as the program writes them: a number may be written in several ways.
-    let was = toml::Table::try_from(file.clone().try_into::<SarConfig>()?)?;
-    let now = toml::Table::try_from(sar)?;
-    let named = file.keys().filter(|key| *key != "preset" && !args.sets("sar", key));
-    let replaced = named.filter(|key| was.get(*key) != now.get(*key));
-    let replaced: Vec<String> = replaced.map(|key| format!("sar.{key}")).collect();
-    if !replaced.is_empty() {
-        let keys = replaced.join(", ");
-        output::note(format_args!(
-            "note: --preset {} is all switches at once, also {keys} of the file; --set keeps a value",
-            toml::Value::try_from(sar.preset)?.as_str().unwrap_or_default()
-        ));
-    }
-    Ok(())
-}
-
-/// Warns where a run on the images of the one that it starts from holds out what that one was trained on.
-fn compare_held_out(from: &LoadedGenerator, config: &Config, data: &Data) -> anyhow::Result<()> {
-    let real = |path: &Option<std::path::PathBuf>| path.as_ref()?.canonicalize().ok();
-    let own = from.run_config()?.is_some_and(|of| real(&of.data.path) == real(&config.data.path));
-    if own && data.drawn { compare_with_run(from.run.as_deref(), data) } else { Ok(()) }
 }
 
 /// Lets a run train on the latents of a flag.
@@ -269,51 +194,6 @@ fn open_data(config: &Config, args: &RunArgs, task: Task) -> anyhow::Result<Data
     })
 }
 
-/// A run that starts from weights has their shape; a schedule of its own it may have.
-fn adopt(config: &mut Config, from: &LoadedGenerator, args: &RunArgs) -> anyhow::Result<()> {
-    let (asked, weights) = (&config.generator, &from.section);
-    for (key, asked, found) in [
-        ("depth", asked.depth, weights.depth),
-        ("width", asked.width, weights.width),
-        ("heads", asked.heads, weights.heads),
-        ("vocab", asked.vocab, weights.vocab),
-        ("channels", asked.channels, weights.channels),
-        ("classes", asked.classes, weights.classes),
-        ("pos_side", asked.pos_side, weights.pos_side),
-        ("mlp_ratio", asked.mlp_ratio, weights.mlp_ratio),
-    ] {
-        fixed(args, key, asked, found, WEIGHTS)?;
-    }
-    for (key, asked, found) in
-        [("norm_eps", asked.norm_eps, weights.norm_eps), ("alng", asked.alng, weights.alng)]
-    {
-        fixed(args, key, asked, found, WEIGHTS)?;
-    }
-    let (asked_positions, found) = (asked.positions, weights.positions);
-    fixed(args, "positions", asked_positions, found, WEIGHTS)?;
-    if weights.positions == Positions::Levels {
-        fixed(args, "schedule", asked.schedule, weights.schedule, WEIGHTS)?;
-    }
-    let schedule = if args.names("generator", "schedule") { asked } else { weights }.schedule;
-    config.generator = GeneratorSection { schedule, ..weights.clone() };
-    Ok(())
-}
-
-/// Fails where the user asked for a value of a key that something else has decided.
-fn fixed<T: PartialEq + Display>(
-    args: &RunArgs,
-    key: &str,
-    asked: T,
-    found: T,
-    who: &str,
-) -> anyhow::Result<()> {
-    anyhow::ensure!(
-        asked == found || !args.names("generator", key),
-        "generator.{key} is {asked}, but {who} {found}; leave the key out"
-    );
-    Ok(())
-}
-
 /// Flags over what the preset, the file and --set say.
 fn switch(sar: &mut SarConfig, args: &SarArgs) {
     sar.extent = args.extent.unwrap_or(sar.extent);
@@ -330,12 +210,12 @@ fn begin<B: Compute>(
     mut config: Config,
     args: &RunArgs,
     global: &GlobalArgs,
-    (tokenizer, data): (&LoadedTokenizer<B>, &Data),
-    from: Option<LoadedGenerator>,
+    (tokenizer, data): (&TrainedTokenizer<B>, &Data),
+    from: Option<TrainedGenerator>,
     task: Task,
 ) -> anyhow::Result<()> {
     if let Some(from) = &from {
-        from.compare_classes(data);
+        compare_with_generator(from, data);
     } else {
         let (t, g) = (tokenizer.tokenizer.config(), &mut config.generator);
         let classes = data.classes.len();
@@ -366,7 +246,7 @@ fn begin<B: Compute>(
     // What is resolved is what is used.
     config.tokenizer = tokenizer.tokenizer.config().clone();
     let folder = RunFolder::create(&args.out, &config)?;
-    let origin = from.as_ref().map(LoadedGenerator::origin);
+    let origin = from.as_ref().map(TrainedGenerator::origin).transpose()?;
     let start = from.map_or(Start::New, |from| Start::From(from.weights));
     let latents = latents.as_ref();
     let work = Work { backend, config: &config, data, tokenizer, latents, folder: &folder };
@@ -409,7 +289,7 @@ fn resume<B: Compute>(backend: &B, args: &RunArgs, global: &GlobalArgs) -> anyho
         }
     }
     let data = run_data(&config, Some(folder.path()))?;
-    let tokenizer = LoadedTokenizer::open(backend, &kept)?;
+    let tokenizer = open_tokenizer(backend, &kept)?;
     compare_classes(&folder, &data)?;
     check(&config, &data, &tokenizer)?;
     let latents = latents::of_run(backend, &config, &data, &tokenizer)?;

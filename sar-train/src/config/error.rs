@@ -2,7 +2,7 @@
 
 use super::Config;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// Why a configuration cannot be used.
@@ -92,6 +92,16 @@ fn named(key: &str) -> String {
 }
 
 impl ConfigError {
+    /// A value that came from a file, where that is not said.
+    pub(crate) fn within(mut self, file: &Path) -> Self {
+        if let Self::Value { place, .. } = &mut self
+            && place.is_empty()
+        {
+            *place = format!("{}: ", file.display());
+        }
+        self
+    }
+
     /// From an error of the TOML reader over `text`, which came from `origin`.
     pub(super) fn from_toml(error: &toml::de::Error, text: &str, origin: &str) -> Self {
         let (line, key) = error.span().map_or((1, String::new()), |span| locate(text, &span));

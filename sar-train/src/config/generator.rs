@@ -94,7 +94,7 @@ impl GeneratorSection {
     /// Fills in the width and the heads that 0 stands for.
     pub fn resolve(&mut self) {
         if self.width == 0 {
-            self.width = 64 * self.depth;
+            self.width = self.depth.saturating_mul(64);
         }
         if self.heads == 0 {
             self.heads = self.depth;

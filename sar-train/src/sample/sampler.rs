@@ -134,10 +134,6 @@ impl<B: Backend> Sampler<B> {
     /// stand in the place of generated ones, and feed the next scale with them. `observe` sees each
     /// generated scale after its codes are chosen, with its logits still in place.
     ///
-    /// A run with the weights of an earlier one has them in the same buffer, or is preceded by
-    /// [`Sampler::forget_recordings`]: so is one with another `params` that has come to lie where an
-    /// earlier one lay. (`params` at another address are seen to be others.)
-    ///
     /// # Errors
     /// Shape, where there are more labels than room; a device fault.
     pub fn run(
@@ -169,12 +165,6 @@ impl<B: Backend> Sampler<B> {
     /// Takes another schedule, of no more tokens in all, in its largest scale and in its last.
     pub(crate) fn set_schedule(&mut self, schedule: &ScaleSchedule) {
         self.schedule = *schedule;
-    }
-
-    /// Lets no later run replay what an earlier one recorded: for weights in another buffer. New
-    /// values in the same buffer need no such call.
-    pub fn forget_recordings(&mut self) {
-        self.recordings = Recordings::default();
     }
 
     /// As [`Sampler::run`], for the first `scales` scales alone.
@@ -237,7 +227,8 @@ impl<B: Backend> Sampler<B> {
         if self.schedule != self.room {
             return self.trunk(backend, generator, params, batch, rows, scale);
         }
-        let key = self.recordings.key(params, generator, Call { scale, batch, rows });
+        let (weights, call) = (backend.params_key(params), Call { scale, batch, rows });
+        let key = self.recordings.key(weights, generator.shape(), call);
         backend.replay(key, &mut || self.trunk(backend, generator, params, batch, rows, scale))
     }
 

@@ -77,6 +77,50 @@ fn sample<B: Backend<Host = f32>>(
     first
 }
 
+/// Weights of one checkpoint after the other, each where the one before lay on the host: what was recorded with
+/// weights that are gone is not replayed.
+#[test]
+fn weights_that_take_the_place_of_others_are_seen_to_be_others() {
+    for backend in &each::<f32>() {
+        let config = config(Mode::Teacher);
+        let (world, labels) = (World::new(&config), [0, 2]);
+        let (generator, schedule) = (&world.generator, config.generator.schedule);
+        let quantizer = &world.quantizer(backend);
+        let mut sampler =
+            Sampler::new(backend, generator, quantizer, labels.len(), &schedule, false).unwrap();
+        let decoding = Decoding { guidance: None, choice: Choice::Argmax };
+        let mut codes_of = |params: &_| {
+            let observe = |_, _: &_| Ok(());
+            sampler
+                .run(backend, generator, params, quantizer, &labels, &decoding, None, observe)
+                .unwrap();
+            let mut ids = vec![0; labels.len() * schedule.tokens()];
+            backend.download_ids(&sampler.ids, 0, &mut ids).unwrap();
+            ids
+        };
+        let uploaded = |seed: u64| {
+            let weights = generator.initial(seed);
+            let mut params = backend.params(weights.len()).unwrap();
+            backend.upload_params(&weights, &mut params, 0).unwrap();
+            params
+        };
+        let mut place = uploaded(0);
+        let mut codes = Vec::new();
+        for seed in 1..4 {
+            // Allocated while the last ones live, so that they lie elsewhere on the device.
+            place = uploaded(seed);
+            let first = codes_of(&place);
+            assert!((0..2).all(|_| codes_of(&place) == first), "seed {seed}");
+            codes.push(first);
+        }
+        drop(place);
+        assert!(codes[0] != codes[1] && codes[1] != codes[2], "seeds make a difference");
+        for (seed, codes) in (1..4).zip(codes) {
+            assert_eq!(codes_of(&uploaded(seed)), codes, "seed {seed}");
+        }
+    }
+}
+
 /// Modulation vectors are made once for all scales, and the head sees guided features alone.
 #[test]
 fn a_sampling_run_conditions_its_blocks_once() {

@@ -6,10 +6,11 @@ mod tokens;
 use super::Use;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, TokenizerEncodeArgs};
-use crate::commands::models::LoadedTokenizer;
+use crate::commands::models::open_tokenizer;
 use crate::commands::output;
 use crate::model::tokenizer::EncoderMemory;
 use crate::run::{Interrupt, Progress};
+use crate::trained::TrainedTokenizer;
 use sar_math::backend::LatentDims;
 
 /// Pixels encoded at a time: 64 images of 128 px, 16 of 256 px, so that a request to stop waits for seconds.
@@ -23,7 +24,7 @@ pub(super) fn run<B: Compute>(
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
     let _place = output::ready_as(&args.out, &["safetensors"])?;
-    let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
+    let loaded = open_tokenizer(backend, &args.tokenizer)?;
     anyhow::ensure!(
         args.force || !args.out.is_file(),
         "{} exists; choose another name, or replace it with --force",
@@ -51,7 +52,7 @@ pub(super) fn run<B: Compute>(
 /// Takes images to their latents, some at a time.
 struct Encoder<'a, B: Compute> {
     backend: &'a B,
-    tokenizer: &'a LoadedTokenizer<B>,
+    tokenizer: &'a TrainedTokenizer<B>,
     side: usize,
     /// Images at a time.
     batch: usize,
@@ -63,7 +64,7 @@ struct Encoder<'a, B: Compute> {
 impl<'a, B: Compute> Encoder<'a, B> {
     fn new(
         backend: &'a B,
-        tokenizer: &'a LoadedTokenizer<B>,
+        tokenizer: &'a TrainedTokenizer<B>,
         side: usize,
         interrupt: Interrupt,
     ) -> Result<Self, B::Error> {
@@ -89,7 +90,7 @@ impl<'a, B: Compute> Encoder<'a, B> {
 }
 
 /// Channels, height and width of the latent of an image.
-fn latent<B: Compute>(tokenizer: &LoadedTokenizer<B>, side: usize) -> [usize; 3] {
+fn latent<B: Compute>(tokenizer: &TrainedTokenizer<B>, side: usize) -> [usize; 3] {
     let grid = tokenizer.tokenizer.latent_side(side);
     [tokenizer.tokenizer.config().latent_channels, grid, grid]
 }

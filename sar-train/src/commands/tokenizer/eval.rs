@@ -3,13 +3,13 @@
 use super::{Use, check_grids, compared, measure};
 use crate::backend::Compute;
 use crate::cli::TokenizerEvalArgs;
-use crate::commands::models::LoadedTokenizer;
+use crate::commands::models::open_tokenizer;
 use crate::commands::output;
 use crate::data::grid;
 
 pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()> {
     let _place = args.grid.as_deref().map(|path| output::ready_as(path, &["png"])).transpose()?;
-    let loaded = LoadedTokenizer::open(backend, &args.tokenizer)?;
+    let loaded = open_tokenizer(backend, &args.tokenizer)?;
     let Use { config, data } =
         Use::open(&args.tokenizer, &loaded.tokenizer, &args.images, &[], args.schedule.is_some())?;
     let schedule = args.schedule.unwrap_or(config.generator.schedule);

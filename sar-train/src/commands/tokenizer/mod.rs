@@ -7,14 +7,15 @@ mod train;
 pub(super) use encode::EncodingInterrupted;
 pub(crate) use train::{Trained, train_in};
 
-use super::models::{LoadedTokenizer, config_of, run_data};
 use super::output;
+use super::resuming::run_data;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, ImagesArgs, TokenizerArgs, TokenizerCommand};
 use crate::config::Config;
 use crate::data::{self, Data, DataConfig, DataError, Dataset, grid, spread};
 use crate::model::tokenizer::Tokenizer;
 use crate::train::tokenizer::{Reconstructor, TokenizerQuality};
+use crate::trained::{TrainedTokenizer, config_of};
 use sar_math::ScaleSchedule;
 use std::path::Path;
 
@@ -56,7 +57,7 @@ fn check_side(tokenizer: &Tokenizer, data: &Data) -> anyhow::Result<()> {
 /// scales add up.
 pub(crate) fn reconstruct<B: Compute>(
     backend: &B,
-    of: &LoadedTokenizer<B>,
+    of: &TrainedTokenizer<B>,
     schedule: &ScaleSchedule,
     images: &[f32],
     side: usize,
@@ -69,7 +70,7 @@ pub(crate) fn reconstruct<B: Compute>(
 /// Quality at every scale of the generator's schedule, on some of the images.
 fn measure<B: Compute>(
     backend: &B,
-    of: &LoadedTokenizer<B>,
+    of: &TrainedTokenizer<B>,
     images: &Dataset,
     schedule: &ScaleSchedule,
 ) -> anyhow::Result<TokenizerQuality> {
@@ -89,7 +90,7 @@ fn measure<B: Compute>(
 
 /// Fails where scales that add up do not end in the images' full grid.
 fn check_grids<B: Compute>(
-    of: &LoadedTokenizer<B>,
+    of: &TrainedTokenizer<B>,
     schedule: &ScaleSchedule,
     side: usize,
 ) -> anyhow::Result<()> {
@@ -111,7 +112,7 @@ fn pixels(images: &Dataset, limit: usize) -> anyhow::Result<Vec<f32>> {
 /// A row of images above their reconstructions.
 fn compared<B: Compute>(
     backend: &B,
-    of: &LoadedTokenizer<B>,
+    of: &TrainedTokenizer<B>,
     images: &Dataset,
     schedule: &ScaleSchedule,
 ) -> anyhow::Result<image::RgbImage> {

@@ -4,11 +4,11 @@ use super::{check_side, compared, measure};
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
 use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs};
-use crate::commands::generator_run::{NOTHING_TO_RESUME, longer};
-use crate::commands::models::{
-    LoadedTokenizer, compare_computing, compare_images, run_data, tell_replaced,
-};
+use crate::commands::models::open_tokenizer;
 use crate::commands::output;
+use crate::commands::resuming::{
+    NOTHING_TO_RESUME, compare_computing, compare_images, longer, run_data, tell_replaced,
+};
 use crate::config::Config;
 use crate::data::{self, Data};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
@@ -16,6 +16,7 @@ use crate::run::{Interrupt, RUN_TOKENIZER, RunError, RunFolder, TensorBoard};
 use crate::train::tokenizer::{
     TokenizerProgress, TokenizerQuality, TokenizerSession, TokenizerTrainer,
 };
+use crate::trained::TrainedTokenizer;
 use serde::Serialize;
 
 /// Sections and keys that training a tokenizer uses.
@@ -111,7 +112,7 @@ impl Begun {
         args.run.sets_only(&USED, "a tokenizer's training is set in tokenizer_train")?;
         let start = match &args.run.init_from {
             Some(path) => {
-                let from = LoadedTokenizer::open(backend, path)?;
+                let from = open_tokenizer(backend, path)?;
                 adopt(&mut config, from.tokenizer.config(), &args.run)?;
                 Some(from.weights)
             }
@@ -165,7 +166,7 @@ fn adopt(config: &mut Config, weights: &TokenizerConfig, args: &RunArgs) -> anyh
 
 /// A tokenizer that has been trained in a run folder.
 pub(crate) struct Trained<B: Compute> {
-    pub loaded: LoadedTokenizer<B>,
+    pub loaded: TrainedTokenizer<B>,
     pub quality: TokenizerQuality,
 }
 
@@ -197,7 +198,7 @@ pub(crate) fn train_in<B: Compute>(
     let (weights, steps) = (trainer.weights()?, trainer.steps());
     // Its memory goes before that of what measures it is had.
     drop(trainer);
-    let loaded = LoadedTokenizer::new(backend, &config.tokenizer, weights, steps)?;
+    let loaded = TrainedTokenizer::new(backend, tokenizer, weights, steps)?;
     let mut held = &data.validation;
     if held.is_empty() {
         progress

@@ -1,0 +1,120 @@
+//! What a run began with, and whether it goes on with the same.
+
+use super::classes::other_class;
+use super::output;
+use crate::config::Config;
+use crate::data::{self, Data, DataError};
+use crate::run::{RunFolder, held_out_of, images_of};
+use std::path::Path;
+
+/// What to do about a run without a checkpoint.
+pub(crate) const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is nothing to resume; remove its folder, or choose another --out, and start anew";
+
+/// The images that a run was made with.
+///
+/// # Errors
+/// As [`data::open`]; where they have moved, what to change.
+pub(crate) fn run_data(config: &Config, run: Option<&Path>) -> anyhow::Result<Data> {
+    data::open(&config.data).map_err(|error| match (run, &error) {
+        (Some(run), DataError::Missing { .. }) => anyhow::Error::from(error).context(format!(
+            "the images that {} was made with have moved: name them with --data, or, to go on, with \
+             --resume --set data.path=…",
+            run.display()
+        )),
+        _ => error.into(),
+    })
+}
+
+fn counted(data: &Data) -> String {
+    // What data.limit leaves out changes nothing in what is held out.
+    let (training, held_out) = (data.listed, data.validation.len());
+    format!("{training} training and {held_out} held-out images of {} classes", data.classes.len())
+}
+
+/// Warns where other images are held out now than when a run was trained: it was trained on some of them.
+pub(crate) fn compare_with_run(run: Option<&Path>, data: &Data) -> anyhow::Result<()> {
+    let Some(run) = run else { return Ok(()) };
+    let (before, now) = (images_of(run)?, counted(data));
+    if let Some(before) = before.filter(|before| *before != now) {
+        output::note(format_args!(
+            "warning: the generator was trained where there were {before}, and now there are {now}: held-out \
+             images are drawn from all of them, so that it was trained on some of these"
+        ));
+    } else if held_out_of(run)?.is_some_and(|before| before != data.held_out_fingerprint()) {
+        output::note(format_args!(
+            "warning: other images are held out now than when the generator was trained, so that it was trained \
+             on some of these; keep data.split_seed and data.val_fraction as they were"
+        ));
+    }
+    Ok(())
+}
+
+/// Warns where a run goes on with more or fewer images than it began with; whether an image's content has
+/// changed is not looked at.
+pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<()> {
+    let now = counted(data);
+    if let Some(before) = folder.other_images(&now)? {
+        output::note(format_args!(
+            "warning: the run began with {before}, and now there are {now}: it goes on, but not as it \
+             would have with the same, and where held-out images are drawn from all of them, some \
+             that are held out now may have been trained on"
+        ));
+    } else if folder.other_held_out(&data.held_out_fingerprint())?.is_some() {
+        output::note(format_args!(
+            "warning: other images are held out than when the run began; were some renamed? Some that are held \
+             out now may have been trained on"
+        ));
+    }
+    Ok(())
+}
+
+/// Warns where a run goes on by another backend or type of numbers than it began with.
+pub(crate) fn compare_computing(folder: &RunFolder, now: &str) -> anyhow::Result<()> {
+    if let Some(before) = folder.other_computing(now)? {
+        output::note(format_args!(
+            "warning: the run began on {before} and goes on with {now}, not bit for bit; --backend and --dtype \
+             are given to --resume, too"
+        ));
+    }
+    Ok(())
+}
+
+/// Tells of images that turned out bad while training, and that others were trained on in place of.
+pub(crate) fn tell_replaced(data: &Data) {
+    let replaced = data.train.skipped();
+    if let Some((path, reason)) = replaced.first() {
+        output::note(format_args!(
+            "warning: {} bad images were left out while training, others in their place; the first, {}: {reason}",
+            replaced.len(),
+            path.display()
+        ));
+    }
+}
+
+/// Keeps the classes of a new run, and stops one that goes on where its labels would mean others.
+pub(crate) fn compare_classes(folder: &RunFolder, data: &Data) -> anyhow::Result<()> {
+    let Some(before) = folder.other_classes(&data.classes)? else { return Ok(()) };
+    let difference = match other_class(&before, &data.classes) {
+        Some(difference) => difference,
+        None if before.len() == data.classes.len() => return Ok(()),
+        None => format!("there were {} and are {} now", before.len(), data.classes.len()),
+    };
+    anyhow::bail!(
+        "the images have other classes than when the run began: {difference}; give the folders their \
+         names back, or begin another run with `sar train --init-from {} --new-classes --data …`",
+        folder.path().display()
+    )
+}
+
+/// Says so where a run goes on to another last step, which must lie before it.
+pub(crate) fn longer(folder: &RunFolder, key: &str, now: u64, before: u64) -> anyhow::Result<()> {
+    if now == before {
+        return Ok(());
+    }
+    let reached = folder.checkpoints(usize::MAX)?.latest()?.map_or(0, |found| found.step);
+    anyhow::ensure!(now > reached, "{key} is {now}, but the run has reached step {reached}");
+    eprintln!(
+        "note: {key} is {now} now and was {before}: the learning rate goes on as in a run of that length"
+    );
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! A run that starts from weights: what it takes over from them and from their run, and what it does not.
+
+use super::output;
+use super::resuming::compare_with_run;
+use crate::cli::RunArgs;
+use crate::config::{Config, GeneratorSection, Positions, SarConfig};
+use crate::data::Data;
+use crate::trained::TrainedGenerator;
+use std::fmt::Display;
+
+/// How many times the rate that weights were trained to is worth a word.
+const HIGHER: f64 = 3.0;
+
+/// Who has decided a shape.
+const WEIGHTS: &str = "the weights of --init-from have";
+
+/// Notes what a new run does not take over from the one whose weights it starts from.
+pub(super) fn note_other_settings(
+    from: &TrainedGenerator,
+    config: &Config,
+    args: &RunArgs,
+) -> anyhow::Result<()> {
+    let Some(of) = from.run_config()? else { return Ok(()) };
+    let (was, is) = (toml::Table::try_from(&of)?, toml::Table::try_from(config)?);
+    let kept = [
+        ("data", "image_side"),
+        ("data", "crop"),
+        ("data", "flip"),
+        ("data", "shift"),
+        ("train", "lr"),
+    ];
+    let differs = |(section, key): &&(&str, &str)| {
+        let value = |of: &toml::Table| of.get(*section).and_then(|s| s.get(*key)).cloned();
+        let was = value(&was).filter(|was| value(&is).as_ref() != Some(was));
+        let was = was.filter(|_| !args.names(section, key))?;
+        Some(format!("{section}.{key}={}", was.to_string().trim_matches('"')))
+    };
+    let others: Vec<String> = kept.iter().filter_map(|pair| differs(&pair)).collect();
+    if !others.is_empty() {
+        output::note(format_args!(
+            "note: the weights were trained with {}, which this run does not take over; --set does",
+            others.join(", ")
+        ));
+    }
+    note_rate(from, config)
+}
+
+/// Notes where a run goes on at a much higher rate than its weights were trained to.
+pub(super) fn note_rate(from: &TrainedGenerator, config: &Config) -> anyhow::Result<()> {
+    let Some(of) = from.run_config()? else { return Ok(()) };
+    let (ended, highest) = (of.train.anneal().learning_rate(from.step), config.train.highest_lr());
+    if highest > HIGHER * ended {
+        let how = if config.train.warmup == 0 { "begins at" } else { "rises to" };
+        output::note(format_args!(
+            "note: the weights were trained to a learning rate of {ended:.1e}, and this run {how} {highest:.1e}, \
+             which unsettles them at first; a lower one, as of --set train.lr={:.0e}, does not",
+            highest / 10.0
+        ));
+    }
+    Ok(())
+}
+
+/// Notes which switches of the file of --config a preset has replaced.
+pub(super) fn note_replaced(sar: &SarConfig, args: &RunArgs) -> anyhow::Result<()> {
+    let Some(file) = args.file_section("sar") else { return Ok(()) };
+    // Both as the program writes them: a number may be written in several ways.
+    let was = toml::Table::try_from(file.clone().try_into::<SarConfig>()?)?;
+    let now = toml::Table::try_from(sar)?;
+    let named = file.keys().filter(|key| *key != "preset" && !args.sets("sar", key));
+    let replaced = named.filter(|key| was.get(*key) != now.get(*key));
+    let replaced: Vec<String> = replaced.map(|key| format!("sar.{key}")).collect();
+    if !replaced.is_empty() {
+        let keys = replaced.join(", ");
+        output::note(format_args!(
+            "note: --preset {} is all switches at once, also {keys} of the file; --set keeps a value",
+            toml::Value::try_from(sar.preset)?.as_str().unwrap_or_default()
+        ));
+    }
+    Ok(())
+}
+
+/// Warns where a run on the images of the one that it starts from holds out what that one was trained on.
+pub(super) fn compare_held_out(
+    from: &TrainedGenerator,
+    config: &Config,
+    data: &Data,
+) -> anyhow::Result<()> {
+    let real = |path: &Option<std::path::PathBuf>| path.as_ref()?.canonicalize().ok();
+    let own = from.run_config()?.is_some_and(|of| real(&of.data.path) == real(&config.data.path));
+    if own && data.drawn { compare_with_run(from.run.as_deref(), data) } else { Ok(()) }
+}
+
+/// A run that starts from weights has their shape; a schedule of its own it may have.
+pub(super) fn adopt(
+    config: &mut Config,
+    from: &TrainedGenerator,
+    args: &RunArgs,
+) -> anyhow::Result<()> {
+    let (asked, weights) = (&config.generator, &from.section);
+    for (key, asked, found) in [
+        ("depth", asked.depth, weights.depth),
+        ("width", asked.width, weights.width),
+        ("heads", asked.heads, weights.heads),
+        ("vocab", asked.vocab, weights.vocab),
+        ("channels", asked.channels, weights.channels),
+        ("classes", asked.classes, weights.classes),
+        ("pos_side", asked.pos_side, weights.pos_side),
+        ("mlp_ratio", asked.mlp_ratio, weights.mlp_ratio),
+    ] {
+        fixed(args, key, asked, found, WEIGHTS)?;
+    }
+    for (key, asked, found) in
+        [("norm_eps", asked.norm_eps, weights.norm_eps), ("alng", asked.alng, weights.alng)]
+    {
+        fixed(args, key, asked, found, WEIGHTS)?;
+    }
+    let (asked_positions, found) = (asked.positions, weights.positions);
+    fixed(args, "positions", asked_positions, found, WEIGHTS)?;
+    if weights.positions == Positions::Levels {
+        fixed(args, "schedule", asked.schedule, weights.schedule, WEIGHTS)?;
+    }
+    let schedule = if args.names("generator", "schedule") { asked } else { weights }.schedule;
+    config.generator = GeneratorSection { schedule, ..weights.clone() };
+    Ok(())
+}
+
+/// Fails where the user asked for a value of a key that something else has decided.
+pub(super) fn fixed<T: PartialEq + Display>(
+    args: &RunArgs,
+    key: &str,
+    asked: T,
+    found: T,
+    who: &str,
+) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        asked == found || !args.names("generator", key),
+        "generator.{key} is {asked}, but {who} {found}; leave the key out"
+    );
+    Ok(())
+}

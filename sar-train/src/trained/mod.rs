@@ -1,0 +1,75 @@
+//! Trained models, opened by what one has of them: a run folder, a checkpoint of it, a file.
+//!
+//! ```no_run
+//! use sar_backend_cpu::CpuBackend;
+//! use sar_train::config::SampleConfig;
+//! use sar_train::sample::Painter;
+//! use sar_train::trained::TrainedGenerator;
+//! use std::path::Path;
+//!
+//! let backend = CpuBackend::<f32>::new();
+//! let trained = TrainedGenerator::open(Path::new("runs/letters"), false)?;
+//! let tokenizer = trained.tokenizer(&backend)?;
+//! let params = trained.params(&backend)?;
+//! let (model, schedule) = (&trained.generator, trained.section.schedule);
+//! let mut painter = Painter::new(&backend, model, tokenizer.decoder(), &schedule, 4, true)?;
+//! let settings = SampleConfig::default().settings(7);
+//! let painted = painter.paint(&params, &[0, 1, 2, 3], 0, &settings, 0)?;
+//! let (height, width) = painter.size(schedule.len() - 1);
+//! assert_eq!(painted.images.len(), 4 * 3 * height * width);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod error;
+mod generator;
+mod tokenizer;
+
+pub use error::TrainedError;
+pub use generator::TrainedGenerator;
+pub use tokenizer::TrainedTokenizer;
+
+use crate::checkpoint::{CheckpointError, Header, Kind, check_length, read_header};
+use crate::config::Config;
+use crate::params::Layout;
+use sar_math::backend::Buffers;
+use std::path::Path;
+
+/// What a file of weights says about itself, where those are of this kind of model.
+fn header_of(file: &Path, kind: Kind) -> Result<Header, TrainedError> {
+    let Some(header) = read_header(file)? else {
+        return Err(TrainedError::NoConfiguration { path: file.to_owned(), kind });
+    };
+    if header.kind != kind {
+        let (path, found) = (file.to_owned(), header.kind);
+        return Err(CheckpointError::WrongKind { path, expected: kind, found }.into());
+    }
+    Ok(header)
+}
+
+/// Weights on a backend, where they are as many as the layout's.
+fn uploaded<B: Buffers<Host = f32>>(
+    backend: &B,
+    kind: Kind,
+    layout: &Layout,
+    weights: &[f32],
+) -> Result<B::Params, TrainedError> {
+    check_length("weights", layout, weights)?;
+    let uploaded = || {
+        let mut params = backend.params(weights.len())?;
+        backend.upload_params(weights, &mut params, 0)?;
+        Ok(params)
+    };
+    uploaded().map_err(|error: B::Error| TrainedError::backend(kind, error))
+}
+
+/// The configuration of the run in a folder, where it has one.
+///
+/// # Errors
+/// It cannot be read, or has keys or values that there are not.
+pub fn config_of(run: &Path) -> Result<Option<Config>, TrainedError> {
+    let path = run.join("config.toml");
+    Ok(path.is_file().then(|| Config::load(&path)).transpose()?)
+}
+
+#[cfg(test)]
+mod tests;

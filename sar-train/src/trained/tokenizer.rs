@@ -1,0 +1,111 @@
+//! A trained tokenizer.
+
+use super::{TrainedError, config_of, header_of, uploaded};
+use crate::checkpoint::{self, Disk, Header, Kind, save_weights};
+use crate::config::GeneratorSection;
+use crate::model::tokenizer::{Quantizer, Tokenizer, TokenizerConfig};
+use crate::run::{RUN_TOKENIZER, RunFolder};
+use crate::sample::Decoder;
+use sar_math::backend::Backend;
+use std::path::{Path, PathBuf};
+
+/// A trained tokenizer, ready to encode and decode.
+pub struct TrainedTokenizer<B: Backend> {
+    /// The model.
+    pub tokenizer: Tokenizer,
+    /// Its weights on the host, in the order of its layout.
+    pub weights: Vec<f32>,
+    /// Its weights on the backend.
+    pub params: B::Params,
+    /// What its codes stand for.
+    pub quantizer: Quantizer<B>,
+    /// Optimiser steps it was trained for.
+    pub step: u64,
+    /// Side in pixels of the images that it was trained on, where its run says it.
+    pub side: Option<usize>,
+    /// The file it was in, where it was in one.
+    pub file: Option<PathBuf>,
+    /// What there is to know of how it was found: damaged checkpoints that were passed over.
+    pub warnings: Vec<String>,
+}
+
+impl<B: Backend<Host = f32>> TrainedTokenizer<B> {
+    /// Of weights on the host, as [`TokenizerTrainer::weights`](crate::train::tokenizer::TokenizerTrainer::weights)
+    /// gives them after `step` steps.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Length`](checkpoint::CheckpointError::Length) for weights that are not as many as the
+    /// layout's, [`TrainedError::Backend`] for a backend without room for them.
+    pub fn new(
+        backend: &B,
+        tokenizer: Tokenizer,
+        weights: Vec<f32>,
+        step: u64,
+    ) -> Result<Self, TrainedError> {
+        let failed = |error: B::Error| TrainedError::backend(Kind::Tokenizer, error);
+        let params = uploaded(backend, Kind::Tokenizer, tokenizer.layout(), &weights)?;
+        let quantizer = tokenizer.quantizer(backend, &params).map_err(failed)?;
+        let (side, file, warnings) = (None, None, Vec::new());
+        Ok(Self { tokenizer, weights, params, quantizer, step, side, file, warnings })
+    }
+
+    /// From a run folder, a checkpoint of one, or a file.
+    ///
+    /// # Errors
+    /// There are no weights of a tokenizer, they are damaged, or the backend has no room for them.
+    pub fn open(backend: &B, path: &Path) -> Result<Self, TrainedError> {
+        let found = checkpoint::locate(path, false)?;
+        let header = header_of(&found.file, Kind::Tokenizer)?;
+        let tokenizer = Tokenizer::new(&header.config::<TokenizerConfig>()?)?;
+        let layout = tokenizer.layout();
+        let weights = checkpoint::load_weights(&found.file, Kind::Tokenizer, layout)?.flat;
+        let mut warnings = found.warnings;
+        // Good weights are not worth less for what lies beside them.
+        let side = match found.run.as_deref().map(config_of).transpose() {
+            Ok(config) => config.flatten().map(|config| config.data.image_side),
+            Err(error) => {
+                warnings.push(format!("{error}; what images the tokenizer had is not known"));
+                None
+            }
+        };
+        let trained = Self::new(backend, tokenizer, weights, header.step)?;
+        Ok(Self { side, file: Some(found.file), warnings, ..trained })
+    }
+
+    /// Writes it to a file that [`TrainedTokenizer::open`] takes.
+    ///
+    /// # Errors
+    /// It cannot be written; what was there is there still.
+    pub fn save(&self, path: &Path) -> Result<(), TrainedError> {
+        let header = Header::new(Kind::Tokenizer, self.step, self.tokenizer.config())?;
+        Ok(save_weights(&Disk, path, &header, self.tokenizer.layout(), &self.weights)?)
+    }
+
+    /// Keeps it in the run of a generator, so that the run is whole on its own; one that is kept there stays.
+    ///
+    /// # Errors
+    /// As [`TrainedTokenizer::save`].
+    pub fn keep_in(&self, run: &RunFolder) -> Result<(), TrainedError> {
+        let path = run.path().join(RUN_TOKENIZER);
+        if path.is_file() { Ok(()) } else { self.save(&path) }
+    }
+
+    /// As a [`Painter`](crate::sample::Painter) takes it.
+    pub fn decoder(&self) -> Decoder<'_, B> {
+        Decoder { tokenizer: &self.tokenizer, params: &self.params, quantizer: &self.quantizer }
+    }
+
+    /// Whether a generator's tables have the tokenizer's sizes.
+    ///
+    /// # Errors
+    /// [`TrainedError::NotTogether`].
+    pub fn fits(&self, generator: &GeneratorSection) -> Result<(), TrainedError> {
+        let (codes, channels) =
+            (self.tokenizer.config().vocab, self.tokenizer.config().latent_channels);
+        let (vocab, latent) = (generator.vocab, generator.channels);
+        match (codes, channels) == (vocab, latent) {
+            true => Ok(()),
+            false => Err(TrainedError::NotTogether { codes, channels, vocab, latent }),
+        }
+    }
+}
