@@ -10,6 +10,7 @@ use sar_train::data::grid::{Images, save_grid};
 use sar_train::data::{self, Data, DataConfig};
 use sar_train::model::generator::{Generator, GeneratorShape};
 use sar_train::model::tokenizer::Tokenizer;
+use sar_train::run::Interrupt;
 use sar_train::sample::Painter;
 use sar_train::train::tokenizer::TokenizerTrainer;
 use sar_train::train::{EncodedBatches, Trainer, encode_all};
@@ -72,7 +73,8 @@ fn train_generator(
     let loader = data.loader(batch, seed, 0)?;
     let (tokenizer, params) = (&codes.tokenizer, &codes.params);
     let mut batches = EncodedBatches::new(backend, loader, tokenizer, params, batch, side)?;
-    let held_out = encode_all(backend, tokenizer, params, &data.validation, HELD_OUT)?;
+    let (images, stop) = (&data.validation, Interrupt::none());
+    let held_out = encode_all(backend, tokenizer, params, images, HELD_OUT, &stop)?;
     for step in 1..=config.train.steps {
         trainer.step(&mut batches)?;
         if step % 50 == 0 {

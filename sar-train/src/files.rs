@@ -1,10 +1,13 @@
 //! Files that are there whole or not at all.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tempfile::NamedTempFile;
+
+/// Bytes that are written at a time: tensors are converted in pieces of this size.
+const PIECE: usize = 1 << 20;
 
 /// Writes a file under a temporary name beside it, syncs and renames it, so that no half of it is ever seen
 /// under its own, not even after a loss of power; to a pipe or a device, which a rename would replace, as
@@ -13,7 +16,7 @@ use tempfile::NamedTempFile;
 /// # Errors
 /// It cannot be written; nothing is left behind.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write(path, bytes, true)
+    write(path, true, |to| to.write_all(bytes))
 }
 
 /// As [`write_whole`] for what can be made again, one of very many: without waiting for the disk.
@@ -21,16 +24,58 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`write_whole`].
 pub(crate) fn write_quickly(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write(path, bytes, false)
+    write(path, false, |to| to.write_all(bytes))
 }
 
-fn write(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
+/// As [`write_whole`], of what is too much to be had at once.
+///
+/// # Errors
+/// As [`write_whole`]; those of `content`.
+pub(crate) fn write_whole_by<T>(
+    path: &Path,
+    content: impl FnOnce(&mut dyn io::Write) -> io::Result<T>,
+) -> io::Result<T> {
+    write(path, true, |file| {
+        let mut file = BufWriter::with_capacity(PIECE, file);
+        let value = content(&mut file)?;
+        file.flush().map(|()| value)
+    })
+}
+
+fn write<T>(
+    path: &Path,
+    sync: bool,
+    content: impl FnOnce(&mut fs::File) -> io::Result<T>,
+) -> io::Result<T> {
     if is_special(path) {
-        return fs::OpenOptions::new().write(true).open(path)?.write_all(bytes);
+        return content(&mut fs::OpenOptions::new().write(true).open(path)?);
     }
     let mut file = beside(path)?;
-    file.write_all(bytes)?;
-    put(file, path, sync)
+    let value = content(file.as_file_mut())?;
+    put(file, path, sync).map(|()| value)
+}
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    fs::File::open(folder)?.sync_all()?;
+    #[cfg(not(unix))]
+    let _ = folder;
+    Ok(())
+}
+
+/// The folder that a path lies in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// The file behind a symbolic link: a rename would replace the link.
+fn behind(path: &Path) -> PathBuf {
+    match path.is_symlink() {
+        // A link to nothing is replaced.
+        true => path.canonicalize().unwrap_or_else(|_| path.to_owned()),
+        false => path.to_owned(),
+    }
 }
 
 /// A path that a record keeps: it holds from whatever folder it is read.
@@ -76,10 +121,7 @@ fn unfinished() -> MutexGuard<'static, Vec<PathBuf>> {
 
 /// A temporary file in the folder of `path`, removed unless [`put`] in its place.
 pub(crate) fn beside(path: &Path) -> io::Result<NamedTempFile> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let path = behind(path);
     let mut builder = tempfile::Builder::new();
     builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
     // As any new file, by the user's mask; a temporary one would be its owner's alone.
@@ -88,7 +130,7 @@ pub(crate) fn beside(path: &Path) -> io::Result<NamedTempFile> {
         use std::os::unix::fs::PermissionsExt as _;
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    let file = builder.tempfile_in(folder)?;
+    let file = builder.tempfile_in(folder_of(&path))?;
     // The system releases it with the process. Where it locks no files, what is left behind stays.
     let _ = file.as_file().try_lock();
     unfinished().push(file.path().to_owned());
@@ -97,6 +139,7 @@ pub(crate) fn beside(path: &Path) -> io::Result<NamedTempFile> {
 
 /// Puts a temporary file in the place of `path`, whose permissions it takes where it replaces one.
 pub(crate) fn put(file: NamedTempFile, path: &Path, sync: bool) -> io::Result<()> {
+    let path = &behind(path);
     if let Ok(replaced) = fs::metadata(path) {
         file.as_file().set_permissions(replaced.permissions())?;
     }
@@ -106,7 +149,12 @@ pub(crate) fn put(file: NamedTempFile, path: &Path, sync: bool) -> io::Result<()
     let aside = file.path().to_owned();
     let put = file.persist(path).map_err(|e| e.error);
     unfinished().retain(|path| *path != aside);
-    put.map(drop)
+    put?;
+    if sync {
+        // The file is there all the same where a file system cannot do it.
+        let _ = sync_folder(folder_of(path));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -154,6 +202,21 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
         write_whole(&path, b"again").unwrap();
         assert_eq!(mode(), 0o664);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_link_stays_one_and_its_file_is_replaced() {
+        let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (link, file) = (folder.path().join("link"), elsewhere.path().join("file"));
+        fs::write(&file, "one").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_whole_by(&link, |to| to.write_all(b"two")).unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(&file).unwrap(), b"two");
+        fs::remove_file(&file).unwrap();
+        write_whole(&link, b"three").unwrap();
+        assert_eq!((fs::read(&link).unwrap(), link.is_symlink()), (b"three".to_vec(), false));
     }
 
     #[test]

@@ -39,7 +39,7 @@ impl Facts {
                 .keys()
                 .filter_map(|name| name.strip_prefix(prefix)?.split('.').next()?.parse().ok())
                 .max()
-                .map(|last: usize| last + 1)
+                .map(|last: usize| last.saturating_add(1))
         };
         Self {
             depth: count("blocks."),

@@ -1,8 +1,9 @@
 //! The folder `checkpoints/` of a run.
 
-use super::storage::{Sum, sum_of, sync_folder, write_synced};
+use super::storage::{Sum, sum_of, write_synced};
 use super::weights::{check_length, load_sets, write_tensors};
 use super::{CheckpointError, Disk, FORMAT, Header, Kind, Storage, check_format, load_weights};
+use crate::files::sync_folder;
 use crate::params::Layout;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -181,6 +182,11 @@ impl Checkpoints {
     /// As [`latest_in`].
     pub fn latest(&self) -> Result<Option<Found>, CheckpointError> {
         latest_in(&self.folder, Purpose::Resume)
+    }
+
+    /// Whether a checkpoint of a step is there; whether it is whole is not looked at.
+    pub fn has(&self, step: u64) -> bool {
+        self.folder.join(format!("step-{step}")).join(STATE).is_file()
     }
 
     /// The checkpoint to go on from, as [`Checkpoints::latest`]. Damaged ones after it are renamed, since the
@@ -400,7 +406,8 @@ fn steps(folder: &Path) -> io::Result<Vec<u64>> {
         let name = entry?.file_name();
         let step: Option<u64> =
             name.to_str().and_then(|n| n.strip_prefix("step-")).and_then(|n| n.parse().ok());
-        steps.extend(step);
+        // `step-007` is somebody's, and not what is written here.
+        steps.extend(step.filter(|step| *name == *format!("step-{step}")));
     }
     steps.sort_unstable();
     Ok(steps)
@@ -422,7 +429,9 @@ fn replace(aside: &Path, folder: &Path) -> io::Result<()> {
         fs::rename(&replaced, folder)?;
         return Err(e);
     }
-    fs::remove_dir_all(&replaced)
+    // The new one is in its place. What somebody holds open may stay, and goes at a later start.
+    let _ = fs::remove_dir_all(&replaced);
+    Ok(())
 }
 
 /// Removes what an interrupted save left behind.

@@ -1,8 +1,8 @@
 //! Where checkpoints are written: a seam at which tests can let the disk run full.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// An open file that can be made durable.
 pub trait Sink: Write {
@@ -49,13 +49,13 @@ pub(super) struct Sum {
 
 /// Counts and sums what it passes on.
 pub(super) struct Summing<'a> {
-    to: &'a mut dyn Sink,
+    to: &'a mut dyn Write,
     crc: crc32fast::Hasher,
     bytes: u64,
 }
 
 impl<'a> Summing<'a> {
-    pub(super) fn new(to: &'a mut dyn Sink) -> Self {
+    pub(super) fn new(to: &'a mut dyn Write) -> Self {
         Self { to, crc: crc32fast::Hasher::new(), bytes: 0 }
     }
 
@@ -79,56 +79,10 @@ impl Write for Summing<'_> {
 
 /// The sum of a file that exists.
 pub(super) fn sum_of(path: &Path) -> io::Result<Sum> {
-    let mut nowhere = Nowhere;
+    let mut nowhere = io::sink();
     let mut summing = Summing::new(&mut nowhere);
     io::copy(&mut File::open(path)?, &mut summing)?;
     Ok(summing.sum())
-}
-
-struct Nowhere;
-
-impl Write for Nowhere {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Sink for Nowhere {
-    fn sync(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Makes the names in a folder durable.
-pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
-    #[cfg(unix)]
-    File::open(folder)?.sync_all()?;
-    #[cfg(not(unix))]
-    let _ = folder;
-    Ok(())
-}
-
-/// Writes a file under `path` so that it is there whole or not at all.
-pub(super) fn write_whole<T>(
-    storage: &dyn Storage,
-    path: &Path,
-    write: impl FnOnce(&mut dyn Sink) -> io::Result<T>,
-) -> io::Result<T> {
-    let aside = beside(path);
-    let written = write_synced(storage, &aside, write).and_then(|value| {
-        fs::rename(&aside, path)?;
-        sync_folder(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
-        Ok(value)
-    });
-    if written.is_err() {
-        // Best effort: the error that matters is the one above.
-        let _ = fs::remove_file(&aside);
-    }
-    written
 }
 
 /// Writes and syncs a file under `path` itself.
@@ -141,10 +95,4 @@ pub(super) fn write_synced<T>(
     let value = write(sink.as_mut())?;
     sink.sync()?;
     Ok(value)
-}
-
-/// A name beside `path` that no reader takes for the real one.
-fn beside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.tmp", std::process::id()))
 }

@@ -41,7 +41,7 @@ fn header(step: u64) -> Header {
 fn saved(folder: &Path, depth: usize, vocab: usize) -> std::path::PathBuf {
     let path = folder.join("model.safetensors");
     let layout = layout(depth, 8, vocab);
-    save_weights(&Disk, &path, &header(7), &layout, &values(&layout, 1)).unwrap();
+    save_weights(&path, &header(7), &layout, &values(&layout, 1)).unwrap();
     path
 }
 
@@ -114,7 +114,7 @@ fn single_tensors_are_named() {
     more.push("head.bias", &[24]);
     let text = error(&path, &more);
     assert!(text.contains("lacks 1 tensors") && text.contains("`head.bias`"), "{text}");
-    save_weights(&Disk, &path, &header(1), &more, &values(&more, 2)).unwrap();
+    save_weights(&path, &header(1), &more, &values(&more, 2)).unwrap();
     let text = error(&path, &layout(2, 8, 24));
     assert!(text.contains("the model lacks") && text.contains("`head.bias`"), "{text}");
 
@@ -122,7 +122,7 @@ fn single_tensors_are_named() {
     let mut buffers = layout(2, 8, 24);
     buffers.push("blocks.0.attn.zero_k_bias", &[8]);
     buffers.push("attn_bias_for_masking", &[1, 1, 4, 4]);
-    save_weights(&Disk, &path, &header(1), &buffers, &values(&buffers, 3)).unwrap();
+    save_weights(&path, &header(1), &buffers, &values(&buffers, 3)).unwrap();
     let plain = layout(2, 8, 24);
     let back = load_weights(&path, Kind::Generator, &plain).unwrap();
     assert_eq!(bits(&back.flat), bits(&values(&plain, 3)));
@@ -130,7 +130,7 @@ fn single_tensors_are_named() {
     let mut diverged = values(&plain, 4);
     let slot = plain.get("blocks.1.attn.proj.weight").unwrap().slot;
     diverged[slot.offset + 3] = f32::NAN;
-    save_weights(&Disk, &path, &header(1), &plain, &diverged).unwrap();
+    save_weights(&path, &header(1), &plain, &diverged).unwrap();
     let text = error(&path, &plain);
     assert!(text.contains("`blocks.1.attn.proj.weight` holds 1 values"), "{text}");
 }
@@ -161,10 +161,10 @@ fn unusable_files_say_why() {
     assert!(error(&folder.path().join("absent"), &layout).contains("cannot read"));
 
     let newer = Header { format: FORMAT + 1, program: "9.9.9".into(), ..header(1) };
-    save_weights(&Disk, &path, &newer, &layout, &values(&layout, 1)).unwrap();
+    save_weights(&path, &newer, &layout, &values(&layout, 1)).unwrap();
     let text = error(&path, &layout);
     assert!(text.contains("has format 2") && text.contains("sar 9.9.9: update sar"), "{text}");
-    let short = save_weights(&Disk, &path, &header(1), &layout, &[0.0]).unwrap_err();
+    let short = save_weights(&path, &header(1), &layout, &[0.0]).unwrap_err();
     assert!(short.to_string().contains("weights: 1 values, expected"), "{short}");
 }
 
@@ -250,6 +250,28 @@ fn the_last_checkpoints_are_kept_and_found() {
     assert!(text.contains("is a file") && text.contains("name its folder"), "{text}");
     let text = locate(&folder.join("absent"), false).unwrap_err().to_string();
     assert!(text.contains("does not exist"), "{text}");
+}
+
+/// Folders that somebody has made beside them.
+#[test]
+fn names_that_are_not_written_here_are_not_taken_for_checkpoints() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoints = Checkpoints::open(folder.path(), 9).unwrap();
+    save(&checkpoints, 7).unwrap();
+    for name in ["step-0012", "step-+30", "step-99.old"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    let found = checkpoints.take_up().unwrap().unwrap();
+    assert_eq!((found.step, found.warnings), (7, Vec::new()));
+    assert!(checkpoints.has(7) && !checkpoints.has(12));
+    assert!(folder.path().join("step-0012").exists());
+}
+
+#[test]
+fn a_tensor_of_the_last_number_there_is_makes_no_depth() {
+    let name = format!("blocks.{}.attn.proj.weight", usize::MAX);
+    let facts = Facts::of([(name.as_str(), &[8usize, 8][..])]);
+    assert_eq!(facts.depth, Some(usize::MAX));
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! One safetensors file of named tensors.
 
 use super::reader::Reader;
-use super::storage::{Sum, Summing, write_whole};
-use super::{CheckpointError, Facts, Header, Kind, RawTensor, Sink, Storage};
+use super::storage::{Sum, Summing};
+use super::{CheckpointError, Facts, Header, Kind, RawTensor};
+use crate::files::write_whole_by;
 use crate::params::Layout;
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::path::Path;
 
 /// Buffers that published files carry beside the parameters.
@@ -29,14 +30,13 @@ pub struct Weights {
 /// # Errors
 /// [`CheckpointError::Length`] for a buffer of another length, [`CheckpointError::Write`].
 pub fn save_weights(
-    storage: &dyn Storage,
     path: &Path,
     header: &Header,
     layout: &Layout,
     flat: &[f32],
 ) -> Result<(), CheckpointError> {
     check_length("weights", layout, flat)?;
-    write_whole(storage, path, |sink| write_tensors(sink, header, layout, &[("", flat)]))
+    write_whole_by(path, |sink| write_tensors(sink, header, layout, &[("", flat)]))
         .map(|_| ())
         .map_err(|e| CheckpointError::write(path, e, "nothing was changed"))
 }
@@ -98,7 +98,7 @@ pub(crate) fn check_length(
 
 /// Writes the sets, each under its prefix, and says what was written.
 pub(super) fn write_tensors(
-    sink: &mut dyn Sink,
+    sink: &mut dyn Write,
     header: &Header,
     layout: &Layout,
     sets: &[(&str, &[f32])],

@@ -1,7 +1,7 @@
 //! `sar convert`: published weights become files that this program uses directly.
 
 use crate::checkpoint::{
-    self, Disk, Facts, Header, Kind, RawTensor, arrange, load_weights, read_pth, save_weights,
+    self, Facts, Header, Kind, RawTensor, arrange, load_weights, read_pth, save_weights,
 };
 use crate::cli::{ConvertArgs, GlobalArgs};
 use crate::config::{GeneratorSection, Positions};
@@ -30,7 +30,7 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let (model, flat) = if native { of_safetensors(args)? } else { of_pth(args)? };
     let header =
         Header { classes: model.classes, ..Header::new(model.kind, model.step, &model.config)? };
-    save_weights(&Disk, &args.to, &header, &model.layout, &flat)?;
+    save_weights(&args.to, &header, &model.layout, &flat)?;
     if !global.quiet {
         println!(
             "{}: {}, {} parameters",

@@ -81,7 +81,7 @@ impl<B: Compute> Work<'_, B> {
         let mut trainer = self.trainer(&generator, start)?;
         let train = &config.train;
         // Before the memory for training images is had, so that one takes the place of the other.
-        let held_out = self.held_out()?;
+        let held_out = self.held_out(interrupt)?;
         let mut batches = self.batches(trainer.step_number() * train.accumulate as u64)?;
         let mut paint = (train.sample_every > 0).then(|| self.painter(&generator)).transpose()?;
         let mut session = Session {
@@ -124,14 +124,16 @@ impl<B: Compute> Work<'_, B> {
     }
 
     /// Latents of images that training does not see.
-    fn held_out(&self) -> Result<Option<HeldOut<B::Host>>, TrainError> {
+    fn held_out(&self, interrupt: &Interrupt) -> Result<Option<HeldOut<B::Host>>, TrainError> {
         let (of, images) = (&self.tokenizer.tokenizer, &self.data.validation);
         if images.is_empty() {
             return Ok(None);
         }
         match self.latents {
             Some(latents) => held_out_of::<B>(latents, HELD_OUT),
-            None => encode_all(self.backend, of, &self.tokenizer.params, images, HELD_OUT),
+            None => {
+                encode_all(self.backend, of, &self.tokenizer.params, images, HELD_OUT, interrupt)
+            }
         }
         .map(Some)
     }
@@ -143,7 +145,8 @@ impl<B: Compute> Work<'_, B> {
         Ok(match self.latents {
             Some(latents) => {
                 let loader = self.data.loader_of(latents.clone(), batch, train.seed, first)?;
-                Box::new(CachedBatches { loader })
+                let [channels, height, width] = latents.sizes().latent;
+                Box::new(CachedBatches::new(loader, channels * height * width))
             }
             None => {
                 let loader = self.data.loader(batch, train.seed, first)?;

@@ -98,7 +98,10 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
             || cause.is::<painting::SamplingInterrupted>()
             || cause.is::<eval::EvalInterrupted>()
             || cause.is::<tokenizer::EncodingInterrupted>()
-            || matches!(cause.downcast_ref(), Some(TrainError::Interrupted(_)))
+            || matches!(
+                cause.downcast_ref(),
+                Some(TrainError::Interrupted(_) | TrainError::NotBegun)
+            )
     });
     if interrupted { 130 } else { 1 }
 }

@@ -64,6 +64,11 @@ pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<
             "warning: other images are held out than when the run began; were some renamed? Some that are held \
              out now may have been trained on"
         ));
+    } else if folder.other_trained_on(&data.trained_on_fingerprint())?.is_some() {
+        output::note(format_args!(
+            "warning: as many images are trained on as when the run began, but not the same by name, or in another \
+             order; were some renamed? The run goes on, not as it would have with the same"
+        ));
     }
     Ok(())
 }

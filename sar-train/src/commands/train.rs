@@ -73,7 +73,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     let mut from =
         args.run.init_from.as_deref().map(|path| open_generator(path, false)).transpose()?;
     let tokenizer = match (&from, &args.tokenizer) {
-        (Some(from), named) => tokenizer_of(&from, backend, named.as_deref())?,
+        (Some(from), named) => tokenizer_of(from, backend, named.as_deref())?,
         (None, Some(path)) => open_tokenizer(backend, path)?,
         (None, None) => anyhow::bail!("no tokenizer given; name it with --tokenizer"),
     };

@@ -31,6 +31,16 @@ pub enum DataError {
         /// The system's message.
         reason: String,
     },
+    /// An example that is not as long as the others of its loader.
+    #[error("example {index} has {found} values, expected {expected}")]
+    Example {
+        /// Which.
+        index: usize,
+        /// As all have.
+        expected: usize,
+        /// As it has.
+        found: usize,
+    },
     /// Class folders without images.
     #[error(
         "{}: no images in {count} of the class folders ({named}); expected PNG, JPEG or WebP files; \

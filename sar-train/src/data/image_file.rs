@@ -9,6 +9,10 @@ use std::sync::Arc;
 /// Room beyond the pixels for what cameras add, in bytes.
 const BESIDE_PIXELS: u64 = 64 << 20;
 
+/// Bytes in which the header of an image is looked for first: a JPEG may have segments of a camera's own before it, of
+/// up to 64 KiB each.
+const HEAD: u64 = 128 << 10;
+
 /// One image of a source: a file, or a member of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageFile {
@@ -19,11 +23,17 @@ pub struct ImageFile {
     member: Option<Member>,
 }
 
-/// Where in an archive the bytes of an image lie.
+/// Where in an archive an image lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Member {
     archive: Arc<Path>,
-    /// Bytes from the start of the archive.
+    extent: Extent,
+}
+
+/// Some bytes of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Extent {
+    /// Bytes from its start.
     offset: u64,
     /// Bytes.
     size: u64,
@@ -40,7 +50,11 @@ impl ImageFile {
     /// `size` bytes of an archive from `offset` on, which are called `name` there.
     pub(super) fn member(archive: Arc<Path>, name: &Path, offset: u64, size: u64) -> Self {
         let path = archive.join(name);
-        Self { path, called: None, member: Some(Member { archive, offset, size }) }
+        Self {
+            path,
+            called: None,
+            member: Some(Member { archive, extent: Extent { offset, size } }),
+        }
     }
 
     /// What it is called: its path, or that of the archive and the name in it, as if unpacked there.
@@ -66,12 +80,20 @@ impl ImageFile {
         found.unwrap_or(&path).to_owned()
     }
 
-    /// Reads the image's header.
+    /// Reads the image's header, and of a large file no more than that where it will do.
     ///
     /// # Errors
     /// [`BadImage`] for all that shows without decoding: empty, no image, too small, too large.
     pub fn probe(&self, max_pixels: u64) -> Result<Header, BadImage> {
-        probe_bytes(&self.read(max_pixels)?, max_pixels)
+        let extent = self.extent(max_pixels)?;
+        if extent.size > HEAD {
+            let head = self.read(Extent { size: HEAD, ..extent })?;
+            match probe_bytes(&head, max_pixels) {
+                Err(BadImage::Truncated(_) | BadImage::Damaged(_) | BadImage::Unreadable(_)) => {}
+                seen => return seen,
+            }
+        }
+        probe_bytes(&self.read(extent)?, max_pixels)
     }
 
     /// Decodes the image.
@@ -79,39 +101,46 @@ impl ImageFile {
     /// # Errors
     /// [`BadImage`] with the reason.
     pub fn decode(&self, max_pixels: u64) -> Result<Picture, BadImage> {
-        decode_bytes(&self.read(max_pixels)?, max_pixels)
+        decode_bytes(&self.read(self.extent(max_pixels)?)?, max_pixels)
     }
 
-    fn read(&self, max_pixels: u64) -> Result<Vec<u8>, BadImage> {
-        let place = self.member.as_ref().map_or(self.path.as_path(), |member| &*member.archive);
-        let meta = std::fs::metadata(place).map_err(unreadable)?;
+    /// The file that its bytes lie in.
+    fn place(&self) -> &Path {
+        self.member.as_ref().map_or(self.path.as_path(), |member| &*member.archive)
+    }
+
+    /// Where in it they lie, if they are all there and no more than an image may have.
+    fn extent(&self, max_pixels: u64) -> Result<Extent, BadImage> {
+        let meta = std::fs::metadata(self.place()).map_err(unreadable)?;
         if !meta.is_file() {
             return Err(BadImage::Unreadable("not a regular file".into()));
         }
-        let size = self.member.as_ref().map_or(meta.len(), |member| member.size);
+        let whole = Extent { offset: 0, size: meta.len() };
+        let extent = self.member.as_ref().map_or(whole, |member| member.extent);
+        let Extent { offset, size } = extent;
         // No format needs more than 8 bytes a pixel.
         if size > max_pixels.saturating_mul(8).saturating_add(BESIDE_PIXELS) {
             let found = format!("{size} bytes, more than an image of the allowed size can have");
             return Err(BadImage::Unreadable(found));
         }
-        match &self.member {
-            None => std::fs::read(place).map_err(unreadable),
-            Some(member) if meta.len() < member.offset.saturating_add(size) => {
-                let missing = format!("{} ends within it", member.archive.display());
-                Err(BadImage::Truncated(missing))
-            }
-            Some(member) => member.read().map_err(unreadable),
+        if meta.len() < offset.saturating_add(size) {
+            let missing = format!("{} ends within it", self.place().display());
+            return Err(BadImage::Truncated(missing));
         }
+        Ok(extent)
     }
-}
 
-impl Member {
-    fn read(&self) -> std::io::Result<Vec<u8>> {
-        let mut bytes = vec![0; self.size as usize];
-        let mut archive = File::open(&self.archive)?;
-        archive.seek(SeekFrom::Start(self.offset))?;
-        archive.read_exact(&mut bytes)?;
-        Ok(bytes)
+    fn read(&self, extent: Extent) -> Result<Vec<u8>, BadImage> {
+        let read = || {
+            let mut bytes = vec![0; extent.size as usize];
+            let mut file = File::open(self.place())?;
+            if extent.offset > 0 {
+                file.seek(SeekFrom::Start(extent.offset))?;
+            }
+            file.read_exact(&mut bytes)?;
+            Ok(bytes)
+        };
+        read().map_err(unreadable)
     }
 }
 

@@ -289,6 +289,13 @@ impl Data {
         sha256_of_bytes(&names)
     }
 
+    /// As [`Data::fingerprint`], of the images that are trained on alone.
+    pub fn trained_on_fingerprint(&self) -> String {
+        let mut names = Vec::new();
+        self.train.name_to(&mut names);
+        sha256_of_bytes(&names)
+    }
+
     /// As [`Data::fingerprint`], of the held-out images alone.
     pub fn held_out_fingerprint(&self) -> String {
         let mut names = Vec::new();

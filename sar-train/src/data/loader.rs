@@ -314,7 +314,13 @@ impl Shared {
         let len = self.examples.len() as u64;
         let (epoch, order) = (place / len, self.order(place / len));
         let index = order[(place % len) as usize] as usize;
-        self.examples.example(index, epoch, &mut cut_draws(self.config.seed, place))
+        let draws = &mut cut_draws(self.config.seed, place);
+        let (values, label) = self.examples.example(index, epoch, draws)?;
+        let (expected, found) = (self.examples.values(), values.len());
+        match found == expected {
+            true => Ok((values, label)),
+            false => Err(DataError::Example { index, expected, found }),
+        }
     }
 
     /// The order of an epoch; the few in use at a time are kept.

@@ -166,6 +166,39 @@ fn every_mode_becomes_rgb() {
     assert_eq!(report.largest, Some((9, 30)));
 }
 
+/// Of a large file the header is read without the rest, and found all the same where it lies deeper.
+#[test]
+fn headers_of_large_files_are_those_of_the_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let noise = |x: u32, y: u32| {
+        let bits =
+            (x.wrapping_mul(0x9e37_79b9) ^ y.wrapping_mul(0x85eb_ca6b)).wrapping_mul(0xc2b2_ae35);
+        Rgb([bits as u8, (bits >> 8) as u8, (bits >> 16) as u8])
+    };
+    let image: DynamicImage = image::RgbImage::from_fn(300, 280, noise).into();
+    let written = |format| {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    };
+    let (png, webp, plain) = (written(ImageFormat::Png), written(ImageFormat::WebP), jpeg(&image));
+    // Three segments of a camera's own, 64 KiB each, before the frame's header.
+    let segment = [&[0xff, 0xe4, 0xff, 0xff][..], &[7; 65533]].concat();
+    let deep = [&plain[..2], &segment, &segment, &segment, &plain[2..]].concat();
+    for (name, bytes) in [("a.png", png), ("a.webp", webp), ("a.jpg", deep)] {
+        assert!(bytes.len() > 140_000, "{name}: {}", bytes.len());
+        let path = dir.path().join(name);
+        fs::write(&path, &bytes).unwrap();
+        let header = ImageFile::from(path.clone()).probe(1 << 20).unwrap();
+        assert_eq!(header, decode::probe_bytes(&bytes, 1 << 20).unwrap(), "{name}");
+        assert_eq!((header.width, header.height), (300, 280));
+        // Some bytes of another kind, as many.
+        fs::write(&path, vec![b'x'; bytes.len()]).unwrap();
+        let error = ImageFile::from(path).probe(1 << 20).unwrap_err();
+        assert_eq!(error, BadImage::NotAnImage, "{name}");
+    }
+}
+
 /// Each kind of damage, its file and a word of its message.
 fn damage() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let whole = jpeg(&image::RgbImage::from_fn(64, 64, |x, y| Rgb([x as u8, y as u8, 9])).into());

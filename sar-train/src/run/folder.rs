@@ -5,7 +5,7 @@ use super::{Log, RunError, TensorBoard};
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::config::Config;
 use crate::data::{DataError, grid};
-use crate::files::{remove_left_behind, write_whole};
+use crate::files::{folder_of, remove_left_behind, sync_folder, write_whole};
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 const CONFIG: &str = "config.toml";
 const IMAGES: &str = "images.txt";
 const HELD_OUT: &str = "held-out.txt";
+const TRAINED_ON: &str = "trained-on.txt";
 const CLASSES: &str = "classes.json";
 const LATENTS: &str = "latents.txt";
 const COMPUTED: &str = "computed.txt";
@@ -71,7 +72,13 @@ impl RunFolder {
             }
         }
         match run.begin(config) {
-            Ok(()) => Ok(run),
+            Ok(()) => {
+                for folder in run.made.iter().map(|made| folder_of(made)) {
+                    // A run in a folder whose name is lost with the power is lost.
+                    let _ = sync_folder(folder);
+                }
+                Ok(run)
+            }
             Err(error) => {
                 run.discard();
                 Err(error)
@@ -110,8 +117,18 @@ impl RunFolder {
 
     /// The files of a run that has only begun, and its curves; `None` where there is anything else.
     fn only_begun(&self) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
-        const FILES: [&str; 9] =
-            [CONFIG, IMAGES, HELD_OUT, CLASSES, LATENTS, COMPUTED, LOG, RUN_TOKENIZER, ORIGIN];
+        const FILES: [&str; 10] = [
+            CONFIG,
+            IMAGES,
+            HELD_OUT,
+            TRAINED_ON,
+            CLASSES,
+            LATENTS,
+            COMPUTED,
+            LOG,
+            RUN_TOKENIZER,
+            ORIGIN,
+        ];
         const OTHERS: [&str; 4] = [LOCK, EVENTS, SAMPLES, CHECKPOINTS];
         let within = |folder: &Path| match folder.exists() {
             true => inside(folder).ok(),
@@ -243,6 +260,14 @@ impl RunFolder {
     /// [`RunError::Read`], [`RunError::Write`].
     pub fn other_held_out(&self, now: &str) -> Result<Option<String>, RunError> {
         self.other(HELD_OUT, now)
+    }
+
+    /// Keeps which images the run trains on when it begins; says which those were where they have changed.
+    ///
+    /// # Errors
+    /// [`RunError::Read`], [`RunError::Write`].
+    pub fn other_trained_on(&self, now: &str) -> Result<Option<String>, RunError> {
+        self.other(TRAINED_ON, now)
     }
 
     /// Keeps what the run trains on when it begins, its images or latents of them; says what it was where that

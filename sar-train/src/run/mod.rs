@@ -5,6 +5,7 @@
 //! classes.json     names of the classes, in the order of their labels
 //! images.txt       how many images there were
 //! held-out.txt     which of them are held out
+//! trained-on.txt   which are trained on
 //! started.json     the weights that the run started from, where they were not new
 //! computed.txt     by which backend, in which type of numbers
 //! tokenizer.safetensors  the tokenizer of a generator's run

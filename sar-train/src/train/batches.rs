@@ -5,6 +5,7 @@ use super::{HeldOut, TrainError};
 use crate::data::{Dataset, Latents, Loader, spread};
 use crate::model::tokenizer::{EncoderMemory, IMAGE_CHANNELS, Tokenizer};
 use crate::params::hosted;
+use crate::run::Interrupt;
 use sar_math::backend::{Backend, ShapeError};
 
 /// Batches of a loader through a tokenizer's encoder.
@@ -52,13 +53,23 @@ impl<B: Backend> Batches<B> for EncodedBatches<'_, B> {
 
 /// Batches of a loader of [`Latents`].
 pub struct CachedBatches {
-    /// The next latents, read ahead.
-    pub loader: Loader,
+    loader: Loader,
+    latent: usize,
+}
+
+impl CachedBatches {
+    /// Takes latents of `latent` values each, k·h·w of the trainer's, from a loader of them.
+    pub fn new(loader: Loader, latent: usize) -> Self {
+        Self { loader, latent }
+    }
 }
 
 impl<B: Backend> Batches<B> for CachedBatches {
     fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
         let batch = self.loader.next_batch()?;
+        let (expected, found) = (batch.labels_b.len() * self.latent, batch.values_b.len());
+        ShapeError::equal("cached batches", "latents (b*k*h*w)", expected, found)
+            .map_err(|e| TrainError::backend(B::Error::from(e)))?;
         let values = hosted::<B>(&batch.values_b);
         backend.upload(&values, latents, 0).map_err(TrainError::backend)?;
         Ok(batch.labels_b)
@@ -88,13 +99,14 @@ const ENCODE_BATCH: usize = 64;
 /// Latents and labels of at most `limit` images of a data set, spread over it evenly.
 ///
 /// # Errors
-/// Images that cannot be read; the backend's.
+/// Images that cannot be read; the backend's; [`TrainError::NotBegun`] where the user stops it.
 pub fn encode_all<B: Backend>(
     backend: &B,
     tokenizer: &Tokenizer,
     params: &B::Params,
     dataset: &Dataset,
     limit: usize,
+    interrupt: &Interrupt,
 ) -> Result<HeldOut<B::Host>, TrainError> {
     let side = dataset.side();
     let chosen = spread(dataset.len(), limit);
@@ -109,6 +121,9 @@ pub fn encode_all<B: Backend>(
         HeldOut { latents: vec![B::Host::default(); count * latent], labels: Vec::new() };
     let parts = held.latents.chunks_mut(ENCODE_BATCH * latent);
     for (part, to) in chosen.chunks(ENCODE_BATCH).zip(parts) {
+        if interrupt.is_asked() {
+            return Err(TrainError::NotBegun);
+        }
         let batch = dataset.select(part)?;
         let images = hosted::<B>(&batch.values_b);
         tokenizer

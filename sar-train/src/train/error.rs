@@ -41,6 +41,9 @@ pub enum TrainError {
     /// The user stopped it.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
+    /// The user stopped it before a step of it was made.
+    #[error("interrupted before the first step; nothing was changed")]
+    NotBegun,
     /// What goes on from the last step that was made, which is saved.
     #[error("training stopped; step {step} is saved, and --resume goes on from it")]
     Stopped {

@@ -109,7 +109,10 @@ impl<B: Backend> Session<'_, B> {
         };
         let mut outcome = Outcome::default();
         let mut clock = Clock::default();
-        if first == 0 && files.checkpoints.latest()?.is_none() {
+        if !files.checkpoints.has(first) {
+            if self.interrupt.is_asked() {
+                return Err(TrainError::NotBegun);
+            }
             self.evaluate(trainer, &mut files, &mut outcome)?;
             // From here on there is something to resume, and a disk without room is found out early.
             self.save(trainer, &mut files)?;
@@ -129,6 +132,10 @@ impl<B: Backend> Session<'_, B> {
             return Ok(outcome);
         }
         while trainer.step_number() < steps {
+            let step = trainer.step_number();
+            if self.interrupt.is_asked() && files.saved == step {
+                return Err(Interrupted { step }.into());
+            }
             match self.step(trainer, batches, &mut files, &mut outcome, &mut clock) {
                 Err(error) if error.leaves_the_model() => {
                     return Err(self.rescue(trainer, &mut files, error));

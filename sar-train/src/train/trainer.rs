@@ -180,7 +180,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Takes up a saved state; the weights are those given to [`Trainer::new`].
     ///
     /// # Errors
-    /// Buffers of another length.
+    /// Buffers of another length: nothing has changed then.
     pub fn restore(
         &mut self,
         state: TrainState,
@@ -191,13 +191,15 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let len = self.generator.layout().len();
         expect_length("first moment", len, first_moment.len())?;
         expect_length("second moment", len, second_moment.len())?;
+        if let Some(host) = ema {
+            expect_length("running average", len, host.len())?;
+        }
         let upload = |host: &[f32], to: &mut B::Accum| {
             self.backend.upload_accum(&hosted::<B>(host), to, 0).map_err(TrainError::backend)
         };
         upload(first_moment, &mut self.first_moment)?;
         upload(second_moment, &mut self.second_moment)?;
         if let (Some(host), Some(average)) = (ema, self.ema.as_mut()) {
-            expect_length("running average", len, host.len())?;
             upload(host, average)?;
         }
         // How many in a row are too many is the configuration's, which may have changed since.

@@ -1,7 +1,7 @@
 //! A trained generator.
 
 use super::{TrainedError, TrainedTokenizer, config_of, header_of, uploaded};
-use crate::checkpoint::{self, Disk, Header, Kind, check_length, save_weights};
+use crate::checkpoint::{self, Header, Kind, check_length, save_weights};
 use crate::config::{Config, GeneratorSection};
 use crate::files::absolute;
 use crate::hash::sha256_of;
@@ -79,7 +79,7 @@ impl TrainedGenerator {
         let generator = Generator::new(&GeneratorShape::from(section))?;
         let header = Header::new(Kind::Generator, step, section)?;
         let header = Header { classes: classes.clone().unwrap_or_default(), ..header };
-        save_weights(&Disk, path, &header, generator.layout(), &weights)?;
+        save_weights(path, &header, generator.layout(), &weights)?;
         let (section, file, run) = (section.clone(), path.to_owned(), None);
         let (ema, warnings) = (false, Vec::new());
         Ok(Self { generator, section, weights, file, step, run, ema, classes, warnings })

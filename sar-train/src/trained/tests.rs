@@ -1,5 +1,5 @@
 use super::*;
-use crate::checkpoint::{Disk, save_weights};
+use crate::checkpoint::save_weights;
 use crate::config::GeneratorSection;
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
@@ -77,7 +77,7 @@ fn a_shape_that_nothing_could_hold_is_named_with_its_file() {
     for (depth, width) in [(1_000_000_000_000, 8), (usize::MAX, 0), (1, 1 << 40)] {
         let told = GeneratorSection { depth, width, ..section() };
         let header = Header::new(Kind::Generator, 1, &told).unwrap();
-        save_weights(&Disk, &path, &header, generator.layout(), &weights(&section())).unwrap();
+        save_weights(&path, &header, generator.layout(), &weights(&section())).unwrap();
         let error = TrainedGenerator::open(&path, false).unwrap_err().to_string();
         assert!(error.contains("generator.safetensors: generator."), "{error}");
     }

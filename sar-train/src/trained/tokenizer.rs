@@ -1,7 +1,7 @@
 //! A trained tokenizer.
 
 use super::{TrainedError, config_of, header_of, uploaded};
-use crate::checkpoint::{self, Disk, Header, Kind, save_weights};
+use crate::checkpoint::{self, Header, Kind, save_weights};
 use crate::config::GeneratorSection;
 use crate::model::tokenizer::{Quantizer, Tokenizer, TokenizerConfig};
 use crate::run::{RUN_TOKENIZER, RunFolder};
@@ -78,7 +78,7 @@ impl<B: Backend<Host = f32>> TrainedTokenizer<B> {
     /// It cannot be written; what was there is there still.
     pub fn save(&self, path: &Path) -> Result<(), TrainedError> {
         let header = Header::new(Kind::Tokenizer, self.step, self.tokenizer.config())?;
-        Ok(save_weights(&Disk, path, &header, self.tokenizer.layout(), &self.weights)?)
+        Ok(save_weights(path, &header, self.tokenizer.layout(), &self.weights)?)
     }
 
     /// Keeps it in the run of a generator, so that the run is whole on its own; one that is kept there stays.

@@ -43,6 +43,44 @@ fn an_epoch_shows_every_image_once() {
     assert_eq!(sorted(second), all);
 }
 
+/// Examples of somebody's own, one of which is not as long as it says.
+struct Uneven;
+
+impl Examples for Uneven {
+    fn len(&self) -> usize {
+        4
+    }
+
+    fn values(&self) -> usize {
+        3
+    }
+
+    fn example(
+        &self,
+        index: usize,
+        _epoch: u64,
+        _draws: &mut sar_math::philox::Stream,
+    ) -> Result<(Vec<f32>, u32), DataError> {
+        Ok((vec![index as f32; if index == 2 { 5 } else { 3 }], index as u32))
+    }
+}
+
+#[test]
+fn an_example_of_another_length_is_an_error_and_shifts_no_other() {
+    let config = LoaderConfig { batch: 1, seed: 3, workers: 2 };
+    let mut loader = Loader::new(Uneven, config).unwrap();
+    let seen: Vec<_> = (0..4).map(|_| loader.next_batch()).collect();
+    assert_eq!(seen.iter().filter(|batch| batch.is_err()).count(), 1);
+    for batch in seen {
+        match batch {
+            Ok(batch) => assert_eq!(batch.values_b, [batch.labels_b[0] as f32; 3]),
+            Err(error) => {
+                assert_eq!(error, DataError::Example { index: 2, expected: 3, found: 5 });
+            }
+        }
+    }
+}
+
 #[test]
 fn a_loader_can_be_dropped_at_any_time() {
     let dir = two_classes(4);

@@ -65,7 +65,7 @@ impl TokenizerSession<'_> {
         let checkpoints = self.run.checkpoints(self.config.train.keep)?;
         let steps = self.config.tokenizer_train.steps;
         let mut progress = Progress::new("tokenizer", steps, first, self.quiet);
-        if first == 0 && checkpoints.latest()?.is_none() {
+        if !checkpoints.has(first) {
             // From here on there is something to resume, and a disk without room is found out early.
             save(trainer, &checkpoints, &progress)?;
         }
