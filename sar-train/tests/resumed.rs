@@ -56,7 +56,11 @@ fn train(out: &str) -> Vec<&str> {
 
 /// Starts a run and returns once it has saved a checkpoint.
 fn started(out: &str, folder: &Path) -> Child {
-    let child = sar(&train(out), folder).spawn().unwrap();
+    running(&train(out), out, folder)
+}
+
+fn running(arguments: &[&str], out: &str, folder: &Path) -> Child {
+    let child = sar(arguments, folder).spawn().unwrap();
     let checkpoint = folder.join(out).join("checkpoints/step-8");
     let start = Instant::now();
     while !checkpoint.exists() {
@@ -66,9 +70,13 @@ fn started(out: &str, folder: &Path) -> Child {
     child
 }
 
-fn interrupt(child: Child) -> Output {
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+fn signal(child: &Child, which: &str) {
+    let sent = Command::new("kill").args([which, &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
+}
+
+fn interrupt(child: Child) -> Output {
+    signal(&child, "-INT");
     child.wait_with_output().unwrap()
 }
 
@@ -106,6 +114,21 @@ fn interrupted_and_killed_runs_end_in_the_same_bits() {
     assert!(!last.exists(), "it was killed too late to show anything");
     succeeds(&["train", "--resume", "--out", "killed"], folder);
     assert!(result("killed", folder) == whole, "killed and resumed, it differs");
+
+    // One command for the first start and all that follow it. What a batch system sends twice is one wish.
+    let requeue = [&train("requeued")[..], &["--requeue"]].concat();
+    let child = running(&requeue, "requeued", folder);
+    signal(&child, "-USR1");
+    let output = interrupt(child);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{text}");
+    assert!(text.contains("its state is saved"), "{text}");
+    let other = [&requeue[..], &["--set", "train.batch=3"]].concat();
+    let output = sar(&other, folder).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("train.batch=2, and 3 is asked for now"), "{text}");
+    succeeds(&requeue, folder);
+    assert!(result("requeued", folder) == whole, "queued again, it differs");
 
     let output = interrupt(started("interrupted", folder));
     let text = String::from_utf8_lossy(&output.stderr);

@@ -413,6 +413,11 @@ fn steps(folder: &Path) -> io::Result<Vec<u64>> {
     Ok(steps)
 }
 
+/// Whether a `checkpoints/` folder has any, whole or not.
+pub(crate) fn any_in(folder: &Path) -> bool {
+    steps(folder).is_ok_and(|steps| !steps.is_empty())
+}
+
 /// Puts `aside` in the place of `folder`, which may exist: a run that resumed saves a step again.
 fn replace(aside: &Path, folder: &Path) -> io::Result<()> {
     if !folder.exists() {

@@ -16,6 +16,7 @@ mod weights;
 
 pub use error::CheckpointError;
 pub use facts::Facts;
+pub(crate) use folder::any_in;
 pub use folder::{Checkpoints, Found, Purpose, Resumed, Saved, Snapshot, latest_in};
 pub use locate::{Located, locate};
 pub use pth::{RawTensor, read_pth};

@@ -1,8 +1,11 @@
 //! Commands that make or continue a run of a generator.
 
+use crate::checkpoint::any_in;
 use crate::config::{self, Config, ConfigError, Decode, Mode, Preset};
+use crate::run::CHECKPOINTS;
 use clap::Args;
 use sar_math::rollout::{Extent, StudentTarget};
+use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -18,12 +21,17 @@ pub struct RunArgs {
     /// how samples are drawn.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
-    /// The run folder; must be new or empty unless --resume is given.
+    /// The run folder; must be new or empty unless --resume or --requeue is given.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Continue the run in --out from its last checkpoint, bit for bit.
     #[arg(long, conflicts_with_all = ["config", "data", "seed", "init_from"])]
     pub resume: bool,
+    /// Continue the run in --out where it has a checkpoint, and begin it where not: one command for a job that may be
+    /// started again at any time. What the other flags ask for must be what the run began with, but for what --resume
+    /// may change.
+    #[arg(long, conflicts_with = "resume")]
+    pub requeue: bool,
     /// Images: class folders, a list file, tar archives, a glyph sheet or `builtin:glyphs10`.
     #[arg(long, value_name = "SOURCE")]
     pub data: Option<String>,
@@ -84,14 +92,35 @@ impl RunArgs {
         Ok(config)
     }
 
-    /// The configuration of a run that goes on: `had`, and what `--set` may still change of it, keys that
-    /// `free` names.
+    /// Whether the run in --out is to go on.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.resume || self.requeue && any_in(&self.out.join(CHECKPOINTS))
+    }
+
+    /// The configuration of a run that goes on: `had`, and what the flags may still change of it, keys that `free`
+    /// names. Of --requeue `rest` applies the flags that the command has of its own.
     ///
     /// # Errors
-    /// A `--set` of another key, or that cannot be used.
-    pub(crate) fn continued(&self, had: &Config, free: &[&str]) -> anyhow::Result<Config> {
-        let mut config = had.clone().set(&self.set)?;
+    /// Another value for another key, or one that cannot be used.
+    pub(crate) fn continued(
+        &self,
+        had: &Config,
+        free: &[&str],
+        rest: impl FnOnce(&mut Config),
+    ) -> anyhow::Result<Config> {
         let fixed = format!("a run goes on as it began, but for {}", free.join(", "));
+        if self.requeue {
+            let mut config = self.config(had.clone())?;
+            rest(&mut config);
+            let changed =
+                differences(&toml::Table::try_from(had)?, &toml::Table::try_from(&config)?);
+            if let Some((key, was, is)) = changed.iter().find(|(key, ..)| !within(key, free)) {
+                let path = self.out.display();
+                anyhow::bail!("{path} began with {key}={was}, and {is} is asked for now: {fixed}");
+            }
+            return Ok(config);
+        }
+        let mut config = had.clone().set(&self.set)?;
         if let Some(setting) = self.set.iter().find(|setting| !within(setting, free)) {
             anyhow::bail!("--set {setting}: {fixed}");
         }
@@ -125,6 +154,22 @@ impl RunArgs {
     pub(crate) fn sets(&self, section: &str, key: &str) -> bool {
         self.set.iter().any(|setting| parts(setting).eq([section, key]))
     }
+}
+
+/// The keys that differ, with their values in the one and in the other.
+fn differences(was: &toml::Table, is: &toml::Table) -> Vec<(String, String, String)> {
+    let told =
+        |value: Option<&toml::Value>| value.map_or("nothing".to_owned(), ToString::to_string);
+    let keys: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
+    let differ = keys.into_iter().filter(|key| was.get(*key) != is.get(*key));
+    let parts = differ.flat_map(|key| match (was.get(key), is.get(key)) {
+        (Some(toml::Value::Table(was)), Some(toml::Value::Table(is))) => {
+            let below = differences(was, is).into_iter();
+            below.map(|(name, was, is)| (format!("{key}.{name}"), was, is)).collect()
+        }
+        (was, is) => vec![(key.clone(), told(was), told(is))],
+    });
+    parts.collect()
 }
 
 /// Makes the paths of images and latents hold from wherever the run is continued or measured.
@@ -170,8 +215,8 @@ pub struct TrainArgs {
     /// Folder, configuration, resume.
     #[command(flatten)]
     pub run: RunArgs,
-    /// The trained tokenizer: a run folder, a checkpoint folder or a .safetensors file; default: the one of
-    /// the run that --init-from names.
+    /// The trained tokenizer: a run folder (of a generator: the one that it keeps), a checkpoint folder or a
+    /// .safetensors file; default: the one of the run that --init-from names.
     #[arg(
         long,
         value_name = "PATH",

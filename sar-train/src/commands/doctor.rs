@@ -80,7 +80,11 @@ fn cuda_lines(found: &Probe) -> Vec<(&'static str, String)> {
 fn memory_text() -> String {
     match (memory::total(), memory::available()) {
         (Some(total), Some(available)) => {
-            format!("{}, {} available", memory::text(total), memory::text(available))
+            let own = match memory::limit() {
+                Some(_) => " (the limit of this job or container)",
+                None => "",
+            };
+            format!("{}{own}, {} available", memory::text(total), memory::text(available))
         }
         _ => "unknown on this system".to_owned(),
     }

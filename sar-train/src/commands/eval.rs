@@ -12,7 +12,7 @@ use crate::data::{Data, some_of};
 use crate::eval::{
     EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, SweepPoint, prepare,
 };
-use crate::files::{absolute, write_whole};
+use crate::files::{absolute, folder_of, write_whole};
 use crate::model::classifier::ClassifierTraining;
 use crate::report::text;
 use crate::run::{EVAL_FILE, Interrupt, Progress};
@@ -51,7 +51,13 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     let evaluator = measured.evaluator(backend, global)?;
     // Not before: what comes until here keeps nothing, and is ended at once.
     let interrupt = Interrupt::listen()?;
-    let mut report = measured.sweep(backend, &evaluator, &interrupt, global.quiet)?;
+    let file = json.as_deref().filter(|_| !piped);
+    let point = |report: &EvalReport| match file {
+        // What is measured is not lost with what comes after it.
+        Some(file) => store(report, false, file).map(drop),
+        None => Ok(()),
+    };
+    let mut report = measured.sweep(backend, &evaluator, &interrupt, global.quiet, point)?;
     let of = measured.config.eval.guidance.len() * measured.filters.len();
     let done = report.points.len();
     if done < of {
@@ -69,33 +75,82 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     }
 }
 
-/// Writes the numbers to a file, and prints them. A part does not replace what it does not cover; what a whole one
-/// replaces and does not cover is kept aside.
+/// Prints the numbers, and writes them to a file.
 fn keep(report: &EvalReport, whole: bool, json: Option<&Path>, quiet: bool) -> anyhow::Result<()> {
     // First: a file that cannot be written does not lose them.
     print!("{}", text::evaluation(report));
     let Some(json) = json else { return Ok(()) };
     let file = json.display();
-    match not_covered(json, report) {
-        Some(other) if !whole => {
-            output::note(format_args!("note: {file} keeps its {other}; --json FILE keeps these"));
+    match store(report, whole, json)? {
+        Stored::No { there } => {
+            output::note(format_args!("note: {file} keeps its {there}; --json FILE keeps these"));
             return Ok(());
         }
-        Some(other) => {
-            let aside = keep_aside(json)?;
+        Stored::InPlaceOf { there, aside } => {
             let aside = aside.display();
             output::note(format_args!(
-                "note: {file} had another one ({other}), which is kept as {aside}"
+                "note: {file} had another one ({there}), which is kept as {aside}"
             ));
         }
-        None => {}
+        Stored::With { others } if others > 0 && !quiet => {
+            let were = if others == 1 { "was" } else { "were" };
+            eprintln!("the numbers are in {file}, with {others} more that {were} there before");
+            return Ok(());
+        }
+        Stored::With { .. } => {}
     }
-    let numbers = serde_json::to_string_pretty(report)?;
-    write_whole(json, numbers.as_bytes()).with_context(|| format!("{file}"))?;
     if !quiet {
         eprintln!("the numbers are in {file}");
     }
     Ok(())
+}
+
+/// What became of the numbers.
+enum Stored {
+    /// They are in the file, with so many points of the same evaluation that they do not have.
+    With { others: usize },
+    /// They are in the file, and what was there is aside.
+    InPlaceOf { there: String, aside: PathBuf },
+    /// They are a part, and would have replaced what they do not cover.
+    No { there: String },
+}
+
+/// Writes the numbers to a file, with those there that were measured in the same way: a sweep may be measured in parts,
+/// by several processes at once. A part does not replace what it does not cover; what a whole one replaces and does
+/// not cover is kept aside.
+fn store(report: &EvalReport, whole: bool, json: &Path) -> anyhow::Result<Stored> {
+    let _turn = turn_in(folder_of(json));
+    let mut report = report.clone();
+    let mut stored = Stored::With { others: 0 };
+    if let Some(there) = read(json) {
+        let own = report.points.len();
+        if report.take_up(&there) {
+            stored = Stored::With { others: report.points.len() - own };
+        } else if !report.covers(&there) {
+            let there = there.extent();
+            if !whole {
+                return Ok(Stored::No { there });
+            }
+            stored = Stored::InPlaceOf { there, aside: keep_aside(json)? };
+        }
+    }
+    let numbers = serde_json::to_string_pretty(&report)?;
+    write_whole(json, numbers.as_bytes()).with_context(|| format!("{}", json.display()))?;
+    Ok(stored)
+}
+
+/// Waits for other processes that write numbers in a folder, and keeps them waiting until it is dropped; where folders
+/// cannot be locked, nobody waits.
+fn turn_in(folder: &Path) -> Option<fs::File> {
+    let folder = fs::File::open(folder).ok()?;
+    folder.lock().ok().map(|()| folder)
+}
+
+/// An evaluation that a file has.
+fn read(json: &Path) -> Option<EvalReport> {
+    // A pipe or a device is not read.
+    let text = json.is_file().then(|| fs::read(json).ok())??;
+    serde_json::from_slice(&text).ok()
 }
 
 /// Gives a file the next free name with a number: `eval-1.json`.
@@ -106,14 +161,6 @@ fn keep_aside(json: &Path) -> anyhow::Result<PathBuf> {
     let aside = (1..).map(name).find(|name| !name.exists()).unwrap_or_else(|| name(0));
     fs::rename(json, &aside).with_context(|| format!("{}: cannot be renamed", json.display()))?;
     Ok(aside)
-}
-
-/// What a file has, in words, where that is an evaluation with points that this one has not, or of more samples.
-fn not_covered(json: &Path, report: &EvalReport) -> Option<String> {
-    // A pipe or a device is not read.
-    let text = json.is_file().then(|| std::fs::read(json).ok())??;
-    let there: EvalReport = serde_json::from_slice(&text).ok()?;
-    (!report.covers(&there)).then(|| there.extent())
 }
 
 /// A generator, and all that it is measured with.
@@ -277,13 +324,14 @@ impl<B: Compute> Measured<B> {
     }
 
     /// Samples and measures by every filter and at every guidance value, in ascending order, until the user asks
-    /// to stop.
+    /// to stop; `measured` sees what there is after each.
     fn sweep(
         &self,
         backend: &B,
         evaluator: &Evaluator<'_, B>,
         interrupt: &Interrupt,
         quiet: bool,
+        mut measured: impl FnMut(&EvalReport) -> anyhow::Result<()>,
     ) -> anyhow::Result<EvalReport> {
         let params = self.generator.params(backend)?;
         let (model, decoder) = (&self.generator.generator, self.tokenizer.decoder());
@@ -297,17 +345,21 @@ impl<B: Compute> Measured<B> {
         let (mut done, stopped) = (0, Cell::new(false));
         let filter = Cell::new(Filter { top_k: 0, top_p: 0.0 });
         let mut generate = |labels: &[u32], seed: u64, guidance: f64| {
-            if interrupt.is_asked() {
-                stopped.set(true);
-                return Err("interrupted".into());
-            }
             let Filter { top_k, top_p } = filter.get();
             let settings = SampleConfig { guidance, top_k, top_p, ..self.config.sample.clone() };
             let settings = settings.settings(seed);
-            let painted = painter.paint(&params, labels, 0, &settings, 0)?;
+            let mut images = Vec::new();
+            for (n, labels) in labels.chunks(batch).enumerate() {
+                if interrupt.is_asked() {
+                    stopped.set(true);
+                    return Err("interrupted".into());
+                }
+                let first = (n * batch) as u64;
+                images.extend(painter.paint(&params, labels, first, &settings, 0)?.images);
+            }
             done += 1;
             progress.update(done, &format!("guidance {guidance}"));
-            Ok(painted.images)
+            Ok(images)
         };
         let mut points = Vec::with_capacity(sweep.len());
         for (of, guidance) in sweep {
@@ -318,7 +370,10 @@ impl<B: Compute> Measured<B> {
                 _ => (Some(of.top_k), Some(of.top_p)),
             };
             match evaluator.measure(&mut generate, guidance) {
-                Ok(point) => points.push(SweepPoint { top_k, top_p, ..point }),
+                Ok(point) => {
+                    points.push(SweepPoint { top_k, top_p, ..point });
+                    measured(&evaluator.report(points.clone()))?;
+                }
                 Err(_) if stopped.get() => break,
                 Err(error) => return Err(error.into()),
             }

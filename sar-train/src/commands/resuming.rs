@@ -8,7 +8,7 @@ use crate::run::{RunFolder, held_out_of, images_of};
 use std::path::Path;
 
 /// What to do about a run without a checkpoint.
-pub(crate) const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is nothing to resume; remove its folder, or choose another --out, and start anew";
+pub(crate) const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is nothing to resume; start it with the flags of a new one (--requeue goes on where there is one, and begins where not)";
 
 /// The images that a run was made with.
 ///
@@ -73,8 +73,14 @@ pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<
     Ok(())
 }
 
-/// Warns where a run goes on by another backend or type of numbers than it began with.
+/// Warns where nothing keeps another process from the run's folder, and where a run goes on by another backend or type of numbers than it began with.
 pub(crate) fn compare_computing(folder: &RunFolder, now: &str) -> anyhow::Result<()> {
+    if folder.is_unlocked() {
+        output::note(format_args!(
+            "warning: the file system of {} has no locks: see to it that no other process trains in that folder",
+            folder.path().display()
+        ));
+    }
     if let Some(before) = folder.other_computing(now)? {
         output::note(format_args!(
             "warning: the run began on {before} and goes on with {now}, not bit for bit; --backend and --dtype \

@@ -2,7 +2,7 @@
 
 use super::classes::{adopt_classes, compare_with_generator, name_classes};
 use super::generator_run::{Start, Work, check};
-use super::models::{affordable, open_generator, open_tokenizer, tokenizer_of};
+use super::models::{fits_in_memory, open_generator, open_tokenizer, tokenizer_of};
 use super::resuming::{NOTHING_TO_RESUME, compare_classes, compare_computing, longer, run_data};
 use super::starting::{
     adopt, compare_held_out, fixed, note_other_settings, note_rate, note_replaced,
@@ -62,8 +62,11 @@ impl Task {
 /// # Errors
 /// A configuration, data or checkpoint that cannot be used; see [`TrainError`](crate::train::TrainError).
 pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    if args.run.resume {
-        return resume(backend, &args.run, global);
+    if args.run.goes_on() {
+        return resume(backend, &args.run, global, |config| {
+            on_latents(config, args.latents.as_deref());
+            config.train.mode = args.mode.unwrap_or(config.train.mode);
+        });
     }
     let mut config = args.run.config(Config::default())?;
     args.run.sets_only(&USED, TRAINED_ALREADY)?;
@@ -109,14 +112,23 @@ pub fn refine<B: Compute>(
     args: &RefineArgs,
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
-    if args.run.resume {
+    let mut run = args.run.clone();
+    if let Some(preset) = args.sar.preset.and_then(|p| p.to_possible_value()) {
+        // It replaces the file's switches, and --set's preset but not its keys: presets come first.
+        run.set.push(format!("sar.preset={}", preset.get_name()));
+    }
+    if args.run.goes_on() {
         let refined = RunFolder::open_for_resume(&args.run.out)?.1.train.mode;
         anyhow::ensure!(
             refined == Mode::Ssr,
             "{} trains by {refined}, and goes on with `sar train --resume`",
             args.run.out.display()
         );
-        return resume(backend, &args.run, global);
+        return resume(backend, &run, global, |config| {
+            on_latents(config, args.latents.as_deref());
+            config.train.mode = Mode::Ssr;
+            switch(&mut config.sar, &args.sar);
+        });
     }
     let path = args
         .run
@@ -125,11 +137,6 @@ pub fn refine<B: Compute>(
         .context("no generator given; name the trained one with --init-from")?;
     let from = open_generator(path, false)?;
     let tokenizer = tokenizer_of(&from, backend, args.tokenizer.as_deref())?;
-    let mut run = args.run.clone();
-    if let Some(preset) = args.sar.preset.and_then(|p| p.to_possible_value()) {
-        // It replaces the file's switches, and --set's preset but not its keys: presets come first.
-        run.set.push(format!("sar.preset={}", preset.get_name()));
-    }
     let mut config = run.config(from.run_config()?.unwrap_or_default())?;
     args.run.sets_only(&USED, TRAINED_ALREADY)?;
     if args.sar.preset.is_some() {
@@ -238,13 +245,13 @@ fn begin<B: Compute>(
             data.train.side()
         );
     }
-    config.validate()?;
-    // Before the folder: a run that cannot start leaves none behind.
-    affordable(&config.generator)?;
-    check(&config, data, tokenizer)?;
-    let latents = latents::of_run(backend, &config, data, tokenizer)?;
     // What is resolved is what is used.
     config.tokenizer = tokenizer.tokenizer.config().clone();
+    config.validate()?;
+    // Before the folder: a run that cannot start leaves none behind.
+    fits_in_memory(&config, global)?;
+    check(&config, data, tokenizer)?;
+    let latents = latents::of_run(backend, &config, data, tokenizer)?;
     let folder = RunFolder::create(&args.out, &config)?;
     let origin = from.as_ref().map(TrainedGenerator::origin).transpose()?;
     let start = from.map_or(Start::New, |from| Start::From(from.weights));
@@ -273,9 +280,15 @@ fn started<B: Compute>(
     work.train(start, task.label(), &interrupt, global.quiet).map(drop)
 }
 
-fn resume<B: Compute>(backend: &B, args: &RunArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+/// Goes on with the run in --out; `rest` applies a command's own flags, where --requeue has some.
+fn resume<B: Compute>(
+    backend: &B,
+    args: &RunArgs,
+    global: &GlobalArgs,
+    rest: impl FnOnce(&mut Config),
+) -> anyhow::Result<()> {
     let (folder, had) = RunFolder::open_for_resume(&args.out)?;
-    let config = args.continued(&had, &FREE)?;
+    let config = args.continued(&had, &FREE, rest)?;
     let kept = folder.path().join(RUN_TOKENIZER);
     if !kept.is_file() {
         // It is written before the first checkpoint.
@@ -292,6 +305,7 @@ fn resume<B: Compute>(backend: &B, args: &RunArgs, global: &GlobalArgs) -> anyho
     let tokenizer = open_tokenizer(backend, &kept)?;
     compare_classes(&folder, &data)?;
     check(&config, &data, &tokenizer)?;
+    fits_in_memory(&config, global)?;
     let latents = latents::of_run(backend, &config, &data, &tokenizer)?;
     longer(&folder, "train.steps", config.train.steps, had.train.steps)?;
     if config != had {

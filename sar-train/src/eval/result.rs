@@ -185,6 +185,44 @@ impl EvalReport {
         self.points.iter().any(|p| p.top_k.is_some() || p.top_p.is_some())
     }
 
+    /// Takes the points of another that it does not have, where both were measured in the same way, filters and guidance
+    /// aside; whether they were.
+    pub fn take_up(&mut self, other: &Self) -> bool {
+        let (own, others) = (self.settings.sampler.clone(), &other.settings.sampler);
+        let alike = SamplerSettings { top_k: others.top_k, top_p: others.top_p, ..own.clone() };
+        if (EvalSettings { sampler: alike, ..self.settings.clone() }) != other.settings {
+            return false;
+        }
+        let filter = |s: &SamplerSettings, p: &SweepPoint| {
+            (p.top_k.unwrap_or(s.top_k), p.top_p.unwrap_or(s.top_p))
+        };
+        let named = |s: &SamplerSettings, p: &SweepPoint| {
+            let (top_k, top_p) = filter(s, p);
+            SweepPoint { top_k: Some(top_k), top_p: Some(top_p), ..p.clone() }
+        };
+        let mut all: Vec<_> = self.points.iter().map(|p| named(&own, p)).collect();
+        for point in other.points.iter().map(|p| named(others, p)) {
+            let same = |p: &SweepPoint| {
+                (p.guidance, p.top_k, p.top_p) == (point.guidance, point.top_k, point.top_p)
+            };
+            if !all.iter().any(same) {
+                all.push(point);
+            }
+        }
+        all.sort_by(|a, b| {
+            let of = |p: &SweepPoint| (p.top_k.unwrap_or(0), p.top_p.unwrap_or(0.0), p.guidance);
+            let ((k, p, g), (l, q, h)) = (of(a), of(b));
+            k.cmp(&l).then(p.total_cmp(&q)).then(g.total_cmp(&h))
+        });
+        // Of a single filter the settings speak.
+        let several = all.windows(2).any(|w| (w[0].top_k, w[0].top_p) != (w[1].top_k, w[1].top_p));
+        if !several {
+            all.iter_mut().for_each(|point| (point.top_k, point.top_p) = (None, None));
+        }
+        self.points = all;
+        true
+    }
+
     /// Whether it has every point of another, each of no fewer samples.
     pub fn covers(&self, other: &Self) -> bool {
         let images = |of: &Self| of.settings.count * of.settings.seeds.len();

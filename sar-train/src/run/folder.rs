@@ -21,7 +21,8 @@ const COMPUTED: &str = "computed.txt";
 const LOG: &str = "log.jsonl";
 const EVENTS: &str = "tensorboard";
 const SAMPLES: &str = "samples";
-const CHECKPOINTS: &str = "checkpoints";
+/// Where a run has its checkpoints.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 /// The tokenizer that a generator's run keeps, so that it is whole on its own.
 pub(crate) const RUN_TOKENIZER: &str = "tokenizer.safetensors";
 /// Held while a process writes to the folder.
@@ -38,6 +39,8 @@ pub struct RunFolder {
     path: PathBuf,
     /// The system releases the lock with the file, also when the process is killed.
     lock: File,
+    /// Whether the file system has no locks.
+    unlocked: bool,
     /// Folders that were made for it, the innermost first.
     made: Vec<PathBuf>,
 }
@@ -59,6 +62,15 @@ impl RunFolder {
         // Who is in the folder is more to the point than that it is not empty.
         let mut run = Self::lock(path)?;
         run.made = made;
+        if locked_before && let Some((files, events)) = run.only_begun() {
+            // A start that was killed before it had anything to go on with leaves nothing that is missed.
+            for file in files.iter().chain(&events) {
+                fs::remove_file(file).map_err(RunError::write(file))?;
+            }
+            for folder in [run.path.join(EVENTS), run.samples(), run.checkpoints_folder()] {
+                let _ = fs::remove_dir(folder);
+            }
+        }
         for entry in fs::read_dir(path).map_err(RunError::read(path))? {
             let name = entry.map_err(RunError::read(path))?.file_name();
             if name != LOCK {
@@ -172,6 +184,7 @@ impl RunFolder {
             .truncate(false)
             .open(&at)
             .map_err(RunError::write(&at))?;
+        let mut unlocked = false;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -183,14 +196,21 @@ impl RunFolder {
                 let holder = holder.trim().to_owned();
                 return Err(RunError::InUse { path: path.to_owned(), holder });
             }
+            // Some network file systems have no locks: training there is better than none.
+            Err(TryLockError::Error(e)) if has_no_locks(&e) => unlocked = true,
             Err(TryLockError::Error(e)) => return Err(RunError::write(at)(e)),
         }
-        let holder = format!("process {}\n", std::process::id());
+        let holder = format!("{}\n", this_process());
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(holder.as_bytes()))
             .map_err(RunError::write(at))?;
-        Ok(Self { path: path.to_owned(), lock: file, made: Vec::new() })
+        Ok(Self { path: path.to_owned(), lock: file, unlocked, made: Vec::new() })
+    }
+
+    /// Whether the file system has no locks, so that nothing keeps another process from the folder.
+    pub fn is_unlocked(&self) -> bool {
+        self.unlocked
     }
 
     /// The folder.
@@ -329,6 +349,23 @@ impl RunFolder {
         let failed = |e: DataError| RunError::write(self.path.join(name))(std::io::Error::other(e));
         self.write(name, &grid::encode_png(image).map_err(failed)?)
     }
+}
+
+/// Whether a lock failed because there are none.
+fn has_no_locks(error: &std::io::Error) -> bool {
+    // "No locks available", of NFS without its lock service.
+    const ENOLCK: i32 = 37;
+    error.kind() == std::io::ErrorKind::Unsupported
+        || cfg!(target_os = "linux") && error.raw_os_error() == Some(ENOLCK)
+}
+
+/// This process, as another one that finds it in the folder is told: on a cluster a number alone says little.
+fn this_process() -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let job = std::env::var("SLURM_JOB_ID").ok();
+    let on = if host.trim().is_empty() { String::new() } else { format!(" on {}", host.trim()) };
+    let of = job.map(|job| format!(", job {job}")).unwrap_or_default();
+    format!("process {}{on}{of}", std::process::id())
 }
 
 /// What the images of the run in a folder were when it began, where it kept that.

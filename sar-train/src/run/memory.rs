@@ -1,18 +1,52 @@
 //! Memory of the machine and of this process, in bytes.
 
+use std::path::Path;
+
 /// Most memory this process has held at once; `None` where the system does not say.
 pub fn peak() -> Option<u64> {
     kilobytes("/proc/self/status", "VmHWM:")
 }
 
-/// Memory of the machine.
+/// Memory that this process may have: of the machine, or what a job or container is limited to.
 pub fn total() -> Option<u64> {
-    kilobytes("/proc/meminfo", "MemTotal:")
+    let machine = kilobytes("/proc/meminfo", "MemTotal:")?;
+    Some(limit().map_or(machine, |limit| limit.min(machine)))
 }
 
 /// Memory that can still be had without swapping.
 pub fn available() -> Option<u64> {
-    kilobytes("/proc/meminfo", "MemAvailable:")
+    let machine = kilobytes("/proc/meminfo", "MemAvailable:")?;
+    Some(limit().map_or(machine, |limit| limit.min(machine)))
+}
+
+/// The least limit of the control groups that this process is in, where one is below the machine's memory.
+pub fn limit() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let machine = kilobytes("/proc/meminfo", "MemTotal:")?;
+    limit_of(&groups, Path::new("/sys/fs/cgroup")).filter(|limit| *limit < machine)
+}
+
+/// The least limit of the groups of a `/proc/PID/cgroup` and of all above them, of the versions 1 and 2.
+fn limit_of(groups: &str, root: &Path) -> Option<u64> {
+    let limits = groups.lines().filter_map(|line| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, path) = rest.split_once(':')?;
+        let (root, file) = match controllers {
+            "" => (root.to_owned(), "memory.max"),
+            all if all.split(',').any(|one| one == "memory") => {
+                (root.join("memory"), "memory.limit_in_bytes")
+            }
+            _ => return None,
+        };
+        let path = Path::new(path.trim_start_matches('/'));
+        // In a container the path may be that outside of it: then the root's is its own.
+        let above = path.ancestors().filter_map(|group| {
+            let text = std::fs::read_to_string(root.join(group).join(file)).ok()?;
+            text.trim().parse::<u64>().ok()
+        });
+        above.min()
+    });
+    limits.min()
 }
 
 /// Bytes for people: `1.5 GiB`.
@@ -45,6 +79,24 @@ mod tests {
         assert_eq!(text(1000), "1000 bytes");
         assert_eq!(text(1536), "1.5 KiB");
         assert_eq!(text(3 << 30), "3.0 GiB");
+    }
+
+    #[test]
+    fn the_least_limit_of_all_groups_above_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("job/memory.max", "8589934592\n");
+        write("job/step/memory.max", "max\n");
+        assert_eq!(limit_of("0::/job/step/task\n", root.path()), Some(8 << 30));
+        assert_eq!(limit_of("0::/elsewhere\n", root.path()), None);
+        write("memory/slurm/memory.limit_in_bytes", "4294967296\n");
+        write("memory/memory.limit_in_bytes", "9223372036854771712\n");
+        let both = "5:cpu:/\n4:hugetlb,memory:/slurm/job\n0::/job\n";
+        assert_eq!(limit_of(both, root.path()), Some(4 << 30));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// A run that stopped because the user asked it to. Its state is saved; the exit code is 130.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -12,11 +13,14 @@ pub struct Interrupted {
     pub step: u64,
 }
 
+/// Signals that come within this time are one wish: a batch system and a script that passes its signal on both send it.
+const ONE_WISH: Duration = Duration::from_secs(1);
+
 /// Whether the user has asked to stop.
 ///
-/// The first Ctrl-C (or SIGTERM, or the end of the terminal unless `nohup` says to outlive it) sets a flag, which the
-/// training loop turns into a saved checkpoint and [`Interrupted`]; the second ends the process at once, with exit
-/// code 130.
+/// The first Ctrl-C (or SIGTERM, SIGUSR1 and SIGUSR2, by which batch systems tell that time is running out, or the end
+/// of the terminal unless `nohup` says to outlive it) sets a flag, which the training loop turns into a saved checkpoint
+/// and [`Interrupted`]; one that comes more than a second later ends the process at once, with exit code 130.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt {
     asked: Arc<AtomicU32>,
@@ -30,9 +34,16 @@ impl Interrupt {
     pub fn listen() -> std::io::Result<Self> {
         let interrupt = Self::default();
         let asked = Arc::clone(&interrupt.asked);
+        let mut first = None;
         on_signal(move || {
-            if asked.fetch_add(1, Ordering::SeqCst) > 0 {
+            asked.fetch_add(1, Ordering::SeqCst);
+            if let Some(first) = first.replace(first.unwrap_or_else(Instant::now)) {
+                if first.elapsed() < ONE_WISH {
+                    return;
+                }
                 crate::files::remove_unfinished();
+                let text = "stopped at once: what was not saved is lost";
+                let _ = writeln!(std::io::stderr(), "{text}");
                 std::process::exit(130);
             }
             let text = "\nstopping after this step; a second Ctrl-C (or signal) stops at once";
@@ -79,10 +90,10 @@ pub fn survive_file_limits() -> std::io::Result<()> {
 
 /// Calls `act` at every signal that asks to stop.
 #[cfg(unix)]
-fn on_signal(act: impl Fn() + Send + 'static) -> std::io::Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+fn on_signal(mut act: impl FnMut() + Send + 'static) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
     let hang_up = (!outlives_the_terminal()).then_some(SIGHUP);
-    let wanted = [SIGINT, SIGTERM].into_iter().chain(hang_up);
+    let wanted = [SIGINT, SIGTERM, SIGUSR1, SIGUSR2].into_iter().chain(hang_up);
     let mut signals = signal_hook::iterator::Signals::new(wanted)?;
     std::thread::Builder::new()
         .name("signals".into())
@@ -101,6 +112,6 @@ fn outlives_the_terminal() -> bool {
 }
 
 #[cfg(not(unix))]
-fn on_signal(act: impl Fn() + Send + 'static) -> std::io::Result<()> {
+fn on_signal(act: impl FnMut() + Send + 'static) -> std::io::Result<()> {
     ctrlc::set_handler(act).map_err(std::io::Error::other)
 }

@@ -14,10 +14,13 @@ fn a_folder_belongs_to_one_process_at_a_time() {
         RunFolder::open_for_resume(&path).unwrap_err(),
     ] {
         let text = second.to_string();
-        let holder = format!("in use by process {};", std::process::id());
+        let holder = format!("in use by process {}", std::process::id());
         assert!(text.contains(&holder) && text.contains("another --out"), "{text}");
     }
     drop(run);
+    // It has only begun, as one that was killed.
+    drop(RunFolder::create(&path, &config).unwrap());
+    fs::write(path.join("notes.txt"), "somebody's").unwrap();
     let text = RunFolder::create(&path, &config).unwrap_err().to_string();
     assert!(text.contains("is not empty") && !text.contains("--resume"), "{text}");
     fs::create_dir(path.join("checkpoints/step-0")).unwrap();

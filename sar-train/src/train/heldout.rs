@@ -3,6 +3,7 @@
 use super::TrainError;
 use super::trainer::{Trainer, expect_length};
 use crate::model::generator::parts;
+use crate::run::Interrupt;
 use sar_math::backend::{Backend, LatentDims};
 use sar_math::loss::{LossBatch, ScaleReport, Supervision};
 use sar_math::rollout::Pass;
@@ -34,6 +35,19 @@ impl<B: Backend> Trainer<'_, B> {
     /// # Errors
     /// No images, or not a latent for each label; a device fault.
     pub fn held_out(&mut self, images: &HeldOut<B::Host>) -> Result<HeldOutReport, TrainError> {
+        // Nobody stops this one.
+        self.held_out_until(images, &Interrupt::none())?.ok_or(TrainError::NotBegun)
+    }
+
+    /// As [`Trainer::held_out`]; `None` where the user stops it.
+    ///
+    /// # Errors
+    /// As [`Trainer::held_out`].
+    pub fn held_out_until(
+        &mut self,
+        images: &HeldOut<B::Host>,
+        interrupt: &Interrupt,
+    ) -> Result<Option<HeldOutReport>, TrainError> {
         let mut all = ScaleReport::default();
         let each = LatentDims { batch: 1, ..self.latent_dims };
         let each = each.channels * each.height * each.width;
@@ -44,15 +58,18 @@ impl<B: Backend> Trainer<'_, B> {
         for (latents, labels) in
             images.latents.chunks(batch * each).zip(images.labels.chunks(batch))
         {
+            if interrupt.is_asked() {
+                return Ok(None);
+            }
             let report = self.measure(latents, labels).map_err(TrainError::backend)?;
             all.merge(&report);
         }
         let scales = self.schedule.len();
-        Ok(HeldOutReport {
+        Ok(Some(HeldOutReport {
             heldout_loss: all.mean_loss(),
             heldout_scale_loss: all.loss[..scales].to_vec(),
             heldout_scale_acc: all.accuracy[..scales].to_vec(),
-        })
+        }))
     }
 
     fn measure(&mut self, latents: &[B::Host], labels: &[u32]) -> Result<ScaleReport, B::Error> {

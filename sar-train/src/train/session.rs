@@ -248,8 +248,11 @@ impl<B: Backend> Session<'_, B> {
         outcome: &mut Outcome,
     ) -> Result<(), TrainError> {
         let Some(images) = self.held_out else { return Ok(()) };
-        let report = trainer.held_out(images)?;
         let step = trainer.step_number();
+        let Some(report) = trainer.held_out_until(images, self.interrupt)? else {
+            // Of a step that was made, what is asked for next is to save it.
+            return if step == 0 { Err(TrainError::NotBegun) } else { Ok(()) };
+        };
         if !report.heldout_loss.is_finite() {
             // Before this step is saved: the checkpoints before may be whole.
             return Err(TrainError::Diverged { step });

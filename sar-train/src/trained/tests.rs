@@ -103,6 +103,9 @@ fn records_of_a_run_do_not_stand_in_the_way_of_its_weights() {
     let tokenizer = tokenizer();
     let weights = tokenizer.initial(1);
     TrainedTokenizer::new(&backend, tokenizer, weights, 1).unwrap().save(&path).unwrap();
+    fs::copy(&path, run.path().join("tokenizer.safetensors")).unwrap();
+    let kept = TrainedTokenizer::open(&backend, run.path()).unwrap();
+    assert_eq!(kept.file, Some(run.path().join("tokenizer.safetensors")));
     let opened = TrainedTokenizer::open(&backend, &path).unwrap();
     assert!(opened.warnings.iter().any(|w| w.contains("of_tomorrow")), "{:?}", opened.warnings);
 }

@@ -49,12 +49,18 @@ impl<B: Backend<Host = f32>> TrainedTokenizer<B> {
         Ok(Self { tokenizer, weights, params, quantizer, step, side, file, warnings })
     }
 
-    /// From a run folder, a checkpoint of one, or a file.
+    /// From a run folder, of a tokenizer or of a generator, which keeps its own; a checkpoint; or a file.
     ///
     /// # Errors
     /// There are no weights of a tokenizer, they are damaged, or the backend has no room for them.
     pub fn open(backend: &B, path: &Path) -> Result<Self, TrainedError> {
-        let found = checkpoint::locate(path, false)?;
+        let kept = path.join(RUN_TOKENIZER);
+        let found = match kept.is_file() {
+            true => {
+                checkpoint::Located { run: Some(path.into()), ..checkpoint::locate(&kept, false)? }
+            }
+            false => checkpoint::locate(path, false)?,
+        };
         let header = header_of(&found.file, Kind::Tokenizer)?;
         let tokenizer = Tokenizer::new(&header.config::<TokenizerConfig>()?)?;
         let layout = tokenizer.layout();

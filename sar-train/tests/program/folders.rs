@@ -85,7 +85,8 @@ fn images_that_came_later_are_told_where_a_run_is_measured() {
     says(&succeeds(&[&refine[..], &["after"]].concat(), folder), &[trained_on]);
     let fewer = |count| ["eval", "base", "--samples", count, "--seeds", "1", "--guidance", "0"];
     says(&fails(1, &fewer("2"), folder), &["2 samples are too few", "--samples 4"]);
-    let said = succeeds(&fewer("4"), folder);
+    says(&succeeds(&fewer("4"), folder), &["with 1 more that was there before"]);
+    let said = succeeds(&fewer("6"), folder);
     says(
         &said,
         &["another one (2 guidance values of 4 samples by 1 seeds)", "is kept as", "eval-1.json"],

@@ -83,6 +83,35 @@ fn samples_are_an_array_for_published_evaluators() {
     assert!(!folder.join("t").exists());
 }
 
+/// Of a sweep that is measured in parts, one after the other and several at once, nothing is lost.
+#[test]
+fn a_sweep_may_be_measured_in_parts() {
+    let folder = trained();
+    let folder = folder.path();
+    let measure = |guidance: &str| {
+        let eval = ["eval", "base", "--samples", "10", "--seeds", "1", "--guidance", guidance];
+        Command::new(env!("CARGO_BIN_EXE_sar")).args(eval).current_dir(folder).spawn().unwrap()
+    };
+    let guidances = || {
+        let text = fs::read(folder.join("base/eval.json")).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let points = report["points"].as_array().unwrap().clone();
+        points.iter().map(|p| p["guidance"].as_f64().unwrap()).collect::<Vec<_>>()
+    };
+    assert!(measure("1").wait().unwrap().success());
+    let several: Vec<_> = ["0", "0.5", "2"].map(measure).into();
+    for mut one in several {
+        assert!(one.wait().unwrap().success());
+    }
+    assert_eq!(guidances(), [0.0, 0.5, 1.0, 2.0]);
+    assert!(!folder.join("base/eval-1.json").exists());
+    // Measured in another way they stay apart.
+    let said =
+        succeeds(&["eval", "base", "--samples", "20", "--seeds", "1", "--guidance", "1"], folder);
+    says(&said, &["kept as", "eval-1.json"]);
+    assert_eq!(guidances(), [1.0]);
+}
+
 #[test]
 fn samples_go_on_after_an_interruption_as_in_one_call() {
     let folder = trained();

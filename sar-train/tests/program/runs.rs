@@ -141,6 +141,38 @@ fn a_run_can_be_resumed_from_its_start() {
     says(&said, &["nothing left to do"]);
 }
 
+/// A start that was killed before its first checkpoint leaves nothing to go on with: the next one takes its place.
+#[test]
+fn what_only_began_stands_in_no_ones_way() {
+    let folder = trained();
+    let folder = folder.path();
+    let again = [&TRAIN[..], &["--out", "killed"]].concat();
+    succeeds(&again, folder);
+    fs::remove_dir_all(folder.join("killed/checkpoints")).unwrap();
+    fs::create_dir(folder.join("killed/checkpoints")).unwrap();
+    let said = fails(1, &["train", "--resume", "--out", "killed"], folder);
+    says(&said, &["no checkpoint yet", "--requeue"]);
+    succeeds(&[&again[..], &["--requeue"]].concat(), folder);
+    assert_eq!(steps(&folder.join("killed")), ["step-0", "step-2"]);
+    // Somebody's own files are not taken for that.
+    fs::remove_dir_all(folder.join("killed/checkpoints")).unwrap();
+    fs::write(folder.join("killed/notes.txt"), "mine").unwrap();
+    says(&fails(1, &again, folder), &["is not empty"]);
+    assert!(folder.join("killed/notes.txt").exists());
+}
+
+/// A run keeps the tokenizer that it was trained with, and serves as that where one is asked for.
+#[test]
+fn the_run_of_a_generator_stands_for_its_tokenizer() {
+    let folder = trained();
+    let folder = folder.path();
+    let train = ["train", "--config", "small.toml", "--tokenizer", "base", "--out", "other"];
+    succeeds(&train, folder);
+    let kept = |run: &str| fs::read(folder.join(run).join("tokenizer.safetensors")).unwrap();
+    assert_eq!(kept("other"), kept("base"));
+    succeeds(&["tokenizer", "eval", "other"], folder);
+}
+
 #[test]
 fn skipped_steps_do_not_push_out_good_checkpoints() {
     let folder = trained();

@@ -47,9 +47,10 @@ pub(super) fn run<B: Compute>(
     args: &TokenizerTrainArgs,
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
-    let Begun { folder, config, data, start } = match args.run.resume {
-        true => Begun::again(args)?,
-        false => Begun::new(backend, args)?,
+    let fresh = !args.run.goes_on();
+    let Begun { folder, config, data, start } = match fresh {
+        true => Begun::new(backend, args)?,
+        false => Begun::again(args)?,
     };
     let trained = || -> anyhow::Result<()> {
         compare_computing(&folder, &global.computed())?;
@@ -63,7 +64,7 @@ pub(super) fn run<B: Compute>(
         eprintln!("{}", data.augment.described());
     }
     if let Err(error) = trained() {
-        if !args.run.resume {
+        if fresh {
             // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
             folder.discard();
         }
@@ -86,7 +87,7 @@ impl Begun {
     /// One that goes on.
     fn again(args: &TokenizerTrainArgs) -> anyhow::Result<Self> {
         let (folder, had) = RunFolder::open_for_resume(&args.run.out)?;
-        let config = args.run.continued(&had, &FREE)?;
+        let config = args.run.continued(&had, &FREE, |_| ())?;
         anyhow::ensure!(
             !folder.path().join(RUN_TOKENIZER).exists(),
             "{} is the run of a generator, which goes on with `sar train --resume`",
