@@ -109,6 +109,8 @@ fn own(sum: &str) -> String {
 pub struct Checkpoints {
     folder: PathBuf,
     keep: usize,
+    /// A step whose checkpoint stays beside those.
+    kept_also: Option<u64>,
     storage: Arc<dyn Storage>,
 }
 
@@ -135,7 +137,7 @@ impl Checkpoints {
         fs::create_dir_all(folder)
             .map_err(|e| CheckpointError::write(folder, e, "choose --out"))?;
         clean(folder).map_err(|e| CheckpointError::read(folder, e))?;
-        Ok(Self { folder: folder.to_owned(), keep: keep.max(1), storage })
+        Ok(Self { folder: folder.to_owned(), keep: keep.max(1), kept_also: None, storage })
     }
 
     /// Saves a checkpoint as `step-N` and removes the oldest beyond the number kept.
@@ -182,6 +184,11 @@ impl Checkpoints {
     /// As [`latest_in`].
     pub fn latest(&self) -> Result<Option<Found>, CheckpointError> {
         latest_in(&self.folder, Purpose::Resume)
+    }
+
+    /// Lets the checkpoint of a step stay, whatever comes after it, and no longer that of an earlier call.
+    pub fn keep_also(&mut self, step: u64) {
+        self.kept_also = Some(step);
     }
 
     /// Whether a checkpoint of a step is there; whether it is whole is not looked at.
@@ -278,7 +285,7 @@ impl Checkpoints {
     /// Removes the oldest before `saved`, so that so many are kept with it.
     fn remove_old(&self, saved: u64) -> io::Result<()> {
         let mut steps = steps(&self.folder)?;
-        steps.retain(|step| *step < saved);
+        steps.retain(|step| *step < saved && Some(*step) != self.kept_also);
         let mut outcome = Ok(());
         for step in steps.iter().take((steps.len() + 1).saturating_sub(self.keep)) {
             let folder = self.folder.join(format!("step-{step}"));

@@ -137,7 +137,8 @@ pub struct TrainConfig {
     pub save_every: u64,
     /// Steps between evaluations on held-out images; 0 is only at the end. Default 500.
     pub eval_every: u64,
-    /// Checkpoints kept. Default 3.
+    /// Checkpoints kept: the last so many, and beside them the one whose held-out loss was lowest, of steps that were
+    /// evaluated (`eval_every`) as well as saved. Default 3.
     pub keep: usize,
     /// Non-finite steps in a row, each skipped, before the run stops. Default 5.
     pub non_finite_limit: u32,

@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// An append-only log. Every record is on its way to the disk when [`Log::record`] returns.
 #[derive(Debug)]
@@ -33,8 +34,8 @@ impl Log {
         Ok(Self { path: path.to_owned(), file: file.map_err(RunError::write(path))? })
     }
 
-    /// Appends `values`, which must serialise as an object, with `step` and `kind` (`train`,
-    /// `eval`, …) before them. Numbers that are not finite become `null`.
+    /// Appends `values`, which must serialise as an object, with `step`, `kind` (`train`, `eval`, …) and `time` (seconds
+    /// since 1970) before them. Numbers that are not finite become `null`.
     ///
     /// # Errors
     /// [`RunError::Record`] for values that are no object, [`RunError::Write`].
@@ -52,6 +53,8 @@ impl Log {
         let mut record = serde_json::Map::new();
         record.insert("step".into(), step.into());
         record.insert("kind".into(), kind.into());
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        record.insert("time".into(), now.map_or(0, |now| now.as_secs()).into());
         record.extend(fields);
         let mut line = Value::Object(record).to_string();
         line.push('\n');
@@ -64,11 +67,23 @@ impl Log {
     /// # Errors
     /// It cannot be read.
     pub fn has(&self, step: u64, kind: &str) -> Result<bool, RunError> {
+        Ok(self.records(kind)?.iter().any(|record| record["step"] == step))
+    }
+
+    /// Step and value of a key of all records of a kind, in their order.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn values(&self, kind: &str, key: &str) -> Result<Vec<(u64, f64)>, RunError> {
+        let value = |record: &Value| Some((record["step"].as_u64()?, record[key].as_f64()?));
+        Ok(self.records(kind)?.iter().filter_map(value).collect())
+    }
+
+    fn records(&self, kind: &str) -> Result<Vec<Value>, RunError> {
         let text = std::fs::read(&self.path).map_err(RunError::read(&self.path))?;
-        let records =
-            text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
-        let is = |record: Value| record["step"] == step && record["kind"] == kind;
-        Ok(records.into_iter().any(is))
+        let lines = text.split(|byte| *byte == b'\n');
+        let records = lines.filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+        Ok(records.filter(|record| record["kind"] == kind).collect())
     }
 }
 

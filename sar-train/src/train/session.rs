@@ -63,10 +63,40 @@ struct Files {
     checkpoints: Checkpoints,
     /// The step of the last checkpoint.
     saved: u64,
+    /// Step and held-out loss of the last evaluation, and of the one with the lowest among those that were saved.
+    measured: Option<(u64, f64)>,
+    lowest: Option<(u64, f64)>,
     log: Log,
     board: TensorBoard,
     progress: Progress,
 }
+
+impl Files {
+    /// Finds the saved step of the lowest held-out loss, which a run that goes on keeps too.
+    fn find_lowest(&mut self) -> Result<(), TrainError> {
+        for measured in self.log.values("eval", "heldout_loss")? {
+            if self.checkpoints.has(measured.0) {
+                self.measured = Some(measured);
+                self.lower();
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the checkpoint of the last evaluation stay if its loss is the lowest.
+    fn lower(&mut self) {
+        // What a run starts from is somewhere else, or new.
+        let trained = |(step, _): &(u64, f64)| *step > 0 && self.checkpoints.has(*step);
+        let Some((step, loss)) = self.measured.filter(trained) else { return };
+        if self.lowest.is_none_or(|(_, lowest)| loss < lowest) {
+            self.lowest = Some((step, loss));
+            self.checkpoints.keep_also(step);
+        }
+    }
+}
+
+/// How far a held-out loss lies above its lowest where that is worth a word.
+const RISEN: f64 = 1.01;
 
 /// Where a run has its samples of a step.
 fn samples_of(step: u64) -> String {
@@ -103,10 +133,13 @@ impl<B: Backend> Session<'_, B> {
         let mut files = Files {
             checkpoints: self.run.checkpoints(self.config.train.keep)?,
             saved: first,
+            measured: None,
+            lowest: None,
             log: self.run.log(first)?,
             board: self.run.tensorboard(first)?,
             progress: Progress::new(self.what, steps, first, self.quiet),
         };
+        files.find_lowest()?;
         let mut outcome = Outcome::default();
         let mut clock = Clock::default();
         if !files.checkpoints.has(first) {
@@ -145,10 +178,26 @@ impl<B: Backend> Session<'_, B> {
         }
         outcome.images_per_second = clock.rate();
         outcome.skipped = trainer.state().non_finite.skipped;
+        self.tell_lowest(&files);
         let loss = outcome.held_out.as_ref().map(|h| h.heldout_loss);
         let loss = loss.map_or(String::new(), |l| format!("held-out loss {l:.4}, "));
         files.progress.finish(&format!("{loss}{}", rate(clock.rate())));
         Ok(outcome)
+    }
+
+    /// Tells of a held-out loss that has risen since it was lowest, and where those weights are.
+    fn tell_lowest(&self, files: &Files) {
+        let (Some((_, last)), Some((step, lowest))) = (files.measured, files.lowest) else {
+            return;
+        };
+        if last > RISEN * lowest {
+            let folder = self.run.checkpoints_folder().join(format!("step-{step}"));
+            files.progress.warn(&format!(
+                "note: the held-out loss was lowest at step {step}, {lowest:.4}, and has risen to {last:.4} since; \
+                 the weights of that step are kept in {}",
+                folder.display()
+            ));
+        }
     }
 
     /// One step, and what is due after it.
@@ -265,6 +314,7 @@ impl<B: Backend> Session<'_, B> {
             files.board.scalar(&format!("heldout_scale_loss/scale_{grid}_loss"), step, *loss)?;
             files.board.scalar(&format!("heldout_scale_acc/scale_{grid}_acc"), step, *acc)?;
         }
+        files.measured = Some((step, report.heldout_loss));
         outcome.curve.push((step, report.heldout_loss));
         outcome.held_out = Some(report);
         Ok(())
@@ -299,6 +349,7 @@ impl<B: Backend> Session<'_, B> {
             state,
         })?;
         files.saved = step;
+        files.lower();
         saved.warning.iter().for_each(|warning| files.progress.warn(warning));
         Ok(())
     }

@@ -141,6 +141,33 @@ fn a_run_can_be_resumed_from_its_start() {
     says(&said, &["nothing left to do"]);
 }
 
+/// 24 images are soon learnt by heart: what the model was best at on others is not lost.
+#[test]
+fn the_checkpoint_of_the_lowest_held_out_loss_stays() {
+    let folder = trained();
+    let folder = folder.path();
+    let few = ["data.limit=24", "data.shift=0", "train.class_dropout=0", "generator.width=64"];
+    let often = ["train.save_every=10", "train.eval_every=10", "train.keep=1", "train.lr=1e-2"];
+    let long = ["train.steps=90", "train.batch=8", "train.warmup=0", "train.log_every=100"];
+    let set = [few, often, long].concat().into_iter().flat_map(|set| ["--set", set]);
+    let set: Vec<&str> = set.collect();
+    let said = succeeds(&[&TRAIN[..], &["--out", "few"], &set].concat(), folder);
+    let log = fs::read_to_string(folder.join("few/log.jsonl")).unwrap();
+    let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let loss = |record: &serde_json::Value| record["heldout_loss"].as_f64();
+    let evaluated: Vec<_> = records.filter(|record| record["kind"] == "eval").collect();
+    let lowest =
+        evaluated.iter().min_by(|a, b| loss(a).unwrap().total_cmp(&loss(b).unwrap())).unwrap();
+    let lowest = format!("step-{}", lowest["step"]);
+    assert!(lowest != "step-0" && lowest != "step-90", "{log}");
+    assert_eq!(steps(&folder.join("few")), [lowest.as_str(), "step-90"]);
+    says(&said, &["was lowest at step", &format!("few/checkpoints/{lowest}")]);
+    // A run that goes on keeps it, too.
+    let on = ["train", "--resume", "--out", "few", "--set", "train.steps=100"];
+    succeeds(&on, folder);
+    assert_eq!(steps(&folder.join("few")), ["step-100", lowest.as_str()]);
+}
+
 /// A start that was killed before its first checkpoint leaves nothing to go on with: the next one takes its place.
 #[test]
 fn what_only_began_stands_in_no_ones_way() {
