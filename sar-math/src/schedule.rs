@@ -303,12 +303,22 @@ impl fmt::Display for ScaleSchedule {
 }
 
 /// Reads `1_2_3`, `1,2,3` and `1_2x3`.
+/// What VAR's programs call its schedules (`--pn`): by the side of the image in pixels, of latents of a sixteenth.
+const PUBLISHED: [(&str, &[usize]); 3] = [
+    ("256", &[1, 2, 3, 4, 5, 6, 8, 10, 13, 16]),
+    ("512", &[1, 2, 3, 4, 6, 9, 13, 18, 24, 32]),
+    ("1024", &[1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64]),
+];
+
 impl FromStr for ScaleSchedule {
     type Err = ScheduleError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.trim().is_empty() {
             return Err(ScheduleError::Empty);
+        }
+        if let Some((_, sides)) = PUBLISHED.iter().find(|(name, _)| *name == text.trim()) {
+            return Self::from_sides(sides);
         }
         let mut scales = [Scale::square(1); MAX_SCALES];
         let mut found = 0;

@@ -114,3 +114,17 @@ fn the_published_schedule_has_680_tokens() {
     assert_eq!(schedule.to_string(), "1_2_3_4_5_6_8_10_13_16");
     assert_eq!((schedule.tokens(), schedule.len(), schedule.last().tokens()), (680, 10, 256));
 }
+
+/// The names are VAR's: by the side of the image in pixels, of which a token of the last grid has sixteen.
+#[test]
+fn published_schedules_have_names() {
+    for side in [256, 512, 1024] {
+        let schedule: ScaleSchedule = side.to_string().parse().unwrap();
+        assert_eq!(schedule.last(), Scale::square(side / 16));
+        // Shown as what it is.
+        assert_eq!(schedule.to_string().parse(), Ok(schedule));
+        assert!(schedule.to_string().starts_with("1_2_3_4_"));
+    }
+    assert_eq!("256".parse(), Ok(ScaleSchedule::published_256()));
+    assert!("128".parse::<ScaleSchedule>().is_err());
+}

@@ -179,7 +179,10 @@ pub enum Command {
     #[command(after_help = "Example: sar convert FlexVARd16-epo179.pth d16.safetensors")]
     Convert(ConvertArgs),
     /// Say what a configuration costs: parameters, tokens, FLOPs, memory.
-    #[command(after_help = "Example: sar plan --depth 16 --batch 32 --mode sar-all")]
+    #[command(
+        after_help = "Examples: sar plan --config recipes/imagenet256-d16.toml --mode sar-all\n          \
+                            sar plan --depth 16 --vocab 8912 --channels 32 --classes 1000 --schedule 256 --batch 32"
+    )]
     Plan(PlanArgs),
     /// Say what this machine offers: cores, CPU features, memory, disk, backends.
     #[command(after_help = "Example: sar doctor")]

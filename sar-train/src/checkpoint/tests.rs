@@ -252,6 +252,22 @@ fn the_last_checkpoints_are_kept_and_found() {
     assert!(text.contains("does not exist"), "{text}");
 }
 
+#[test]
+fn a_download_that_went_wrong_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("var_d16.pth");
+    for (content, word) in [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n", "Git LFS"),
+        ("\n  <!DOCTYPE html>\n<html>", "a web page"),
+        ("<HTML><head>", "a web page"),
+        ("versions of something", "not a usable PyTorch file: "),
+    ] {
+        fs::write(&path, content).unwrap();
+        let text = read_pth(&path).unwrap_err().to_string();
+        assert!(text.contains("var_d16.pth") && text.contains(word), "{text}");
+    }
+}
+
 /// Folders that somebody has made beside them.
 #[test]
 fn names_that_are_not_written_here_are_not_taken_for_checkpoints() {

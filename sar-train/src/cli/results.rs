@@ -8,16 +8,16 @@ use std::path::PathBuf;
 /// How images are sampled; what is not given is as in the generator's run.
 #[derive(Clone, Debug, Args)]
 pub struct SamplerArgs {
-    /// Images at once; never changes them.
+    /// Images at once; never changes them. Default: the run's (sample.batch), or 20.
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
-    /// How guidance grows over the scales.
+    /// How guidance grows over the scales. Default: the run's (sample.ramp), or flexvar.
     #[arg(long)]
     pub ramp: Option<Ramp>,
     /// Grids to sample in; default: the generator's.
     #[arg(long, value_name = "1_2_4_8")]
     pub schedule: Option<ScaleSchedule>,
-    /// Seed, the first of several: image k of a seed is always the same.
+    /// Seed, the first of several: image k of a seed is always the same. Default: the run's (sample.seed), or 0.
     #[arg(long, value_name = "N", value_parser = super::seed)]
     pub seed: Option<u64>,
     /// Greedy on grids outside the published sampler's fixed list, as that is.
@@ -56,10 +56,10 @@ impl SamplerArgs {
 /// Which tokens are drawn from.
 #[derive(Clone, Debug, Args)]
 pub struct FilterArgs {
-    /// Keep the k most likely tokens; 0 is off, 1 is greedy.
+    /// Keep the k most likely tokens; 0 is off, 1 is greedy. Default: the run's (sample.top_k), or 900.
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
-    /// Keep this cumulative probability; 0 is off.
+    /// Keep this cumulative probability; 0 is off. Default: the run's (sample.top_p), or 0.95.
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f64>,
 }
@@ -93,10 +93,11 @@ pub struct SampleArgs {
     /// Classes to sample, in turn, by name or by number from 0; what is both is a name. Default: all.
     #[arg(long, value_delimiter = ',', value_name = "0,cat,…", allow_hyphen_values = true)]
     pub classes: Vec<String>,
-    /// Images.
+    /// Images. Default: the run's (sample.count), or 100.
     #[arg(long, value_name = "N")]
     pub count: Option<usize>,
-    /// Guidance; 0 is off.
+    /// Guidance; 0 is off. Default: the run's (sample.guidance), or 1; published are 2.5 for FlexVAR, 2.2, 2.6 and 3.3
+    /// for its refined models of depth 16, 20 and 24, and 1.5 for VAR (--ramp var, --top-p 0.96).
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
     /// The sampler.
@@ -149,7 +150,7 @@ pub struct EditArgs {
     /// Images.
     #[arg(long, default_value_t = 8, value_name = "N")]
     pub count: usize,
-    /// Guidance; 0 is off.
+    /// Guidance; 0 is off. Default: the run's (sample.guidance), or 1.
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
     /// The sampler.
@@ -178,7 +179,7 @@ pub struct EvalArgs {
     /// Images to compare with; default: the data of the generator's run.
     #[arg(long, value_name = "SOURCE")]
     pub data: Option<String>,
-    /// Guidance values to sweep.
+    /// Guidance values to sweep. Default: the run's (eval.guidance).
     #[arg(long, value_delimiter = ',', value_name = "G,…", allow_hyphen_values = true)]
     pub guidance: Vec<f64>,
     /// Keep the k most likely tokens; 0 is off, 1 is greedy. Several are swept, each at every guidance.
@@ -188,9 +189,10 @@ pub struct EvalArgs {
     #[arg(long, value_delimiter = ',', value_name = "P,…", allow_hyphen_values = true)]
     pub top_p: Vec<f64>,
     /// Samples per point of the sweep and sampling seed; more, where that makes them as many of each class.
+    /// Default: the run's (eval.samples).
     #[arg(long, value_name = "N")]
     pub samples: Option<usize>,
-    /// Sampling seeds; their spread is reported.
+    /// Sampling seeds; their spread is reported. Default: the run's (eval.seeds).
     #[arg(long, value_name = "N")]
     pub seeds: Option<u64>,
     /// The sampler.
@@ -226,6 +228,10 @@ pub struct ScoreArgs {
     /// (github.com/mseitzer/pytorch-fid), in torch-fidelity's called weights-inception-2015-12-05-6726825d.pth.
     #[arg(long, value_name = "FILE")]
     pub inception: PathBuf,
+    /// Where to write what was seen of the reference, as an .npz file that --reference takes the next time: to look
+    /// at 50,000 images takes longer than all the rest.
+    #[arg(long, value_name = "FILE")]
+    pub save_reference: Option<PathBuf>,
     /// Side that images of a source of any size are cut to, in pixels; default: that of the other images.
     #[arg(long, value_name = "PIXELS")]
     pub image_side: Option<usize>,

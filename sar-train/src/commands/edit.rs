@@ -133,6 +133,13 @@ fn read<B: Compute>(
         picture.with_context(|| format!("{}", path.display()))
     };
     let picture = open(&args.image)?;
+    let (height, width) = (picture.height(), picture.width());
+    if height != width {
+        output::note(format_args!(
+            "note: {} is {height}×{width} px, and the square in its middle counts, of the mask likewise",
+            args.image.display()
+        ));
+    }
     let cut = Augment::evaluation(side(schedule, tokenizer));
     let hole = match args.mask.as_deref() {
         Some(path) => Some(hole(&cut, &picture, &open(path)?, path)?),

@@ -10,7 +10,7 @@ use crate::cli::{EvalArgs, GlobalArgs};
 use crate::config::{Config, SampleConfig};
 use crate::data::{Data, some_of};
 use crate::eval::{
-    EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, SweepPoint, prepare,
+    EvalError, EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, SweepPoint, prepare,
 };
 use crate::files::{absolute, folder_of, write_whole};
 use crate::model::classifier::ClassifierTraining;
@@ -204,6 +204,10 @@ impl<B: Compute> Measured<B> {
             data.classes.len(),
             generator.section.classes
         );
+        if data.classes.len() < 2 {
+            // Before what more of them would not change.
+            return Err(EvalError::OneClass.into());
+        }
         compare_with_generator(generator, data);
         let (last, factor) = (self.schedule.last(), self.tokenizer.tokenizer.downsample_factor());
         let side = data.validation.side();

@@ -290,6 +290,11 @@ impl SampleFolder {
         serde_json::from_slice::<SampleRecord>(&text).ok()?.npz
     }
 
+    /// What a folder's record says, as it is written; `None` where it has none.
+    pub(super) fn record_of(path: &Path) -> Option<Value> {
+        serde_json::from_slice(&fs::read(path.join(RECORD)).ok()?).ok()
+    }
+
     /// How many images there should be in a folder, by its record; `None` where it has none.
     pub(super) fn images_of(path: &Path) -> anyhow::Result<Option<usize>> {
         let record = path.join(RECORD);

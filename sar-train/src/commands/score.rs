@@ -12,7 +12,9 @@ use crate::model::inception::{Inception, WEIGHTS};
 use crate::run::{Progress, rate};
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use set::{ImageSet, Images};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -34,6 +36,9 @@ struct ScoreReport {
     reference: Option<ImageSet>,
     /// Where statistics were read that the reference brought itself.
     reference_statistics: Option<String>,
+    /// Of what the samples are, and by which settings, where they lie in a folder of `sar sample`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    made: Option<Value>,
     /// The weights of the network.
     inception: String,
     /// Their SHA-256.
@@ -49,12 +54,14 @@ struct ScoreReport {
 /// # Errors
 /// Images or weights that cannot be used.
 pub fn run(args: &ScoreArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    let _kept = args.save_reference.as_deref();
+    let _kept = _kept.map(|path| output::ready_as(path, &["npz"])).transpose()?;
     let _place = args.json.as_deref().map(|path| output::ready_as(path, &["json"])).transpose()?;
     let task = Task::open(args)?;
     if global.backend != BackendName::Cpu {
         output::note(format_args!("note: `sar score` runs on the CPU"));
     }
-    let report = task.measure(global.quiet)?;
+    let report = task.measure(args.save_reference.as_deref(), global.quiet)?;
     print!("{}", text(&report));
     if let Some(json) = &args.json {
         let numbers = serde_json::to_string_pretty(&report)?;
@@ -69,6 +76,8 @@ struct Task {
     reference: Option<Images>,
     /// Statistics that the reference brings itself, and where.
     known: Option<(String, Statistics)>,
+    /// What the network saw of its images, where its file has that.
+    seen: Option<Sight>,
     inception: Inception,
     /// The weights' file and its SHA-256.
     weights: (String, String),
@@ -92,22 +101,39 @@ impl Task {
             format!("{weights}: the weights of the Inception network cannot be read")
         })?;
         let inception = Inception::load(&args.inception)?;
+        let mut seen = None;
         if let Some(known) = &known {
+            let mut file = NpzReader::open(Path::new(&args.reference))?;
+            Statistics::check_network(&mut file, network(&sha256))
+                .and_then(|()| Sight::of_file(&mut file, inception.feature_dims()))
+                .map(|found| seen = found)
+                .with_context(|| cannot_be_used(&args.reference))?;
             known.fits(&inception).with_context(|| cannot_be_used(&args.reference))?;
         }
         let known = known.map(|known| (args.reference.clone(), known));
-        Ok(Self { samples, reference, known, inception, weights: (weights, sha256) })
+        Ok(Self { samples, reference, known, seen, inception, weights: (weights, sha256) })
     }
 
-    fn measure(self, quiet: bool) -> anyhow::Result<ScoreReport> {
-        let Self { samples, reference, known, inception, weights: (weights, sha256) } = self;
+    fn measure(self, save: Option<&Path>, quiet: bool) -> anyhow::Result<ScoreReport> {
+        let Self { samples, reference, known, seen, inception, weights: (weights, sha256) } = self;
+        let made = samples.made.clone();
         let about = samples.about.clone();
         let about_reference = reference.as_ref().map(|set| set.about.clone());
         let (source, known) = known.unzip();
-        let seen = reference.map(|set| look(&inception, set, "reference", quiet)).transpose()?;
-        let reference = Reference::new(known, seen)?;
+        let looked = reference.map(|set| look(&inception, set, "reference", quiet)).transpose()?;
+        let reference = Reference::new(known, seen.or(looked))?;
+        if let Some(path) = save {
+            reference
+                .save(path, network(&sha256))
+                .with_context(|| format!("{}", path.display()))?;
+        }
         let samples = look(&inception, samples, "samples", quiet)?;
         let mut warnings = warnings(&about, about_reference.as_ref(), &sha256);
+        if !reference.has_images() {
+            let none = "The reference has no images, which precision and recall are measured with.";
+            warnings.push(none.to_owned());
+        }
+        warnings.extend(made.as_ref().and_then(uneven));
         warnings.extend(reference.warning().map(|w| format!("Of the reference, {w}.")));
         if !quiet {
             eprintln!("comparing");
@@ -122,12 +148,42 @@ impl Task {
             samples: about,
             reference: about_reference,
             reference_statistics: source,
+            made: made.map(without_labels),
             inception: weights,
             inception_sha256: sha256,
             scores,
             warnings,
         })
     }
+}
+
+/// The first four bytes of a SHA-256.
+fn network(sha256: &str) -> u32 {
+    sha256.get(..8).and_then(|head| u32::from_str_radix(head, 16).ok()).unwrap_or(0)
+}
+
+/// A warning where classes have not as many images each, as published numbers are of.
+fn uneven(made: &Value) -> Option<String> {
+    let labels = made["labels"].as_array()?.iter().filter_map(Value::as_u64);
+    let classes = made["classes"].as_array().map_or(0, Vec::len);
+    let mut counts: BTreeMap<u64, usize> = (0..classes as u64).map(|class| (class, 0)).collect();
+    labels.for_each(|label| *counts.entry(label).or_default() += 1);
+    let (fewest, most) = (counts.values().min()?, counts.values().max()?);
+    (fewest != most).then(|| {
+        format!(
+            "The {} classes have {fewest} to {most} samples each, where published numbers are of as many of each.",
+            counts.len()
+        )
+    })
+}
+
+/// How samples were made, without the class of each.
+fn without_labels(mut made: Value) -> Value {
+    if let Some(made) = made.as_object_mut() {
+        made.remove("labels");
+        made.remove("classes");
+    }
+    made
 }
 
 /// Statistics that a reference's file brings.
@@ -181,10 +237,7 @@ fn warnings(samples: &ImageSet, reference: Option<&ImageSet>, sha256: &str) -> V
             "The samples are {}×{} px, the reference {}×{} px.",
             samples.height, samples.width, r.height, r.width
         )),
-        Some(_) => {}
-        None => all.push(
-            "The reference has no images, which precision and recall are measured with.".to_owned(),
-        ),
+        _ => {}
     }
     all
 }

@@ -49,7 +49,7 @@ impl NpzWriter {
                 .compression_method(CompressionMethod::Stored)
                 .large_file(true);
             archive.start_file("arr_0.npy", options)?;
-            archive.write_all(&header(&[count, height, width, 3]))?;
+            archive.write_all(&header("|u1", &[count, height, width, 3]))?;
             Ok((archive, file))
         };
         let (archive, file) = begin().map_err(failed(path))?;
@@ -100,15 +100,59 @@ impl NpzWriter {
     }
 }
 
+/// An array of numbers for [`save_numbers`].
+#[derive(Clone, Debug)]
+pub struct Numbers<'a> {
+    /// Its name, without `.npy`.
+    pub name: &'static str,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its elements, row by row.
+    pub values: &'a [f64],
+    /// Whether they are written in f32, as which they were computed.
+    pub narrow: bool,
+}
+
+/// Writes arrays of numbers to a file that NumPy and [`NpzReader`] read.
+///
+/// # Errors
+/// [`DataError::Io`]: nothing is left behind then.
+pub fn save_numbers(path: &Path, arrays: &[Numbers<'_>]) -> Result<(), DataError> {
+    let write = || {
+        let file = files::beside(path)?;
+        let mut archive = ZipWriter::new(BufWriter::new(file.as_file().try_clone()?));
+        let options = SimpleFileOptions::default()
+            .compression_method(CompressionMethod::Stored)
+            .large_file(true);
+        for Numbers { name, shape, values, narrow } in arrays {
+            archive.start_file(format!("{name}.npy"), options)?;
+            archive.write_all(&header(if *narrow { "<f4" } else { "<f8" }, shape))?;
+            for piece in values.chunks(1 << 16) {
+                let bytes: Vec<u8> = match narrow {
+                    true => piece.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
+                    false => piece.iter().flat_map(|v| v.to_le_bytes()).collect(),
+                };
+                archive.write_all(&bytes)?;
+            }
+        }
+        archive.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+        files::put(file, path, true)
+    };
+    write().map_err(failed(path))
+}
+
 fn failed(path: &Path) -> impl Fn(io::Error) -> DataError + '_ {
     |e| DataError::io(path, "write", &e)
 }
 
 /// What stands before the elements of an array: format 1.0 of NumPy, padded to whole 64 bytes.
-fn header(shape: &[usize]) -> Vec<u8> {
-    let shape: Vec<String> = shape.iter().map(usize::to_string).collect();
-    let text =
-        format!("{{'descr': '|u1', 'fortran_order': False, 'shape': ({}), }}", shape.join(", "));
+fn header(kind: &str, shape: &[usize]) -> Vec<u8> {
+    // A tuple of one has a comma too.
+    let shape: String = match shape {
+        [one] => format!("{one},"),
+        _ => shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", "),
+    };
+    let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}");
     // The magic bytes, the version and the length of the text come before it, a line break after.
     let length = (10 + text.len() + 1).next_multiple_of(64) - 10;
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();

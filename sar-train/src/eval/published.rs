@@ -7,16 +7,22 @@
 
 use super::NEIGHBOURS;
 use crate::data::DataError;
-use crate::data::npz::NpzReader;
+use crate::data::npz::{NpzReader, Numbers, save_numbers};
 use crate::metrics::{
     Features, Gaussian, MetricsError, Moments, PrecisionRecall, inception_score, precision_recall,
 };
 use crate::model::inception::{Inception, InceptionError, Seen};
 use nalgebra::{DMatrix, DVector};
 use serde::{Deserialize, Serialize};
+use std::path::Path;
 
 /// Images in each part of an Inception Score, as published.
 const SCORE_PART: usize = 5000;
+
+/// What [`Reference::save`] calls the features of a reference's images.
+const FEATURES: &str = "features";
+/// What it calls the first four bytes of the SHA-256 of the network's weights.
+const NETWORK: &str = "network";
 
 /// Why images cannot be measured.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +37,16 @@ pub enum PublishedError {
     /// A file of statistics cannot be used.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Statistics of another network's features.
+    #[error(
+        "its features are of other weights: their SHA-256 begins with {found:08x}, not {expected:08x}"
+    )]
+    Network {
+        /// Of the network at hand.
+        expected: u32,
+        /// Of the one that saw the reference.
+        found: u32,
+    },
     /// Statistics of other features.
     #[error("{array} is of {found} features, expected {expected}, those of the network")]
     Width {
@@ -96,6 +112,24 @@ impl Sight {
         Ok(Statistics { pooled: pooled.gaussian()?, spatial: Some(spatial.gaussian()?) })
     }
 
+    /// As [`Reference::save`] kept it, of a network with features of this width; `None` where a file has none.
+    ///
+    /// # Errors
+    /// An array of another shape; values that are not finite.
+    pub fn of_file(file: &mut NpzReader, dims: usize) -> Result<Option<Self>, PublishedError> {
+        if !file.has(FEATURES) {
+            return Ok(None);
+        }
+        let (shape, features) = file.numbers(FEATURES)?;
+        match shape.as_slice() {
+            [_, found] if *found == dims => Ok(Some(Self { features, moments: None, dims })),
+            shape => {
+                let found = shape.last().copied().unwrap_or(0);
+                Err(PublishedError::Width { array: FEATURES, expected: dims, found })
+            }
+        }
+    }
+
     fn into_features(self) -> Result<Features, MetricsError> {
         Features::new(self.features, self.dims)
     }
@@ -135,6 +169,23 @@ impl Statistics {
         Ok(Some(Self { pooled, spatial: pair("mu_s", "sigma_s")? }))
     }
 
+    /// Whether a file that [`Reference::save`] wrote is of the network whose weights have a SHA-256 that begins so; of
+    /// others nothing is known.
+    ///
+    /// # Errors
+    /// [`PublishedError::Network`].
+    pub fn check_network(file: &mut NpzReader, expected: u32) -> Result<(), PublishedError> {
+        if !file.has(NETWORK) {
+            return Ok(());
+        }
+        match file.numbers(NETWORK)?.1.first() {
+            Some(&found) if found != f64::from(expected) => {
+                Err(PublishedError::Network { expected, found: found as u32 })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether they are of features of the network's widths.
     ///
     /// # Errors
@@ -166,7 +217,9 @@ impl Reference {
     /// Neither, or fewer than two images.
     pub fn new(known: Option<Statistics>, images: Option<Sight>) -> Result<Self, MetricsError> {
         let metric = "frechet_distance";
-        let seen = images.as_ref().map(Sight::statistics).transpose()?;
+        // Those of a file were taken when it was written.
+        let looked = images.as_ref().filter(|sight| sight.moments.is_some());
+        let seen = looked.map(Sight::statistics).transpose()?;
         let statistics = match (known, seen) {
             (Some(known), Some(seen)) => {
                 Statistics { spatial: known.spatial.or(seen.spatial), ..known }
@@ -176,6 +229,42 @@ impl Reference {
             }
         };
         Ok(Self { statistics, images })
+    }
+
+    /// Writes all that samples are compared with to an `.npz` file: `mu`, `sigma`, `mu_s` and `sigma_s`, as published
+    /// ones have, the features of its images for precision and recall, and of which network all that is.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn save(&self, path: &Path, network: u32) -> Result<(), PublishedError> {
+        let Statistics { pooled, spatial } = &self.statistics;
+        let mut arrays = Vec::new();
+        let both = spatial.as_ref().map(|spatial| ("mu_s", "sigma_s", spatial));
+        for (mean, covariance, of) in [("mu", "sigma", pooled)].into_iter().chain(both) {
+            let (dims, values) = (of.mean().len(), of.mean().as_slice());
+            arrays.push(Numbers { name: mean, shape: vec![dims], values, narrow: false });
+            // Its own transpose, so that it does not matter how it lies.
+            let values = of.covariance().as_slice();
+            arrays.push(Numbers {
+                name: covariance,
+                shape: vec![dims, dims],
+                values,
+                narrow: false,
+            });
+        }
+        if let Some(Sight { features: values, dims, .. }) = &self.images {
+            let shape = vec![values.len() / dims, *dims];
+            // As they were seen, in f32.
+            arrays.push(Numbers { name: FEATURES, shape, values, narrow: true });
+        }
+        let network = [f64::from(network)];
+        arrays.push(Numbers { name: NETWORK, shape: vec![1], values: &network, narrow: false });
+        Ok(save_numbers(path, &arrays)?)
+    }
+
+    /// Whether it has images, or what was seen of them.
+    pub fn has_images(&self) -> bool {
+        self.images.is_some()
     }
 
     /// A sentence of warning where its images are too few for its statistics.

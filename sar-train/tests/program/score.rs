@@ -105,6 +105,45 @@ fn scores_are_those_of_the_published_formulas() {
     assert_eq!(of_files["scores"]["inception_score"], found["inception_score"]);
 }
 
+/// What was seen of a reference once need not be seen again, and says of which network it is.
+#[test]
+fn a_reference_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    sets(folder);
+    let pair = ["samples.npz", "--reference", "reference.npz", "--save-reference", "kept.npz"];
+    let first = scores(folder, &pair);
+    fs::remove_file(folder.join("reference.npz")).unwrap();
+    let kept = scores(folder, &["samples.npz", "--reference", "kept.npz"]);
+    assert_eq!(kept["scores"], first["scores"]);
+    assert_eq!(
+        (&kept["reference"], &kept["reference_statistics"]),
+        (&Value::Null, &"kept.npz".into())
+    );
+    assert!(!kept["warnings"].to_string().contains("precision"), "{}", kept["warnings"]);
+    // Other weights see other features.
+    let mut other = NpzReader::open(&folder.join("kept.npz")).unwrap();
+    let network = other.numbers("network").unwrap().1;
+    assert_eq!(network.len(), 1);
+    let path = folder.join("other.npz");
+    let mut file = zip::ZipWriter::new(fs::File::create(&path).unwrap());
+    let options = zip::write::SimpleFileOptions::default();
+    for name in ["mu", "sigma"] {
+        let (shape, values) = other.numbers(name).unwrap();
+        file.start_file(format!("{name}.npy"), options).unwrap();
+        file.write_all(&numbers(&shape, &values)).unwrap();
+    }
+    file.start_file("network.npy", options).unwrap();
+    file.write_all(&numbers(&[1], &[network[0] + 1.0])).unwrap();
+    file.finish().unwrap();
+    let said = fails(
+        1,
+        &[&["score", "samples.npz", "--reference", "other.npz"], &WEIGHTS[..]].concat(),
+        folder,
+    );
+    says(&said, &["other.npz", "features are of other weights"]);
+}
+
 /// An array as NumPy writes it.
 fn array(kind: &str, shape: &[usize], data: impl IntoIterator<Item = u8>) -> Vec<u8> {
     let shape: String = shape.iter().map(|side| format!("{side}, ")).collect();
@@ -210,6 +249,11 @@ fn samples_of_a_run_are_scored_where_they_lie() {
     let of_array = scores(folder, &["same.npz", "--reference", "reference.npz"]);
     assert_eq!(of_folder["scores"], of_array["scores"]);
     assert_eq!(of_folder["samples"]["count"], 5);
+    // By which settings is in the folder, and comes with the numbers.
+    let made = &of_folder["made"];
+    assert_eq!((&made["settings"]["top_k"], &made["step"]), (&900.into(), &2.into()));
+    assert_eq!((made.get("labels"), of_array.get("made")), (None, None));
+    says(&of_folder["warnings"].to_string(), &["10 classes have 0 to 1 samples each"]);
     says(&of_folder["warnings"].to_string(), &["samples are 32×32 px, the reference 24×24 px"]);
     fs::remove_file(folder.join("samples/000003.png")).unwrap();
     let score = ["score", "samples", "--reference", "reference.npz"];

@@ -7,7 +7,7 @@ use super::CheckpointError;
 use pickle::{Id, Node, Pickle};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read as _};
+use std::io::{BufReader, Read as _, Seek as _};
 use std::path::Path;
 
 /// Longest description of the tensors that is read; the published ones have a few hundred kB.
@@ -38,8 +38,26 @@ pub fn read_pth(path: &Path) -> Result<BTreeMap<String, RawTensor>, CheckpointEr
     let mut file = File::open(path).map_err(|e| CheckpointError::read(path, e))?;
     file.read_exact(&mut head)
         .map_err(|_| bad("not a usable PyTorch file: it has hardly a byte".to_owned()))?;
+    if let Some(other) = otherwise(&mut file) {
+        return Err(bad(format!("not a usable PyTorch file, but {other}")));
+    }
     let tensors = if &head == b"PK" { read_zip(path) } else { read_legacy(path) };
     tensors.map(bare).map_err(|reason| bad(format!("not a usable PyTorch file: {reason}")))
+}
+
+/// What lies in the place of weights where a download has gone wrong.
+fn otherwise(file: &mut File) -> Option<&'static str> {
+    let mut head = Vec::new();
+    file.rewind().and_then(|()| file.take(64).read_to_end(&mut head)).ok()?;
+    let text = String::from_utf8_lossy(&head).trim_start().to_lowercase();
+    let is = |begins: &str| text.starts_with(begins);
+    if is("version https://git-lfs") {
+        return Some(
+            "the pointer of Git LFS to one: fetch the file itself, as `git lfs pull` does",
+        );
+    }
+    (is("<!doctype html") || is("<html"))
+        .then_some("a web page: the link leads to the page about the file, not to the file")
 }
 
 /// The names without the prefix that data-parallel training puts before all of them.

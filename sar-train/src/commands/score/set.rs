@@ -8,6 +8,7 @@ use crate::data::{self, Crop, DataConfig, DataError, Dataset};
 use anyhow::Context as _;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +35,8 @@ impl fmt::Display for ImageSet {
 /// Images that are yet to be read.
 pub(super) struct Images {
     pub about: ImageSet,
+    /// The record beside them, where `sar sample` made them.
+    pub made: Option<Value>,
     source: Source,
 }
 
@@ -84,7 +87,7 @@ fn as_made(source: &str) -> anyhow::Result<Option<Images>> {
             (images.count(), images.size())
         };
         let about = ImageSet { source: source.to_owned(), count, height, width };
-        return Ok(Some(Images { about, source: Source::Array(reader) }));
+        return Ok(Some(Images { about, made: None, source: Source::Array(reader) }));
     }
     anyhow::ensure!(
         path.extension().is_none_or(|e| !e.eq_ignore_ascii_case("npy")),
@@ -103,7 +106,11 @@ fn as_made(source: &str) -> anyhow::Result<Option<Images>> {
         .with_context(|| format!("{source}: its first image, 000000.png, cannot be read"))?;
     let (height, width) = (first.1 as usize, first.0 as usize);
     let about = ImageSet { source: source.to_owned(), count, height, width };
-    Ok(Some(Images { about, source: Source::Samples(path.to_owned()) }))
+    Ok(Some(Images {
+        about,
+        made: SampleFolder::record_of(path),
+        source: Source::Samples(path.to_owned()),
+    }))
 }
 
 /// All images of a source of data, the largest square in the middle of each.
@@ -130,7 +137,7 @@ fn cut(source: &str, side: Option<usize>) -> anyhow::Result<Images> {
     let sets = vec![data.train, data.validation];
     let count = sets.iter().map(Dataset::len).sum();
     let about = ImageSet { source: source.to_owned(), count, height: side, width: side };
-    Ok(Images { about, source: Source::Data(sets) })
+    Ok(Images { about, made: None, source: Source::Data(sets) })
 }
 
 impl Images {

@@ -13,8 +13,9 @@ pub const IMAGES: &str = "arr_0";
 /// Longest description of an array that is read; NumPy's own have some hundred bytes.
 const LONGEST_HEADER: usize = 1 << 16;
 
-/// More numbers than this are no statistics: a covariance of 2,048 features has 4 million.
-const MOST_NUMBERS: usize = 1 << 26;
+/// More numbers than this are no statistics: a covariance of 2,048 features has 4 million, the features of 50,000 images
+/// have 102 million.
+const MOST_NUMBERS: usize = 1 << 27;
 
 /// The arrays of a file.
 pub struct NpzReader {
