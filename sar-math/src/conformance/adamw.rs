@@ -161,7 +161,7 @@ pub fn check<B: OptimizerOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 120,000 parameters.
 ///
 /// # Errors
-/// Where a second run gives other bits.
+/// Where a second run gives other bits, or values or gradients are not the formula's.
 pub fn fingerprint<B: OptimizerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("adamw");
     let hyper = hyper(&mut n, 2.0);

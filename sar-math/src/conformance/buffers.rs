@@ -235,7 +235,7 @@ pub fn check<B: Buffers>(backend: &B, case: Case) -> Result<Report, Mismatch> {
 /// All bits of a mid-size run: 100,000 elements.
 ///
 /// # Errors
-/// Where a second run gives other bits.
+/// Where a second run gives other bits, or values or gradients are not the formula's.
 pub fn fingerprint<B: Buffers>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     repeatable(backend, &draw(&mut case.numbers("buffers"), 99_000, 100_000))
 }

@@ -27,9 +27,10 @@ pub(super) fn repeatable<B: Buffers, S: Subject<B>>(
     let bits = first.bits();
     let again = run(backend, subject, 0, 7.5, &start)?.bits();
     same_bits(op, "same bits twice", &bits, &again)?;
-    rows_alone(backend, subject, &first)?;
     let mut verifier = Verifier::new(backend, op, Case::new(1))?;
+    // First: what is wrong says more than that rows differ in it.
     verifier.values(subject, &first)?;
+    rows_alone(backend, subject, &first)?;
     let begun = run(backend, subject, 0, 7.5, &vec![0.0; start.len()])?;
     for (which, variable) in subject.variables().iter().enumerate() {
         let gradient = match variable.slot {

@@ -72,7 +72,7 @@ pub fn check<B: OptimizerOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 100,000 gradients.
 ///
 /// # Errors
-/// Where a second run gives other bits.
+/// Where a second run gives other bits, or values or gradients are not the formula's.
 pub fn fingerprint<B: OptimizerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     repeatable(backend, &Operands::draw(&mut case.numbers("grad_norm"), 100_000, 1.0))
 }

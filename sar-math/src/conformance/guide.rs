@@ -87,7 +87,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
 /// All bits of a mid-size run: 3 samples × 150 tokens × width 96.
 ///
 /// # Errors
-/// Where a second run gives other bits.
+/// Where a second run gives other bits, or values or gradients are not the formula's.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     repeatable(backend, &Operands::draw(&mut case.numbers("guide"), 3 * 150 * 96, 1.5))
 }

@@ -16,8 +16,9 @@
 //! - all this also at the edges: one token, one row, rectangular grids, equal and saturated scores,
 //!   ties, zero vectors, `scale_mul` at and above its ceiling, weights of zero.
 //!
-//! `fingerprint` beside each `check` runs the op at a size where work is split among threads, and
-//! returns its bits: equal on two thread pools, and to be recorded across releases.
+//! `fingerprint` beside each `check` runs the op at a size where work is split among threads, holds its values, and its
+//! gradients along a direction, against the formula too, and returns its bits: equal on two thread pools, and to be
+//! recorded across releases.
 //!
 //! # How to write a backend
 //!

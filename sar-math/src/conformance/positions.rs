@@ -110,7 +110,7 @@ pub fn check<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 150 tokens, width 96, a table of side 16.
 ///
 /// # Errors
-/// Where a second run gives other bits.
+/// Where a second run gives other bits, or values or gradients are not the formula's.
 pub fn fingerprint<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("positions");
     repeatable(backend, &Operands::draw(&mut n, mid_schedule(), 96, 16))

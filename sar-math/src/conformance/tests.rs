@@ -30,7 +30,17 @@ enum Fault {
     ReplayedNothing,
     ReplayedTwice,
     ReplayErrorDropped,
+    /// Beyond the elements that one thread or tile has.
+    ValueBeyondATile,
+    GradientBeyondATile,
+    GradientInfinite,
+    /// Where the formula has no derivative, so that nothing is compared.
+    NanBeside,
+    OneKeyForAll,
 }
+
+/// Elements of a tile of the toy.
+const TILE: usize = 64;
 
 #[derive(Debug)]
 struct ToyError(ShapeError);
@@ -158,6 +168,12 @@ impl Buffers for Toy {
             _ => work(),
         }
     }
+    fn params_key(&self, params: &Values) -> u64 {
+        match self.fault {
+            Fault::OneKeyForAll => 0,
+            _ => core::ptr::from_ref(params).addr() as u64,
+        }
+    }
     fn synchronize(&self) -> Result<(), ToyError> {
         Ok(())
     }
@@ -193,6 +209,7 @@ impl Toy {
                     y[i] = value * (1.0 + f64::EPSILON * self.calls.get() as f64);
                 }
                 Fault::RowsMixed => y[i] = value * (1.0 + f64::EPSILON * len as f64),
+                Fault::ValueBeyondATile if i >= TILE => y[i] = 0.0,
                 _ => y[i] = value,
             }
         }
@@ -207,18 +224,23 @@ impl Toy {
         dy: &Values,
         x: &Values,
         w: Slot,
+        dx: &mut Values,
         grads: &mut Values,
     ) -> Result<(), ToyError> {
-        for (buffer, len) in [(dy, w.len), (x, w.len), (&*grads, w.end())] {
+        for (buffer, len) in [(dy, w.len), (x, w.len), (&*dx, w.len), (&*grads, w.end())] {
             if !self.door(buffer, len)? {
                 return Ok(());
             }
         }
+        let beside = if self.fault == Fault::NanBeside { f64::NAN } else { 0.0 };
+        dx[..w.len].fill(beside);
         for i in 0..w.len {
             let g = &mut grads[w.offset + i];
             match self.fault {
                 Fault::Gradient => *g += dy[i] * x[i] * (1.0 + 1e-6),
                 Fault::GradientOverwritten => *g = dy[i] * x[i],
+                Fault::GradientBeyondATile if i >= TILE => {}
+                Fault::GradientInfinite if i == TILE => *g = f64::INFINITY,
                 _ => *g += dy[i] * x[i],
             }
         }
@@ -262,7 +284,10 @@ impl Subject<Toy> for Scale {
         out.push("y", rig.read("y", &y, len)?);
         let dy = rig.activation("dy", &self.dy)?;
         let mut grads = rig.accum("grads", start)?;
-        rig.backend.scale_backward(&dy, &x, self.w, &mut grads)?;
+        let mut dx = rig.blank("dx", self.w.len)?;
+        rig.backend.scale_backward(&dy, &x, self.w, &mut dx, &mut grads)?;
+        let len = dx.len().min(self.w.len);
+        out.push("dx", rig.read("dx", &dx, len)?);
         let len = grads.len().min(start.len());
         out.grads = rig.read_accum("grads", &grads, len)?;
         Ok(out)
@@ -324,6 +349,7 @@ fn every_fault_is_found_and_named() {
         (Fault::RowsMixed, "does not depend on the number of rows"),
         (Fault::TooShortAccepted, "x too short"),
         (Fault::UnnamedError, "x too short"),
+        (Fault::NanBeside, "element 0 of dx is finite"),
     ] {
         let message = found(fault).err().map(|m| m.to_string()).unwrap_or_default();
         assert!(
@@ -339,6 +365,30 @@ fn repetition_at_full_size_finds_what_varies() {
     assert!(repeatable(&Toy::with(Fault::None), &subject).is_ok());
     for fault in [Fault::DifferentBits, Fault::RowsMixed] {
         assert!(repeatable(&Toy::with(fault), &subject).is_err(), "{fault:?}");
+    }
+}
+
+/// What small cases cannot show.
+#[test]
+fn values_and_gradients_at_full_size_are_held_against_the_formula() {
+    let along = "gradient of w at full size, along a direction";
+    for (fault, property) in [
+        (Fault::Value, "value of y"),
+        (Fault::ValueBeyondATile, "value of y"),
+        (Fault::Gradient, along),
+        (Fault::GradientBeyondATile, along),
+        (Fault::GradientInfinite, along),
+    ] {
+        let at = |len| {
+            let subject = Scale::draw(&mut Case::new(0).numbers("scale"), len);
+            repeatable(&Toy::with(fault), &subject).err().map(|m| m.to_string())
+        };
+        let message = at(1000).unwrap_or_default();
+        assert!(message.contains(property), "{fault:?}: {message}");
+        if !matches!(fault, Fault::Value | Fault::Gradient) {
+            assert_eq!(at(TILE), None, "{fault:?}");
+            assert_eq!(found(fault), Ok(()), "{fault:?}");
+        }
     }
 }
 
@@ -426,6 +476,8 @@ fn the_checks_of_whole_traits_pass_and_fail() {
         let outcome = super::buffers::check(&Toy::with(fault), case);
         assert_eq!(outcome.err().map(|m| m.op), Some("replay"), "{fault:?}");
     }
+    let outcome = super::buffers::check(&Toy::with(Fault::OneKeyForAll), case);
+    assert_eq!(outcome.err().map(|m| m.op), Some("params_key"));
     assert!(super::ema::check(&Toy::with(Fault::Value), case).is_err());
     assert!(super::grad_norm::check(&Toy::with(Fault::NotFinite), case).is_err());
     assert!(super::adamw::check(&Toy::with(Fault::StepDespiteNan), case).is_err());
