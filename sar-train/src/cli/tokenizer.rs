@@ -70,6 +70,16 @@ pub struct TokenizerEvalArgs {
     /// Where to write a grid of images beside their reconstructions.
     #[arg(long, value_name = "PNG")]
     pub grid: Option<PathBuf>,
+    /// Of images without a val/ of their own take all, not the part that would be held out.
+    #[arg(long, requires = "data")]
+    pub all: bool,
+    /// Where to write the reconstructions of all images as an array, uint8 `[n, h, w, 3]`. With --originals, `sar score
+    /// FILE --reference ORIGINALS` is their Fréchet distance (rFID).
+    #[arg(long, value_name = "FILE")]
+    pub npz: Option<PathBuf>,
+    /// Where to write the images themselves, cut as they were reconstructed.
+    #[arg(long, value_name = "FILE", requires = "npz")]
+    pub originals: Option<PathBuf>,
 }
 
 /// `sar tokenizer encode`.

@@ -106,6 +106,32 @@ fn images_that_came_later_are_told_where_a_run_is_measured() {
     says(&said, &["samples are 16×32 px, and the images to compare with are square"]);
 }
 
+/// What papers call rFID is of all images and of their reconstructions, cut alike.
+#[test]
+fn reconstructions_of_all_images_are_an_array_beside_them() {
+    let folder = trained();
+    let folder = folder.path();
+    two_classes(folder, 8);
+    let eval = ["tokenizer", "eval", "tok", "--data", "images"];
+    assert!(!prints(&eval, folder).contains("16 images"));
+    let arrays = ["--all", "--npz", "back.npz", "--originals", "given.npz"];
+    says(&prints(&[&eval[..], &arrays].concat(), folder), &["16 images of 32 px", "back.npz"]);
+    let read = ["given.npz", "back.npz"].map(|name| {
+        let mut file = sar_train::data::npz::NpzReader::open(&folder.join(name)).unwrap();
+        let mut images = file.images().unwrap();
+        assert_eq!((images.count(), images.size()), (16, (32, 32)));
+        images.next(16).unwrap()
+    });
+    assert!(read[0].iter().all(|&byte| byte == 0), "the images are black");
+    assert_ne!(read[1], read[0]);
+    // Named without --all, those that would be held out, alike.
+    let part = ["--npz", "part.npz", "--originals", "held.npz"];
+    prints(&[&eval[..], &part].concat(), folder);
+    let mut held = sar_train::data::npz::NpzReader::open(&folder.join("held.npz")).unwrap();
+    let held = held.images().unwrap().count();
+    assert!(held > 0 && held < 16, "{held}");
+}
+
 #[test]
 fn a_tokenizer_is_used_on_images_without_classes() {
     let folder = trained();

@@ -1,28 +1,41 @@
 //! `sar tokenizer eval`.
 
-use super::{Use, check_grids, compared, measure};
+use super::{BATCH, Use, check_grids, compared, measure};
 use crate::backend::Compute;
 use crate::cli::TokenizerEvalArgs;
 use crate::commands::models::open_tokenizer;
 use crate::commands::output;
-use crate::data::grid;
+use crate::data::Dataset;
+use crate::data::grid::{self, Images};
+use crate::data::npz::NpzWriter;
+use crate::train::tokenizer::Reconstructor;
+use crate::trained::TrainedTokenizer;
+use sar_math::ScaleSchedule;
+use std::path::Path;
 
 pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()> {
     let _place = args.grid.as_deref().map(|path| output::ready_as(path, &["png"])).transpose()?;
+    let arrays = [&args.npz, &args.originals].into_iter().flatten();
+    let arrays = arrays.map(|path| output::ready_as(path, &["npz"]));
+    let _arrays = arrays.collect::<anyhow::Result<Vec<_>>>()?;
     let loaded = open_tokenizer(backend, &args.tokenizer)?;
+    let set = if args.all { vec!["data.val_fraction=0".to_owned()] } else { Vec::new() };
+    let scheduled = args.schedule.is_some();
     let Use { config, data } =
-        Use::open(&args.tokenizer, &loaded.tokenizer, &args.images, &[], args.schedule.is_some())?;
+        Use::open(&args.tokenizer, &loaded.tokenizer, &args.images, &set, scheduled)?;
     let schedule = args.schedule.unwrap_or(config.generator.schedule);
-    let images = &data.validation;
+    let all = args.all && data.validation.is_empty();
+    let images = if all { &data.train } else { &data.validation };
     anyhow::ensure!(
         !images.is_empty(),
-        "no image is held out for validation; raise data.val_fraction"
+        "no image is held out for validation; --all takes all that --data names"
     );
     check_grids(&loaded, &schedule, images.side())?;
     let quality = measure(backend, &loaded, images, &schedule)?;
-    let (all, measured) = (images.len(), images.len().min(super::EVALUATED));
-    let of = if measured < all { format!(" of {all}") } else { String::new() };
-    println!("{measured}{of} held-out images of {} px", images.side());
+    let (count, measured) = (images.len(), images.len().min(super::EVALUATED));
+    let of = if measured < count { format!(" of {count}") } else { String::new() };
+    let which = if all { "" } else { "held-out " };
+    println!("{measured}{of} {which}images of {} px", images.side());
     println!("{:>8}  {:>9}  {:>6}  {:>10}", "grid", "PSNR (dB)", "SSIM", "codes used");
     for scale in &quality.scales {
         let grid = format!("{}x{}", scale.grid.0, scale.grid.1);
@@ -42,6 +55,42 @@ pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::
     println!("perplexity of the codes: {:.1}", quality.perplexity);
     if let Some(path) = &args.grid {
         grid::save_png(path, &compared(backend, &loaded, images, &schedule)?)?;
+        println!("{}", path.display());
+    }
+    if let Some(path) = &args.npz {
+        arrays_of(backend, &loaded, images, &schedule, path, args.originals.as_deref())?;
+    }
+    Ok(())
+}
+
+/// Writes the reconstructions of all images as an array, and the images as another where one is named.
+fn arrays_of<B: Compute>(
+    backend: &B,
+    of: &TrainedTokenizer<B>,
+    images: &Dataset,
+    schedule: &ScaleSchedule,
+    path: &Path,
+    originals: Option<&Path>,
+) -> anyhow::Result<()> {
+    let side = images.side();
+    let create = |path: &Path| NpzWriter::create(path, images.len(), (side, side));
+    let mut reconstructed = create(path)?;
+    let mut given = originals.map(create).transpose()?;
+    let grid = side / of.tokenizer.downsample_factor();
+    let through = Reconstructor::new(backend, &of.tokenizer, BATCH, (side, side))?;
+    let mut through = through.adding(&of.quantizer, schedule)?;
+    for first in (0..images.len()).step_by(BATCH) {
+        let batch = images.batch(first, BATCH)?.values_b;
+        let back = through.reconstruct(&of.params, &batch, (grid, grid))?;
+        reconstructed.write(Images::square(&back, side))?;
+        if let Some(given) = &mut given {
+            given.write(Images::square(&batch, side))?;
+        }
+    }
+    reconstructed.finish()?;
+    println!("{}", path.display());
+    if let (Some(given), Some(path)) = (given, originals) {
+        given.finish()?;
         println!("{}", path.display());
     }
     Ok(())
