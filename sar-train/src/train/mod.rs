@@ -16,6 +16,7 @@ pub use error::TrainError;
 pub use footprint::MemoryPlan;
 pub use heldout::{HeldOut, HeldOutReport};
 pub use memory::{Needs, StepMemory};
+pub(crate) use session::RISEN;
 pub use session::{Outcome, PaintHook, Session};
 pub use settings::StepSettings;
 pub use step::{Part, StepInput};

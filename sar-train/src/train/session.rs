@@ -96,7 +96,7 @@ impl Files {
 }
 
 /// How far a held-out loss lies above its lowest where that is worth a word.
-const RISEN: f64 = 1.01;
+pub(crate) const RISEN: f64 = 1.01;
 
 /// Where a run has its samples of a step.
 fn samples_of(step: u64) -> String {
@@ -193,7 +193,7 @@ impl<B: Backend> Session<'_, B> {
         if last > RISEN * lowest {
             let folder = self.run.checkpoints_folder().join(format!("step-{step}"));
             files.progress.warn(&format!(
-                "note: the held-out loss was lowest at step {step}, {lowest:.4}, and has risen to {last:.4} since; \
+                "the held-out loss was lowest at step {step}, {lowest:.4}, and has risen to {last:.4} since; \
                  the weights of that step are kept in {}",
                 folder.display()
             ));

@@ -162,6 +162,9 @@ fn the_checkpoint_of_the_lowest_held_out_loss_stays() {
     assert!(lowest != "step-0" && lowest != "step-90", "{log}");
     assert_eq!(steps(&folder.join("few")), [lowest.as_str(), "step-90"]);
     says(&said, &["was lowest at step", &format!("few/checkpoints/{lowest}")]);
+    succeeds(&["report", "few"], folder);
+    let page = fs::read_to_string(folder.join("few/report.html")).unwrap();
+    says(&page, &["Lowest held-out loss: few "]);
     // A run that goes on keeps it, too.
     let on = ["train", "--resume", "--out", "few", "--set", "train.steps=100"];
     succeeds(&on, folder);
