@@ -1,12 +1,13 @@
 //! The folder `checkpoints/` of a run.
 
-use super::storage::{Sum, sum_of, write_synced};
+use super::record::{NO_SUM, OPTIMIZER, Purpose, Record, STATE, read_record, summed, verify};
+use super::storage::write_synced;
 use super::weights::{check_length, load_sets, write_tensors};
-use super::{CheckpointError, Disk, FORMAT, Header, Kind, Storage, check_format, load_weights};
+use super::{CheckpointError, Disk, FORMAT, Header, Kind, Storage, load_weights};
 use crate::files::sync_folder;
 use crate::params::Layout;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -15,8 +16,6 @@ use std::sync::Arc;
 
 const MODEL: &str = "model.safetensors";
 const EMA: &str = "ema.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
-const STATE: &str = "state.json";
 const MOMENTS: [&str; 2] = ["first_moment.", "second_moment."];
 
 /// What is saved at a step.
@@ -73,36 +72,6 @@ pub struct Resumed<S> {
     pub second_moment: Vec<f32>,
     /// The loop's state.
     pub state: S,
-}
-
-/// `state.json`: the record that makes a checkpoint complete.
-#[derive(Serialize, Deserialize)]
-struct Record {
-    format: u32,
-    program: String,
-    step: u64,
-    files: BTreeMap<String, Sum>,
-    run: serde_json::Value,
-    /// CRC-32 of the text, as it is with [`NO_SUM`] here; files had none before there was one. It is looked at once
-    /// the format is known, so that a newer one is told as that.
-    #[serde(default)]
-    own_crc32: Option<String>,
-}
-
-/// Stands for a record's own sum while it is taken.
-const NO_SUM: &str = "00000000";
-
-/// The CRC-32 of a record's text in the place of its sum, and the text with it.
-fn summed(text: &str, sum: &str) -> (String, String) {
-    let blank = text.replacen(&own(sum), &own(NO_SUM), 1);
-    let sum = format!("{:08x}", crc32fast::hash(blank.as_bytes()));
-    let text = blank.replacen(&own(NO_SUM), &own(&sum), 1);
-    (sum, text)
-}
-
-/// How the sum stands in the text.
-fn own(sum: &str) -> String {
-    format!("\"own_crc32\": \"{sum}\"")
 }
 
 /// The checkpoints of a run, newest last; only the last few are kept.
@@ -299,15 +268,6 @@ impl Checkpoints {
     }
 }
 
-/// What a checkpoint is looked for for, and so which of its files must be whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// To go on training: all of them.
-    Resume,
-    /// To use the weights: the optimiser's moments may have been removed to save room.
-    Weights,
-}
-
 /// The newest whole checkpoint of a `checkpoints/` folder; `None` where there is no `step-N` at all.
 ///
 /// # Errors
@@ -361,49 +321,6 @@ fn list(folder: &Path, purpose: Purpose) -> (Result<Option<Found>, CheckpointErr
         Purpose::Weights => reason,
     };
     (Err(CheckpointError::None { path: folder.to_owned(), reason }), gone)
-}
-
-/// Fails unless every file of the checkpoint that the purpose needs is as it was written.
-pub(super) fn verify(folder: &Path, purpose: Purpose) -> Result<(), CheckpointError> {
-    let files = read_record(folder)?.files.into_iter();
-    for (name, expected) in files.filter(|(n, _)| purpose == Purpose::Resume || n != OPTIMIZER) {
-        let path = folder.join(&name);
-        let found = sum_of(&path).map_err(|e| CheckpointError::read(&path, e))?;
-        match (found.bytes, expected.bytes) {
-            (found, expected) if found < expected => {
-                return Err(CheckpointError::Truncated { path, found, expected });
-            }
-            (found, expected) if found > expected => {
-                return Err(CheckpointError::TooLong { path, found, expected });
-            }
-            _ => {}
-        }
-        if found.crc32 != expected.crc32 {
-            return Err(changed(path));
-        }
-    }
-    Ok(())
-}
-
-fn changed(path: PathBuf) -> CheckpointError {
-    let reason = "its content changed after it was written (CRC-32 differs)".to_owned();
-    CheckpointError::Damaged { path, reason }
-}
-
-fn read_record(folder: &Path) -> Result<Record, CheckpointError> {
-    let path = folder.join(STATE);
-    let text = fs::read_to_string(&path).map_err(|e| CheckpointError::read(&path, e))?;
-    let bad = |e: serde_json::Error| CheckpointError::State {
-        path: path.clone(),
-        reason: format!("cannot be read: {e}"),
-    };
-    let value: serde_json::Value = serde_json::from_str(&text).map_err(bad)?;
-    check_format(&path, &value)?;
-    let record: Record = serde_json::from_value(value).map_err(bad)?;
-    match &record.own_crc32 {
-        Some(sum) if *sum != summed(&text, sum).0 => Err(changed(path)),
-        _ => Ok(record),
-    }
 }
 
 /// The steps of the `step-N` folders, ascending.

@@ -1,7 +1,8 @@
 //! Finds weights by what a user types: a run folder, a checkpoint folder or a file.
 
 use super::CheckpointError;
-use super::folder::{Purpose, latest_in, verify};
+use super::folder::latest_in;
+use super::record::{Purpose, verify};
 use std::path::{Path, PathBuf};
 
 /// The running average of a checkpoint.

@@ -11,15 +11,17 @@ mod folder;
 mod locate;
 mod pth;
 mod reader;
+mod record;
 mod storage;
 mod weights;
 
 pub use error::CheckpointError;
 pub use facts::Facts;
 pub(crate) use folder::any_in;
-pub use folder::{Checkpoints, Found, Purpose, Resumed, Saved, Snapshot, latest_in};
+pub use folder::{Checkpoints, Found, Resumed, Saved, Snapshot, latest_in};
 pub use locate::{Located, locate};
 pub use pth::{RawTensor, read_pth};
+pub use record::Purpose;
 pub use storage::{Disk, Sink, Storage};
 pub(crate) use weights::check_length;
 pub use weights::{Weights, arrange, load_weights, read_header, read_shapes, save_weights};

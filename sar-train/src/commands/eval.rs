@@ -1,5 +1,7 @@
 //! `sar eval`: measures a generator, prints the numbers, keeps them as JSON.
 
+mod store;
+
 use super::classes::compare_with_generator;
 use super::models::{open_generator, tokenizer_of, tokenizer_path};
 use super::output;
@@ -12,20 +14,17 @@ use crate::data::{Data, some_of};
 use crate::eval::{
     EvalError, EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, SweepPoint, prepare,
 };
-use crate::files::{absolute, folder_of, write_whole};
+use crate::files::absolute;
 use crate::model::classifier::ClassifierTraining;
-use crate::report::text;
 use crate::run::{EVAL_FILE, Interrupt, Progress};
 use crate::sample::Painter;
 use crate::trained::{TrainedGenerator, TrainedTokenizer};
-use anyhow::Context as _;
 use sar_math::ScaleSchedule;
 use sar_math::backend::Filter;
 use std::cell::Cell;
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
+use store::{keep, store};
 
 /// What stands for standard output as a file's name.
 const STDOUT: &str = "-";
@@ -73,94 +72,6 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         true => Ok(()),
         false => Err(EvalInterrupted { done, of }.into()),
     }
-}
-
-/// Prints the numbers, and writes them to a file.
-fn keep(report: &EvalReport, whole: bool, json: Option<&Path>, quiet: bool) -> anyhow::Result<()> {
-    // First: a file that cannot be written does not lose them.
-    print!("{}", text::evaluation(report));
-    let Some(json) = json else { return Ok(()) };
-    let file = json.display();
-    match store(report, whole, json)? {
-        Stored::No { there } => {
-            output::note(format_args!("note: {file} keeps its {there}; --json FILE keeps these"));
-            return Ok(());
-        }
-        Stored::InPlaceOf { there, aside } => {
-            let aside = aside.display();
-            output::note(format_args!(
-                "note: {file} had another one ({there}), which is kept as {aside}"
-            ));
-        }
-        Stored::With { others } if others > 0 && !quiet => {
-            let were = if others == 1 { "was" } else { "were" };
-            eprintln!("the numbers are in {file}, with {others} more that {were} there before");
-            return Ok(());
-        }
-        Stored::With { .. } => {}
-    }
-    if !quiet {
-        eprintln!("the numbers are in {file}");
-    }
-    Ok(())
-}
-
-/// What became of the numbers.
-enum Stored {
-    /// They are in the file, with so many points of the same evaluation that they do not have.
-    With { others: usize },
-    /// They are in the file, and what was there is aside.
-    InPlaceOf { there: String, aside: PathBuf },
-    /// They are a part, and would have replaced what they do not cover.
-    No { there: String },
-}
-
-/// Writes the numbers to a file, with those there that were measured in the same way: a sweep may be measured in parts,
-/// by several processes at once. A part does not replace what it does not cover; what a whole one replaces and does
-/// not cover is kept aside.
-fn store(report: &EvalReport, whole: bool, json: &Path) -> anyhow::Result<Stored> {
-    let _turn = turn_in(folder_of(json));
-    let mut report = report.clone();
-    let mut stored = Stored::With { others: 0 };
-    if let Some(there) = read(json) {
-        let own = report.points.len();
-        if report.take_up(&there) {
-            stored = Stored::With { others: report.points.len() - own };
-        } else if !report.covers(&there) {
-            let there = there.extent();
-            if !whole {
-                return Ok(Stored::No { there });
-            }
-            stored = Stored::InPlaceOf { there, aside: keep_aside(json)? };
-        }
-    }
-    let numbers = serde_json::to_string_pretty(&report)?;
-    write_whole(json, numbers.as_bytes()).with_context(|| format!("{}", json.display()))?;
-    Ok(stored)
-}
-
-/// Waits for other processes that write numbers in a folder, and keeps them waiting until it is dropped; where folders
-/// cannot be locked, nobody waits.
-fn turn_in(folder: &Path) -> Option<fs::File> {
-    let folder = fs::File::open(folder).ok()?;
-    folder.lock().ok().map(|()| folder)
-}
-
-/// An evaluation that a file has.
-fn read(json: &Path) -> Option<EvalReport> {
-    // A pipe or a device is not read.
-    let text = json.is_file().then(|| fs::read(json).ok())??;
-    serde_json::from_slice(&text).ok()
-}
-
-/// Gives a file the next free name with a number: `eval-1.json`.
-fn keep_aside(json: &Path) -> anyhow::Result<PathBuf> {
-    let part = |part: Option<&OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
-    let (stem, extension) = (part(json.file_stem()), part(json.extension()));
-    let name = |n: usize| json.with_file_name(format!("{stem}-{n}.{extension}"));
-    let aside = (1..).map(name).find(|name| !name.exists()).unwrap_or_else(|| name(0));
-    fs::rename(json, &aside).with_context(|| format!("{}: cannot be renamed", json.display()))?;
-    Ok(aside)
 }
 
 /// A generator, and all that it is measured with.
@@ -242,6 +153,12 @@ impl<B: Compute> Measured<B> {
                 some_of(&missing)
             ));
         }
+        self.check_counts()
+    }
+
+    /// Whether there are enough samples and images to measure with.
+    fn check_counts(&self) -> anyhow::Result<()> {
+        let data = &self.data;
         let samples = self.config.eval.samples;
         let whole = samples.next_multiple_of(data.classes.len());
         if whole != samples {
