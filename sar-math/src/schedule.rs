@@ -302,7 +302,6 @@ impl fmt::Display for ScaleSchedule {
     }
 }
 
-/// Reads `1_2_3`, `1,2,3` and `1_2x3`.
 /// What VAR's programs call its schedules (`--pn`): by the side of the image in pixels, of latents of a sixteenth.
 const PUBLISHED: [(&str, &[usize]); 3] = [
     ("256", &[1, 2, 3, 4, 5, 6, 8, 10, 13, 16]),
@@ -310,6 +309,7 @@ const PUBLISHED: [(&str, &[usize]); 3] = [
     ("1024", &[1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64]),
 ];
 
+/// Reads `1_2_3`, `1,2,3` and `1_2x3`, and the names `256`, `512` and `1024` of VAR's schedules.
 impl FromStr for ScaleSchedule {
     type Err = ScheduleError;
 

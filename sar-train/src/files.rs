@@ -1,9 +1,10 @@
 //! Files that are there whole or not at all.
 
-use std::fs;
+use std::fs::{self, TryLockError};
 use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
 /// Bytes that are written at a time: tensors are converted in pieces of this size.
@@ -63,6 +64,28 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     let _ = folder;
     Ok(())
 }
+
+/// Keeps a folder to this process, of those that lock it, until the file is dropped; `None` where folders cannot be
+/// locked.
+///
+/// # Errors
+/// Another process has kept it for all of `patience`.
+pub(crate) fn lock_folder(folder: &Path, patience: Duration) -> Result<Option<fs::File>, InUse> {
+    let Ok(folder) = fs::File::open(folder) else { return Ok(None) };
+    let began = Instant::now();
+    loop {
+        match folder.try_lock() {
+            Ok(()) => return Ok(Some(folder)),
+            Err(TryLockError::Error(_)) => return Ok(None),
+            Err(TryLockError::WouldBlock) if began.elapsed() >= patience => return Err(InUse),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// A folder that another process keeps to itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct InUse;
 
 /// The folder that a path lies in.
 pub(crate) fn folder_of(path: &Path) -> &Path {
@@ -137,19 +160,26 @@ pub(crate) fn beside(path: &Path) -> io::Result<NamedTempFile> {
     Ok(file)
 }
 
+/// A temporary file that is unfinished until this is dropped.
+struct Listed(PathBuf);
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        unfinished().retain(|path| *path != self.0);
+    }
+}
+
 /// Puts a temporary file in the place of `path`, whose permissions it takes where it replaces one.
 pub(crate) fn put(file: NamedTempFile, path: &Path, sync: bool) -> io::Result<()> {
     let path = &behind(path);
+    let _listed = Listed(file.path().to_owned());
     if let Ok(replaced) = fs::metadata(path) {
         file.as_file().set_permissions(replaced.permissions())?;
     }
     if sync {
         file.as_file().sync_all()?;
     }
-    let aside = file.path().to_owned();
-    let put = file.persist(path).map_err(|e| e.error);
-    unfinished().retain(|path| *path != aside);
-    put?;
+    file.persist(path).map_err(|e| e.error)?;
     if sync {
         // The file is there all the same where a file system cannot do it.
         let _ = sync_folder(folder_of(path));

@@ -116,7 +116,9 @@ fn interrupted_and_killed_runs_end_in_the_same_bits() {
     assert!(result("killed", folder) == whole, "killed and resumed, it differs");
 
     // One command for the first start and all that follow it. What a batch system sends twice is one wish.
-    let requeue = [&train("requeued")[..], &["--requeue"]].concat();
+    // The file's shape of a new tokenizer is not that of the one that is named.
+    fs::write(folder.join("other.toml"), "[tokenizer]\nch = 32\n").unwrap();
+    let requeue = [&train("requeued")[..], &["--requeue", "--config", "other.toml"]].concat();
     let child = running(&requeue, "requeued", folder);
     signal(&child, "-USR1");
     let output = interrupt(child);

@@ -254,9 +254,10 @@ impl Checkpoints {
     /// Removes the oldest before `saved`, so that so many are kept with it.
     fn remove_old(&self, saved: u64) -> io::Result<()> {
         let mut steps = steps(&self.folder)?;
-        steps.retain(|step| *step < saved && Some(*step) != self.kept_also);
+        steps.retain(|step| *step < saved);
         let mut outcome = Ok(());
-        for step in steps.iter().take((steps.len() + 1).saturating_sub(self.keep)) {
+        let old = steps.iter().take((steps.len() + 1).saturating_sub(self.keep));
+        for step in old.filter(|step| Some(**step) != self.kept_also) {
             let folder = self.folder.join(format!("step-{step}"));
             // Renamed first: a removal that is cut short must not look like a checkpoint.
             let aside = self.folder.join(format!(".step-{step}.old.tmp"));
@@ -338,8 +339,14 @@ fn steps(folder: &Path) -> io::Result<Vec<u64>> {
 }
 
 /// Whether a `checkpoints/` folder has any, whole or not.
-pub(crate) fn any_in(folder: &Path) -> bool {
-    steps(folder).is_ok_and(|steps| !steps.is_empty())
+///
+/// # Errors
+/// It is there and cannot be looked at: a link to a disk that is not, say.
+pub(crate) fn any_in(folder: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        found => found.and_then(|_| steps(folder)).map(|steps| !steps.is_empty()),
+    }
 }
 
 /// Puts `aside` in the place of `folder`, which may exist: a run that resumed saves a step again.
@@ -364,7 +371,7 @@ fn replace(aside: &Path, folder: &Path) -> io::Result<()> {
 }
 
 /// Removes what an interrupted save left behind.
-fn clean(folder: &Path) -> io::Result<()> {
+pub(crate) fn clean(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };

@@ -17,8 +17,8 @@ mod weights;
 
 pub use error::CheckpointError;
 pub use facts::Facts;
-pub(crate) use folder::any_in;
 pub use folder::{Checkpoints, Found, Resumed, Saved, Snapshot, latest_in};
+pub(crate) use folder::{any_in, clean};
 pub use locate::{Located, locate};
 pub use pth::{RawTensor, read_pth};
 pub use record::Purpose;

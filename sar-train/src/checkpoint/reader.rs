@@ -1,5 +1,6 @@
 //! A safetensors file that is open: its header is in memory, its tensors are on disk until they are asked for.
 
+use super::pth::otherwise;
 use super::{CheckpointError, Header, Kind, check_format};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
@@ -35,7 +36,12 @@ impl<'a> Reader<'a> {
         let found = file.metadata().map_err(read)?.len();
         // One byte more than the prefix tells text from a header.
         let start = at_most(&mut file, PREFIX as u64 + 1).map_err(read)?;
-        let length = header_length(path, &start)?;
+        let length = header_length(path, &start).or_else(|error| {
+            let mut head = start.clone();
+            head.extend(at_most(&mut file, 64).map_err(read)?);
+            let other = otherwise(&head);
+            Err(other.map_or(error, |other| not_safetensors(path, &format!("it is {other}"))))
+        })?;
         let mut header = start.get(PREFIX..).unwrap_or(&[]).to_vec();
         let rest = length.saturating_sub(header.len() as u64);
         header.extend(at_most(&mut file, rest).map_err(read)?);

@@ -3,6 +3,7 @@
 use crate::checkpoint::any_in;
 use crate::config::{self, Config, ConfigError, Decode, Mode, Preset};
 use crate::run::CHECKPOINTS;
+use anyhow::Context as _;
 use clap::Args;
 use sar_math::rollout::{Extent, StudentTarget};
 use std::collections::BTreeSet;
@@ -28,8 +29,8 @@ pub struct RunArgs {
     #[arg(long, conflicts_with_all = ["config", "data", "seed", "init_from"])]
     pub resume: bool,
     /// Continue the run in --out where it has a checkpoint, and begin it where not: one command for a job that may be
-    /// started again at any time. What the other flags ask for must be what the run began with, but for what --resume
-    /// may change.
+    /// started again at any time. The settings and images that are asked for must be those that the run began with, but
+    /// for what --resume may change; weights and tokenizer are those that it began with.
     #[arg(long, conflicts_with = "resume")]
     pub requeue: bool,
     /// Images: class folders, a list file, tar archives, a glyph sheet or `builtin:glyphs10`.
@@ -93,8 +94,16 @@ impl RunArgs {
     }
 
     /// Whether the run in --out is to go on.
-    pub(crate) fn goes_on(&self) -> bool {
-        self.resume || self.requeue && any_in(&self.out.join(CHECKPOINTS))
+    ///
+    /// # Errors
+    /// Of --requeue, a place for checkpoints that cannot be looked at: there may be some.
+    pub(crate) fn goes_on(&self) -> anyhow::Result<bool> {
+        let checkpoints = self.out.join(CHECKPOINTS);
+        let there = || {
+            any_in(&checkpoints)
+                .with_context(|| format!("{}: cannot look for checkpoints", checkpoints.display()))
+        };
+        Ok(self.resume || self.requeue && there()?)
     }
 
     /// The configuration of a run that goes on: `had`, and what the flags may still change of it, keys that `free`
@@ -106,12 +115,12 @@ impl RunArgs {
         &self,
         had: &Config,
         free: &[&str],
-        rest: impl FnOnce(&mut Config),
+        rest: impl FnOnce(&mut Config, &Config),
     ) -> anyhow::Result<Config> {
         let fixed = format!("a run goes on as it began, but for {}", free.join(", "));
         if self.requeue {
             let mut config = self.config(had.clone())?;
-            rest(&mut config);
+            rest(&mut config, had);
             let changed =
                 differences(&toml::Table::try_from(had)?, &toml::Table::try_from(&config)?);
             if let Some((key, was, is)) = changed.iter().find(|(key, ..)| !within(key, free)) {

@@ -3,7 +3,7 @@
 use crate::backend::Compute;
 use crate::cli::OutArgs;
 use crate::config::SampleConfig;
-use crate::files::{absolute, remove_left_behind, write_whole};
+use crate::files::{absolute, lock_folder, remove_left_behind, write_whole};
 use crate::hash::sha256_of;
 use crate::trained::{TrainedGenerator, TrainedTokenizer};
 use anyhow::Context as _;
@@ -11,8 +11,9 @@ use sar_math::ScaleSchedule;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Name of the record beside the images. What has none beside it was not written here.
 const RECORD: &str = "samples.json";
@@ -88,17 +89,17 @@ pub(super) struct SampleFolder {
     _lock: Option<File>,
 }
 
+/// Longer than another process takes to write its numbers there.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Keeps a folder to this process; nothing where the system locks no folders.
 fn lock(path: &Path) -> anyhow::Result<Option<File>> {
-    let Ok(folder) = File::open(path) else { return Ok(None) };
-    match folder.try_lock() {
-        Ok(()) => Ok(Some(folder)),
-        Err(TryLockError::WouldBlock) => anyhow::bail!(
+    lock_folder(path, PATIENCE).map_err(|_| {
+        anyhow::anyhow!(
             "{} is in use: another `sar` writes images to it; choose another --out",
             path.display()
-        ),
-        Err(TryLockError::Error(_)) => Ok(None),
-    }
+        )
+    })
 }
 
 impl SampleRecord {

@@ -54,8 +54,8 @@ struct ScoreReport {
 /// # Errors
 /// Images or weights that cannot be used.
 pub fn run(args: &ScoreArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let _kept = args.save_reference.as_deref();
-    let _kept = _kept.map(|path| output::ready_as(path, &["npz"])).transpose()?;
+    let reference = args.save_reference.as_deref();
+    let _reference = reference.map(|path| output::ready_as(path, &["npz"])).transpose()?;
     let _place = args.json.as_deref().map(|path| output::ready_as(path, &["json"])).transpose()?;
     let task = Task::open(args)?;
     if global.backend != BackendName::Cpu {
@@ -78,6 +78,8 @@ struct Task {
     known: Option<(String, Statistics)>,
     /// What the network saw of its images, where its file has that.
     seen: Option<Sight>,
+    /// What those images were, likewise.
+    remembered: Option<ImageSet>,
     inception: Inception,
     /// The weights' file and its SHA-256.
     weights: (String, String),
@@ -101,9 +103,15 @@ impl Task {
             format!("{weights}: the weights of the Inception network cannot be read")
         })?;
         let inception = Inception::load(&args.inception)?;
-        let mut seen = None;
+        let (mut seen, mut remembered) = (None, None);
         if let Some(known) = &known {
             let mut file = NpzReader::open(Path::new(&args.reference))?;
+            let about =
+                Statistics::images(&mut file).with_context(|| cannot_be_used(&args.reference))?;
+            let source = args.reference.clone();
+            let set =
+                |[count, height, width]: [usize; 3]| ImageSet { source, count, height, width };
+            remembered = about.filter(|about| about[1] > 0).map(set);
             Statistics::check_network(&mut file, network(&sha256))
                 .and_then(|()| Sight::of_file(&mut file, inception.feature_dims()))
                 .map(|found| seen = found)
@@ -111,21 +119,36 @@ impl Task {
             known.fits(&inception).with_context(|| cannot_be_used(&args.reference))?;
         }
         let known = known.map(|known| (args.reference.clone(), known));
-        Ok(Self { samples, reference, known, seen, inception, weights: (weights, sha256) })
+        Ok(Self {
+            samples,
+            reference,
+            known,
+            seen,
+            remembered,
+            inception,
+            weights: (weights, sha256),
+        })
     }
 
     fn measure(self, save: Option<&Path>, quiet: bool) -> anyhow::Result<ScoreReport> {
-        let Self { samples, reference, known, seen, inception, weights: (weights, sha256) } = self;
+        let Self { samples, reference, known, seen, remembered, inception, .. } = self;
+        let (weights, sha256) = self.weights;
         let made = samples.made.clone();
         let about = samples.about.clone();
-        let about_reference = reference.as_ref().map(|set| set.about.clone());
+        let about_reference = reference.as_ref().map(|set| set.about.clone()).or(remembered);
         let (source, known) = known.unzip();
         let looked = reference.map(|set| look(&inception, set, "reference", quiet)).transpose()?;
         let reference = Reference::new(known, seen.or(looked))?;
         if let Some(path) = save {
-            reference
-                .save(path, network(&sha256))
-                .with_context(|| format!("{}", path.display()))?;
+            let size = about_reference.as_ref().map(|set| (set.height, set.width));
+            let kept = reference.save(path, network(&sha256), size);
+            if !kept.with_context(|| format!("{}", path.display()))? && reference.has_images() {
+                output::note(format_args!(
+                    "note: {} has statistics alone: features of so many images are too many to be read again, and \
+                     precision and recall need the images",
+                    path.display()
+                ));
+            }
         }
         let samples = look(&inception, samples, "samples", quiet)?;
         let mut warnings = warnings(&about, about_reference.as_ref(), &sha256);

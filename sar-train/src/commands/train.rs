@@ -14,6 +14,7 @@ use crate::config::{Config, Decode, Mode, SarConfig};
 use crate::data::{self, Data, DataError};
 use crate::files::absolute;
 use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
+use crate::train::TrainError;
 use crate::trained::{TrainedGenerator, TrainedTokenizer};
 use anyhow::Context as _;
 use clap::ValueEnum as _;
@@ -60,10 +61,12 @@ impl Task {
 /// `sar train`.
 ///
 /// # Errors
-/// A configuration, data or checkpoint that cannot be used; see [`TrainError`](crate::train::TrainError).
+/// A configuration, data or checkpoint that cannot be used; see [`TrainError`].
 pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    if args.run.goes_on() {
-        return resume(backend, &args.run, global, |config| {
+    if args.run.goes_on()? {
+        return resume(backend, &args.run, global, |config, had| {
+            // Its tokenizer is the one that it keeps, whatever shape a file has for a new one.
+            config.tokenizer = had.tokenizer.clone();
             on_latents(config, args.latents.as_deref());
             config.train.mode = args.mode.unwrap_or(config.train.mode);
         });
@@ -117,14 +120,16 @@ pub fn refine<B: Compute>(
         // It replaces the file's switches, and --set's preset but not its keys: presets come first.
         run.set.push(format!("sar.preset={}", preset.get_name()));
     }
-    if args.run.goes_on() {
+    if args.run.goes_on()? {
         let refined = RunFolder::open_for_resume(&args.run.out)?.1.train.mode;
         anyhow::ensure!(
             refined == Mode::Ssr,
             "{} trains by {refined}, and goes on with `sar train --resume`",
             args.run.out.display()
         );
-        return resume(backend, &run, global, |config| {
+        return resume(backend, &run, global, |config, had| {
+            // Its tokenizer is the one that it keeps, whatever shape a file has for a new one.
+            config.tokenizer = had.tokenizer.clone();
             on_latents(config, args.latents.as_deref());
             config.train.mode = Mode::Ssr;
             switch(&mut config.sar, &args.sar);
@@ -285,7 +290,7 @@ fn resume<B: Compute>(
     backend: &B,
     args: &RunArgs,
     global: &GlobalArgs,
-    rest: impl FnOnce(&mut Config),
+    rest: impl FnOnce(&mut Config, &Config),
 ) -> anyhow::Result<()> {
     let (folder, had) = RunFolder::open_for_resume(&args.out)?;
     let config = args.continued(&had, &FREE, rest)?;
@@ -322,7 +327,14 @@ fn resume<B: Compute>(
         latents: latents.as_ref(),
         folder: &folder,
     };
-    work.train(Start::Resume, "resuming", &interrupt, global.quiet)?;
+    work.train(Start::Resume, "resuming", &interrupt, global.quiet).map_err(|error| match error
+        .downcast_ref()
+    {
+        Some(TrainError::NotBegun) => {
+            error.context("its checkpoints are as they were; continue with --resume")
+        }
+        _ => error,
+    })?;
     output::result(format_args!("{}\n", folder.path().display()));
     Ok(())
 }

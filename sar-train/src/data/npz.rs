@@ -2,6 +2,7 @@
 
 mod reader;
 
+pub(crate) use reader::MOST_NUMBERS;
 pub use reader::{IMAGES, ImageArray, NpzReader};
 
 use super::DataError;

@@ -7,7 +7,7 @@
 
 use super::NEIGHBOURS;
 use crate::data::DataError;
-use crate::data::npz::{NpzReader, Numbers, save_numbers};
+use crate::data::npz::{MOST_NUMBERS, NpzReader, Numbers, save_numbers};
 use crate::metrics::{
     Features, Gaussian, MetricsError, Moments, PrecisionRecall, inception_score, precision_recall,
 };
@@ -21,6 +21,8 @@ const SCORE_PART: usize = 5000;
 
 /// What [`Reference::save`] calls the features of a reference's images.
 const FEATURES: &str = "features";
+/// What it calls how many images there were, and their height and width; 0 is not known.
+const IMAGES: &str = "images";
 /// What it calls the first four bytes of the SHA-256 of the network's weights.
 const NETWORK: &str = "network";
 
@@ -151,6 +153,7 @@ impl Statistics {
     /// # Errors
     /// Arrays of other shapes; values that are not finite.
     pub fn of_file(file: &mut NpzReader) -> Result<Option<Self>, PublishedError> {
+        let count = Self::images(file)?.map(|[count, ..]| count).filter(|count| *count > 0);
         let mut pair = |mean: &str, covariance: &str| -> Result<_, PublishedError> {
             if !file.has(mean) {
                 return Ok(None);
@@ -163,10 +166,24 @@ impl Statistics {
                 _ => (covariance.len(), 1),
             };
             let covariance = DMatrix::from_row_slice(rows, columns, &covariance);
-            Ok(Some(Gaussian::of(DVector::from_vec(mean), covariance, None)?))
+            Ok(Some(Gaussian::of(DVector::from_vec(mean), covariance, count)?))
         };
         let Some(pooled) = pair("mu", "sigma")? else { return Ok(None) };
         Ok(Some(Self { pooled, spatial: pair("mu_s", "sigma_s")? }))
+    }
+
+    /// Of a file that [`Reference::save`] wrote, how many images there were, and their height and width; 0 is not
+    /// known.
+    ///
+    /// # Errors
+    /// An array that cannot be read.
+    pub fn images(file: &mut NpzReader) -> Result<Option<[usize; 3]>, PublishedError> {
+        if !file.has(IMAGES) {
+            return Ok(None);
+        }
+        let (_, about) = file.numbers(IMAGES)?;
+        let about: Vec<usize> = about.into_iter().map(|number| number as usize).collect();
+        Ok(about.try_into().ok())
     }
 
     /// Whether a file that [`Reference::save`] wrote is of the network whose weights have a SHA-256 that begins so; of
@@ -234,9 +251,17 @@ impl Reference {
     /// Writes all that samples are compared with to an `.npz` file: `mu`, `sigma`, `mu_s` and `sigma_s`, as published
     /// ones have, the features of its images for precision and recall, and of which network all that is.
     ///
+    /// `size` is height and width of the images, where they are known. Features of more images than can be read again
+    /// are left out; whether they are kept.
+    ///
     /// # Errors
     /// The file cannot be written.
-    pub fn save(&self, path: &Path, network: u32) -> Result<(), PublishedError> {
+    pub fn save(
+        &self,
+        path: &Path,
+        network: u32,
+        size: Option<(usize, usize)>,
+    ) -> Result<bool, PublishedError> {
         let Statistics { pooled, spatial } = &self.statistics;
         let mut arrays = Vec::new();
         let both = spatial.as_ref().map(|spatial| ("mu_s", "sigma_s", spatial));
@@ -252,14 +277,19 @@ impl Reference {
                 narrow: false,
             });
         }
-        if let Some(Sight { features: values, dims, .. }) = &self.images {
+        let images = self.images.as_ref().filter(|of| of.features.len() <= MOST_NUMBERS);
+        if let Some(Sight { features: values, dims, .. }) = images {
             let shape = vec![values.len() / dims, *dims];
             // As they were seen, in f32.
             arrays.push(Numbers { name: FEATURES, shape, values, narrow: true });
         }
+        let about = [pooled.count(), size.map(|s| s.0), size.map(|s| s.1)];
+        let about = about.map(|number| number.unwrap_or(0) as f64);
+        arrays.push(Numbers { name: IMAGES, shape: vec![3], values: &about, narrow: false });
         let network = [f64::from(network)];
         arrays.push(Numbers { name: NETWORK, shape: vec![1], values: &network, narrow: false });
-        Ok(save_numbers(path, &arrays)?)
+        save_numbers(path, &arrays)?;
+        Ok(images.is_some())
     }
 
     /// Whether it has images, or what was seen of them.

@@ -1,32 +1,30 @@
 //! The folder of a run, and the lock that keeps it to one process.
 
-use super::origin::ORIGIN;
 use super::{Log, RunError, TensorBoard};
 use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::config::Config;
 use crate::data::{DataError, grid};
-use crate::files::{folder_of, remove_left_behind, sync_folder, write_whole};
-use std::ffi::OsString;
+use crate::files::{remove_left_behind, write_whole};
 use std::fs::{self, File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
-const CONFIG: &str = "config.toml";
-const IMAGES: &str = "images.txt";
-const HELD_OUT: &str = "held-out.txt";
-const TRAINED_ON: &str = "trained-on.txt";
-const CLASSES: &str = "classes.json";
-const LATENTS: &str = "latents.txt";
-const COMPUTED: &str = "computed.txt";
-const LOG: &str = "log.jsonl";
-const EVENTS: &str = "tensorboard";
-const SAMPLES: &str = "samples";
+pub(super) const CONFIG: &str = "config.toml";
+pub(super) const IMAGES: &str = "images.txt";
+pub(super) const HELD_OUT: &str = "held-out.txt";
+pub(super) const TRAINED_ON: &str = "trained-on.txt";
+pub(super) const CLASSES: &str = "classes.json";
+pub(super) const LATENTS: &str = "latents.txt";
+pub(super) const COMPUTED: &str = "computed.txt";
+pub(super) const LOG: &str = "log.jsonl";
+pub(super) const EVENTS: &str = "tensorboard";
+pub(super) const SAMPLES: &str = "samples";
 /// Where a run has its checkpoints.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
 /// The tokenizer that a generator's run keeps, so that it is whole on its own.
 pub(crate) const RUN_TOKENIZER: &str = "tokenizer.safetensors";
 /// Held while a process writes to the folder.
-const LOCK: &str = "run.lock";
+pub(super) const LOCK: &str = "run.lock";
 
 /// Whether a folder is that of a run.
 pub(crate) fn is_run(folder: &Path) -> bool {
@@ -42,122 +40,10 @@ pub struct RunFolder {
     /// Whether the file system has no locks.
     unlocked: bool,
     /// Folders that were made for it, the innermost first.
-    made: Vec<PathBuf>,
+    pub(super) made: Vec<PathBuf>,
 }
 
 impl RunFolder {
-    /// Makes the folder of a new run and writes its resolved configuration there.
-    ///
-    /// # Errors
-    /// The folder holds something, is in use, or cannot be written.
-    pub fn create(path: &Path, config: &Config) -> Result<Self, RunError> {
-        if path.is_file() {
-            return Err(RunError::NotAFolder { path: path.to_owned() });
-        }
-        let missing = |path: &&Path| *path != Path::new("") && !path.exists();
-        let made = path.ancestors().take_while(missing).map(Path::to_path_buf).collect();
-        fs::create_dir_all(path).map_err(RunError::write(path))?;
-        let at = path.join(LOCK);
-        let locked_before = at.exists();
-        // Who is in the folder is more to the point than that it is not empty.
-        let mut run = Self::lock(path)?;
-        run.made = made;
-        if locked_before && let Some((files, events)) = run.only_begun() {
-            // A start that was killed before it had anything to go on with leaves nothing that is missed.
-            for file in files.iter().chain(&events) {
-                fs::remove_file(file).map_err(RunError::write(file))?;
-            }
-            for folder in [run.path.join(EVENTS), run.samples(), run.checkpoints_folder()] {
-                let _ = fs::remove_dir(folder);
-            }
-        }
-        for entry in fs::read_dir(path).map_err(RunError::read(path))? {
-            let name = entry.map_err(RunError::read(path))?.file_name();
-            if name != LOCK {
-                if !locked_before {
-                    // What is no run's stays none. Where it cannot be removed, an empty lock is no harm.
-                    let _ = fs::remove_file(&at);
-                }
-                let found = name.to_string_lossy().into_owned();
-                let saved = inside(&run.checkpoints_folder()).is_ok_and(|found| !found.is_empty());
-                return Err(RunError::NotEmpty { path: path.to_owned(), found, saved });
-            }
-        }
-        match run.begin(config) {
-            Ok(()) => {
-                for folder in run.made.iter().map(|made| folder_of(made)) {
-                    // A run in a folder whose name is lost with the power is lost.
-                    let _ = sync_folder(folder);
-                }
-                Ok(run)
-            }
-            Err(error) => {
-                run.discard();
-                Err(error)
-            }
-        }
-    }
-
-    /// Writes what every run has from its beginning.
-    fn begin(&self, config: &Config) -> Result<(), RunError> {
-        self.write(CONFIG, config.to_toml()?.as_bytes())?;
-        for folder in [self.samples(), self.checkpoints_folder()] {
-            fs::create_dir_all(&folder).map_err(RunError::write(&folder))?;
-        }
-        Ok(())
-    }
-
-    /// Takes away what the start of a run has written where it failed before a checkpoint or a picture was saved,
-    /// and the folders that were made for it; nothing where somebody has put something there, or where that cannot
-    /// be told.
-    pub fn discard(mut self) {
-        // Read before anything is removed.
-        let Some((files, events)) = self.only_begun() else { return };
-        // As far as it goes: the error that ended the run is the one to tell.
-        for file in files.into_iter().chain(events) {
-            let _ = fs::remove_file(file);
-        }
-        for folder in [self.path.join(EVENTS), self.samples(), self.checkpoints_folder()] {
-            let _ = fs::remove_dir(folder);
-        }
-        // Last: until then the place is not another's.
-        let _ = fs::remove_file(self.path.join(LOCK));
-        for folder in std::mem::take(&mut self.made) {
-            let _ = fs::remove_dir(folder);
-        }
-    }
-
-    /// The files of a run that has only begun, and its curves; `None` where there is anything else.
-    fn only_begun(&self) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
-        const FILES: [&str; 10] = [
-            CONFIG,
-            IMAGES,
-            HELD_OUT,
-            TRAINED_ON,
-            CLASSES,
-            LATENTS,
-            COMPUTED,
-            LOG,
-            RUN_TOKENIZER,
-            ORIGIN,
-        ];
-        const OTHERS: [&str; 4] = [LOCK, EVENTS, SAMPLES, CHECKPOINTS];
-        let within = |folder: &Path| match folder.exists() {
-            true => inside(folder).ok(),
-            false => Some(Vec::new()),
-        };
-        let is = |name: &OsString, known: &[&str]| known.iter().any(|known| name == *known);
-        let events = self.path.join(EVENTS);
-        let (names, curves) = (within(&self.path)?, within(&events)?);
-        let known = names.iter().all(|name| is(name, &FILES) || is(name, &OTHERS));
-        let own = curves.iter().all(|name| name.to_string_lossy().contains("tfevents"));
-        let unused =
-            within(&self.samples())?.is_empty() && within(&self.checkpoints_folder())?.is_empty();
-        let files = names.iter().filter(|name| is(name, &FILES)).map(|name| self.path.join(name));
-        (known && own && unused)
-            .then(|| (files.collect(), curves.iter().map(|name| events.join(name)).collect()))
-    }
-
     /// Opens the folder of a run to continue it, with the configuration it had.
     ///
     /// # Errors
@@ -175,7 +61,7 @@ impl RunFolder {
         Ok((run, config))
     }
 
-    fn lock(path: &Path) -> Result<Self, RunError> {
+    pub(super) fn lock(path: &Path) -> Result<Self, RunError> {
         let at = path.join(LOCK);
         let mut file = File::options()
             .read(true)
@@ -382,11 +268,6 @@ pub fn images_of(run: &Path) -> Result<Option<String>, RunError> {
 /// [`RunError::Read`].
 pub fn held_out_of(run: &Path) -> Result<Option<String>, RunError> {
     line_of(&run.join(HELD_OUT))
-}
-
-/// Names of what is in a folder.
-fn inside(folder: &Path) -> std::io::Result<Vec<OsString>> {
-    fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect()
 }
 
 /// What a file of a run says, where it is there.

@@ -62,6 +62,18 @@ impl Log {
         self.file.write_all(line.as_bytes()).map_err(RunError::write(&self.path))
     }
 
+    /// Whether the log at a path, if there is one, has no record of a step that was trained.
+    pub(super) fn has_only_begun(path: &Path) -> bool {
+        let of_start = |line: &[u8]| {
+            let record = serde_json::from_slice::<Value>(line);
+            record.is_ok_and(|record| record["step"] == 0)
+        };
+        match std::fs::read(path) {
+            Ok(text) => text.split(|b| *b == b'\n').filter(|l| !l.is_empty()).all(of_start),
+            Err(e) => e.kind() == ErrorKind::NotFound,
+        }
+    }
+
     /// Whether there is a record of a kind at a step.
     ///
     /// # Errors

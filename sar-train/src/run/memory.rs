@@ -13,10 +13,12 @@ pub fn total() -> Option<u64> {
     Some(limit().map_or(machine, |limit| limit.min(machine)))
 }
 
-/// Memory that can still be had without swapping.
+/// Memory that can still be had without swapping: of the machine, or of what this process is limited to and has not
+/// taken itself.
 pub fn available() -> Option<u64> {
     let machine = kilobytes("/proc/meminfo", "MemAvailable:")?;
-    Some(limit().map_or(machine, |limit| limit.min(machine)))
+    let own = kilobytes("/proc/self/status", "VmRSS:").unwrap_or(0);
+    Some(limit().map_or(machine, |limit| limit.saturating_sub(own).min(machine)))
 }
 
 /// The least limit of the control groups that this process is in, where one is below the machine's memory.

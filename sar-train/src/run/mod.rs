@@ -19,6 +19,7 @@
 //! run.lock         held while a process writes to the folder
 //! ```
 
+mod begin;
 mod error;
 mod folder;
 mod log;

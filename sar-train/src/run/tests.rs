@@ -37,7 +37,7 @@ fn a_start_that_failed_takes_away_what_it_wrote_and_nothing_else() {
     let path = parent.path().join("runs/a");
     let begun = |path: &std::path::Path| {
         let run = RunFolder::create(path, &config).unwrap();
-        run.write("log.jsonl", b"{}").unwrap();
+        run.write("log.jsonl", b"{\"step\":0,\"kind\":\"eval\"}\n").unwrap();
         run
     };
     begun(&path).discard();
@@ -54,6 +54,11 @@ fn a_start_that_failed_takes_away_what_it_wrote_and_nothing_else() {
         assert!(path.join(kept).exists() && path.join("config.toml").exists(), "{kept}");
         fs::remove_dir_all(&path).unwrap();
     }
+    // What was trained is no beginning, even if nothing of it was saved.
+    let run = begun(&path);
+    run.write("log.jsonl", b"{\"step\":1,\"kind\":\"train\"}\n").unwrap();
+    run.discard();
+    assert!(path.join("log.jsonl").exists());
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub enum TrainError {
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
     /// The user stopped it before a step of it was made.
-    #[error("interrupted before the first step; nothing was changed")]
+    #[error("interrupted before a step was made")]
     NotBegun,
     /// What goes on from the last step that was made, which is saved.
     #[error("training stopped; step {step} is saved, and --resume goes on from it")]

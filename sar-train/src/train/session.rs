@@ -77,17 +77,17 @@ impl Files {
         for measured in self.log.values("eval", "heldout_loss")? {
             if self.checkpoints.has(measured.0) {
                 self.measured = Some(measured);
-                self.lower();
+                self.lower(measured.0);
             }
         }
         Ok(())
     }
 
-    /// Lets the checkpoint of the last evaluation stay if its loss is the lowest.
-    fn lower(&mut self) {
+    /// Lets the checkpoint of a step stay if the evaluation before it has the lowest loss.
+    fn lower(&mut self, saved: u64) {
         // What a run starts from is somewhere else, or new.
-        let trained = |(step, _): &(u64, f64)| *step > 0 && self.checkpoints.has(*step);
-        let Some((step, loss)) = self.measured.filter(trained) else { return };
+        let of_it = |(step, _): &(u64, f64)| *step == saved && saved > 0;
+        let Some((step, loss)) = self.measured.filter(of_it) else { return };
         if self.lowest.is_none_or(|(_, lowest)| loss < lowest) {
             self.lowest = Some((step, loss));
             self.checkpoints.keep_also(step);
@@ -146,14 +146,17 @@ impl<B: Backend> Session<'_, B> {
             if self.interrupt.is_asked() {
                 return Err(TrainError::NotBegun);
             }
-            self.evaluate(trainer, &mut files, &mut outcome)?;
+            if !self.evaluate(trainer, &mut files, &mut outcome)? {
+                return Err(TrainError::NotBegun);
+            }
             // From here on there is something to resume, and a disk without room is found out early.
             self.save(trainer, &mut files)?;
         }
         if first >= steps {
             // What stopped it after its last step may have kept that from being measured.
-            if !files.log.has(first, "eval")? {
-                self.evaluate(trainer, &mut files, &mut outcome)?;
+            let measured = files.log.has(first, "eval")?;
+            if !measured && !self.evaluate(trainer, &mut files, &mut outcome)? {
+                return Err(Interrupted { step: first }.into());
             }
         }
         if first > 0 && !self.run.path().join(samples_of(first)).exists() {
@@ -178,26 +181,35 @@ impl<B: Backend> Session<'_, B> {
         }
         outcome.images_per_second = clock.rate();
         outcome.skipped = trainer.state().non_finite.skipped;
-        self.tell_lowest(&files);
+        self.tell_lowest(&files)?;
         let loss = outcome.held_out.as_ref().map(|h| h.heldout_loss);
         let loss = loss.map_or(String::new(), |l| format!("held-out loss {l:.4}, "));
         files.progress.finish(&format!("{loss}{}", rate(clock.rate())));
         Ok(outcome)
     }
 
-    /// Tells of a held-out loss that has risen since it was lowest, and where those weights are.
-    fn tell_lowest(&self, files: &Files) {
-        let (Some((_, last)), Some((step, lowest))) = (files.measured, files.lowest) else {
-            return;
-        };
-        if last > RISEN * lowest {
-            let folder = self.run.checkpoints_folder().join(format!("step-{step}"));
-            files.progress.warn(&format!(
-                "the held-out loss was lowest at step {step}, {lowest:.4}, and has risen to {last:.4} since; \
-                 the weights of that step are kept in {}",
-                folder.display()
-            ));
+    /// Tells of a held-out loss that has risen since it was lowest, and where the best weights are that were saved.
+    fn tell_lowest(&self, files: &Files) -> Result<(), TrainError> {
+        let all = files.log.values("eval", "heldout_loss")?;
+        let lowest = all.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+        let (Some((step, loss)), Some((_, last))) = (lowest, all.last()) else { return Ok(()) };
+        if *last <= RISEN * loss {
+            return Ok(());
         }
+        let start = if *step == 0 { ", what the run started from" } else { "" };
+        let kept = files.lowest.map_or(String::new(), |(kept, loss)| {
+            let folder = self.run.checkpoints_folder().join(format!("step-{kept}"));
+            let of = if kept == *step {
+                String::new()
+            } else {
+                format!(", {loss:.4}, the lowest of those saved")
+            };
+            format!("; the weights of step {kept}{of}, are kept in {}", folder.display())
+        });
+        files.progress.warn(&format!(
+            "the held-out loss was lowest at step {step}, {loss:.4}{start}, and has risen to {last:.4} since{kept}"
+        ));
+        Ok(())
     }
 
     /// One step, and what is due after it.
@@ -223,10 +235,10 @@ impl<B: Backend> Session<'_, B> {
             self.log_step(trainer, files, clock)?;
         }
         let due = |every: u64| every > 0 && (step.is_multiple_of(every) || last);
-        if due(train.eval_every) || last {
-            self.evaluate(trainer, files, outcome)?;
-        }
-        let asked = self.interrupt.is_asked() && !last;
+        let evaluated =
+            !(due(train.eval_every) || last) || self.evaluate(trainer, files, outcome)?;
+        // What is missing of a last step is made up for when the run is taken up again.
+        let asked = self.interrupt.is_asked() && !(last && evaluated);
         // Not while steps are skipped: the checkpoints before are the ones to go back to.
         if (due(train.save_every) && !skipped) || asked || last {
             self.save(trainer, files)?;
@@ -290,17 +302,17 @@ impl<B: Backend> Session<'_, B> {
         Ok(())
     }
 
+    /// Measures the loss on held-out images, where there are some; `false` where the user stops it.
     fn evaluate(
         &self,
         trainer: &mut Trainer<'_, B>,
         files: &mut Files,
         outcome: &mut Outcome,
-    ) -> Result<(), TrainError> {
-        let Some(images) = self.held_out else { return Ok(()) };
+    ) -> Result<bool, TrainError> {
+        let Some(images) = self.held_out else { return Ok(true) };
         let step = trainer.step_number();
         let Some(report) = trainer.held_out_until(images, self.interrupt)? else {
-            // Of a step that was made, what is asked for next is to save it.
-            return if step == 0 { Err(TrainError::NotBegun) } else { Ok(()) };
+            return Ok(false);
         };
         if !report.heldout_loss.is_finite() {
             // Before this step is saved: the checkpoints before may be whole.
@@ -317,7 +329,7 @@ impl<B: Backend> Session<'_, B> {
         files.measured = Some((step, report.heldout_loss));
         outcome.curve.push((step, report.heldout_loss));
         outcome.held_out = Some(report);
-        Ok(())
+        Ok(true)
     }
 
     /// Paints samples, where the configuration wants them of this step.
@@ -339,6 +351,7 @@ impl<B: Backend> Session<'_, B> {
         let header = Header::new(Kind::Generator, step, &self.config.generator)?;
         let header = Header { classes, ..header };
         let state: &TrainState = trainer.state();
+        files.lower(step);
         let saved = files.checkpoints.save(&Snapshot {
             header: &header,
             layout: trainer.generator().layout(),
@@ -349,7 +362,6 @@ impl<B: Backend> Session<'_, B> {
             state,
         })?;
         files.saved = step;
-        files.lower();
         saved.warning.iter().for_each(|warning| files.progress.warn(warning));
         Ok(())
     }

@@ -55,12 +55,7 @@ impl<B: Backend<Host = f32>> TrainedTokenizer<B> {
     /// There are no weights of a tokenizer, they are damaged, or the backend has no room for them.
     pub fn open(backend: &B, path: &Path) -> Result<Self, TrainedError> {
         let kept = path.join(RUN_TOKENIZER);
-        let found = match kept.is_file() {
-            true => {
-                checkpoint::Located { run: Some(path.into()), ..checkpoint::locate(&kept, false)? }
-            }
-            false => checkpoint::locate(path, false)?,
-        };
+        let found = checkpoint::locate(if kept.is_file() { &kept } else { path }, false)?;
         let header = header_of(&found.file, Kind::Tokenizer)?;
         let tokenizer = Tokenizer::new(&header.config::<TokenizerConfig>()?)?;
         let layout = tokenizer.layout();

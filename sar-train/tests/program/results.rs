@@ -105,6 +105,15 @@ fn a_sweep_may_be_measured_in_parts() {
     }
     assert_eq!(guidances(), [0.0, 0.5, 1.0, 2.0]);
     assert!(!folder.join("base/eval-1.json").exists());
+    // What is measured of other weights is beside the file until it is whole, and nothing of it is lost.
+    let other = folder.join("base/eval-partial.json");
+    let text = fs::read_to_string(folder.join("base/eval.json")).unwrap();
+    fs::write(folder.join("base/eval.json"), text.replace("\"step\": 2", "\"step\": 1")).unwrap();
+    fs::write(&other, text.replace("\"guidance\": 2.0", "\"guidance\": 3.0")).unwrap();
+    assert!(measure("0.25").wait().unwrap().success());
+    assert_eq!(guidances(), [0.0, 0.25, 0.5, 1.0, 3.0]);
+    assert!(!other.exists() && folder.join("base/eval-1.json").exists());
+    fs::remove_file(folder.join("base/eval-1.json")).unwrap();
     // Measured in another way they stay apart.
     let said =
         succeeds(&["eval", "base", "--samples", "20", "--seeds", "1", "--guidance", "1"], folder);

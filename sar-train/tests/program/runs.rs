@@ -161,6 +161,7 @@ fn the_checkpoint_of_the_lowest_held_out_loss_stays() {
     let lowest = format!("step-{}", lowest["step"]);
     assert!(lowest != "step-0" && lowest != "step-90", "{log}");
     assert_eq!(steps(&folder.join("few")), [lowest.as_str(), "step-90"]);
+    assert!(!said.contains("what the run started from"), "{said}");
     says(&said, &["was lowest at step", &format!("few/checkpoints/{lowest}")]);
     succeeds(&["report", "few"], folder);
     let page = fs::read_to_string(folder.join("few/report.html")).unwrap();
@@ -180,10 +181,38 @@ fn what_only_began_stands_in_no_ones_way() {
     succeeds(&again, folder);
     fs::remove_dir_all(folder.join("killed/checkpoints")).unwrap();
     fs::create_dir(folder.join("killed/checkpoints")).unwrap();
+    fs::write(folder.join("killed/log.jsonl"), "").unwrap();
     let said = fails(1, &["train", "--resume", "--out", "killed"], folder);
     says(&said, &["no checkpoint yet", "--requeue"]);
     succeeds(&[&again[..], &["--requeue"]].concat(), folder);
     assert_eq!(steps(&folder.join("killed")), ["step-0", "step-2"]);
+    // Killed while it wrote its first checkpoint, and while it kept its tokenizer.
+    let begun = |log: &str| {
+        fs::remove_dir_all(folder.join("killed/checkpoints")).unwrap();
+        fs::create_dir_all(folder.join("killed/checkpoints/.step-0.tmp")).unwrap();
+        fs::write(folder.join("killed/.sar-Ab12Cd.tmp"), "half").unwrap();
+        fs::write(folder.join("killed/log.jsonl"), log).unwrap();
+    };
+    begun("{\"step\":0,\"kind\":\"eval\"}\n");
+    succeeds(&[&again[..], &["--requeue"]].concat(), folder);
+    // A run that has trained is no beginning, wherever its checkpoints have gone.
+    begun("{\"step\":0,\"kind\":\"eval\"}\n{\"step\":1,\"kind\":\"train\"}\n");
+    says(&fails(1, &again, folder), &["is not empty"]);
+    assert!(folder.join("killed/log.jsonl").exists());
+    // Nor is one whose checkpoints cannot be looked at.
+    #[cfg(unix)]
+    {
+        fs::remove_dir_all(folder.join("killed/checkpoints")).unwrap();
+        fs::write(folder.join("killed/log.jsonl"), "").unwrap();
+        let link = folder.join("killed/checkpoints");
+        std::os::unix::fs::symlink(folder.join("not-mounted"), &link).unwrap();
+        let said = fails(1, &[&again[..], &["--requeue"]].concat(), folder);
+        says(&said, &["cannot look for checkpoints"]);
+        says(&fails(1, &again, folder), &["is not empty"]);
+        assert!(folder.join("killed/config.toml").exists());
+        fs::remove_file(link).unwrap();
+        fs::create_dir(folder.join("killed/checkpoints")).unwrap();
+    }
     // Somebody's own files are not taken for that.
     fs::remove_dir_all(folder.join("killed/checkpoints")).unwrap();
     fs::write(folder.join("killed/notes.txt"), "mine").unwrap();

@@ -117,9 +117,11 @@ fn a_reference_is_kept() {
     let kept = scores(folder, &["samples.npz", "--reference", "kept.npz"]);
     assert_eq!(kept["scores"], first["scores"]);
     assert_eq!(
-        (&kept["reference"], &kept["reference_statistics"]),
-        (&Value::Null, &"kept.npz".into())
+        (&kept["reference"]["count"], &kept["reference"]["width"]),
+        (&12.into(), &SIDE.into())
     );
+    assert_eq!(kept["reference_statistics"], "kept.npz");
+    assert_eq!(kept["warnings"], first["warnings"]);
     assert!(!kept["warnings"].to_string().contains("precision"), "{}", kept["warnings"]);
     // Other weights see other features.
     let mut other = NpzReader::open(&folder.join("kept.npz")).unwrap();

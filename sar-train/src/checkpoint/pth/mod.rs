@@ -38,18 +38,18 @@ pub fn read_pth(path: &Path) -> Result<BTreeMap<String, RawTensor>, CheckpointEr
     let mut file = File::open(path).map_err(|e| CheckpointError::read(path, e))?;
     file.read_exact(&mut head)
         .map_err(|_| bad("not a usable PyTorch file: it has hardly a byte".to_owned()))?;
-    if let Some(other) = otherwise(&mut file) {
+    let mut start = Vec::new();
+    let _ = file.rewind().and_then(|()| (&mut file).take(64).read_to_end(&mut start));
+    if let Some(other) = otherwise(&start) {
         return Err(bad(format!("not a usable PyTorch file, but {other}")));
     }
     let tensors = if &head == b"PK" { read_zip(path) } else { read_legacy(path) };
     tensors.map(bare).map_err(|reason| bad(format!("not a usable PyTorch file: {reason}")))
 }
 
-/// What lies in the place of weights where a download has gone wrong.
-fn otherwise(file: &mut File) -> Option<&'static str> {
-    let mut head = Vec::new();
-    file.rewind().and_then(|()| file.take(64).read_to_end(&mut head)).ok()?;
-    let text = String::from_utf8_lossy(&head).trim_start().to_lowercase();
+/// What lies in the place of weights where a download has gone wrong, by how it begins.
+pub(super) fn otherwise(head: &[u8]) -> Option<&'static str> {
+    let text = String::from_utf8_lossy(head.get(..64).unwrap_or(head)).trim_start().to_lowercase();
     let is = |begins: &str| text.starts_with(begins);
     if is("version https://git-lfs") {
         return Some(

@@ -2,13 +2,14 @@
 
 use crate::commands::output;
 use crate::eval::EvalReport;
-use crate::files::{folder_of, write_whole};
+use crate::files::{folder_of, lock_folder, write_whole};
 use crate::report::text;
 use anyhow::Context as _;
 use std::ffi::OsStr;
-use std::fs::{self, File, TryLockError};
+use std::fmt::Display;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// To read a file of numbers and to write it takes milliseconds, on a network disk perhaps a second.
 const LONGEST_TURN: Duration = Duration::from_secs(10);
@@ -25,8 +26,12 @@ pub(super) fn keep(
     let Some(json) = json else { return Ok(()) };
     let file = json.display();
     match store(report, whole, json)? {
-        Stored::No { there } => {
-            output::note(format_args!("note: {file} keeps its {there}; --json FILE keeps these"));
+        Stored::Beside { there, partial } => {
+            let partial = partial.display();
+            output::note(format_args!(
+                "note: {file} keeps its {there}; these are in {partial}, and the next evaluation by the same settings \
+                 takes them up"
+            ));
             return Ok(());
         }
         Stored::InPlaceOf { there, aside } => {
@@ -54,8 +59,8 @@ pub(super) enum Stored {
     With { others: usize },
     /// They are in the file, and what was there is aside.
     InPlaceOf { there: String, aside: PathBuf },
-    /// They are a part, and would have replaced what they do not cover.
-    No { there: String },
+    /// They are a part, and would have replaced what they do not cover: they are in a file beside it.
+    Beside { there: String, partial: PathBuf },
 }
 
 /// Writes the numbers to a file, with those there that were measured in the same way: a sweep may be measured in parts,
@@ -64,38 +69,44 @@ pub(super) enum Stored {
 pub(super) fn store(report: &EvalReport, whole: bool, json: &Path) -> anyhow::Result<Stored> {
     let _turn = turn_in(folder_of(json));
     let mut report = report.clone();
-    let mut stored = Stored::With { others: 0 };
-    if let Some(there) = read(json) {
-        let own = report.points.len();
-        if report.take_up(&there) {
-            stored = Stored::With { others: report.points.len() - own };
-        } else if !report.covers(&there) {
-            let there = there.extent();
-            if !whole {
-                return Ok(Stored::No { there });
-            }
-            stored = Stored::InPlaceOf { there, aside: keep_aside(json)? };
+    let (own, partial) = (report.points.len(), numbered(json, "partial"));
+    let begun = read(&partial).is_some_and(|begun| report.take_up(&begun));
+    let replaced = match read(json) {
+        Some(there) if report.take_up(&there) || report.covers(&there) => None,
+        other => other.map(|there| there.extent()),
+    };
+    let stored = match replaced {
+        Some(there) if !whole => {
+            write(&report, &partial)?;
+            return Ok(Stored::Beside { there, partial });
         }
+        Some(there) => Stored::InPlaceOf { there, aside: keep_aside(json)? },
+        None => Stored::With { others: report.points.len() - own },
+    };
+    write(&report, json)?;
+    if begun {
+        // They are in the file now.
+        let _ = fs::remove_file(partial);
     }
-    let numbers = serde_json::to_string_pretty(&report)?;
-    write_whole(json, numbers.as_bytes()).with_context(|| format!("{}", json.display()))?;
     Ok(stored)
+}
+
+fn write(report: &EvalReport, json: &Path) -> anyhow::Result<()> {
+    let numbers = serde_json::to_string_pretty(report)?;
+    write_whole(json, numbers.as_bytes()).with_context(|| format!("{}", json.display()))
+}
+
+/// A name beside that of a file: `eval-1.json`.
+fn numbered(json: &Path, what: impl Display) -> PathBuf {
+    let part = |part: Option<&OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    let (stem, extension) = (part(json.file_stem()), part(json.extension()));
+    json.with_file_name(format!("{stem}-{what}.{extension}"))
 }
 
 /// Waits for other processes that write numbers in a folder, and keeps them waiting until it is dropped. Where folders
 /// cannot be locked nobody waits, and who locks one for long, as `sar sample` does, is not waited for.
 fn turn_in(folder: &Path) -> Option<File> {
-    let folder = File::open(folder).ok()?;
-    let began = Instant::now();
-    loop {
-        match folder.try_lock() {
-            Ok(()) => return Some(folder),
-            Err(TryLockError::WouldBlock) if began.elapsed() < LONGEST_TURN => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Err(_) => return None,
-        }
-    }
+    lock_folder(folder, LONGEST_TURN).ok().flatten()
 }
 
 /// An evaluation that a file has.
@@ -107,9 +118,7 @@ fn read(json: &Path) -> Option<EvalReport> {
 
 /// Gives a file the next free name with a number: `eval-1.json`.
 fn keep_aside(json: &Path) -> anyhow::Result<PathBuf> {
-    let part = |part: Option<&OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
-    let (stem, extension) = (part(json.file_stem()), part(json.extension()));
-    let name = |n: usize| json.with_file_name(format!("{stem}-{n}.{extension}"));
+    let name = |n: usize| numbered(json, n);
     let aside = (1..).map(name).find(|name| !name.exists()).unwrap_or_else(|| name(0));
     fs::rename(json, &aside).with_context(|| format!("{}: cannot be renamed", json.display()))?;
     Ok(aside)

@@ -47,7 +47,7 @@ pub(super) fn run<B: Compute>(
     args: &TokenizerTrainArgs,
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
-    let fresh = !args.run.goes_on();
+    let fresh = !args.run.goes_on()?;
     let Begun { folder, config, data, start } = match fresh {
         true => Begun::new(backend, args)?,
         false => Begun::again(args)?,
@@ -87,7 +87,7 @@ impl Begun {
     /// One that goes on.
     fn again(args: &TokenizerTrainArgs) -> anyhow::Result<Self> {
         let (folder, had) = RunFolder::open_for_resume(&args.run.out)?;
-        let config = args.run.continued(&had, &FREE, |_| ())?;
+        let config = args.run.continued(&had, &FREE, |_, _| ())?;
         anyhow::ensure!(
             !folder.path().join(RUN_TOKENIZER).exists(),
             "{} is the run of a generator, which goes on with `sar train --resume`",

@@ -15,7 +15,7 @@ const LONGEST_HEADER: usize = 1 << 16;
 
 /// More numbers than this are no statistics: a covariance of 2,048 features has 4 million, the features of 50,000 images
 /// have 102 million.
-const MOST_NUMBERS: usize = 1 << 27;
+pub(crate) const MOST_NUMBERS: usize = 1 << 27;
 
 /// The arrays of a file.
 pub struct NpzReader {
