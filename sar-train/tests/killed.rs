@@ -113,7 +113,7 @@ fn killed_at_any_moment_the_last_checkpoint_is_whole() {
         std::thread::sleep(Duration::from_micros(1700 * round));
         if round == 0 {
             let text = RunFolder::open_for_resume(&path).unwrap_err().to_string();
-            let holder = format!("in use by process {};", child.0.id());
+            let holder = format!("in use by process {}", child.0.id());
             assert!(text.contains(&holder), "{text}");
         }
         drop(child);

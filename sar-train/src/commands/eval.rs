@@ -14,7 +14,7 @@ use crate::data::{Data, some_of};
 use crate::eval::{
     EvalError, EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, SweepPoint, prepare,
 };
-use crate::files::absolute;
+use crate::files::{absolute, is_special};
 use crate::model::classifier::ClassifierTraining;
 use crate::run::{EVAL_FILE, Interrupt, Progress};
 use crate::sample::Painter;
@@ -50,7 +50,8 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     let evaluator = measured.evaluator(backend, global)?;
     // Not before: what comes until here keeps nothing, and is ended at once.
     let interrupt = Interrupt::listen()?;
-    let file = json.as_deref().filter(|_| !piped);
+    // A pipe has the numbers once, when they are all there.
+    let file = json.as_deref().filter(|path| !piped && !is_special(path));
     let point = |report: &EvalReport| match file {
         // What is measured is not lost with what comes after it.
         Some(file) => store(report, false, file).map(drop),

@@ -101,7 +101,7 @@ fn images_that_came_later_are_told_where_a_run_is_measured() {
     assert_eq!((points("eval.json"), points("eval-1.json")), (1, 2));
     // A pipe is written to, and not read.
     let piped = [&fewer("4")[..], &["--json", "/dev/stdout"]].concat();
-    says(&prints(&piped, folder), &["\"points\""]);
+    assert_eq!(prints(&piped, folder).matches("\"points\"").count(), 1);
     let said = fails(1, &["eval", "base", "--schedule", "1_2x4_4x8"], folder);
     says(&said, &["samples are 16×32 px, and the images to compare with are square"]);
 }
