@@ -5,6 +5,7 @@ mod classes;
 mod edit;
 mod errors;
 mod folders;
+mod kept;
 mod latents;
 mod results;
 mod runs;

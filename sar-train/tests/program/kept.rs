@@ -1,0 +1,121 @@
+//! What a run keeps, so that it can go on, begin again, and give back the best that it had.
+
+use super::*;
+
+#[test]
+fn a_run_can_be_resumed_from_its_start() {
+    let folder = trained();
+    let folder = folder.path();
+    let last = folder.join("base/checkpoints/step-2/model.safetensors");
+    let whole = fs::read(&last).unwrap();
+    assert_eq!(steps(&folder.join("base")), ["step-0", "step-2"]);
+    // As if it had been killed in its first steps.
+    fs::remove_dir_all(folder.join("base/checkpoints/step-2")).unwrap();
+    succeeds(&["train", "--resume", "--out", "base"], folder);
+    assert!(fs::read(&last).unwrap() == whole, "resumed from the start, it differs");
+    let said = succeeds(&["train", "--resume", "--out", "base"], folder);
+    says(&said, &["nothing left to do"]);
+}
+
+/// 24 images are soon learnt by heart: what the model was best at on others is not lost.
+#[test]
+fn the_checkpoint_of_the_lowest_held_out_loss_stays() {
+    let folder = trained();
+    let folder = folder.path();
+    let few = ["data.limit=24", "data.shift=0", "train.class_dropout=0", "generator.width=64"];
+    let often = ["train.save_every=10", "train.eval_every=10", "train.keep=1", "train.lr=1e-2"];
+    let long = ["train.steps=90", "train.batch=8", "train.warmup=0", "train.log_every=100"];
+    let set = [few, often, long].concat().into_iter().flat_map(|set| ["--set", set]);
+    let set: Vec<&str> = set.collect();
+    let said = succeeds(&[&TRAIN[..], &["--out", "few"], &set].concat(), folder);
+    let log = fs::read_to_string(folder.join("few/log.jsonl")).unwrap();
+    let records = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let loss = |record: &serde_json::Value| record["heldout_loss"].as_f64();
+    let evaluated: Vec<_> = records.filter(|record| record["kind"] == "eval").collect();
+    let lowest =
+        evaluated.iter().min_by(|a, b| loss(a).unwrap().total_cmp(&loss(b).unwrap())).unwrap();
+    let lowest = format!("step-{}", lowest["step"]);
+    assert!(lowest != "step-0" && lowest != "step-90", "{log}");
+    assert_eq!(steps(&folder.join("few")), [lowest.as_str(), "step-90"]);
+    assert!(!said.contains("what the run started from"), "{said}");
+    says(&said, &["was lowest at step", &format!("few/checkpoints/{lowest}")]);
+    succeeds(&["report", "few"], folder);
+    let page = fs::read_to_string(folder.join("few/report.html")).unwrap();
+    says(&page, &["Lowest held-out loss: few "]);
+    // A run that goes on keeps it, too.
+    let on = ["train", "--resume", "--out", "few", "--set", "train.steps=100"];
+    succeeds(&on, folder);
+    assert_eq!(steps(&folder.join("few")), ["step-100", lowest.as_str()]);
+}
+
+/// A start that was killed before its first checkpoint leaves nothing to go on with: the next one takes its place.
+#[test]
+fn what_only_began_stands_in_no_ones_way() {
+    let folder = trained();
+    let folder = folder.path();
+    let again = [&TRAIN[..], &["--out", "killed"]].concat();
+    succeeds(&again, folder);
+    fs::remove_dir_all(folder.join("killed/checkpoints")).unwrap();
+    fs::create_dir(folder.join("killed/checkpoints")).unwrap();
+    fs::write(folder.join("killed/log.jsonl"), "").unwrap();
+    let said = fails(1, &["train", "--resume", "--out", "killed"], folder);
+    says(&said, &["no checkpoint yet", "--requeue"]);
+    succeeds(&[&again[..], &["--requeue"]].concat(), folder);
+    assert_eq!(steps(&folder.join("killed")), ["step-0", "step-2"]);
+    // Killed while it wrote its first checkpoint, and while it kept its tokenizer.
+    let begun = |log: &str| {
+        fs::remove_dir_all(folder.join("killed/checkpoints")).unwrap();
+        fs::create_dir_all(folder.join("killed/checkpoints/.step-0.tmp")).unwrap();
+        fs::write(folder.join("killed/.sar-Ab12Cd.tmp"), "half").unwrap();
+        fs::write(folder.join("killed/log.jsonl"), log).unwrap();
+    };
+    begun("{\"step\":0,\"kind\":\"eval\"}\n");
+    succeeds(&[&again[..], &["--requeue"]].concat(), folder);
+    // A run that has trained is no beginning, wherever its checkpoints have gone.
+    begun("{\"step\":0,\"kind\":\"eval\"}\n{\"step\":1,\"kind\":\"train\"}\n");
+    says(&fails(1, &again, folder), &["is not empty"]);
+    assert!(folder.join("killed/log.jsonl").exists());
+    // Nor is one whose checkpoints cannot be looked at.
+    #[cfg(unix)]
+    {
+        fs::remove_dir_all(folder.join("killed/checkpoints")).unwrap();
+        fs::write(folder.join("killed/log.jsonl"), "").unwrap();
+        let link = folder.join("killed/checkpoints");
+        std::os::unix::fs::symlink(folder.join("not-mounted"), &link).unwrap();
+        let said = fails(1, &[&again[..], &["--requeue"]].concat(), folder);
+        says(&said, &["cannot look for checkpoints"]);
+        says(&fails(1, &again, folder), &["is not empty"]);
+        assert!(folder.join("killed/config.toml").exists());
+        fs::remove_file(link).unwrap();
+        fs::create_dir(folder.join("killed/checkpoints")).unwrap();
+    }
+    // Somebody's own files are not taken for that.
+    fs::remove_dir_all(folder.join("killed/checkpoints")).unwrap();
+    fs::write(folder.join("killed/notes.txt"), "mine").unwrap();
+    says(&fails(1, &again, folder), &["is not empty"]);
+    assert!(folder.join("killed/notes.txt").exists());
+}
+
+/// A run keeps the tokenizer that it was trained with, and serves as that where one is asked for.
+#[test]
+fn the_run_of_a_generator_stands_for_its_tokenizer() {
+    let folder = trained();
+    let folder = folder.path();
+    let train = ["train", "--config", "small.toml", "--tokenizer", "base", "--out", "other"];
+    succeeds(&train, folder);
+    let kept = |run: &str| fs::read(folder.join(run).join("tokenizer.safetensors")).unwrap();
+    assert_eq!(kept("other"), kept("base"));
+    succeeds(&["tokenizer", "eval", "other"], folder);
+}
+
+#[test]
+fn skipped_steps_do_not_push_out_good_checkpoints() {
+    let folder = trained();
+    let folder = folder.path();
+    let wild = ["--set", "train.lr=1e30", "--set", "train.clip=0", "--set", "train.lr_start=1"];
+    let often = ["--set", "train.steps=20", "--set", "train.save_every=1", "--set", "train.keep=1"];
+    let said = fails(1, &[&TRAIN[..], &["--out", "new"], &wild, &often].concat(), folder);
+    says(&said, &["not finite 5 steps in a row", "tighten clip", "--init-from"]);
+    // The first step is finite, and throws the weights where no further one is.
+    assert_eq!(steps(&folder.join("new")), ["step-1"]);
+}
