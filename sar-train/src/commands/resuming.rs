@@ -73,7 +73,8 @@ pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<
     Ok(())
 }
 
-/// Warns where nothing keeps another process from the run's folder, and where a run goes on by another backend or type of numbers than it began with.
+/// Warns where nothing keeps another process from the run's folder, and where a run goes on by another backend or type
+/// of numbers than it began with.
 pub(crate) fn compare_computing(folder: &RunFolder, now: &str) -> anyhow::Result<()> {
     if folder.is_unlocked() {
         output::note(format_args!(

@@ -255,12 +255,12 @@ fn warnings(samples: &ImageSet, reference: Option<&ImageSet>, sha256: &str) -> V
              class: fewer give a larger distance."
         ));
     }
-    match reference {
-        Some(r) if (r.height, r.width) != (samples.height, samples.width) => all.push(format!(
+    let other = |r: &&ImageSet| (r.height, r.width) != (samples.height, samples.width);
+    if let Some(r) = reference.filter(other) {
+        all.push(format!(
             "The samples are {}×{} px, the reference {}×{} px.",
             samples.height, samples.width, r.height, r.width
-        )),
-        _ => {}
+        ));
     }
     all
 }

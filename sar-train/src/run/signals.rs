@@ -34,11 +34,11 @@ impl Interrupt {
     pub fn listen() -> std::io::Result<Self> {
         let interrupt = Self::default();
         let asked = Arc::clone(&interrupt.asked);
-        let mut first = None;
+        let mut wished: Option<Instant> = None;
         on_signal(move || {
             asked.fetch_add(1, Ordering::SeqCst);
-            if let Some(first) = first.replace(first.unwrap_or_else(Instant::now)) {
-                if first.elapsed() < ONE_WISH {
+            if let Some(when) = wished {
+                if when.elapsed() < ONE_WISH {
                     return;
                 }
                 crate::files::remove_unfinished();
@@ -46,6 +46,7 @@ impl Interrupt {
                 let _ = writeln!(std::io::stderr(), "{text}");
                 std::process::exit(130);
             }
+            wished = Some(Instant::now());
             let text = "\nstopping after this step; a second Ctrl-C (or signal) stops at once";
             let _ = writeln!(std::io::stderr(), "{text}");
         })?;
