@@ -14,7 +14,9 @@ pub use machine::{
     BenchArgs, BenchWhat, CheckArgs, DoctorArgs, KernelsArgs, KernelsBuildArgs, KernelsCommand,
     PlanArgs, StepMode,
 };
-pub use results::{ConvertArgs, EditArgs, EvalArgs, OutArgs, ReportArgs, SampleArgs, ScoreArgs};
+pub use results::{
+    ConvertArgs, EditArgs, EvalArgs, OutArgs, Part, ReportArgs, SampleArgs, ScoreArgs,
+};
 pub use run::{RefineArgs, RunArgs, SarArgs, TrainArgs};
 pub use tokenizer::{
     ImagesArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,

@@ -56,6 +56,26 @@ fn write<T>(
     put(file, path, sync).map(|()| value)
 }
 
+/// As [`write_whole`] where there is no such file yet: whether there was none. Of several processes that try, one finds
+/// none.
+///
+/// # Errors
+/// As [`write_whole`].
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<bool> {
+    let mut file = beside(path)?;
+    file.write_all(bytes)?;
+    let _listed = Listed(file.path().to_owned());
+    file.as_file().sync_all()?;
+    match file.persist_noclobber(path) {
+        Ok(_) => {
+            let _ = sync_folder(folder_of(path));
+            Ok(true)
+        }
+        Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(e.error),
+    }
+}
+
 /// Makes the names in a folder durable.
 pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
@@ -65,16 +85,33 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Who else may lock a folder meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    /// Nobody.
+    Alone,
+    /// Those that share it, too.
+    Shared,
+}
+
 /// Keeps a folder to this process, of those that lock it, until the file is dropped; `None` where folders cannot be
 /// locked.
 ///
 /// # Errors
 /// Another process has kept it for all of `patience`.
-pub(crate) fn lock_folder(folder: &Path, patience: Duration) -> Result<Option<fs::File>, InUse> {
+pub(crate) fn lock_folder(
+    folder: &Path,
+    sharing: Sharing,
+    patience: Duration,
+) -> Result<Option<fs::File>, InUse> {
     let Ok(folder) = fs::File::open(folder) else { return Ok(None) };
     let began = Instant::now();
     loop {
-        match folder.try_lock() {
+        let locked = match sharing {
+            Sharing::Alone => folder.try_lock(),
+            Sharing::Shared => folder.try_lock_shared(),
+        };
+        match locked {
             Ok(()) => return Ok(Some(folder)),
             Err(TryLockError::Error(_)) => return Ok(None),
             Err(TryLockError::WouldBlock) if began.elapsed() >= patience => return Err(InUse),

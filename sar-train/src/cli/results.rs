@@ -3,7 +3,10 @@
 use crate::config::{ConfigError, Ramp, SampleConfig};
 use clap::Args;
 use sar_math::ScaleSchedule;
+use std::fmt;
+use std::ops::Range;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// How images are sampled; what is not given is as in the generator's run.
 #[derive(Clone, Debug, Args)]
@@ -64,6 +67,41 @@ pub struct FilterArgs {
     pub top_p: Option<f64>,
 }
 
+/// One of several parts, as equal as may be, that images are made in: `1/8` is the first of eight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Which, counted from 1.
+    index: usize,
+    of: usize,
+}
+
+impl Part {
+    /// Numbers of its images, of `count`.
+    pub(crate) fn of(self, count: usize) -> Range<usize> {
+        let [from, to] = [self.index - 1, self.index].map(|i| count as u128 * i as u128);
+        let at = |of: u128| (of / self.of as u128) as usize;
+        at(from)..at(to)
+    }
+}
+
+impl FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("expected a part and how many there are, 1/8 to 8/8, found {text}");
+        let (index, of) = text.split_once('/').ok_or_else(wrong)?;
+        let [index, of] = [index, of].map(|n| n.parse::<usize>().map_err(|_| wrong()));
+        let part = Self { index: index?, of: of? };
+        if (1..=part.of).contains(&part.index) { Ok(part) } else { Err(wrong()) }
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.index, self.of)
+    }
+}
+
 /// A folder of images.
 #[derive(Clone, Debug, Args)]
 pub struct OutArgs {
@@ -109,6 +147,10 @@ pub struct SampleArgs {
     /// Also write all images as one array, uint8 `[n, h, w, 3]`, which published evaluators read.
     #[arg(long, value_name = "FILE")]
     pub npz: Option<PathBuf>,
+    /// Make part I of N alone, in a folder that all parts share: as many calls at once as there are GPUs, or jobs in an
+    /// array. Each takes up what it left. Then the same with --resume in place of --part makes grid and array.
+    #[arg(long, value_name = "I/N", conflicts_with_all = ["force", "npz"])]
+    pub part: Option<Part>,
     /// Sample from the running average of the weights, where the checkpoint has one.
     #[arg(long)]
     pub ema: bool,

@@ -59,7 +59,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     let mut painting = Painting::new(backend, &generator, &tokenizer, &schedule, &record)?;
     let folder = SampleFolder::open(&args.place, &record)?;
     let per_row = record.labels.len().min(10);
-    let target = Target { folder: &folder, array: None, per_row, quiet: global.quiet };
+    let target = Target { folder: &folder, array: None, part: None, per_row, quiet: global.quiet };
     let settings = record.settings.settings(record.settings.seed);
     // What the folder is for, before the first file is in it.
     folder.keep(&record)?;

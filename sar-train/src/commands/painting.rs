@@ -2,6 +2,7 @@
 
 use super::samples::{GRID, SCALES, SampleFolder, SampleRecord, as_text};
 use crate::backend::Compute;
+use crate::cli::Part;
 use crate::config::Positions;
 use crate::data::grid::{self, Images};
 use crate::data::npz::NpzWriter;
@@ -45,6 +46,8 @@ pub(super) struct Target<'a> {
     pub folder: &'a SampleFolder,
     /// Also all of them as one array, and where.
     pub array: Option<(NpzWriter, PathBuf)>,
+    /// Which of the images are made, if not all.
+    pub part: Option<Part>,
     /// Images in a row of the grid.
     pub per_row: usize,
     pub quiet: bool,
@@ -87,7 +90,7 @@ impl<'a, B: Compute> Painting<'a, B> {
         (STRIP_PIXELS / pixels).clamp(1, STRIPS).min(images)
     }
 
-    /// Writes the images of a record as `draw` makes them, batch by batch, and says where they are.
+    /// Writes the images of a record, or a part of them, as `draw` makes them, batch by batch, and says where they are.
     pub(super) fn paint(
         &mut self,
         mut record: SampleRecord,
@@ -95,30 +98,24 @@ impl<'a, B: Compute> Painting<'a, B> {
         draw: impl FnMut(&mut Painter<'a, B>, &Batch<'_>) -> Result<Painted, B::Error>,
     ) -> anyhow::Result<()> {
         let interrupt = Interrupt::listen()?;
+        if let Some(part) = target.part {
+            return self.paint_part(&record, part, &target, &interrupt, draw);
+        }
         let (folder, count) = (target.folder, record.labels.len());
         folder.keep(&record)?;
         let in_grid = count.min(target.per_row * GRID_ROWS);
         let (npz, array) = target.array.unzip();
         let mut sheets = Sheets::new(folder.path(), self.size, in_grid, npz);
-        // The strip is of the first images, which are drawn again where it may have fewer.
-        let strips = self.strips(count);
-        if (0..strips).all(|k| grid::load(folder.path(), k as u64, self.size).is_some()) {
-            sheets.take_up(count, &interrupt)?;
-        }
-        let resumed = sheets.done;
-        let mut progress = Progress::new("sampling", count as u64, resumed as u64, target.quiet);
-        let start = Instant::now();
-        let drawn =
-            self.batches(&record.labels, strips, &mut sheets, &interrupt, &mut progress, draw);
+        let (strips, quiet) = (self.strips(count), target.quiet);
+        let drawn = self.draw_missing(&record.labels, &mut sheets, strips, &interrupt, quiet, draw);
         let done = sheets.done;
-        let speed = (done - resumed) as f64 / start.elapsed().as_secs_f64();
         let earlier = record.npz.clone();
         if drawn.is_ok() && done == count && array.is_some() {
             // Before it is there: what is told of an array that is not yet made stops no later call.
             record.npz = array.as_deref().map(as_text);
             folder.keep(&record)?;
         }
-        let finished = drawn.and_then(|()| sheets.finish(target.per_row, count));
+        let finished = drawn.and_then(|drawn| sheets.finish(target.per_row, count).map(|()| drawn));
         if finished.is_err() || done < count {
             // A batch may have been written in part, and what an earlier call left may go on behind a gap.
             record.labels.truncate(done.max(folder.present(count)));
@@ -131,46 +128,120 @@ impl<'a, B: Compute> Painting<'a, B> {
             // If this write fails too, the error says enough.
             finished?;
             kept?;
-            return Err(SamplingInterrupted { done, path: folder.path().to_owned() }.into());
+            let path = folder.path().to_owned();
+            return Err(SamplingInterrupted::First { done, path }.into());
         }
-        progress.finish(&match count - resumed {
-            0 => format!("all {count} images were there"),
-            new if resumed > 0 => format!("{new} more images, {count} in all, {}", rate(speed)),
-            _ => format!("{count} images, {}", rate(speed)),
-        });
+        finished?.say(count);
         println!("{}", folder.path().join(GRID).display());
         Ok(())
     }
 
-    /// Draws and writes the images that are not there yet, until the user stops it; the first `strips` at every scale.
-    fn batches(
+    /// Writes a part of a record's images, and nothing that is of all of them.
+    fn paint_part(
+        &mut self,
+        record: &SampleRecord,
+        part: Part,
+        target: &Target<'_>,
+        interrupt: &Interrupt,
+        draw: impl FnMut(&mut Painter<'a, B>, &Batch<'_>) -> Result<Painted, B::Error>,
+    ) -> anyhow::Result<()> {
+        let (path, numbers) = (target.folder.path(), part.of(record.labels.len()));
+        let mut sheets = Sheets::new(path, self.size, 0, None);
+        sheets.done = numbers.start;
+        let drawn = self.draw_missing(
+            &record.labels[..numbers.end],
+            &mut sheets,
+            0,
+            interrupt,
+            target.quiet,
+            draw,
+        )?;
+        if sheets.done < numbers.end {
+            let done = sheets.done - numbers.start;
+            let path = path.to_owned();
+            return Err(SamplingInterrupted::Part { done, of: numbers.len(), part, path }.into());
+        }
+        drawn.say(numbers.len());
+        println!("{}", path.display());
+        Ok(())
+    }
+
+    /// Draws and writes the images that are not there yet, of those from where the sheets are to the last of `labels`,
+    /// until the user stops it; the first `strips` at every scale, too.
+    fn draw_missing(
         &mut self,
         labels: &[u32],
-        strips: usize,
         sheets: &mut Sheets<'_>,
+        strips: usize,
         interrupt: &Interrupt,
-        progress: &mut Progress,
+        quiet: bool,
         mut draw: impl FnMut(&mut Painter<'a, B>, &Batch<'_>) -> Result<Painted, B::Error>,
-    ) -> anyhow::Result<()> {
-        let mut shown = Painted::default();
-        while sheets.done < labels.len() && !interrupt.is_asked() {
+    ) -> anyhow::Result<Drawn> {
+        let (first, count) = (sheets.done, labels.len());
+        // The strip is of the first images, which are drawn again where it may have fewer, or is not there.
+        let has_strip = strips == 0 || sheets.folder.join(SCALES).exists();
+        if has_strip && (0..strips).all(|k| sheets.load(k).is_some()) {
+            sheets.take_up(count, interrupt)?;
+        }
+        let there = (sheets.done - first) as u64;
+        let mut drawn = Drawn {
+            progress: Progress::new("sampling", (count - first) as u64, there, quiet),
+            images: 0,
+            start: Instant::now(),
+        };
+        let mut pictures = Painted::default();
+        while sheets.done < count && !interrupt.is_asked() {
             let done = sheets.done;
-            let labels = &labels[done..labels.len().min(done + self.batch)];
-            let strips = strips.saturating_sub(done).min(labels.len());
-            let batch = Batch { labels, first_image: done as u64, strips };
+            let labels = &labels[done..count.min(done + self.batch)];
+            let shown = strips.saturating_sub(done).min(labels.len());
+            let batch = Batch { labels, first_image: done as u64, strips: shown };
             let painted = draw(&mut self.painter, &batch)?;
-            if strips > 0 {
-                shown.scales.resize(painted.scales.len(), Vec::new());
-                for (shown, more) in shown.scales.iter_mut().zip(&painted.scales) {
-                    shown.extend_from_slice(more);
-                }
-                let strips = self.painter.strips(&shown);
-                grid::save_strips(&sheets.folder.join(SCALES), &strips)?;
+            if shown > 0 {
+                self.save_strips(&mut pictures, &painted, sheets.folder)?;
             }
             sheets.add(&painted.images, labels.len())?;
-            progress.update(sheets.done as u64, "");
+            drawn.images += labels.len();
+            if sheets.done >= strips {
+                // What is there behind a gap, as where another part is missing.
+                sheets.take_up(count, interrupt)?;
+            }
+            drawn.progress.update((sheets.done - first) as u64, "");
         }
+        Ok(drawn)
+    }
+
+    /// Adds what a batch shows of every scale to the strip.
+    fn save_strips(
+        &self,
+        pictures: &mut Painted,
+        painted: &Painted,
+        folder: &Path,
+    ) -> anyhow::Result<()> {
+        pictures.scales.resize(painted.scales.len(), Vec::new());
+        for (shown, more) in pictures.scales.iter_mut().zip(&painted.scales) {
+            shown.extend_from_slice(more);
+        }
+        grid::save_strips(&folder.join(SCALES), &self.painter.strips(pictures))?;
         Ok(())
+    }
+}
+
+/// What there is to say of images that were drawn.
+struct Drawn {
+    progress: Progress,
+    /// How many, without those that were there.
+    images: usize,
+    start: Instant,
+}
+
+impl Drawn {
+    fn say(self, count: usize) {
+        let speed = rate(self.images as f64 / self.start.elapsed().as_secs_f64());
+        self.progress.finish(&match self.images {
+            0 => format!("all {count} images were there"),
+            new if new < count => format!("{new} more images, {count} in all, {speed}"),
+            _ => format!("{count} images, {speed}"),
+        });
     }
 }
 
@@ -196,11 +267,16 @@ impl<'a> Sheets<'a> {
         Images { images_b3hw, height: self.size.0, width: self.size.1 }
     }
 
-    /// Takes the images that are in the folder already, from the first to one that is not there or not whole.
+    /// An image of the folder, if it is there and whole.
+    fn load(&self, number: usize) -> Option<Vec<f32>> {
+        grid::load(self.folder, number as u64, self.size)
+    }
+
+    /// Takes the images that are in the folder already, from the next to one that is not there or not whole.
     fn take_up(&mut self, most: usize, interrupt: &Interrupt) -> anyhow::Result<()> {
         while self.done < most
             && !interrupt.is_asked()
-            && let Some(image) = grid::load(self.folder, self.done as u64, self.size)
+            && let Some(image) = self.load(self.done)
         {
             self.show(&image, 1)?;
         }
@@ -240,11 +316,15 @@ impl<'a> Sheets<'a> {
 
 /// Sampling that the user stopped; the exit code is 130.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "interrupted; the first {done} images are in {}; go on with --resume, the other flags as they were",
-    path.display()
-)]
-pub(super) struct SamplingInterrupted {
-    done: usize,
-    path: PathBuf,
+pub(super) enum SamplingInterrupted {
+    #[error(
+        "interrupted; the first {done} images are in {}; go on with --resume, the other flags as they were",
+        path.display()
+    )]
+    First { done: usize, path: PathBuf },
+    #[error(
+        "interrupted; {done} of the {of} images of part {part} are in {}; the same call goes on",
+        path.display()
+    )]
+    Part { done: usize, of: usize, part: Part, path: PathBuf },
 }

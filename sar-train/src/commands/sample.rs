@@ -50,10 +50,13 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let array =
         npz.map(|path| NpzWriter::create(&path, count, painting.size).map(|npz| (npz, path)));
     let array = array.transpose()?;
-    let folder = SampleFolder::open(&args.place, &record)?;
+    let folder = match args.part {
+        Some(_) => SampleFolder::join(&args.place, &record)?,
+        None => SampleFolder::open(&args.place, &record)?,
+    };
     let per_row =
         if args.classes.is_empty() { columns(generator.section.classes) } else { count.min(10) };
-    let target = Target { folder: &folder, array, per_row, quiet: global.quiet };
+    let target = Target { folder: &folder, array, part: args.part, per_row, quiet: global.quiet };
     let settings = record.settings.settings(record.settings.seed);
     painting.paint(record, target, |painter, batch| {
         painter.paint(&params, batch.labels, batch.first_image, &settings, batch.strips)

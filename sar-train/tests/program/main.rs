@@ -9,6 +9,7 @@ mod kept;
 mod latents;
 mod results;
 mod runs;
+mod samples;
 mod score;
 mod var;
 

@@ -2,7 +2,7 @@
 
 use crate::commands::output;
 use crate::eval::EvalReport;
-use crate::files::{folder_of, lock_folder, write_whole};
+use crate::files::{Sharing, folder_of, lock_folder, write_whole};
 use crate::report::text;
 use anyhow::Context as _;
 use std::ffi::OsStr;
@@ -106,7 +106,7 @@ fn numbered(json: &Path, what: impl Display) -> PathBuf {
 /// Waits for other processes that write numbers in a folder, and keeps them waiting until it is dropped. Where folders
 /// cannot be locked nobody waits, and who locks one for long, as `sar sample` does, is not waited for.
 fn turn_in(folder: &Path) -> Option<File> {
-    lock_folder(folder, LONGEST_TURN).ok().flatten()
+    lock_folder(folder, Sharing::Alone, LONGEST_TURN).ok().flatten()
 }
 
 /// An evaluation that a file has.
