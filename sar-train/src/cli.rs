@@ -186,6 +186,12 @@ pub enum Command {
                             sar plan --depth 16 --vocab 8912 --channels 32 --classes 1000 --schedule 256 --batch 32"
     )]
     Plan(PlanArgs),
+    /// Print the configuration with what each key is, as a file that --config takes.
+    #[command(
+        after_help = "Examples:\n  sar config > my.toml\n  sar config sar train.lr train.base_lr\n  \
+        sar config --config recipes/imagenet256-d16.toml --set train.batch=32"
+    )]
+    Config(ConfigArgs),
     /// Say what this machine offers: cores, CPU features, memory, disk, backends.
     #[command(after_help = "Example: sar doctor")]
     Doctor(DoctorArgs),
@@ -194,6 +200,20 @@ pub enum Command {
     /// Write one self-contained HTML page about one or more runs.
     #[command(after_help = "Example: sar report runs/base runs/refined --out report.html")]
     Report(ReportArgs),
+}
+
+/// `sar config`.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigArgs {
+    /// Sections and keys to show alone: `train`, `train.lr`. Default: all.
+    #[arg(value_name = "SECTION[.KEY]")]
+    pub keys: Vec<String>,
+    /// Configuration in TOML to show; absent keys have their defaults. That of a run is `config.toml` in its folder.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Override one key of the configuration; may be repeated.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
 }
 
 /// `sar demo`.

@@ -17,6 +17,7 @@ macro_rules! eprintln {
 pub mod bench;
 pub mod check;
 mod classes;
+pub mod config;
 pub mod convert;
 pub mod data;
 pub mod demo;
@@ -66,6 +67,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Data(args) => data::run(args, global),
         Command::Convert(args) => convert::run(args, global),
         Command::Plan(args) => plan::run(args, global),
+        Command::Config(args) => config::run(args),
         Command::Doctor(args) => doctor::run(args, global),
         Command::Kernels(args) => match &args.command {
             KernelsCommand::Build(args) => kernels::run(args, global),

@@ -118,9 +118,7 @@ impl ConfigError {
         };
         let known: Vec<&str> = message.split('`').skip(3).step_by(2).collect();
         let path: Vec<&str> = key.split('.').filter(|part| !part.is_empty()).collect();
-        let hint = near(unknown, &known)
-            .or_else(|| elsewhere(path.last().copied().unwrap_or(unknown)))
-            .unwrap_or_else(|| format!("known here: {}", quoted(known.iter().copied())));
+        let hint = hint(unknown, path.last().copied().unwrap_or(unknown), &known);
         let (section, hint) = match path.iter().position(|&part| part == unknown) {
             // A section of two words with a dot between them.
             Some(1) if path.len() == 3 && path[..2] == ["tokenizer", "train"] => {
@@ -131,6 +129,16 @@ impl ConfigError {
         };
         let key: Vec<&str> = section.iter().copied().chain([unknown]).collect();
         Self::UnknownKey { place, key: key.join("."), hint }
+    }
+
+    /// Of a section or a key that there is not, where there are those that are `known`.
+    pub(super) fn unknown(place: &str, key: &str, known: &[&str]) -> Self {
+        let last = key.rsplit('.').next().unwrap_or(key);
+        Self::UnknownKey {
+            place: place.to_owned(),
+            key: key.to_owned(),
+            hint: hint(last, last, known),
+        }
     }
 
     /// The same error with the line of `text` that sets its key, where one does.
@@ -146,6 +154,13 @@ impl ConfigError {
             other => other,
         }
     }
+}
+
+/// What may have been meant by what is unknown, or all that is known; `key` may be one of another section.
+fn hint(unknown: &str, key: &str, known: &[&str]) -> String {
+    near(unknown, known)
+        .or_else(|| elsewhere(key))
+        .unwrap_or_else(|| format!("known here: {}", quoted(known.iter().copied())))
 }
 
 /// "did you mean" the keys close to `unknown`, where there are any.

@@ -1,13 +1,14 @@
 //! How a generator is measured.
 
 use super::{ConfigError, MOST_GUIDANCE, MOST_IMAGES, require};
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
 /// Sampling seeds, at most: a spread of more is a mistyped number.
 const MOST_SEEDS: u64 = 1000;
 
 /// Section `[eval]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct EvalConfig {
     /// Guidance values to compare. Default 0, 0.25, 0.5, 0.75, 1, 1.5.

@@ -1,6 +1,7 @@
 //! The generator's shape.
 
 use super::{ConfigError, require, text};
+use documented::DocumentedFields;
 use sar_math::ScaleSchedule;
 use sar_math::sampling::MAX_VOCAB;
 use serde::{Deserialize, Serialize};
@@ -34,7 +35,7 @@ impl fmt::Display for Positions {
 }
 
 /// Section `[generator]`. Everything a checkpoint must agree with.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct GeneratorSection {
     /// Transformer blocks. Default 4.

@@ -5,6 +5,7 @@
 
 mod error;
 mod eval;
+mod explain;
 mod generator;
 mod overrides;
 mod sample;
@@ -23,6 +24,7 @@ pub use train::{Mode, TrainConfig};
 
 use crate::data::DataConfig;
 use crate::model::tokenizer::TokenizerConfig;
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -34,7 +36,7 @@ const MOST_TOP_K: usize = 1 << 24;
 const MOST_GUIDANCE: f64 = 1e6;
 
 /// Everything that decides what a run does.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where the images are and how they are cut. Checked when they are opened.

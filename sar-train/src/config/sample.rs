@@ -2,6 +2,7 @@
 
 use super::{ConfigError, MOST_GUIDANCE, MOST_IMAGES, check_top_k, require, text};
 use crate::sample::SampleSettings;
+use documented::DocumentedFields;
 use sar_math::ScaleSchedule;
 use sar_math::backend::Filter;
 use sar_math::guidance::Guidance;
@@ -23,7 +24,7 @@ pub enum Ramp {
 }
 
 /// Section `[sample]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct SampleConfig {
     /// Guidance g; 0 samples without. Default 1 (published for SAR d16/d20/d24: 2.2/2.6/3.3).

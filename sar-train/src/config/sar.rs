@@ -1,6 +1,7 @@
 //! Self-autoregressive refinement: four independent switches and two presets.
 
 use super::{ConfigError, MOST_GUIDANCE, check_top_k, require, text};
+use documented::DocumentedFields;
 use sar_math::backend::Filter;
 use sar_math::guidance::Guidance;
 use sar_math::rollout::{self, Extent, SarSettings, StudentTarget};
@@ -28,18 +29,20 @@ pub enum Preset {
 }
 
 /// Section `[sar]`. Each key overrides the preset's value.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(from = "Keys")]
 pub struct SarConfig {
     /// `release` (default) or `paper`.
     pub preset: Preset,
-    /// Which transitions: `all`, `last`, `random`.
+    /// Scales of the second pass, each fed by what the first predicted: `all` but the first, the `last` alone, or one at
+    /// `random`.
     #[serde(with = "text")]
     pub extent: Extent,
-    /// `teacher-hard`, `teacher-soft` or `ground-truth`.
+    /// What the second pass is taught: `teacher-hard` (the tokens that the first chose), `teacher-soft` (its
+    /// distribution) or `ground-truth` (the image's tokens).
     #[serde(with = "text")]
     pub target: StudentTarget,
-    /// `argmax` or `sample`.
+    /// How the tokens of the first pass are chosen: `argmax` or `sample`.
     pub decode: Decode,
     /// Filter of `sample`: keep the k most likely; 0 is off. Presets: 900.
     pub top_k: usize,

@@ -1,11 +1,12 @@
 //! How a tokenizer is trained.
 
 use super::{ConfigError, MOST_IMAGES, require};
+use documented::DocumentedFields;
 use sar_math::anneal::{Anneal, Shape};
 use serde::{Deserialize, Serialize};
 
 /// Section `[tokenizer_train]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct TokenizerTrainConfig {
     /// Optimiser steps. Default 1500.
@@ -18,11 +19,11 @@ pub struct TokenizerTrainConfig {
     pub warmup: u64,
     /// Last learning rate, as a factor of the peak; half a cosine leads there. Default 0.02.
     pub lr_end: f64,
-    /// Decay of the first moment. Default 0.9.
+    /// AdamW's decay of the first moment. Default 0.9.
     pub beta1: f64,
-    /// Decay of the second moment. Default 0.95.
+    /// AdamW's decay of the second moment. Default 0.95.
     pub beta2: f64,
-    /// Beside the root. Default 1e-8.
+    /// AdamW's ε. Default 1e-8.
     pub eps: f64,
     /// Decoupled weight decay. Default 1e-4.
     pub weight_decay: f64,
@@ -37,7 +38,7 @@ pub struct TokenizerTrainConfig {
     /// Steps after which a code that nothing used is put on a current latent; 0 is never. Default
     /// 40.
     pub revive_after: u32,
-    /// Of initial values, scales and revived codes. Default 0.
+    /// Seed of initial values, scales and revived codes. Default 0.
     pub seed: u64,
 }
 

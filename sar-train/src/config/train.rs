@@ -2,6 +2,7 @@
 
 use super::{ConfigError, MOST_IMAGES, SarConfig, require, text};
 use crate::model::generator::Recompute;
+use documented::DocumentedFields;
 use sar_math::anneal::{Anneal, Shape};
 use sar_math::rollout::Method;
 use serde::{Deserialize, Serialize};
@@ -68,7 +69,7 @@ impl FromStr for Mode {
 }
 
 /// Section `[train]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
     /// `teacher` (default), `ssr`, `student`, `hybrid:N` or `interleaved`.

@@ -1,11 +1,12 @@
 //! What a configuration file says about data.
 
 use super::{Augment, Crop, DataError, glyphs};
+use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
 /// Where the images are and how they are used; the `[data]` table of a configuration file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
     /// A folder, a list file, a tar archive or a glyph sheet. Exactly one of `path` and `builtin` is given.

@@ -70,6 +70,34 @@ fn wrong_usage_is_exit_code_2() {
 }
 
 #[test]
+fn configurations_are_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let all = prints(&["config"], folder);
+    says(
+        &all,
+        &["[train]\n", "# Largest global gradient norm; 0 is off. Default 2.\n#clip = 2.0\n"],
+    );
+    // What was changed is read as it is printed.
+    let changed =
+        prints(&["config", "--set", "train.clip=3", "--set", "generator.depth=5"], folder);
+    says(&changed, &["\nclip = 3.0\n", "\ndepth = 5\n"]);
+    fs::write(folder.join("my.toml"), &changed).unwrap();
+    assert_eq!(prints(&["config", "--config", "my.toml"], folder), changed);
+    let one = prints(&["config", "train.clip", "--config", "my.toml"], folder);
+    assert!(one.ends_with("Default 2.\nclip = 3.0\n") && one.lines().count() == 4, "{one}");
+    for (key, expected) in [
+        ("lr", "`tokenizer_train.lr`, `train.lr`"),
+        ("train.clipp", "`train.clipp`; did you mean `clip`"),
+        ("trian", "`trian`; did you mean `train`"),
+        ("train.", "unknown key `train.`"),
+    ] {
+        says(&fails(1, &["config", key], folder), &[expected]);
+    }
+    says(&fails(1, &["config", "--set", "train.clip=-1"], folder), &["train.clip is -1"]);
+}
+
+#[test]
 fn configurations_name_key_and_line() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("run.toml");

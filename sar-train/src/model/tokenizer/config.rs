@@ -1,10 +1,11 @@
 //! The shape of a tokenizer.
 
+use documented::DocumentedFields;
 use sar_math::sampling::MAX_VOCAB;
 use serde::{Deserialize, Serialize};
 
 /// Widths and depths of encoder and decoder, and the size of the codebook.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]
 pub struct TokenizerConfig {
     /// Channels at full resolution. Default 16 (published: 128).

@@ -1,0 +1,190 @@
+//! A configuration as TOML in which each key is explained, by the documentation of its field.
+
+use super::{
+    Config, ConfigError, EvalConfig, GeneratorSection, SampleConfig, SarConfig,
+    TokenizerTrainConfig, TrainConfig,
+};
+use crate::data::DataConfig;
+use crate::model::tokenizer::TokenizerConfig;
+use documented::DocumentedFields;
+use toml::{Table, Value};
+
+/// Characters of a line, with what marks it as a comment.
+const LINE: usize = 100;
+
+/// A section: what it is about, and its keys with what each is, in the order of the fields.
+struct Section {
+    name: &'static str,
+    docs: &'static str,
+    keys: Vec<(&'static str, &'static str)>,
+}
+
+impl Section {
+    fn of<T: DocumentedFields>(name: &'static str) -> Self {
+        let docs = Config::get_field_docs(name).unwrap_or_default();
+        let keys = T::FIELD_NAMES.iter().copied().zip(T::FIELD_DOCS.iter().copied()).collect();
+        Self { name, docs, keys }
+    }
+
+    /// Whether any of `wanted` names the section, or this key of it.
+    fn is_wanted(&self, key: &str, wanted: &[String]) -> bool {
+        let named = |wanted: &String| match wanted.split_once('.') {
+            Some((section, of)) => section == self.name && of == key,
+            None => wanted == self.name,
+        };
+        wanted.is_empty() || wanted.iter().any(named)
+    }
+
+    fn key_names(&self) -> Vec<&'static str> {
+        self.keys.iter().map(|(key, _)| *key).collect()
+    }
+}
+
+fn sections() -> [Section; 8] {
+    [
+        Section::of::<DataConfig>("data"),
+        Section::of::<TokenizerConfig>("tokenizer"),
+        Section::of::<TokenizerTrainConfig>("tokenizer_train"),
+        Section::of::<GeneratorSection>("generator"),
+        Section::of::<TrainConfig>("train"),
+        Section::of::<SarConfig>("sar"),
+        Section::of::<SampleConfig>("sample"),
+        Section::of::<EvalConfig>("eval"),
+    ]
+}
+
+impl Config {
+    /// The configuration as TOML with what each key is, of the sections and keys that `wanted` names (`train`,
+    /// `train.lr`) or, where it names none, of all; [`Config::parse`] reads all of it back equal. What is as it is by
+    /// default stands in a comment: a file that names no more than it means leaves the rest to the images, the tokenizer
+    /// or the run that is refined.
+    ///
+    /// # Errors
+    /// A section or key that does not exist; a value that TOML cannot hold.
+    pub fn explained(&self, wanted: &[String]) -> Result<String, ConfigError> {
+        let table = |config: &Self| {
+            Table::try_from(config).map_err(|e| ConfigError::Write { reason: e.to_string() })
+        };
+        let (values, defaults) = (table(self)?, table(&Self::default())?);
+        let sections = sections();
+        for wanted in wanted {
+            check(&sections, wanted)?;
+        }
+        let parts: Vec<String> = sections
+            .iter()
+            .filter_map(|section| section.text(&values, &defaults, wanted))
+            .collect();
+        Ok(parts.join("\n"))
+    }
+}
+
+impl Section {
+    /// The section with those of its keys that are wanted, if there are any.
+    fn text(&self, values: &Table, defaults: &Table, wanted: &[String]) -> Option<String> {
+        let keys = self.keys.iter().filter(|(key, _)| self.is_wanted(key, wanted));
+        let keys: Vec<String> = keys
+            .map(|(key, docs)| {
+                let [value, default] =
+                    [values, defaults].map(|all| all.get(self.name).and_then(|s| s.get(key)));
+                format!("{}{}", comment(docs), line(key, value, default))
+            })
+            .collect();
+        let head = format!("{}[{}]\n", comment(self.docs), self.name);
+        (!keys.is_empty()).then(|| format!("{head}{}", keys.concat()))
+    }
+}
+
+/// Whether there is what is wanted, a section or a key of one.
+fn check(sections: &[Section], wanted: &str) -> Result<(), ConfigError> {
+    const PLACE: &str = "sar config";
+    let (name, key) = wanted.split_once('.').map_or((wanted, None), |(s, key)| (s, Some(key)));
+    let names: Vec<&str> = sections.iter().map(|section| section.name).collect();
+    let section = sections.iter().find(|section| section.name == name);
+    let known = section.ok_or_else(|| ConfigError::unknown(PLACE, name, &names))?.key_names();
+    match key {
+        Some(key) if !known.contains(&key) => Err(ConfigError::unknown(PLACE, wanted, &known)),
+        _ => Ok(()),
+    }
+}
+
+fn line(key: &str, value: Option<&Value>, default: Option<&Value>) -> String {
+    match value {
+        Some(value) if Some(value) == default => format!("#{key} = {value}\n"),
+        Some(value) => format!("{key} = {value}\n"),
+        None => format!("#{key} =\n"),
+    }
+}
+
+/// Documentation as lines of a comment.
+fn comment(docs: &str) -> String {
+    let mut lines = vec!["#".to_owned()];
+    for word in docs.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= LINE => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(format!("# {word}")),
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn every_key_is_explained_and_no_other() {
+        let named: Vec<&str> = sections().iter().map(|section| section.name).collect();
+        assert_eq!(named, Config::FIELD_NAMES);
+        for section in sections() {
+            assert!(!section.docs.is_empty(), "{}", section.name);
+            for (key, docs) in &section.keys {
+                assert!(docs.ends_with('.'), "{}.{key}: {docs}", section.name);
+                // A key that there is not would be an unknown one; of this value the type is wrong, or nothing.
+                let text = format!("[{}]\n{key} = [[]]\n", section.name);
+                let error = Config::parse(&text, "").unwrap_err().to_string();
+                assert!(!error.contains("unknown key"), "{error}");
+            }
+        }
+        // And the other way round: all that a configuration holds.
+        for (name, keys) in Table::try_from(Config::default()).unwrap() {
+            let section = sections().into_iter().find(|section| section.name == name).unwrap();
+            for key in keys.as_table().unwrap().keys() {
+                assert!(section.key_names().contains(&key.as_str()), "{name}.{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_explained_reads_back_equal() {
+        let plain = Config::default().explained(&[]).unwrap();
+        let sets = |line: &&str| !(line.is_empty() || line.starts_with(['#', '[']));
+        assert_eq!(plain.lines().find(sets), None);
+        assert_eq!(Config::parse(&plain, "").unwrap(), Config::default());
+        // The defaults that stand in comments are what they say they are.
+        let is_value = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
+        let values: Vec<&str> = plain.lines().filter(is_value).collect();
+        assert!(values.len() > 80, "{}", values.len());
+        let uncommented: Vec<&str> = plain
+            .lines()
+            .map(|line| match is_value(&line) && !line.ends_with('=') {
+                true => &line[1..],
+                false => line,
+            })
+            .collect();
+        assert_eq!(Config::parse(&uncommented.join("\n"), "").unwrap(), Config::default());
+        let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
+        let mut read = 0;
+        for recipe in std::fs::read_dir(recipes).unwrap() {
+            let config = Config::load(&recipe.unwrap().path()).unwrap();
+            let text = config.explained(&[]).unwrap();
+            assert_eq!(Config::parse(&text, "").unwrap(), config, "{text}");
+            read += 1;
+        }
+        assert!(read > 0);
+    }
+}
