@@ -38,6 +38,9 @@ pub struct TokenizerTrainConfig {
     /// Steps after which a code that nothing used is put on a current latent; 0 is never. Default
     /// 40.
     pub revive_after: u32,
+    /// Steps between measurements on held-out images, 512 of them at most, each with a picture of what comes back; 0 is
+    /// only at the end. Default 500.
+    pub eval_every: u64,
     /// Seed of initial values, scales and revived codes. Default 0.
     pub seed: u64,
 }
@@ -59,6 +62,7 @@ impl Default for TokenizerTrainConfig {
             commitment: 0.25,
             coarse_probability: 0.5,
             revive_after: 40,
+            eval_every: 500,
             seed: 0,
         }
     }

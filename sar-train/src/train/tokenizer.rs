@@ -5,10 +5,14 @@
 //! area-resized to it. The gradient passes the quantiser straight through.
 
 mod evaluate;
+mod held_out;
+mod record;
 mod session;
 mod state;
 
 pub use evaluate::{Reconstructor, ScaleQuality, TokenizerQuality};
+pub use held_out::{TokenizerHeldOut, grids_within};
+pub(crate) use record::keep_quality;
 pub use session::TokenizerSession;
 pub use state::TokenizerProgress;
 

@@ -108,6 +108,43 @@ fn the_run_of_a_generator_stands_for_its_tokenizer() {
     succeeds(&["tokenizer", "eval", "other"], folder);
 }
 
+/// A tokenizer is measured while it trains, and one that goes on has the same curve.
+#[test]
+fn a_tokenizer_is_measured_while_it_trains() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    fs::write(folder.join("small.toml"), SMALL).unwrap();
+    let train = ["tokenizer", "train", "--config", "small.toml", "--set"];
+    let train = [&train[..], &["tokenizer_train.eval_every=2", "--set"]].concat();
+    succeeds(&[&train[..], &["tokenizer_train.steps=5", "--out", "one"]].concat(), folder);
+    succeeds(&[&train[..], &["tokenizer_train.steps=2", "--out", "two"]].concat(), folder);
+    let measured = |run: &str| {
+        let log = fs::read_to_string(folder.join(run).join("log.jsonl")).unwrap();
+        let records = log.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        let kept = records.filter(|record| record["kind"] == "eval");
+        kept.map(|record| (record["step"].as_u64().unwrap(), record["psnr"].clone()))
+            .collect::<Vec<_>>()
+    };
+    let pictures = |run: &str| {
+        let files = fs::read_dir(folder.join(run).join("samples")).unwrap();
+        let mut names: Vec<_> =
+            files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let steps = |run| measured(run).iter().map(|(step, _)| *step).collect::<Vec<_>>();
+    assert_eq!((steps("one"), steps("two")), (vec![0, 2, 4, 5], vec![0, 2]));
+    assert_eq!(pictures("two"), ["reconstructions.png", "step-000000.png"]);
+    let on = ["tokenizer", "train", "--resume", "--out", "two", "--set", "tokenizer_train.steps=5"];
+    succeeds(&on, folder);
+    assert_eq!(measured("two"), measured("one"));
+    let last = ["reconstructions.png", "step-000000.png", "step-000004.png"];
+    assert_eq!(pictures("two"), last);
+    assert_eq!(pictures("one").len(), 4);
+    let psnr = |(_, psnr): &(u64, serde_json::Value)| psnr.as_array().unwrap().len();
+    assert!(measured("one").iter().all(|record| psnr(record) == 4), "a grid of the schedule each");
+}
+
 #[test]
 fn skipped_steps_do_not_push_out_good_checkpoints() {
     let folder = trained();

@@ -68,7 +68,7 @@ fn steps(run: &Path) -> Vec<String> {
 const SMALL: &str = "[data]\nbuiltin = \"glyphs10\"\nimage_side = 32\nflip = false\n\
     crop = \"center\"\n\
     [tokenizer]\nch = 8\nch_mult = [1, 1, 2]\nz_channels = 8\nlatent_channels = 4\nvocab = 16\n\
-    groups = 4\n[tokenizer_train]\nsteps = 1\nbatch = 2\n\
+    groups = 4\n[tokenizer_train]\nsteps = 1\nbatch = 2\neval_every = 0\n\
     [generator]\ndepth = 1\nwidth = 16\nheads = 1\n\
     [eval]\nclassifier_steps = 2\n\
     [train]\nsteps = 2\nbatch = 2\nsample_every = 0\n";

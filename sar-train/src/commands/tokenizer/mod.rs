@@ -14,7 +14,7 @@ use crate::cli::{GlobalArgs, ImagesArgs, TokenizerArgs, TokenizerCommand};
 use crate::config::Config;
 use crate::data::{self, Data, DataConfig, DataError, Dataset, grid, spread};
 use crate::model::tokenizer::Tokenizer;
-use crate::train::tokenizer::{Reconstructor, TokenizerQuality};
+use crate::train::tokenizer::{Reconstructor, TokenizerQuality, grids_within};
 use crate::trained::{TrainedTokenizer, config_of};
 use sar_math::ScaleSchedule;
 use std::path::Path;
@@ -75,14 +75,7 @@ fn measure<B: Compute>(
     schedule: &ScaleSchedule,
 ) -> anyhow::Result<TokenizerQuality> {
     let side = images.side();
-    let full = side / of.tokenizer.downsample_factor();
-    let mut grids: Vec<(usize, usize)> = schedule
-        .scales()
-        .iter()
-        .map(|s| (s.height, s.width))
-        .filter(|&(h, w)| h.max(w) < full)
-        .collect();
-    grids.push((full, full));
+    let grids = grids_within(schedule, side / of.tokenizer.downsample_factor());
     let pixels = pixels(images, EVALUATED)?;
     let through = Reconstructor::new(backend, &of.tokenizer, BATCH, (side, side))?;
     Ok(through.adding(&of.quantizer, schedule)?.evaluate(&of.params, &pixels, &grids)?)

@@ -1,6 +1,6 @@
 //! `sar tokenizer train`, and the tokenizer of `sar demo`.
 
-use super::{check_side, compared, measure};
+use super::{BATCH, EVALUATED, SHOWN, check_side, compared, measure, pixels};
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
 use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs};
@@ -12,12 +12,12 @@ use crate::commands::resuming::{
 use crate::config::Config;
 use crate::data::{self, Data};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
-use crate::run::{Interrupt, RUN_TOKENIZER, RunError, RunFolder, TensorBoard};
+use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
 use crate::train::tokenizer::{
-    TokenizerProgress, TokenizerQuality, TokenizerSession, TokenizerTrainer,
+    Reconstructor, TokenizerHeldOut, TokenizerProgress, TokenizerQuality, TokenizerSession,
+    TokenizerTrainer, grids_within, keep_quality,
 };
 use crate::trained::TrainedTokenizer;
-use serde::Serialize;
 
 /// Sections and keys that training a tokenizer uses.
 const USED: [&str; 8] = [
@@ -31,8 +31,9 @@ const USED: [&str; 8] = [
     "train.non_finite_limit",
 ];
 /// Of these, what may change while a run goes on.
-const FREE: [&str; 8] = [
+const FREE: [&str; 9] = [
     "tokenizer_train.steps",
+    "tokenizer_train.eval_every",
     "train.keep",
     "train.log_every",
     "train.save_every",
@@ -192,27 +193,43 @@ pub(crate) fn train_in<B: Compute>(
         trainer.start_from(weights)?;
     }
     let mut loader = data.loader(settings.batch, settings.seed, trainer.steps())?;
+    let (held, none) = match data.validation.is_empty() {
+        true => (&data.train, true),
+        false => (&data.validation, false),
+    };
+    let schedule = &config.generator.schedule;
+    let mut held_out = match settings.eval_every {
+        0 => None,
+        _ => Some(TokenizerHeldOut {
+            through: Reconstructor::new(
+                backend,
+                &tokenizer,
+                BATCH.min(settings.batch),
+                (side, side),
+            )?,
+            images_b3hw: pixels(held, EVALUATED)?,
+            shown_b3hw: pixels(held, SHOWN)?,
+            grids: grids_within(schedule, side / tokenizer.downsample_factor()),
+        }),
+    };
     let session = TokenizerSession { run: folder, config, interrupt, quiet };
-    let trained = session.train(&mut trainer, &mut loader);
+    let trained = session.train(&mut trainer, &mut loader, held_out.as_mut());
+    drop(held_out);
     tell_replaced(data);
     let progress = trained?;
     let (weights, steps) = (trainer.weights()?, trainer.steps());
     // Its memory goes before that of what measures it is had.
     drop(trainer);
     let loaded = TrainedTokenizer::new(backend, tokenizer, weights, steps)?;
-    let mut held = &data.validation;
-    if held.is_empty() {
+    if none {
         progress
             .warn("no image is held out (data.val_fraction); quality is that of training images");
-        held = &data.train;
     }
-    let schedule = &config.generator.schedule;
     let quality = measure(backend, &loaded, held, schedule)?;
     let mut log = folder.log(steps)?;
     // A run that was done already is measured again, and kept once.
     if !log.has(steps, "eval")? {
-        log.record(steps, "eval", &quality_record(&quality))?;
-        show(&mut folder.tensorboard(steps)?, steps, &quality)?;
+        keep_quality(&mut log, &mut folder.tensorboard(steps)?, steps, &quality)?;
     }
     let picture = compared(backend, &loaded, held, schedule)?;
     folder.write_png("samples/reconstructions.png", &picture)?;
@@ -239,41 +256,4 @@ fn resume<B: Compute>(
     let moments = [&saved.first_moment[..], &saved.second_moment[..]];
     trainer.restore(&saved.weights, moments, &saved.state)?;
     Ok(true)
-}
-
-/// The same numbers as the log's.
-fn show(board: &mut TensorBoard, step: u64, quality: &TokenizerQuality) -> Result<(), RunError> {
-    for scale in &quality.scales {
-        let grid = format!("{}x{}", scale.grid.0, scale.grid.1);
-        board.scalar(&format!("tokenizer_psnr/{grid}"), step, scale.psnr)?;
-        if let Some(ssim) = scale.ssim {
-            board.scalar(&format!("tokenizer_ssim/{grid}"), step, ssim)?;
-        }
-        board.scalar(&format!("tokenizer_codes_used/{grid}"), step, scale.codebook_used)?;
-    }
-    board.scalar("tokenizer/codebook_used", step, quality.codebook_used)?;
-    board.scalar("tokenizer/perplexity", step, quality.perplexity)
-}
-
-/// A record of the log.
-#[derive(Serialize)]
-struct QualityRecord {
-    psnr: Vec<f64>,
-    ssim: Vec<Option<f64>>,
-    grids: Vec<String>,
-    scale_codebook_used: Vec<f64>,
-    codebook_used: f64,
-    perplexity: f64,
-}
-
-fn quality_record(quality: &TokenizerQuality) -> QualityRecord {
-    let scales = &quality.scales;
-    QualityRecord {
-        psnr: scales.iter().map(|s| s.psnr).collect(),
-        ssim: scales.iter().map(|s| s.ssim).collect(),
-        grids: scales.iter().map(|s| format!("{}x{}", s.grid.0, s.grid.1)).collect(),
-        scale_codebook_used: scales.iter().map(|s| s.codebook_used).collect(),
-        codebook_used: quality.codebook_used,
-        perplexity: quality.perplexity,
-    }
 }

@@ -3,6 +3,7 @@
 use super::check_size;
 use crate::metrics::ssim;
 use crate::model::tokenizer::{IMAGE_CHANNELS, Quantizer, QuantizerMemory, Tokenizer, Trace};
+use crate::run::Interrupt;
 use num_traits::Zero;
 use sar_math::backend::{Backend, Buffers, LatentDims, MapDims, ShapeError};
 use sar_math::{Real, ScaleSchedule};
@@ -134,56 +135,49 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
         images_b3hw: &[B::Host],
         grids: &[(usize, usize)],
     ) -> Result<TokenizerQuality, B::Error> {
-        let mut counts = vec![0u64; self.tokenizer.config().vocab];
-        let mut scales = Vec::new();
-        for &grid in grids {
-            let (quality, of_scale) = self.evaluate_at(params, images_b3hw, grid)?;
-            scales.push(quality);
-            counts.iter_mut().zip(of_scale).for_each(|(all, n)| *all += n);
-        }
-        let total: u64 = counts.iter().sum();
-        let entropy: f64 = counts
-            .iter()
-            .filter(|&&n| n > 0)
-            .map(|&n| n as f64 / total as f64)
-            .map(|p| -p * p.ln())
-            .sum();
-        let codebook_used = used(&counts);
-        Ok(TokenizerQuality { scales, codebook_used, perplexity: entropy.exp() })
+        let mut tally = self.tally(grids);
+        // Nobody stops this one.
+        self.count(params, images_b3hw, &mut tally, &Interrupt::none())?;
+        Ok(tally.quality())
     }
 
-    /// Quality at one grid, and how often each code was used there.
-    fn evaluate_at(
+    /// As [`Reconstructor::evaluate`]; `None` where the user stops it.
+    ///
+    /// # Errors
+    /// As [`Reconstructor::evaluate`].
+    pub fn evaluate_until(
         &mut self,
         params: &B::Params,
         images_b3hw: &[B::Host],
-        grid: (usize, usize),
-    ) -> Result<(ScaleQuality, Vec<u64>), B::Error> {
+        grids: &[(usize, usize)],
+        interrupt: &Interrupt,
+    ) -> Result<Option<TokenizerQuality>, B::Error> {
+        let mut tally = self.tally(grids);
+        let whole = self.count(params, images_b3hw, &mut tally, interrupt)?;
+        Ok(whole.then(|| tally.quality()))
+    }
+
+    fn tally(&self, grids: &[(usize, usize)]) -> Tally {
         let factor = self.tokenizer.downsample_factor();
-        let (rows, columns) = self.decoded(grid);
-        let (height, width) = (rows * factor, columns * factor);
-        let wide = |plane: &[B::Host]| -> Vec<f64> {
-            plane.iter().map(|v| v.wide().clamp(-1.0, 1.0)).collect()
+        let scale = |&grid: &(usize, usize)| {
+            let (rows, columns) = self.decoded(grid);
+            ScaleTally::new(grid, (rows * factor, columns * factor), self.tokenizer.config().vocab)
         };
-        let mut counts = vec![0u64; self.tokenizer.config().vocab];
-        let (mut error, mut similarity, mut planes) = (0.0, Some(0.0), 0usize);
-        self.reconstruct_each(params, images_b3hw, grid, |images, targets, ids| {
-            for (x, t) in images.chunks(height * width).zip(targets.chunks(height * width)) {
-                let (x, t) = (wide(x), wide(t));
-                error += x.iter().zip(&t).map(|(x, t)| (x - t) * (x - t)).sum::<f64>();
-                let similar = ssim(&x, &t, height, width);
-                similarity = similarity.zip(similar).map(|(sum, one)| sum + one);
-                planes += 1;
-            }
-            for &id in ids {
-                counts[id as usize] += 1;
-            }
-        })?;
-        let mse = error / (planes * height * width).max(1) as f64;
-        let psnr = 10.0 * (PEAK_SQUARED / mse).log10();
-        let ssim = similarity.filter(|_| planes > 0).map(|sum| sum / planes as f64);
-        let codebook_used = used(&counts);
-        Ok((ScaleQuality { grid, psnr, mse, ssim, codebook_used }, counts))
+        Tally { scales: grids.iter().map(scale).collect() }
+    }
+
+    /// Counts images; whether all of them were, which they are not where the user stops it.
+    fn count(
+        &mut self,
+        params: &B::Params,
+        images_b3hw: &[B::Host],
+        tally: &mut Tally,
+        interrupt: &Interrupt,
+    ) -> Result<bool, B::Error> {
+        let grids: Vec<(usize, usize)> = tally.scales.iter().map(|scale| scale.grid).collect();
+        self.reconstruct_each(params, images_b3hw, &grids, interrupt, |scale, back| {
+            tally.scales[scale].add(back.images, back.targets, back.ids);
+        })
     }
 
     /// Reconstructions of images at a grid, `[n, 3, grid·f]` (of the last grid where scales add up), not clamped.
@@ -197,95 +191,213 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
         grid: (usize, usize),
     ) -> Result<Vec<B::Host>, B::Error> {
         let mut all = Vec::new();
-        self.reconstruct_each(params, images_b3hw, grid, |images, _, _| {
-            all.extend_from_slice(images);
+        self.reconstruct_each(params, images_b3hw, &[grid], &Interrupt::none(), |_, back| {
+            all.extend_from_slice(back.images);
         })?;
         Ok(all)
     }
 
-    /// Calls `f` with the reconstructions, targets and ids of each batch.
+    /// Calls `f` with the number of each grid and what a batch is there, batch by batch, until the user stops it; whether
+    /// all images went through.
     fn reconstruct_each(
         &mut self,
         params: &B::Params,
         images_b3hw: &[B::Host],
-        grid: (usize, usize),
-        mut f: impl FnMut(&[B::Host], &[B::Host], &[u32]),
-    ) -> Result<(), B::Error> {
+        grids: &[(usize, usize)],
+        interrupt: &Interrupt,
+        mut f: impl FnMut(usize, Back<'_, B::Host>),
+    ) -> Result<bool, B::Error> {
         let (height, width) = self.size;
         let sample = IMAGE_CHANNELS * height * width;
         ShapeError::equal(OP, "images % (3*height*width)", 0, images_b3hw.len() % sample)?;
-        ShapeError::at_least(OP, "rows and columns of the grid", 1, grid.0.min(grid.1))?;
         let factor = self.tokenizer.downsample_factor();
-        ShapeError::at_least(OP, "rows of the full grid", grid.0, height / factor)?;
-        ShapeError::at_least(OP, "columns of the full grid", grid.1, width / factor)?;
-        let decoded = self.decoded(grid);
-        let Self { backend, tokenizer, encoder, decoder, target, .. } = self;
-        let (backend, tokenizer) = (*backend, *tokenizer);
-        let pixels = &mut self.images;
-        for images in images_b3hw.chunks(self.batch * sample) {
-            let batch = images.len() / sample;
-            backend.upload(images, pixels, 0)?;
-            backend.copy(pixels, 0, encoder.input_mut(), 0, images.len())?;
-            let full =
-                tokenizer.encoder().forward(backend, params, batch, height, width, encoder)?;
-            let (latents, codes) = (encoder.output(), decoder.input_mut());
-            let host_ids = match &mut self.added {
-                Some(added) => added.quantize(backend, full, grid, latents, codes)?,
-                None => {
-                    let phis = tokenizer.config().residual;
-                    ShapeError::equal(OP, "residual (without their quantizer)", 0, phis)?;
-                    let scaled = MapDims { height: grid.0, width: grid.1, ..full };
-                    let (vocab, codebook) = (tokenizer.config().vocab, tokenizer.codebook());
-                    let (latent, ids) = (&mut self.latent, &mut self.ids);
-                    let distance = &mut self.distance;
-                    backend.area_resize(full, grid.0, grid.1, latents, latent)?;
-                    backend.vector_quantize(
-                        scaled, vocab, latent, params, codebook, ids, codes, distance,
-                    )?;
-                    let mut host_ids = vec![0; batch * grid.0 * grid.1];
-                    backend.download_ids(ids, 0, &mut host_ids)?;
-                    host_ids
-                }
-            };
-            let (rows, columns) = decoded;
-            let out =
-                tokenizer.decoder().forward(backend, params, batch, rows, columns, decoder)?;
-            let whole = MapDims { height, width, ..out };
-            backend.area_resize(whole, out.height, out.width, pixels, target)?;
-            let mut reconstructions = vec![B::Host::zero(); out.len()];
-            let mut targets = reconstructions.clone();
-            backend.download(decoder.output(), 0, &mut reconstructions)?;
-            backend.download(target, 0, &mut targets)?;
-            f(&reconstructions, &targets, &host_ids);
+        for grid in grids {
+            ShapeError::at_least(OP, "rows and columns of the grid", 1, grid.0.min(grid.1))?;
+            ShapeError::at_least(OP, "rows of the full grid", grid.0, height / factor)?;
+            ShapeError::at_least(OP, "columns of the full grid", grid.1, width / factor)?;
         }
+        for images in images_b3hw.chunks(self.batch * sample) {
+            if interrupt.is_asked() {
+                return Ok(false);
+            }
+            let full = self.encode(params, images)?;
+            for (scale, &grid) in grids.iter().enumerate() {
+                self.back(params, full, grid, |back| f(scale, back))?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Encodes a batch, and keeps it and its latents; the latents' dimensions.
+    fn encode(&mut self, params: &B::Params, images: &[B::Host]) -> Result<MapDims, B::Error> {
+        let Self { backend, tokenizer, encoder, .. } = self;
+        let (height, width) = self.size;
+        let batch = images.len() / (IMAGE_CHANNELS * height * width);
+        backend.upload(images, &mut self.images, 0)?;
+        backend.copy(&self.images, 0, encoder.input_mut(), 0, images.len())?;
+        let full = tokenizer.encoder().forward(*backend, params, batch, height, width, encoder)?;
+        match &mut self.added {
+            Some(added) => added.encode(*backend, full, encoder.output())?,
+            None => {
+                let phis = tokenizer.config().residual;
+                ShapeError::equal(OP, "residual (without their quantizer)", 0, phis)?;
+            }
+        }
+        Ok(full)
+    }
+
+    /// Calls `f` with what the batch that was encoded last is after a grid.
+    fn back(
+        &mut self,
+        params: &B::Params,
+        full: MapDims,
+        grid: (usize, usize),
+        f: impl FnOnce(Back<'_, B::Host>),
+    ) -> Result<(), B::Error> {
+        let ((rows, columns), (height, width)) = (self.decoded(grid), self.size);
+        let Self { backend, tokenizer, encoder, decoder, target, .. } = self;
+        let (backend, tokenizer, batch) = (*backend, *tokenizer, full.batch);
+        let codes = decoder.input_mut();
+        let ids = match &mut self.added {
+            Some(added) => added.map(backend, batch, grid, codes)?,
+            None => {
+                let scaled = MapDims { height: grid.0, width: grid.1, ..full };
+                let (vocab, codebook) = (tokenizer.config().vocab, tokenizer.codebook());
+                let (latent, ids, distance) = (&mut self.latent, &mut self.ids, &mut self.distance);
+                backend.area_resize(full, grid.0, grid.1, encoder.output(), latent)?;
+                backend.vector_quantize(
+                    scaled, vocab, latent, params, codebook, ids, codes, distance,
+                )?;
+                let mut host_ids = vec![0; batch * grid.0 * grid.1];
+                backend.download_ids(ids, 0, &mut host_ids)?;
+                host_ids
+            }
+        };
+        let out = tokenizer.decoder().forward(backend, params, batch, rows, columns, decoder)?;
+        let whole = MapDims { height, width, ..out };
+        backend.area_resize(whole, out.height, out.width, &self.images, target)?;
+        let mut images = vec![B::Host::zero(); out.len()];
+        let mut targets = images.clone();
+        backend.download(decoder.output(), 0, &mut images)?;
+        backend.download(target, 0, &mut targets)?;
+        f(Back { images: &images, targets: &targets, ids: &ids });
         Ok(())
+    }
+}
+
+/// A batch after a grid of codes.
+struct Back<'a, T> {
+    /// As decoded, not clamped.
+    images: &'a [T],
+    /// The images, area-resized to that size.
+    targets: &'a [T],
+    ids: &'a [u32],
+}
+
+/// What was seen of images at every scale.
+struct Tally {
+    scales: Vec<ScaleTally>,
+}
+
+struct ScaleTally {
+    grid: (usize, usize),
+    /// Rows and columns of a decoded image.
+    size: (usize, usize),
+    squared_error: f64,
+    similarity: Option<f64>,
+    planes: usize,
+    /// How often each code was used.
+    counts: Vec<u64>,
+}
+
+impl ScaleTally {
+    fn new(grid: (usize, usize), size: (usize, usize), vocab: usize) -> Self {
+        let counts = vec![0; vocab];
+        Self { grid, size, squared_error: 0.0, similarity: Some(0.0), planes: 0, counts }
+    }
+
+    fn add<T: Real>(&mut self, images: &[T], targets: &[T], ids: &[u32]) {
+        let (height, width) = self.size;
+        let wide =
+            |plane: &[T]| -> Vec<f64> { plane.iter().map(|v| v.wide().clamp(-1.0, 1.0)).collect() };
+        for (x, t) in images.chunks(height * width).zip(targets.chunks(height * width)) {
+            let (x, t) = (wide(x), wide(t));
+            self.squared_error += x.iter().zip(&t).map(|(x, t)| (x - t) * (x - t)).sum::<f64>();
+            let similar = ssim(&x, &t, height, width);
+            self.similarity = self.similarity.zip(similar).map(|(sum, one)| sum + one);
+            self.planes += 1;
+        }
+        ids.iter().for_each(|&id| self.counts[id as usize] += 1);
+    }
+
+    fn quality(&self) -> ScaleQuality {
+        let mse = self.squared_error / (self.planes * self.size.0 * self.size.1).max(1) as f64;
+        let seen = self.similarity.filter(|_| self.planes > 0);
+        ScaleQuality {
+            grid: self.grid,
+            psnr: 10.0 * (PEAK_SQUARED / mse).log10(),
+            mse,
+            ssim: seen.map(|sum| sum / self.planes as f64),
+            codebook_used: used(&self.counts),
+        }
+    }
+}
+
+impl Tally {
+    fn quality(&self) -> TokenizerQuality {
+        let vocab = self.scales.first().map_or(0, |scale| scale.counts.len());
+        let mut counts = vec![0u64; vocab];
+        for scale in &self.scales {
+            counts.iter_mut().zip(&scale.counts).for_each(|(all, n)| *all += n);
+        }
+        let total: u64 = counts.iter().sum();
+        let entropy: f64 = counts
+            .iter()
+            .filter(|&&n| n > 0)
+            .map(|&n| n as f64 / total as f64)
+            .map(|p| -p * p.ln())
+            .sum();
+        TokenizerQuality {
+            scales: self.scales.iter().map(ScaleTally::quality).collect(),
+            codebook_used: used(&counts),
+            perplexity: entropy.exp(),
+        }
     }
 }
 
 /// The part of the counts that is not 0.
 fn used(counts: &[u64]) -> f64 {
-    counts.iter().filter(|&&n| n > 0).count() as f64 / counts.len() as f64
+    counts.iter().filter(|&&n| n > 0).count() as f64 / counts.len().max(1) as f64
 }
 
 impl<B: Backend> Added<'_, B> {
-    /// The sum of the scales up to that of `grid` of latents, into `map`; codes of that scale.
-    fn quantize(
+    /// The codes of latents, at every scale.
+    fn encode(
         &mut self,
         backend: &B,
         full: MapDims,
-        grid: (usize, usize),
         latents: &B::Activation,
-        map: &mut B::Activation,
-    ) -> Result<Vec<u32>, B::Error> {
+    ) -> Result<(), B::Error> {
         let MapDims { batch, channels, height, width } = full;
         let latent = LatentDims { batch, channels, height, width };
+        let Self { quantizer, memory, schedule, ids } = self;
+        quantizer.codes(backend, memory, latent, schedule, latents, ids)
+    }
+
+    /// The sum of the scales up to that of `grid`, into `map`; the codes of that scale.
+    fn map(
+        &mut self,
+        backend: &B,
+        batch: usize,
+        grid: (usize, usize),
+        map: &mut B::Activation,
+    ) -> Result<Vec<u32>, B::Error> {
         let Self { quantizer, memory, schedule, ids } = self;
         let scale = schedule.scales().iter().position(|s| (s.height, s.width) == grid);
         let Some(scale) = scale else {
             let operand = "grids of the schedule (that one)";
             return Err(ShapeError { op: OP, operand, expected: 1, found: 0 }.into());
         };
-        quantizer.codes(backend, memory, latent, schedule, latents, ids)?;
         memory.begin();
         quantizer.map(backend, memory, batch, schedule, scale, ids, map)?;
         let (tokens, columns) = (schedule.tokens(), schedule.range(scale));

@@ -1,12 +1,12 @@
 //! The loop around a tokenizer's trainer: log, checkpoints, interruption.
 
-use super::{TokenizerLosses, TokenizerTrainer};
+use super::{TokenizerHeldOut, TokenizerLosses, TokenizerTrainer, keep_quality};
 use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
 use crate::config::Config;
-use crate::data::Loader;
+use crate::data::{Loader, grid};
 use crate::run::{Interrupt, Interrupted, Log, NonFiniteError, Progress, RunFolder, TensorBoard};
 use crate::train::TrainError;
-use sar_math::backend::{OptimizerOps, TokenizerOps};
+use sar_math::backend::{Backend, OptimizerOps, TokenizerOps};
 use serde::Serialize;
 
 /// A tokenizer's training run in its folder.
@@ -46,8 +46,8 @@ impl Record {
 }
 
 impl TokenizerSession<'_> {
-    /// Trains to the last step of the configuration, from wherever the trainer is; the progress, which the
-    /// caller finishes.
+    /// Trains to the last step of the configuration, from wherever the trainer is, and measures it at its start and every
+    /// so many steps where there is something `held_out`, but not at its end; the progress, which the caller finishes.
     ///
     /// # Errors
     /// The images', the backend's, the disk's; too many non-finite steps in a row; [`Interrupted`] after
@@ -57,9 +57,10 @@ impl TokenizerSession<'_> {
         &self,
         trainer: &mut TokenizerTrainer<'_, B>,
         loader: &mut Loader,
+        mut held_out: Option<&mut TokenizerHeldOut<'_, B>>,
     ) -> Result<Progress, TrainError>
     where
-        B: TokenizerOps<Host = f32> + OptimizerOps,
+        B: Backend<Host = f32>,
     {
         let first = trainer.steps();
         let checkpoints = self.run.checkpoints(self.config.train.keep)?;
@@ -71,10 +72,17 @@ impl TokenizerSession<'_> {
         }
         let mut log = (self.run.log(first)?, self.run.tensorboard(first)?);
         let mut saved = first;
+        // One that was stopped while it was measured goes on with that.
+        if first < steps && !log.0.has(first, "eval")? {
+            let held_out = held_out.as_deref_mut();
+            if !self.measure(trainer, held_out, &mut log)? {
+                return Err(Interrupted { step: first }.into());
+            }
+        }
         while trainer.steps() < steps {
             let made = self.step(trainer, loader, &mut log, &mut progress);
             let step = trainer.steps();
-            let (asked, last) = (self.interrupt.is_asked() && step < steps, step == steps);
+            let last = step == steps;
             let skipped = match made {
                 Err(error) if error.leaves_the_model() => {
                     // Where that fails too, what came first says more.
@@ -87,6 +95,11 @@ impl TokenizerSession<'_> {
             };
             let every = self.config.train.save_every;
             let due = every > 0 && step.is_multiple_of(every);
+            if !last {
+                // Where the user stops it, that is asked for once more.
+                self.measure(trainer, held_out.as_deref_mut(), &mut log)?;
+            }
+            let asked = self.interrupt.is_asked() && !last;
             // Not while steps are skipped: the checkpoints before are the ones to go back to.
             if (due && !skipped) || asked || last {
                 save(trainer, &checkpoints, &progress)?;
@@ -97,6 +110,27 @@ impl TokenizerSession<'_> {
             }
         }
         Ok(progress)
+    }
+
+    /// Measures the tokenizer where that is due; `false` where the user stops it.
+    fn measure<B: Backend<Host = f32>>(
+        &self,
+        trainer: &TokenizerTrainer<'_, B>,
+        held_out: Option<&mut TokenizerHeldOut<'_, B>>,
+        (log, board): &mut (Log, TensorBoard),
+    ) -> Result<bool, TrainError> {
+        let (every, step) = (self.config.tokenizer_train.eval_every, trainer.steps());
+        let due = every > 0 && step.is_multiple_of(every);
+        let Some(held_out) = held_out.filter(|_| due) else { return Ok(true) };
+        let measured = held_out.quality(trainer.params(), self.interrupt);
+        let Some(quality) = measured.map_err(TrainError::backend)? else { return Ok(false) };
+        let both = held_out.compared(trainer.params()).map_err(TrainError::backend)?;
+        let images = grid::Images::square(&both, trainer.size.0);
+        let picture = grid::grid(images, images.count()? / 2)?;
+        self.run.write_png(&format!("samples/step-{step:06}.png"), &picture)?;
+        board.image("reconstructions", step, &picture)?;
+        keep_quality(log, board, step, &quality)?;
+        Ok(true)
     }
 
     /// One step, in the log where that is due; whether it was skipped.
