@@ -107,7 +107,11 @@ impl fmt::Display for ScheduleError {
         match *self {
             Self::Empty => write!(f, "schedule: no scale given; expected a list such as 1_2_3_4"),
             Self::TooMany { found } => {
-                write!(f, "schedule: {found} scales given, at most {MAX_SCALES} are supported")
+                let first = MAX_SCALES + 1;
+                write!(
+                    f,
+                    "schedule: scale {first} is one too many: {found} given, at most {MAX_SCALES} are supported"
+                )
             }
             Self::ZeroSide { scale } => write!(f, "schedule: scale {} has a side of 0", scale + 1),
             Self::TooLarge { scale, side } => write!(
@@ -323,7 +327,7 @@ impl FromStr for ScaleSchedule {
         let mut scales = [Scale::square(1); MAX_SCALES];
         let mut found = 0;
         for (i, entry) in text.split(['_', ',']).enumerate() {
-            let scale = parse_scale(entry.trim()).ok_or(ScheduleError::NotAScale { scale: i })?;
+            let scale = parse_scale(entry).ok_or(ScheduleError::NotAScale { scale: i })?;
             if let Some(place) = scales.get_mut(i) {
                 *place = scale;
             }
@@ -338,9 +342,14 @@ impl FromStr for ScaleSchedule {
 
 fn parse_scale(text: &str) -> Option<Scale> {
     match text.split_once(['x', '×']) {
-        Some((h, w)) => {
-            Some(Scale { height: h.trim().parse().ok()?, width: w.trim().parse().ok()? })
-        }
-        None => text.parse().ok().map(Scale::square),
+        Some((h, w)) => Some(Scale { height: parse_side(h)?, width: parse_side(w)? }),
+        None => parse_side(text).map(Scale::square),
     }
+}
+
+/// Digits alone; a number beyond counting is the largest there is, which is too large.
+fn parse_side(text: &str) -> Option<usize> {
+    let digits = text.trim();
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| digits.parse().unwrap_or(usize::MAX))
 }

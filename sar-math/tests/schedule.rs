@@ -93,7 +93,12 @@ fn every_invalid_schedule_says_which_scale_and_why() {
         ("1_2_x3", ScheduleError::NotAScale { scale: 2 }, "entry 3"),
         ("1_2_", ScheduleError::NotAScale { scale: 2 }, "entry 3"),
         ("1_-2", ScheduleError::NotAScale { scale: 1 }, "entry 2"),
-        ("1_99999999999999999999999", ScheduleError::NotAScale { scale: 1 }, "entry 2"),
+        ("1_+2", ScheduleError::NotAScale { scale: 1 }, "entry 2"),
+        (
+            "1_99999999999999999999999",
+            ScheduleError::TooLarge { scale: 1, side: usize::MAX },
+            "scale 2 has a side of",
+        ),
     ];
     for (text, error, message) in cases {
         assert_eq!(text.parse::<ScaleSchedule>(), Err(error), "{text}");
@@ -102,7 +107,10 @@ fn every_invalid_schedule_says_which_scale_and_why() {
     let sides: Vec<usize> = (1..=MAX_SCALES + 1).collect();
     let error = ScaleSchedule::from_sides(&sides).unwrap_err();
     assert_eq!(error, ScheduleError::TooMany { found: MAX_SCALES + 1 });
-    assert!(error.to_string().contains("33 scales given, at most 32"), "{error}");
+    assert!(
+        error.to_string().contains("scale 33 is one too many: 33 given, at most 32"),
+        "{error}"
+    );
     let text: Vec<String> = sides.iter().map(ToString::to_string).collect();
     assert_eq!(text.join("_").parse::<ScaleSchedule>(), Err(error));
     assert!(ScaleSchedule::from_sides(&sides[..MAX_SCALES]).is_ok());

@@ -29,7 +29,7 @@ const HELD_OUT: [&str; 3] = ["heldout_loss", "heldout_scale_loss", "heldout_scal
 /// Likewise of a tokenizer's training records.
 const TOKENIZER: [&str; 5] = ["loss", "quantization", "lr", "grad_norm", "revived"];
 
-/// Likewise of its evaluation records, which a table shows.
+/// Likewise of its evaluation records, or a place in a table.
 const RECONSTRUCTED: [&str; 5] =
     ["psnr", "ssim", "scale_codebook_used", "codebook_used", "perplexity"];
 
@@ -123,28 +123,30 @@ pub(super) fn per_scale(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
 /// errors at coarser grids.
 pub(super) fn tokenizers(runs: &[&Run], figures: &mut Figures) -> (Vec<String>, Vec<String>) {
     let errors = [
-        ("loss", "Reconstruction error", "mean squared error"),
-        ("quantization", "Distance of latents to their codes", "mean squared distance"),
+        ("train", "loss", "reconstruction error", "mean squared error"),
+        ("train", "quantization", "distance of latents to their codes", "mean squared distance"),
+        ("eval", "psnr", "PSNR of held-out images", "dB"),
     ];
     let (mut fine, mut coarse) = (Vec::new(), Vec::new());
-    for (field, title, y) in errors {
-        fine.push(figures.show(&overlay(runs, "train", field, None, title, y)));
-        let scales = runs.iter().flat_map(|run| run.log.scales("train", field));
+    for (kind, field, title, y) in errors {
+        let scales = runs.iter().flat_map(|run| run.log.scales(kind, field));
         let scales: BTreeSet<Scale> = scales.collect();
         for scale in scales.iter().rev() {
-            let title = format!("{}, {}", scale.title(), title.to_lowercase());
-            let chart = figures.show(&overlay(runs, "train", field, Some(scale), &title, y));
+            let title = format!("{}, {title}", scale.title());
+            let chart = curve(overlay(runs, kind, field, Some(scale), &title, y));
+            let chart = figures.show(&chart);
             let of_one = if Some(scale) == scales.last() { &mut fine } else { &mut coarse };
             of_one.push(chart);
         }
     }
     let whole = [
-        ("lr", "Learning rate", "rate", false),
-        ("grad_norm", "Gradient norm, before clipping", "norm", true),
-        ("revived", "Dead codes revived", "codes", false),
+        ("eval", "codebook_used", "Codebook used, by all grids", "part", false),
+        ("train", "revived", "Dead codes revived", "codes", false),
+        ("train", "lr", "Learning rate", "rate", false),
+        ("train", "grad_norm", "Gradient norm, before clipping", "norm", true),
     ];
-    for (field, title, y, log) in whole {
-        let chart = overlay(runs, "train", field, None, title, y);
+    for (kind, field, title, y, log) in whole {
+        let chart = curve(overlay(runs, kind, field, None, title, y));
         fine.push(figures.show(&Chart { log, ..chart }));
     }
     (fine, coarse)
@@ -269,6 +271,12 @@ fn overlay(
 ) -> Chart {
     let mut chart = chart(title, y, "");
     chart.series = runs.iter().filter_map(|run| series(run, kind, field, scale)).collect();
+    chart
+}
+
+/// A chart without what it has a single point of, which a table shows.
+fn curve(mut chart: Chart) -> Chart {
+    chart.series.retain(|series| series.points.len() > 1);
     chart
 }
 

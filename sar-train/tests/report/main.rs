@@ -156,6 +156,10 @@ fn tokenizer_folder(folder: &Path) {
         log.push_str(&format!("{record}\n"));
     }
     let record = serde_json::json!({
+        "step": 300, "kind": "eval", "grids": ["8x8"], "psnr": [19.5], "codebook_used": 0.5,
+    });
+    log.push_str(&format!("{record}\n"));
+    let record = serde_json::json!({
         "step": 600, "kind": "eval", "grids": ["1x1", "2x4", "8x8"], "psnr": [9.0, 13.25, 21.5],
         "ssim": [null, 0.25, 0.875], "scale_codebook_used": [0.1, 0.5, 0.75], "codebook_used": 0.875,
         "perplexity": 99.25,
@@ -218,6 +222,8 @@ fn tokenizers_have_a_table_and_curves_by_grid() {
         "<td>1×1</td><td>9.00</td><td>–</td>",
         "<td>all</td><td>–</td><td>–</td><td>87.5\u{a0}%</td><td>99.2</td><td>600</td>",
         "<strong>Grid 8×8, reconstruction error</strong>",
+        "<strong>Grid 8×8, PSNR of held-out images</strong>",
+        "<strong>Codebook used, by all grids</strong>",
         "<strong>Grid 2×4, distance of latents to their codes</strong>",
         "what the tokenizer gives back below</figcaption>",
         "<strong>seconds (train)</strong>",
@@ -225,7 +231,9 @@ fn tokenizers_have_a_table_and_curves_by_grid() {
         assert!(html.contains(part), "no '{part}'");
     }
     // No chart of a single point, nor a table's number once more; nothing of refinement.
-    for absent in ["(eval)</strong>", "SAR (Self-Autoregressive", "<h2>Samples</h2>"] {
+    for absent in
+        ["(eval)</strong>", "SAR (Self-Autoregressive", "<h2>Samples</h2>", "Grid 2×4, PSNR"]
+    {
         assert!(!html.contains(absent), "'{absent}'");
     }
     let coarse = html.find("<summary>Coarser grids").unwrap();
