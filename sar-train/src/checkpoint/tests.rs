@@ -261,6 +261,7 @@ fn a_download_that_went_wrong_is_told() {
         ("\n  <!DOCTYPE html>\n<html>", "a web page"),
         ("<HTML><head>", "a web page"),
         ("versions of something", "not a usable PyTorch file: "),
+        ("PK\u{3}\u{4}and no more of it", "it is cut off or damaged, fetch it again"),
     ] {
         fs::write(&path, content).unwrap();
         let text = read_pth(&path).unwrap_err().to_string();

@@ -278,14 +278,18 @@ pub(super) fn check<B: Compute>(
     if let Some(schedule) = &config.sample.schedule {
         generator.covers("sample.schedule", schedule)?;
     }
+    let (found, expected) = (data.classes.len(), generator.classes);
+    // Of more than there are no number makes fewer.
+    let first = match found < expected {
+        true => format!(
+            ", or, where these are the first of them, with --set data.num_classes={expected}"
+        ),
+        false => String::new(),
+    };
     anyhow::ensure!(
-        data.classes.len() == generator.classes,
-        "the data have {} classes, the generator {}; train it on data of its classes, with `sar train \
-         --init-from … --new-classes` where they are others, or, where these are the first of them, with \
-         --set data.num_classes={}",
-        data.classes.len(),
-        generator.classes,
-        generator.classes
+        found == expected,
+        "the data have {found} classes, the generator {expected}; train it on data of its classes, or with `sar train \
+         --init-from … --new-classes` where they are others{first}"
     );
     let (side, last) = (data.train.side(), generator.schedule.last());
     let factor = tokenizer.tokenizer.downsample_factor();

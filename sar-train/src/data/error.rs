@@ -86,14 +86,16 @@ pub enum DataError {
     },
     /// Only one class where a class-conditional model needs two.
     #[error(
-        "{}: only one class ({class:?}); expected at least two; \
-         if that is meant, train with --set data.allow_one_class=true", path.display()
+        "{}: only one class ({class:?}){}; expected at least two; \
+         if that is meant, train with --set data.allow_one_class=true", path.display(), without(*bad)
     )]
     OneClass {
         /// The source.
         path: PathBuf,
         /// Its only class.
         class: String,
+        /// How many bad images were left out, the others' among them.
+        bad: usize,
     },
     /// A validation class that training does not have.
     #[error(
@@ -212,6 +214,11 @@ pub enum DataError {
         /// What happened.
         reason: String,
     },
+}
+
+/// That images were left out, where there were some.
+fn without(bad: usize) -> String {
+    if bad == 0 { String::new() } else { format!(" without the {bad} bad images") }
 }
 
 impl DataError {

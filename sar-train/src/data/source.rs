@@ -75,7 +75,7 @@ pub(crate) fn locate(config: &DataConfig) -> Result<Source, DataError> {
     };
     if present < 2 && !config.allow_one_class && !config.unlabelled {
         let class = classes.last().cloned().unwrap_or_default();
-        return Err(DataError::OneClass { path: root, class });
+        return Err(DataError::OneClass { path: root, class, bad: 0 });
     }
     match config.num_classes {
         Some(n) if classes.len() < n && matches!(source, Source::Sheet(_)) => {
@@ -156,6 +156,9 @@ pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, 
     };
     let train = admit(train)?;
     let named = validation.map(admit).transpose()?;
+    if !skipped.is_empty() {
+        refuse_one_class(config, &root, &classes, &train, skipped.len())?;
+    }
     let drawn = named.is_none();
     let (train, validation, how) = match named {
         Some(validation) => (train, validation, "as the source names it".to_owned()),
@@ -177,6 +180,24 @@ pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, 
         n => format!("{kind}; beside them and not used: {n} ({})", some_of(&names)),
     };
     Ok(assemble(config, root, &kind, classes, train, validation, (how, drawn), skipped))
+}
+
+/// Fails where bad images have left those of a single class.
+fn refuse_one_class(
+    config: &DataConfig,
+    root: &Path,
+    classes: &[String],
+    train: &[Item],
+    bad: usize,
+) -> Result<(), DataError> {
+    let labels: BTreeSet<u32> = train.iter().map(|item| item.label).collect();
+    match labels.first() {
+        Some(only) if labels.len() < 2 && !config.allow_one_class && !config.unlabelled => {
+            let class = classes.get(*only as usize).cloned().unwrap_or_default();
+            Err(DataError::OneClass { path: root.to_owned(), class, bad })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn assemble(

@@ -255,6 +255,20 @@ fn every_kind_of_damage_names_the_file_and_can_be_skipped() {
 }
 
 #[test]
+fn a_class_is_missed_whose_images_are_all_bad() {
+    let dir = two_classes(3);
+    for file in fs::read_dir(dir.path().join("dog")).unwrap() {
+        fs::write(file.unwrap().path(), "").unwrap();
+    }
+    let config = DataConfig { skip_bad_images: true, ..at(dir.path()) };
+    let error = open(&config).err().unwrap();
+    assert!(matches!(&error, DataError::OneClass { class, bad: 3, .. } if class == "cat"));
+    assert!(error.to_string().contains("(\"cat\") without the 3 bad images"), "{error}");
+    let meant = DataConfig { allow_one_class: true, ..config };
+    assert_eq!(open(&meant).unwrap().skipped.len(), 3);
+}
+
+#[test]
 fn only_bad_images_are_an_error_even_when_skipping() {
     let dir = tempfile::tempdir().unwrap();
     for (i, (name, bytes, _)) in damage().into_iter().enumerate() {

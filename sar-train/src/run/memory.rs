@@ -1,10 +1,14 @@
 //! Memory of the machine and of this process, in bytes.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Most memory this process has held at once; `None` where the system does not say.
+/// Most memory this process has held at once, as far as it was asked for; `None` where the system does not say.
 pub fn peak() -> Option<u64> {
-    kilobytes("/proc/self/status", "VmHWM:")
+    // The system counts loosely: what it says later may be some pages less.
+    static HIGHEST: AtomicU64 = AtomicU64::new(0);
+    let peak = kilobytes("/proc/self/status", "VmHWM:")?;
+    Some(HIGHEST.fetch_max(peak, Ordering::Relaxed).max(peak))
 }
 
 /// Memory that this process may have: of the machine, or what a job or container is limited to.

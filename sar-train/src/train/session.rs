@@ -223,7 +223,12 @@ impl<B: Backend> Session<'_, B> {
     ) -> Result<(), TrainError> {
         let train = &self.config.train;
         let start = Instant::now();
-        let skipped = trainer.step(batches)?;
+        let made = trainer.step(batches);
+        if let Err(TrainError::NonFinite(_)) = made {
+            // How many were skipped before it ended is in the log, whenever that is due.
+            self.log_step(trainer, files, clock)?;
+        }
+        let skipped = made?;
         clock.seconds += start.elapsed().as_secs_f64();
         clock.images += (train.batch * train.accumulate) as u64;
         let step = trainer.step_number();
@@ -291,9 +296,11 @@ impl<B: Backend> Session<'_, B> {
             board.scalar(&format!("AR_scale_loss/scale_{grid}_loss"), step, *loss)?;
             board.scalar(&format!("AR_scale_acc/scale_{grid}_acc"), step, *acc)?;
         }
-        for (grid, loss) in grids().zip(&report.student_scale_loss) {
-            if let Some(loss) = loss {
+        let student = report.student_scale_loss.iter().zip(&report.student_scale_acc);
+        for (grid, (loss, acc)) in grids().zip(student) {
+            if let (Some(loss), Some(acc)) = (loss, acc) {
                 board.scalar(&format!("AR_csfl_scale_loss/scale_{grid}_loss"), step, *loss)?;
+                board.scalar(&format!("AR_csfl_scale_acc/scale_{grid}_acc"), step, *acc)?;
             }
         }
         board.scalar("speed/images_per_s", step, images_per_s)?;

@@ -56,6 +56,9 @@ pub struct StepReport {
     /// Loss of each scale of the student pass; none of scales that it does not supervise.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub student_scale_loss: Vec<Option<f64>>,
+    /// Accuracy of each scale of the student pass, likewise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub student_scale_acc: Vec<Option<f64>>,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// Learning rate of the step.
@@ -321,16 +324,20 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let scales = teacher.dims.schedule.len();
         let (loss_tf, loss_csf) = (first.mean_loss(), second.as_ref().map(ScaleReport::mean_loss));
         let schedule = teacher.dims.schedule.to_string();
+        let of_student = |values: fn(&ScaleReport) -> &[f64]| {
+            let counted =
+                |second: &ScaleReport, i: usize| (second.tokens[i] > 0).then(|| values(second)[i]);
+            let all = |second| (0..scales).map(|i| counted(second, i)).collect();
+            second.as_ref().map_or_else(Vec::new, all)
+        };
         Ok(Some(StepReport {
             loss: loss_tf + self.settings.sigma() * loss_csf.unwrap_or(0.0),
             loss_tf,
             loss_csf,
             scale_loss: first.loss[..scales].to_vec(),
             scale_acc: first.accuracy[..scales].to_vec(),
-            student_scale_loss: second.map_or_else(Vec::new, |second| {
-                let counted = |i: usize| (second.tokens[i] > 0).then_some(second.loss[i]);
-                (0..scales).map(counted).collect()
-            }),
+            student_scale_loss: of_student(|second| &second.loss),
+            student_scale_acc: of_student(|second| &second.accuracy),
             grad_norm: self.grad_norm()?,
             lr: self.config.anneal().learning_rate(self.state.step.saturating_sub(1)),
             schedule,

@@ -155,4 +155,9 @@ fn skipped_steps_do_not_push_out_good_checkpoints() {
     says(&said, &["not finite 5 steps in a row", "tighten clip", "--init-from"]);
     // The first step is finite, and throws the weights where no further one is.
     assert_eq!(steps(&folder.join("new")), ["step-1"]);
+    // The log says how many they were, though none of these steps was due in it.
+    let log = fs::read_to_string(folder.join("new/log.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["kind"], &last["step"]), (&"train".into(), &6.into()));
+    assert_eq!((&last["skipped"], &last["grad_norm"]), (&5.into(), &serde_json::Value::Null));
 }

@@ -73,7 +73,9 @@ fn read_zip(path: &Path) -> Result<BTreeMap<String, RawTensor>, String> {
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let file = File::open(path).map_err(|e| text(&e))?;
     let length = file.metadata().map_err(|e| text(&e))?.len();
-    let mut archive = zip::ZipArchive::new(BufReader::new(file)).map_err(|e| text(&e))?;
+    // What the archive holds is said at its end.
+    let mut archive = zip::ZipArchive::new(BufReader::new(file))
+        .map_err(|e| format!("{e}; it is cut off or damaged, fetch it again"))?;
     let names: Vec<String> =
         archive.file_names().filter_map(|n| Some(n.ok()?.into_owned())).collect();
     let main = names.iter().find(|n| n.ends_with("/data.pkl")).ok_or("it holds no data.pkl")?;

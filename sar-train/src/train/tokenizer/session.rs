@@ -30,10 +30,11 @@ struct Record {
     lr: f64,
     grid: String,
     revived: usize,
+    skipped: u64,
 }
 
 impl Record {
-    fn of(losses: &TokenizerLosses) -> Self {
+    fn of(losses: &TokenizerLosses, skipped: u64) -> Self {
         Self {
             loss: losses.reconstruction,
             quantization: losses.quantization,
@@ -41,6 +42,7 @@ impl Record {
             lr: losses.lr,
             grid: format!("{}x{}", losses.grid.0, losses.grid.1),
             revived: losses.revived,
+            skipped,
         }
     }
 }
@@ -148,7 +150,10 @@ impl TokenizerSession<'_> {
         let losses = trainer.step(&batch.values_b).map_err(TrainError::backend)?;
         let step = trainer.steps();
         let in_a_row = trainer.progress().skipped_in_a_row;
+        let skipped = trainer.progress().skipped;
         if in_a_row >= self.config.train.non_finite_limit {
+            // How many were skipped before it ended is in the log, whenever that is due.
+            log_step(step, &Record::of(&losses, skipped), log, board, progress)?;
             return Err(NonFiniteError { step, in_a_row }.into());
         }
         if losses.skipped {
@@ -156,7 +161,7 @@ impl TokenizerSession<'_> {
         }
         let last = step == self.config.tokenizer_train.steps;
         if step.is_multiple_of(self.config.train.log_every) || last {
-            log_step(step, &losses, log, board, progress)?;
+            log_step(step, &Record::of(&losses, skipped), log, board, progress)?;
         }
         Ok(losses.skipped)
     }
@@ -164,21 +169,20 @@ impl TokenizerSession<'_> {
 
 fn log_step(
     step: u64,
-    losses: &TokenizerLosses,
+    record: &Record,
     log: &mut Log,
     board: &mut TensorBoard,
     progress: &mut Progress,
 ) -> Result<(), TrainError> {
-    let record = Record::of(losses);
-    log.record(step, "train", &record)?;
+    log.record(step, "train", record)?;
     // Coarse grids are compared with smaller images, so errors of different grids are no curve.
     let grid = &record.grid;
-    board.scalar(&format!("tokenizer_reconstruction/{grid}"), step, losses.reconstruction)?;
-    board.scalar(&format!("tokenizer_quantization/{grid}"), step, losses.quantization)?;
-    board.scalar("tokenizer/lr", step, losses.lr)?;
-    board.scalar("tokenizer/grad_norm", step, losses.grad_norm)?;
-    board.scalar("tokenizer/revived_codes", step, losses.revived as f64)?;
-    progress.update(step, &format!("mse {:.4} at {}", losses.reconstruction, record.grid));
+    board.scalar(&format!("tokenizer_reconstruction/{grid}"), step, record.loss)?;
+    board.scalar(&format!("tokenizer_quantization/{grid}"), step, record.quantization)?;
+    board.scalar("tokenizer/lr", step, record.lr)?;
+    board.scalar("tokenizer/grad_norm", step, record.grad_norm)?;
+    board.scalar("tokenizer/revived_codes", step, record.revived as f64)?;
+    progress.update(step, &format!("mse {:.4} at {}", record.loss, record.grid));
     Ok(())
 }
 
