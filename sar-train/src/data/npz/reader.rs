@@ -27,7 +27,7 @@ impl NpzReader {
     /// Opens a file.
     ///
     /// # Errors
-    /// [`DataError::Npz`]; likewise below.
+    /// [`DataError::Io`] for a file that cannot be read, [`DataError::Npz`] for one that is no such archive.
     pub fn open(path: &Path) -> Result<Self, DataError> {
         let file = File::open(path).map_err(|e| DataError::io(path, "read", &e))?;
         let archive = ZipArchive::new(BufReader::new(file))
@@ -41,6 +41,9 @@ impl NpzReader {
     }
 
     /// The images, `arr_0`: uint8 `[n, h, w, 3]`.
+    ///
+    /// # Errors
+    /// [`DataError::Npz`] where there are none, or of another type or shape.
     pub fn images(&mut self) -> Result<ImageArray<'_>, DataError> {
         let array = self.array(IMAGES)?;
         let Array { path, header, data } = array;
@@ -69,6 +72,9 @@ impl NpzReader {
     }
 
     /// The numbers of an array in f64, row-major, and its shape.
+    ///
+    /// # Errors
+    /// [`DataError::Npz`] where there is no such array, or it is of another type or cut off.
     pub fn numbers(&mut self, name: &str) -> Result<(Vec<usize>, Vec<f64>), DataError> {
         let Array { path, header, mut data } = self.array(name)?;
         let width = match header.kind.as_str() {
@@ -169,6 +175,9 @@ impl ImageArray<'_> {
     }
 
     /// At most so many further images, `[b, h, w, 3]`; none after the last.
+    ///
+    /// # Errors
+    /// [`DataError::Npz`] where they are cut off or damaged.
     pub fn next(&mut self, most: usize) -> Result<Vec<u8>, DataError> {
         let count = self.left.min(most);
         let mut images = Vec::new();
