@@ -23,11 +23,12 @@ use std::path::Path;
 /// Sections that training a generator uses.
 const USED: [&str; 6] = ["data", "generator", "train", "sar", "sample", "eval"];
 /// Of these, what may change while a run goes on: how long and how often, and where the images are.
-const FREE: [&str; 13] = [
+const FREE: [&str; 14] = [
     "train.steps",
     "train.log_every",
     "train.sample_every",
     "train.save_every",
+    "train.save_minutes",
     "train.eval_every",
     "train.keep",
     "train.non_finite_limit",

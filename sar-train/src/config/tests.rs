@@ -141,7 +141,10 @@ fn settings_override_in_order() {
             "tokenizer.steps=1",
             "unknown key `tokenizer.steps`; did you mean `tokenizer_train.steps`, `train.steps`?",
         ),
-        ("run.eval_every=1", "unknown key `run`; did you mean `tokenizer_train.eval_every`, `train.eval_every`?"),
+        (
+            "run.eval_every=1",
+            "unknown key `run`; did you mean `tokenizer_train.eval_every`, `train.eval_every`?",
+        ),
         ("sar.lr=1", "did you mean `tokenizer_train.lr`, `train.lr`?"),
         ("sample.a b=1", "unknown key `sample.a b`; known here: `guidance`"),
         ("trian.batch=1", "unknown key `trian`;"),

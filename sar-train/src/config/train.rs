@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Instant;
 
 /// Forward passes of a step, at most: each keeps its losses until they are told.
 const MOST_PASSES: usize = 1 << 16;
@@ -136,6 +137,8 @@ pub struct TrainConfig {
     pub sample_every: u64,
     /// Steps between checkpoints; 0 is only at the end. Default 1000.
     pub save_every: u64,
+    /// Minutes between checkpoints, at most, whatever `save_every` is; 0 is no limit. Default 0.
+    pub save_minutes: f64,
     /// Steps between evaluations on held-out images; 0 is only at the end. Default 500.
     pub eval_every: u64,
     /// Checkpoints kept: the last so many, and beside them the one whose held-out loss was lowest, of steps that were
@@ -175,6 +178,7 @@ impl Default for TrainConfig {
             log_every: 10,
             sample_every: 1000,
             save_every: 1000,
+            save_minutes: 0.0,
             eval_every: 500,
             keep: 3,
             non_finite_limit: 5,
@@ -190,6 +194,12 @@ impl TrainConfig {
     pub fn peak_lr(&self) -> f64 {
         let images = (self.batch * self.accumulate) as f64;
         self.lr.unwrap_or(self.base_lr * images / 256.0)
+    }
+
+    /// Whether the last checkpoint was made so long ago that the next is due by the clock.
+    pub(crate) fn overdue(&self, saved: Instant) -> bool {
+        let most = 60.0 * self.save_minutes;
+        most > 0.0 && saved.elapsed().as_secs_f64() >= most
     }
 
     /// The highest learning rate that the run reaches: the peak, unless it ends while still rising.
@@ -257,6 +267,7 @@ impl TrainConfig {
         }
         for (key, value) in [
             ("train.clip", self.clip),
+            ("train.save_minutes", self.save_minutes),
             ("train.weight_decay", self.weight_decay),
             ("train.weight_decay_end", self.weight_decay_end.unwrap_or(0.0)),
         ] {

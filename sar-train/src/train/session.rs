@@ -63,6 +63,7 @@ struct Files {
     checkpoints: Checkpoints,
     /// The step of the last checkpoint.
     saved: u64,
+    saved_at: Instant,
     /// Step and held-out loss of the last evaluation, and of the one with the lowest among those that were saved.
     measured: Option<(u64, f64)>,
     lowest: Option<(u64, f64)>,
@@ -133,6 +134,7 @@ impl<B: Backend> Session<'_, B> {
         let mut files = Files {
             checkpoints: self.run.checkpoints(self.config.train.keep)?,
             saved: first,
+            saved_at: Instant::now(),
             measured: None,
             lowest: None,
             log: self.run.log(first)?,
@@ -245,7 +247,8 @@ impl<B: Backend> Session<'_, B> {
         // What is missing of a last step is made up for when the run is taken up again.
         let asked = self.interrupt.is_asked() && !(last && evaluated);
         // Not while steps are skipped: the checkpoints before are the ones to go back to.
-        if (due(train.save_every) && !skipped) || asked || last {
+        let save = due(train.save_every) || train.overdue(files.saved_at);
+        if (save && !skipped) || asked || last {
             self.save(trainer, files)?;
         }
         // After it is saved: a picture is not worth a step.
@@ -368,7 +371,7 @@ impl<B: Backend> Session<'_, B> {
             second_moment: &flat.second_moment,
             state,
         })?;
-        files.saved = step;
+        (files.saved, files.saved_at) = (step, Instant::now());
         saved.warning.iter().for_each(|warning| files.progress.warn(warning));
         Ok(())
     }

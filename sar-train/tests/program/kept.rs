@@ -145,6 +145,30 @@ fn a_tokenizer_is_measured_while_it_trains() {
     assert!(measured("one").iter().all(|record| psnr(record) == 4), "a grid of the schedule each");
 }
 
+/// Whatever the clock says, the weights are the same; it says alone which of them are kept.
+#[test]
+fn checkpoints_may_be_due_by_the_clock() {
+    let folder = trained();
+    let folder = folder.path();
+    let every = ["--set", "train.save_every=0", "--set", "train.save_minutes=1e-9"];
+    let three = ["--set", "train.steps=3", "--set", "train.keep=9", "--out", "often"];
+    succeeds(&[&TRAIN[..], &every, &three].concat(), folder);
+    assert_eq!(steps(&folder.join("often")), ["step-0", "step-1", "step-2", "step-3"]);
+    let seldom = ["--set", "train.save_every=0", "--set", "train.save_minutes=600"];
+    let three = ["--set", "train.steps=3", "--set", "train.keep=9", "--out", "seldom"];
+    succeeds(&[&TRAIN[..], &seldom, &three].concat(), folder);
+    assert_eq!(steps(&folder.join("seldom")), ["step-0", "step-3"]);
+    let last = |run| fs::read(folder.join(run).join("checkpoints/step-3/model.safetensors"));
+    assert!(last("often").unwrap() == last("seldom").unwrap());
+    let tokenizer = ["tokenizer", "train", "--config", "small.toml", "--out", "t"];
+    let two = ["--set", "tokenizer_train.steps=2"];
+    succeeds(&[&tokenizer[..], &every, &two].concat(), folder);
+    assert_eq!(steps(&folder.join("t")), ["step-0", "step-1", "step-2"]);
+    let said =
+        fails(1, &[&TRAIN[..], &["--out", "n", "--set", "train.save_minutes=-1"]].concat(), folder);
+    says(&said, &["train.save_minutes is -1, expected a number of at least 0"]);
+}
+
 #[test]
 fn skipped_steps_do_not_push_out_good_checkpoints() {
     let folder = trained();

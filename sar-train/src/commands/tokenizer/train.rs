@@ -20,7 +20,7 @@ use crate::train::tokenizer::{
 use crate::trained::TrainedTokenizer;
 
 /// Sections and keys that training a tokenizer uses.
-const USED: [&str; 8] = [
+const USED: [&str; 9] = [
     "data",
     "tokenizer",
     "tokenizer_train",
@@ -28,15 +28,17 @@ const USED: [&str; 8] = [
     "train.keep",
     "train.log_every",
     "train.save_every",
+    "train.save_minutes",
     "train.non_finite_limit",
 ];
 /// Of these, what may change while a run goes on.
-const FREE: [&str; 9] = [
+const FREE: [&str; 10] = [
     "tokenizer_train.steps",
     "tokenizer_train.eval_every",
     "train.keep",
     "train.log_every",
     "train.save_every",
+    "train.save_minutes",
     "train.non_finite_limit",
     "data.path",
     "data.workers",

@@ -8,6 +8,7 @@ use crate::run::{Interrupt, Interrupted, Log, NonFiniteError, Progress, RunFolde
 use crate::train::TrainError;
 use sar_math::backend::{Backend, OptimizerOps, TokenizerOps};
 use serde::Serialize;
+use std::time::Instant;
 
 /// A tokenizer's training run in its folder.
 pub struct TokenizerSession<'s> {
@@ -73,7 +74,7 @@ impl TokenizerSession<'_> {
             save(trainer, &checkpoints, &progress)?;
         }
         let mut log = (self.run.log(first)?, self.run.tensorboard(first)?);
-        let mut saved = first;
+        let (mut saved, mut saved_at) = (first, Instant::now());
         // One that was stopped while it was measured goes on with that.
         if first < steps && !log.0.has(first, "eval")? {
             let held_out = held_out.as_deref_mut();
@@ -95,8 +96,8 @@ impl TokenizerSession<'_> {
                 }
                 made => made?,
             };
-            let every = self.config.train.save_every;
-            let due = every > 0 && step.is_multiple_of(every);
+            let (every, by) = (self.config.train.save_every, &self.config.train);
+            let due = every > 0 && step.is_multiple_of(every) || by.overdue(saved_at);
             if !last {
                 // Where the user stops it, that is asked for once more.
                 self.measure(trainer, held_out.as_deref_mut(), &mut log)?;
@@ -105,7 +106,7 @@ impl TokenizerSession<'_> {
             // Not while steps are skipped: the checkpoints before are the ones to go back to.
             if (due && !skipped) || asked || last {
                 save(trainer, &checkpoints, &progress)?;
-                saved = step;
+                (saved, saved_at) = (step, Instant::now());
             }
             if asked {
                 return Err(Interrupted { step }.into());
