@@ -208,7 +208,8 @@ pub struct ConfigArgs {
     /// Sections and keys to show alone: `train`, `train.lr`. Default: all.
     #[arg(value_name = "SECTION[.KEY]")]
     pub keys: Vec<String>,
-    /// Configuration in TOML to show; absent keys have their defaults. That of a run is `config.toml` in its folder.
+    /// Configuration in TOML to show; absent keys have their defaults, and stand in comments where they were not named
+    /// here. That of a run is `config.toml` in its folder.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Override one key of the configuration; may be repeated.

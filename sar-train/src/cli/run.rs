@@ -13,7 +13,8 @@ use std::sync::{Arc, OnceLock};
 /// Flags of every command that makes or continues a run folder.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// Configuration in TOML, whose keys `sar config` explains; absent ones have their defaults (for `refine`: what the generator's run has).
+    /// Configuration in TOML, whose keys `sar config` explains; absent ones have their defaults (for `refine`: what the
+    /// generator's run has).
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Override one key of the configuration; may be repeated; an empty value takes one away that need not be there

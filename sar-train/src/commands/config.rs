@@ -1,17 +1,27 @@
 //! `sar config`: what a run would be configured by, each key explained.
 
 use crate::cli::ConfigArgs;
-use crate::config::Config;
+use crate::config::{self, Config};
+use toml::{Table, Value};
 
 /// Prints a configuration as a file that `--config` takes.
 ///
 /// # Errors
 /// A configuration that cannot be used, or a key that does not exist.
 pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
-    let config = match &args.config {
-        Some(path) => Config::load(path)?,
-        None => Config::default(),
-    };
-    print!("{}", config.set(&args.set)?.explained(&args.keys)?);
+    // A pipe is read once.
+    let text = args.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
+    let origin = args.config.as_deref().map_or(String::new(), |path| path.display().to_string());
+    let config = Config::parse(&text, &origin)?.set(&args.set)?;
+    let mut named: Table = text.parse().unwrap_or_default();
+    for setting in &args.set {
+        let key = setting.split('=').next().and_then(|path| path.split_once('.'));
+        let Some((section, key)) = key else { continue };
+        let keys = named.entry(section.trim()).or_insert_with(|| Value::Table(Table::new()));
+        if let Some(keys) = keys.as_table_mut() {
+            keys.insert(key.trim().to_owned(), Value::Boolean(true));
+        }
+    }
+    print!("{}", config.explained(&named, &args.keys)?);
     Ok(())
 }

@@ -178,8 +178,9 @@ impl<'a, B: Compute> Painting<'a, B> {
         mut draw: impl FnMut(&mut Painter<'a, B>, &Batch<'_>) -> Result<Painted, B::Error>,
     ) -> anyhow::Result<Drawn> {
         let (first, count) = (sheets.done, labels.len());
-        // The strip is of the first images, which are drawn again where it may have fewer, or is not there.
-        let has_strip = strips == 0 || sheets.folder.join(SCALES).exists();
+        // The strip is of the first images, which are drawn again where it has fewer, or is not there.
+        let rows = || grid::rows_in(&sheets.folder.join(SCALES), self.size.0);
+        let has_strip = strips == 0 || rows() == Some(strips);
         if has_strip && (0..strips).all(|k| sheets.load(k).is_some()) {
             sheets.take_up(count, interrupt)?;
         }
@@ -238,8 +239,10 @@ impl Drawn {
     fn say(self, count: usize) {
         let speed = rate(self.images as f64 / self.start.elapsed().as_secs_f64());
         self.progress.finish(&match self.images {
+            _ if count == 0 => "no image falls to this part".to_owned(),
             0 => format!("all {count} images were there"),
-            new if new < count => format!("{new} more images, {count} in all, {speed}"),
+            // The first ones again, perhaps, for the strip.
+            drawn if drawn < count => format!("{drawn} images drawn, {count} in all, {speed}"),
             _ => format!("{count} images, {speed}"),
         });
     }

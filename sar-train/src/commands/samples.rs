@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 fn lock(path: &Path, sharing: Sharing) -> anyhow::Result<Option<File>> {
     lock_folder(path, sharing, PATIENCE).map_err(|_| {
         anyhow::anyhow!(
-            "{} is in use: another `sar` writes images to it; choose another --out",
+            "{} is in use: another `sar` writes images to it; wait until it has ended, or choose another --out",
             path.display()
         )
     })
@@ -79,29 +79,44 @@ impl SampleFolder {
     /// parts.
     ///
     /// # Errors
-    /// As for [`SampleFolder::open`]; the parts that are there are of other images.
+    /// As for [`SampleFolder::open`]; what is there is of other images, or of more.
     pub(super) fn join(place: &OutArgs, record: &SampleRecord) -> anyhow::Result<Self> {
         let folder = Self::make(&place.out, Sharing::Shared)?;
-        let path = folder.path.join(RECORD);
-        let kept = loop {
-            if let Some(kept) = folder.record()? {
-                break kept;
-            }
-            folder.refuse_others(record, None)?;
-            let text = serde_json::to_string_pretty(record)?;
-            // Of parts that begin at once, one says what all are of.
-            write_new(&path, text.as_bytes()).with_context(|| format!("{}", path.display()))?;
+        let kept = match folder.record()? {
+            Some(kept) => kept,
+            None => folder.begin(record)?,
         };
         folder.refuse_others(record, Some(&kept))?;
-        folder.refuse_different(record, &kept)?;
-        let (there, here) = (kept.labels.len(), record.labels.len());
-        anyhow::ensure!(
-            there == here,
-            "{} is for {there} images, and --count is {here}: all parts have the same",
-            folder.path.display()
-        );
-        remove_left_behind(&folder.path);
+        if let Some(difference) = record.difference_from(&kept)? {
+            anyhow::bail!(
+                "{} is for parts of other images: {difference}; remove it, or choose another --out",
+                folder.path.display()
+            );
+        }
+        if kept.labels.len() < record.labels.len() {
+            // Those of an earlier call, or of one that was stopped.
+            folder.keep(record)?;
+        }
+        // Nothing is tidied up: what is temporary may be another part's.
         Ok(folder)
+    }
+
+    /// Says what is in a folder where nothing does; of parts that begin at once one does, for all of them.
+    fn begin(&self, record: &SampleRecord) -> anyhow::Result<SampleRecord> {
+        let path = self.path.join(RECORD);
+        let others = self.refuse_others(record, None);
+        if others.is_ok() {
+            let text = serde_json::to_string_pretty(record)?;
+            write_new(&path, text.as_bytes()).with_context(|| format!("{}", path.display()))?;
+        }
+        // What others there are may be those of a part that was quicker.
+        match self.record()? {
+            Some(kept) => Ok(kept),
+            None => {
+                others?;
+                anyhow::bail!("{} cannot be read back; remove it", path.display())
+            }
+        }
     }
 
     /// Makes a folder, or takes one that is there.

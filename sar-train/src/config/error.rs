@@ -158,7 +158,10 @@ impl ConfigError {
 
 /// What may have been meant by what is unknown, or all that is known; `key` may be one of another section.
 fn hint(unknown: &str, key: &str, known: &[&str]) -> String {
-    near(unknown, known)
+    // Whatever there is contains nothing.
+    let named = Some(unknown).filter(|unknown| !unknown.is_empty());
+    named
+        .and_then(|unknown| near(unknown, known))
         .or_else(|| elsewhere(key))
         .unwrap_or_else(|| format!("known here: {}", quoted(known.iter().copied())))
 }

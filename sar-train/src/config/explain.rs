@@ -1,13 +1,13 @@
 //! A configuration as TOML in which each key is explained, by the documentation of its field.
 
 use super::{
-    Config, ConfigError, EvalConfig, GeneratorSection, SampleConfig, SarConfig,
+    Config, ConfigError, EvalConfig, GeneratorSection, Preset, SampleConfig, SarConfig,
     TokenizerTrainConfig, TrainConfig,
 };
 use crate::data::DataConfig;
 use crate::model::tokenizer::TokenizerConfig;
 use documented::DocumentedFields;
-use toml::{Table, Value};
+use toml::Table;
 
 /// Characters of a line, with what marks it as a comment.
 const LINE: usize = 100;
@@ -56,38 +56,35 @@ fn sections() -> [Section; 8] {
 impl Config {
     /// The configuration as TOML with what each key is, of the sections and keys that `wanted` names (`train`,
     /// `train.lr`) or, where it names none, of all; [`Config::parse`] reads all of it back equal. What is as it is by
-    /// default stands in a comment: a file that names no more than it means leaves the rest to the images, the tokenizer
-    /// or the run that is refined.
+    /// default and not `named` stands in a comment: a file that names no more than it means leaves the rest to the
+    /// images, the tokenizer or the run that is refined.
     ///
     /// # Errors
     /// A section or key that does not exist; a value that TOML cannot hold.
-    pub fn explained(&self, wanted: &[String]) -> Result<String, ConfigError> {
+    pub fn explained(&self, named: &Table, wanted: &[String]) -> Result<String, ConfigError> {
         let table = |config: &Self| {
             Table::try_from(config).map_err(|e| ConfigError::Write { reason: e.to_string() })
         };
-        let (values, defaults) = (table(self)?, table(&Self::default())?);
+        // Of what a preset stands for, its values are the defaults.
+        let sar = SarConfig { preset: Preset::default(), ..SarConfig::preset(self.sar.preset) };
+        let defaults = Self { sar, ..Self::default() };
+        let tables = Tables { values: table(self)?, defaults: table(&defaults)?, named };
         let sections = sections();
         for wanted in wanted {
             check(&sections, wanted)?;
         }
-        let parts: Vec<String> = sections
-            .iter()
-            .filter_map(|section| section.text(&values, &defaults, wanted))
-            .collect();
+        let parts: Vec<String> =
+            sections.iter().filter_map(|section| section.text(&tables, wanted)).collect();
         Ok(parts.join("\n"))
     }
 }
 
 impl Section {
     /// The section with those of its keys that are wanted, if there are any.
-    fn text(&self, values: &Table, defaults: &Table, wanted: &[String]) -> Option<String> {
+    fn text(&self, tables: &Tables<'_>, wanted: &[String]) -> Option<String> {
         let keys = self.keys.iter().filter(|(key, _)| self.is_wanted(key, wanted));
         let keys: Vec<String> = keys
-            .map(|(key, docs)| {
-                let [value, default] =
-                    [values, defaults].map(|all| all.get(self.name).and_then(|s| s.get(key)));
-                format!("{}{}", comment(docs), line(key, value, default))
-            })
+            .map(|(key, docs)| format!("{}{}", comment(docs), tables.line(self.name, key)))
             .collect();
         let head = format!("{}[{}]\n", comment(self.docs), self.name);
         (!keys.is_empty()).then(|| format!("{head}{}", keys.concat()))
@@ -107,11 +104,24 @@ fn check(sections: &[Section], wanted: &str) -> Result<(), ConfigError> {
     }
 }
 
-fn line(key: &str, value: Option<&Value>, default: Option<&Value>) -> String {
-    match value {
-        Some(value) if Some(value) == default => format!("#{key} = {value}\n"),
-        Some(value) => format!("{key} = {value}\n"),
-        None => format!("#{key} =\n"),
+/// A configuration, what it would be by default, and what was named of it.
+struct Tables<'a> {
+    values: Table,
+    defaults: Table,
+    named: &'a Table,
+}
+
+impl Tables<'_> {
+    fn line(&self, section: &str, key: &str) -> String {
+        let [value, default, named] = [&self.values, &self.defaults, self.named]
+            .map(|table| table.get(section).and_then(|keys| keys.get(key)));
+        match value {
+            Some(value) if Some(value) == default && named.is_none() => {
+                format!("#{key} = {value}\n")
+            }
+            Some(value) => format!("{key} = {value}\n"),
+            None => format!("#{key} =\n"),
+        }
     }
 }
 
@@ -161,7 +171,7 @@ mod tests {
 
     #[test]
     fn what_is_explained_reads_back_equal() {
-        let plain = Config::default().explained(&[]).unwrap();
+        let plain = Config::default().explained(&Table::new(), &[]).unwrap();
         let sets = |line: &&str| !(line.is_empty() || line.starts_with(['#', '[']));
         assert_eq!(plain.lines().find(sets), None);
         assert_eq!(Config::parse(&plain, "").unwrap(), Config::default());
@@ -180,11 +190,38 @@ mod tests {
         let recipes = Path::new(env!("CARGO_MANIFEST_DIR")).join("../recipes");
         let mut read = 0;
         for recipe in std::fs::read_dir(recipes).unwrap() {
-            let config = Config::load(&recipe.unwrap().path()).unwrap();
-            let text = config.explained(&[]).unwrap();
+            let path = recipe.unwrap().path();
+            let config = Config::load(&path).unwrap();
+            let named: Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
+            let text = config.explained(&named, &[]).unwrap();
             assert_eq!(Config::parse(&text, "").unwrap(), config, "{text}");
+            // And over another configuration it says what the recipe does.
+            let other = Config::default().set(&["train.batch=3".into(), "sar.sigma=7".into()]);
+            let over = |text: &str| other.as_ref().unwrap().clone().with_text(text, &path).unwrap();
+            assert_eq!(over(&text), over(&std::fs::read_to_string(&path).unwrap()), "{text}");
             read += 1;
         }
         assert!(read > 0);
+    }
+
+    /// A key that is absent is the preset's, whatever the default preset has.
+    #[test]
+    fn every_switch_of_every_preset_reads_back_equal() {
+        let presets = [Preset::Paper, Preset::Release];
+        let switches = presets.map(|p| Table::try_from(SarConfig::preset(p)).unwrap());
+        let mut other = 0;
+        for (name, own, others) in
+            [("paper", &switches[0], &switches[1]), ("release", &switches[1], &switches[0])]
+        {
+            for (key, value) in others.iter().filter(|(key, _)| *key != "preset") {
+                let text = value.as_str().map_or(value.to_string(), str::to_owned);
+                let set = [format!("sar.preset={name}"), format!("sar.{key}={text}")];
+                let config = Config::default().set(&set).unwrap();
+                let said = config.explained(&Table::new(), &[]).unwrap();
+                assert_eq!(Config::parse(&said, "").unwrap(), config, "{set:?}: {said}");
+                other += u32::from(own[key] != *value);
+            }
+        }
+        assert!(other > 2, "the presets differ in {other}");
     }
 }

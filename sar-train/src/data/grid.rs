@@ -182,6 +182,13 @@ pub fn load(dir: &Path, number: u64, (height, width): (usize, usize)) -> Option<
     (size == (height, width)).then(|| (0..3).flat_map(value).collect())
 }
 
+/// Rows of images of a height in a picture that [`strips`] or [`grid`] made; `None` where it is not there or another.
+pub(crate) fn rows_in(path: &Path, height: usize) -> Option<usize> {
+    let (_, found) = image::image_dimensions(path).ok()?;
+    let (found, row) = (found as usize + GAP, height + GAP);
+    found.is_multiple_of(row).then_some(found / row)
+}
+
 fn page(rows: usize, columns: usize, height: usize, width: usize) -> Result<RgbImage, DataError> {
     let extent = |n: usize, size: usize| n.checked_mul(size + GAP).map(|v| v.saturating_sub(GAP));
     let size = extent(columns, width).zip(extent(rows, height));

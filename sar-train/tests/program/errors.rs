@@ -84,13 +84,19 @@ fn configurations_are_explained() {
     says(&changed, &["\nclip = 3.0\n", "\ndepth = 5\n"]);
     fs::write(folder.join("my.toml"), &changed).unwrap();
     assert_eq!(prints(&["config", "--config", "my.toml"], folder), changed);
+    // What is named stays so, also where it is as it would be without.
+    fs::write(folder.join("same.toml"), "[train]\nbatch = 64\n").unwrap();
+    let same =
+        prints(&["config", "train", "--config", "same.toml", "--set", "train.keep=3"], folder);
+    says(&same, &["\nbatch = 64\n", "\nkeep = 3\n", "\n#accumulate = 1\n"]);
     let one = prints(&["config", "train.clip", "--config", "my.toml"], folder);
     assert!(one.ends_with("Default 2.\nclip = 3.0\n") && one.lines().count() == 4, "{one}");
     for (key, expected) in [
         ("lr", "`tokenizer_train.lr`, `train.lr`"),
         ("train.clipp", "`train.clipp`; did you mean `clip`"),
         ("trian", "`trian`; did you mean `train`"),
-        ("train.", "unknown key `train.`"),
+        ("train.", "unknown key `train.`; known here: `mode`"),
+        ("", "unknown key ``; known here: `data`"),
     ] {
         says(&fails(1, &["config", key], folder), &[expected]);
     }

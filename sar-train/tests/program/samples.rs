@@ -120,8 +120,8 @@ fn parts_of_the_samples_are_made_by_several_calls_at_once() {
     let other = ["--out", "s", "--part", "3/4", "--top-k", "3"];
     says(&fails(1, &sample(&other), folder), &["settings.top_k was 900 and is 3 now"]);
     let fewer = ["sample", "base", "--classes", "3,A", "--out", "s", "--part", "3/4", "--count"];
-    let said = fails(1, &[&fewer[..], &["21"]].concat(), folder);
-    says(&said, &["s is for 20 images, and --count is 21"]);
+    let said = fails(1, &[&fewer[..], &["12"]].concat(), folder);
+    says(&said, &["they go up to number 19, and --count is 12", "remove it"]);
     for wrong in ["0/4", "5/4", "4", "1/0", "-1/4"] {
         let wrong = format!("--part={wrong}");
         says(&fails(2, &sample(&["--out", "s", &wrong]), folder), &["1/8 to 8/8"]);
@@ -131,17 +131,45 @@ fn parts_of_the_samples_are_made_by_several_calls_at_once() {
     }
     // A part takes up what it left.
     fs::remove_file(folder.join("s/000019.png")).unwrap();
-    says(&succeeds(&part("4/4"), folder), &["1 more images, 5 in all"]);
+    says(&succeeds(&part("4/4"), folder), &["sampling: 1 images drawn, 5 in all"]);
     says(&succeeds(&part("4/4"), folder), &["all 5 images were there"]);
+    // A call for all of them that was stopped says how far it got.
+    let record = folder.join("s/samples.json");
+    let whole = fs::read_to_string(&record).unwrap();
+    let mut said: serde_json::Value = serde_json::from_str(&whole).unwrap();
+    said["labels"].as_array_mut().unwrap().truncate(12);
+    fs::write(&record, said.to_string()).unwrap();
+    fs::remove_file(folder.join("s/000019.png")).unwrap();
+    for n in 15..19 {
+        fs::remove_file(folder.join(format!("s/{n:06}.png"))).unwrap();
+    }
+    succeeds(&part("4/4"), folder);
+    assert_eq!(fs::read_to_string(&record).unwrap(), whole);
     // All together; of what is there, the images of the strip alone are drawn again.
     let late = folder.join("s/000019.png");
     let made = || fs::metadata(&late).unwrap().modified().unwrap();
     let before = made();
     let said =
         succeeds(&sample(&["--out", "s", "--batch", "5", "--resume", "--npz", "s.npz"]), folder);
-    says(&said, &["sampling: 15 more images, 20 in all"]);
+    says(&said, &["sampling: 15 images drawn, 20 in all"]);
     assert_eq!(made(), before);
     assert!(of("s") == of("one"), "images or grid differ");
     let bytes = ["one.npz", "s.npz"].map(|name| fs::read(folder.join(name)).unwrap());
     assert!(bytes[0] == bytes[1], "the arrays differ");
+    // After a few of them, whose strip has fewer rows.
+    let few = ["sample", "base", "--classes", "3,A", "--count", "3", "--out", "t"];
+    succeeds(&few, folder);
+    for part in ["1/2", "2/2"] {
+        succeeds(&sample(&["--out", "t", "--part", part]), folder);
+    }
+    succeeds(&sample(&["--out", "t", "--resume"]), folder);
+    assert!(of("t") == of("one"), "images, grid or strip differ");
+    // A record that leads nowhere is told, and is no reason to wait for ever.
+    #[cfg(unix)]
+    {
+        fs::create_dir(folder.join("u")).unwrap();
+        std::os::unix::fs::symlink("nowhere", folder.join("u/samples.json")).unwrap();
+        let said = fails(1, &sample(&["--out", "u", "--part", "1/2"]), folder);
+        says(&said, &["samples.json cannot be read back"]);
+    }
 }
