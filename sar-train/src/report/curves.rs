@@ -133,7 +133,7 @@ pub(super) fn tokenizers(runs: &[&Run], figures: &mut Figures) -> (Vec<String>, 
         let scales: BTreeSet<Scale> = scales.collect();
         for scale in scales.iter().rev() {
             let title = format!("{}, {title}", scale.title());
-            let chart = curve(overlay(runs, kind, field, Some(scale), &title, y));
+            let chart = curve(overlay(runs, kind, field, Some(scale), &title, y), kind);
             let chart = figures.show(&chart);
             let of_one = if Some(scale) == scales.last() { &mut fine } else { &mut coarse };
             of_one.push(chart);
@@ -146,7 +146,7 @@ pub(super) fn tokenizers(runs: &[&Run], figures: &mut Figures) -> (Vec<String>, 
         ("train", "grad_norm", "Gradient norm, before clipping", "norm", true),
     ];
     for (kind, field, title, y, log) in whole {
-        let chart = curve(overlay(runs, kind, field, None, title, y));
+        let chart = curve(overlay(runs, kind, field, None, title, y), kind);
         fine.push(figures.show(&Chart { log, ..chart }));
     }
     (fine, coarse)
@@ -274,9 +274,9 @@ fn overlay(
     chart
 }
 
-/// A chart without what it has a single point of, which a table shows.
-fn curve(mut chart: Chart) -> Chart {
-    chart.series.retain(|series| series.points.len() > 1);
+/// A chart without evaluations that are a single point, which a table shows.
+fn curve(mut chart: Chart, kind: &str) -> Chart {
+    chart.series.retain(|series| kind != "eval" || series.points.len() > 1);
     chart
 }
 

@@ -100,7 +100,7 @@ impl Files {
 pub(crate) const RISEN: f64 = 1.01;
 
 /// Where a run has its samples of a step.
-fn samples_of(step: u64) -> String {
+pub(super) fn samples_of(step: u64) -> String {
     format!("samples/step-{step:06}.png")
 }
 

@@ -9,12 +9,15 @@ mod held_out;
 mod record;
 mod session;
 mod state;
+mod tally;
 
-pub use evaluate::{Reconstructor, ScaleQuality, TokenizerQuality};
-pub use held_out::{TokenizerHeldOut, grids_within};
+pub use evaluate::Reconstructor;
+pub(crate) use held_out::MEASURED;
+pub use held_out::TokenizerHeldOut;
 pub(crate) use record::keep_quality;
 pub use session::TokenizerSession;
 pub use state::TokenizerProgress;
+pub use tally::{ScaleQuality, TokenizerQuality};
 
 use crate::config::TokenizerTrainConfig;
 use crate::model::tokenizer::{Gradients, IMAGE_CHANNELS, Tokenizer, Trace};

@@ -138,9 +138,24 @@ fn a_tokenizer_is_measured_while_it_trains() {
     let on = ["tokenizer", "train", "--resume", "--out", "two", "--set", "tokenizer_train.steps=5"];
     succeeds(&on, folder);
     assert_eq!(measured("two"), measured("one"));
-    let last = ["reconstructions.png", "step-000000.png", "step-000004.png"];
-    assert_eq!(pictures("two"), last);
-    assert_eq!(pictures("one").len(), 4);
+    let all = ["reconstructions.png", "step-000000.png", "step-000002.png", "step-000004.png"];
+    assert_eq!(
+        (pictures("one"), pictures("two")),
+        (all.map(str::to_owned).into(), all.map(str::to_owned).into())
+    );
+    // A picture that cannot be written costs no step.
+    succeeds(&[&train[..], &["tokenizer_train.steps=1", "--out", "three"]].concat(), folder);
+    fs::remove_dir_all(folder.join("three/samples")).unwrap();
+    fs::write(folder.join("three/samples"), "").unwrap();
+    let on = ["tokenizer", "train", "--resume", "--out", "three", "--set"];
+    let on = [&on[..], &["tokenizer_train.steps=5"]].concat();
+    says(&fails(1, &on, folder), &["step 2 is saved"]);
+    fs::remove_file(folder.join("three/samples")).unwrap();
+    succeeds(&on, folder);
+    assert_eq!(
+        (steps("three"), &measured("three")[2..]),
+        (vec![0, 1, 2, 4, 5], &measured("one")[1..])
+    );
     let psnr = |(_, psnr): &(u64, serde_json::Value)| psnr.as_array().unwrap().len();
     assert!(measured("one").iter().all(|record| psnr(record) == 4), "a grid of the schedule each");
 }

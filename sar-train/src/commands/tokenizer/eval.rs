@@ -1,6 +1,6 @@
 //! `sar tokenizer eval`.
 
-use super::{BATCH, Use, check_grids, compared, measure};
+use super::{BATCH, Use, check_grids, held_out};
 use crate::backend::Compute;
 use crate::cli::TokenizerEvalArgs;
 use crate::commands::models::open_tokenizer;
@@ -8,8 +8,10 @@ use crate::commands::output;
 use crate::data::Dataset;
 use crate::data::grid::{self, Images};
 use crate::data::npz::NpzWriter;
-use crate::train::tokenizer::Reconstructor;
+use crate::run::Interrupt;
+use crate::train::tokenizer::{MEASURED, Reconstructor};
 use crate::trained::TrainedTokenizer;
+use anyhow::Context as _;
 use sar_math::ScaleSchedule;
 use std::path::Path;
 
@@ -31,11 +33,14 @@ pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::
         "no image is held out for validation; --all takes all that --data names"
     );
     check_grids(&loaded, &schedule, images.side())?;
-    let quality = measure(backend, &loaded, images, &schedule)?;
-    let (count, measured) = (images.len(), images.len().min(super::EVALUATED));
-    let of = if measured < count { format!(" of {count}") } else { String::new() };
+    let mut measured = held_out(backend, &loaded, images, &schedule)?;
+    // Nobody listens: it is ended at once, and nothing is lost.
+    let quality = measured.quality(&loaded.params, &Interrupt::none())?;
+    let quality = quality.context("the evaluation was stopped")?;
+    let (count, seen) = (images.len(), images.len().min(MEASURED));
+    let of = if seen < count { format!(" of {count}") } else { String::new() };
     let which = if all { "" } else { "held-out " };
-    println!("{measured}{of} {which}images of {} px", images.side());
+    println!("{seen}{of} {which}images of {} px", images.side());
     println!("{:>8}  {:>9}  {:>6}  {:>10}", "grid", "PSNR (dB)", "SSIM", "codes used");
     for scale in &quality.scales {
         let grid = format!("{}x{}", scale.grid.0, scale.grid.1);
@@ -54,7 +59,7 @@ pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::
     println!("codebook used: {:.1} %", 100.0 * quality.codebook_used);
     println!("perplexity of the codes: {:.1}", quality.perplexity);
     if let Some(path) = &args.grid {
-        grid::save_png(path, &compared(backend, &loaded, images, &schedule)?)?;
+        grid::save_png(path, &measured.picture(&loaded.params)?)?;
         println!("{}", path.display());
     }
     if let Some(path) = &args.npz {

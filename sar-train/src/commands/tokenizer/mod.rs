@@ -12,17 +12,13 @@ use super::resuming::run_data;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, ImagesArgs, TokenizerArgs, TokenizerCommand};
 use crate::config::Config;
-use crate::data::{self, Data, DataConfig, DataError, Dataset, grid, spread};
+use crate::data::{self, Data, DataConfig, DataError, Dataset};
 use crate::model::tokenizer::Tokenizer;
-use crate::train::tokenizer::{Reconstructor, TokenizerQuality, grids_within};
+use crate::train::tokenizer::{Reconstructor, TokenizerHeldOut};
 use crate::trained::{TrainedTokenizer, config_of};
 use sar_math::ScaleSchedule;
 use std::path::Path;
 
-/// Validation images that quality is measured on, at most.
-const EVALUATED: usize = 512;
-/// Images beside their reconstructions in a grid.
-const SHOWN: usize = 20;
 /// Images that go through a tokenizer at a time where they are not trained on.
 const BATCH: usize = 32;
 
@@ -67,18 +63,16 @@ pub(crate) fn reconstruct<B: Compute>(
     through.adding(&of.quantizer, schedule)?.reconstruct(&of.params, images, (grid, grid))
 }
 
-/// Quality at every scale of the generator's schedule, on some of the images.
-fn measure<B: Compute>(
-    backend: &B,
-    of: &TrainedTokenizer<B>,
-    images: &Dataset,
+/// Some of the images, to measure a tokenizer on at every scale of the generator's schedule.
+fn held_out<'a, B: Compute>(
+    backend: &'a B,
+    of: &'a TrainedTokenizer<B>,
+    images: &'a Dataset,
     schedule: &ScaleSchedule,
-) -> anyhow::Result<TokenizerQuality> {
+) -> anyhow::Result<TokenizerHeldOut<'a, B>> {
     let side = images.side();
-    let grids = grids_within(schedule, side / of.tokenizer.downsample_factor());
-    let pixels = pixels(images, EVALUATED)?;
     let through = Reconstructor::new(backend, &of.tokenizer, BATCH, (side, side))?;
-    Ok(through.adding(&of.quantizer, schedule)?.evaluate(&of.params, &pixels, &grids)?)
+    Ok(TokenizerHeldOut::new(through.adding(&of.quantizer, schedule)?, images, schedule))
 }
 
 /// Fails where scales that add up do not end in the images' full grid.
@@ -95,25 +89,6 @@ fn check_grids<B: Compute>(
          are of 256 px), or name a schedule that ends in {full} with --schedule"
     );
     Ok(())
-}
-
-/// At most `limit` images of a set, spread over it evenly.
-fn pixels(images: &Dataset, limit: usize) -> anyhow::Result<Vec<f32>> {
-    Ok(images.select(&spread(images.len(), limit))?.values_b)
-}
-
-/// A row of images above their reconstructions.
-fn compared<B: Compute>(
-    backend: &B,
-    of: &TrainedTokenizer<B>,
-    images: &Dataset,
-    schedule: &ScaleSchedule,
-) -> anyhow::Result<image::RgbImage> {
-    let side = images.side();
-    let mut both = pixels(images, SHOWN)?;
-    let count = both.len() / (3 * side * side);
-    both.extend(reconstruct(backend, of, schedule, &both, side)?);
-    Ok(grid::grid(grid::Images::square(&both, side), count.max(1))?)
 }
 
 /// Images that need no classes: those of class folders with theirs, and loose ones.

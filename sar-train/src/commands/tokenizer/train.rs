@@ -1,6 +1,6 @@
 //! `sar tokenizer train`, and the tokenizer of `sar demo`.
 
-use super::{BATCH, EVALUATED, SHOWN, check_side, compared, measure, pixels};
+use super::{check_side, held_out};
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
 use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs};
@@ -10,15 +10,18 @@ use crate::commands::resuming::{
     NOTHING_TO_RESUME, compare_computing, compare_images, longer, run_data, tell_replaced,
 };
 use crate::config::Config;
-use crate::data::{self, Data};
+use crate::data::{self, Data, Dataset};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
-use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
+use crate::run::{Interrupt, Interrupted, RUN_TOKENIZER, RunFolder};
 use crate::train::tokenizer::{
     Reconstructor, TokenizerHeldOut, TokenizerProgress, TokenizerQuality, TokenizerSession,
-    TokenizerTrainer, grids_within, keep_quality,
+    TokenizerTrainer, keep_quality,
 };
 use crate::trained::TrainedTokenizer;
+use sar_math::ScaleSchedule;
 
+/// Images that a tokenizer is measured on at a time while it trains: their memory comes on top of a step's.
+const BATCH_BESIDE: usize = 8;
 /// Sections and keys that training a tokenizer uses.
 const USED: [&str; 9] = [
     "data",
@@ -62,6 +65,11 @@ pub(super) fn run<B: Compute>(
         train_in(backend, &folder, &config, &data, start, &interrupt, quiet).map(drop)
     };
     note_left_out(&config, &data)?;
+    if data.validation.is_empty() {
+        output::note(format_args!(
+            "warning: no image is held out (data.val_fraction); quality is that of training images"
+        ));
+    }
     if !global.quiet {
         eprintln!("{}", data.summary);
         eprintln!("{}", data.augment.described());
@@ -195,52 +203,52 @@ pub(crate) fn train_in<B: Compute>(
         trainer.start_from(weights)?;
     }
     let mut loader = data.loader(settings.batch, settings.seed, trainer.steps())?;
-    let (held, none) = match data.validation.is_empty() {
-        true => (&data.train, true),
-        false => (&data.validation, false),
-    };
+    let held = if data.validation.is_empty() { &data.train } else { &data.validation };
     let schedule = &config.generator.schedule;
-    let mut held_out = match settings.eval_every {
-        0 => None,
-        _ => Some(TokenizerHeldOut {
-            through: Reconstructor::new(
-                backend,
-                &tokenizer,
-                BATCH.min(settings.batch),
-                (side, side),
-            )?,
-            images_b3hw: pixels(held, EVALUATED)?,
-            shown_b3hw: pixels(held, SHOWN)?,
-            grids: grids_within(schedule, side / tokenizer.downsample_factor()),
-        }),
+    let measured = settings.eval_every > 0 && trainer.steps() < settings.steps;
+    let while_it_trains = || -> anyhow::Result<_> {
+        let batch = BATCH_BESIDE.min(settings.batch);
+        let through = Reconstructor::new(backend, &tokenizer, batch, (side, side))?;
+        Ok(TokenizerHeldOut::new(through, held, schedule))
     };
+    let mut beside = measured.then(while_it_trains).transpose()?;
     let session = TokenizerSession { run: folder, config, interrupt, quiet };
-    let trained = session.train(&mut trainer, &mut loader, held_out.as_mut());
-    drop(held_out);
+    let trained = session.train(&mut trainer, &mut loader, beside.as_mut());
+    drop(beside);
     tell_replaced(data);
     let progress = trained?;
     let (weights, steps) = (trainer.weights()?, trainer.steps());
     // Its memory goes before that of what measures it is had.
     drop(trainer);
     let loaded = TrainedTokenizer::new(backend, tokenizer, weights, steps)?;
-    if none {
-        progress
-            .warn("no image is held out (data.val_fraction); quality is that of training images");
-    }
-    let quality = measure(backend, &loaded, held, schedule)?;
-    let mut log = folder.log(steps)?;
-    // A run that was done already is measured again, and kept once.
-    if !log.has(steps, "eval")? {
-        keep_quality(&mut log, &mut folder.tensorboard(steps)?, steps, &quality)?;
-    }
-    let picture = compared(backend, &loaded, held, schedule)?;
-    folder.write_png("samples/reconstructions.png", &picture)?;
+    let quality = measure(backend, folder, &loaded, held, schedule, interrupt)?;
     let full = quality.scales.last().map_or(f64::NAN, |s| s.psnr);
     progress.finish(&format!(
         "PSNR {full:.2} dB, {:.0} % of the codebook used",
         100.0 * quality.codebook_used
     ));
     Ok(Trained { loaded, quality })
+}
+
+/// Quality at the end of a run, which keeps it, with a picture.
+fn measure<B: Compute>(
+    backend: &B,
+    folder: &RunFolder,
+    of: &TrainedTokenizer<B>,
+    held: &Dataset,
+    schedule: &ScaleSchedule,
+    interrupt: &Interrupt,
+) -> anyhow::Result<TokenizerQuality> {
+    let step = of.step;
+    let mut held_out = held_out(backend, of, held, schedule)?;
+    let quality = held_out.quality(&of.params, interrupt)?.ok_or(Interrupted { step })?;
+    let mut log = folder.log(step)?;
+    // A run that was done already is measured again, and kept once.
+    if !log.has(step, "eval")? {
+        keep_quality(&mut log, &mut folder.tensorboard(step)?, step, &quality)?;
+    }
+    folder.write_png("samples/reconstructions.png", &held_out.picture(&of.params)?)?;
+    Ok(quality)
 }
 
 /// Whether there was a checkpoint to go on from.

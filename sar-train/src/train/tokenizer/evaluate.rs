@@ -1,46 +1,15 @@
 //! How well a tokenizer reconstructs, at each scale, and how much of its codebook it uses.
 
 use super::check_size;
-use crate::metrics::ssim;
+use super::tally::{Tally, TokenizerQuality};
 use crate::model::tokenizer::{IMAGE_CHANNELS, Quantizer, QuantizerMemory, Tokenizer, Trace};
 use crate::run::Interrupt;
 use num_traits::Zero;
+use sar_math::ScaleSchedule;
 use sar_math::backend::{Backend, Buffers, LatentDims, MapDims, ShapeError};
-use sar_math::{Real, ScaleSchedule};
-
-/// Reconstruction at one scale.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ScaleQuality {
-    /// Rows and columns of the code map.
-    pub grid: (usize, usize),
-    /// Peak signal to noise ratio in dB against the image area-resized to the decoded size, of
-    /// pixels in [−1, 1]: `10·log10(4/mse)`; infinite where they are equal.
-    pub psnr: f64,
-    /// Mean squared error.
-    pub mse: f64,
-    /// Structural similarity with the same image, the mean over colours and images; none of images smaller
-    /// than its window ([`crate::metrics::ssim`]).
-    pub ssim: Option<f64>,
-    /// Part of the codebook that was used at this scale.
-    pub codebook_used: f64,
-}
-
-/// Quality over a set of images.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TokenizerQuality {
-    /// In the order asked for.
-    pub scales: Vec<ScaleQuality>,
-    /// Part of the codebook that was used at all, over all scales.
-    pub codebook_used: f64,
-    /// Perplexity of the codes' frequencies: the number of codes that even use would need.
-    pub perplexity: f64,
-}
 
 /// What errors of shape are of.
 const OP: &str = "tokenizer evaluation";
-/// Peak to peak of a pixel is 2, so its square is 4.
-const PEAK_SQUARED: f64 = 4.0;
-
 /// Codes of scales that add up.
 struct Added<'a, B: Buffers> {
     quantizer: &'a Quantizer<B>,
@@ -141,43 +110,37 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
         Ok(tally.quality())
     }
 
-    /// As [`Reconstructor::evaluate`]; `None` where the user stops it.
-    ///
-    /// # Errors
-    /// As [`Reconstructor::evaluate`].
-    pub fn evaluate_until(
-        &mut self,
-        params: &B::Params,
-        images_b3hw: &[B::Host],
-        grids: &[(usize, usize)],
-        interrupt: &Interrupt,
-    ) -> Result<Option<TokenizerQuality>, B::Error> {
-        let mut tally = self.tally(grids);
-        let whole = self.count(params, images_b3hw, &mut tally, interrupt)?;
-        Ok(whole.then(|| tally.quality()))
-    }
-
-    fn tally(&self, grids: &[(usize, usize)]) -> Tally {
+    pub(super) fn tally(&self, grids: &[(usize, usize)]) -> Tally {
         let factor = self.tokenizer.downsample_factor();
-        let scale = |&grid: &(usize, usize)| {
+        let scales = grids.iter().map(|&grid| {
             let (rows, columns) = self.decoded(grid);
-            ScaleTally::new(grid, (rows * factor, columns * factor), self.tokenizer.config().vocab)
-        };
-        Tally { scales: grids.iter().map(scale).collect() }
+            (grid, (rows * factor, columns * factor))
+        });
+        Tally::new(scales, self.tokenizer.config().vocab)
     }
 
     /// Counts images; whether all of them were, which they are not where the user stops it.
-    fn count(
+    pub(super) fn count(
         &mut self,
         params: &B::Params,
         images_b3hw: &[B::Host],
         tally: &mut Tally,
         interrupt: &Interrupt,
     ) -> Result<bool, B::Error> {
-        let grids: Vec<(usize, usize)> = tally.scales.iter().map(|scale| scale.grid).collect();
-        self.reconstruct_each(params, images_b3hw, &grids, interrupt, |scale, back| {
-            tally.scales[scale].add(back.images, back.targets, back.ids);
+        self.reconstruct_each(params, images_b3hw, &tally.grids(), interrupt, |scale, back| {
+            tally.add(scale, back.images, back.targets, back.ids);
         })
+    }
+
+    /// Images at a time.
+    pub(super) fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Rows and columns of the images' latents.
+    pub(super) fn full(&self) -> (usize, usize) {
+        let factor = self.tokenizer.downsample_factor();
+        (self.size.0 / factor, self.size.1 / factor)
     }
 
     /// Reconstructions of images at a grid, `[n, 3, grid·f]` (of the last grid where scales add up), not clamped.
@@ -292,82 +255,6 @@ struct Back<'a, T> {
     /// The images, area-resized to that size.
     targets: &'a [T],
     ids: &'a [u32],
-}
-
-/// What was seen of images at every scale.
-struct Tally {
-    scales: Vec<ScaleTally>,
-}
-
-struct ScaleTally {
-    grid: (usize, usize),
-    /// Rows and columns of a decoded image.
-    size: (usize, usize),
-    squared_error: f64,
-    similarity: Option<f64>,
-    planes: usize,
-    /// How often each code was used.
-    counts: Vec<u64>,
-}
-
-impl ScaleTally {
-    fn new(grid: (usize, usize), size: (usize, usize), vocab: usize) -> Self {
-        let counts = vec![0; vocab];
-        Self { grid, size, squared_error: 0.0, similarity: Some(0.0), planes: 0, counts }
-    }
-
-    fn add<T: Real>(&mut self, images: &[T], targets: &[T], ids: &[u32]) {
-        let (height, width) = self.size;
-        let wide =
-            |plane: &[T]| -> Vec<f64> { plane.iter().map(|v| v.wide().clamp(-1.0, 1.0)).collect() };
-        for (x, t) in images.chunks(height * width).zip(targets.chunks(height * width)) {
-            let (x, t) = (wide(x), wide(t));
-            self.squared_error += x.iter().zip(&t).map(|(x, t)| (x - t) * (x - t)).sum::<f64>();
-            let similar = ssim(&x, &t, height, width);
-            self.similarity = self.similarity.zip(similar).map(|(sum, one)| sum + one);
-            self.planes += 1;
-        }
-        ids.iter().for_each(|&id| self.counts[id as usize] += 1);
-    }
-
-    fn quality(&self) -> ScaleQuality {
-        let mse = self.squared_error / (self.planes * self.size.0 * self.size.1).max(1) as f64;
-        let seen = self.similarity.filter(|_| self.planes > 0);
-        ScaleQuality {
-            grid: self.grid,
-            psnr: 10.0 * (PEAK_SQUARED / mse).log10(),
-            mse,
-            ssim: seen.map(|sum| sum / self.planes as f64),
-            codebook_used: used(&self.counts),
-        }
-    }
-}
-
-impl Tally {
-    fn quality(&self) -> TokenizerQuality {
-        let vocab = self.scales.first().map_or(0, |scale| scale.counts.len());
-        let mut counts = vec![0u64; vocab];
-        for scale in &self.scales {
-            counts.iter_mut().zip(&scale.counts).for_each(|(all, n)| *all += n);
-        }
-        let total: u64 = counts.iter().sum();
-        let entropy: f64 = counts
-            .iter()
-            .filter(|&&n| n > 0)
-            .map(|&n| n as f64 / total as f64)
-            .map(|p| -p * p.ln())
-            .sum();
-        TokenizerQuality {
-            scales: self.scales.iter().map(ScaleTally::quality).collect(),
-            codebook_used: used(&counts),
-            perplexity: entropy.exp(),
-        }
-    }
-}
-
-/// The part of the counts that is not 0.
-fn used(counts: &[u64]) -> f64 {
-    counts.iter().filter(|&&n| n > 0).count() as f64 / counts.len().max(1) as f64
 }
 
 impl<B: Backend> Added<'_, B> {

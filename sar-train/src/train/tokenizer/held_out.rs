@@ -1,48 +1,71 @@
 //! Quality on held-out images, while a tokenizer trains and after.
 
 use super::{Reconstructor, TokenizerQuality};
+use crate::data::{Dataset, grid, spread};
 use crate::run::Interrupt;
+use crate::train::TrainError;
 use sar_math::ScaleSchedule;
 use sar_math::backend::{Backend, Buffers};
 
+/// Images that quality is measured on, at most.
+pub(crate) const MEASURED: usize = 512;
+/// Images that are shown beside what comes back, at most.
+const SHOWN: usize = 20;
+
 /// Held-out images, and memory to take them through a tokenizer and back.
 pub struct TokenizerHeldOut<'a, B: Buffers> {
-    /// Through the tokenizer that is trained, and back.
-    pub through: Reconstructor<'a, B>,
-    /// What quality is measured on, `[n, 3, h, w]`.
-    pub images_b3hw: Vec<B::Host>,
-    /// What is shown beside what comes back, likewise.
-    pub shown_b3hw: Vec<B::Host>,
+    through: Reconstructor<'a, B>,
+    images: &'a Dataset,
     /// Rows and columns of the grids, the last of them the images' full one.
-    pub grids: Vec<(usize, usize)>,
+    grids: Vec<(usize, usize)>,
 }
 
-impl<B: Backend> TokenizerHeldOut<'_, B> {
-    /// Quality at every grid; `None` where the user stops it.
+impl<'a, B: Backend<Host = f32>> TokenizerHeldOut<'a, B> {
+    /// Images, read when they are needed, at the grids of a schedule that they have and at their full one.
+    pub fn new(
+        through: Reconstructor<'a, B>,
+        images: &'a Dataset,
+        schedule: &ScaleSchedule,
+    ) -> Self {
+        let (rows, columns) = through.full();
+        let scales = schedule.scales().iter().map(|scale| (scale.height, scale.width));
+        let within =
+            scales.filter(|&(h, w)| h <= rows && w <= columns && (h, w) != (rows, columns));
+        let grids = within.chain([(rows, columns)]).collect();
+        Self { through, images, grids }
+    }
+
+    /// Quality at every grid, of 512 images at most, spread over the set; `None` where the user stops it.
     ///
     /// # Errors
-    /// As [`Reconstructor::evaluate`].
+    /// Images that cannot be read; the backend's.
     pub fn quality(
         &mut self,
         params: &B::Params,
         interrupt: &Interrupt,
-    ) -> Result<Option<TokenizerQuality>, B::Error> {
-        self.through.evaluate_until(params, &self.images_b3hw, &self.grids, interrupt)
+    ) -> Result<Option<TokenizerQuality>, TrainError> {
+        let mut tally = self.through.tally(&self.grids);
+        for chosen in spread(self.images.len(), MEASURED).chunks(self.through.batch()) {
+            let images = self.images.select(chosen)?.values_b;
+            let counted = self.through.count(params, &images, &mut tally, interrupt);
+            if !counted.map_err(TrainError::backend)? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(tally.quality()))
     }
 
-    /// The images to be shown and, after them, what comes back at the full grid, `[2·n, 3, h, w]`.
+    /// A row of images above what comes back of them at the full grid.
     ///
     /// # Errors
-    /// As [`Reconstructor::evaluate`].
-    pub fn compared(&mut self, params: &B::Params) -> Result<Vec<B::Host>, B::Error> {
-        let full = self.grids.last().copied().unwrap_or((1, 1));
-        let back = self.through.reconstruct(params, &self.shown_b3hw, full)?;
-        Ok([&self.shown_b3hw[..], &back].concat())
+    /// As [`TokenizerHeldOut::quality`].
+    pub fn picture(&mut self, params: &B::Params) -> Result<image::RgbImage, TrainError> {
+        let full = self.through.full();
+        let shown = spread(self.images.len(), SHOWN);
+        let mut both = self.images.select(&shown)?.values_b;
+        let back = self.through.reconstruct(params, &both, full).map_err(TrainError::backend)?;
+        both.extend(back);
+        let images = grid::Images::square(&both, self.images.side());
+        Ok(grid::grid(images, shown.len().max(1))?)
     }
-}
-
-/// The grids of a schedule that latents of `side`×`side` have, the last of them the full one.
-pub fn grids_within(schedule: &ScaleSchedule, side: usize) -> Vec<(usize, usize)> {
-    let scales = schedule.scales().iter().map(|scale| (scale.height, scale.width));
-    scales.filter(|&(h, w)| h.max(w) < side).chain([(side, side)]).collect()
 }

@@ -3,10 +3,11 @@
 use super::{TokenizerHeldOut, TokenizerLosses, TokenizerTrainer, keep_quality};
 use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
 use crate::config::Config;
-use crate::data::{Loader, grid};
+use crate::data::Loader;
 use crate::run::{Interrupt, Interrupted, Log, NonFiniteError, Progress, RunFolder, TensorBoard};
 use crate::train::TrainError;
-use sar_math::backend::{Backend, OptimizerOps, TokenizerOps};
+use crate::train::session::samples_of;
+use sar_math::backend::Backend;
 use serde::Serialize;
 use std::time::Instant;
 
@@ -48,6 +49,17 @@ impl Record {
     }
 }
 
+/// What a run writes to.
+struct Files {
+    checkpoints: Checkpoints,
+    /// The step of the last checkpoint.
+    saved: u64,
+    saved_at: Instant,
+    log: Log,
+    board: TensorBoard,
+    progress: Progress,
+}
+
 impl TokenizerSession<'_> {
     /// Trains to the last step of the configuration, from wherever the trainer is, and measures it at its start and every
     /// so many steps where there is something `held_out`, but not at its end; the progress, which the caller finishes.
@@ -56,125 +68,149 @@ impl TokenizerSession<'_> {
     /// The images', the backend's, the disk's; too many non-finite steps in a row; [`Interrupted`] after
     /// the state has been saved, and [`TrainError::Stopped`] after it has been because of an error that leaves
     /// it whole.
-    pub fn train<B>(
+    pub fn train<B: Backend<Host = f32>>(
         &self,
         trainer: &mut TokenizerTrainer<'_, B>,
         loader: &mut Loader,
         mut held_out: Option<&mut TokenizerHeldOut<'_, B>>,
-    ) -> Result<Progress, TrainError>
-    where
-        B: Backend<Host = f32>,
-    {
+    ) -> Result<Progress, TrainError> {
         let first = trainer.steps();
-        let checkpoints = self.run.checkpoints(self.config.train.keep)?;
         let steps = self.config.tokenizer_train.steps;
-        let mut progress = Progress::new("tokenizer", steps, first, self.quiet);
-        if !checkpoints.has(first) {
+        let mut files = Files {
+            checkpoints: self.run.checkpoints(self.config.train.keep)?,
+            saved: first,
+            saved_at: Instant::now(),
+            log: self.run.log(first)?,
+            board: self.run.tensorboard(first)?,
+            progress: Progress::new("tokenizer", steps, first, self.quiet),
+        };
+        if !files.checkpoints.has(first) {
             // From here on there is something to resume, and a disk without room is found out early.
-            save(trainer, &checkpoints, &progress)?;
+            save(trainer, &mut files)?;
         }
-        let mut log = (self.run.log(first)?, self.run.tensorboard(first)?);
-        let (mut saved, mut saved_at) = (first, Instant::now());
-        // One that was stopped while it was measured goes on with that.
-        if first < steps && !log.0.has(first, "eval")? {
-            let held_out = held_out.as_deref_mut();
-            if !self.measure(trainer, held_out, &mut log)? {
-                return Err(Interrupted { step: first }.into());
-            }
+        if first < steps {
+            self.begin(trainer, held_out.as_deref_mut(), &mut files)?;
         }
         while trainer.steps() < steps {
-            let made = self.step(trainer, loader, &mut log, &mut progress);
-            let step = trainer.steps();
-            let last = step == steps;
-            let skipped = match made {
+            match self.step(trainer, loader, held_out.as_deref_mut(), &mut files) {
                 Err(error) if error.leaves_the_model() => {
-                    // Where that fails too, what came first says more.
-                    if saved != step && save(trainer, &checkpoints, &progress).is_err() {
-                        return Err(error);
-                    }
-                    return Err(TrainError::Stopped { step, source: Box::new(error) });
+                    return Err(rescue(trainer, &mut files, error));
                 }
                 made => made?,
-            };
-            let (every, by) = (self.config.train.save_every, &self.config.train);
-            let due = every > 0 && step.is_multiple_of(every) || by.overdue(saved_at);
-            if !last {
-                // Where the user stops it, that is asked for once more.
-                self.measure(trainer, held_out.as_deref_mut(), &mut log)?;
-            }
-            let asked = self.interrupt.is_asked() && !last;
-            // Not while steps are skipped: the checkpoints before are the ones to go back to.
-            if (due && !skipped) || asked || last {
-                save(trainer, &checkpoints, &progress)?;
-                (saved, saved_at) = (step, Instant::now());
-            }
-            if asked {
-                return Err(Interrupted { step }.into());
             }
         }
-        Ok(progress)
+        Ok(files.progress)
     }
 
-    /// Measures the tokenizer where that is due; `false` where the user stops it.
+    /// What is due before the first step: of a run that goes on, what it was stopped at.
+    fn begin<B: Backend<Host = f32>>(
+        &self,
+        trainer: &TokenizerTrainer<'_, B>,
+        mut held_out: Option<&mut TokenizerHeldOut<'_, B>>,
+        files: &mut Files,
+    ) -> Result<(), TrainError> {
+        let step = trainer.steps();
+        let known = files.log.has(step, "eval")?;
+        if known || self.measure(trainer, held_out.as_deref_mut(), files)? {
+            self.paint(trainer, held_out, files)?;
+        }
+        if self.interrupt.is_asked() { Err(Interrupted { step }.into()) } else { Ok(()) }
+    }
+
+    /// One step, and what is due after it.
+    fn step<B: Backend<Host = f32>>(
+        &self,
+        trainer: &mut TokenizerTrainer<'_, B>,
+        loader: &mut Loader,
+        mut held_out: Option<&mut TokenizerHeldOut<'_, B>>,
+        files: &mut Files,
+    ) -> Result<(), TrainError> {
+        let skipped = self.update(trainer, loader, files)?;
+        let (train, step) = (&self.config.train, trainer.steps());
+        let last = step == self.config.tokenizer_train.steps;
+        let measured = !last && self.measure(trainer, held_out.as_deref_mut(), files)?;
+        let asked = self.interrupt.is_asked() && !last;
+        let by_steps = train.save_every > 0 && step.is_multiple_of(train.save_every);
+        let due = by_steps || train.overdue(files.saved_at);
+        // Not while steps are skipped: the checkpoints before are the ones to go back to.
+        if (due && !skipped) || asked || last {
+            save(trainer, files)?;
+        }
+        if measured {
+            // After it is saved: a picture is not worth a step.
+            self.paint(trainer, held_out, files)?;
+        }
+        if asked { Err(Interrupted { step }.into()) } else { Ok(()) }
+    }
+
+    /// Whether a step is one that the tokenizer is measured at.
+    fn is_measured(&self, step: u64) -> bool {
+        let every = self.config.tokenizer_train.eval_every;
+        every > 0 && step.is_multiple_of(every)
+    }
+
+    /// Measures the tokenizer where that is due; whether it was, which it is not where the user stops it.
     fn measure<B: Backend<Host = f32>>(
         &self,
         trainer: &TokenizerTrainer<'_, B>,
         held_out: Option<&mut TokenizerHeldOut<'_, B>>,
-        (log, board): &mut (Log, TensorBoard),
+        files: &mut Files,
     ) -> Result<bool, TrainError> {
-        let (every, step) = (self.config.tokenizer_train.eval_every, trainer.steps());
-        let due = every > 0 && step.is_multiple_of(every);
-        let Some(held_out) = held_out.filter(|_| due) else { return Ok(true) };
-        let measured = held_out.quality(trainer.params(), self.interrupt);
-        let Some(quality) = measured.map_err(TrainError::backend)? else { return Ok(false) };
-        let both = held_out.compared(trainer.params()).map_err(TrainError::backend)?;
-        let images = grid::Images::square(&both, trainer.size.0);
-        let picture = grid::grid(images, images.count()? / 2)?;
-        self.run.write_png(&format!("samples/step-{step:06}.png"), &picture)?;
-        board.image("reconstructions", step, &picture)?;
-        keep_quality(log, board, step, &quality)?;
+        let step = trainer.steps();
+        let Some(held_out) = held_out.filter(|_| self.is_measured(step)) else { return Ok(false) };
+        let Some(quality) = held_out.quality(trainer.params(), self.interrupt)? else {
+            return Ok(false);
+        };
+        keep_quality(&mut files.log, &mut files.board, step, &quality)?;
         Ok(true)
     }
 
-    /// One step, in the log where that is due; whether it was skipped.
-    fn step<B>(
+    /// Shows what comes back of images, where the tokenizer was measured and that is not there yet.
+    fn paint<B: Backend<Host = f32>>(
+        &self,
+        trainer: &TokenizerTrainer<'_, B>,
+        held_out: Option<&mut TokenizerHeldOut<'_, B>>,
+        files: &mut Files,
+    ) -> Result<(), TrainError> {
+        let step = trainer.steps();
+        let name = samples_of(step);
+        let due = self.is_measured(step) && !self.run.path().join(&name).exists();
+        let Some(held_out) = held_out.filter(|_| due) else { return Ok(()) };
+        let picture = held_out.picture(trainer.params())?;
+        self.run.write_png(&name, &picture)?;
+        files.board.image("reconstructions", step, &picture)?;
+        Ok(())
+    }
+
+    /// The step itself, in the log where that is due; whether it was skipped.
+    fn update<B: Backend<Host = f32>>(
         &self,
         trainer: &mut TokenizerTrainer<'_, B>,
         loader: &mut Loader,
-        (log, board): &mut (Log, TensorBoard),
-        progress: &mut Progress,
-    ) -> Result<bool, TrainError>
-    where
-        B: TokenizerOps<Host = f32> + OptimizerOps,
-    {
+        files: &mut Files,
+    ) -> Result<bool, TrainError> {
         let batch = loader.next_batch()?;
         let losses = trainer.step(&batch.values_b).map_err(TrainError::backend)?;
-        let step = trainer.steps();
-        let in_a_row = trainer.progress().skipped_in_a_row;
-        let skipped = trainer.progress().skipped;
+        let (step, known) = (trainer.steps(), trainer.progress());
+        let (in_a_row, record) = (known.skipped_in_a_row, Record::of(&losses, known.skipped));
         if in_a_row >= self.config.train.non_finite_limit {
             // How many were skipped before it ended is in the log, whenever that is due.
-            log_step(step, &Record::of(&losses, skipped), log, board, progress)?;
+            log_step(step, &record, files)?;
             return Err(NonFiniteError { step, in_a_row }.into());
         }
         if losses.skipped {
-            progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
+            files.progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
         }
         let last = step == self.config.tokenizer_train.steps;
         if step.is_multiple_of(self.config.train.log_every) || last {
-            log_step(step, &Record::of(&losses, skipped), log, board, progress)?;
+            log_step(step, &record, files)?;
         }
         Ok(losses.skipped)
     }
 }
 
-fn log_step(
-    step: u64,
-    record: &Record,
-    log: &mut Log,
-    board: &mut TensorBoard,
-    progress: &mut Progress,
-) -> Result<(), TrainError> {
+fn log_step(step: u64, record: &Record, files: &mut Files) -> Result<(), TrainError> {
+    let Files { log, board, progress, .. } = files;
     log.record(step, "train", record)?;
     // Coarse grids are compared with smaller images, so errors of different grids are no curve.
     let grid = &record.grid;
@@ -187,18 +223,28 @@ fn log_step(
     Ok(())
 }
 
-fn save<B>(
+/// Saves the last whole step before an error ends the run.
+fn rescue<B: Backend<Host = f32>>(
     trainer: &TokenizerTrainer<'_, B>,
-    checkpoints: &Checkpoints,
-    progress: &Progress,
-) -> Result<(), TrainError>
-where
-    B: TokenizerOps<Host = f32> + OptimizerOps,
-{
-    let tokenizer = trainer.tokenizer;
-    let header = Header::new(Kind::Tokenizer, trainer.steps(), tokenizer.config())?;
+    files: &mut Files,
+    error: TrainError,
+) -> TrainError {
+    let step = trainer.steps();
+    // Where that fails too, what came first says more.
+    if files.saved != step && save(trainer, files).is_err() {
+        return error;
+    }
+    TrainError::Stopped { step, source: Box::new(error) }
+}
+
+fn save<B: Backend<Host = f32>>(
+    trainer: &TokenizerTrainer<'_, B>,
+    files: &mut Files,
+) -> Result<(), TrainError> {
+    let (tokenizer, step) = (trainer.tokenizer, trainer.steps());
+    let header = Header::new(Kind::Tokenizer, step, tokenizer.config())?;
     let [first_moment, second_moment] = trainer.moments().map_err(TrainError::backend)?;
-    let saved = checkpoints.save(&Snapshot {
+    let saved = files.checkpoints.save(&Snapshot {
         header: &header,
         layout: tokenizer.layout(),
         weights: &trainer.weights().map_err(TrainError::backend)?,
@@ -207,6 +253,7 @@ where
         second_moment: &second_moment,
         state: trainer.progress(),
     })?;
-    saved.warning.iter().for_each(|warning| progress.warn(warning));
+    (files.saved, files.saved_at) = (step, Instant::now());
+    saved.warning.iter().for_each(|warning| files.progress.warn(warning));
     Ok(())
 }
