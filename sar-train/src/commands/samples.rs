@@ -95,7 +95,7 @@ impl SampleFolder {
         }
         if kept.labels.len() < record.labels.len() {
             // Those of an earlier call, or of one that was stopped.
-            folder.keep(record)?;
+            folder.keep(&SampleRecord { npz: kept.npz, ..record.clone() })?;
         }
         // Nothing is tidied up: what is temporary may be another part's.
         Ok(folder)

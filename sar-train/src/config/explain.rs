@@ -7,7 +7,7 @@ use super::{
 use crate::data::DataConfig;
 use crate::model::tokenizer::TokenizerConfig;
 use documented::DocumentedFields;
-use toml::Table;
+use toml::{Table, Value};
 
 /// Characters of a line, with what marks it as a comment.
 const LINE: usize = 100;
@@ -68,7 +68,8 @@ impl Config {
         // Of what a preset stands for, its values are the defaults.
         let sar = SarConfig { preset: Preset::default(), ..SarConfig::preset(self.sar.preset) };
         let defaults = Self { sar, ..Self::default() };
-        let tables = Tables { values: table(self)?, defaults: table(&defaults)?, named };
+        let [values, defaults] = [with_left_out(table(self)?), with_left_out(table(&defaults)?)];
+        let tables = Tables { values, defaults, named };
         let sections = sections();
         for wanted in wanted {
             check(&sections, wanted)?;
@@ -102,6 +103,18 @@ fn check(sections: &[Section], wanted: &str) -> Result<(), ConfigError> {
         Some(key) if !known.contains(&key) => Err(ConfigError::unknown(PLACE, wanted, &known)),
         _ => Ok(()),
     }
+}
+
+/// With the keys that files leave out where they are what there was before there was a choice.
+fn with_left_out(mut table: Table) -> Table {
+    let left_out: [(&str, &str, Value); 2] =
+        [("generator", "positions", "grid".into()), ("tokenizer", "residual", 0.into())];
+    for (section, key, value) in left_out {
+        if let Some(keys) = table.get_mut(section).and_then(Value::as_table_mut) {
+            keys.entry(key).or_insert(value);
+        }
+    }
+    table
 }
 
 /// A configuration, what it would be by default, and what was named of it.
@@ -175,6 +188,20 @@ mod tests {
         let sets = |line: &&str| !(line.is_empty() || line.starts_with(['#', '[']));
         assert_eq!(plain.lines().find(sets), None);
         assert_eq!(Config::parse(&plain, "").unwrap(), Config::default());
+        // Those without a value are those that need not have one.
+        let none: Vec<&str> =
+            plain.lines().filter_map(|l| l.strip_prefix('#')?.strip_suffix(" =")).collect();
+        let optional = [
+            "path",
+            "builtin",
+            "num_classes",
+            "limit",
+            "latents",
+            "lr",
+            "weight_decay_end",
+            "drop_path",
+        ];
+        assert_eq!(none, [&optional[..], &["schedule"]].concat());
         // The defaults that stand in comments are what they say they are.
         let is_value = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
         let values: Vec<&str> = plain.lines().filter(is_value).collect();

@@ -125,7 +125,7 @@ pub(super) fn tokenizers(runs: &[&Run], figures: &mut Figures) -> (Vec<String>, 
     let errors = [
         ("train", "loss", "reconstruction error", "mean squared error"),
         ("train", "quantization", "distance of latents to their codes", "mean squared distance"),
-        ("eval", "psnr", "PSNR of held-out images", "dB"),
+        ("eval", "psnr", "PSNR", "dB"),
     ];
     let (mut fine, mut coarse) = (Vec::new(), Vec::new());
     for (kind, field, title, y) in errors {

@@ -222,7 +222,7 @@ fn tokenizers_have_a_table_and_curves_by_grid() {
         "<td>1×1</td><td>9.00</td><td>–</td>",
         "<td>all</td><td>–</td><td>–</td><td>87.5\u{a0}%</td><td>99.2</td><td>600</td>",
         "<strong>Grid 8×8, reconstruction error</strong>",
-        "<strong>Grid 8×8, PSNR of held-out images</strong>",
+        "<strong>Grid 8×8, PSNR</strong>",
         "<strong>Codebook used, by all grids</strong>",
         "<strong>Grid 2×4, distance of latents to their codes</strong>",
         "what the tokenizer gives back below</figcaption>",

@@ -6,7 +6,6 @@ use crate::config::Config;
 use crate::data::Loader;
 use crate::run::{Interrupt, Interrupted, Log, NonFiniteError, Progress, RunFolder, TensorBoard};
 use crate::train::TrainError;
-use crate::train::session::samples_of;
 use sar_math::backend::Backend;
 use serde::Serialize;
 use std::time::Instant;
@@ -110,8 +109,12 @@ impl TokenizerSession<'_> {
         files: &mut Files,
     ) -> Result<(), TrainError> {
         let step = trainer.steps();
-        let known = files.log.has(step, "eval")?;
-        if known || self.measure(trainer, held_out.as_deref_mut(), files)? {
+        // What was measured may have been stopped before it was painted.
+        let missing = match files.log.has(step, "eval")? {
+            true => self.is_measured(step) && !self.run.path().join(picture_of(step)).exists(),
+            false => self.measure(trainer, held_out.as_deref_mut(), files)?,
+        };
+        if missing {
             self.paint(trainer, held_out, files)?;
         }
         if self.interrupt.is_asked() { Err(Interrupted { step }.into()) } else { Ok(()) }
@@ -128,17 +131,19 @@ impl TokenizerSession<'_> {
         let skipped = self.update(trainer, loader, files)?;
         let (train, step) = (&self.config.train, trainer.steps());
         let last = step == self.config.tokenizer_train.steps;
-        let measured = !last && self.measure(trainer, held_out.as_deref_mut(), files)?;
-        let asked = self.interrupt.is_asked() && !last;
         let by_steps = train.save_every > 0 && step.is_multiple_of(train.save_every);
         let due = by_steps || train.overdue(files.saved_at);
         // Not while steps are skipped: the checkpoints before are the ones to go back to.
-        if (due && !skipped) || asked || last {
+        if (due && !skipped) || last {
             save(trainer, files)?;
         }
-        if measured {
-            // After it is saved: a picture is not worth a step.
+        // After it is saved: neither numbers nor a picture are worth a step, and both are made up for.
+        if !last && self.measure(trainer, held_out.as_deref_mut(), files)? {
             self.paint(trainer, held_out, files)?;
+        }
+        let asked = self.interrupt.is_asked() && !last;
+        if asked && files.saved != step {
+            save(trainer, files)?;
         }
         if asked { Err(Interrupted { step }.into()) } else { Ok(()) }
     }
@@ -165,19 +170,16 @@ impl TokenizerSession<'_> {
         Ok(true)
     }
 
-    /// Shows what comes back of images, where the tokenizer was measured and that is not there yet.
+    /// Shows what comes back of images.
     fn paint<B: Backend<Host = f32>>(
         &self,
         trainer: &TokenizerTrainer<'_, B>,
         held_out: Option<&mut TokenizerHeldOut<'_, B>>,
         files: &mut Files,
     ) -> Result<(), TrainError> {
-        let step = trainer.steps();
-        let name = samples_of(step);
-        let due = self.is_measured(step) && !self.run.path().join(&name).exists();
-        let Some(held_out) = held_out.filter(|_| due) else { return Ok(()) };
-        let picture = held_out.picture(trainer.params())?;
-        self.run.write_png(&name, &picture)?;
+        let Some(held_out) = held_out else { return Ok(()) };
+        let (step, picture) = (trainer.steps(), held_out.picture(trainer.params())?);
+        self.run.write_png(&picture_of(step), &picture)?;
         files.board.image("reconstructions", step, &picture)?;
         Ok(())
     }
@@ -195,7 +197,7 @@ impl TokenizerSession<'_> {
         let (in_a_row, record) = (known.skipped_in_a_row, Record::of(&losses, known.skipped));
         if in_a_row >= self.config.train.non_finite_limit {
             // How many were skipped before it ended is in the log, whenever that is due.
-            log_step(step, &record, files)?;
+            let _ = log_step(step, &record, files);
             return Err(NonFiniteError { step, in_a_row }.into());
         }
         if losses.skipped {
@@ -207,6 +209,11 @@ impl TokenizerSession<'_> {
         }
         Ok(losses.skipped)
     }
+}
+
+/// The picture of a step in a run's folder.
+fn picture_of(step: u64) -> String {
+    format!("samples/reconstructions-{step:06}.png")
 }
 
 fn log_step(step: u64, record: &Record, files: &mut Files) -> Result<(), TrainError> {
