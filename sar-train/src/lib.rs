@@ -32,6 +32,7 @@ pub mod model;
 pub mod params;
 pub mod report;
 pub mod run;
+mod run_files;
 pub mod sample;
 pub mod train;
 pub mod trained;

@@ -3,6 +3,7 @@
 use super::CheckpointError;
 use super::folder::latest_in;
 use super::record::{Purpose, verify};
+use crate::run_files::{CHECKPOINTS, CONFIG};
 use std::path::{Path, PathBuf};
 
 /// The running average of a checkpoint.
@@ -65,6 +66,6 @@ pub fn locate(path: &Path, ema: bool) -> Result<Located, CheckpointError> {
 /// The run folder of `checkpoints/step-N`.
 fn run_of(step: &Path) -> Option<PathBuf> {
     let step = std::path::absolute(step).ok()?;
-    let run = step.parent().filter(|p| p.ends_with("checkpoints"))?.parent()?;
-    run.join("config.toml").is_file().then(|| run.to_owned())
+    let run = step.parent().filter(|p| p.ends_with(CHECKPOINTS))?.parent()?;
+    run.join(CONFIG).is_file().then(|| run.to_owned())
 }

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::any_in;
 use crate::config::{self, Config, ConfigError, Decode, Mode, Preset};
-use crate::run::CHECKPOINTS;
+use crate::run_files::CHECKPOINTS;
 use anyhow::Context as _;
 use clap::Args;
 use sar_math::rollout::{Extent, StudentTarget};

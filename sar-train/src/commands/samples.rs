@@ -6,6 +6,7 @@ pub(super) use record::{EditRecord, SampleRecord, as_text};
 
 use crate::cli::OutArgs;
 use crate::files::{Sharing, absolute, lock_folder, remove_left_behind, write_new, write_whole};
+use crate::run_files::{CHECKPOINTS, CONFIG};
 use anyhow::Context as _;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -265,9 +266,8 @@ impl SampleFolder {
 
 /// Whether a folder is a run's, or lies in one that a run keeps its own pictures, weights or curves in.
 fn is_of_a_run(path: &Path) -> bool {
-    const OWN: [&str; 3] = ["samples", "checkpoints", "tensorboard"];
-    let is_run =
-        |path: &Path| path.join("config.toml").is_file() && path.join("checkpoints").is_dir();
+    const OWN: [&str; 3] = ["samples", CHECKPOINTS, "tensorboard"];
+    let is_run = |path: &Path| path.join(CONFIG).is_file() && path.join(CHECKPOINTS).is_dir();
     let absolute = absolute(path);
     let own = |folder: &Path| {
         let named = folder.file_name().is_some_and(|name| OWN.iter().any(|own| name == *own));

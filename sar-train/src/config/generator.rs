@@ -1,6 +1,7 @@
 //! The generator's shape.
 
 use super::{ConfigError, require, text};
+use crate::model::generator::GeneratorShape;
 use documented::DocumentedFields;
 use sar_math::ScaleSchedule;
 use sar_math::sampling::MAX_VOCAB;
@@ -159,5 +160,23 @@ impl GeneratorSection {
             self.alng,
             "a number of at least 0",
         )
+    }
+}
+
+impl From<&GeneratorSection> for GeneratorShape {
+    fn from(c: &GeneratorSection) -> Self {
+        Self {
+            depth: c.depth,
+            width: c.width,
+            heads: c.heads,
+            vocab: c.vocab,
+            channels: c.channels,
+            classes: c.classes,
+            pos_side: c.pos_side,
+            levels: (c.positions == Positions::Levels).then_some(c.schedule),
+            mlp_ratio: c.mlp_ratio,
+            norm_eps: c.norm_eps,
+            alng: c.alng,
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Folders of images: one folder per class, or loose images.
 
 use super::{DataError, ImageFile, Listing, archive, some_of};
-use crate::run::is_run;
+use crate::run_files::is_run;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 

@@ -7,6 +7,7 @@ use super::summary::{SUMMARY_FILE, Summary};
 use crate::eval::EvalReport;
 use crate::hash::sha256_of_file;
 use crate::run::{EVAL_FILE, Origin, RUN_TOKENIZER};
+use crate::run_files::CONFIG;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -213,9 +214,8 @@ fn read_run(name: &str, folder: &Path, compares: bool) -> Run {
         run.notes.push(format!("the folder {} is missing", folder.display()));
         return run;
     }
-    let anything = ["config.toml", "log.jsonl", EVAL_FILE, "samples"]
-        .iter()
-        .any(|part| folder.join(part).exists());
+    let anything =
+        [CONFIG, "log.jsonl", EVAL_FILE, "samples"].iter().any(|part| folder.join(part).exists());
     let expected = anything && !compares;
     read_config(folder, expected, &mut run);
     read_log(folder, expected, &mut run);
@@ -226,7 +226,7 @@ fn read_run(name: &str, folder: &Path, compares: bool) -> Run {
 }
 
 fn read_config(folder: &Path, expected: bool, run: &mut Run) {
-    match std::fs::read(folder.join("config.toml")) {
+    match std::fs::read(folder.join(CONFIG)) {
         Ok(bytes) => {
             let text = String::from_utf8_lossy(&bytes).into_owned();
             if let Err(error) = text.parse::<toml::Table>() {

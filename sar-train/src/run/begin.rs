@@ -1,14 +1,14 @@
 //! How a run's folder begins, and what is taken away where it came to nothing.
 
 use super::folder::{
-    CHECKPOINTS, CLASSES, COMPUTED, CONFIG, EVENTS, HELD_OUT, IMAGES, LATENTS, LOCK, LOG,
-    RUN_TOKENIZER, SAMPLES, TRAINED_ON,
+    CLASSES, COMPUTED, EVENTS, HELD_OUT, IMAGES, LATENTS, LOG, RUN_TOKENIZER, SAMPLES, TRAINED_ON,
 };
 use super::origin::ORIGIN;
 use super::{Log, RunError, RunFolder};
 use crate::checkpoint::{any_in, clean};
 use crate::config::Config;
 use crate::files::{folder_of, remove_left_behind, sync_folder};
+use crate::run_files::{CHECKPOINTS, CONFIG, LOCK};
 use std::ffi::OsString;
 use std::fs;
 use std::io::ErrorKind;

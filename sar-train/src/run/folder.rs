@@ -5,11 +5,11 @@ use crate::checkpoint::{CheckpointError, Checkpoints};
 use crate::config::Config;
 use crate::data::{DataError, grid};
 use crate::files::{remove_left_behind, write_whole};
+use crate::run_files::{CHECKPOINTS, CONFIG, LOCK};
 use std::fs::{self, File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
-pub(super) const CONFIG: &str = "config.toml";
 pub(super) const IMAGES: &str = "images.txt";
 pub(super) const HELD_OUT: &str = "held-out.txt";
 pub(super) const TRAINED_ON: &str = "trained-on.txt";
@@ -19,17 +19,8 @@ pub(super) const COMPUTED: &str = "computed.txt";
 pub(super) const LOG: &str = "log.jsonl";
 pub(super) const EVENTS: &str = "tensorboard";
 pub(super) const SAMPLES: &str = "samples";
-/// Where a run has its checkpoints.
-pub(crate) const CHECKPOINTS: &str = "checkpoints";
 /// The tokenizer that a generator's run keeps, so that it is whole on its own.
 pub(crate) const RUN_TOKENIZER: &str = "tokenizer.safetensors";
-/// Held while a process writes to the folder.
-pub(super) const LOCK: &str = "run.lock";
-
-/// Whether a folder is that of a run.
-pub(crate) fn is_run(folder: &Path) -> bool {
-    folder.join(LOCK).is_file() && folder.join(CONFIG).is_file()
-}
 
 /// A run folder that this process alone may write to, until this is dropped.
 #[derive(Debug)]

@@ -31,7 +31,7 @@ mod signals;
 mod tensorboard;
 
 pub use error::RunError;
-pub(crate) use folder::{CHECKPOINTS, RUN_TOKENIZER, is_run};
+pub(crate) use folder::RUN_TOKENIZER;
 pub use folder::{RunFolder, class_names, held_out_of, images_of};
 pub use log::Log;
 pub use non_finite::{NonFinite, NonFiniteError};

@@ -31,6 +31,7 @@ pub use tokenizer::TrainedTokenizer;
 use crate::checkpoint::{CheckpointError, Header, Kind, check_length, read_header};
 use crate::config::Config;
 use crate::params::Layout;
+use crate::run_files::CONFIG;
 use sar_math::backend::Buffers;
 use std::path::Path;
 
@@ -67,7 +68,7 @@ fn uploaded<B: Buffers<Host = f32>>(
 /// # Errors
 /// It cannot be read, or has keys or values that there are not.
 pub fn config_of(run: &Path) -> Result<Option<Config>, TrainedError> {
-    let path = run.join("config.toml");
+    let path = run.join(CONFIG);
     Ok(path.is_file().then(|| Config::load(&path)).transpose()?)
 }
 

@@ -1,6 +1,5 @@
 //! The shape of a generator.
 
-use crate::config::Positions;
 use sar_math::ScaleSchedule;
 
 /// Width of the FFN over the model's, in the published models.
@@ -122,23 +121,5 @@ impl GeneratorShape {
     /// Size of one head.
     pub fn head_dim(&self) -> usize {
         self.width / self.heads.max(1)
-    }
-}
-
-impl From<&crate::config::GeneratorSection> for GeneratorShape {
-    fn from(c: &crate::config::GeneratorSection) -> Self {
-        Self {
-            depth: c.depth,
-            width: c.width,
-            heads: c.heads,
-            vocab: c.vocab,
-            channels: c.channels,
-            classes: c.classes,
-            pos_side: c.pos_side,
-            levels: (c.positions == Positions::Levels).then_some(c.schedule),
-            mlp_ratio: c.mlp_ratio,
-            norm_eps: c.norm_eps,
-            alng: c.alng,
-        }
     }
 }
