@@ -37,7 +37,7 @@ pub use device::{
     Device, Driver, GuidanceRamp, Kernel, KernelArg, Launch, ScaleTable, ScaleWeights,
 };
 #[cfg(feature = "emulator")]
-pub use device::{Emulator, PtxDevice, TestDevice};
+pub use device::{Emulator, ORDERS, PtxDevice, TestDevice};
 pub use error::CudaError;
 pub use gemm::{DataType, Gemm, Matrix, Sample};
 pub use half::bf16;

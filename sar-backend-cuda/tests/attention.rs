@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, CudaError, Storage, TestDevice, bf16};
+use sar_backend_cuda::{CudaBackend, CudaError, ORDERS, Storage, TestDevice, bf16};
 use sar_math::backend::{
     AttentionDims, AttentionSlots, CachedAttentionDims, RolloutOps, SCALE_MUL_MAX, Slot,
     TransformerOps,
@@ -347,7 +347,7 @@ fn same_in_every_order<S: Storage>(case: &Case) {
     let first = bits(&run(&backend(1, 0), case).unwrap());
     assert!(first.iter().all(|&bits| f64::from_bits(bits).is_finite()));
     let first_cached = run_cached(&backend(1, 0), case, case.dims.schedule.tokens());
-    for (threads, order) in [(1, 1), (1, 2), (2, 3), (4, 4)] {
+    for (threads, order) in ORDERS {
         let backend = backend(threads, order);
         assert_eq!(first, bits(&run(&backend, case).unwrap()), "{threads} threads, order {order}");
         let cached = run_cached(&backend, case, case.dims.schedule.tokens());

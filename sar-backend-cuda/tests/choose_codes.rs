@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
+use sar_backend_cuda::{CudaBackend, ORDERS, Storage, TestDevice, bf16};
 use sar_math::backend::{Choice, ChooseDims, DrawKeys, Filter, RolloutOps};
 use sar_math::guidance::guide;
 use sar_math::philox::{Purpose, Stream, token_uniform};
@@ -61,9 +61,10 @@ fn storable<S: Storage>(logits: &[f32]) -> Vec<f32> {
     logits.iter().map(|&l| S::store(l).load()).collect()
 }
 
-fn check<S: Storage>(order: u64, dims: &ChooseDims, logits: &[f32]) {
+fn check<S: Storage>(order: usize, dims: &ChooseDims, logits: &[f32]) {
     let logits = storable::<S>(logits);
-    let device = TestDevice::with_order(1, order).unwrap();
+    let (threads, order) = ORDERS[order];
+    let device = TestDevice::with_order(threads, order).unwrap();
     let found = ids(&CudaBackend::<S, _>::new(device).unwrap(), dims, &logits);
     let cpu = ids(&CpuBackend::<f32>::new(), dims, &logits);
     for row in 0..ROWS {
@@ -76,9 +77,14 @@ fn check<S: Storage>(order: u64, dims: &ChooseDims, logits: &[f32]) {
     }
 }
 
-fn check_both(order: u64, dims: &ChooseDims, logits: &[f32]) {
+fn check_both(order: usize, dims: &ChooseDims, logits: &[f32]) {
     check::<f32>(order, dims, logits);
     check::<bf16>(order, dims, logits);
+}
+
+/// All give the CPU's ids, and so the same.
+fn in_every_order(dims: &ChooseDims, logits: &[f32]) {
+    (0..ORDERS.len()).for_each(|order| check_both(order, dims, logits));
 }
 
 /// Logits of both halves: a spread, every n-th of them on a grid (ties) or a number that is none.
@@ -103,7 +109,7 @@ fn filters(vocab: usize) -> impl Strategy<Value = Filter> {
 }
 
 /// Vocabulary, guidance, choice, seed, spread and special numbers.
-fn cases(vocabs: Vec<usize>) -> impl Strategy<Value = (ChooseDims, Vec<f32>, u64)> {
+fn cases(vocabs: Vec<usize>) -> impl Strategy<Value = (ChooseDims, Vec<f32>, usize)> {
     prop::sample::select(vocabs).prop_flat_map(|vocab| {
         let choice = prop_oneof![
             1 => Just(Choice::Argmax),
@@ -111,9 +117,9 @@ fn cases(vocabs: Vec<usize>) -> impl Strategy<Value = (ChooseDims, Vec<f32>, u64
         ];
         let spread = prop::sample::select(vec![0.0, 1e-6, 1.0, 4.0, 30.0]);
         let special = prop::sample::select(vec![0, 0, 1, 3, 6]);
-        (choice, any::<bool>(), any::<u64>(), spread, special).prop_map(
-            move |(choice, guided, seed, spread, special)| {
-                (dims(vocab, guided, choice), logits(vocab, seed, spread, special), seed % 5)
+        (choice, any::<bool>(), any::<u64>(), 0..ORDERS.len(), spread, special).prop_map(
+            move |(choice, guided, seed, order, spread, special)| {
+                (dims(vocab, guided, choice), logits(vocab, seed, spread, special), order)
             },
         )
     })
@@ -146,9 +152,7 @@ fn published_filters_in_any_order_of_threads() {
     let filter = Filter { top_k: 900, top_p: 0.96 };
     let dims = dims(8912, true, Choice::Draw(filter, KEYS));
     let logits = logits(8912, 1, 2.5, 0);
-    for order in [0, 1, 2, 9] {
-        check::<bf16>(order, &dims, &logits);
-    }
+    in_every_order(&dims, &logits);
 }
 
 /// More ties with the k-th than shared memory has room for, and rows of which nothing is kept.
@@ -156,10 +160,10 @@ fn published_filters_in_any_order_of_threads() {
 fn rows_that_shared_memory_does_not_hold() {
     let draw = |top_k, top_p| Choice::Draw(Filter { top_k, top_p }, KEYS);
     let ties = vec![0.5; 2 * ROWS * 5000];
-    check_both(0, &dims(5000, true, draw(5, 0.7)), &ties);
+    in_every_order(&dims(5000, true, draw(5, 0.7)), &ties);
     let vocab = 20_001;
     let wide = logits(vocab, 3, 3.0, 2);
-    check_both(0, &dims(vocab, false, draw(0, 0.9)), &wide[..ROWS * vocab]);
-    check_both(1, &dims(vocab, true, draw(300, 0.5)), &wide);
+    in_every_order(&dims(vocab, false, draw(0, 0.9)), &wide[..ROWS * vocab]);
+    in_every_order(&dims(vocab, true, draw(300, 0.5)), &wide);
     check::<f32>(0, &dims(vocab, false, draw(15_000, 0.999)), &wide[..ROWS * vocab]);
 }

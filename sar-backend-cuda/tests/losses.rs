@@ -106,10 +106,12 @@ fn error(found: &[f64], exact: &[f64]) -> f64 {
 fn compare<S: Storage>(dims: &LossDims, logits: &[f32], target: &Target) {
     let exact = run(&CpuBackend::<f64>::new(), dims, logits, target);
     let plain = run(&CpuBackend::<f32>::new(), dims, logits, target);
-    let backend =
-        |order| CudaBackend::<S, _>::new(TestDevice::with_order(1, order).unwrap()).unwrap();
-    let found = run(&backend(0), dims, logits, target);
-    assert_eq!(found, run(&backend(3), dims, logits, target), "another order of threads");
+    let on = |device: Result<_, _>| {
+        run(&CudaBackend::<S, TestDevice>::new(device.unwrap()).unwrap(), dims, logits, target)
+    };
+    let mut devices = TestDevice::in_every_order();
+    let found = on(devices.next().unwrap());
+    devices.for_each(|device| assert_eq!(on(device), found, "another order of threads"));
     assert_eq!(found.hits, exact.hits);
     let values = [
         ("loss", &found.loss, &plain.loss, &exact.loss),
@@ -204,17 +206,17 @@ fn rows_that_are_no_numbers() {
 fn scale_sums_of_a_large_batch() {
     let schedule = ScaleSchedule::from_sides(&[1, 2, 3, 4, 5, 6, 8, 10, 13, 16]).unwrap();
     let values = normals::<f32>(5 * schedule.tokens(), 9);
-    let sums = |order| {
-        let backend =
-            CudaBackend::<bf16, _>::new(TestDevice::with_order(2, order).unwrap()).unwrap();
+    let sums = |device: Result<_, _>| {
+        let backend = CudaBackend::<bf16, TestDevice>::new(device.unwrap()).unwrap();
         let mut held = backend.accum(values.len()).unwrap();
         backend.upload_accum(&values, &mut held, 0).unwrap();
         let mut sums = backend.accum(13).unwrap();
         backend.scale_sums(5, &schedule, &held, &mut sums, 3).unwrap();
         accum(&backend, &sums, 13)
     };
-    let found = sums(0);
-    assert_eq!(found, sums(5));
+    let mut devices = TestDevice::in_every_order();
+    let found = sums(devices.next().unwrap());
+    devices.for_each(|device| assert_eq!(sums(device), found));
     for scale in 0..10 {
         let rows = values.chunks(schedule.tokens()).map(|v| &v[schedule.range(scale)]);
         let want: f64 = rows.flatten().map(|&v| f64::from(v)).sum();

@@ -72,8 +72,13 @@ fn step<B: OptimizerOps<Host = f32>>(backend: &B, layout: &Layout, norm: f32) ->
     found
 }
 
-fn cuda<S: Storage>(order: u64) -> CudaBackend<S, TestDevice> {
-    CudaBackend::new(TestDevice::with_order(1, order).unwrap()).unwrap()
+fn cuda<S: Storage>() -> CudaBackend<S, TestDevice> {
+    CudaBackend::new(TestDevice::new().unwrap()).unwrap()
+}
+
+/// In every order of threads.
+fn each<S: Storage>() -> impl Iterator<Item = CudaBackend<S, TestDevice>> {
+    TestDevice::in_every_order().map(|device| CudaBackend::new(device.unwrap()).unwrap())
 }
 
 #[test]
@@ -81,8 +86,8 @@ fn adamw_gives_the_bits_of_the_cpu() {
     let layout = layout();
     for norm in [1.5, 8.0, 0.0] {
         let want = step(&CpuBackend::<f32>::new(), &layout, norm);
-        assert_eq!(step(&cuda::<f32>(0), &layout, norm), want);
-        assert_eq!(step(&cuda::<bf16>(4), &layout, norm), want);
+        each::<f32>().for_each(|cuda| assert_eq!(step(&cuda, &layout, norm), want));
+        each::<bf16>().for_each(|cuda| assert_eq!(step(&cuda, &layout, norm), want));
     }
 }
 
@@ -93,7 +98,7 @@ fn a_norm_that_is_not_finite_changes_nothing() {
     second.iter_mut().for_each(|v| *v *= *v);
     let before = [numbers(layout.len, 0), numbers(layout.len, 2), second];
     for norm in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        assert_eq!(step(&cuda::<bf16>(0), &layout, norm), before);
+        assert_eq!(step(&cuda::<bf16>(), &layout, norm), before);
     }
 }
 
@@ -102,7 +107,7 @@ fn a_norm_that_is_not_finite_changes_nothing() {
 #[test]
 fn the_narrow_copy_is_the_rounded_weights() {
     const SIDE: usize = 33;
-    let backend = cuda::<bf16>(0);
+    let backend = cuda::<bf16>();
     let slot = Slot { offset: 5, len: SIDE * SIDE };
     let len = slot.offset + slot.len;
     let mut params = backend.params(len).unwrap();
@@ -147,13 +152,13 @@ fn norm(backend: &CudaBackend<bf16, TestDevice>, grads: &[f32]) -> f32 {
 
 #[test]
 fn norms_of_several_chunks_and_of_what_overflows_f32() {
-    let backend = cuda(0);
+    let backend = cuda();
     let grads = numbers(3 * (1 << 16) + 7, 5);
     let want = grads.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>().sqrt();
     let found = norm(&backend, &grads);
     // Summed in f64, rounded once.
     assert!((f64::from(found) - want).abs() <= ROUNDED_ONCE * want, "{found} {want}");
-    assert_eq!(found.to_bits(), norm(&cuda(6), &grads).to_bits());
+    each().for_each(|cuda| assert_eq!(found.to_bits(), norm(&cuda, &grads).to_bits()));
     assert_eq!(norm(&backend, &[3e30, 4e30]), 5e30);
     assert_eq!(norm(&backend, &[]), 0.0);
     let mut bad = grads;
@@ -176,6 +181,7 @@ fn averages_give_the_bits_of_the_cpu() {
         found
     }
     for len in [1, 3, 4, 5003] {
-        assert_eq!(ema(&cuda::<bf16>(0), len), ema(&CpuBackend::<f32>::new(), len));
+        let want = ema(&CpuBackend::<f32>::new(), len);
+        each::<bf16>().for_each(|cuda| assert_eq!(ema(&cuda, len), want));
     }
 }

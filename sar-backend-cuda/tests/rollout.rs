@@ -71,12 +71,16 @@ fn nearest<B: RolloutOps<Host = f32>>(
     found
 }
 
+/// In every order of threads.
+fn each<S: Storage>() -> impl Iterator<Item = CudaBackend<S, TestDevice>> {
+    TestDevice::in_every_order().map(|device| CudaBackend::new(device.unwrap()).unwrap())
+}
+
 fn nearest_as_on_the_cpu<S: Storage>(
     batch: usize,
     span: &TokenSpan,
     [vocab, channels]: [usize; 2],
     distance: Distance,
-    order: u64,
 ) {
     let codes = CodeDims { vocab, channels, distance };
     let columns = span.columns();
@@ -87,10 +91,11 @@ fn nearest_as_on_the_cpu<S: Storage>(
     z[2 * channels] = f32::NAN;
     z[3 * channels..4 * channels].iter_mut().for_each(|z| *z *= 2f32.powi(40));
     let want = nearest(&CpuBackend::<f32>::new(), batch, span, codes, &z);
-    let device = TestDevice::with_order(1, order).unwrap();
-    let found = nearest(&CudaBackend::<S, _>::new(device).unwrap(), batch, span, codes, &z);
-    assert_eq!(found, want, "{batch} rows of {span:?}, {codes:?}");
-    for row in found.chunks(span.row()) {
+    for backend in each::<S>() {
+        let found = nearest(&backend, batch, span, codes, &z);
+        assert_eq!(found, want, "{batch} rows of {span:?}, {codes:?}");
+    }
+    for row in want.chunks(span.row()) {
         let is_written = |i| columns.contains(&i);
         assert!(row.iter().enumerate().all(|(i, &id)| (id < vocab as u32) == is_written(i)));
     }
@@ -105,20 +110,20 @@ fn tokens(width: usize) -> TokenSpan {
 #[test]
 fn nearest_codes_are_those_of_the_cpu() {
     use Distance::Cosine;
-    nearest_as_on_the_cpu::<f32>(1, &tokens(70), [8912, 32], Cosine, 0);
-    nearest_as_on_the_cpu::<bf16>(1, &tokens(131), [8912, 32], Cosine, 3);
-    nearest_as_on_the_cpu::<f32>(1, &tokens(5), [300, 5], Cosine, 1);
-    nearest_as_on_the_cpu::<bf16>(2, &tokens(32), [129, 72], Cosine, 0);
+    nearest_as_on_the_cpu::<f32>(1, &tokens(70), [8912, 32], Cosine);
+    nearest_as_on_the_cpu::<bf16>(1, &tokens(131), [8912, 32], Cosine);
+    nearest_as_on_the_cpu::<f32>(1, &tokens(5), [300, 5], Cosine);
+    nearest_as_on_the_cpu::<bf16>(2, &tokens(32), [129, 72], Cosine);
 }
 
 #[test]
 fn nearest_codes_by_distance_are_those_of_the_cpu() {
     use Distance::Euclidean;
-    nearest_as_on_the_cpu::<f32>(1, &tokens(70), [4096, 32], Euclidean, 0);
-    nearest_as_on_the_cpu::<bf16>(1, &tokens(131), [4096, 32], Euclidean, 3);
-    nearest_as_on_the_cpu::<f32>(1, &tokens(5), [300, 5], Euclidean, 1);
-    nearest_as_on_the_cpu::<bf16>(2, &tokens(32), [129, 71], Euclidean, 0);
-    nearest_as_on_the_cpu::<f32>(1, &tokens(67), [258, 1], Euclidean, 2);
+    nearest_as_on_the_cpu::<f32>(1, &tokens(70), [4096, 32], Euclidean);
+    nearest_as_on_the_cpu::<bf16>(1, &tokens(131), [4096, 32], Euclidean);
+    nearest_as_on_the_cpu::<f32>(1, &tokens(5), [300, 5], Euclidean);
+    nearest_as_on_the_cpu::<bf16>(2, &tokens(32), [129, 71], Euclidean);
+    nearest_as_on_the_cpu::<f32>(1, &tokens(67), [258, 1], Euclidean);
 }
 
 /// Rows of a block that are of several samples, and a scale between others.
@@ -126,9 +131,9 @@ fn nearest_codes_by_distance_are_those_of_the_cpu() {
 fn nearest_codes_of_a_scale_leave_the_others() {
     let span = |held, scales| TokenSpan { schedule: schedule(), held, scales };
     for distance in [Distance::Cosine, Distance::Euclidean] {
-        nearest_as_on_the_cpu::<f32>(3, &span(0..10, 4..5), [300, 32], distance, 1);
-        nearest_as_on_the_cpu::<bf16>(2, &span(2..6, 3..6), [300, 7], distance, 0);
-        nearest_as_on_the_cpu::<f32>(70, &span(0..2, 0..1), [300, 7], distance, 5);
+        nearest_as_on_the_cpu::<f32>(3, &span(0..10, 4..5), [300, 32], distance);
+        nearest_as_on_the_cpu::<bf16>(2, &span(2..6, 3..6), [300, 7], distance);
+        nearest_as_on_the_cpu::<f32>(70, &span(0..2, 0..1), [300, 7], distance);
     }
 }
 
@@ -155,8 +160,7 @@ fn inputs<B: RolloutOps<Host = f32>>(backend: &B, vocab: usize, ids: &[u32]) -> 
 fn rollout_inputs_are_those_of_the_cpu() {
     let ids: Vec<u32> = (0..2 * 680).map(|i| i * 577 % 999).collect();
     let want = inputs(&CpuBackend::<f32>::new(), 999, &ids);
-    let backend = CudaBackend::<f32, _>::new(TestDevice::new().unwrap()).unwrap();
-    assert_eq!(inputs(&backend, 999, &ids), want);
+    each::<f32>().for_each(|backend| assert_eq!(inputs(&backend, 999, &ids), want));
     let narrow: Vec<f32> = want.iter().map(|&v| bf16::store(v).load()).collect();
     let backend = CudaBackend::<bf16, _>::new(TestDevice::new().unwrap()).unwrap();
     assert_eq!(inputs(&backend, 999, &ids), narrow);
@@ -199,12 +203,13 @@ fn map<B: RolloutOps<Host = f32>>(
 #[test]
 fn code_maps_of_any_size_are_those_of_the_cpu() {
     let ids: Vec<u32> = (0..2 * 680).map(|i| i * 577 % 999).collect();
-    let wide = CudaBackend::<f32, _>::new(TestDevice::with_order(2, 3).unwrap()).unwrap();
+    let wide: Vec<_> = each::<f32>().collect();
     let narrow = CudaBackend::<bf16, _>::new(TestDevice::new().unwrap()).unwrap();
     for scale in [0, 4, 8, 9] {
         for size in [(16, 16), (13, 16), (20, 9), (1, 1)] {
             let want = map(&CpuBackend::<f32>::new(), scale, size, &ids);
-            assert_eq!(map(&wide, scale, size, &ids), want, "scale {scale} to {size:?}");
+            let same = |wide| map(wide, scale, size, &ids) == want;
+            assert!(wide.iter().all(same), "scale {scale} to {size:?}");
             let rounded: Vec<f32> = want.iter().map(|&v| bf16::store(v).load()).collect();
             assert_eq!(map(&narrow, scale, size, &ids), rounded, "scale {scale} to {size:?}");
         }
@@ -257,9 +262,8 @@ fn area<B: RolloutOps<Host = f32>>(backend: &B, span: &TokenSpan, latent: &[f32]
 #[test]
 fn area_tokens_are_those_of_the_cpu() {
     let (whole, latent) = (TokenSpan::whole(&schedule()), numbers::<f32>(2 * 32 * 256, 4));
-    let backend = CudaBackend::<f32, _>::new(TestDevice::with_order(2, 7).unwrap()).unwrap();
     let want = area(&CpuBackend::<f32>::new(), &whole, &latent);
-    assert_eq!(area(&backend, &whole, &latent), want);
+    each::<f32>().for_each(|backend| assert_eq!(area(&backend, &whole, &latent), want));
 }
 
 #[test]

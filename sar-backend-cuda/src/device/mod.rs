@@ -17,7 +17,7 @@ pub use emulator::Emulator;
 #[cfg(feature = "emulator")]
 pub use ptx::PtxDevice;
 #[cfg(feature = "emulator")]
-pub use testing::TestDevice;
+pub use testing::{ORDERS, TestDevice};
 
 use crate::error::CudaError;
 use crate::gemm::Gemm;

@@ -23,7 +23,19 @@ pub enum TestDevice {
     Gpu(Driver),
 }
 
+/// What results may not depend on: how many threads of the host carry out the blocks of a launch, and in which
+/// order the threads of a block run. The natural order of one is the first.
+pub const ORDERS: [(u32, u64); 4] = [(1, 0), (1, 1), (2, 7), (4, 12345)];
+
 impl TestDevice {
+    /// A device for each of [`ORDERS`]; a GPU has an order of its own, and is to give the same bits each time.
+    ///
+    /// # Errors
+    /// As [`TestDevice::new`].
+    pub fn in_every_order() -> impl Iterator<Item = Result<Self, CudaError>> {
+        ORDERS.into_iter().map(|(threads, order)| Self::with_order(threads, order))
+    }
+
     /// One thread and the natural order of threads, where they are emulated.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ mod sampling;
 
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{
-    CudaBackend, Device as _, Driver, Emulator, PtxDevice, Storage, TestDevice, bf16,
+    CudaBackend, Device as _, Driver, Emulator, ORDERS, PtxDevice, Storage, TestDevice, bf16,
 };
 use sar_math::Real;
 use sar_math::backend::Backend;
@@ -179,12 +179,20 @@ fn gpu() -> Option<Driver> {
     }
 }
 
+/// A device of a kind, where there is one: how many threads carry blocks out, and the order of a block's.
+type Kind = fn(u32, u64) -> Option<TestDevice>;
+
+/// Every kind of device; a GPU has an order of its own.
+const KINDS: [Kind; 3] = [
+    |threads, order| Some(TestDevice::Emulated(Emulator::with_order(threads, order))),
+    |_, order| ptx(order).map(TestDevice::Compiled),
+    |_, _| gpu().map(TestDevice::Gpu),
+];
+
 /// Every device there is.
 fn each<S: Storage>() -> Vec<CudaBackend<S, TestDevice>> {
-    let mut devices = vec![TestDevice::Emulated(Emulator::new())];
-    devices.extend(ptx(0).map(TestDevice::Compiled));
-    devices.extend(gpu().map(TestDevice::Gpu));
-    devices.into_iter().map(|device| CudaBackend::new(device).unwrap()).collect()
+    let devices = KINDS.into_iter().filter_map(|device| device(1, 0));
+    devices.map(|device| CudaBackend::new(device).unwrap()).collect()
 }
 
 /// What steps leave on every device there is.
@@ -250,11 +258,12 @@ fn a_teacher_forced_step_in_bf16_has_it_within_its_storage() {
 #[test]
 fn a_step_with_room_for_the_logits_of_one_image_is_that_of_a_batch() {
     let mut config = config(Mode::Ssr);
-    let whole = train(&emulated::<f32>(), &config, 1);
+    let all = train_on_each::<f32>(&config, 1);
     config.train.head_tokens = 1;
-    let parts = train(&emulated::<f32>(), &config, 1);
-    assert!((parts.losses[0] - whole.losses[0]).abs() < FLOOR * whole.losses[0]);
-    assert!(error(&parts.gradient, &whole.gradient) < FLOOR);
+    for (whole, parts) in all.iter().zip(train_on_each::<f32>(&config, 1)) {
+        assert!((parts.losses[0] - whole.losses[0]).abs() < FLOOR * whole.losses[0]);
+        assert!(error(&parts.gradient, &whole.gradient) < FLOOR);
+    }
 }
 
 /// All memory is there before the first step; the scratch of ops grows within it at most.
@@ -280,17 +289,18 @@ fn later_steps_allocate_nothing() {
 #[test]
 fn a_step_without_a_number_is_skipped() {
     let config = config(Mode::Ssr);
-    let backend = emulated::<bf16>();
     let mut world = World::new(&config);
     let bias = world.generator.layout().get("head.bias").unwrap().slot;
     world.weights[bias.offset] = f32::NAN;
-    let quantizer = world.quantizer(&backend);
-    let mut trainer = world.trainer(&backend, &quantizer, &config);
-    assert!(trainer.step(&mut Images(&world)).unwrap(), "the step is skipped");
-    let found = trainer.export().unwrap();
-    let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
-    assert!(found.weights.iter().zip(&world.weights).all(same), "weights are as before");
-    assert!(found.first_moment.iter().all(|&m| m == 0.0), "so are moments");
+    for backend in &each::<bf16>() {
+        let quantizer = world.quantizer(backend);
+        let mut trainer = world.trainer(backend, &quantizer, &config);
+        assert!(trainer.step(&mut Images(&world)).unwrap(), "the step is skipped");
+        let found = trainer.export().unwrap();
+        let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
+        assert!(found.weights.iter().zip(&world.weights).all(same), "weights are as before");
+        assert!(found.first_moment.iter().all(|&m| m == 0.0), "so are moments");
+    }
 }
 
 /// What one backend saves, the other goes on from: three steps on either, the last on the other one.
@@ -315,14 +325,16 @@ fn a_run_goes_on_on_the_other_backend() {
         trainer.export().unwrap().weights
     }
     let config = config(Mode::Ssr);
-    let (cpu, cuda) = (CpuBackend::<f32>::new(), emulated::<f32>());
+    let cpu = CpuBackend::<f32>::new();
     let plain = train(&cpu, &config, 3).weights;
     let lr = config.train.lr.unwrap() as f32;
     assert_eq!(go_on(&cpu, &cpu, &config), plain, "the same backend has the same bits");
-    for weights in [go_on(&cpu, &cuda, &config), go_on(&cuda, &cpu, &config)] {
-        let worse = |a: f32, d: f32| if d > a || d.is_nan() { d } else { a };
-        let differ = plain.iter().zip(&weights).map(|(a, b)| (a - b).abs());
-        assert!(f64::from(differ.fold(0.0, worse) / lr) < STEPS_DIFFER);
+    for cuda in &each::<f32>() {
+        for weights in [go_on(&cpu, cuda, &config), go_on(cuda, &cpu, &config)] {
+            let worse = |a: f32, d: f32| if d > a || d.is_nan() { d } else { a };
+            let differ = plain.iter().zip(&weights).map(|(a, b)| (a - b).abs());
+            assert!(f64::from(differ.fold(0.0, worse) / lr) < STEPS_DIFFER);
+        }
     }
 }
 
@@ -355,19 +367,17 @@ fn steps_have_the_same_bits_whatever_the_order_of_threads_and_whatever_is_recomp
         let backend = CudaBackend::<bf16, _>::new(device).unwrap();
         train(&backend, &config, 2).weights
     };
-    let orders = [(1, 1, Recompute::Nothing), (2, 2, Recompute::Blocks), (4, 3, Recompute::Norms)];
-    let emulated =
-        |threads, order| Some(TestDevice::Emulated(Emulator::with_order(threads, order)));
-    let compiled = |_: u32, order| ptx(order).map(TestDevice::Compiled);
-    let devices: [&dyn Fn(u32, u64) -> Option<TestDevice>; 2] = [&emulated, &compiled];
-    for device in devices {
-        let Some(natural) = device(1, 0) else { continue };
-        let first = run(natural, Recompute::Norms);
-        for (threads, order, recompute) in orders {
-            let other = run(device(threads, order).unwrap(), recompute);
+    let again = [Recompute::Norms, Recompute::Nothing, Recompute::Blocks, Recompute::Norms];
+    for device in KINDS {
+        let orders = ORDERS.into_iter().zip(again);
+        let mut runs = orders.filter_map(|((threads, order), recompute)| {
+            Some((order, recompute, run(device(threads, order)?, recompute)))
+        });
+        let Some((_, _, first)) = runs.next() else { continue };
+        for (order, recompute, other) in runs {
             let differing =
                 first.iter().zip(&other).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-            assert_eq!(differing, 0, "{threads} threads, order {order}, {recompute} again");
+            assert_eq!(differing, 0, "order {order}, {recompute} again");
         }
     }
 }
@@ -375,11 +385,14 @@ fn steps_have_the_same_bits_whatever_the_order_of_threads_and_whatever_is_recomp
 /// The account of a step has the products that a teacher-forced step is made of, and attention's.
 #[test]
 fn a_profile_counts_the_work_of_a_step() {
+    each::<bf16>().iter().for_each(profile_counts);
+}
+
+fn profile_counts(backend: &CudaBackend<bf16, TestDevice>) {
     let config = config(Mode::Teacher);
-    let backend = emulated::<bf16>();
     let world = World::new(&config);
-    let quantizer = world.quantizer(&backend);
-    let mut trainer = world.trainer(&backend, &quantizer, &config);
+    let quantizer = world.quantizer(backend);
+    let mut trainer = world.trainer(backend, &quantizer, &config);
     backend.device().begin_profile().unwrap();
     trainer.step(&mut Images(&world)).unwrap();
     let tallies = backend.device().end_profile().unwrap();
