@@ -1,7 +1,14 @@
 #!/usr/bin/env bash
 # What wants a GPU: the checks, then the measurements beside PyTorch, from prebuilt binaries. Prints its
-# table last; results and the whole output of every check go to $OUT (default: ./gpu), what can be made
-# again (kernels, PyTorch's compiled code) to $CACHE (default: ~/.cache/sar-gpu).
+# table last, also where it is stopped; results go to $OUT (default: ./gpu), what can be made again (kernels,
+# PyTorch's compiled code) to $CACHE (default: ~/.cache/sar-gpu). For benches/results/ there are
+#
+#   table.txt       the table, with device, driver and date, and what is short of its goal
+#   measured.txt    every command that measured, as it can be given again, and its output, after device, driver and date
+#   profile-*.txt   where the time of a step, and of sampling, goes
+#   machine.txt     device, driver and libraries; lines.jsonl, ceilings.json, largest.txt: what the table is made of
+#
+# and, of every check, its whole output.
 #
 #   cargo build --release -p sar-train
 #   cargo test --release --no-run -p sar-backend-cuda --test gpu -p sar-train --test cuda   # prints two paths
@@ -13,22 +20,24 @@
 #
 # The comparison script may be left out; then our side alone is measured. After $DEADLINE seconds nothing is
 # begun, and what runs is stopped $GRACE later, so that one call takes less than nine minutes; what was left out is
-# named as not measured. PARTS picks what a call does, so that a second one can do the rest into the same folder (the
-# table is of all lines there; take another folder for another program or machine):
+# named as not measured. Parts come in the order below, those that matter most first. PARTS picks what a call does, so
+# that a second one can do the rest into the same folder (the table is of all lines there; take another folder for
+# another program or machine):
 #
 #   checks    the test binaries that $MORE_TESTS names beside those two, conformance kit, whole steps and
 #             sampling runs beside the CPU, `sar check`
-#   sanitize  `sar check` under compute-sanitizer: memcheck, racecheck, initcheck; slow, so it comes last
 #   follow    200 steps of the glyph recipe beside the CPU's curve
-#   profile   ceilings, and the table of every kernel
+#   profile   ceilings, and the table of every kernel, in training steps and in sampling: depth 16 here, the others
+#             once their steps are measured
 #   d16       training steps at batch 64; sampling at batch 1 and 64
 #   d20, d24  likewise
 #   largest   the training steps of those depths, or of all where none is named, also at the largest batch that both
-#             fit, which takes many tries
+#             fit, which takes several tries
 #   frechet   a longer run on either backend, and its Fréchet distance over three sampling seeds
+#   sanitize  `sar check` under compute-sanitizer: memcheck, racecheck, initcheck; slow, so it comes last
 #
 # SMOKE=1 rehearses all of it on the processor with a tiny generator: numbers without meaning, the script's
-# own faults found where there is no GPU.
+# own faults found where there is no GPU. benches/rehearsal/run does so beside a stand-in for PyTorch.
 set -uo pipefail
 sar=${1:?path of the program} gpu_tests=${2:?path of the test binary gpu} step_tests=${3:?path of the test binary cuda}
 peer=${4:-}
@@ -36,6 +45,9 @@ out=${OUT:-gpu}
 DEADLINE=${DEADLINE:-440} GRACE=${GRACE:-80}
 CACHE=${CACHE:-${XDG_CACHE_HOME:-${HOME:-${TMPDIR:-/tmp}}/.cache}/sar-gpu}
 PARTS=${PARTS:-checks follow profile d16 d20 d24 largest frechet sanitize}
+for name in $PARTS; do
+    [[ " checks sanitize follow profile d16 d20 d24 largest frechet " == *" $name "* ]] || { echo "no part is called $name" >&2; exit 2; }
+done
 here=$(cd "$(dirname "$0")" && pwd)
 recipes=$here/../recipes
 # Test binaries look for these where they were built, which may be on another machine.
@@ -45,40 +57,54 @@ out=$(cd "$out" && pwd)
 mkdir -p "$CACHE"
 export TORCHINDUCTOR_CACHE_DIR="$CACHE/inductor" SAR_CUBIN_DIR="${SAR_CUBIN_DIR:-$CACHE/cubin}"
 lines="$out/lines.jsonl"
-touch "$lines"
-failed=() unmeasured=()
+touch "$lines" "$out/largest.txt"
+failed=() unmeasured=() ended=
 work=$(mktemp -d)
+# What is printed last, whatever ended the script.
 finish() {
+    trap - EXIT
+    [ -n "$ended" ] || failed+=("$(basename "$0"): stopped before its end")
+    step "table"
+    table | tee "$out/table.txt"
+    [ "${PIPESTATUS[0]}" -eq 0 ] || failed+=("table")
+    [ ${#unmeasured[@]} -eq 0 ] || { printf '\nnot measured:\n' && printf '  %s\n' "${unmeasured[@]}"; }
+    printf '\n%s failed in %s s\n' "${#failed[@]}" "$SECONDS"
+    [ ${#failed[@]} -eq 0 ] || printf '  %s\n' "${failed[@]}"
     rm -rf "$work"
     [ -z "${PACK:-}" ] || tar czf "$PACK" -C "$(dirname "$out")" "$(basename "$out")"
+    # A rehearsal that left something out has rehearsed too little.
+    [ ${#failed[@]} -eq 0 ] && { [ -z "${SMOKE:-}" ] || [ ${#unmeasured[@]} -eq 0 ]; }
+    # Alone it would be the code from before this trap.
+    exit $?
 }
-trap finish EXIT
 
 if [ -n "${SMOKE:-}" ]; then
     backend=cpu dtype=f32 device=cpu
     depths=(1 2 3) batch=2 large=(2 3 4) few_steps=10 many_steps=20
     shape=(--width 32 --heads 2 --vocab 64 --channels 4 --classes 10 --schedule 1_2_3_4)
-    timing=(--warmup 1 --steps 2) profile=()
+    timing=(--warmup 1 --steps 2) profiled=()
 else
     export SAR_REQUIRE_GPU=1
     backend=cuda dtype=bf16 device=cuda
     depths=(16 20 24) batch=64 large=(32 48 64 96 128 160 192 256 320 384 512) few_steps=200 many_steps=800
     # Both programs' own defaults, which `sar plan` has to be told.
     shape=(--vocab 8912 --channels 32 --classes 1000 --schedule 1_2_3_4_5_6_8_10_13_16)
-    timing=(--warmup 3 --steps 10) profile=(--profile)
+    timing=(--warmup 3 --steps 10) profiled=(--profile)
 fi
 ours=(--backend "$backend" --dtype "$dtype" --quiet)
 theirs=(--device "$device" --dtype "$dtype")
 
-for name in $PARTS; do
-    [[ " checks sanitize follow profile d16 d20 d24 largest frechet " == *" $name "* ]] || { echo "no part is called $name" >&2; exit 2; }
-done
 part() { [[ " $PARTS " == *" $1 "* ]]; }
+names=(d16 d20 d24)
+# Whether a depth's largest batch is asked for: of those named, or of all.
+widest() { part largest && { part "$1" || [[ ! $PARTS =~ d[0-9] ]]; }; }
 step() { printf '\n== %s (%s s)\n' "$1" "$SECONDS"; }
 late() { # what: whether there is no time left for it
     [ "$SECONDS" -le "$DEADLINE" ] && return 1
     unmeasured+=("$1: no time left")
 }
+# A command as it can be given again.
+spell() { printf '\n$' && printf ' %q' "$@" && echo; }
 # At most so many seconds, and no more than there are.
 upto() {
     local left=$((DEADLINE + GRACE - SECONDS))
@@ -88,6 +114,7 @@ upto() {
 # A command that is stopped when its check's time is over, also where it no longer listens.
 limited() {
     local left=$((stop - SECONDS))
+    spell "$@"
     timeout -k 10 $((left > 1 ? left : 1)) "$@"
 }
 check() { # name, command: goes on after a failure, and says so at the end
@@ -121,11 +148,94 @@ check() { # name, command: goes on after a failure, and says so at the end
     esac
 }
 
+# Every figure of every depth that was asked for or measured, on this call or an earlier one, beside its goal.
+table() {
+    local asked=() i
+    for i in 0 1 2; do
+        if part "${names[i]}" || widest "${names[i]}"; then asked+=("${depths[i]}"); fi
+    done
+    python3 - "$out" "${machine:-}" "$sar" "$backend" "$dtype" "$batch" "${asked[*]}" "${shape[@]}" <<'PY'
+import json, os, subprocess, sys
+out, machine, sar, backend, dtype, batch, asked, *shape = sys.argv[1:]
+batch = int(batch)
+# The goals: at least so many times as fast, and so much of what a plain product reaches; at most so much of PyTorch's
+# memory; a plan so close to the peak.
+FASTER, OF_PEAK, MEMORY, PLAN = {"step": 1.3, "sample": 2.0}, 0.5, 0.6, 0.1
+rows = [json.loads(line) for line in open(f"{out}/lines.jsonl") if line.endswith("}\n")]
+key = lambda r: (r["depth"], r["what"], r["mode"], r["batch"])
+ours = {key(r): r for r in rows if r["peer"].startswith("sar")}
+theirs = {(key(r), r["compile"]): r for r in rows if not r["peer"].startswith("sar")}
+ceilings = f"{out}/ceilings.json"
+peak = json.load(open(ceilings))["flops_per_s"] if os.path.exists(ceilings) else None
+largest = {}
+for line in open(f"{out}/largest.txt"):
+    depth, mode, most = line.split()
+    largest[int(depth), mode] = int(most)
+
+def plan(depth, mode, batch): # FLOPs that the model asks for, what is computed again not counted; bytes of a step
+    flags = ["--json", "--backend", backend, "--dtype", dtype, "--mode", mode, "--depth", str(depth), "--batch", str(batch)]
+    done = subprocess.run([sar, "plan", *flags, *shape, "--set", "sar.guidance=0"], capture_output=True)
+    if done.returncode: return None, None
+    plan = json.loads(done.stdout)
+    parts = "weights", "gradients", "moments", "activations", "logits", "backend"
+    return plan["flops_step"], sum(plan["memory"][part] for part in parts)
+
+figures = set(ours) | {k for k, _ in theirs}
+for depth in {int(d) for d in asked.split()} | {k[0] for k in figures}:
+    figures |= {(depth, "sample", "tf", b) for b in (1, batch)}
+    # A largest batch that is not known yet is none.
+    figures |= {(depth, "step", mode, b) for mode in ("tf", "sar-all") for b in (batch, largest.get((depth, mode), 0))}
+
+columns = ["ours img/s", "of peak", "eager", "compiled", "faster", "ours GB", "torch GB", "memory", "plan GB", "plan"]
+widths = [12, 9, 10, 10, 9, 9, 10, 9, 9, 8]
+aligned = lambda cells: "".join(f" {cell:>{width - 1}}" for cell, width in zip(cells, widths))
+show = lambda value, form, unit="": "-" if value is None else format(value, form) + unit
+gigabytes = lambda bytes: show(bytes and bytes / 1e9, ".2f")
+divided = lambda a, b: a / b if a and b else None
+print(machine)
+print(f"{'what':8}{'mode':9}{'depth':>6}{'batch':>9}" + aligned(columns))
+short = []
+order = lambda k: (k[0], k[1] != "step", k[2] != "tf", k[3] or 1 << 30)
+for k in sorted(figures, key=order):
+    depth, what, mode, images = k
+    mine = ours.get(k, {})
+    sides = {compiled: theirs[k, compiled] for compiled in (False, True) if (k, compiled) in theirs}
+    rate = {compiled: row["images_per_s"] for compiled, row in sides.items()}
+    flops, planned = plan(depth, mode, images) if what == "step" and images else (None, None)
+    speed, held = mine.get("images_per_s"), mine.get("peak_bytes")
+    torch = min((row["peak_bytes"] for row in sides.values()), default=None)
+    of_peak = divided(divided(flops, mine.get("median_s")), peak)
+    faster, memory = divided(speed, max(rate.values(), default=None)), divided(held, torch)
+    off = divided(planned, held)
+    cells = [show(speed, ".1f"), show(of_peak, ".0%"), show(rate.get(False), ".1f"), show(rate.get(True), ".1f"),
+             show(faster, ".2f", "x"), gigabytes(held), gigabytes(torch), show(memory, ".2f", "x"), gigabytes(planned),
+             show(off, ".2f", "x")]
+    fullest = "  largest" if what == "step" and largest.get((depth, mode)) == images else ""
+    print(f"{what:8}{mode:9}{depth:6}{images or 'largest':>9}" + aligned(cells) + fullest)
+    name = f"{what} {mode}, depth {depth}, batch {images}"
+    if faster and faster < FASTER[what]: short.append(f"{name}: {faster:.2f}x as fast, not {FASTER[what]}x")
+    if of_peak and of_peak < OF_PEAK: short.append(f"{name}: {of_peak:.0%} of the product peak, not {OF_PEAK:.0%}")
+    if memory and memory > MEMORY: short.append(f"{name}: {memory:.2f}x the memory, not {MEMORY}x")
+    if off and abs(off - 1) > PLAN: short.append(f"{name}: the plan is {off:.2f}x what it took, not within {PLAN:.0%}")
+if short: print("\nshort of the goal:", *short, sep="\n  ")
+PY
+}
+
+trap finish EXIT
 step "machine"
+# A GPU that others use, or that is hot, measures something else.
 {
-    nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv
-    "$sar" doctor
+    timeout 20 nvidia-smi --query-gpu=name,driver_version,memory.total,memory.used,utilization.gpu,temperature.gpu,clocks.max.sm,power.limit --format=csv
+    timeout 60 "$sar" doctor
 } 2>&1 | tee "$out/machine.txt"
+gpu() { timeout 20 nvidia-smi --query-gpu="$1" --format="csv,noheader,nounits" 2>/dev/null | head -1; }
+name=$(gpu name) driver=$(gpu driver_version)
+machine="device ${name:-none}, driver ${driver:-none}, $(date -u '+%F %T UTC')"
+{
+    echo "# $machine"
+    spell env PARTS="$PARTS" "$0" "$sar" "$gpu_tests" "$step_tests" ${peer:+"$peer"}
+    cat "$out/machine.txt"
+} >>"$out/measured.txt"
 
 if part checks; then
     check "conformance kit on the GPU, f32 and bf16" limited "$gpu_tests" --nocapture
@@ -170,37 +280,59 @@ PY
 }
 part follow && check "$few_steps steps follow the CPU's curve" follow
 
-# Our side or theirs, one configuration: a JSON line; none where it fails.
-mine() { timeout -k 10 "$(upto 90)" "$sar" bench "$@" "${shape[@]}" "${timing[@]}" "${ours[@]}" >>"$lines" 2>"$out/error.txt"; }
+# A command that measures, stopped after so many seconds: itself and all that it prints go to the record, what it
+# prints also to $work/printed and, its errors, to $work/errors.
+recorded() { # seconds at most, command
+    local limit rc begun=$SECONDS
+    limit=$(upto "$1")
+    shift
+    spell "$@" >>"$out/measured.txt"
+    timeout -k 10 "$limit" "$@" >"$work/printed" 2>"$work/errors"
+    rc=$?
+    case $rc in
+    124 | 137) echo "stopped after $((SECONDS - begun)) s" >>"$work/errors" ;;
+    esac
+    cat "$work/printed" "$work/errors" >>"$out/measured.txt"
+    [ $rc -eq 0 ] || echo "exit code $rc" >>"$out/measured.txt"
+    return $rc
+}
+# The JSON line of what ran last, to the others.
+keep() { grep '^{.*}$' "$work/printed" | tail -1 >>"$lines" || { echo "printed no line" >"$work/errors" && return 1; }; }
+# Our side or theirs, one configuration.
+mine() { # seconds at most, its flags
+    local most=$1
+    shift
+    recorded "$most" "$sar" bench "$@" "${shape[@]}" "${ours[@]}"
+}
 peer() { # seconds at most, its flags
     local most=$1
     shift
-    timeout -k 10 "$(upto "$most")" python3 "$peer" "$@" "${shape[@]}" "${timing[@]}" "${theirs[@]}" \
-        >>"$lines" 2>"$out/error.txt"
+    recorded "$most" python3 "$peer" "$@" "${shape[@]}" "${theirs[@]}"
 }
 # What gave no number is a fault, unless it was stopped because the time was over.
 lost() { # what, its exit code
     if { [ "$2" = 124 ] || [ "$2" = 137 ]; } && [ "$SECONDS" -gt "$DEADLINE" ]; then
         unmeasured+=("$1: no time left")
     else
-        failed+=("$1: $(tail -1 "$out/error.txt")")
+        failed+=("$1: $(tail -1 "$work/errors")")
     fi
 }
 measure() { # depth, batch, what, mode: ours, PyTorch's, and PyTorch's compiled
     local named="$3 $4, depth $1, batch $2"
-    local flags=("$3" --depth "$1" --batch "$2" --mode "$4")
+    local flags=("$3" --depth "$1" --batch "$2" --mode "$4" "${timing[@]}")
     late "$named" && return
-    mine "${flags[@]}" || lost "sar bench $named" $?
+    { mine 90 "${flags[@]}" && keep; } || lost "sar bench $named" $?
     [ -n "$peer" ] || return 0
     late "PyTorch, $named" && return
-    peer 90 "${flags[@]}" || unmeasured+=("PyTorch, $named: $(tail -1 "$out/error.txt")")
+    { peer 90 "${flags[@]}" && keep; } || unmeasured+=("PyTorch, $named: $(tail -1 "$work/errors")")
     # It compiles the training step alone: sampling would be measured twice.
     [ "$3" = step ] || return 0
     late "PyTorch compiled, $named" && return
-    peer 180 "${flags[@]}" --compile || unmeasured+=("PyTorch compiled, $named: $(tail -1 "$out/error.txt")")
+    { peer 180 "${flags[@]}" --compile && keep; } ||
+        unmeasured+=("PyTorch compiled, $named: $(tail -1 "$work/errors")")
 }
-# Whether a side that failed did so for want of memory.
-full() { grep -qi 'out of memory' "$out/error.txt"; }
+# Whether a side that failed did so for want of memory, also where a library of PyTorch's had none.
+full() { grep -Eqi 'out of memory|_ALLOC_FAILED' "$work/errors"; }
 # Bytes that our side plans for a step.
 planned() { # depth, mode, batch
     "$sar" plan --json --backend "$backend" --dtype "$dtype" --depth "$1" --mode "$2" --batch "$3" "${shape[@]}" \
@@ -209,50 +341,79 @@ planned() { # depth, mode, batch
 memory = json.load(sys.stdin)["memory"]
 print(sum(memory[part] for part in ("weights", "gradients", "moments", "activations", "logits", "backend")))'
 }
-# Whether a batch fits: 0, 1 for want of memory, 2 for another error, which $out/error.txt has.
+# Whether a batch fits: 0, 1 for want of memory, 2 for another error, which $work/errors has. PyTorch makes its
+# moments at the end of a first step, so that only a second one holds everything at once.
 tries() { # depth, mode, batch
-    local flags=(step --depth "$1" --mode "$2" --batch "$3" "${shape[@]}" --warmup 0 --steps 1)
+    local flags=(step --depth "$1" --mode "$2" --batch "$3" --warmup 1 --steps 1)
     # What our side alone has no room for need not be tried.
     [ -n "$total" ] && [ "$(planned "$1" "$2" "$3")" -gt $((total << 20)) ] && return 1
     if [ -n "$peer" ]; then
-        timeout -k 10 "$(upto 60)" python3 "$peer" "${flags[@]}" "${theirs[@]}" >/dev/null 2>"$out/error.txt" ||
-            { full && return 1 || return 2; }
+        peer 60 "${flags[@]}" || { full && return 1 || return 2; }
     fi
-    timeout -k 10 "$(upto 60)" "$sar" bench "${flags[@]}" "${ours[@]}" >/dev/null 2>"$out/error.txt" ||
-        { full && return 1 || return 2; }
+    mine 60 "${flags[@]}" || { full && return 1 || return 2; }
 }
-# The largest of a list of batches whose step both sides have memory for: halved until one is left.
+# Where in the list of batches to begin: at the largest that fits if each image takes what it took the fuller side
+# in what was measured, beside four bytes each for weights, gradients and moments; else in the middle.
+guess() { # depth, mode
+    python3 - "$lines" "$1" "$2" "${total:-0}" "${large[@]}" <<'PY'
+import json, sys
+lines, depth, mode, total, *large = sys.argv[1:]
+# What a driver, and gaps between buffers, take of a GPU's memory.
+ROOM = 0.95 * (int(total) << 20)
+rows = [json.loads(line) for line in open(lines)]
+rows = [r for r in rows if (r["what"], r["mode"], r["depth"], r["compile"]) == ("step", mode, int(depth), False)]
+at = (len(large) - 1) // 2
+if rows and ROOM:
+    row = max(rows, key=lambda r: r["peak_bytes"] / r["batch"])
+    fixed = 16 * row["parameters"]
+    image = (row["peak_bytes"] - fixed) / row["batch"]
+    at = max(sum(fixed + int(batch) * image <= ROOM for batch in large) - 1, 0)
+print(at)
+PY
+}
+# The largest of a list of batches whose step both sides have memory for: up or down from the guess.
 largest() { # depth, mode
-    local total low=-1 high=${#large[@]} middle
-    total=$(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits 2>/dev/null | head -1)
+    local total low=-1 high=${#large[@]} at
+    total=$(gpu memory.total)
+    [[ $total =~ ^[0-9]+$ ]] || total=
+    at=$(guess "$1" "$2") || return
     while [ $((high - low)) -gt 1 ]; do
-        [ "$SECONDS" -le "$DEADLINE" ] || { echo "no time left" >"$out/error.txt"; return 1; }
-        middle=$(((low + high) / 2))
-        tries "$1" "$2" "${large[middle]}"
+        [ "$SECONDS" -le "$DEADLINE" ] || { echo "no time left" >"$work/errors"; return 1; }
+        tries "$1" "$2" "${large[at]}"
         case $? in
-        0) low=$middle ;;
-        1) high=$middle ;;
+        0) low=$at at=$((at + 1)) ;;
+        1) high=$at at=$((at - 1)) ;;
         *)
-            [ "$SECONDS" -le "$DEADLINE" ] || echo "no time left" >"$out/error.txt"
+            [ "$SECONDS" -le "$DEADLINE" ] || echo "no time left" >"$work/errors"
             return 1
             ;;
         esac
     done
-    [ "$low" -ge 0 ] || { echo "none of ${large[*]} fits" >"$out/error.txt"; return 1; }
+    [ "$low" -ge 0 ] || { echo "none of ${large[*]} fits" >"$work/errors"; return 1; }
     echo "${large[low]}"
 }
 
+# Where the time of a step, or of sampling, goes. Its own speed counts for nothing: every launch is timed.
+profile() { # depth, batch, what, mode
+    local named="profile of $3 $4, depth $1, batch $2"
+    late "$named" && return
+    step "$named"
+    mine 60 "$3" --depth "$1" --batch "$2" --mode "$4" "${timing[@]}" "${profiled[@]}" || lost "$named" $?
+    cat "$work/printed" "$work/errors" | tee "$out/profile-d$1-$3-$4-$2.txt"
+}
 if part profile; then
-    step "ceilings, and where a step's time goes"
-    timeout -k 10 "$(upto 90)" "$sar" bench ceilings "${ours[@]}" | tee "$out/ceilings.json" ||
-        { failed+=("ceilings"); rm -f "$out/ceilings.json"; }
-    for mode in tf sar-all; do
-        late "profile of $mode" && continue
-        timeout -k 10 "$(upto 90)" "$sar" bench step --depth "${depths[0]}" --batch "$batch" --mode $mode "${shape[@]}" "${timing[@]}" "${ours[@]}" \
-            "${profile[@]}" 2>&1 | tee "$out/profile-$mode.txt" || failed+=("profile of $mode")
-    done
+    if ! late "ceilings"; then
+        step "ceilings"
+        # A processor takes a minute or more.
+        if recorded 240 "$sar" bench ceilings "${ours[@]}"; then
+            tee "$out/ceilings.json" <"$work/printed"
+        else
+            lost "ceilings" $?
+        fi
+    fi
+    for mode in tf sar-all; do profile "${depths[0]}" "$batch" step $mode; done
+    for b in "$batch" 1; do profile "${depths[0]}" "$b" sample tf; done
 fi
-names=(d16 d20 d24)
 for i in 0 1 2; do
     part "${names[i]}" || continue
     depth=${depths[i]}
@@ -261,20 +422,27 @@ for i in 0 1 2; do
     for b in 1 "$batch"; do measure "$depth" "$b" sample tf; done
 done
 for i in 0 1 2; do
-    part largest && { part "${names[i]}" || [[ ! $PARTS =~ d[0-9] ]]; } || continue
+    widest "${names[i]}" || continue
     depth=${depths[i]}
     step "depth $depth, the largest batch"
     for mode in tf sar-all; do
         late "depth $depth, largest batch, $mode" && continue
         if most=$(largest "$depth" $mode); then
+            echo "$depth $mode $most" >>"$out/largest.txt"
             [ "$most" = "$batch" ] || measure "$depth" "$most" step $mode
-        elif grep -q "no time left" "$out/error.txt"; then
+        elif grep -q "no time left" "$work/errors"; then
             unmeasured+=("depth $depth, largest batch, $mode: no time left")
         else
-            failed+=("depth $depth, largest batch, $mode: $(tail -1 "$out/error.txt")")
+            failed+=("depth $depth, largest batch, $mode: $(tail -1 "$work/errors")")
         fi
     done
 done
+if part profile; then
+    for depth in "${depths[@]:1}"; do
+        for mode in sar-all tf; do profile "$depth" "$batch" step $mode; done
+        profile "$depth" "$batch" sample tf
+    done
+fi
 
 frechet() {
     train_both longer $many_steps || return
@@ -299,49 +467,22 @@ PY
 }
 part frechet && check "Fréchet distance after $many_steps steps" frechet
 
+# CUDA's toolkit has it where no PATH leads.
+sanitizer=$(PATH="$PATH:/usr/local/cuda/bin" command -v compute-sanitizer)
 sanitize() { # tool
     local quiet=()
     # Calls that libraries make to ask what there is, and that fail, are no faults of ours.
     [ "$1" = memcheck ] && quiet=(--report-api-errors no)
-    limited compute-sanitizer --tool "$1" "${quiet[@]}" --error-exitcode 1 "$sar" check --backend cuda --cases 1
+    limited "$sanitizer" --tool "$1" "${quiet[@]}" --error-exitcode 1 "$sar" check --backend "$backend" --cases 1 |
+        tee "$work/sanitized" || return
+    # Where it has no last word, it has looked at nothing.
+    grep -Eq '(ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards)' "$work/sanitized"
 }
 if part sanitize; then
-    if command -v compute-sanitizer >/dev/null; then
+    if [ -n "$sanitizer" ]; then
         for tool in memcheck racecheck initcheck; do check "compute-sanitizer $tool" sanitize $tool; done
     else
         unmeasured+=("compute-sanitizer: not on this machine")
     fi
 fi
-
-step "table"
-python3 - "$lines" "$out/ceilings.json" "$sar" "${shape[@]}" <<'PY' | tee "$out/table.txt"
-import json, os, subprocess, sys
-lines, ceilings, sar, *shape = sys.argv[1:]
-rows = [json.loads(line) for line in open(lines) if line.endswith("}\n")] # a killed side leaves half a line
-peak = json.load(open(ceilings))["flops_per_s"] if os.path.exists(ceilings) else None
-key = lambda r: (r["what"], r["mode"], r["depth"], r["batch"])
-ours = {key(r): r for r in rows if r["peer"].startswith("sar")}
-def used(k, row): # FLOPs that the model asks for, of those that a plain product reaches; what is computed again does not count
-    what, mode, depth, batch = k
-    flags = ["--json", "--mode", mode, "--depth", str(depth), "--batch", str(batch), *shape, "--set", "sar.guidance=0"]
-    plan = json.loads(subprocess.run([sar, "plan", *flags], capture_output=True, check=True).stdout)
-    return plan["flops_step"] / row["median_s"] / peak
-print(f"{'what':8}{'mode':9}{'depth':>6}{'batch':>6}{'ours img/s':>12}{'of peak':>9}{'eager':>10}{'compiled':>10}{'faster':>8}{'ours GB':>9}{'torch':>8}{'memory':>8}")
-for k, mine in ours.items():
-    theirs = [r for r in rows if key(r) == k and not r["peer"].startswith("sar")]
-    rate = {r["compile"]: r["images_per_s"] for r in theirs}
-    cells = [f"{k[0]:8}{k[1]:9}{k[2]:6}{k[3]:6}{mine['images_per_s']:12.1f}"]
-    cells.append(f"{used(k, mine):9.0%}" if peak and k[0] == "step" else f"{'-':>9}")
-    cells += [f"{rate[c]:10.1f}" if c in rate else f"{'-':>10}" for c in (False, True)]
-    if theirs:
-        memory = min(r["peak_bytes"] for r in theirs)
-        cells.append(f"{mine['images_per_s'] / max(rate.values()):7.2f}x"
-                     f"{mine['peak_bytes'] / 1e9:9.2f}{memory / 1e9:8.2f}{mine['peak_bytes'] / memory:7.2f}x")
-    print("".join(cells))
-PY
-[ "${PIPESTATUS[0]}" -eq 0 ] || failed+=("table")
-[ ${#unmeasured[@]} -eq 0 ] || { printf '\nnot measured:\n' && printf '  %s\n' "${unmeasured[@]}"; }
-printf '\n%s failed in %s s\n' "${#failed[@]}" "$SECONDS"
-[ ${#failed[@]} -eq 0 ] || printf '  %s\n' "${failed[@]}"
-# A rehearsal that left something out has rehearsed too little.
-[ ${#failed[@]} -eq 0 ] && { [ -z "${SMOKE:-}" ] || [ ${#unmeasured[@]} -eq 0 ]; }
+ended=1
