@@ -14,6 +14,8 @@ mod error;
 mod loss;
 mod mat;
 mod matmul;
+#[cfg(feature = "narrow")]
+mod narrow;
 mod ops;
 mod optimizer;
 mod rollout;
@@ -24,6 +26,8 @@ mod transpose;
 
 pub use buffer::Buffer;
 pub use error::CpuError;
+#[cfg(feature = "narrow")]
+pub use narrow::NarrowCpu;
 
 use core::marker::PhantomData;
 use sar_math::Real;
@@ -43,11 +47,14 @@ mod sealed {
 #[derive(Debug, Default)]
 pub struct CpuBackend<T> {
     element: PhantomData<T>,
+    /// What becomes of a number that is stored as an activation, where an op reads what it stored; itself where there
+    /// is none.
+    stored: Option<fn(T) -> T>,
 }
 
 impl<T: Element> CpuBackend<T> {
     /// A backend on the current rayon pool.
     pub fn new() -> Self {
-        Self { element: PhantomData }
+        Self { element: PhantomData, stored: None }
     }
 }

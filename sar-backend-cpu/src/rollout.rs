@@ -193,7 +193,7 @@ impl<T: Element> RolloutOps for CpuBackend<T> {
         let seen = dims.past.saturating_add(dims.tokens);
         ShapeError::at_least(OP, "capacity (past+tokens)", seen, dims.capacity)?;
         let rows = size([dims.batch, dims.tokens]);
-        let weights = head_params(OP, dims.heads, width, params, slots)?;
+        let weights = head_params(OP, dims.heads, width, params, slots, self.stored)?;
         let qkv = qkv.head_mut(OP, "qkv (b*tokens*3*h*d)", size([rows, 3, width]))?;
         let len = size([2, dims.batch, dims.capacity, width]);
         let cache = cache.head_mut(OP, "cache (2*b*capacity*h*d)", len)?;

@@ -18,11 +18,13 @@ pub(crate) fn head_params<'a, T: Element>(
     width: usize,
     params: &'a Buffer<T>,
     slots: AttentionSlots,
+    stored: Option<fn(T) -> T>,
 ) -> Result<HeadParams<'a, T>, ShapeError> {
     Ok(HeadParams {
         q_bias: params.slot(op, "q_bias (heads*head_dim)", slots.q_bias, width)?,
         v_bias: params.slot(op, "v_bias (heads*head_dim)", slots.v_bias, width)?,
         scale_mul: params.slot(op, "scale_mul (heads)", slots.scale_mul, heads)?,
+        stored,
     })
 }
 
@@ -217,7 +219,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         let width = checks::heads(OP, heads, head_dim)?;
         let rows = size([batch, dims.schedule.tokens(), heads]);
         let len = size([rows, head_dim]);
-        let params = head_params(OP, heads, width, params, slots)?;
+        let params = head_params(OP, heads, width, params, slots, self.stored)?;
         let qkv = qkv.head_mut(OP, "qkv (batch*tokens*3*heads*head_dim)", size([3, len]))?;
         let norms =
             inverse_norms.head_mut(OP, "inverse_norms (batch*tokens*2*heads)", size([2, rows]))?;
@@ -255,9 +257,9 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
                 size([2, rows]),
             )?,
             lse: lse.head(OP, "lse (batch*heads*tokens)", rows)?,
-            params: head_params(OP, heads, width, params, slots)?,
+            params: head_params(OP, heads, width, params, slots, self.stored)?,
         };
-        head_params(OP, heads, width, grads, slots)?;
+        head_params(OP, heads, width, grads, slots, self.stored)?;
         let dqkv = dqkv.head_mut(OP, "dqkv (batch*tokens*3*heads*head_dim)", size([3, len]))?;
         let partials = size([batch, heads, partial_len(&dims)]);
         with_scratch(partials, |partials: &mut [T]| {

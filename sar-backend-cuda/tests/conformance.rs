@@ -54,3 +54,53 @@ mod f32 {
 mod bf16 {
     sar_math::conformance_tests!(super::backend::<sar_backend_cuda::bf16>());
 }
+
+/// Beside the CPU backend at the same precision: an op may have twice its error, and a gradient three times.
+mod beside_the_cpu {
+    use super::*;
+    use sar_backend_cpu::{CpuBackend, NarrowCpu};
+    use sar_math::backend::Backend;
+    use sar_math::conformance::{Report, run_all};
+
+    const VALUES: f64 = 2.0;
+    const GRADIENTS: f64 = 3.0;
+    /// Allowed besides, where the CPU backend is exact by luck: of values one rounding to what is stored, of the
+    /// largest element.
+    const VALUE_FLOOR: f64 = 1.0;
+    /// The gradient of a norm whose values hardly differ: 56 roundings more than three times the CPU backend's.
+    const F32_GRADIENT_FLOOR: f64 = 64.0;
+    /// Attention over a map rounds its probabilities for the tensor cores: two roundings more.
+    const BF16_GRADIENT_FLOOR: f64 = 4.0;
+    const CASES: u64 = 8;
+
+    fn reports<B: Backend>(backend: &B, seed: u64) -> Vec<Report> {
+        run_all(backend, seed).into_iter().map(|report| report.outcome.unwrap()).collect()
+    }
+
+    /// `rounding` is what storing changes at most, `floor` that of gradients in such.
+    fn compare<S: Storage>(reference: &impl Backend, rounding: f64, floor: f64) {
+        for seed in 0..CASES {
+            let all = reports(&backend::<S>(), seed).into_iter().zip(reports(reference, seed));
+            for (found, cpu) in all {
+                let allowed = VALUES * cpu.value_error + VALUE_FLOOR * rounding;
+                let at = format!("{} of {}, seed {seed}", found.op, S::NAME);
+                assert!(found.value_error <= allowed, "{at}: {found:?}, the CPU backend {cpu:?}");
+                let [ours, its] = [found, cpu].map(|report| report.gradient_error.unwrap_or(0.0));
+                let allowed = GRADIENTS * its + floor * rounding;
+                assert!(ours <= allowed, "gradient, {at}: {found:?}, the CPU backend {cpu:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_op_is_less_exact_in_f32() {
+        let rounding = f64::from(f32::EPSILON) / 2.0;
+        compare::<f32>(&CpuBackend::<f32>::new(), rounding, F32_GRADIENT_FLOOR);
+    }
+
+    #[test]
+    fn no_op_is_less_exact_in_bf16() {
+        // Half a step of eight significant bits.
+        compare::<sar_backend_cuda::bf16>(&NarrowCpu::new(), 1.0 / 512.0, BF16_GRADIENT_FLOOR);
+    }
+}

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod compare;
+mod lengths;
 
 use compare::{Case, Kind, Output, accum, activation, compare, noise, params, read, read_accum};
 use sar_backend_cuda::{CudaBackend, TestDevice, bf16};
@@ -153,6 +154,14 @@ impl Case for Tokens {
 #[test]
 fn tokens_of_a_published_generator() {
     compare(&Tokens::whole(2, 680, 1024, 32));
+}
+
+#[test]
+fn tokens_and_positions_of_every_length() {
+    for schedule in lengths::schedules() {
+        compare(&Tokens::whole(1, schedule.tokens(), 64, 32));
+        compare(&Positions { schedule, width: 40, side: 32 });
+    }
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod lengths;
+
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
 use sar_math::backend::{Buffers, LossDims, LossOps, TargetRows, TokenLoss};
@@ -82,7 +84,10 @@ fn run<B: LossOps>(backend: &B, dims: &LossDims, logits: &[f32], target: &Target
 
 /// A schedule of 30 tokens with a scale of weight zero, targets of a longer buffer.
 fn dims(vocab: usize, smoothing: f64) -> LossDims {
-    let schedule = ScaleSchedule::from_sides(&[1, 2, 3, 4]).unwrap();
+    dims_of(ScaleSchedule::from_sides(&[1, 2, 3, 4]).unwrap(), vocab, smoothing)
+}
+
+fn dims_of(schedule: ScaleSchedule, vocab: usize, smoothing: f64) -> LossDims {
     let mut weights = [0.0; MAX_SCALES];
     (weights[0], weights[1], weights[3]) = (0.25, 1.0, 0.7);
     let targets = TargetRows { tokens: schedule.tokens() + 3, shift: 2 };
@@ -129,9 +134,13 @@ fn compare<S: Storage>(dims: &LossDims, logits: &[f32], target: &Target) {
         assert!((found - exact).abs() <= rounding + narrow, "{i}: {found} {exact}");
     }
     let tokens = dims.schedule.tokens();
-    let third = |row: usize| dims.schedule.range(2).contains(&(row % tokens));
+    let weightless_row = |row: usize| {
+        let scales = 0..dims.schedule.len();
+        let mut weightless = scales.filter(|&scale| dims.weights[scale] == 0.0);
+        weightless.any(|scale| dims.schedule.range(scale).contains(&(row % tokens)))
+    };
     let rows = found.gradient.chunks(dims.vocab).enumerate();
-    assert!(rows.filter(|(row, _)| third(*row)).all(|(_, g)| g.iter().all(|&g| g == 0.0)));
+    assert!(rows.filter(|(row, _)| weightless_row(*row)).all(|(_, g)| g.iter().all(|&g| g == 0.0)));
 }
 
 fn hard<S: Storage>(vocab: usize, smoothing: f64) {
@@ -175,6 +184,19 @@ fn soft_targets() {
     soft::<f32>(VOCAB);
     soft::<bf16>(VOCAB);
     soft::<bf16>(523);
+}
+
+#[test]
+fn every_length() {
+    for schedule in lengths::schedules() {
+        let dims = LossDims { batch: 1, ..dims_of(schedule, 64, 0.1) };
+        let rows = schedule.tokens();
+        let targets = (0..rows + 3).map(|i| (i * 41 % 64) as u32).collect();
+        let logits = normals::<bf16>(rows * 64, 3);
+        compare::<f32>(&dims, &logits, &Target::Hard(targets));
+        let teacher = Target::Soft(normals::<bf16>((rows + 3) * 64, 4));
+        compare::<bf16>(&LossDims { smoothing: 0.0, ..dims }, &logits, &teacher);
+    }
 }
 
 /// Logits that are not finite spoil their own row, and only where it counts; so does a target

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod compare;
+mod lengths;
 
 use compare::{Case, Kind, Output, accum, activation, compare, noise, read, read_accum};
 use sar_math::backend::{Backend, Branch, Linear, LinearDims, Modulation, Slot, TokenDims, Write};
@@ -97,6 +98,13 @@ fn norm_of_every_kernel() {
     // More vectors than the backward has threads: in f32, then in bf16 as well.
     for width in [2056, 4104] {
         compare(&Norm::new([1, 3, width]));
+    }
+}
+
+#[test]
+fn norm_of_every_length() {
+    for schedule in lengths::schedules() {
+        compare(&Norm::new([1, schedule.tokens(), 64]));
     }
 }
 

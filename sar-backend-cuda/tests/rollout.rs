@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod lengths;
+
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
 use sar_math::backend::{
@@ -141,14 +143,21 @@ fn schedule() -> ScaleSchedule {
     ScaleSchedule::from_sides(&[1, 2, 3, 4, 5, 6, 8, 10, 13, 16]).unwrap()
 }
 
-fn inputs<B: RolloutOps<Host = f32>>(backend: &B, vocab: usize, ids: &[u32]) -> Vec<f32> {
-    let dims = RolloutDims { batch: 2, schedule: schedule(), scales: 1..10, channels: 32, vocab };
+/// Of two samples.
+fn inputs<B: RolloutOps<Host = f32>>(
+    backend: &B,
+    schedule: ScaleSchedule,
+    vocab: usize,
+    ids: &[u32],
+) -> Vec<f32> {
+    let scales = 1..schedule.len();
+    let dims = RolloutDims { batch: 2, schedule, scales, channels: 32, vocab };
     let mut held = backend.ids(ids.len()).unwrap();
     backend.upload_ids(ids, &mut held, 0).unwrap();
     let codes = codebook(vocab, 32);
     let mut codebook = backend.accum(codes.len()).unwrap();
     backend.upload_accum(&codes, &mut codebook, 0).unwrap();
-    let mut found = vec![0.0; 2 * 679 * 32];
+    let mut found = vec![0.0; 2 * (schedule.tokens() - schedule.range(0).len()) * 32];
     let mut inputs = backend.activation(found.len()).unwrap();
     backend.rollout_inputs(&dims, &held, &codebook, &mut inputs).unwrap();
     backend.download(&inputs, 0, &mut found).unwrap();
@@ -159,11 +168,31 @@ fn inputs<B: RolloutOps<Host = f32>>(backend: &B, vocab: usize, ids: &[u32]) -> 
 #[test]
 fn rollout_inputs_are_those_of_the_cpu() {
     let ids: Vec<u32> = (0..2 * 680).map(|i| i * 577 % 999).collect();
-    let want = inputs(&CpuBackend::<f32>::new(), 999, &ids);
-    each::<f32>().for_each(|backend| assert_eq!(inputs(&backend, 999, &ids), want));
+    let want = inputs(&CpuBackend::<f32>::new(), schedule(), 999, &ids);
+    each::<f32>().for_each(|backend| assert_eq!(inputs(&backend, schedule(), 999, &ids), want));
     let narrow: Vec<f32> = want.iter().map(|&v| bf16::store(v).load()).collect();
     let backend = CudaBackend::<bf16, _>::new(TestDevice::new().unwrap()).unwrap();
-    assert_eq!(inputs(&backend, 999, &ids), narrow);
+    assert_eq!(inputs(&backend, schedule(), 999, &ids), narrow);
+}
+
+/// From codes to inputs, from a latent to tokens, and from those to the nearest codes.
+#[test]
+fn every_length_is_that_of_the_cpu() {
+    let (cpu, latent) = (CpuBackend::<f32>::new(), numbers::<f32>(2 * 32 * 256, 4));
+    let gpu = CudaBackend::<f32, _>::new(TestDevice::new().unwrap()).unwrap();
+    for schedule in lengths::schedules() {
+        let span = TokenSpan::whole(&schedule);
+        let ids: Vec<u32> = (0..2 * schedule.tokens() as u32).map(|i| i * 577 % 999).collect();
+        assert_eq!(inputs(&gpu, schedule, 999, &ids), inputs(&cpu, schedule, 999, &ids));
+        assert_eq!(area(&gpu, &span, &latent), area(&cpu, &span, &latent), "{schedule}");
+        let z = numbers::<f32>(schedule.tokens() * 32, 2);
+        for distance in [Distance::Cosine, Distance::Euclidean] {
+            let codes = CodeDims { vocab: 300, channels: 32, distance };
+            let [found, want] =
+                [nearest(&gpu, 1, &span, codes, &z), nearest(&cpu, 1, &span, codes, &z)];
+            assert_eq!(found, want, "{schedule}, {distance:?}");
+        }
+    }
 }
 
 /// An id outside the codebook is not read for, and shows in the next scale only.
@@ -173,7 +202,7 @@ fn ids_outside_the_codebook_give_nan() {
     ids[680] = 999; // scale 1 of sample 1
     ids[679] = u32::MAX; // the last scale feeds none
     let backend = CudaBackend::<bf16, _>::new(TestDevice::new().unwrap()).unwrap();
-    let found = inputs(&backend, 999, &ids);
+    let found = inputs(&backend, schedule(), 999, &ids);
     let (before, after) = found.split_at(679 * 32);
     assert!(before.iter().all(|v| v.is_finite()) && after[4 * 32..].iter().all(|v| v.is_finite()));
     assert!(after[..4 * 32].iter().all(|v| v.is_nan()));

@@ -30,9 +30,19 @@ pub(crate) struct HeadParams<'a, T> {
     pub q_bias: &'a [T],
     pub v_bias: &'a [T],
     pub scale_mul: &'a [T],
+    /// What q, k and v become when they are stored.
+    pub stored: Option<fn(T) -> T>,
 }
 
 impl<T: Element> HeadParams<'_, T> {
+    /// Stores a row.
+    #[inline(always)]
+    pub(crate) fn store(&self, row: &mut [T]) {
+        if let Some(stored) = self.stored {
+            row.iter_mut().for_each(|value| *value = stored(*value));
+        }
+    }
+
     /// `exp(min(scale_mul_h, ln 100))`.
     pub(crate) fn scale(&self, head: usize) -> T {
         let log = self.scale_mul[head];
@@ -240,9 +250,11 @@ fn load_head<T: Element>(
             let norm = unsafe { norms.part(place.norm(token, part), 1) };
             if part == 0 {
                 norm[0] = normalize(row, Some(&params.q_bias[channels.clone()]), scale);
+                params.store(row);
                 q[copy.clone()].copy_from_slice(row);
             } else {
                 norm[0] = normalize(row, None, T::one());
+                params.store(row);
                 k[copy.clone()].copy_from_slice(row);
             }
         }
@@ -251,6 +263,7 @@ fn load_head<T: Element>(
         for (row, &bias) in row.iter_mut().zip(&params.v_bias[channels.clone()]) {
             *row += bias;
         }
+        params.store(row);
         v[copy].copy_from_slice(row);
     }
 }

@@ -58,10 +58,12 @@ fn one_head<T: Element>(
                     // SAFETY: this head's part of a token, which no other task touches.
                     let row = unsafe { qkv.part(start(0), size) };
                     normalize(row, Some(&params.q_bias[channels.clone()]), scale);
+                    params.store(row);
                     q[token * size..][..size].copy_from_slice(row);
                     // SAFETY: as above.
                     let row = unsafe { qkv.part(start(1), size) };
                     normalize(row, None, T::one());
+                    params.store(row);
                     k[token * size..][..size].copy_from_slice(row);
                     // SAFETY: as above.
                     let row = unsafe { qkv.part(start(2), size) };
@@ -70,6 +72,7 @@ fn one_head<T: Element>(
                     for (row, &bias) in row.iter_mut().zip(bias) {
                         *row += bias;
                     }
+                    params.store(row);
                     v.copy_from_slice(row);
                 }
             },
@@ -111,7 +114,8 @@ mod tests {
         };
         let (q_bias, v_bias) = (noise(width, 3), noise(width, 4));
         let scale_mul = [1.4, 9.0, -1.0];
-        let params = HeadParams { q_bias: &q_bias, v_bias: &v_bias, scale_mul: &scale_mul };
+        let params =
+            HeadParams { q_bias: &q_bias, v_bias: &v_bias, scale_mul: &scale_mul, stored: None };
         let inputs = noise(batch * tokens * 3 * width, 1);
 
         let mut qkv = inputs.clone();

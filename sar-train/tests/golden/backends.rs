@@ -19,8 +19,8 @@ macro_rules! on_backends {
     };
     ($group:ident, $run:ident, $narrow:ty) => {
         mod $group {
-            use crate::{backends::emulated, compare, narrow::NarrowCpu};
-            use sar_backend_cpu::CpuBackend;
+            use crate::{backends::emulated, compare};
+            use sar_backend_cpu::{CpuBackend, NarrowCpu};
 
             #[test]
             fn cpu_f64() {

@@ -17,7 +17,6 @@ mod filter;
 mod generator;
 mod greedy;
 mod metrics;
-mod narrow;
 mod quantizer;
 mod resample;
 mod rollout;

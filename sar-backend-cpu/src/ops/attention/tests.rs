@@ -25,7 +25,7 @@ fn inputs() -> [Vec<f64>; 4] {
 }
 
 fn params(x: &[Vec<f64>; 4]) -> HeadParams<'_, f64> {
-    HeadParams { q_bias: &x[1], v_bias: &x[2], scale_mul: &x[3] }
+    HeadParams { q_bias: &x[1], v_bias: &x[2], scale_mul: &x[3], stored: None }
 }
 
 /// What a forward leaves: qkv, inverse norms, lse, out.
@@ -88,7 +88,7 @@ fn f32_follows_f64() {
     let x = inputs();
     let [.., exact] = run(&x);
     let x = x.map(|x| x.iter().map(|&x| x as f32).collect::<Vec<f32>>());
-    let params = HeadParams { q_bias: &x[1], v_bias: &x[2], scale_mul: &x[3] };
+    let params = HeadParams { q_bias: &x[1], v_bias: &x[2], scale_mul: &x[3], stored: None };
     let mut qkv = x[0].clone();
     let (mut norms, mut lse) = (vec![0.0; 2 * L * 6], vec![0.0; 2 * L * 3]);
     let mut out = vec![0.0; 2 * L * C];

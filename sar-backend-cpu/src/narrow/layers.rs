@@ -55,8 +55,14 @@ impl TransformerOps for NarrowCpu {
         y: &mut Buf,
         stats: &mut Buf,
     ) -> Done {
+        let adds = added.is_some();
         self.0.residual_norm(dims, eps, x, branch(added), ada, modulation, sum, y, stats)?;
-        store(sum);
+        if adds {
+            // What is normalised is what is stored: the backward and renorm see that.
+            store(sum);
+            let stored = sum.clone();
+            self.0.residual_norm(dims, eps, &stored, None, ada, modulation, sum, y, stats)?;
+        }
         store(y);
         Ok(())
     }

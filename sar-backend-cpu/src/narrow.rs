@@ -1,5 +1,4 @@
-//! The CPU backend with activations stored in bf16: what the CUDA backend is measured against in
-//! bf16.
+//! The CPU backend with activations stored in bf16: what another backend is measured against in bf16.
 //!
 //! Ops compute in f32 and their activations are rounded when they are done, as a kernel does on
 //! storing; matrix products take rounded weights. Weights, statistics, losses, gradients of
@@ -8,19 +7,28 @@
 mod layers;
 mod steps;
 
-use sar_backend_cpu::{Buffer, CpuBackend, CpuError};
-use sar_backend_cuda::{Storage, bf16};
+use crate::{Buffer, CpuBackend, CpuError};
+use half::bf16;
 use sar_math::backend::{Branch, Buffers, Slot, TokenLoss};
 
+/// Computes in f32 and rounds what it stores to bf16; one row is computed and rounded as another.
+#[derive(Debug)]
 pub struct NarrowCpu(CpuBackend<f32>);
 
 type Buf = Buffer<f32>;
 type Ids = Buffer<u32>;
 type Done = Result<(), CpuError>;
 
+impl Default for NarrowCpu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl NarrowCpu {
+    /// A backend on the current rayon pool.
     pub fn new() -> Self {
-        Self(CpuBackend::new())
+        Self(CpuBackend { stored: Some(rounded), ..CpuBackend::new() })
     }
 }
 
@@ -36,9 +44,13 @@ macro_rules! rounding {
 }
 use rounding;
 
+fn rounded(value: f32) -> f32 {
+    bf16::from_f32(value).to_f32()
+}
+
 /// Rounds what an activation holds; that which is rounded already stays.
 fn store(activation: &mut Buf) {
-    activation.as_mut_slice().iter_mut().for_each(|v| *v = bf16::store(*v).load());
+    activation.as_mut_slice().iter_mut().for_each(|v| *v = rounded(*v));
 }
 
 fn store_some(activation: Option<&mut Buf>) {
@@ -49,8 +61,9 @@ fn store_some(activation: Option<&mut Buf>) {
 fn narrowed(params: &Buf, slots: &[Slot]) -> Buf {
     let mut params = params.clone();
     for slot in slots {
-        let tensor = &mut params.as_mut_slice()[slot.range()];
-        tensor.iter_mut().for_each(|v| *v = bf16::store(*v).load());
+        // A slot beyond the parameters is the op's to refuse.
+        let tensor = params.as_mut_slice().get_mut(slot.range());
+        tensor.into_iter().flatten().for_each(|v| *v = rounded(*v));
     }
     params
 }
