@@ -43,6 +43,11 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
         &self.device
     }
 
+    /// Bytes that the inside of ops has by now.
+    pub fn scratch_bytes(&self) -> usize {
+        4 * self.scratch.borrow().len()
+    }
+
     /// Memory for the inside of one op: `bytes` of it, undefined, aligned to 256 bytes.
     ///
     /// It is the op's until the next call. Work is in one stream, so an op whose kernels are given

@@ -34,7 +34,7 @@ mod work;
 pub use backend::{CudaBackend, SCRATCH};
 pub use cache::Cache;
 pub use device::{
-    Device, Driver, GuidanceRamp, Kernel, KernelArg, Launch, ScaleTable, ScaleWeights,
+    Device, Driver, Dry, GuidanceRamp, Kernel, KernelArg, Launch, ScaleTable, ScaleWeights,
 };
 #[cfg(feature = "emulator")]
 pub use device::{Emulator, ORDERS, PtxDevice, TestDevice};

@@ -1,8 +1,9 @@
-//! The devices behind one trait: a GPU, and in tests the CPU, which executes the kernels' sources or what
-//! NVRTC makes of them.
+//! The devices behind one trait: a GPU; none, where memory is counted; and in tests the CPU, which executes the kernels'
+//! sources or what NVRTC makes of them.
 
 mod args;
 mod driver;
+mod dry;
 #[cfg(feature = "emulator")]
 mod emulator;
 #[cfg(feature = "emulator")]
@@ -12,6 +13,7 @@ mod testing;
 
 pub use args::{GuidanceRamp, KernelArg, ScaleTable, ScaleWeights};
 pub use driver::Driver;
+pub use dry::Dry;
 #[cfg(feature = "emulator")]
 pub use emulator::Emulator;
 #[cfg(feature = "emulator")]

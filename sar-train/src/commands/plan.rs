@@ -2,11 +2,12 @@
 
 use crate::cli::{BackendName, Dtype, GlobalArgs, PlanArgs};
 use crate::config::{Config, GeneratorSection};
-use crate::model::generator::{GeneratorShape, parameters};
+use crate::model::generator::{Generator, GeneratorShape, parameters};
+use crate::model::tokenizer::Tokenizer;
 use crate::run::memory;
-use crate::train::{MemoryPlan, StepSettings};
+use crate::train::{MemoryPlan, StepSettings, rehearse};
 use anyhow::Context as _;
-use sar_backend_cuda::{Driver, SCRATCH};
+use sar_backend_cuda::{CudaBackend, Driver, Dry, Storage, bf16};
 use sar_math::ScaleSchedule;
 use sar_math::guidance::Guidance;
 use sar_math::rollout::{self, Extent, Method, Pass, Rollout, StudentTarget};
@@ -45,7 +46,7 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
             crate::backend::cpu(global)?;
             0
         }
-        BackendName::Cuda => (Driver::PRODUCT_SPACE + SCRATCH) as u64,
+        BackendName::Cuda => Driver::PRODUCT_SPACE as u64 + scratch(&config, global.dtype())?,
     };
     let mut plan = plan(&config, storage, own)?;
     if global.backend == BackendName::Cpu {
@@ -57,6 +58,22 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         print!("{}", table(&config, &plan));
     }
     Ok(())
+}
+
+/// Bytes that a GPU's backend takes for the inside of ops, by a run of which nothing is computed: one block of it, as
+/// all take the same.
+fn scratch(config: &Config, dtype: Dtype) -> anyhow::Result<u64> {
+    fn of<S: Storage>(config: &Config) -> anyhow::Result<u64> {
+        let backend = CudaBackend::<S, Dry>::new(Dry::default())?;
+        let shape = GeneratorShape { depth: 1, ..GeneratorShape::from(&config.generator) };
+        let (generator, tokenizer) = (Generator::new(&shape)?, Tokenizer::new(&config.tokenizer)?);
+        rehearse(&backend, config, &generator, &tokenizer)?;
+        Ok(backend.scratch_bytes() as u64)
+    }
+    match dtype {
+        Dtype::F32 => of::<f32>(config),
+        Dtype::Bf16 => of::<bf16>(config),
+    }
 }
 
 /// The configuration that the flags ask for.

@@ -94,7 +94,7 @@ pub fn held_out_of<B: Backend>(
 }
 
 /// Images of a data set at a time while it is encoded.
-const ENCODE_BATCH: usize = 64;
+pub(super) const ENCODE_BATCH: usize = 64;
 
 /// Latents and labels of at most `limit` images of a data set, spread over it evenly.
 ///

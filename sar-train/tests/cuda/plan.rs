@@ -1,13 +1,13 @@
 //! `sar plan` beside the memory that a run takes on the device.
 
 use super::{as_var, config, emulated};
-use sar_backend_cuda::{Device as _, SCRATCH, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, Device as _, Dry, SCRATCH, Storage, bf16};
 use sar_math::backend::{Backend, Buffers as _};
 use sar_train::config::{Config, Decode, Mode};
 use sar_train::model::generator::{Generator, GeneratorShape, Recompute};
 use sar_train::model::tokenizer::{Quantizer, Tokenizer};
 use sar_train::sample::{Decoder, Painter};
-use sar_train::train::{Batches, MemoryPlan, TrainError, Trainer};
+use sar_train::train::{Batches, MemoryPlan, TrainError, Trainer, rehearse};
 
 /// How far a plan may be from what is held; ten times this is what is asked of it.
 ///
@@ -87,6 +87,39 @@ fn the_plan_is_what_the_trainer_holds() {
             }
         }
     }
+}
+
+/// From the first image that is encoded to the first picture, what ops need for themselves included: that of
+/// convolutions here, far more than a backend begins with.
+#[test]
+fn the_plan_is_what_a_run_holds() {
+    fn of<S: Storage>(config: &Config) {
+        let generator = Generator::new(&GeneratorShape::from(&config.generator)).unwrap();
+        let tokenizer = Tokenizer::new(&config.tokenizer).unwrap();
+        let dry = CudaBackend::<S, Dry>::new(Dry::default()).unwrap();
+        rehearse(&dry, config, &generator, &tokenizer).unwrap();
+        let emulated = emulated::<S>();
+        rehearse(&emulated, config, &generator, &tokenizer).unwrap();
+        let (held, scratch) = (emulated.device().peak_bytes(), dry.scratch_bytes());
+        assert!(scratch > 8 * SCRATCH && scratch == emulated.scratch_bytes(), "{scratch}");
+        assert_eq!(dry.device().peak_bytes(), held, "what is counted is what is held");
+        let planned = MemoryPlan::of(config, size_of::<S>() as u64, scratch as u64).total();
+        let off = (planned as f64 - held as f64) / held as f64;
+        assert!(off.abs() < PLAN_ERROR, "{}: {planned} for {held}", S::NAME);
+        // A block less has the same.
+        let shape = GeneratorShape { depth: 1, ..generator.shape().clone() };
+        let dry = CudaBackend::<S, Dry>::new(Dry::default()).unwrap();
+        rehearse(&dry, config, &Generator::new(&shape).unwrap(), &tokenizer).unwrap();
+        assert_eq!(dry.scratch_bytes(), scratch);
+    }
+    let mut config = config(Mode::Ssr);
+    config.train.batch = PLANNED_BATCH;
+    (config.sample.batch, config.data.image_side) = (2, 32);
+    let (t, g) = (&mut config.tokenizer, &config.generator);
+    (t.vocab, t.latent_channels) = (g.vocab, g.channels);
+    (t.ch, t.ch_mult, t.groups) = (8, vec![1, 1, 2, 2], 4);
+    of::<bf16>(&config);
+    of::<f32>(&config);
 }
 
 /// What `sar train` keeps beside its steps is planned as well.

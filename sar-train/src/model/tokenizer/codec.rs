@@ -17,6 +17,13 @@ pub struct EncoderMemory<B: Buffers> {
     trace: Trace<B>,
 }
 
+impl<B: Buffers> EncoderMemory<B> {
+    /// Images that go through the encoder at a time.
+    pub(crate) fn at_a_time(&self) -> usize {
+        self.at_a_time
+    }
+}
+
 /// Memory to decode code maps, and the maps.
 pub struct DecoderMemory<B: Buffers> {
     at_a_time: usize,

@@ -1,0 +1,112 @@
+//! A run in little: images encoded, a step, pictures. On a backend that computes nothing it tells what a run holds.
+
+use super::batches::ENCODE_BATCH;
+use super::trainer::Batches;
+use super::{TrainError, Trainer};
+use crate::config::Config;
+use crate::model::generator::Generator;
+use crate::model::tokenizer::{EncoderMemory, IMAGE_CHANNELS, Quantizer, Tokenizer};
+use crate::sample::{Decoder, Painter, grid_labels};
+use sar_math::backend::Backend;
+use sar_math::guidance::Guidance;
+
+/// So many blank images of the first class, which are encoded already.
+struct Blank(usize);
+
+impl<B: Backend> Batches<B> for Blank {
+    fn next(&mut self, _: &B, _: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
+        Ok(vec![0; self.0])
+    }
+}
+
+/// Goes through all that a run of `config` does on a backend, once, with weights of zero: held-out images are encoded,
+/// and images of a batch; a step is taken; pictures are painted.
+///
+/// A tokenizer with other codes than the generator's encodes and paints nothing.
+///
+/// # Errors
+/// A configuration out of range; the backend's.
+pub fn rehearse<B: Backend>(
+    backend: &B,
+    config: &Config,
+    generator: &Generator,
+    tokenizer: &Tokenizer,
+) -> Result<(), TrainError> {
+    let (t, g) = (tokenizer.config(), generator.shape());
+    let codes = (t.vocab, t.latent_channels) == (g.vocab, g.channels);
+    let (params, quantizer) =
+        coder(backend, tokenizer, codes, generator).map_err(TrainError::backend)?;
+    let decoder = Decoder { tokenizer, params: &params, quantizer: &quantizer };
+    let (encodes, side) = (codes && config.train.latents.is_none(), config.data.image_side);
+    if encodes {
+        encode(backend, decoder, ENCODE_BATCH, side)?;
+    }
+    let weights = vec![0.0; generator.layout().len()];
+    let latent = tokenizer.latent_side(side);
+    let size = (latent, latent);
+    let mut trainer = Trainer::new(backend, generator.clone(), config, &weights, &quantizer, size)?;
+    // A run keeps it from step to step.
+    let encoder = encodes.then(|| encode(backend, decoder, config.train.batch, side));
+    let _encoder = encoder.transpose()?;
+    trainer.step(&mut Blank(config.train.batch))?;
+    if codes && config.train.sample_every > 0 {
+        paint(backend, generator, config, decoder, trainer.params())?;
+    }
+    Ok(())
+}
+
+/// A tokenizer's weights and codes; codes of the generator's alone, where the tokenizer has others.
+fn coder<B: Backend>(
+    backend: &B,
+    tokenizer: &Tokenizer,
+    codes: bool,
+    generator: &Generator,
+) -> Result<(B::Params, Quantizer<B>), B::Error> {
+    let params = backend.params(tokenizer.layout().len())?;
+    let (vocab, channels) = (generator.shape().vocab, generator.shape().channels);
+    let quantizer = match codes {
+        true => tokenizer.quantizer(backend, &params)?,
+        false => Quantizer::direct(backend, &vec![B::Host::default(); vocab * channels], vocab)?,
+    };
+    Ok((params, quantizer))
+}
+
+/// Encodes as many of `batch` images as go through the encoder at a time; returns its memory.
+fn encode<B: Backend>(
+    backend: &B,
+    of: Decoder<'_, B>,
+    batch: usize,
+    side: usize,
+) -> Result<EncoderMemory<B>, TrainError> {
+    let encode = || -> Result<EncoderMemory<B>, B::Error> {
+        let mut memory = of.tokenizer.encoder_memory(backend, batch, (side, side))?;
+        let images = batch.min(memory.at_a_time());
+        let pixels = vec![B::Host::default(); images * IMAGE_CHANNELS * side * side];
+        let latents = of.tokenizer.encoder().output(images, side, side).len();
+        let mut latents = backend.activation(latents)?;
+        let size = (side, side);
+        of.tokenizer.encode(backend, of.params, &mut memory, &pixels, size, &mut latents)?;
+        Ok(memory)
+    };
+    encode().map_err(TrainError::backend)
+}
+
+/// A batch of the grid of pictures that a run paints.
+fn paint<B: Backend>(
+    backend: &B,
+    generator: &Generator,
+    config: &Config,
+    decoder: Decoder<'_, B>,
+    weights: &B::Params,
+) -> Result<(), TrainError> {
+    let settings = config.sample.settings(config.train.seed);
+    let schedule = config.sample.schedule.unwrap_or(config.generator.schedule);
+    let mut labels = grid_labels(config.generator.classes);
+    labels.truncate(config.sample.batch);
+    let (batch, guided) = (labels.len(), settings.guidance != Guidance::Off);
+    let paint = || -> Result<(), B::Error> {
+        let mut painter = Painter::new(backend, generator, decoder, &schedule, batch, guided)?;
+        painter.paint(weights, &labels, 0, &settings, 0).map(drop)
+    };
+    paint().map_err(TrainError::backend)
+}
