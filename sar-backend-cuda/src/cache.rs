@@ -63,7 +63,23 @@ impl Cache {
                 None => Ok(self.build(&nvrtc, source, variant, arch)?.cubin),
             }
         });
-        compiled.or_else(|error| self.of_any_compiler(source, variant, arch).ok_or(error))
+        compiled.or_else(|error| match self.of_any_compiler(source, variant, arch) {
+            Ok(Some(cubin)) => Ok(cubin),
+            Ok(None) => Err(error),
+            Err(Damaged) => Err(self.kept(source, arch, "is damaged".to_owned(), error)),
+        })
+    }
+
+    /// The error of machine code that is there and of no use, where a compiler is not to be had.
+    pub(crate) fn kept(
+        &self,
+        source: Source,
+        arch: &str,
+        reason: String,
+        compiler: CudaError,
+    ) -> CudaError {
+        let (file, folder) = (source.stem, self.folder.clone());
+        CudaError::Kept { file, arch: arch.to_owned(), folder, reason, compiler: compiler.into() }
     }
 
     /// Compiles a kernel file and puts it in the folder, whatever is there.
@@ -96,22 +112,32 @@ impl Cache {
             .join(format!("{}-{variant}-{arch}-{key}-nvrtc{major}.{minor}.cubin", source.stem))
     }
 
-    /// A file of the same sources and options, by whichever compiler.
-    fn of_any_compiler(&self, source: Source, variant: &str, arch: &str) -> Option<Vec<u8>> {
+    /// A file of the same sources and options, by whichever compiler, if there is one; [`Damaged`] where all that
+    /// there are have been damaged.
+    fn of_any_compiler(
+        &self,
+        source: Source,
+        variant: &str,
+        arch: &str,
+    ) -> Result<Option<Vec<u8>>, Damaged> {
         let prefix = format!("{}-{variant}-{arch}-{}-", source.stem, key(source, variant, arch));
-        let entries = fs::read_dir(&self.folder).ok()?;
+        let Ok(entries) = fs::read_dir(&self.folder) else { return Ok(None) };
         let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.retain(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(&prefix) && name.ends_with(".cubin")
+        });
         paths.sort();
-        paths
-            .iter()
-            .rev()
-            .filter(|path| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                name.starts_with(&prefix) && name.ends_with(".cubin")
-            })
-            .find_map(|path| read(path))
+        match paths.iter().rev().find_map(|path| read(path)) {
+            None if !paths.is_empty() => Err(Damaged),
+            found => Ok(found),
+        }
     }
 }
+
+/// Files whose checksums do not hold.
+#[derive(Debug, PartialEq)]
+struct Damaged;
 
 /// Hash of the sources and options.
 fn key(source: Source, variant: &str, arch: &str) -> String {
@@ -213,9 +239,10 @@ mod tests {
     fn without_a_compiler_a_prebuilt_kernel_serves() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::at(folder.path());
-        assert_eq!(cache.of_any_compiler(SOURCES[0], "bf16", "sm_90"), None);
+        assert_eq!(cache.of_any_compiler(SOURCES[0], "bf16", "sm_90"), Ok(None));
         write(&cache.path(SOURCES[0], "bf16", "sm_90", (12, 9)), b"code").unwrap();
-        assert_eq!(cache.of_any_compiler(SOURCES[0], "bf16", "sm_90").unwrap(), b"code");
-        assert_eq!(cache.of_any_compiler(SOURCES[1], "bf16", "sm_90"), None);
+        let code = Ok(Some(b"code".to_vec()));
+        assert_eq!(cache.of_any_compiler(SOURCES[0], "bf16", "sm_90"), code);
+        assert_eq!(cache.of_any_compiler(SOURCES[1], "bf16", "sm_90"), Ok(None));
     }
 }

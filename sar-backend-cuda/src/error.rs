@@ -11,7 +11,7 @@ pub enum CudaError {
     #[error(transparent)]
     Shape(#[from] ShapeError),
     /// There is no GPU that can be used.
-    #[error("no GPU: {0}")]
+    #[error("no GPU: {0}; `sar doctor` says what was found, and `--backend cpu` needs none")]
     NoGpu(String),
     /// A library that is needed was not found or lacks a function.
     #[error(
@@ -50,7 +50,10 @@ pub enum CudaError {
         reason: String,
     },
     /// A kernel could not be built.
-    #[error("{file}: cannot be compiled for {target}: {log}")]
+    #[error(
+        "{file}: cannot be compiled for {target}: {log}\nNVRTC of another version may, found through SAR_CUDA_LIB; or \
+         point SAR_CUBIN_DIR to what `sar kernels build` made elsewhere"
+    )]
     Compile {
         /// The kernel's source.
         file: &'static str,
@@ -58,6 +61,25 @@ pub enum CudaError {
         target: String,
         /// What the compiler said.
         log: String,
+    },
+    /// Machine code that is kept cannot be used, nor made anew.
+    #[error(
+        "{file} for {arch}: the machine code kept in {} {reason}; it can be made anew where there is a compiler, or \
+         copied from another machine's `sar kernels build`: {compiler}",
+        folder.display()
+    )]
+    Kept {
+        /// The kernel's source.
+        file: &'static str,
+        /// The architecture.
+        arch: String,
+        /// Where machine code is kept.
+        folder: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// Why there is no compiler.
+        #[source]
+        compiler: Box<CudaError>,
     },
     /// A cached kernel could not be written.
     #[error(
@@ -92,7 +114,7 @@ impl BackendError for CudaError {
             Self::Shape(_) => ErrorKind::Shape,
             Self::OutOfMemory { .. } | Self::NoRoom { .. } => ErrorKind::OutOfMemory,
             Self::Device { .. } => ErrorKind::Device,
-            Self::Compile { .. } | Self::Cache { .. } => ErrorKind::Compile,
+            Self::Compile { .. } | Self::Kept { .. } | Self::Cache { .. } => ErrorKind::Compile,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::NoGpu(_) | Self::Library { .. } => ErrorKind::Other,
         }

@@ -116,6 +116,17 @@ pub fn cuda<S: Storage>(global: &GlobalArgs) -> Result<CudaBackend<S, Driver>, C
     CudaBackend::new(Driver::new(global.device)?)
 }
 
+/// As [`cuda`], with [`NoRoom`] above a failure for want of memory: a GPU may be full before anything is begun.
+///
+/// # Errors
+/// Those of [`cuda`].
+pub fn opened<S: Storage>(global: &GlobalArgs) -> anyhow::Result<CudaBackend<S, Driver>> {
+    cuda::<S>(global).map_err(|error| match error.kind() {
+        ErrorKind::OutOfMemory => anyhow::Error::from(error).context(NoRoom),
+        _ => error.into(),
+    })
+}
+
 /// The result of a command on a backend, with [`NoRoom`] above a failure for want of memory.
 ///
 /// # Errors
@@ -143,11 +154,11 @@ macro_rules! with_backend {
             }
             $crate::cli::BackendName::Cuda => match $global.dtype() {
                 $crate::cli::Dtype::F32 => {
-                    let $backend = &$crate::backend::cuda::<f32>($global)?;
+                    let $backend = &$crate::backend::opened::<f32>($global)?;
                     $crate::backend::advised($backend, $body)
                 }
                 $crate::cli::Dtype::Bf16 => {
-                    let $backend = &$crate::backend::cuda::<sar_backend_cuda::bf16>($global)?;
+                    let $backend = &$crate::backend::opened::<sar_backend_cuda::bf16>($global)?;
                     $crate::backend::advised($backend, $body)
                 }
             },

@@ -36,7 +36,8 @@ scenario! {
 
 scenario! {
     fn no_device(fake) on [("SAR_FAKE_DEVICES", "0")]; {
-        expect(fake.driver(), ErrorKind::Other, &["no GPU", "no CUDA-capable device"]);
+        let words = ["no GPU", "no CUDA-capable device", "sar doctor", "--backend cpu"];
+        expect(fake.driver(), ErrorKind::Other, &words);
     }
 }
 
@@ -134,8 +135,12 @@ scenario! {
         }
         works(&fake.backend::<f32>().unwrap()).unwrap();
         spoil(&fake.cache(), |_| whole(b"other machine code"));
-        let words = ["cuModuleLoadData", "kernel image is invalid"];
-        expect(fake.backend::<f32>(), ErrorKind::Device, &words);
+        let cache = fake.cache().display().to_string();
+        let advice = [cache.as_str(), "sm_80", "pip install nvidia-cuda-nvrtc", "sar kernels build"];
+        let refused = ["cuModuleLoadData", "kernel image is invalid"];
+        expect(fake.backend::<f32>(), ErrorKind::Compile, &[&refused[..], &advice].concat());
+        spoil(&fake.cache(), |bytes| bytes[..bytes.len() / 2].to_vec());
+        expect(fake.backend::<f32>(), ErrorKind::Compile, &[&["damaged"], &advice[..]].concat());
         fs::remove_dir_all(fake.cache()).unwrap();
         let words = ["libnvrtc", "pip install nvidia-cuda-nvrtc"];
         expect(fake.backend::<f32>(), ErrorKind::Other, &words);
@@ -145,7 +150,7 @@ scenario! {
 
 scenario! {
     fn a_kernel_that_does_not_compile(fake) on [("SAR_FAKE_NVRTC_BREAKS", "linear")]; {
-        let words = ["linear", "sm_80", "f32", "expected an expression"];
+        let words = ["linear", "sm_80", "f32", "expected an expression", "SAR_CUDA_LIB"];
         expect(fake.backend::<f32>(), ErrorKind::Compile, &words);
         let broken = Source { stem: "broken", text: "SYNTAX ERROR" };
         let outcome = Nvrtc::load().unwrap().compile(broken, "bf16", "sm_90");

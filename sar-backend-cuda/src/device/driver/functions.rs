@@ -110,8 +110,10 @@ impl Functions {
         let module = match unsafe { result::module::load_data(cubin.as_ptr().cast()) } {
             Ok(module) => module,
             Err(refused) => {
-                let refused = failed("cuModuleLoadData")(refused);
-                let nvrtc = crate::Nvrtc::load().map_err(|_| refused)?;
+                let nvrtc = crate::Nvrtc::load().map_err(|compiler| {
+                    let reason = failed("is refused by cuModuleLoadData")(refused).to_string();
+                    self.cache.kept(source, &self.arch, reason, compiler)
+                })?;
                 let compiled = self.cache.build(&nvrtc, source, variant, &self.arch)?;
                 // SAFETY: as above.
                 unsafe {
