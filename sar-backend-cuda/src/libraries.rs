@@ -7,6 +7,7 @@
 use crate::error::CudaError;
 use libloading::Library as Handle;
 use std::error::Error as _;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::{env, fs};
@@ -84,7 +85,8 @@ impl Library {
         let first = env::var_os("SAR_CUDA_LIB").map(PathBuf::from);
         let by_name = self.files().iter().map(PathBuf::from);
         let in_first = first.iter().flat_map(|folder| self.inside(folder));
-        let elsewhere = folders().into_iter().flat_map(|folder| self.inside(&folder));
+        let here = Surroundings { variable: &|name| env::var_os(name), root: Path::new("/") };
+        let elsewhere = here.folders().into_iter().flat_map(|folder| self.inside(&folder));
         for path in in_first.chain(by_name).chain(elsewhere) {
             if self == Self::Nvrtc {
                 open_builtins(&path);
@@ -174,46 +176,56 @@ fn keep(handle: Handle) {
     }
 }
 
-/// Folders that toolkits and Python wheels put libraries in.
-fn folders() -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for variable in ["CUDA_HOME", "CUDA_PATH"] {
-        if let Some(root) = env::var_os(variable) {
-            found.push(Path::new(&root).join("lib64"));
-        }
-    }
-    for toolkit in children(Path::new("/usr/local"), "cuda") {
-        found.push(toolkit.join("lib64"));
-    }
-    for site in site_packages() {
-        let nvidia = site.join("nvidia");
-        found.extend(children(&nvidia, "").into_iter().map(|package| package.join("lib")));
-    }
-    found
+/// Where a program finds itself: variables of its environment, and the root of its files.
+struct Surroundings<'a> {
+    variable: &'a dyn Fn(&str) -> Option<OsString>,
+    root: &'a Path,
 }
 
-/// Python's package folders: of the active environment, of Conda, of the `python3` on the path, of the
-/// user, of the system.
-fn site_packages() -> Vec<PathBuf> {
-    let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os);
-    let roots = active.map(PathBuf::from).chain(environment_of_python());
-    let home = env::var_os("HOME").map(|home| Path::new(&home).join(".local"));
-    let system = [PathBuf::from("/usr/local"), PathBuf::from("/usr")];
-    let mut found = Vec::new();
-    for root in roots.chain(home).chain(system) {
-        for python in children(&root.join("lib"), "python") {
-            found.push(python.join("site-packages"));
-            found.push(python.join("dist-packages"));
+impl Surroundings<'_> {
+    /// Folders that toolkits and Python wheels put libraries in, in the order in which they are looked at.
+    fn folders(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for variable in ["CUDA_HOME", "CUDA_PATH"] {
+            if let Some(root) = (self.variable)(variable) {
+                found.push(Path::new(&root).join("lib64"));
+            }
         }
+        for toolkit in children(&self.root.join("usr/local"), "cuda") {
+            found.push(toolkit.join("lib64"));
+        }
+        for site in self.site_packages() {
+            let nvidia = site.join("nvidia");
+            // From CUDA 13 on all of it is in one folder; before, each library has its own.
+            let (whole, each) = (children(&nvidia, "cu1"), children(&nvidia, ""));
+            found.extend(whole.into_iter().chain(each).map(|package| package.join("lib")));
+        }
+        found
     }
-    found
-}
 
-/// The environment whose `python3` a shell would run: the folder that holds its `bin`.
-fn environment_of_python() -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    let bin = env::split_paths(&path).find(|bin| bin.join("python3").is_file())?;
-    bin.parent().map(Path::to_path_buf)
+    /// Python's package folders: of the active environment, of Conda, of the `python3` on the path, of the
+    /// user, of the system.
+    fn site_packages(&self) -> Vec<PathBuf> {
+        let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(self.variable);
+        let roots = active.map(PathBuf::from).chain(self.environment_of_python());
+        let home = (self.variable)("HOME").map(|home| Path::new(&home).join(".local"));
+        let system = ["usr/local", "usr"].map(|folder| self.root.join(folder));
+        let mut found = Vec::new();
+        for root in roots.chain(home).chain(system) {
+            for python in children(&root.join("lib"), "python") {
+                found.push(python.join("site-packages"));
+                found.push(python.join("dist-packages"));
+            }
+        }
+        found
+    }
+
+    /// The environment whose `python3` a shell would run: the folder that holds its `bin`.
+    fn environment_of_python(&self) -> Option<PathBuf> {
+        let path = (self.variable)("PATH")?;
+        let bin = env::split_paths(&path).find(|bin| bin.join("python3").is_file())?;
+        bin.parent().map(Path::to_path_buf)
+    }
 }
 
 /// Entries of a folder whose names start so, by falling name: newer versions first.
@@ -244,6 +256,55 @@ mod tests {
             .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
             .collect();
         assert_eq!(names, ["cuda-13.0", "cuda-12.4", "cuda"]);
+    }
+
+    #[test]
+    fn toolkits_that_are_named_come_before_others_and_those_before_wheels() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let folder = |name: &str| root.join(name);
+        let packages = "lib/python3.12/site-packages/nvidia";
+        for name in [
+            "usr/local/cuda-12.4",
+            "usr/local/cuda-13.0",
+            &format!("venv/{packages}/cublas"),
+            &format!("venv/{packages}/cuda_nvrtc"),
+            &format!("venv/{packages}/cu13"),
+            &format!("home/.local/{packages}/cublas"),
+            &format!("shell/{packages}/cublas"),
+            "usr/lib/python3/dist-packages/nvidia/cublas",
+        ] {
+            fs::create_dir_all(folder(name)).unwrap();
+        }
+        fs::create_dir_all(folder("shell/bin")).unwrap();
+        fs::write(folder("shell/bin/python3"), "").unwrap();
+        let variable = |name: &str| match name {
+            "CUDA_HOME" => Some(folder("mine").into_os_string()),
+            "VIRTUAL_ENV" => Some(folder("venv").into_os_string()),
+            "HOME" => Some(folder("home").into_os_string()),
+            "PATH" => Some(folder("shell/bin").into_os_string()),
+            _ => None,
+        };
+        let found = Surroundings { variable: &variable, root }.folders();
+        let mut seen = Vec::new();
+        for path in found {
+            let path = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            if !seen.contains(&path) {
+                seen.push(path);
+            }
+        }
+        let expected = [
+            "mine/lib64".to_owned(),
+            "usr/local/cuda-13.0/lib64".to_owned(),
+            "usr/local/cuda-12.4/lib64".to_owned(),
+            format!("venv/{packages}/cu13/lib"),
+            format!("venv/{packages}/cuda_nvrtc/lib"),
+            format!("venv/{packages}/cublas/lib"),
+            format!("shell/{packages}/cublas/lib"),
+            format!("home/.local/{packages}/cublas/lib"),
+            "usr/lib/python3/dist-packages/nvidia/cublas/lib".to_owned(),
+        ];
+        assert_eq!(seen, expected);
     }
 
     #[test]

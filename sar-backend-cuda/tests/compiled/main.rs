@@ -19,7 +19,7 @@ const ARCHITECTURES: [&str; 2] = ["sm_80", "sm_90"];
 const VARIANTS: [&str; 2] = ["f32", "bf16"];
 
 /// Compilers differ by a few registers from version to version; growth beyond this is a change of the
-/// kernel's. Occupancy changes in steps of eight registers and more.
+/// kernel's. Occupancy changes in steps of eight registers and more. The version that the budget is by has none.
 const REGISTER_SLACK: u32 = 8;
 
 fn nvrtc() -> Option<Nvrtc> {
@@ -103,7 +103,13 @@ fn every_kernel_compiles_within_its_budget() {
     if std::env::var_os("SAR_RECORD_BUDGET").is_some() {
         record(&found, nvrtc.version);
     }
-    let budget = budget();
+    let (budget, by) = (budget(), format!("by NVRTC {}.{}\n", nvrtc.version.0, nvrtc.version.1));
+    let recorded = std::fs::read_to_string(budget_path()).unwrap();
+    let slack = if recorded.lines().next().is_some_and(|head| head.ends_with(by.trim())) {
+        0
+    } else {
+        REGISTER_SLACK
+    };
     let mut faults = Vec::new();
     for (key, kernel) in &found {
         let spilled = kernel.spill_stores + kernel.spill_loads;
@@ -116,7 +122,7 @@ fn every_kernel_compiles_within_its_budget() {
         match budget.get(key) {
             None => faults.push(format!("{key}: not in kernels/budget.txt")),
             Some(&(registers, shared)) => {
-                if kernel.registers > registers + REGISTER_SLACK || kernel.shared > shared {
+                if kernel.registers > registers + slack || kernel.shared > shared {
                     faults.push(format!(
                         "{key}: {} registers and {} bytes shared, budget {registers} and {shared}",
                         kernel.registers, kernel.shared
