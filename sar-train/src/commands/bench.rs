@@ -1,8 +1,8 @@
 //! `sar bench`: an optimiser step or a sampled batch, timed; one JSON line with the keys of the
 //! PyTorch comparison script, so that both can be run in turn on the same work.
 
-use super::models::affordable;
 use super::roofline;
+use super::room::affordable;
 use crate::backend::Compute;
 use crate::cli::{BenchArgs, BenchWhat, Dtype, GlobalArgs, StepMode};
 use crate::config::{Config, Decode};

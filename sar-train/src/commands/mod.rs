@@ -34,6 +34,7 @@ pub mod plan;
 pub mod report;
 mod resuming;
 pub mod roofline;
+mod room;
 pub mod sample;
 mod samples;
 pub mod score;

@@ -3,11 +3,6 @@
 use super::output;
 use crate::backend::Compute;
 use crate::checkpoint::{Kind, load_weights};
-use crate::cli::{BackendName, GlobalArgs};
-use crate::config::{Config, GeneratorSection};
-use crate::model::generator::{GeneratorShape, parameters};
-use crate::run::memory;
-use crate::train::MemoryPlan;
 use crate::trained::{TrainedError, TrainedGenerator, TrainedTokenizer};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
@@ -70,60 +65,6 @@ pub(crate) fn tokenizer_of<B: Compute>(
         ));
     }
     Ok(tokenizer)
-}
-
-/// Fails where this machine could not even hold a generator's weights.
-pub(crate) fn affordable(section: &GeneratorSection) -> anyhow::Result<()> {
-    let parameters = parameters(&GeneratorShape::from(section));
-    let (bytes, room) = (parameters.saturating_mul(4), memory::total().unwrap_or(u64::MAX));
-    anyhow::ensure!(
-        bytes <= room,
-        "a generator of {parameters} parameters takes {} for its weights alone, and {} {}; lower generator.depth \
-         or generator.width",
-        memory::text(bytes),
-        holder(),
-        memory::text(room)
-    );
-    Ok(())
-}
-
-/// Fails where a run cannot fit into the memory that there is, which the system would end without a word; warns where
-/// it needs more than is free.
-pub(crate) fn fits_in_memory(config: &Config, global: &GlobalArgs) -> anyhow::Result<()> {
-    affordable(&config.generator)?;
-    let (Some(total), Some(available)) = (memory::total(), memory::available()) else {
-        return Ok(());
-    };
-    if global.backend != BackendName::Cpu {
-        // A device says itself when it is full, and before anything is lost.
-        return Ok(());
-    }
-    let plan = MemoryPlan::of(config, 4, 0).saved_from_here(config);
-    let needed = plan.total();
-    let told =
-        |room| format!("training takes about {}, and {} {room}", memory::text(needed), holder());
-    const LESS: &str = "a smaller train.batch with a larger train.accumulate takes less for the same step, train.recompute=blocks less for its activations; `sar plan --config` shows what takes what";
-    anyhow::ensure!(
-        needed as f64 <= NEARLY * total as f64,
-        "{}; {LESS}",
-        told(memory::text(total))
-    );
-    if needed > available {
-        let free = told(format!("{} free of {}", memory::text(available), memory::text(total)));
-        output::note(format_args!("warning: {free}; {LESS}"));
-    }
-    Ok(())
-}
-
-/// How far an estimate may lie over what there is before it is believed: `sar plan` is held to a tenth.
-const NEARLY: f64 = 1.1;
-
-/// Whose memory it is.
-fn holder() -> &'static str {
-    match memory::limit() {
-        Some(_) => "this job or container may have",
-        None => "this machine has",
-    }
 }
 
 fn warn_all(warnings: &[String]) {

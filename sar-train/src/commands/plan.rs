@@ -1,5 +1,6 @@
 //! `sar plan`: what a configuration costs, before it runs.
 
+use super::room::tokenizer_training;
 use crate::cli::{BackendName, Dtype, GlobalArgs, PlanArgs};
 use crate::config::{Config, GeneratorSection};
 use crate::model::generator::{Generator, GeneratorShape, parameters};
@@ -28,6 +29,8 @@ pub struct Plan {
     pub flops_step: u64,
     /// Estimated bytes, by what they hold.
     pub memory: MemoryPlan,
+    /// Bytes of training the tokenizer, a run of its own; `None` of one that is not trained here.
+    pub tokenizer_training: Option<u64>,
 }
 
 /// Prints the plan.
@@ -51,6 +54,11 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let mut plan = plan(&config, storage, own)?;
     if global.backend == BackendName::Cpu {
         plan.memory = plan.memory.saved_from_here(&config);
+    }
+    // One whose scales add up is read, and not trained.
+    if config.tokenizer.residual == 0 {
+        let side = config.data.image_side;
+        plan.tokenizer_training = Some(tokenizer_training(&config, side, global)?);
     }
     if args.json {
         println!("{}", serde_json::to_string(&plan)?);
@@ -169,6 +177,7 @@ pub fn plan(config: &Config, storage: u64, own: u64) -> anyhow::Result<Plan> {
         flops_forward: whole(&g.schedule),
         flops_step: (flops / count).saturating_mul(images),
         memory: MemoryPlan::of(config, storage, own),
+        tokenizer_training: None,
     })
 }
 
@@ -206,6 +215,12 @@ fn table(config: &Config, plan: &Plan) -> String {
     let saving = ("  saving", format!("{}, while a checkpoint is written", memory::text(m.saving)));
     let rows = rows.iter().chain((m.backend > 0).then_some(&own));
     let rows = rows.chain((m.saving > 0).then_some(&saving));
+    let training = plan.tokenizer_training.map(|bytes| {
+        let (batch, side) = (config.tokenizer_train.batch, config.data.image_side);
+        let about = memory::text(bytes);
+        ("its training", format!("about {about} before that, batch {batch} of {side} px"))
+    });
+    let rows = rows.chain(training.as_ref());
     rows.map(|(what, value)| format!("{what:<14} {value}\n")).collect()
 }
 

@@ -2,8 +2,9 @@
 
 use super::classes::{adopt_classes, compare_with_generator, name_classes};
 use super::generator_run::{Start, Work, check};
-use super::models::{fits_in_memory, open_generator, open_tokenizer, tokenizer_of};
+use super::models::{open_generator, open_tokenizer, tokenizer_of};
 use super::resuming::{NOTHING_TO_RESUME, compare_classes, compare_computing, longer, run_data};
+use super::room::fits_in_memory;
 use super::starting::{
     adopt, compare_held_out, fixed, note_other_settings, note_rate, note_replaced,
 };

@@ -1,9 +1,10 @@
 //! A run in little: images encoded, a step, pictures. On a backend that computes nothing it tells what a run holds.
 
 use super::batches::ENCODE_BATCH;
+use super::tokenizer::TokenizerTrainer;
 use super::trainer::Batches;
 use super::{TrainError, Trainer};
-use crate::config::Config;
+use crate::config::{Config, TokenizerTrainConfig};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::{EncoderMemory, IMAGE_CHANNELS, Quantizer, Tokenizer};
 use crate::sample::{Decoder, Painter, grid_labels};
@@ -53,6 +54,29 @@ pub fn rehearse<B: Backend>(
         paint(backend, generator, config, decoder, trainer.params())?;
     }
     Ok(())
+}
+
+/// A tokenizer's training on images of `side` pixels, as [`rehearse`] of a generator's: its memory, and a step on so
+/// many blank ones of them, none where there are to be none.
+///
+/// # Errors
+/// Sides that the tokenizer does not divide; a tokenizer whose scales add up; the backend's.
+pub fn rehearse_tokenizer<B: Backend>(
+    backend: &B,
+    tokenizer: &Tokenizer,
+    config: &TokenizerTrainConfig,
+    side: usize,
+    images: usize,
+) -> Result<(), TrainError> {
+    let step = || -> Result<(), B::Error> {
+        let mut trainer = TokenizerTrainer::new(backend, tokenizer, config, (side, side))?;
+        if images == 0 {
+            return Ok(());
+        }
+        let blank = vec![B::Host::default(); images * IMAGE_CHANNELS * side * side];
+        trainer.step(&blank).map(drop)
+    };
+    step().map_err(TrainError::backend)
 }
 
 /// A tokenizer's weights and codes; codes of the generator's alone, where the tokenizer has others.

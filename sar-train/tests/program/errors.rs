@@ -171,6 +171,15 @@ fn a_want_of_memory_says_what_to_lower() {
     // More than any address space.
     let said = fails(1, &["bench", "step", "--batch", "16000000"], folder.path());
     says(&said, &["train.batch", "train.accumulate", "because: training: out of memory", "bytes"]);
+    // A tokenizer is trained before anything else, and is told before it begins.
+    let large = ["--set", "tokenizer_train.batch=16000000"];
+    let train = ["tokenizer", "train", "--data", "builtin:glyphs10", "--out", "tok"];
+    let said = fails(1, &[&train[..], &large].concat(), folder.path());
+    says(&said, &["training takes about", "TiB", "tokenizer_train.batch", "data.image_side"]);
+    assert!(!folder.path().join("tok").exists());
+    let planned = prints(&[&["plan"][..], &large].concat(), folder.path());
+    says(&planned, &["its training", "batch 16000000 of 32 px"]);
+    prints(&[&["--backend", "cuda", "plan"][..], &large].concat(), folder.path());
 }
 
 #[test]

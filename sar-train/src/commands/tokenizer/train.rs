@@ -9,6 +9,7 @@ use crate::commands::output;
 use crate::commands::resuming::{
     NOTHING_TO_RESUME, compare_computing, compare_images, longer, run_data, tell_replaced,
 };
+use crate::commands::room::tokenizer_fits;
 use crate::config::Config;
 use crate::data::{self, Data, Dataset};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
@@ -55,7 +56,7 @@ pub(super) fn run<B: Compute>(
 ) -> anyhow::Result<()> {
     let fresh = !args.run.goes_on()?;
     let Begun { folder, config, data, start } = match fresh {
-        true => Begun::new(backend, args)?,
+        true => Begun::new(backend, args, global)?,
         false => Begun::again(args)?,
     };
     let trained = || -> anyhow::Result<()> {
@@ -119,7 +120,11 @@ impl Begun {
     }
 
     /// A new one.
-    fn new<B: Compute>(backend: &B, args: &TokenizerTrainArgs) -> anyhow::Result<Self> {
+    fn new<B: Compute>(
+        backend: &B,
+        args: &TokenizerTrainArgs,
+        global: &GlobalArgs,
+    ) -> anyhow::Result<Self> {
         let mut config = args.run.config(Config::default())?;
         args.run.sets_only(&USED, "a tokenizer's training is set in tokenizer_train")?;
         let start = match &args.run.init_from {
@@ -139,6 +144,7 @@ impl Begun {
         );
         let data = data::open(&config.data)?;
         check_side(&Tokenizer::new(&config.tokenizer)?, &data)?;
+        tokenizer_fits(&config, data.train.side(), global)?;
         let folder = RunFolder::create(&args.run.out, &config)?;
         Ok(Self { folder, config, data, start })
     }
