@@ -2,7 +2,9 @@
 //! once it is settled what is trained on what.
 
 use super::latents;
-use super::resuming::{NOTHING_TO_RESUME, compare_classes, compare_images, tell_replaced};
+use super::resuming::{
+    NOTHING_TO_RESUME, compare_classes, compare_images, from_step, tell_replaced,
+};
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
 use crate::config::{Config, TrainConfig};
@@ -78,7 +80,11 @@ impl<B: Compute> Work<'_, B> {
         }
         self.tokenizer.keep_in(self.folder)?;
         let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
+        let resumed = matches!(start, Start::Resume);
         let mut trainer = self.trainer(&generator, start)?;
+        if resumed && !quiet {
+            eprintln!("{}", from_step(trainer.step_number()));
+        }
         let train = &config.train;
         // Before the memory for training images is had, so that one takes the place of the other.
         let held_out = self.held_out(interrupt)?;

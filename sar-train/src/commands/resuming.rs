@@ -10,6 +10,12 @@ use std::path::Path;
 /// What to do about a run without a checkpoint.
 pub(crate) const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is nothing to resume; start it with the flags of a new one (--requeue goes on where there is one, and begins where not)";
 
+/// Where a run goes on: of steps after the last checkpoint nothing is left.
+pub(crate) fn from_step(step: u64) -> String {
+    let nothing = if step == 0 { ": nothing was saved after it" } else { "" };
+    format!("goes on from step {step}{nothing}")
+}
+
 /// The images that a run was made with.
 ///
 /// # Errors

@@ -137,7 +137,7 @@ pub struct TrainConfig {
     pub sample_every: u64,
     /// Steps between checkpoints; 0 is only at the end. Default 1000.
     pub save_every: u64,
-    /// Minutes between checkpoints, at most, whatever `save_every` is; 0 is no limit. Default 0.
+    /// Minutes between checkpoints, at most, whatever `save_every` is: what a crash costs; 0 is no limit. Default 10.
     pub save_minutes: f64,
     /// Steps between evaluations on held-out images; 0 is only at the end. Default 500.
     pub eval_every: u64,
@@ -178,7 +178,7 @@ impl Default for TrainConfig {
             log_every: 10,
             sample_every: 1000,
             save_every: 1000,
-            save_minutes: 0.0,
+            save_minutes: 10.0,
             eval_every: 500,
             keep: 3,
             non_finite_limit: 5,

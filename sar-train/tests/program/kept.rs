@@ -11,10 +11,15 @@ fn a_run_can_be_resumed_from_its_start() {
     assert_eq!(steps(&folder.join("base")), ["step-0", "step-2"]);
     // As if it had been killed in its first steps.
     fs::remove_dir_all(folder.join("base/checkpoints/step-2")).unwrap();
-    succeeds(&["train", "--resume", "--out", "base"], folder);
+    let said = succeeds(&["train", "--resume", "--out", "base"], folder);
+    says(&said, &["goes on from step 0: nothing was saved after it"]);
     assert!(fs::read(&last).unwrap() == whole, "resumed from the start, it differs");
     let said = succeeds(&["train", "--resume", "--out", "base"], folder);
-    says(&said, &["nothing left to do"]);
+    says(&said, &["goes on from step 2\n", "nothing left to do"]);
+    let said = succeeds(&["train", "--resume", "--out", "base", "--quiet"], folder);
+    assert!(!said.contains("goes on from"), "{said}");
+    let said = succeeds(&["tokenizer", "train", "--resume", "--out", "tok"], folder);
+    says(&said, &["goes on from step 1\n"]);
 }
 
 /// 24 images are soon learnt by heart: what the model was best at on others is not lost.

@@ -7,7 +7,8 @@ use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs};
 use crate::commands::models::open_tokenizer;
 use crate::commands::output;
 use crate::commands::resuming::{
-    NOTHING_TO_RESUME, compare_computing, compare_images, longer, run_data, tell_replaced,
+    NOTHING_TO_RESUME, compare_computing, compare_images, from_step, longer, run_data,
+    tell_replaced,
 };
 use crate::commands::room::tokenizer_fits;
 use crate::config::Config;
@@ -205,6 +206,9 @@ pub(crate) fn train_in<B: Compute>(
     let side = data.train.side();
     let mut trainer = TokenizerTrainer::new(backend, &tokenizer, settings, (side, side))?;
     let resumed = resume(&mut trainer, &folder.checkpoints(config.train.keep)?, &tokenizer)?;
+    if resumed && !quiet {
+        eprintln!("{}", from_step(trainer.steps()));
+    }
     if let Some(weights) = start.filter(|_| !resumed) {
         trainer.start_from(weights)?;
     }
