@@ -64,6 +64,10 @@ pub enum ConfigError {
     },
 }
 
+/// Keys of `[train]` by which a tokenizer's training goes, too.
+pub(crate) const FOR_TOKENIZERS: [&str; 5] =
+    ["keep", "log_every", "save_every", "save_minutes", "non_finite_limit"];
+
 /// What the reader wants where it has several things to say of it, or none that helps.
 pub(super) const A_WORD: &str = "expected a word in quotes";
 
@@ -124,6 +128,10 @@ impl ConfigError {
             Some(1) if path.len() == 3 && path[..2] == ["tokenizer", "train"] => {
                 (&path[..1], format!("did you mean `tokenizer_train.{}`?", path[2]))
             }
+            Some(1) if path[0] == "tokenizer_train" && FOR_TOKENIZERS.contains(&unknown) => (
+                &path[..1],
+                format!("did you mean `train.{unknown}`, which holds for tokenizers too?"),
+            ),
             Some(at) => (&path[..at], hint),
             None => (&path[..], hint),
         };

@@ -124,6 +124,15 @@ fn configurations_name_key_and_line() {
     says(&said, &["absent.toml", "because: No such file"]);
     let said = fails(1, &["plan", "--set", "train.btch=3"], folder.path());
     says(&said, &["--set train.btch=3", "did you mean `batch`"]);
+    // Closer in letters is tokenizer_train.eval_every, which is not what was meant.
+    for key in ["save_every", "log_every"] {
+        let set = format!("tokenizer_train.{key}=1");
+        let said = fails(1, &["plan", "--set", &set], folder.path());
+        says(&said, &[&format!("did you mean `train.{key}`")]);
+        fs::write(&file, format!("[tokenizer_train]\n{key} = 1\n")).unwrap();
+        let said = fails(1, &["plan", "--config", "run.toml"], folder.path());
+        says(&said, &["line 2", &format!("did you mean `train.{key}`")]);
+    }
 }
 
 #[test]
