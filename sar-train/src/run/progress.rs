@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// Shortest time between two plain lines: a log file of a day stays readable.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
+/// Time between two redraws of a bar that nothing moves.
+const TICK: Duration = Duration::from_secs(1);
+
 /// Images a second, for people: with decimals where there are few.
 pub(crate) fn rate(images_per_s: f64) -> String {
     let decimals = usize::from(images_per_s < 10.0) + usize::from(images_per_s < 1.0);
@@ -65,6 +68,13 @@ impl Progress {
         say(&line);
     }
 
+    /// Moves a bar to `done` steps and leaves its message; elsewhere nothing.
+    pub fn moved(&self, done: u64) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.set_position(done);
+        }
+    }
+
     /// Prints a warning, also when quiet.
     pub fn warn(&self, line: &str) {
         let line = format!("warning: {line}");
@@ -119,6 +129,8 @@ fn bar(what: &str, total: u64, done: u64) -> ProgressBar {
     bar.set_prefix(what.to_owned());
     bar.set_position(done);
     bar.reset_eta();
+    // A step may take minutes, in which the clock says that nothing hangs.
+    bar.enable_steady_tick(TICK);
     bar
 }
 

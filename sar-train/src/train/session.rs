@@ -238,6 +238,8 @@ impl<B: Backend> Session<'_, B> {
         if skipped {
             files.progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
         }
+        // By the count of steps: a loss would have to be waited for.
+        files.progress.moved(step);
         if step.is_multiple_of(train.log_every) || last {
             self.log_step(trainer, files, clock)?;
         }

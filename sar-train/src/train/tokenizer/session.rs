@@ -204,6 +204,7 @@ impl TokenizerSession<'_> {
             files.progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
         }
         let last = step == self.config.tokenizer_train.steps;
+        files.progress.moved(step);
         if step.is_multiple_of(self.config.train.log_every) || last {
             log_step(step, &record, files)?;
         }
