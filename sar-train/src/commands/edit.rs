@@ -1,7 +1,7 @@
 //! `sar edit`: parts of an image drawn anew by a generator, the rest of its codes kept.
 
 use super::classes::{asked_classes, known_classes};
-use super::models::{open_generator, tokenizer_of, tokenizer_path};
+use super::models::{open_to_draw, tokenizer_of, tokenizer_path};
 use super::output;
 use super::painting::{Batch, Painting, Target};
 use super::samples::{EditRecord, GIVEN, SampleFolder, SampleRecord, as_text};
@@ -25,7 +25,7 @@ use std::path::Path;
 /// A checkpoint, an image or a mask that cannot be used, flags that leave nothing to keep or to draw, a class
 /// out of range, a folder that cannot be written.
 pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let mut generator = open_generator(&args.generator, args.ema)?;
+    let mut generator = open_to_draw(&args.generator, args.ema, global.quiet)?;
     let tokenizer = tokenizer_of(&generator, backend, args.tokenizer.as_deref())?;
     let run = generator.run_config()?.unwrap_or_default();
     let settings =

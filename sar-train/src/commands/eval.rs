@@ -3,7 +3,7 @@
 mod store;
 
 use super::classes::compare_with_generator;
-use super::models::{open_generator, tokenizer_of, tokenizer_path};
+use super::models::{open_to_draw, tokenizer_of, tokenizer_path};
 use super::output;
 use super::resuming::{compare_with_run, run_data};
 use super::tokenizer::reconstruct;
@@ -34,7 +34,7 @@ const STDOUT: &str = "-";
 /// # Errors
 /// Weights or data that cannot be used, or a file that cannot be written.
 pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let measured = Measured::open(backend, args)?;
+    let measured = Measured::open(backend, args, global.quiet)?;
     let json = measured.json(args);
     let piped = json.as_deref() == Some(Path::new(STDOUT));
     let _place = json
@@ -90,8 +90,8 @@ struct Measured<B: Compute> {
 }
 
 impl<B: Compute> Measured<B> {
-    fn open(backend: &B, args: &EvalArgs) -> anyhow::Result<Self> {
-        let generator = open_generator(&args.generator, args.ema)?;
+    fn open(backend: &B, args: &EvalArgs, quiet: bool) -> anyhow::Result<Self> {
+        let generator = open_to_draw(&args.generator, args.ema, quiet)?;
         let tokenizer = tokenizer_of(&generator, backend, args.tokenizer.as_deref())?;
         let factor = tokenizer.tokenizer.downsample_factor();
         let Asked { config, filters, as_made } = configuration(args, &generator, factor)?;

@@ -3,6 +3,7 @@
 use super::output;
 use crate::backend::Compute;
 use crate::checkpoint::{Kind, load_weights};
+use crate::run::Origin;
 use crate::trained::{TrainedError, TrainedGenerator, TrainedTokenizer};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,36 @@ use std::path::{Path, PathBuf};
 pub(crate) fn open_generator(path: &Path, ema: bool) -> Result<TrainedGenerator, TrainedError> {
     let generator = TrainedGenerator::open(path, ema)?;
     warn_all(&generator.warnings);
+    Ok(generator)
+}
+
+/// As [`open_generator`], of one that images are to be drawn by: says of which step its weights are, and warns where
+/// nothing was learnt.
+pub(crate) fn open_to_draw(
+    path: &Path,
+    ema: bool,
+    quiet: bool,
+) -> Result<TrainedGenerator, TrainedError> {
+    let generator = open_generator(path, ema)?;
+    // A file of others does not say how long they trained.
+    let Some(run) = &generator.run else { return Ok(generator) };
+    if generator.step == 0 {
+        let what = match Origin::of(run) {
+            Some(_) => "those that its run started from",
+            None => "untrained",
+        };
+        output::note(format_args!(
+            "warning: the weights are of step 0, {what}; a run that still trains has later ones once it saves \
+             (train.save_every, train.save_minutes)"
+        ));
+    } else if !quiet {
+        let average = if generator.ema { " (running average)" } else { "" };
+        output::note(format_args!(
+            "{}: weights of step {}{average}",
+            path.display(),
+            generator.step
+        ));
+    }
     Ok(generator)
 }
 

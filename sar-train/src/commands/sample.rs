@@ -1,7 +1,7 @@
 //! `sar sample`: a grid, one file per image, and a strip that shows every scale.
 
 use super::classes::asked_classes;
-use super::models::{open_generator, tokenizer_of, tokenizer_path};
+use super::models::{open_to_draw, tokenizer_of, tokenizer_path};
 use super::output::ready_as;
 use super::painting::{Painting, Target};
 use super::samples::{SampleFolder, SampleRecord, as_text};
@@ -17,7 +17,7 @@ use std::path::Path;
 /// # Errors
 /// A checkpoint that cannot be used, a class out of range, a folder that cannot be written.
 pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let mut generator = open_generator(&args.generator, args.ema)?;
+    let mut generator = open_to_draw(&args.generator, args.ema, global.quiet)?;
     let tokenizer = tokenizer_of(&generator, backend, args.tokenizer.as_deref())?;
     let run = generator.run_config()?.unwrap_or_default();
     let settings = args.sampler.settings(run.sample, args.count, args.guidance, &args.filter)?;

@@ -20,7 +20,10 @@ fn samples_go_on_after_an_interruption_as_in_one_call() {
     fn sample<'f>(flags: &[&'f str]) -> Vec<&'f str> {
         [&["sample", "base", "--classes", "3,A"][..], flags].concat()
     }
-    succeeds(&sample(&["--out", "one", "--count", "11", "--npz", "one.npz"]), folder);
+    let said = succeeds(&sample(&["--out", "one", "--count", "11", "--npz", "one.npz"]), folder);
+    says(&said, &["base: weights of step 2"]);
+    let untrained = ["sample", "base/checkpoints/step-0", "--out", "zero", "--count", "1", "-q"];
+    says(&succeeds(&untrained, folder), &["warning: the weights are of step 0, untrained"]);
     let of = |name: &str| pictures(&folder.join(name));
     // More of them, in other batches.
     succeeds(&sample(&["--out", "s", "--count", "4", "--batch", "3"]), folder);
