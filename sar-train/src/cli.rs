@@ -8,6 +8,7 @@ mod machine;
 mod results;
 mod run;
 mod tokenizer;
+mod usage;
 
 pub use data::{DataArgs, DataCheckArgs, DataCommand};
 pub use machine::{
@@ -22,6 +23,7 @@ pub use tokenizer::{
     ImagesArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,
     TokenizerTrainArgs,
 };
+pub(crate) use usage::{going_on, in_shell};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::fmt;

@@ -8,6 +8,9 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Err(wrong) = cli.check() {
+        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, wrong + "\n").exit();
+    }
     let ready = sar_train::run::survive_file_limits().map_err(anyhow::Error::from);
     let ready = ready.and_then(|()| set_threads(cli.global.threads));
     match ready.and_then(|()| commands::dispatch(&cli)) {

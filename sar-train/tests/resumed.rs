@@ -136,6 +136,7 @@ fn interrupted_and_killed_runs_end_in_the_same_bits() {
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{text}");
     assert!(text.contains("its state is saved, continue with --resume"), "{text}");
+    assert!(text.contains("go on with `sar train --resume --out interrupted`"), "{text}");
     succeeds(&["train", "--resume", "--out", "interrupted"], folder);
     assert!(result("interrupted", folder) == whole, "interrupted and resumed, it differs");
 

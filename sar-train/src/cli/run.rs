@@ -27,7 +27,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Continue the run in --out from its last checkpoint, bit for bit.
-    #[arg(long, conflicts_with_all = ["config", "data", "seed", "init_from"])]
+    #[arg(long)]
     pub resume: bool,
     /// Continue the run in --out where it has a checkpoint, and begin it where not: one command for a job that may be
     /// started again at any time. The settings and images that are asked for must be those that the run began with, but
@@ -46,6 +46,9 @@ pub struct RunArgs {
     /// Leave out images that cannot be read, and count them, instead of stopping.
     #[arg(long)]
     pub skip_bad_images: bool,
+    /// A flag of `sar data check`; a mistake that is told of.
+    #[arg(long, hide = true)]
+    pub unlabelled: bool,
     /// The keys of the file of --config, which may be a pipe and is read once.
     #[arg(skip)]
     pub(crate) keys: Arc<OnceLock<toml::Table>>,
@@ -130,10 +133,12 @@ impl RunArgs {
             }
             return Ok(config);
         }
-        let mut config = had.clone().set(&self.set)?;
-        if let Some(setting) = self.set.iter().find(|setting| !within(setting, free)) {
-            anyhow::bail!("--set {setting}: {fixed}");
+        for setting in self.set.iter().filter(|setting| !within(setting, free)) {
+            // What it has already changes nothing.
+            let same = had.clone().set(std::slice::from_ref(setting))? == *had;
+            anyhow::ensure!(same, "--set {setting}: {fixed}");
         }
+        let mut config = had.clone().set(&self.set)?;
         config.data.skip_bad_images |= self.skip_bad_images;
         whole_path(&mut config);
         Ok(config)
@@ -167,7 +172,7 @@ impl RunArgs {
 }
 
 /// The keys that differ, with their values in the one and in the other.
-fn differences(was: &toml::Table, is: &toml::Table) -> Vec<(String, String, String)> {
+pub(crate) fn differences(was: &toml::Table, is: &toml::Table) -> Vec<(String, String, String)> {
     let told =
         |value: Option<&toml::Value>| value.map_or("nothing".to_owned(), ToString::to_string);
     let keys: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
@@ -227,37 +232,35 @@ pub struct TrainArgs {
     pub run: RunArgs,
     /// The trained tokenizer: a run folder (of a generator: the one that it keeps), a checkpoint folder or a
     /// .safetensors file; default: the one of the run that --init-from names.
-    #[arg(
-        long,
-        value_name = "PATH",
-        required_unless_present_any = ["resume", "init_from"],
-        conflicts_with = "resume"
-    )]
+    #[arg(long, value_name = "PATH")]
     pub tokenizer: Option<PathBuf>,
     /// The images have other classes than the weights of --init-from: those of the same name keep what they
     /// learned, the others begin anew. A class that is called by its own number counts as without a name.
     #[arg(long, requires = "init_from")]
     pub new_classes: bool,
     /// Latents of the images, from `sar tokenizer encode --latents`, so that they are not encoded again.
-    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    #[arg(long, value_name = "FILE")]
     pub latents: Option<PathBuf>,
     /// Way of training: teacher, ssr, student, hybrid:N, interleaved; overrides train.mode.
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long)]
     pub mode: Option<Mode>,
 }
 
 /// `sar refine`.
 #[derive(Clone, Debug, Args)]
 pub struct RefineArgs {
+    /// Where other commands have the generator; a mistake that is told of.
+    #[arg(hide = true, value_name = "GENERATOR")]
+    pub generator: Option<PathBuf>,
     /// Folder, configuration, resume; `--init-from` names the trained generator.
     #[command(flatten)]
     pub run: RunArgs,
     /// The tokenizer; default: the one of the generator's run.
-    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
+    #[arg(long, value_name = "PATH")]
     pub tokenizer: Option<PathBuf>,
     /// Latents of the images, from `sar tokenizer encode --latents`; default: those of the generator's run,
     /// if it has any, unless other images are named (--data, data.path, data.builtin).
-    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    #[arg(long, value_name = "FILE")]
     pub latents: Option<PathBuf>,
     /// The switches of SAR.
     #[command(flatten)]
@@ -268,27 +271,27 @@ pub struct RefineArgs {
 #[derive(Clone, Debug, Default, Args)]
 pub struct SarArgs {
     /// All switches at once; default: release, or the switches of a run that was refined itself.
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long)]
     pub preset: Option<Preset>,
     /// Which transitions the rollout staggers: all, last or random.
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long)]
     pub extent: Option<Extent>,
     /// What the student is pulled towards: teacher-hard, teacher-soft or ground-truth.
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long)]
     pub target: Option<StudentTarget>,
     /// How tokens are chosen from the teacher pass.
-    #[arg(long, conflicts_with = "resume")]
+    #[arg(long)]
     pub decode: Option<Decode>,
     /// Rollout filter: keep the k most likely; 0 is off.
-    #[arg(long, value_name = "K", conflicts_with = "resume")]
+    #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
     /// Rollout filter: keep this cumulative probability; 0 is off.
-    #[arg(long, value_name = "P", conflicts_with = "resume", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f64>,
     /// Rollout guidance; 0 is off.
-    #[arg(long, value_name = "G", conflicts_with = "resume", allow_negative_numbers = true)]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
     /// Weight of the contrastive loss.
-    #[arg(long, conflicts_with = "resume", allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true)]
     pub sigma: Option<f64>,
 }

@@ -2,9 +2,11 @@
 
 use super::classes::other_class;
 use super::output;
+use crate::cli::{GlobalArgs, going_on};
 use crate::config::Config;
 use crate::data::{self, Data, DataError};
-use crate::run::{RunFolder, held_out_of, images_of};
+use crate::run::{Interrupted, RunFolder, held_out_of, images_of};
+use crate::train::TrainError;
 use std::path::Path;
 
 /// What to do about a run without a checkpoint.
@@ -14,6 +16,25 @@ pub(crate) const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so th
 pub(crate) fn from_step(step: u64) -> String {
     let nothing = if step == 0 { ": nothing was saved after it" } else { "" };
     format!("goes on from step {step}{nothing}")
+}
+
+/// The error of a run, with the command that goes on with it where the user stopped it.
+pub(crate) fn with_command(
+    error: anyhow::Error,
+    command: &str,
+    folder: &RunFolder,
+    global: &GlobalArgs,
+) -> anyhow::Error {
+    let stopped = error.chain().any(|cause| {
+        // A transparent variant stands in the chain in place of what it holds.
+        cause.is::<Interrupted>()
+            || matches!(cause.downcast_ref(), Some(TrainError::Interrupted(_)))
+    });
+    match stopped {
+        true => error
+            .context(format!("stopped; go on with `{}`", going_on(command, folder.path(), global))),
+        false => error,
+    }
 }
 
 /// The images that a run was made with.

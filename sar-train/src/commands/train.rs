@@ -3,14 +3,16 @@
 use super::classes::{adopt_classes, compare_with_generator, name_classes};
 use super::generator_run::{Start, Work, check};
 use super::models::{open_generator, open_tokenizer, tokenizer_of};
-use super::resuming::{NOTHING_TO_RESUME, compare_classes, compare_computing, longer, run_data};
+use super::resuming::{
+    NOTHING_TO_RESUME, compare_classes, compare_computing, longer, run_data, with_command,
+};
 use super::room::fits_in_memory;
 use super::starting::{
     adopt, compare_held_out, fixed, note_other_settings, note_rate, note_replaced,
 };
 use super::{latents, output};
 use crate::backend::Compute;
-use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
+use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs, in_shell};
 use crate::config::{Config, Decode, Mode, SarConfig};
 use crate::data::{self, Data, DataError};
 use crate::files::absolute;
@@ -51,6 +53,14 @@ enum Task {
 }
 
 impl Task {
+    /// The command's name.
+    fn command(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Refine => "refine",
+        }
+    }
+
     /// What the progress bar calls it.
     fn label(self) -> &'static str {
         match self {
@@ -66,7 +76,7 @@ impl Task {
 /// A configuration, data or checkpoint that cannot be used; see [`TrainError`].
 pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     if args.run.goes_on()? {
-        return resume(backend, &args.run, global, |config, had| {
+        return resume(backend, &args.run, global, Task::Train, |config, had| {
             // Its tokenizer is the one that it keeps, whatever shape a file has for a new one.
             config.tokenizer = had.tokenizer.clone();
             on_latents(config, args.latents.as_deref());
@@ -82,7 +92,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
         args.run.init_from.as_deref().map(|path| open_generator(path, false)).transpose()?;
     let tokenizer = match (&from, &args.tokenizer) {
         (Some(from), named) => tokenizer_of(from, backend, named.as_deref())?,
-        (None, Some(path)) => open_tokenizer(backend, path)?,
+        (None, Some(path)) => open_named(backend, path, args.run.data.as_deref())?,
         (None, None) => anyhow::bail!("no tokenizer given; name it with --tokenizer"),
     };
     let mut data = open_data(&config, &args.run, Task::Train).map_err(|error| {
@@ -129,7 +139,7 @@ pub fn refine<B: Compute>(
             "{} trains by {refined}, and goes on with `sar train --resume`",
             args.run.out.display()
         );
-        return resume(backend, &run, global, |config, had| {
+        return resume(backend, &run, global, Task::Refine, |config, had| {
             // Its tokenizer is the one that it keeps, whatever shape a file has for a new one.
             config.tokenizer = had.tokenizer.clone();
             on_latents(config, args.latents.as_deref());
@@ -172,6 +182,24 @@ pub fn refine<B: Compute>(
     note_rate(&from, &config)?;
     name_classes(&from, &mut data);
     begin(backend, config, &args.run, global, (&tokenizer, &data), Some(from), Task::Refine)
+}
+
+/// The tokenizer at a path; where nothing is there, how to train it on the images of --data.
+fn open_named<B: Compute>(
+    backend: &B,
+    path: &Path,
+    images: Option<&str>,
+) -> anyhow::Result<TrainedTokenizer<B>> {
+    open_tokenizer(backend, path).map_err(|error| {
+        let source = images.map_or("…".to_owned(), |source| in_shell(source.as_ref()));
+        match path.exists() {
+            true => error.into(),
+            false => anyhow::Error::from(error).context(format!(
+                "no tokenizer there; `sar tokenizer train --data {source} --out {}` trains one",
+                in_shell(path)
+            )),
+        }
+    })
 }
 
 /// Lets a run train on the latents of a flag.
@@ -284,7 +312,8 @@ fn started<B: Compute>(
 ) -> anyhow::Result<()> {
     compare_computing(work.folder, &global.computed())?;
     let interrupt = Interrupt::listen()?;
-    work.train(start, task.label(), &interrupt, global.quiet).map(drop)
+    let trained = work.train(start, task.label(), &interrupt, global.quiet);
+    trained.map(drop).map_err(|error| with_command(error, task.command(), work.folder, global))
 }
 
 /// Goes on with the run in --out; `rest` applies a command's own flags, where --requeue has some.
@@ -292,6 +321,7 @@ fn resume<B: Compute>(
     backend: &B,
     args: &RunArgs,
     global: &GlobalArgs,
+    task: Task,
     rest: impl FnOnce(&mut Config, &Config),
 ) -> anyhow::Result<()> {
     let (folder, had) = RunFolder::open_for_resume(&args.out)?;
@@ -335,7 +365,7 @@ fn resume<B: Compute>(
         Some(TrainError::NotBegun) => {
             error.context("its checkpoints are as they were; continue with --resume")
         }
-        _ => error,
+        _ => with_command(error, task.command(), &folder, global),
     })?;
     output::result(format_args!("{}\n", folder.path().display()));
     Ok(())

@@ -41,6 +41,8 @@ fn a_run_goes_on_for_longer_and_refuses_what_would_make_it_another() {
     let folder = folder.path();
     let with = |set| ["train", "--resume", "--out", "base", "--set", set];
     says(&fails(1, &with("train.lr=1"), folder), &["--set train.lr=1", "but for train.steps"]);
+    // What it has already is no other.
+    succeeds(&with("train.batch=2"), folder);
     says(&fails(1, &with("trian.steps=4"), folder), &["did you mean `train`"]);
     let said = fails(1, &with("train.steps=1"), folder);
     says(&said, &["train.steps is 1, but the run has reached step 2"]);

@@ -223,10 +223,13 @@ fn runs_are_refused_before_anything_is_made() {
     fs::write(folder.join("full/notes.txt"), "mine").unwrap();
     let said = fails(1, &["train", "--resume", "--out", "full"], folder);
     says(&said, &["full is not a run folder", "--resume"]);
-    says(&fails(2, &["train", "--out", "new"], folder), &["--tokenizer"]);
+    let none = fails(2, &["train", "--out", "new"], folder);
+    says(&none, &["--tokenizer", "`sar tokenizer train --data … --out runs/tokenizer`"]);
     let data = ["--data", "builtin:glyphs10"];
     let train = ["train", "--out", "new", "--tokenizer", "absent"];
-    says(&fails(1, &[&train[..], &data].concat(), folder), &["absent does not exist"]);
+    let said = fails(1, &[&train[..], &data].concat(), folder);
+    let makes = "`sar tokenizer train --data builtin:glyphs10 --out absent`";
+    says(&said, &["absent does not exist", makes]);
     let refine = ["refine", "--out", "new", "--data", "builtin:glyphs10"];
     says(&fails(1, &refine, folder), &["--init-from"]);
     says(&fails(1, &["sample", "absent", "--out", "new"], folder), &["absent does not exist"]);

@@ -68,7 +68,17 @@ fn weights_fix_the_shape_of_a_run_and_nothing_else() {
     assert!(!said.contains("of the file"), "{said}");
 
     let said = fails(2, &["refine", "--resume", "--out", "new", "--sigma", "2"], folder);
-    says(&said, &["--sigma", "cannot be used with"]);
+    says(&said, &["--resume cannot be used with --sigma", "`sar refine --resume --out new`"]);
+    let all = ["--resume", "--data", "x y", "--config", "sar.toml", "--init-from", "base"];
+    let said = fails(2, &[&["train", "--out", "a b"][..], &all].concat(), folder);
+    says(
+        &said,
+        &["--config, --data, --init-from", "`sar train --resume --out 'a b'`", "--requeue"],
+    );
+    let said = fails(2, &["refine", "base", "--out", "new"], folder);
+    says(&said, &["`sar refine --init-from base --out new`"]);
+    let said = fails(2, &["train", "--data", "images", "--out", "new", "--unlabelled"], folder);
+    says(&said, &["--set data.unlabelled=true"]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::commands::models::open_tokenizer;
 use crate::commands::output;
 use crate::commands::resuming::{
     NOTHING_TO_RESUME, compare_computing, compare_images, from_step, longer, run_data,
-    tell_replaced,
+    tell_replaced, with_command,
 };
 use crate::commands::room::tokenizer_fits;
 use crate::config::Config;
@@ -77,6 +77,7 @@ pub(super) fn run<B: Compute>(
         eprintln!("{}", data.augment.described());
     }
     if let Err(error) = trained() {
+        let error = with_command(error, "tokenizer train", &folder, global);
         if fresh {
             // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
             folder.discard();

@@ -1,0 +1,139 @@
+//! Flags that do not go together, where more is to be said than that: what to type.
+
+use super::{
+    BackendName, Cli, Command, GlobalArgs, RefineArgs, RunArgs, TokenizerCommand, TrainArgs,
+};
+use std::path::Path;
+
+impl Cli {
+    /// Checks the flags of commands that make or continue a run against each other.
+    ///
+    /// # Errors
+    /// What is wrong, and what to type instead.
+    pub fn check(&self) -> Result<(), String> {
+        match &self.command {
+            Command::Train(args) => check_train(args, &self.global),
+            Command::Refine(args) => check_refine(args, &self.global),
+            Command::Tokenizer(args) => match &args.command {
+                TokenizerCommand::Train(args) => {
+                    check_run("tokenizer train", &args.run, &[], &self.global)
+                }
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The command that goes on with a run: its name, its folder, and what computes it.
+pub(crate) fn going_on(command: &str, out: &Path, global: &GlobalArgs) -> String {
+    format!("sar {command} --resume --out {}{}", in_shell(out), computing(global))
+}
+
+/// The flags that say what computes, where that is not the default; with a space before each.
+pub(crate) fn computing(global: &GlobalArgs) -> String {
+    let backend = match global.backend {
+        BackendName::Cpu => String::new(),
+        other => format!(" --backend {other}"),
+    };
+    let dtype = global.dtype.map_or(String::new(), |dtype| format!(" --dtype {dtype}"));
+    backend + &dtype
+}
+
+/// A path as it is typed: in quotes where a shell would take it apart.
+pub(crate) fn in_shell(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:@,%".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
+}
+
+fn check_train(args: &TrainArgs, global: &GlobalArgs) -> Result<(), String> {
+    let own = [
+        ("--tokenizer", args.tokenizer.is_some()),
+        ("--latents", args.latents.is_some()),
+        ("--mode", args.mode.is_some()),
+    ];
+    check_run("train", &args.run, &own, global)?;
+    match args.tokenizer.is_some() || args.run.resume || args.run.init_from.is_some() {
+        true => Ok(()),
+        false => {
+            let source =
+                args.run.data.as_deref().map_or("…".to_owned(), |s| in_shell(s.as_ref()));
+            Err(format!(
+                "no tokenizer given; name it with --tokenizer, or train one first: `sar tokenizer train --data \
+                 {source} --out runs/tokenizer`"
+            ))
+        }
+    }
+}
+
+fn check_refine(args: &RefineArgs, global: &GlobalArgs) -> Result<(), String> {
+    if let Some(generator) = &args.generator {
+        return Err(format!(
+            "`sar refine` takes the generator by a flag: `sar refine --init-from {} --out {}`",
+            in_shell(generator),
+            in_shell(&args.run.out)
+        ));
+    }
+    let sar = &args.sar;
+    let own = [
+        ("--tokenizer", args.tokenizer.is_some()),
+        ("--latents", args.latents.is_some()),
+        ("--preset", sar.preset.is_some()),
+        ("--extent", sar.extent.is_some()),
+        ("--target", sar.target.is_some()),
+        ("--decode", sar.decode.is_some()),
+        ("--top-k", sar.top_k.is_some()),
+        ("--top-p", sar.top_p.is_some()),
+        ("--guidance", sar.guidance.is_some()),
+        ("--sigma", sar.sigma.is_some()),
+    ];
+    check_run("refine", &args.run, &own, global)
+}
+
+/// What `--resume` does not go with: a run goes on with what it began with. `own` are flags of the command itself, and
+/// whether they were given.
+fn check_run(
+    command: &str,
+    args: &RunArgs,
+    own: &[(&str, bool)],
+    global: &GlobalArgs,
+) -> Result<(), String> {
+    if args.unlabelled {
+        return Err("--unlabelled is a flag of `sar data check`; here images without classes are asked for by --set \
+                    data.unlabelled=true"
+            .to_owned());
+    }
+    let of_every = [
+        ("--config", args.config.is_some()),
+        ("--data", args.data.is_some()),
+        ("--seed", args.seed.is_some()),
+        ("--init-from", args.init_from.is_some()),
+    ];
+    let given = of_every.iter().chain(own).filter(|(_, given)| *given).map(|(flag, _)| *flag);
+    let given: Vec<&str> = given.collect();
+    if !args.resume || given.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "--resume cannot be used with {}: a run goes on with what it began with. To go on: `{}`. Or give --requeue in \
+         place of --resume, and the same command begins the run and goes on with it",
+        given.join(", "),
+        going_on(command, &args.out, global)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_printed_as_they_are_typed() {
+        assert_eq!(in_shell(Path::new("runs/a-1.x")), "runs/a-1.x");
+        assert_eq!(in_shell(Path::new("My pictures/it's")), "'My pictures/it'\\''s'");
+        assert_eq!(in_shell(Path::new("")), "''");
+    }
+}
