@@ -6,6 +6,8 @@ pub(super) use record::{EditRecord, SampleRecord, as_text};
 
 use crate::cli::OutArgs;
 use crate::files::{Sharing, absolute, lock_folder, remove_left_behind, write_new, write_whole};
+// What has none beside it was not written here.
+use crate::run_files::SAMPLES_RECORD as RECORD;
 use crate::run_files::{CHECKPOINTS, CONFIG};
 use anyhow::Context as _;
 use serde_json::Value;
@@ -14,8 +16,6 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Name of the record beside the images. What has none beside it was not written here.
-const RECORD: &str = "samples.json";
 /// Pictures of several images.
 pub(super) const GRID: &str = "grid.png";
 /// The first images at every scale.

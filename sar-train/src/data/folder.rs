@@ -1,7 +1,7 @@
 //! Folders of images: one folder per class, or loose images.
 
 use super::{DataError, ImageFile, Listing, archive, some_of};
-use crate::run_files::is_run;
+use crate::run_files::{is_run, is_samples};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ pub(super) fn is_litter(name: &OsStr) -> bool {
 }
 
 /// Lists a folder. Hidden names (leading dot) and what systems leave are passed over; every other file counts
-/// as an image. Folders of runs are no part of the data.
+/// as an image. Folders of runs and of samples are no part of the data.
 pub(super) fn list(root: &Path, unlabelled: bool) -> Result<Listing, DataError> {
     let (folders, files) = entries(root)?;
     // A class may be called `train`: it is a part of the data only if it holds folders itself.
@@ -113,7 +113,7 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
     if folders.is_empty() {
         let path = root.to_path_buf();
         return Err(match loose.is_empty() {
-            true => DataError::Empty { path, hint: " in one folder per class" },
+            true => DataError::Empty { path, hint: missing_folders(root) },
             false => DataError::NoClasses { path, missing: NO_FOLDERS },
         });
     }
@@ -135,6 +135,18 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
     // Notes and lists of names may lie there; an image was meant to be used.
     loose.retain(|path| may_be_data(path));
     Ok(Labelled { classes, files, loose })
+}
+
+/// What a folder without class folders lacks.
+fn missing_folders(root: &Path) -> &'static str {
+    let mut inside = std::fs::read_dir(root).into_iter().flatten().flatten();
+    match inside.any(|entry| is_samples(&entry.path())) {
+        true => {
+            " in one folder per class; folders that `sar sample` wrote are passed over, which their samples.json makes \
+             them: remove it from those that are to be trained on"
+        }
+        false => " in one folder per class",
+    }
 }
 
 /// Whether a file is called as an image is, of whatever format.
@@ -209,8 +221,8 @@ pub(super) fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Dat
         // Only links need a second look at the disk, which counts with a million images.
         let kind = entry.file_type().map_err(fail)?;
         if kind.is_dir() || (kind.is_symlink() && path.is_dir()) {
-            // Trained beside its images, a run is none of them.
-            if !is_run(&path) {
+            // Made beside the images, a run is none of them, and neither are samples: a model would learn its own.
+            if !is_run(&path) && !is_samples(&path) {
                 folders.push(path)
             }
         } else {

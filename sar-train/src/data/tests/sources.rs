@@ -37,6 +37,25 @@ fn folders_that_hold_no_data_are_told_apart() {
 }
 
 #[test]
+fn samples_among_images_are_none_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let sampled = |folder: &str| {
+        write(&dir.path().join(folder).join("000000.png"), &red(8, 8), ImageFormat::Png);
+        fs::write(dir.path().join(folder).join("samples.json"), "{}").unwrap();
+    };
+    sampled("drawn");
+    let none = open(&at(dir.path())).unwrap_err();
+    assert!(matches!(&none, DataError::Empty { .. }) && none.to_string().contains("samples.json"));
+    for image in ["cat/a.png", "cat/b.png", "dog/a.png", "dog/b.png"] {
+        write(&dir.path().join(image), &red(8, 8), ImageFormat::Png);
+    }
+    sampled("cat/drawn");
+    let data = open(&at(dir.path())).unwrap();
+    assert_eq!(data.classes, ["cat", "dog"]);
+    assert_eq!(data.train.len() + data.validation.len(), 4);
+}
+
+#[test]
 fn train_and_val_folders_share_labels() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["train/cat/a.png", "train/dog/a.png", "train/dog/b.png", "val/dog/c.png"] {
