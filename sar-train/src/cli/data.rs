@@ -33,7 +33,7 @@ pub struct DataCheckArgs {
     /// A folder of images without classes, as with data.unlabelled=true.
     #[arg(long)]
     pub unlabelled: bool,
-    /// Bad files are listed either way; with this they are no failure.
+    /// Bad files are listed either way; with this they are no failure, and neither are class folders without images.
     #[arg(long)]
     pub skip_bad_images: bool,
 }

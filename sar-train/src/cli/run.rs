@@ -43,7 +43,7 @@ pub struct RunArgs {
     /// Seed of everything random; overrides the configuration.
     #[arg(long, value_name = "N", value_parser = super::seed)]
     pub seed: Option<u64>,
-    /// Leave out images that cannot be read, and count them, instead of stopping.
+    /// Leave out images that cannot be read, and count them, instead of stopping; class folders without images likewise.
     #[arg(long)]
     pub skip_bad_images: bool,
     /// A flag of `sar data check`; a mistake that is told of.

@@ -32,6 +32,7 @@ pub fn run(args: &DataArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let mut config = DataConfig::from_argument(&args.source);
     config.image_side = args.size.unwrap_or(config.image_side);
     config.unlabelled = args.unlabelled;
+    config.skip_bad_images = args.skip_bad_images;
     // It is said below, with what training has to be told.
     config.allow_one_class = true;
     let _place = args.preview.as_deref().map(|path| ready_as(path, &["png"])).transpose()?;
@@ -82,6 +83,8 @@ pub struct DataReport {
     pub bad: Vec<(PathBuf, BadImage)>,
     /// Images beside the class folders, of no class, and folders beside `train`: not used.
     pub loose: Vec<PathBuf>,
+    /// Class folders without images, left out under `skip_bad_images`.
+    pub empty: Vec<PathBuf>,
     /// Width and height of the image of fewest pixels.
     pub smallest: Option<(u32, u32)>,
     /// Width and height of the image of most pixels.
@@ -140,6 +143,7 @@ fn check_sheet(config: &DataConfig) -> Result<DataReport, DataError> {
         validation,
         bad: Vec::new(),
         loose: Vec::new(),
+        empty: Vec::new(),
         smallest: Some((side, side)),
         largest: Some((side, side)),
         modes: BTreeMap::from([("glyph sheet cell".to_owned(), total)]),
@@ -167,6 +171,7 @@ fn check_files(config: &DataConfig, listing: &Listing, quiet: bool) -> DataRepor
         validation: 0,
         bad: Vec::new(),
         loose: listing.loose.clone(),
+        empty: listing.empty.clone(),
         smallest: None,
         largest: None,
         modes: BTreeMap::new(),
@@ -263,6 +268,9 @@ impl fmt::Display for DataReport {
         }
         for (path, reason) in &self.bad {
             writeln!(f, "  {}: {reason}", path.display())?;
+        }
+        for path in &self.empty {
+            writeln!(f, "\nwarning: {}/ has no images, and is left out", path.display())?;
         }
         if !self.loose.is_empty() {
             let n = self.loose.len();

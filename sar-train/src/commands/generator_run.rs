@@ -3,7 +3,7 @@
 
 use super::latents;
 use super::resuming::{
-    NOTHING_TO_RESUME, compare_classes, compare_images, from_step, tell_replaced,
+    NOTHING_TO_RESUME, compare_classes, compare_images, from_step, tell_empty, tell_replaced,
 };
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
@@ -63,6 +63,7 @@ impl<B: Compute> Work<'_, B> {
         check(config, self.data, tokenizer)?;
         compare_classes(self.folder, self.data)?;
         compare_images(self.folder, self.data)?;
+        tell_empty(self.data);
         latents::compare(self.folder, self.latents, matches!(start, Start::Resume))?;
         if !quiet {
             eprintln!("{}", self.data.summary);

@@ -4,7 +4,7 @@ use super::classes::other_class;
 use super::output;
 use crate::cli::{GlobalArgs, going_on};
 use crate::config::Config;
-use crate::data::{self, Data, DataError};
+use crate::data::{self, Data, DataError, some_of};
 use crate::run::{Interrupted, RunFolder, held_out_of, images_of};
 use crate::train::TrainError;
 use std::path::Path;
@@ -116,6 +116,20 @@ pub(crate) fn compare_computing(folder: &RunFolder, now: &str) -> anyhow::Result
         ));
     }
     Ok(())
+}
+
+/// Tells of class folders that were left out, since no image is in them.
+pub(crate) fn tell_empty(data: &Data) {
+    if data.empty.is_empty() {
+        return;
+    }
+    let names: Vec<String> = data.empty.iter().map(|path| path.display().to_string()).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    output::note(format_args!(
+        "warning: {} class folders without images are left out: {}",
+        names.len(),
+        some_of(&names)
+    ));
 }
 
 /// Tells of images that turned out bad while training, and that others were trained on in place of.

@@ -284,6 +284,7 @@ fn of_no_class(root: &Path, split: Split) -> Listing {
         train: unlabelled(train),
         validation: validation.map(unlabelled),
         loose,
+        empty: Vec::new(),
     }
 }
 
@@ -302,6 +303,7 @@ fn by_number(root: &Path, split: Split, num_classes: Option<usize>) -> Result<Li
         train,
         validation: split.validation.map(|images| labelled(images, classes)).transpose()?,
         loose: split.loose,
+        empty: Vec::new(),
     })
 }
 
@@ -330,7 +332,8 @@ fn by_folder(root: &Path, split: Split) -> Result<Listing, DataError> {
     let validation = validation.map(|v| under(root, &classes, v, &mut loose)).transpose()?;
     let kind = "class folders in tar archives";
     let classes = classes.iter().map(|class| class.to_string_lossy().into_owned()).collect();
-    Ok(Listing { root: root.to_path_buf(), kind, classes, train, validation, loose })
+    let (root, empty) = (root.to_path_buf(), Vec::new());
+    Ok(Listing { root, kind, classes, train, validation, loose, empty })
 }
 
 /// Images under the labels of their folders, in the order in which a walk through the folders meets them.

@@ -37,7 +37,7 @@ pub struct DataConfig {
     pub limit: Option<usize>,
     /// Accept data of a single class.
     pub allow_one_class: bool,
-    /// Count bad images instead of stopping at the first.
+    /// Count bad images instead of stopping at the first, and leave out class folders without images.
     pub skip_bad_images: bool,
     /// Images of more pixels are refused before anything is allocated for them.
     pub max_pixels: u64,

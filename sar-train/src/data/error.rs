@@ -44,7 +44,7 @@ pub enum DataError {
     /// Class folders without images.
     #[error(
         "{}: no images in {count} of the class folders ({named}); expected PNG, JPEG or WebP files; \
-         add images to them or remove them", path.display()
+         add images to them, remove them, or leave them out with --skip-bad-images", path.display()
     )]
     EmptyClasses {
         /// The folder of the class folders.

@@ -1,6 +1,6 @@
 //! Folders of images: one folder per class, or loose images.
 
-use super::{DataError, ImageFile, Listing, archive, some_of};
+use super::{DataConfig, DataError, ImageFile, Listing, archive, some_of};
 use crate::run_files::{is_run, is_samples};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,8 @@ pub(super) fn is_litter(name: &OsStr) -> bool {
 
 /// Lists a folder. Hidden names (leading dot) and what systems leave are passed over; every other file counts
 /// as an image. Folders of runs and of samples are no part of the data.
-pub(super) fn list(root: &Path, unlabelled: bool) -> Result<Listing, DataError> {
+pub(super) fn list(root: &Path, config: &DataConfig) -> Result<Listing, DataError> {
+    let DataConfig { unlabelled, skip_bad_images: skip, .. } = *config;
     let (folders, files) = entries(root)?;
     // A class may be called `train`: it is a part of the data only if it holds folders itself.
     let part = |names: &[&str]| -> Result<Option<&PathBuf>, DataError> {
@@ -60,15 +61,16 @@ pub(super) fn list(root: &Path, unlabelled: bool) -> Result<Listing, DataError> 
         if let (false, Some(train), Some(_)) = (unlabelled, called(&TRAIN), called(&VALIDATION)) {
             return Err(DataError::NoClasses { path: train.clone(), missing: NO_FOLDERS });
         }
-        let labelled = labelled(root, unlabelled)?;
+        let labelled = labelled(root, unlabelled, skip)?;
         return Ok(listing(root, unlabelled, labelled, None));
     };
-    let mut training = labelled(train, unlabelled)?;
+    let mut training = labelled(train, unlabelled, skip)?;
     let named = part(&VALIDATION)?;
     let validation = match named {
         Some(folder) => {
-            let mut named = labelled(folder, unlabelled)?;
+            let mut named = labelled(folder, unlabelled, skip)?;
             training.loose.append(&mut named.loose);
+            training.empty.append(&mut named.empty);
             Some(relabel(folder, named, &training.classes)?)
         }
         None => None,
@@ -86,8 +88,8 @@ fn listing(
     validation: Option<Vec<(ImageFile, u32)>>,
 ) -> Listing {
     let kind = if unlabelled { "unlabelled images" } else { "class folders" };
-    let Labelled { classes, files: train, loose } = training;
-    Listing { root: root.to_path_buf(), kind, classes, train, validation, loose }
+    let Labelled { classes, files: train, loose, empty } = training;
+    Listing { root: root.to_path_buf(), kind, classes, train, validation, loose, empty }
 }
 
 /// What one folder holds.
@@ -96,10 +98,14 @@ struct Labelled {
     files: Vec<(ImageFile, u32)>,
     /// Images beside the class folders, and folders beside `train` that are no part of the data.
     loose: Vec<PathBuf>,
+    /// Class folders without images that are left out.
+    empty: Vec<PathBuf>,
 }
 
 /// The classes of one folder and their files, both in the order of their names.
-fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
+///
+/// `skip` leaves out class folders without images, unless they are all there are.
+fn labelled(root: &Path, unlabelled: bool, skip: bool) -> Result<Labelled, DataError> {
     let mut files = Vec::new();
     if unlabelled {
         walk(root, 0, 0, &mut files)?;
@@ -107,7 +113,7 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
             return Err(DataError::Empty { path: root.to_path_buf(), hint: "" });
         }
         let classes = vec!["images".into()];
-        return Ok(Labelled { classes, files, loose: Vec::new() });
+        return Ok(Labelled { classes, files, loose: Vec::new(), empty: Vec::new() });
     }
     let (folders, mut loose) = entries(root)?;
     if folders.is_empty() {
@@ -119,22 +125,23 @@ fn labelled(root: &Path, unlabelled: bool) -> Result<Labelled, DataError> {
     }
     let mut classes = Vec::with_capacity(folders.len());
     let mut empty = Vec::new();
-    for (label, folder) in folders.iter().enumerate() {
+    for folder in folders {
         let before = files.len();
-        walk(folder, label as u32, 0, &mut files)?;
-        if files.len() == before {
-            empty.push(name(folder));
+        walk(&folder, classes.len() as u32, 0, &mut files)?;
+        match files.len() == before {
+            true => empty.push(folder),
+            false => classes.push(name(&folder)),
         }
-        classes.push(name(folder));
     }
-    if !empty.is_empty() {
-        let names: Vec<&str> = empty.iter().map(String::as_str).collect();
+    if !empty.is_empty() && (!skip || classes.is_empty()) {
+        let names: Vec<String> = empty.iter().map(|folder| name(folder)).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let (count, named) = (names.len(), some_of(&names));
         return Err(DataError::EmptyClasses { path: root.to_path_buf(), count, named });
     }
     // Notes and lists of names may lie there; an image was meant to be used.
     loose.retain(|path| may_be_data(path));
-    Ok(Labelled { classes, files, loose })
+    Ok(Labelled { classes, files, loose, empty })
 }
 
 /// What a folder without class folders lacks.

@@ -29,6 +29,7 @@ pub(super) fn list(path: &Path, num_classes: Option<usize>) -> Result<Listing, D
         train,
         validation,
         loose: Vec::new(),
+        empty: Vec::new(),
     })
 }
 

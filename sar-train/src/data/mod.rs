@@ -70,6 +70,8 @@ pub struct Data {
     pub summary: String,
     /// Files left out under `skip_bad_images`, found so far; see also [`Dataset::skipped`].
     pub skipped: Vec<(PathBuf, BadImage)>,
+    /// Class folders without images that were left out under `skip_bad_images`.
+    pub(crate) empty: Vec<PathBuf>,
     workers: usize,
 }
 

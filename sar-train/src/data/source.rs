@@ -43,6 +43,8 @@ pub(crate) struct Listing {
     /// Files beside the class folders, of no class, and folders beside `train` that are no part of the data:
     /// not used.
     pub(crate) loose: Vec<PathBuf>,
+    /// Class folders without images that were left out under `skip_bad_images`.
+    pub(crate) empty: Vec<PathBuf>,
 }
 
 /// A path below a folder as it is written there; a folder ends in a slash.
@@ -110,7 +112,7 @@ fn at_path(path: &Path, config: &DataConfig) -> Result<Source, DataError> {
         } else if let Some(listing) = archive::list_folder(path, unlabelled, num_classes)? {
             Ok(Source::Files(listing))
         } else {
-            folder::list(path, unlabelled).map(Source::Files)
+            folder::list(path, config).map(Source::Files)
         };
     }
     let mut magic = Vec::with_capacity(archive::MAGIC_BYTES);
@@ -147,7 +149,7 @@ pub(super) fn from_sheet(config: &DataConfig, sheet: &Sheet) -> Result<Data, Dat
 
 /// Data of a listing: looks at the files, drops bad ones if asked to, holds out validation.
 pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, DataError> {
-    let Listing { root, kind, classes, train, validation, loose } = listing;
+    let Listing { root, kind, classes, train, validation, loose, empty } = listing;
     let mut skipped = Vec::new();
     let all = train.len() + validation.as_ref().map_or(0, Vec::len);
     let look = all <= PROBE_LIMIT;
@@ -179,7 +181,8 @@ pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, 
         0 => kind.to_owned(),
         n => format!("{kind}; beside them and not used: {n} ({})", some_of(&names)),
     };
-    Ok(assemble(config, root, &kind, classes, train, validation, (how, drawn), skipped))
+    let data = assemble(config, root, &kind, classes, train, validation, (how, drawn), skipped);
+    Ok(Data { empty, ..data })
 }
 
 /// Fails where bad images have left those of a single class.
@@ -241,6 +244,7 @@ fn assemble(
         augment: config.augment(),
         summary,
         skipped,
+        empty: Vec::new(),
         workers: config.workers,
     }
 }

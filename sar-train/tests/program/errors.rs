@@ -213,6 +213,12 @@ fn data_is_refused_with_its_name() {
     says(&text, &["one.png", "two.png", "three.jpg"]);
     says(&String::from_utf8(output.stderr).unwrap(), &["3 of 3 images cannot be used"]);
     says(&prints(&["data", "check", "builtin:glyphs10"], folder.path()), &["10"]);
+    two_classes(&folder.path().join("some"), 3);
+    fs::create_dir(folder.path().join("some/images/c")).unwrap();
+    let some = ["data", "check", "some/images"];
+    says(&fails(1, &some, folder.path()), &["no images in 1 of the class folders (c)"]);
+    let skipping = prints(&[&some[..], &["--skip-bad-images"]].concat(), folder.path());
+    says(&skipping, &["warning: some/images/c/ has no images", "0 bad files"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs};
 use crate::commands::models::open_tokenizer;
 use crate::commands::output;
 use crate::commands::resuming::{
-    NOTHING_TO_RESUME, compare_computing, compare_images, from_step, longer, run_data,
+    NOTHING_TO_RESUME, compare_computing, compare_images, from_step, longer, run_data, tell_empty,
     tell_replaced, with_command,
 };
 use crate::commands::room::tokenizer_fits;
@@ -202,6 +202,7 @@ pub(crate) fn train_in<B: Compute>(
     quiet: bool,
 ) -> anyhow::Result<Trained<B>> {
     compare_images(folder, data)?;
+    tell_empty(data);
     let settings = &config.tokenizer_train;
     let tokenizer = Tokenizer::new(&config.tokenizer)?;
     let side = data.train.side();

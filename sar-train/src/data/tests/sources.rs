@@ -27,6 +27,12 @@ fn folders_that_hold_no_data_are_told_apart() {
         matches!(&empty, DataError::EmptyClasses { count: 2, named, .. } if named == "dog, eel"),
         "{empty}"
     );
+    write(&dir.path().join("elk/a.png"), &red(8, 8), ImageFormat::Png);
+    let skipping = open(&DataConfig { skip_bad_images: true, ..at(dir.path()) }).unwrap();
+    assert_eq!(skipping.classes, ["cat", "elk"]);
+    assert_eq!(skipping.train.labels(), [0, 1]);
+    assert_eq!(skipping.empty, ["dog", "eel"].map(|class| dir.path().join(class)));
+    fs::remove_dir_all(dir.path().join("elk")).unwrap();
     fs::remove_dir(dir.path().join("eel")).unwrap();
     write(&dir.path().join("dog/deep/er/a.png"), &red(8, 8), ImageFormat::Png);
     let data = open(&at(dir.path())).unwrap();
