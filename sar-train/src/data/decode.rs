@@ -21,6 +21,9 @@ pub enum BadImage {
     /// Not PNG, JPEG or WebP.
     #[error("not a PNG, JPEG or WebP image")]
     NotAnImage,
+    /// An image of another format.
+    #[error("not a PNG, JPEG or WebP image but {0}; convert it to one of these")]
+    OtherFormat(&'static str),
     /// The file ends before the image does.
     #[error("the image is truncated: {0}")]
     Truncated(String),
@@ -170,7 +173,7 @@ fn open(bytes: &[u8], max_pixels: u64) -> Result<(impl ImageDecoder + '_, ImageF
     let mut reader = reader.map_err(|e| BadImage::Unreadable(e.to_string()))?;
     let format = match reader.format() {
         Some(f @ (ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP)) => f,
-        _ => return Err(BadImage::NotAnImage),
+        other => return Err(not_read(bytes, other)),
     };
     if format == ImageFormat::WebP
         && let Some([_, _, _, _, a, b, c, d]) = bytes.first_chunk()
@@ -191,6 +194,22 @@ fn open(bytes: &[u8], max_pixels: u64) -> Result<(impl ImageDecoder + '_, ImageF
         return Err(BadImage::TooLarge { width, height, limit: max_pixels });
     }
     Ok((decoder, format))
+}
+
+/// What is not read, by its name where it has one.
+fn not_read(bytes: &[u8], format: Option<ImageFormat>) -> BadImage {
+    // Where a box of a file of ISO base media begins, with its brand: what telephones write.
+    let brand = bytes.get(4..12).and_then(|head| head.strip_prefix(b"ftyp"));
+    let name = match (format, brand) {
+        (Some(ImageFormat::Gif), _) => "GIF",
+        (Some(ImageFormat::Bmp), _) => "BMP",
+        (Some(ImageFormat::Tiff), _) => "TIFF",
+        (Some(ImageFormat::Avif), _) | (None, Some(b"avif" | b"avis")) => "AVIF",
+        (None, Some(b"heic" | b"heix" | b"hevc" | b"mif1" | b"msf1")) => "HEIC",
+        (Some(_), _) => "of another format",
+        (None, _) => return BadImage::NotAnImage,
+    };
+    BadImage::OtherFormat(name)
 }
 
 fn explain(error: image::ImageError) -> BadImage {
