@@ -48,6 +48,9 @@ impl Scale {
 /// Numbers of a tokenizer's step that are of the one grid that it trained.
 const OF_ONE_GRID: [&str; 2] = ["loss", "quantization"];
 
+/// Of every record, and no curves: its step and when it was written.
+const OF_RECORDS: [&str; 2] = ["step", "time"];
+
 /// Numbers of `log.jsonl`, by field, in ascending order of steps.
 #[derive(Debug, Default)]
 pub(super) struct Log {
@@ -96,7 +99,8 @@ impl Log {
         let kind = text("kind").unwrap_or("train");
         let grid = text("grid").map(|grid| Scale::of(0, Some(grid)));
         let mut found = Vec::new();
-        for (name, value) in record.iter().filter(|(name, _)| *name != "step") {
+        for (name, value) in record.iter().filter(|(name, _)| !OF_RECORDS.contains(&name.as_str()))
+        {
             if let Some(value) = value.as_f64() {
                 let scale = grid.clone().filter(|_| OF_ONE_GRID.contains(&name.as_str()));
                 found.push((name, scale, value));
@@ -197,7 +201,7 @@ mod tests {
     fn a_log_keeps_the_later_of_two_records_and_skips_what_is_none() {
         let mut log = Log::default();
         assert!(log.record(br#"{"step":2,"kind":"train","loss":1.0,"scale_loss":[1,null,3]}"#));
-        assert!(log.record(br#"{"step":1,"loss":2.0}"#));
+        assert!(log.record(br#"{"step":1,"loss":2.0,"time":1700000000}"#));
         assert!(log.record(br#"{"step":2,"loss":0.5,"note":"resumed"}"#));
         assert!(!log.record(br#"{"loss":0.5}"#));
         assert!(!log.record(br#"{"step":3,"lo"#));
@@ -208,6 +212,7 @@ mod tests {
         assert_eq!(third("train", "scale_loss"), [(2.0, 3.0)]);
         assert!(log.get("train", "scale_loss", Some(&Scale::Place(2))).is_empty());
         assert!(log.get("eval", "loss", None).is_empty());
+        assert!(log.get("train", "time", None).is_empty(), "when it was written is no curve");
         assert_eq!(log.last("train", "loss", None), Some((2.0, 0.5)));
     }
 
