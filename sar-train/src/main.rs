@@ -1,16 +1,12 @@
 //! The program `sar`.
 
-use clap::Parser;
 use sar_train::cli::Cli;
 use sar_train::commands;
 use std::io::Write as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if let Err(wrong) = cli.check() {
-        clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, wrong + "\n").exit();
-    }
+    let cli = Cli::typed();
     let ready = sar_train::run::survive_file_limits().map_err(anyhow::Error::from);
     let ready = ready.and_then(|()| set_threads(cli.global.threads));
     match ready.and_then(|()| commands::dispatch(&cli)) {

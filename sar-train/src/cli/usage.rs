@@ -1,16 +1,54 @@
-//! Flags that do not go together, where more is to be said than that: what to type.
+//! What is said of flags where the parser of arguments would mislead: numbers below nought, and flags that do not go
+//! together.
 
 use super::{
     BackendName, Cli, Command, GlobalArgs, RefineArgs, RunArgs, TokenizerCommand, TrainArgs,
 };
+use clap::builder::ValueParser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, FromArgMatches as _, value_parser};
 use std::path::Path;
+use std::str::FromStr;
+
+/// A number that may be none, and not less; what else it may be is the configuration's to say.
+fn whole<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "expected a whole number, 0 or more".to_owned())
+}
+
+/// A command whose flags take a negative number for a value, which is one that their own parsers refuse, and not for
+/// a flag that there is not.
+fn with_numbers(command: clap::Command) -> clap::Command {
+    command
+        .mut_args(|arg| {
+            let parser = arg.get_value_parser().type_id();
+            let of = |known: ValueParser| parser == known.type_id();
+            match () {
+                () if arg.is_positional() || !arg.get_action().takes_values() => arg,
+                () if of(value_parser!(usize).into()) => {
+                    arg.value_parser(whole::<usize>).allow_negative_numbers(true)
+                }
+                () => arg.allow_negative_numbers(true),
+            }
+        })
+        .mut_subcommands(with_numbers)
+}
 
 impl Cli {
+    /// The flags of this process; wrong ones end it with what is wrong, and with exit code 2.
+    pub fn typed() -> Self {
+        let matches = with_numbers(Self::command()).get_matches();
+        let cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        if let Err(wrong) = cli.check() {
+            clap::Error::raw(ErrorKind::ArgumentConflict, wrong + "\n").exit();
+        }
+        cli
+    }
+
     /// Checks the flags of commands that make or continue a run against each other.
     ///
     /// # Errors
     /// What is wrong, and what to type instead.
-    pub fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), String> {
         match &self.command {
             Command::Train(args) => check_train(args, &self.global),
             Command::Refine(args) => check_refine(args, &self.global),

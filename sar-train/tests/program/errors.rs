@@ -59,6 +59,10 @@ fn wrong_usage_is_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
     says(&fails(2, &["trian"], folder.path()), &["unrecognized subcommand", "trian"]);
     says(&fails(2, &["plan", "--dept", "3"], folder.path()), &["--dept", "--depth"]);
+    for flag in ["--count", "--batch", "--top-k", "--threads", "--device", "--seed"] {
+        let said = fails(2, &["sample", "x", "--out", "y", flag, "-1"], folder.path());
+        says(&said, &["'-1' for", flag, "expected a whole number"]);
+    }
     says(
         &fails(2, &["plan", "--schedule", "1_2_x"], folder.path()),
         &["--schedule", "entry 3 is neither a number nor HxW"],
