@@ -12,7 +12,7 @@ use crate::cli::{EvalArgs, GlobalArgs};
 use crate::config::{Config, SampleConfig};
 use crate::data::{Data, some_of};
 use crate::eval::{
-    EvalError, EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, SweepPoint, prepare,
+    EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, SweepPoint, prepare,
 };
 use crate::files::{absolute, is_special};
 use crate::model::classifier::ClassifierTraining;
@@ -118,7 +118,11 @@ impl<B: Compute> Measured<B> {
         );
         if data.classes.len() < 2 {
             // Before what more of them would not change.
-            return Err(EvalError::OneClass.into());
+            anyhow::bail!(
+                "images are measured in the features of a classifier that tells classes apart, and these are of one \
+                 class; `sar report` shows losses and samples of a run, and `sar score SAMPLES --reference IMAGES \
+                 --inception WEIGHTS` holds what `sar sample` drew against images by the published network"
+            );
         }
         compare_with_generator(generator, data);
         let (last, factor) = (self.schedule.last(), self.tokenizer.tokenizer.downsample_factor());
