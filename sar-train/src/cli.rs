@@ -18,12 +18,13 @@ pub use machine::{
 pub use results::{
     ConvertArgs, EditArgs, EvalArgs, OutArgs, Part, ReportArgs, SampleArgs, ScoreArgs,
 };
+pub(crate) use run::differences;
 pub use run::{RefineArgs, RunArgs, SarArgs, TrainArgs};
 pub use tokenizer::{
     ImagesArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,
     TokenizerTrainArgs,
 };
-pub(crate) use usage::{going_on, in_shell};
+pub(crate) use usage::{computing, going_on, in_shell};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::fmt;

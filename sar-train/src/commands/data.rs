@@ -1,5 +1,6 @@
 //! `sar data check`: decodes every image and says what is there.
 
+use super::next;
 use super::output::ready_as;
 use crate::cli::{DataArgs, DataCommand, GlobalArgs};
 use crate::data::grid::{Images, save_grid};
@@ -65,6 +66,10 @@ pub fn run(args: &DataArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         report.bad.len(),
         report.bad.len() + report.total
     );
+    if !global.quiet {
+        config.allow_one_class = shown == 1 && !args.unlabelled;
+        eprintln!("next: {}", next::tokenizer_train(&config));
+    }
     Ok(())
 }
 

@@ -28,6 +28,7 @@ mod generator_run;
 pub mod kernels;
 mod latents;
 mod models;
+mod next;
 mod output;
 mod painting;
 pub mod plan;

@@ -223,6 +223,11 @@ fn data_is_refused_with_its_name() {
     says(&fails(1, &some, folder.path()), &["no images in 1 of the class folders (c)"]);
     let skipping = prints(&[&some[..], &["--skip-bad-images"]].concat(), folder.path());
     says(&skipping, &["warning: some/images/c/ has no images", "0 bad files"]);
+    fs::remove_dir(folder.path().join("some/images/c")).unwrap();
+    let next = "next: sar tokenizer train --data some/images --out runs/tokenizer\n";
+    says(&succeeds(&some, folder.path()), &[next]);
+    let quiet = succeeds(&[&some[..], &["-q"]].concat(), folder.path());
+    assert!(!quiet.contains("next:"), "{quiet}");
 }
 
 #[test]

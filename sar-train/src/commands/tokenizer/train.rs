@@ -5,12 +5,12 @@ use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
 use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs};
 use crate::commands::models::open_tokenizer;
-use crate::commands::output;
 use crate::commands::resuming::{
     NOTHING_TO_RESUME, compare_computing, compare_images, from_step, longer, run_data, tell_empty,
     tell_replaced, with_command,
 };
 use crate::commands::room::tokenizer_fits;
+use crate::commands::{next, output};
 use crate::config::Config;
 use crate::data::{self, Data, Dataset};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
@@ -85,6 +85,9 @@ pub(super) fn run<B: Compute>(
         return Err(error);
     }
     output::result(format_args!("{}\n", folder.path().display()));
+    if !global.quiet {
+        eprintln!("next: {}", next::train(&config, folder.path(), global));
+    }
     Ok(())
 }
 
