@@ -99,7 +99,7 @@ impl<B: Compute> Measured<B> {
         let schedule = generator.schedule(config.sample.schedule)?;
         let tokenizer_file = tokenizer_path(&generator, args.tokenizer.as_deref())?;
         if args.data.is_none() && data.drawn {
-            compare_with_run(generator.run.as_deref(), &data)?;
+            compare_with_run(generator.run.as_deref(), "generator", &data)?;
         }
         let measured =
             Self { generator, tokenizer, tokenizer_file, as_made, config, filters, data, schedule };

@@ -257,7 +257,7 @@ impl<B: Compute> Work<'_, B> {
 }
 
 /// What to know where few images are held out.
-fn few_held_out(data: &Data) -> Option<String> {
+pub(super) fn few_held_out(data: &Data) -> Option<String> {
     let held_out = data.validation.len();
     (data.drawn && held_out > 0 && held_out < FEW_HELD_OUT).then(|| {
         format!(

@@ -58,18 +58,18 @@ fn counted(data: &Data) -> String {
     format!("{training} training and {held_out} held-out images of {} classes", data.classes.len())
 }
 
-/// Warns where other images are held out now than when a run was trained: it was trained on some of them.
-pub(crate) fn compare_with_run(run: Option<&Path>, data: &Data) -> anyhow::Result<()> {
+/// Warns where other images are held out now than when a run was trained, of a `what`: it was trained on some of them.
+pub(crate) fn compare_with_run(run: Option<&Path>, what: &str, data: &Data) -> anyhow::Result<()> {
     let Some(run) = run else { return Ok(()) };
     let (before, now) = (images_of(run)?, counted(data));
     if let Some(before) = before.filter(|before| *before != now) {
         output::note(format_args!(
-            "warning: the generator was trained where there were {before}, and now there are {now}: held-out \
+            "warning: the {what} was trained where there were {before}, and now there are {now}: held-out \
              images are drawn from all of them, so that it was trained on some of these"
         ));
     } else if held_out_of(run)?.is_some_and(|before| before != data.held_out_fingerprint()) {
         output::note(format_args!(
-            "warning: other images are held out now than when the generator was trained, so that it was trained \
+            "warning: other images are held out now than when the {what} was trained, so that it was trained \
              on some of these; keep data.split_seed and data.val_fraction as they were"
         ));
     }

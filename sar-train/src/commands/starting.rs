@@ -2,11 +2,14 @@
 
 use super::output;
 use super::resuming::compare_with_run;
+use crate::checkpoint::locate;
 use crate::cli::RunArgs;
 use crate::config::{Config, GeneratorSection, Positions, SarConfig};
 use crate::data::Data;
-use crate::trained::TrainedGenerator;
+use crate::run::RUN_TOKENIZER;
+use crate::trained::{TrainedGenerator, config_of};
 use std::fmt::Display;
+use std::path::Path;
 
 /// How many times the rate that weights were trained to is worth a word.
 const HIGHER: f64 = 3.0;
@@ -85,9 +88,34 @@ pub(super) fn compare_held_out(
     config: &Config,
     data: &Data,
 ) -> anyhow::Result<()> {
-    let real = |path: &Option<std::path::PathBuf>| path.as_ref()?.canonicalize().ok();
-    let own = from.run_config()?.is_some_and(|of| real(&of.data.path) == real(&config.data.path));
-    if own && data.drawn { compare_with_run(from.run.as_deref(), data) } else { Ok(()) }
+    match from.run_config()?.is_some_and(|of| same_images(&of, config)) && data.drawn {
+        true => compare_with_run(from.run.as_deref(), "generator", data),
+        false => Ok(()),
+    }
+}
+
+/// Warns where a run on the images of its tokenizer's holds out what the tokenizer was trained on.
+pub(super) fn compare_with_tokenizer(
+    named: Option<&Path>,
+    config: &Config,
+    data: &Data,
+) -> anyhow::Result<()> {
+    let Some(path) = named.filter(|_| data.drawn) else { return Ok(()) };
+    // A run of a generator keeps a tokenizer, and not what that was trained on.
+    let run = locate(path, false).ok().and_then(|found| found.run);
+    let Some(run) = run.filter(|run| !run.join(RUN_TOKENIZER).exists()) else { return Ok(()) };
+    // Where it cannot be read, that has been told.
+    let of = config_of(&run).ok().flatten();
+    match of.is_some_and(|of| same_images(&of, config)) {
+        true => compare_with_run(Some(&run), "tokenizer", data),
+        false => Ok(()),
+    }
+}
+
+/// Whether two configurations are of images in the same place.
+fn same_images(one: &Config, other: &Config) -> bool {
+    let real = |config: &Config| config.data.path.as_ref()?.canonicalize().ok();
+    real(one) == real(other)
 }
 
 /// A run that starts from weights has their shape; a schedule of its own it may have.

@@ -8,7 +8,8 @@ use super::resuming::{
 };
 use super::room::fits_in_memory;
 use super::starting::{
-    adopt, compare_held_out, fixed, note_other_settings, note_rate, note_replaced,
+    adopt, compare_held_out, compare_with_tokenizer, fixed, note_other_settings, note_rate,
+    note_replaced,
 };
 use super::{latents, output};
 use crate::backend::Compute;
@@ -106,6 +107,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
             None => error,
         }
     })?;
+    compare_with_tokenizer(args.tokenizer.as_deref(), &config, &data)?;
     if let Some(from) = &mut from {
         compare_held_out(from, &config, &data)?;
         note_other_settings(from, &config, &args.run)?;
@@ -179,6 +181,7 @@ pub fn refine<B: Compute>(
     );
     let mut data = open_data(&config, &run, Task::Refine)?;
     compare_held_out(&from, &config, &data)?;
+    compare_with_tokenizer(args.tokenizer.as_deref(), &config, &data)?;
     note_rate(&from, &config)?;
     name_classes(&from, &mut data);
     begin(backend, config, &args.run, global, (&tokenizer, &data), Some(from), Task::Refine)

@@ -67,9 +67,16 @@ fn images_that_came_later_are_told_where_a_run_is_measured() {
     let folder = folder.path();
     on_images(folder);
     two_classes(folder, 8);
-    succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder);
+    let said = succeeds(&["tokenizer", "train", "--config", "small.toml", "--out", "tok"], folder);
+    says(
+        &said,
+        &["note: only 2 images are held out", "next: sar train --data ", "--tokenizer tok"],
+    );
+    let same = succeeds(&[&TRAIN[..], &["--out", "same"]].concat(), folder);
+    assert!(!same.contains("the tokenizer was trained"), "{same}");
     let more = ["--set", "data.val_fraction=0.4", "--set", "eval.classifier_steps=2"];
-    succeeds(&[&TRAIN[..], &["--out", "base"], &more].concat(), folder);
+    let said = succeeds(&[&TRAIN[..], &["--out", "base"], &more].concat(), folder);
+    says(&said, &["the tokenizer was trained where there were 14 training and 2 held-out images"]);
     let eval = ["eval", "base", "--samples", "4", "--seeds", "1", "--guidance", "-0.25,0"];
     let refine = ["refine", "--init-from", "base", "--set", "train.steps=1", "--out"];
     let trained_on = "it was trained on some of these";

@@ -4,6 +4,7 @@ use super::{check_side, held_out};
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
 use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs};
+use crate::commands::generator_run::few_held_out;
 use crate::commands::models::open_tokenizer;
 use crate::commands::resuming::{
     NOTHING_TO_RESUME, compare_computing, compare_images, from_step, longer, run_data, tell_empty,
@@ -75,6 +76,9 @@ pub(super) fn run<B: Compute>(
     if !global.quiet {
         eprintln!("{}", data.summary);
         eprintln!("{}", data.augment.described());
+        if let Some(note) = few_held_out(&data) {
+            eprintln!("note: {note}");
+        }
     }
     if let Err(error) = trained() {
         let error = with_command(error, "tokenizer train", &folder, global);
