@@ -10,6 +10,9 @@ use clap::{CommandFactory as _, FromArgMatches as _, value_parser};
 use std::path::Path;
 use std::str::FromStr;
 
+/// Flags of a number with a parser of their own, which is of the same type as the one that is replaced.
+const OWN: [&str; 1] = ["threads"];
+
 /// A number that may be none, and not less; what else it may be is the configuration's to say.
 fn whole<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "expected a whole number, 0 or more".to_owned())
@@ -23,6 +26,7 @@ fn with_numbers(command: clap::Command) -> clap::Command {
             let parser = arg.get_value_parser().type_id();
             let of = |known: ValueParser| parser == known.type_id();
             match () {
+                () if OWN.contains(&arg.get_id().as_str()) => arg.allow_negative_numbers(true),
                 () if arg.is_positional() || !arg.get_action().takes_values() => arg,
                 () if of(value_parser!(usize).into()) => {
                     arg.value_parser(whole::<usize>).allow_negative_numbers(true)

@@ -113,6 +113,20 @@ fn images_that_came_later_are_told_where_a_run_is_measured() {
     says(&said, &["samples are 16×32 px, and the images to compare with are square"]);
 }
 
+#[test]
+fn a_run_of_one_class_is_told_what_can_be_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    on_images(folder);
+    two_classes(folder, 8);
+    let one = ["--set", "data.unlabelled=true", "--set", "data.val_fraction=0.4"];
+    let tokenizer = ["tokenizer", "train", "--config", "small.toml", "--out", "tok"];
+    let said = succeeds(&[&tokenizer[..], &one].concat(), folder);
+    says(&said, &["--set data.unlabelled=true --set data.val_fraction=0.4 --tokenizer tok"]);
+    succeeds(&[&TRAIN[..], &["--out", "base"], &one].concat(), folder);
+    says(&fails(1, &["eval", "base"], folder), &["are of one class", "`sar report`", "`sar score"]);
+}
+
 /// What papers call rFID is of all images and of their reconstructions, cut alike.
 #[test]
 fn reconstructions_of_all_images_are_an_array_beside_them() {
