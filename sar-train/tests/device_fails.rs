@@ -209,6 +209,9 @@ fn a_run_whose_device_fails_is_resumed_on_another_in_the_same_bits() {
         assert!(!run.join("checkpoints/step-6").exists(), "it failed too late to show anything");
 
         let other = CudaBackend::new(Emulator::new()).unwrap();
+        let both = ["--data", &images, "--resume", "--out", name];
+        let refused = trained(&other, folder, &both).unwrap_err().to_string();
+        assert!(refused.contains("--resume cannot be used with --data"), "{refused}");
         trained(&other, folder, &["--resume", "--out", name]).unwrap();
         assert!(weights(&run, 6) == weights(&folder.join("whole"), 6), "it differs");
     }

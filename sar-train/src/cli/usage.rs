@@ -92,7 +92,8 @@ pub(crate) fn in_shell(path: &Path) -> String {
     }
 }
 
-fn check_train(args: &TrainArgs, global: &GlobalArgs) -> Result<(), String> {
+/// Checks the flags of `sar train` against each other: for callers that have not parsed them by [`Cli::typed`].
+pub(crate) fn check_train(args: &TrainArgs, global: &GlobalArgs) -> Result<(), String> {
     let own = [
         ("--tokenizer", args.tokenizer.is_some()),
         ("--latents", args.latents.is_some()),
@@ -112,7 +113,8 @@ fn check_train(args: &TrainArgs, global: &GlobalArgs) -> Result<(), String> {
     }
 }
 
-fn check_refine(args: &RefineArgs, global: &GlobalArgs) -> Result<(), String> {
+/// As [`check_train`], of `sar refine`.
+pub(crate) fn check_refine(args: &RefineArgs, global: &GlobalArgs) -> Result<(), String> {
     if let Some(generator) = &args.generator {
         return Err(format!(
             "`sar refine` takes the generator by a flag: `sar refine --init-from {} --out {}`",

@@ -13,7 +13,9 @@ use super::starting::{
 };
 use super::{latents, output};
 use crate::backend::Compute;
-use crate::cli::{GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs, in_shell};
+use crate::cli::{
+    GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs, check_refine, check_train, in_shell,
+};
 use crate::config::{Config, Decode, Mode, SarConfig};
 use crate::data::{self, Data, DataError};
 use crate::files::absolute;
@@ -76,6 +78,7 @@ impl Task {
 /// # Errors
 /// A configuration, data or checkpoint that cannot be used; see [`TrainError`].
 pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    check_train(args, global).map_err(anyhow::Error::msg)?;
     if args.run.goes_on()? {
         return resume(backend, &args.run, global, Task::Train, |config, had| {
             // Its tokenizer is the one that it keeps, whatever shape a file has for a new one.
@@ -129,6 +132,7 @@ pub fn refine<B: Compute>(
     args: &RefineArgs,
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
+    check_refine(args, global).map_err(anyhow::Error::msg)?;
     let mut run = args.run.clone();
     if let Some(preset) = args.sar.preset.and_then(|p| p.to_possible_value()) {
         // It replaces the file's switches, and --set's preset but not its keys: presets come first.
