@@ -11,7 +11,7 @@ pub enum CudaError {
     #[error(transparent)]
     Shape(#[from] ShapeError),
     /// There is no GPU that can be used.
-    #[error("no GPU: {0}; `sar doctor` says what was found, and `--backend cpu` needs none")]
+    #[error("no GPU: {0}")]
     NoGpu(String),
     /// A library that is needed was not found or lacks a function.
     #[error(
@@ -64,8 +64,8 @@ pub enum CudaError {
     },
     /// Machine code that is kept cannot be used, nor made anew.
     #[error(
-        "{file} for {arch}: the machine code kept in {} {reason}; it can be made anew where there is a compiler, or \
-         copied from another machine's `sar kernels build`: {compiler}",
+        "{file} for {arch}: the machine code kept in {} {reason}, and cannot be made anew ({compiler}); `sar kernels \
+         build` makes it on any machine with a compiler",
         folder.display()
     )]
     Kept {
@@ -77,7 +77,7 @@ pub enum CudaError {
         folder: PathBuf,
         /// What is wrong with it.
         reason: String,
-        /// Why there is no compiler.
+        /// Why it cannot be compiled.
         #[source]
         compiler: Box<CudaError>,
     },

@@ -16,6 +16,8 @@ const GRADIENT_FACTOR: f64 = 3.0;
 /// Errors relative to the largest element that are nobody's fault: four roundings of f32, where the
 /// CPU happens to have none.
 const F32_FLOOR: f64 = 4.0 * 6e-8;
+/// Whatever the CPU backend's error: an element is rounded by up to 2⁻⁸ of itself when stored.
+const BF16_MOST: [f64; 2] = [4e-3, 1.2e-2];
 /// As [`F32_FLOOR`], of bf16: half a step of eight significant bits; and two of them of a gradient, which meets a
 /// tensor that is stored on the way (columns, probabilities, scores' gradients) and that the CPU does not store.
 const BF16_VALUE: f64 = 1.0 / 512.0;
@@ -305,7 +307,7 @@ fn check(op: &impl Op) {
             "{name:18} f32 {found:.1e}, CPU {single:.1e}; bf16 {narrow:.1e}, CPU {narrow_cpu:.1e}"
         );
         assert!(found <= factor * single + F32_FLOOR, "{name}: {found:e}, CPU in f32 {single:e}");
-        let allowed = factor * narrow_cpu + of_bf16;
+        let allowed = (factor * narrow_cpu + of_bf16).min(BF16_MOST[usize::from(gradient)]);
         assert!(narrow <= allowed, "{name} in bf16: {narrow:e}, CPU {narrow_cpu:e}");
         if *name == "ids" {
             assert!(found == 0.0 && narrow == 0.0, "ids differ");

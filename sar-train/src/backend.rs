@@ -116,15 +116,21 @@ pub fn cuda<S: Storage>(global: &GlobalArgs) -> Result<CudaBackend<S, Driver>, C
     CudaBackend::new(Driver::new(global.device)?)
 }
 
-/// As [`cuda`], with [`NoRoom`] above a failure for want of memory: a GPU may be full before anything is begun.
+/// As [`cuda`], with advice above the failure: a GPU may be full before anything is begun, or not there.
 ///
 /// # Errors
 /// Those of [`cuda`].
 pub fn opened<S: Storage>(global: &GlobalArgs) -> anyhow::Result<CudaBackend<S, Driver>> {
-    cuda::<S>(global).map_err(|error| match error.kind() {
-        ErrorKind::OutOfMemory => anyhow::Error::from(error).context(NoRoom),
-        _ => error.into(),
-    })
+    cuda::<S>(global).map_err(with_advice)
+}
+
+fn with_advice(error: CudaError) -> anyhow::Error {
+    const NONE: &str = "--backend cuda needs a GPU; `sar doctor` says what was found, and `--backend cpu` needs none";
+    match error {
+        CudaError::NoGpu(_) => anyhow::Error::from(error).context(NONE),
+        full if full.kind() == ErrorKind::OutOfMemory => anyhow::Error::from(full).context(NoRoom),
+        other => other.into(),
+    }
 }
 
 /// The result of a command on a backend, with [`NoRoom`] above a failure for want of memory.
@@ -205,6 +211,14 @@ mod tests {
         assert_eq!(of(pinned), Some(ErrorKind::OutOfMemory));
         let fault = CudaError::Device { call: "a".to_owned(), reason: "b".to_owned() };
         assert_eq!(of(fault), Some(ErrorKind::Device));
+    }
+
+    #[test]
+    fn a_gpu_that_cannot_be_begun_with_says_what_to_do() {
+        let said = |error| format!("{:#}", with_advice(error));
+        assert!(said(CudaError::NoGpu("none".to_owned())).contains("`sar doctor`"));
+        let full = said(CudaError::OutOfMemory { bytes: 1, in_use: 0 });
+        assert!(full.contains("train.batch") && full.contains("out of memory"), "{full}");
     }
 
     #[test]

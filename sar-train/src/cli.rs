@@ -24,7 +24,9 @@ pub use tokenizer::{
     ImagesArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,
     TokenizerTrainArgs,
 };
-pub(crate) use usage::{check_refine, check_train, computing, going_on, in_shell};
+pub(crate) use usage::{
+    check_refine, check_tokenizer_train, check_train, computing, going_on, in_shell,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::fmt;

@@ -2,7 +2,8 @@
 //! together.
 
 use super::{
-    BackendName, Cli, Command, GlobalArgs, RefineArgs, RunArgs, TokenizerCommand, TrainArgs,
+    BackendName, Cli, Command, GlobalArgs, RefineArgs, RunArgs, TokenizerCommand,
+    TokenizerTrainArgs, TrainArgs,
 };
 use clap::builder::ValueParser;
 use clap::error::ErrorKind;
@@ -15,7 +16,7 @@ const OWN: [&str; 1] = ["threads"];
 
 /// A number that may be none, and not less; what else it may be is the configuration's to say.
 fn whole<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "expected a whole number, 0 or more".to_owned())
+    text.parse().map_err(|_| "expected a whole number, 0 or more, that 64 bits hold".to_owned())
 }
 
 /// A command whose flags take a negative number for a value, which is one that their own parsers refuse, and not for
@@ -57,9 +58,7 @@ impl Cli {
             Command::Train(args) => check_train(args, &self.global),
             Command::Refine(args) => check_refine(args, &self.global),
             Command::Tokenizer(args) => match &args.command {
-                TokenizerCommand::Train(args) => {
-                    check_run("tokenizer train", &args.run, &[], &self.global)
-                }
+                TokenizerCommand::Train(args) => check_tokenizer_train(args, &self.global),
                 _ => Ok(()),
             },
             _ => Ok(()),
@@ -79,7 +78,11 @@ pub(crate) fn computing(global: &GlobalArgs) -> String {
         other => format!(" --backend {other}"),
     };
     let dtype = global.dtype.map_or(String::new(), |dtype| format!(" --dtype {dtype}"));
-    backend + &dtype
+    let device = match global.device {
+        0 => String::new(),
+        other => format!(" --device {other}"),
+    };
+    backend + &dtype + &device
 }
 
 /// A path as it is typed: in quotes where a shell would take it apart.
@@ -111,6 +114,14 @@ pub(crate) fn check_train(args: &TrainArgs, global: &GlobalArgs) -> Result<(), S
             ))
         }
     }
+}
+
+/// As [`check_train`], of `sar tokenizer train`.
+pub(crate) fn check_tokenizer_train(
+    args: &TokenizerTrainArgs,
+    global: &GlobalArgs,
+) -> Result<(), String> {
+    check_run("tokenizer train", &args.run, &[], global)
 }
 
 /// As [`check_train`], of `sar refine`.

@@ -3,7 +3,7 @@
 use crate::cli::{GlobalArgs, computing, differences, in_shell};
 use crate::config::{Config, GeneratorSection};
 use crate::data::DataConfig;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The command that trains a tokenizer on the images of a section.
 pub(super) fn tokenizer_train(data: &DataConfig) -> String {
@@ -23,9 +23,15 @@ pub(super) fn train(config: &Config, tokenizer: &Path, global: &GlobalArgs) -> S
         source(&config.data),
         settings(&config.data),
         in_shell(tokenizer),
-        in_shell(&tokenizer.with_file_name("base")),
+        in_shell(&base(tokenizer)),
         computing(global)
     )
+}
+
+/// A folder for a generator, beside its tokenizer's.
+fn base(tokenizer: &Path) -> PathBuf {
+    let beside = tokenizer.with_file_name("base");
+    if beside == tokenizer { tokenizer.with_file_name("generator") } else { beside }
 }
 
 /// What --data calls the images of a section.
@@ -69,6 +75,8 @@ mod tests {
         let of = |config: &Config| train(config, Path::new("runs/tok"), &GlobalArgs::default());
         let plain = "sar train --data builtin:glyphs10 --tokenizer runs/tok --out runs/base";
         assert_eq!(of(&config), plain);
+        let same = train(&config, Path::new("runs/base"), &GlobalArgs::default());
+        assert!(same.ends_with("--out runs/generator"), "{same}");
         config.data.limit = Some(3);
         assert!(of(&config).contains("glyphs10 --set data.limit=3 --tokenizer"));
     }

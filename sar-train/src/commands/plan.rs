@@ -55,9 +55,10 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     if global.backend == BackendName::Cpu {
         plan.memory = plan.memory.saved_from_here(&config);
     }
-    // One whose scales add up is read, and not trained.
-    if config.tokenizer.residual == 0 {
-        let side = config.data.image_side;
+    // One whose scales add up is read, and not trained; images that it does not divide are refused before.
+    let side = config.data.image_side;
+    let factor = Tokenizer::new(&config.tokenizer)?.downsample_factor();
+    if config.tokenizer.residual == 0 && side >= factor && side.is_multiple_of(factor) {
         plan.tokenizer_training = Some(tokenizer_training(&config, side, global)?);
     }
     if args.json {
@@ -218,7 +219,7 @@ fn table(config: &Config, plan: &Plan) -> String {
     let training = plan.tokenizer_training.map(|bytes| {
         let (batch, side) = (config.tokenizer_train.batch, config.data.image_side);
         let about = memory::text(bytes);
-        ("its training", format!("about {about} before that, batch {batch} of {side} px"))
+        ("before it", format!("about {about} to train the tokenizer, batch {batch} of {side} px"))
     });
     let rows = rows.chain(training.as_ref());
     rows.map(|(what, value)| format!("{what:<14} {value}\n")).collect()

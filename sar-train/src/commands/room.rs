@@ -2,7 +2,7 @@
 
 use super::output;
 use crate::cli::{BackendName, Dtype, GlobalArgs};
-use crate::config::{Config, GeneratorSection};
+use crate::config::{Config, GeneratorSection, TokenizerTrainConfig};
 use crate::model::generator::{GeneratorShape, parameters};
 use crate::model::tokenizer::Tokenizer;
 use crate::run::memory;
@@ -71,41 +71,55 @@ fn fits(needed: u64, less: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes that training a tokenizer on images of `side` pixels takes, by a step of it of which nothing is computed.
+/// Bytes that training a tokenizer on images of `side` pixels takes, by the memory of small batches: each image of a
+/// larger one takes as much again.
 ///
 /// # Errors
-/// A tokenizer that there is not, or that is not trained here.
+/// A tokenizer that there is not, or that is not trained here; sides that it does not divide.
 pub(crate) fn tokenizer_training(
     config: &Config,
     side: usize,
     global: &GlobalArgs,
 ) -> anyhow::Result<u64> {
-    /// Bytes of buffers, and of the inside of ops in a step on so many images.
-    fn of<S: Storage>(config: &Config, side: usize, images: usize) -> anyhow::Result<[usize; 2]> {
-        let tokenizer = Tokenizer::new(&config.tokenizer)?;
-        let backend = CudaBackend::<S, Dry>::new(Dry::default())?;
-        rehearse_tokenizer(&backend, &tokenizer, &config.tokenizer_train, side, images)?;
-        let (peak, scratch) = (backend.device().peak_bytes(), backend.scratch_bytes());
-        Ok([peak - scratch, scratch])
-    }
-    // The processor's ops have no memory of their own: there a step would show nothing.
-    let images = match global.backend {
-        BackendName::Cpu => 0,
-        BackendName::Cuda => config.tokenizer_train.batch.min((PIXELS / side.pow(2).max(1)).max(1)),
+    let held = |batch| match global.dtype() {
+        Dtype::F32 => counted::<f32>(config, side, batch, 0),
+        Dtype::Bf16 => counted::<bf16>(config, side, batch, 0),
     };
-    let [buffers, scratch] = match global.dtype() {
-        Dtype::F32 => of::<f32>(config, side, images)?,
-        Dtype::Bf16 => of::<bf16>(config, side, images)?,
-    };
-    let parameters = Tokenizer::new(&config.tokenizer)?.layout().len();
+    let ([one, _], [two, _]) = (held(1)?, held(2)?);
+    let others = config.tokenizer_train.batch.saturating_sub(1) as u64;
+    let buffers = one.saturating_add((two - one).saturating_mul(others));
+    let parameters = Tokenizer::new(&config.tokenizer)?.layout().len() as u64;
     Ok(match global.backend {
         // Weights and moments are copied while a checkpoint is written.
-        BackendName::Cpu => (buffers + 3 * 4 * parameters) as u64,
-        BackendName::Cuda => (buffers + scratch + Driver::PRODUCT_SPACE) as u64,
+        BackendName::Cpu => buffers.saturating_add(3 * 4 * parameters),
+        BackendName::Cuda => {
+            // Convolutions take parts of a batch, each as much as the next: a step of some images shows it.
+            let images = config.tokenizer_train.batch.min((PIXELS / side.pow(2).max(1)).max(1));
+            let [_, scratch] = match global.dtype() {
+                Dtype::F32 => counted::<f32>(config, side, images, images)?,
+                Dtype::Bf16 => counted::<bf16>(config, side, images, images)?,
+            };
+            buffers.saturating_add(scratch + Driver::PRODUCT_SPACE as u64)
+        }
     })
 }
 
-/// Pixels of a step that is only counted, at most: convolutions take parts of a batch, each as much as the next.
+/// Bytes of a tokenizer's buffers in training, and of the inside of ops in a step on so many images.
+fn counted<S: Storage>(
+    config: &Config,
+    side: usize,
+    batch: usize,
+    images: usize,
+) -> anyhow::Result<[u64; 2]> {
+    let tokenizer = Tokenizer::new(&config.tokenizer)?;
+    let settings = TokenizerTrainConfig { batch, ..config.tokenizer_train.clone() };
+    let backend = CudaBackend::<S, Dry>::new(Dry::default())?;
+    rehearse_tokenizer(&backend, &tokenizer, &settings, side, images)?;
+    let (peak, scratch) = (backend.device().peak_bytes(), backend.scratch_bytes());
+    Ok([peak - scratch, scratch].map(|bytes| bytes as u64))
+}
+
+/// Pixels of a step that is only counted, at most.
 const PIXELS: usize = 1 << 24;
 
 /// How far an estimate may lie over what there is before it is believed: `sar plan` is held to a tenth.

@@ -135,9 +135,10 @@ pub struct TrainConfig {
     pub log_every: u64,
     /// Steps between sample grids; 0 is never. Default 1000.
     pub sample_every: u64,
-    /// Steps between checkpoints; 0 is only at the end. Default 1000.
+    /// Steps between checkpoints; 0 is none by steps. There is one at the end. Default 1000.
     pub save_every: u64,
-    /// Minutes between checkpoints, at most, whatever `save_every` is: what a crash costs; 0 is no limit. Default 10.
+    /// Minutes between checkpoints, at most, whatever `save_every` is: what a crash costs; 0 is no limit. They count
+    /// among those that `keep` keeps. Default 10.
     pub save_minutes: f64,
     /// Steps between evaluations on held-out images; 0 is only at the end. Default 500.
     pub eval_every: u64,

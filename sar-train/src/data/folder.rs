@@ -37,7 +37,7 @@ pub(super) fn is_litter(name: &OsStr) -> bool {
 /// Lists a folder. Hidden names (leading dot) and what systems leave are passed over; every other file counts
 /// as an image. Folders of runs and of samples are no part of the data.
 pub(super) fn list(root: &Path, config: &DataConfig) -> Result<Listing, DataError> {
-    let DataConfig { unlabelled, skip_bad_images: skip, .. } = *config;
+    let unlabelled = config.unlabelled;
     let (folders, files) = entries(root)?;
     // A class may be called `train`: it is a part of the data only if it holds folders itself.
     let part = |names: &[&str]| -> Result<Option<&PathBuf>, DataError> {
@@ -61,14 +61,14 @@ pub(super) fn list(root: &Path, config: &DataConfig) -> Result<Listing, DataErro
         if let (false, Some(train), Some(_)) = (unlabelled, called(&TRAIN), called(&VALIDATION)) {
             return Err(DataError::NoClasses { path: train.clone(), missing: NO_FOLDERS });
         }
-        let labelled = labelled(root, unlabelled, skip)?;
+        let labelled = labelled(root, config)?;
         return Ok(listing(root, unlabelled, labelled, None));
     };
-    let mut training = labelled(train, unlabelled, skip)?;
+    let mut training = labelled(train, config)?;
     let named = part(&VALIDATION)?;
     let validation = match named {
         Some(folder) => {
-            let mut named = labelled(folder, unlabelled, skip)?;
+            let mut named = labelled(folder, config)?;
             training.loose.append(&mut named.loose);
             training.empty.append(&mut named.empty);
             Some(relabel(folder, named, &training.classes)?)
@@ -104,36 +104,40 @@ struct Labelled {
 
 /// The classes of one folder and their files, both in the order of their names.
 ///
-/// `skip` leaves out class folders without images, unless they are all there are.
-fn labelled(root: &Path, unlabelled: bool, skip: bool) -> Result<Labelled, DataError> {
-    let mut files = Vec::new();
-    if unlabelled {
-        walk(root, 0, 0, &mut files)?;
+/// Under `skip_bad_images` class folders without images are left out, unless they are all there are.
+fn labelled(root: &Path, config: &DataConfig) -> Result<Labelled, DataError> {
+    let mut found = Walk::default();
+    if config.unlabelled {
+        found.walk(root, 0, 0)?;
+        let Walk { files, samples, .. } = found;
         if files.is_empty() {
-            return Err(DataError::Empty { path: root.to_path_buf(), hint: "" });
+            let hint = if samples.is_empty() { "" } else { SAMPLES_ALONE };
+            return Err(DataError::Empty { path: root.to_path_buf(), hint });
         }
         let classes = vec!["images".into()];
-        return Ok(Labelled { classes, files, loose: Vec::new(), empty: Vec::new() });
+        return Ok(Labelled { classes, files, loose: samples, empty: Vec::new() });
     }
-    let (folders, mut loose) = entries(root)?;
+    let (mut folders, mut loose) = entries(root)?;
+    folders.retain(|folder| !found.passes(folder));
     if folders.is_empty() {
         let path = root.to_path_buf();
         return Err(match loose.is_empty() {
-            true => DataError::Empty { path, hint: missing_folders(root) },
+            true if !found.samples.is_empty() => DataError::Empty { path, hint: PASSED_OVER },
+            true => DataError::Empty { path, hint: " in one folder per class" },
             false => DataError::NoClasses { path, missing: NO_FOLDERS },
         });
     }
     let mut classes = Vec::with_capacity(folders.len());
     let mut empty = Vec::new();
     for folder in folders {
-        let before = files.len();
-        walk(&folder, classes.len() as u32, 0, &mut files)?;
-        match files.len() == before {
+        let before = found.files.len();
+        found.walk(&folder, classes.len() as u32, 0)?;
+        match found.files.len() == before {
             true => empty.push(folder),
             false => classes.push(name(&folder)),
         }
     }
-    if !empty.is_empty() && (!skip || classes.is_empty()) {
+    if !empty.is_empty() && (!config.skip_bad_images || classes.is_empty()) {
         let names: Vec<String> = empty.iter().map(|folder| name(folder)).collect();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let (count, named) = (names.len(), some_of(&names));
@@ -141,20 +145,16 @@ fn labelled(root: &Path, unlabelled: bool, skip: bool) -> Result<Labelled, DataE
     }
     // Notes and lists of names may lie there; an image was meant to be used.
     loose.retain(|path| may_be_data(path));
-    Ok(Labelled { classes, files, loose, empty })
+    loose.extend(found.samples);
+    Ok(Labelled { classes, files: found.files, loose, empty })
 }
 
-/// What a folder without class folders lacks.
-fn missing_folders(root: &Path) -> &'static str {
-    let mut inside = std::fs::read_dir(root).into_iter().flatten().flatten();
-    match inside.any(|entry| is_samples(&entry.path())) {
-        true => {
-            " in one folder per class; folders that `sar sample` wrote are passed over, which their samples.json makes \
-             them: remove it from those that are to be trained on"
-        }
-        false => " in one folder per class",
-    }
-}
+/// What is said where nothing is left beside samples, of images without classes.
+const SAMPLES_ALONE: &str = "; folders that `sar sample` wrote, which have a samples.json, are passed over here: name one of \
+                             them to measure it";
+/// As [`SAMPLES_ALONE`], of classes.
+const PASSED_OVER: &str = " in one folder per class; folders that `sar sample` wrote are passed over, which their \
+                           samples.json makes them: remove it from those that are to be trained on";
 
 /// Whether a file is called as an image is, of whatever format.
 pub(super) fn is_image(path: &Path) -> bool {
@@ -183,19 +183,36 @@ fn relabel(
     Ok(files.map(|(file, label)| (file, labels[label as usize])).collect())
 }
 
-fn walk(
-    folder: &Path,
-    label: u32,
-    depth: usize,
-    files: &mut Vec<(ImageFile, u32)>,
-) -> Result<(), DataError> {
-    if depth > MAX_DEPTH {
-        let reason = format!("nested more than {MAX_DEPTH} deep; is there a link to a parent?");
-        return Err(DataError::Io { path: folder.to_path_buf(), action: "read", reason });
+/// What is found in a folder and the folders in it.
+#[derive(Default)]
+struct Walk {
+    files: Vec<(ImageFile, u32)>,
+    /// Folders of samples that were passed over.
+    samples: Vec<PathBuf>,
+}
+
+impl Walk {
+    /// Whether a folder is one of samples, made beside the images: a model would learn its own.
+    fn passes(&mut self, folder: &Path) -> bool {
+        let passes = is_samples(folder);
+        self.samples.extend(passes.then(|| folder.to_path_buf()));
+        passes
     }
-    let (folders, found) = entries(folder)?;
-    files.extend(found.into_iter().map(|path| (path.into(), label)));
-    folders.iter().try_for_each(|f| walk(f, label, depth + 1, files))
+
+    fn walk(&mut self, folder: &Path, label: u32, depth: usize) -> Result<(), DataError> {
+        if depth > MAX_DEPTH {
+            let reason = format!("nested more than {MAX_DEPTH} deep; is there a link to a parent?");
+            return Err(DataError::Io { path: folder.to_path_buf(), action: "read", reason });
+        }
+        let (folders, found) = entries(folder)?;
+        self.files.extend(found.into_iter().map(|path| (path.into(), label)));
+        for inside in folders {
+            if !self.passes(&inside) {
+                self.walk(&inside, label, depth + 1)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whether there is a file in a folder, at any depth, that is called as an image is.
@@ -228,8 +245,8 @@ pub(super) fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Dat
         // Only links need a second look at the disk, which counts with a million images.
         let kind = entry.file_type().map_err(fail)?;
         if kind.is_dir() || (kind.is_symlink() && path.is_dir()) {
-            // Made beside the images, a run is none of them, and neither are samples: a model would learn its own.
-            if !is_run(&path) && !is_samples(&path) {
+            // Trained beside its images, a run is none of them.
+            if !is_run(&path) {
                 folders.push(path)
             }
         } else {

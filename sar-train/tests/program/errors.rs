@@ -191,7 +191,7 @@ fn a_want_of_memory_says_what_to_lower() {
     says(&said, &["training takes about", "TiB", "tokenizer_train.batch", "data.image_side"]);
     assert!(!folder.path().join("tok").exists());
     let planned = prints(&[&["plan"][..], &large].concat(), folder.path());
-    says(&planned, &["its training", "batch 16000000 of 32 px"]);
+    says(&planned, &["to train the tokenizer, batch 16000000 of 32 px"]);
     prints(&[&["--backend", "cuda", "plan"][..], &large].concat(), folder.path());
 }
 

@@ -109,6 +109,10 @@ impl Functions {
         // SAFETY: machine code as NVRTC made it; the driver checks its header.
         let module = match unsafe { result::module::load_data(cubin.as_ptr().cast()) } {
             Ok(module) => module,
+            // A GPU that is full says nothing of the code.
+            Err(full) if full.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                return Err(failed("cuModuleLoadData")(full));
+            }
             Err(refused) => {
                 let nvrtc = crate::Nvrtc::load().map_err(|compiler| {
                     let reason = failed("is refused by cuModuleLoadData")(refused).to_string();

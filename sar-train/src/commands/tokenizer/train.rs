@@ -3,7 +3,7 @@
 use super::{check_side, held_out};
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
-use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs};
+use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs, check_tokenizer_train};
 use crate::commands::generator_run::few_held_out;
 use crate::commands::models::open_tokenizer;
 use crate::commands::resuming::{
@@ -56,10 +56,11 @@ pub(super) fn run<B: Compute>(
     args: &TokenizerTrainArgs,
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
+    check_tokenizer_train(args, global).map_err(anyhow::Error::msg)?;
     let fresh = !args.run.goes_on()?;
     let Begun { folder, config, data, start } = match fresh {
         true => Begun::new(backend, args, global)?,
-        false => Begun::again(args)?,
+        false => Begun::again(args, global)?,
     };
     let trained = || -> anyhow::Result<()> {
         compare_computing(&folder, &global.computed())?;
@@ -106,7 +107,7 @@ struct Begun {
 
 impl Begun {
     /// One that goes on.
-    fn again(args: &TokenizerTrainArgs) -> anyhow::Result<Self> {
+    fn again(args: &TokenizerTrainArgs, global: &GlobalArgs) -> anyhow::Result<Self> {
         let (folder, had) = RunFolder::open_for_resume(&args.run.out)?;
         let config = args.run.continued(&had, &FREE, |_, _| ())?;
         anyhow::ensure!(
@@ -122,6 +123,7 @@ impl Begun {
         let data = run_data(&config, Some(folder.path()))?;
         let (now, before) = (config.tokenizer_train.steps, had.tokenizer_train.steps);
         longer(&folder, "tokenizer_train.steps", now, before)?;
+        tokenizer_fits(&config, data.train.side(), global)?;
         if config != had {
             folder.reconfigure(&config)?;
         }

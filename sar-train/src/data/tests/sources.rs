@@ -59,6 +59,11 @@ fn samples_among_images_are_none_of_them() {
     let data = open(&at(dir.path())).unwrap();
     assert_eq!(data.classes, ["cat", "dog"]);
     assert_eq!(data.train.len() + data.validation.len(), 4);
+    // Passed over aloud.
+    assert!(data.summary.contains("not used: 2 (drawn/, cat/drawn/)"), "{}", data.summary);
+    let data = open(&DataConfig { unlabelled: true, ..at(dir.path()) }).unwrap();
+    assert_eq!(data.train.len() + data.validation.len(), 4);
+    assert!(data.summary.contains("not used: 2 "), "{}", data.summary);
 }
 
 #[test]
