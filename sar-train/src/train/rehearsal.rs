@@ -102,6 +102,8 @@ fn encode<B: Backend>(
     batch: usize,
     side: usize,
 ) -> Result<EncoderMemory<B>, TrainError> {
+    // As its memory is: what is no whole number of latents is refused where there are images.
+    let side = side.next_multiple_of(of.tokenizer.downsample_factor());
     let encode = || -> Result<EncoderMemory<B>, B::Error> {
         let mut memory = of.tokenizer.encoder_memory(backend, batch, (side, side))?;
         let images = batch.min(memory.at_a_time());

@@ -193,6 +193,11 @@ fn a_want_of_memory_says_what_to_lower() {
     let planned = prints(&[&["plan"][..], &large].concat(), folder.path());
     says(&planned, &["to train the tokenizer, batch 16000000 of 32 px"]);
     prints(&[&["--backend", "cuda", "plan"][..], &large].concat(), folder.path());
+    // Images that the tokenizer does not divide have a plan on either backend, and no tokenizer that is trained on them.
+    for backend in ["cpu", "cuda"] {
+        let odd = ["--backend", backend, "plan", "--set", "data.image_side=34"];
+        assert!(!prints(&odd, folder.path()).contains("to train the tokenizer"));
+    }
 }
 
 #[test]
