@@ -209,6 +209,7 @@ REGISTER_KERNEL(group_norm_params)
 
 // dx = (weight*d - mean(weight*d) - x^*mean(weight*d*x^))/sigma, with d the affine output's gradient and
 // x^ the normalised x; added to what dx holds where asked for. Reads x and dy once more, writes dx.
+// Divided by sigma last: where values hardly differ the terms cancel, and 1/sigma is large.
 KERNEL void __launch_bounds__(256) group_norm_dx(act* __restrict__ dx, const act* __restrict__ dy,
                                                  const act* __restrict__ x, const float* __restrict__ stats,
                                                  const float* __restrict__ weight, const float* __restrict__ bias,
@@ -218,12 +219,12 @@ KERNEL void __launch_bounds__(256) group_norm_dx(act* __restrict__ dx, const act
   if (i >= steps) return;
   u64 at = i * step, plane = at / area, group = plane / width;
   u32 channel = (u32)(plane % channels);
-  float mean = stats[2 * group], inverse = stats[2 * group + 1], scale = weight[channel] * inverse;
-  float shift = bias[channel], of_mean = inverse * means[2 * group];
-  float of_product = inverse * inverse * means[2 * group + 1];
+  float mean = stats[2 * group], inverse = stats[2 * group + 1];
+  float of_weight = weight[channel], scale = of_weight * inverse, shift = bias[channel];
+  float of_mean = means[2 * group], of_product = inverse * means[2 * group + 1];
   if (step == 1) {
     float value = to_float(x[at]), d = before_silu(to_float(dy[at]), value, mean, scale, shift, silu);
-    float out = scale * d - of_mean - (value - mean) * of_product;
+    float out = inverse * (of_weight * d - of_mean - (value - mean) * of_product);
     dx[at] = from_float<act>(accumulate ? to_float(dx[at]) + out : out);
     return;
   }
@@ -236,7 +237,7 @@ KERNEL void __launch_bounds__(256) group_norm_dx(act* __restrict__ dx, const act
 #pragma unroll
   for (int j = 0; j < PACK; j++) {
     float d = before_silu(grads[j], values[j], mean, scale, shift, silu);
-    out[j] += scale * d - of_mean - (values[j] - mean) * of_product;
+    out[j] += inverse * (of_weight * d - of_mean - (values[j] - mean) * of_product);
   }
   store_floats(dx + at, out);
 }
