@@ -3,8 +3,8 @@
 #include "reduce.cuh"
 #include "pack.cuh"
 
-// y[b, outputs, area] = bias[outputs], to which the product is added: the product then reads y in its
-// epilogue, and no pass over y comes after it. `step` is PACK or, where area is no multiple, 1.
+// y[b, outputs, area] += bias[outputs]. Reads and writes y. `step` is PACK or, where area is no
+// multiple, 1.
 KERNEL void __launch_bounds__(256) conv_bias(act* __restrict__ y, const float* __restrict__ bias, u64 steps,
                                              u32 outputs, u32 area, int step) {
   u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
@@ -12,12 +12,13 @@ KERNEL void __launch_bounds__(256) conv_bias(act* __restrict__ y, const float* _
   u64 at = i * step;
   float value = bias[(u32)(at / area % outputs)];
   if (step == 1) {
-    y[at] = from_float<act>(value);
+    y[at] = from_float<act>(to_float(y[at]) + value);
     return;
   }
   float values[PACK];
+  load_floats(values, y + at);
 #pragma unroll
-  for (int j = 0; j < PACK; j++) values[j] = value;
+  for (int j = 0; j < PACK; j++) values[j] += value;
   store_floats(y + at, values);
 }
 REGISTER_KERNEL(conv_bias)

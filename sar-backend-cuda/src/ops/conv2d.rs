@@ -150,15 +150,25 @@ impl Plan {
         if self.d.batch * self.y_image() == 0 {
             return Ok(());
         }
-        self.fill_bias(gpu, bias, y)?;
-        if self.taps == 0 {
-            return Ok(());
-        }
         let whole = Part { image: 0, images: self.d.batch, row: 0, rows: self.out_height };
-        if self.pointwise() {
-            let columns = self.columns(x, whole);
-            return self.add_product(gpu, whole, columns, weight, y);
+        if self.taps == 0 {
+            // SAFETY: y was checked at the door for these dimensions.
+            unsafe { gpu.device().zero(y.raw(), self.d.batch * self.y_image() * size_of::<S>())? };
+        } else if self.pointwise() {
+            self.product(gpu, whole, self.columns(x, whole), weight, y)?;
+        } else {
+            self.products_of_parts(gpu, x, weight, y)?;
         }
+        self.add_bias(gpu, bias, y)
+    }
+
+    fn products_of_parts<S: Storage, D: Device>(
+        self,
+        gpu: &CudaBackend<S, D>,
+        x: Address<S>,
+        weight: Address<S>,
+        y: Address<S>,
+    ) -> Result<(), CudaError> {
         let fitting = self.fitting::<S>(self.taps);
         let (images, rows) = fitting;
         let len = images * self.taps * rows * self.out_width;
@@ -166,12 +176,14 @@ impl Plan {
         for part in self.parts(fitting) {
             let columns = self.columns(at, part);
             self.im2col(gpu, part, x, columns)?;
-            self.add_product(gpu, part, columns, weight, y)?;
+            self.product(gpu, part, columns, weight, y)?;
         }
         Ok(())
     }
 
-    fn fill_bias<S: Storage, D: Device>(
+    /// A pass of its own: an epilogue adds a bias along rows, and here it goes with a row. The product does not start
+    /// from it either, since cuBLASLt's kernels for Hopper round a bf16 product before they add to it.
+    fn add_bias<S: Storage, D: Device>(
         self,
         gpu: &CudaBackend<S, D>,
         bias: Address<f32>,
@@ -189,8 +201,8 @@ impl Plan {
         }
     }
 
-    /// `y += W·columns` for a part.
-    fn add_product<S: Storage, D: Device>(
+    /// `y = W·columns` for a part.
+    fn product<S: Storage, D: Device>(
         self,
         gpu: &CudaBackend<S, D>,
         part: Part,
@@ -205,7 +217,7 @@ impl Plan {
             a: self.weights(weight),
             b: columns.matrix(),
             out: self.outputs(y, part),
-            accumulate: true,
+            accumulate: false,
             bias: None,
             batch: part.images,
             sample: Sample::Product,
