@@ -83,8 +83,9 @@ scenario! {
 }
 
 scenario! {
-    /// Of few rows the fake offers sums of another order first, then the layer's own in smaller tiles.
-    fn few_rows_take_the_first_algorithm_that_gives_the_layers_bits(fake) on []; {
+    /// Of few rows the fake offers sums of another order first, then the layer's own in other tiles: slower ones, and
+    /// last those that take half of the time of the layer's.
+    fn few_rows_take_the_fastest_algorithm_that_gives_the_layers_bits(fake) on []; {
         on_driver(fake, |driver| {
             let (n, k) = (8, 40);
             for (data, out) in TYPES {
@@ -99,6 +100,13 @@ scenario! {
                     // SAFETY: all matrices are held, and out is none of the others.
                     unsafe { driver.gemm(&gemm).unwrap() };
                     assert_eq!(driver.products_tried() - before, own, "{m} rows of {data:?}");
+                    // The fake's time is in works, and as many milliseconds: one, of the fastest.
+                    driver.begin_profile().unwrap();
+                    // SAFETY: as above.
+                    unsafe { driver.gemm(&gemm).unwrap() };
+                    let tallies = driver.end_profile().unwrap();
+                    let seconds: Vec<f64> = tallies.iter().map(|tally| tally.seconds).collect();
+                    assert_eq!(seconds, [1e-3], "{m} rows of {data:?}");
                     let expected = |i: usize, j: usize| {
                         let term = |l| a.values[i * k + l] * b.values[j * k + l];
                         rounded(out, (0..k).map(term).sum::<f32>() + bias.values[j])

@@ -2,6 +2,7 @@
 
 mod descriptors;
 mod errors;
+mod events;
 mod functions;
 mod plans;
 mod pool;

@@ -1,4 +1,5 @@
-//! Whether two algorithms give the same bits: tried, on numbers that show every difference of order.
+//! Whether two algorithms give the same bits: tried, on numbers that show every difference of order. And which
+//! is the faster.
 //!
 //! A layer's algorithm is chosen for the rows of a training step. Its tiles leave most of a GPU idle
 //! where a sampled image has a few rows; another algorithm may be taken there if its sums are the same.
@@ -7,6 +8,7 @@
 //! a trial are such that every exact sum is zero: what comes out is rounding alone.
 
 use super::descriptors::Shape;
+use super::events::{Clock, Event};
 use super::{failed, failed_unless_full};
 use crate::error::CudaError;
 use crate::gemm::DataType;
@@ -23,6 +25,9 @@ const BIAS: f32 = 1.0 / (1 << 20) as f32;
 /// Halvings that the magnitudes of numbers go over: products of bf16 numbers, of 16 bits each, must not all
 /// add up without rounding in the 24 bits of an f32 sum, however few they are.
 const EXPONENTS: u32 = 16;
+
+/// Runs of which the fastest counts: a few microseconds each, which other work of the GPU may disturb.
+const RUNS: usize = 5;
 
 /// Operands of a trial on the device, freed when dropped.
 pub(super) struct Noise {
@@ -174,6 +179,23 @@ pub(super) unsafe fn read(stream: CUstream, at: u64, shape: &Shape) -> Result<Ve
         return Ok(host);
     }
     Ok(host.chunks(leading * bytes).flat_map(|line| &line[..row * bytes]).copied().collect())
+}
+
+/// Seconds on the device that work takes at least.
+pub(super) fn seconds(
+    clock: &Clock,
+    stream: CUstream,
+    run: impl Fn() -> Result<(), CudaError>,
+) -> Result<f64, CudaError> {
+    let mut least = f64::INFINITY;
+    for _ in 0..RUNS {
+        let events = [Event::new()?, Event::new()?];
+        events[0].record(stream)?;
+        run()?;
+        events[1].record(stream)?;
+        least = least.min(clock.seconds(&events)?);
+    }
+    Ok(least)
 }
 
 #[cfg(test)]

@@ -69,6 +69,11 @@ Result check(const Operation& o) {
     return shapes ? OK : INVALID_VALUE;
 }
 
+uint64_t idle_works(const Operation& o, const Algorithm& algorithm) {
+    if (algorithm.tile == SLOW_TILE) return 3;
+    return algorithm.tile == LARGE_TILE && size_of(o).n < FEW_COLUMNS ? 1 : 0;
+}
+
 Result fits(const Operation& o, const Algorithm& algorithm) {
     if (algorithm.magic != ALGORITHM_MAGIC) return INVALID_VALUE;
     if (const Result result = check(o)) return result;
@@ -109,8 +114,9 @@ LT_API int cublasLtMatmulAlgoGetHeuristic(Handle*, Product* product, Layout* a, 
     offer(0, 1, OK, 1);
     if (split || size_of(o).k >= LONG_SUM) offer(0, 4, OK, 2);
     offer(few ? 1 : 0, 1, OK);
-    // Of few columns there is one whose tiles are smaller and whose sums are the same.
-    if (few) offer(0, 1, OK, 0, 1);
+    // Of few columns there are two of other tiles whose sums are the same: the slow one comes first.
+    if (few) offer(0, 1, OK, 0, SLOW_TILE);
+    if (few) offer(0, 1, OK, 0, SMALL_TILE);
     offer(few ? 0 : 1, 1, OK);
     return OK;
 }

@@ -56,11 +56,12 @@ struct Algorithm {
     int32_t split_k;    // parts of the sum, added by a reduction through memory
     uint32_t reduction; // 0 for none
     uint64_t workspace;
-    uint64_t tile; // changes no bit
+    uint64_t tile; // changes no bit, and the time
     uint64_t unused[3];
 };
 static_assert(sizeof(Algorithm) == 64, "as cublasLtMatmulAlgo_t");
 
+constexpr uint64_t LARGE_TILE = 0, SMALL_TILE = 1, SLOW_TILE = 2;
 constexpr uint64_t ALGORITHM_MAGIC = 0x5341525f414c474full;
 
 struct HeuristicResult {
@@ -82,6 +83,8 @@ Result check(const Operation& operation);
 // Whether an algorithm can do a product: strides and leading dimensions keep what it loads at once
 // aligned, where the first element is.
 Result fits(const Operation& operation, const Algorithm& algorithm);
+// Works that an algorithm takes besides its own, with nothing to do: those of time alone.
+uint64_t idle_works(const Operation& operation, const Algorithm& algorithm);
 
 struct Size {
     uint64_t m, n, k;
