@@ -7,8 +7,8 @@ use crate::simd::with_scratch;
 use crate::{Buffer, CpuBackend, CpuError, Element};
 use sar_math::backend::checks::{self, size};
 use sar_math::backend::{
-    AttentionDims, AttentionSlots, Branch, Linear, LinearDims, Modulation, ShapeError, TokenDims,
-    TransformerOps, Write,
+    AttentionDims, AttentionSlots, Branch, Linear, LinearDims, Modulation, ShapeError, Slot,
+    TokenDims, TransformerOps, Write,
 };
 
 /// Biases and log-scales of attention, checked.
@@ -43,6 +43,27 @@ fn branch_slices<'a, T: Element>(
     };
     let value = branch.value_blc.head(op, "branch (batch*tokens*width)", dims.len())?;
     Ok(Some(BranchSlices { value, gate: branch.gate, keep }))
+}
+
+/// The gradient of the bias of the layer whose output has a gradient of `columns`.
+fn bias_gradient<'a, T: Element>(
+    op: &'static str,
+    grads: &'a mut Buffer<T>,
+    bias: Option<Slot>,
+    columns: usize,
+) -> Result<Option<&'a mut [T]>, ShapeError> {
+    bias.map(|bias| grads.slot_mut(op, "bias gradient (columns)", bias, columns)).transpose()
+}
+
+impl<T: Element> CpuBackend<T> {
+    /// `dbias += Σ dy` over rows, of dy as it is stored: to the bits of [`TransformerOps::linear_backward_weight`].
+    fn add_rows(&self, dy: &mut [T], dbias: Option<&mut [T]>) {
+        let Some(dbias) = dbias else { return };
+        if let Some(stored) = self.stored {
+            dy.iter_mut().for_each(|value| *value = stored(*value));
+        }
+        linear::backward_bias(dy, dbias);
+    }
 }
 
 impl<T: Element> TransformerOps for CpuBackend<T> {
@@ -284,23 +305,39 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
 
     fn gelu_backward(
         &self,
-        len: usize,
+        rows: usize,
+        columns: usize,
         x: &Buffer<T>,
+        bias: Option<Slot>,
         dy_to_dx: &mut Buffer<T>,
+        grads: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "gelu_backward";
-        gelu::backward(x.head(OP, "x", len)?, dy_to_dx.head_mut(OP, "dy", len)?);
+        let len = size([rows, columns]);
+        let x = x.head(OP, "x (rows*columns)", len)?;
+        let dy = dy_to_dx.head_mut(OP, "dy (rows*columns)", len)?;
+        let dbias = bias_gradient(OP, grads, bias, columns)?;
+        gelu::backward(x, dy);
+        self.add_rows(dy, dbias);
         Ok(())
     }
 
     fn regelu_backward(
         &self,
-        len: usize,
+        rows: usize,
+        columns: usize,
+        bias: Option<Slot>,
         x_to_y: &mut Buffer<T>,
         dy_to_dx: &mut Buffer<T>,
+        grads: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "regelu_backward";
-        gelu::again_backward(x_to_y.head_mut(OP, "x", len)?, dy_to_dx.head_mut(OP, "dy", len)?);
+        let len = size([rows, columns]);
+        let x = x_to_y.head_mut(OP, "x (rows*columns)", len)?;
+        let dy = dy_to_dx.head_mut(OP, "dy (rows*columns)", len)?;
+        let dbias = bias_gradient(OP, grads, bias, columns)?;
+        gelu::again_backward(x, dy);
+        self.add_rows(dy, dbias);
         Ok(())
     }
 

@@ -1,15 +1,12 @@
 // Sums over the rows of a matrix: the gradient of a bias. Two stages, so that the order in which
 // numbers are added is fixed by the shape. x is read once; partial sums are a few percent of it.
 #include "prelude.cuh"
+#include "columns.cuh"
 #include "vector.cuh"
-
-// Warps of a block, which take rows in turn; lanes take columns.
-#define GROUPS 8
 
 // partials[chunk, columns]: each chunk of `chunk_rows` rows of x[rows, columns] summed, in f32.
 template <int STEP> DEV void sum_columns(float* __restrict__ partials, const act* __restrict__ x,
                                          u64 rows, int columns, int chunk_rows) {
-    // One element of padding, so that lanes that are neighbours in memory are not all in one bank.
     SMEM(float, shared, GROUPS* STEP * 33);
     const int lane = threadIdx.x & 31, group = threadIdx.x >> 5;
     const int begin = blockIdx.y * 32 * STEP, c = begin + lane * STEP;
@@ -25,15 +22,7 @@ template <int STEP> DEV void sum_columns(float* __restrict__ partials, const act
             for (int j = 0; j < STEP; j++) sum[j] += v[j];
         }
     }
-#pragma unroll
-    for (int j = 0; j < STEP; j++) shared[(group * STEP + j) * 33 + lane] = sum[j];
-    __syncthreads();
-    for (int i = threadIdx.x; i < 32 * STEP && begin + i < columns; i += blockDim.x) {
-        float total = 0.f;
-#pragma unroll
-        for (int g = 0; g < GROUPS; g++) total += shared[(g * STEP + i % STEP) * 33 + i / STEP];
-        partials[(u64)blockIdx.x * columns + begin + i] = total;
-    }
+    sum_groups(partials + (u64)blockIdx.x * columns + begin, columns - begin, sum, shared);
 }
 
 KERNEL void __launch_bounds__(256) column_sums(float* __restrict__ partials, const act* __restrict__ x,

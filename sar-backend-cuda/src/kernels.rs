@@ -68,6 +68,7 @@ headers!(
     "attend.cuh"
     "bicubic.cuh"
     "block.cuh"
+    "columns.cuh"
     "heads.cuh"
     "limits.cuh"
     "pack.cuh"

@@ -9,8 +9,8 @@ use crate::storage::Storage;
 use crate::{Buffer, CudaBackend, CudaError, Params};
 use sar_math::backend::checks::{self, size};
 use sar_math::backend::{
-    AttentionDims, AttentionSlots, Branch, Linear, LinearDims, Modulation, ShapeError, TokenDims,
-    TransformerOps, Write,
+    AttentionDims, AttentionSlots, Branch, Linear, LinearDims, Modulation, ShapeError, Slot,
+    TokenDims, TransformerOps, Write,
 };
 
 /// Biases and log-scales of attention, checked.
@@ -43,6 +43,16 @@ fn branch_at<S: Storage, D: Device>(
     };
     let value = branch.value_blc.head(op, "branch (batch*tokens*width)", dims.len())?;
     Ok(Some(BranchAt { value, gate: branch.gate, keep }))
+}
+
+/// The gradient of the bias of the layer whose output has a gradient of `columns`.
+fn bias_gradient<D: Device>(
+    op: &'static str,
+    grads: &mut Buffer<f32, D>,
+    bias: Option<Slot>,
+    columns: usize,
+) -> Result<Option<Address<f32>>, ShapeError> {
+    bias.map(|bias| grads.slot_mut(op, "bias gradient (columns)", bias, columns)).transpose()
 }
 
 impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
@@ -277,23 +287,36 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
 
     fn gelu_backward(
         &self,
-        len: usize,
+        rows: usize,
+        columns: usize,
         x: &Buffer<S, D>,
+        bias: Option<Slot>,
         dy_to_dx: &mut Buffer<S, D>,
+        grads: &mut Buffer<f32, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "gelu_backward";
-        gelu::backward(self, len, x.head(OP, "x", len)?, dy_to_dx.head_mut(OP, "dy", len)?)
+        let len = size([rows, columns]);
+        let x = x.head(OP, "x (rows*columns)", len)?;
+        let dy = dy_to_dx.head_mut(OP, "dy (rows*columns)", len)?;
+        let dbias = bias_gradient(OP, grads, bias, columns)?;
+        gelu::backward(self, rows, columns, x, dy, dbias)
     }
 
     fn regelu_backward(
         &self,
-        len: usize,
+        rows: usize,
+        columns: usize,
+        bias: Option<Slot>,
         x_to_y: &mut Buffer<S, D>,
         dy_to_dx: &mut Buffer<S, D>,
+        grads: &mut Buffer<f32, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "regelu_backward";
-        let x = x_to_y.head_mut(OP, "x", len)?;
-        gelu::again_backward(self, len, x, dy_to_dx.head_mut(OP, "dy", len)?)
+        let len = size([rows, columns]);
+        let x = x_to_y.head_mut(OP, "x (rows*columns)", len)?;
+        let dy = dy_to_dx.head_mut(OP, "dy (rows*columns)", len)?;
+        let dbias = bias_gradient(OP, grads, bias, columns)?;
+        gelu::again_backward(self, rows, columns, x, dy, dbias)
     }
 
     fn silu(&self, len: usize, x: &Buffer<S, D>, y: &mut Buffer<S, D>) -> Result<(), CudaError> {

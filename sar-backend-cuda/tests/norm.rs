@@ -121,32 +121,43 @@ fn norm_without_a_branch() {
     }
 }
 
-/// `gelu` or `silu` of a ramp of as many elements.
+/// `gelu` or `silu` of a ramp of so many rows and columns, and the gradient of a bias before `gelu`.
 struct Activation {
-    len: usize,
+    rows: usize,
+    columns: usize,
     gelu: bool,
 }
 
 impl Case for Activation {
     fn run<B: Backend>(&self, backend: &B) -> Result<Vec<Output>, B::Error> {
-        let len = self.len;
+        let (rows, columns) = (self.rows, self.columns);
+        let len = rows * columns;
+        // A column that is not the bias's on either side.
+        let (bias, all) = (Some(Slot { offset: 1, len: columns }), columns + 2);
+        let begun = noise(12, all);
+        let mut grads = accum(backend, &begun)?;
         let ramp: Vec<f64> = noise(6, len).into_iter().map(|value| 8.0 * value).collect();
         let x = activation(backend, &ramp)?;
         let mut y = backend.activation(len)?;
         let mut d = activation(backend, &noise(7, len))?;
         if self.gelu {
             backend.gelu(len, &x, &mut y)?;
-            backend.gelu_backward(len, &x, &mut d)?;
+            backend.gelu_backward(rows, columns, &x, bias, &mut d, &mut grads)?;
             let (mut x, mut again) = (x, activation(backend, &noise(7, len))?);
-            backend.regelu_backward(len, &mut x, &mut again)?;
+            let mut more = accum(backend, &begun)?;
+            backend.regelu_backward(rows, columns, bias, &mut x, &mut again, &mut more)?;
             let both = [read(backend, &x, len)?, read(backend, &again, len)?];
             assert!(both == [read(backend, &y, len)?, read(backend, &d, len)?], "once more");
+            let (grads, more) =
+                (read_accum(backend, &grads, all)?, read_accum(backend, &more, all)?);
+            assert!(grads == more, "bias gradient once more");
         } else {
             backend.silu(len, &x, &mut y)?;
             backend.silu_backward(len, &x, &mut d)?;
         }
         let (y, d) = (read(backend, &y, len)?, read(backend, &d, len)?);
-        Ok(vec![("y", Kind::Value, y), ("dx", Kind::Gradient, d)])
+        let grads = read_accum(backend, &grads, all)?;
+        Ok(vec![("y", Kind::Value, y), ("dx", Kind::Gradient, d), ("dbias", Kind::Wide, grads)])
     }
 }
 
@@ -154,8 +165,18 @@ impl Case for Activation {
 fn activations_of_all_lengths() {
     for gelu in [true, false] {
         for len in [1, 3, 4, 7, 8, 9, 2047, 2048, 2049, 100_003] {
-            compare(&Activation { len, gelu });
+            compare(&Activation { rows: 1, columns: len, gelu });
         }
+    }
+}
+
+#[test]
+fn bias_gradients_of_gelu_of_odd_shapes() {
+    // Whole vectors and none, rows that end a chunk and begin one, fewer rows than warps.
+    for (rows, columns) in
+        [(680, 1024), (128, 4096), (129, 257), (127, 264), (7, 97), (300, 8), (2049, 1)]
+    {
+        compare(&Activation { rows, columns, gelu: true });
     }
 }
 

@@ -113,8 +113,12 @@ impl TransformerOps for NarrowCpu {
             params: &Buf, slots: AttentionSlots, dqkv: &mut Buf, grads: &mut Buf,
         ) -> [dqkv];
         gelu(len: usize, x: &Buf, y: &mut Buf) -> [y];
-        gelu_backward(len: usize, x: &Buf, dy: &mut Buf) -> [dy];
-        regelu_backward(len: usize, x: &mut Buf, dy: &mut Buf) -> [x, dy];
+        gelu_backward(
+            rows: usize, columns: usize, x: &Buf, bias: Option<Slot>, dy: &mut Buf, grads: &mut Buf,
+        ) -> [dy];
+        regelu_backward(
+            rows: usize, columns: usize, bias: Option<Slot>, x: &mut Buf, dy: &mut Buf, grads: &mut Buf,
+        ) -> [x, dy];
         silu(len: usize, x: &Buf, y: &mut Buf) -> [y];
         silu_backward(len: usize, x: &Buf, dy: &mut Buf) -> [dy];
     }

@@ -15,11 +15,11 @@ const ADD_PARTIALS: Kernel = Kernel { file: "linear", name: "add_partials" };
 
 /// Rows that a block sums: enough for partial sums to be a few percent of the traffic, few enough for
 /// 43,520 rows of 1,024 columns to give ten blocks a multiprocessor.
-const ROWS: usize = 128;
-/// Lanes of a warp, which have neighbouring columns in both kernels.
-const LANES: usize = 32;
+pub(crate) const ROWS: usize = 128;
+/// Lanes of a warp, which have neighbouring columns in every kernel that sums rows.
+pub(crate) const LANES: usize = 32;
 /// Threads of a block that sums rows.
-const SUM_THREADS: usize = 256;
+pub(crate) const SUM_THREADS: usize = 256;
 /// Threads of a block that adds partial sums: few blocks, so many warps in each.
 const ADD_THREADS: usize = 512;
 
@@ -122,12 +122,24 @@ pub(crate) fn backward_bias<S: Storage, D: Device>(
         step if columns % step == 0 => (COLUMN_SUMS, step),
         _ => (COLUMN_SUMS_ANY, 1),
     };
-    let (rows, columns_arg) = (rows as u64, columns as i32);
     // SAFETY: parameters as declared; `partials` holds a row of sums for every chunk.
     unsafe {
-        let args: [&dyn KernelArg; 5] = [&partials, &dy, &rows, &columns_arg, &(ROWS as i32)];
+        let args: [&dyn KernelArg; 5] =
+            [&partials, &dy, &(rows as u64), &(columns as i32), &(ROWS as i32)];
         gpu.launch(kernel, [chunks, columns.div_ceil(LANES * step), 1], SUM_THREADS, 0, &args)?;
-        let args: [&dyn KernelArg; 4] = [&dbias, &partials, &(chunks as i32), &columns_arg];
-        gpu.launch(ADD_PARTIALS, [columns.div_ceil(LANES), 1, 1], ADD_THREADS, 0, &args)
     }
+    add_partials(gpu, chunks, columns, partials, dbias)
+}
+
+/// `dbias += Σ partials[chunks, columns]` over chunks.
+pub(crate) fn add_partials<S: Storage, D: Device>(
+    gpu: &CudaBackend<S, D>,
+    chunks: usize,
+    columns: usize,
+    partials: Address<f32>,
+    dbias: Address<f32>,
+) -> Result<(), CudaError> {
+    let args: [&dyn KernelArg; 4] = [&dbias, &partials, &(chunks as i32), &(columns as i32)];
+    // SAFETY: parameters as declared; both were checked or made for these dimensions.
+    unsafe { gpu.launch(ADD_PARTIALS, [columns.div_ceil(LANES), 1, 1], ADD_THREADS, 0, &args) }
 }

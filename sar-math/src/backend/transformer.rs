@@ -25,6 +25,15 @@ pub struct Linear {
     pub bias: Option<Slot>,
 }
 
+impl Linear {
+    /// The weight alone: for [`TransformerOps::linear_backward_weight`] where the op that wrote `dy` has added to the
+    /// bias gradient.
+    #[must_use]
+    pub const fn without_bias(self) -> Self {
+        Self { bias: None, ..self }
+    }
+}
+
 /// Dimensions of a token tensor `x[b, l, c]`.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenDims {
@@ -239,12 +248,18 @@ pub trait TransformerOps: Buffers {
         x: &Self::Activation,
         y: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
-    /// In place: `dy` becomes `dx = dy·gelu'(x)`.
+    /// In place: `dy[rows, columns]` becomes `dx = dy·gelu'(x)`.
+    ///
+    /// `bias[columns]`, where there is one, is that of the layer that made x: `dbias += Σ dx` over rows, so that
+    /// [`TransformerOps::linear_backward_weight`] need not read dx for it (see [`Linear::without_bias`]).
     fn gelu_backward(
         &self,
-        len: usize,
+        rows: usize,
+        columns: usize,
         x: &Self::Activation,
+        bias: Option<Slot>,
         dy_to_dx: &mut Self::Activation,
+        grads: &mut Self::Accum,
     ) -> Result<(), Self::Error>;
     /// [`TransformerOps::gelu`] once more and [`TransformerOps::gelu_backward`], both in place: `x` becomes
     /// `y`, `dy` becomes `dx`.
@@ -252,9 +267,12 @@ pub trait TransformerOps: Buffers {
     /// Lets a trainer that keeps x alone read it once.
     fn regelu_backward(
         &self,
-        len: usize,
+        rows: usize,
+        columns: usize,
+        bias: Option<Slot>,
         x_to_y: &mut Self::Activation,
         dy_to_dx: &mut Self::Activation,
+        grads: &mut Self::Accum,
     ) -> Result<(), Self::Error>;
 
     /// `y = x·σ(x)`.

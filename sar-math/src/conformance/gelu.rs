@@ -2,7 +2,7 @@
 
 use super::case::Case;
 use super::math::{sqrt, tanh};
-use super::pointwise::{self, Function};
+use super::pointwise::{self, Function, Made};
 use super::verdict::{Mismatch, Report};
 use crate::backend::TransformerOps;
 use alloc::vec::Vec;
@@ -18,13 +18,26 @@ fn slope(x: f64) -> f64 {
     0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * c * (1.0 + 3.0 * 0.044_715 * x * x)
 }
 
+fn regelu_backward<B: TransformerOps>(
+    backend: &B,
+    Made { rows, columns, bias }: Made,
+    x: &mut B::Activation,
+    dy: &mut B::Activation,
+    grads: &mut B::Accum,
+) -> Result<(), B::Error> {
+    backend.regelu_backward(rows, columns, bias, x, dy, grads)
+}
+
 fn function<B: TransformerOps>() -> Function<B> {
     Function {
         ops: &["gelu", "regelu_backward"],
         formula,
         forward: B::gelu,
-        backward: B::gelu_backward,
-        again: Some((B::regelu_backward, slope)),
+        backward: |backend, Made { rows, columns, bias }, x, dy, grads| {
+            backend.gelu_backward(rows, columns, x, bias, dy, grads)
+        },
+        again: Some((regelu_backward, slope)),
+        biased: true,
     }
 }
 

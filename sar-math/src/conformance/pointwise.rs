@@ -1,12 +1,27 @@
 //! What `gelu` and `silu` share: y = f(x), element by element, and a backward in place.
 
-use super::case::{Case, storable};
+use super::case::{Case, Numbers, storable};
 use super::full_size::repeatable;
-use super::rig::Rig;
+use super::rig::{Layout, Rig};
 use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
 use super::verdict::{Mismatch, Report};
-use crate::backend::{Buffers, TransformerOps};
+use crate::backend::{Buffers, Slot, TransformerOps};
+use alloc::vec;
 use alloc::vec::Vec;
+
+/// x as a matrix, and the bias of the layer that made it.
+#[derive(Clone, Copy)]
+pub(super) struct Made {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) bias: Option<Slot>,
+}
+
+impl Made {
+    pub(super) fn len(self) -> usize {
+        self.rows * self.columns
+    }
+}
 
 /// A method that reads one activation and writes another.
 pub(super) type Method<B> = fn(
@@ -16,12 +31,22 @@ pub(super) type Method<B> = fn(
     &mut <B as Buffers>::Activation,
 ) -> Result<(), <B as Buffers>::Error>;
 
-/// A method that changes both of its activations.
+/// A method that changes a gradient in place, and adds to that of a bias.
+pub(super) type Backward<B> = fn(
+    &B,
+    Made,
+    &<B as Buffers>::Activation,
+    &mut <B as Buffers>::Activation,
+    &mut <B as Buffers>::Accum,
+) -> Result<(), <B as Buffers>::Error>;
+
+/// As [`Backward`], which changes both of its activations.
 pub(super) type InPlace<B> = fn(
     &B,
-    usize,
+    Made,
     &mut <B as Buffers>::Activation,
     &mut <B as Buffers>::Activation,
+    &mut <B as Buffers>::Accum,
 ) -> Result<(), <B as Buffers>::Error>;
 
 /// A method that does both, and the formula of the slope.
@@ -32,15 +57,51 @@ pub(super) struct Function<B: TransformerOps> {
     pub(super) ops: &'static [&'static str],
     pub(super) formula: fn(f64) -> f64,
     pub(super) forward: Method<B>,
-    pub(super) backward: Method<B>,
+    pub(super) backward: Backward<B>,
     /// Forward and backward in place, x becoming y and dy dx.
     pub(super) again: Option<Again<B>>,
+    /// Whether its backward gives the gradient of a bias.
+    pub(super) biased: bool,
 }
+
+/// What the gradients of the second backward start from, which adds to them as the first does.
+const BEGUN: f64 = 0.5;
 
 struct Operands<'f, B: TransformerOps> {
     function: &'f Function<B>,
     x: Vec<f64>,
     dy: Vec<f64>,
+    made: Made,
+    /// The bias, of which nothing is left to add to x: zeros.
+    layout: Layout,
+}
+
+impl<'f, B: TransformerOps> Operands<'f, B> {
+    /// Columns that x fills, with a bias where the function has a use for one and `bias` says so.
+    fn draw(
+        n: &mut Numbers,
+        function: &'f Function<B>,
+        x: Vec<f64>,
+        columns: usize,
+        bias: bool,
+    ) -> Self {
+        let mut layout = Layout::default();
+        let zeros = vec![0.0; columns];
+        let bias = (bias && function.biased).then(|| layout.push(n, &zeros));
+        let made = Made { rows: x.len() / columns, columns, bias };
+        Self { function, dy: n.values(x.len()), x, made, layout }
+    }
+
+    /// The gradients that the second backward leaves.
+    fn begun(&self, slope: fn(f64) -> f64) -> Vec<f64> {
+        let mut grads = vec![BEGUN; self.layout.values.len()];
+        if let Some(bias) = self.made.bias {
+            for (i, (&x, dy)) in self.x.iter().zip(&self.dy).enumerate() {
+                grads[bias.offset + i % self.made.columns] += dy * slope(x);
+            }
+        }
+        grads
+    }
 }
 
 impl<B: TransformerOps> Subject<B> for Operands<'_, B> {
@@ -48,8 +109,8 @@ impl<B: TransformerOps> Subject<B> for Operands<'_, B> {
         self.function.ops
     }
 
-    fn run(&self, rig: &Rig<'_, B>, _start: &[f64]) -> Result<Outputs, B::Error> {
-        let len = self.x.len();
+    fn run(&self, rig: &Rig<'_, B>, start: &[f64]) -> Result<Outputs, B::Error> {
+        let (made, len) = (self.made, self.made.len());
         let mut out = Outputs::default();
         let x = rig.activation("x", &self.x)?;
         let mut y = rig.blank("y", len)?;
@@ -57,34 +118,52 @@ impl<B: TransformerOps> Subject<B> for Operands<'_, B> {
         out.push("y", rig.read("y", &y, len)?);
         let x = rig.activation("x of backward", &self.x)?;
         let mut dy = rig.activation("dy", &self.dy)?;
-        (self.function.backward)(rig.backend, len, &x, &mut dy)?;
+        let mut grads = rig.accum("grads", start)?;
+        (self.function.backward)(rig.backend, made, &x, &mut dy, &mut grads)?;
         out.push("x", rig.read("dy", &dy, len)?);
+        out.grads = rig.read_accum("grads", &grads, start.len())?;
         if let Some((again, _)) = self.function.again {
             let mut x = rig.activation("x of both", &self.x)?;
             let mut dy = rig.activation("dy of both", &self.dy)?;
-            again(rig.backend, len, &mut x, &mut dy)?;
+            let begun = vec![BEGUN; start.len()];
+            let mut grads = rig.accum("grads of both", &begun)?;
+            again(rig.backend, made, &mut x, &mut dy, &mut grads)?;
             out.push("y of both", rig.read("x of both", &x, len)?);
             out.push("dx of both", rig.read("dy of both", &dy, len)?);
+            let grads = rig.read_accum("grads of both", &grads, start.len())?;
+            out.push("grads of both", grads);
         }
         Ok(out)
     }
 
     fn values(&self) -> Vec<Expected> {
         let y: Vec<f64> = self.x.iter().map(|&x| (self.function.formula)(x)).collect();
-        let mut all = alloc::vec![Expected::near("y", y.clone())];
+        let mut all = vec![Expected::near("y", y.clone())];
         if let Some((_, slope)) = self.function.again {
             let dx = self.x.iter().zip(&self.dy).map(|(&x, dy)| dy * slope(x)).collect();
             all.extend([Expected::near("y of both", y), Expected::near("dx of both", dx)]);
+            all.push(Expected::near("grads of both", self.begun(slope)));
         }
         all
     }
 
     fn variables(&self) -> Vec<Variable> {
-        alloc::vec![Variable::activation("x", &self.x)]
+        let mut all = vec![Variable::activation("x", &self.x)];
+        if let Some(bias) = self.made.bias {
+            all.push(Variable::parameter("the bias", &self.layout, bias));
+        }
+        all
     }
 
+    /// Of x + bias, the bias being zeros where the gradients are taken.
     fn objective(&self, at: &[Vec<f64>]) -> f64 {
-        at[0].iter().zip(&self.dy).map(|(&x, dy)| dy * (self.function.formula)(x)).sum()
+        let bias = |i: usize| at.get(1).map_or(0.0, |bias| bias[i % self.made.columns]);
+        let terms = at[0].iter().zip(&self.dy).enumerate();
+        terms.map(|(i, (&x, dy))| dy * (self.function.formula)(x + bias(i))).sum()
+    }
+
+    fn layout(&self) -> Option<&Layout> {
+        Some(&self.layout)
     }
 
     fn rows(&self) -> usize {
@@ -94,8 +173,10 @@ impl<B: TransformerOps> Subject<B> for Operands<'_, B> {
     fn row(&self, row: usize) -> Option<Self> {
         Some(Self {
             function: self.function,
-            x: alloc::vec![self.x[row]],
-            dy: alloc::vec![self.dy[row]],
+            x: vec![self.x[row]],
+            dy: vec![self.dy[row]],
+            made: Made { rows: 1, columns: 1, bias: None },
+            layout: self.layout.clone(),
         })
     }
 
@@ -104,7 +185,8 @@ impl<B: TransformerOps> Subject<B> for Operands<'_, B> {
     }
 }
 
-/// Random values, one value alone, zeros, and values where the exponential over- or underflows.
+/// Random values, one value alone, zeros, and values where the exponential over- or underflows; with
+/// and without a bias.
 pub(super) fn check<B: TransformerOps>(
     backend: &B,
     function: &Function<B>,
@@ -112,14 +194,14 @@ pub(super) fn check<B: TransformerOps>(
 ) -> Result<Report, Mismatch> {
     let mut verifier = Verifier::new(backend, function.ops[0], case)?;
     let mut n = case.numbers(function.ops[0]);
-    for len in [1, n.between(2, 40)] {
-        let (x, dy) = (n.values(len), n.values(len));
-        verifier.verify(&Operands { function, x, dy })?;
+    for (rows, columns, bias) in [(1, 1, true), (3, n.between(1, 13), true), (2, 5, false)] {
+        let x = n.values(rows * columns);
+        verifier.verify(&Operands::draw(&mut n, function, x, columns, bias))?;
     }
     let x: Vec<f64> = [0.0, -0.0, 8.0, -8.0, 40.0, -40.0].to_vec();
-    verifier.verify(&Operands { function, dy: n.values(x.len()), x })?;
+    verifier.verify(&Operands::draw(&mut n, function, x, 3, true))?;
     let x = [1e4, -1e4, 1e-30, 750.0, -750.0].map(storable).to_vec();
-    verifier.verify(&Operands { function, dy: n.values(x.len()), x })?;
+    verifier.verify(&Operands::draw(&mut n, function, x, 1, true))?;
     Ok(verifier.report())
 }
 
@@ -130,6 +212,6 @@ pub(super) fn fingerprint<B: TransformerOps>(
     case: Case,
 ) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers(function.ops[0]);
-    let len = 3 * 150 * 96;
-    repeatable(backend, &Operands { function, x: n.values(len), dy: n.values(len) })
+    let x = n.values(3 * 150 * 96);
+    repeatable(backend, &Operands::draw(&mut n, function, x, 96, true))
 }

@@ -12,8 +12,14 @@ fn formula(x: f64) -> f64 {
 }
 
 fn function<B: TransformerOps>() -> Function<B> {
-    let (forward, backward) = (B::silu, B::silu_backward);
-    Function { ops: &["silu"], formula, forward, backward, again: None }
+    Function {
+        ops: &["silu"],
+        formula,
+        forward: B::silu,
+        backward: |backend, made, x, dy, _| backend.silu_backward(made.len(), x, dy),
+        again: None,
+        biased: false,
+    }
 }
 
 /// Checks `silu` and `silu_backward`, also where the exponential over- or underflows.

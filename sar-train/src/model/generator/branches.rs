@@ -95,23 +95,26 @@ impl Generator {
     ) -> Result<(), B::Error> {
         let (c, slots) = (dims.tokens.width, &self.blocks[i]);
         let wide = self.shape().mlp_ratio * c;
-        let len = dims.tokens.rows() * wide;
+        let rows = dims.tokens.rows();
         let (at, fc1, fc2) = (t.block(i), dims.linear(c, wide), dims.linear(wide, c));
         backend.linear_backward_input(fc2, &g.dbranch, params, slots.fc2, &mut g.wide)?;
         // Nothing reads the hidden layer after this: where its activation was not kept, it becomes that.
         let activated = match t.recompute {
             Recompute::Nothing => {
-                backend.gelu_backward(len, &t.hidden[at], &mut g.wide)?;
+                let (hidden, bias) = (&t.hidden[at], slots.fc1.bias);
+                backend.gelu_backward(rows, wide, hidden, bias, &mut g.wide, &mut g.params)?;
                 &t.activated[t.activated_of(i)]
             }
             Recompute::Norms | Recompute::Blocks => {
-                backend.regelu_backward(len, &mut t.hidden[at], &mut g.wide)?;
+                let (hidden, bias) = (&mut t.hidden[at], slots.fc1.bias);
+                backend.regelu_backward(rows, wide, bias, hidden, &mut g.wide, &mut g.params)?;
                 &t.hidden[at]
             }
         };
         backend.linear_backward_weight(fc2, &g.dbranch, activated, slots.fc2, &mut g.params)?;
         let normed = &t.normed[t.normed_of(2 * i + 1)];
         backend.linear_backward_input(fc1, &g.wide, params, slots.fc1, &mut g.dy)?;
-        backend.linear_backward_weight(fc1, &g.wide, normed, slots.fc1, &mut g.params)
+        let weight = slots.fc1.without_bias();
+        backend.linear_backward_weight(fc1, &g.wide, normed, weight, &mut g.params)
     }
 }
