@@ -2,7 +2,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sar_benches::{Backend, SETTINGS, noise, run};
-use sar_math::backend::{Branch, Modulation, TokenDims, TransformerOps, Write};
+use sar_math::backend::{Branch, Modulation, Slot, TokenDims, TransformerOps, Write};
 
 fn bench(criterion: &mut Criterion) {
     let backend = Backend::new();
@@ -14,7 +14,7 @@ fn bench(criterion: &mut Criterion) {
         let (x, value, dy) = (noise(rows * c), noise(rows * c), noise(rows * c));
         let (ada, mut d_ada) = (noise(batch * 6 * c), noise(batch * 6 * c));
         let (mut sum, mut y, mut stats) = (x.clone(), x.clone(), noise(2 * rows));
-        let (mut dx, mut dbranch) = (x.clone(), x.clone());
+        let (mut dx, mut dbranch, mut grads) = (x.clone(), x.clone(), noise(c));
         let branch = || Some(Branch { value_blc: &value, gate: 0, keep: None });
         let tensor = (rows * c * size_of::<f32>()) as u64;
         group.throughput(Throughput::Bytes(4 * tensor));
@@ -39,10 +39,12 @@ fn bench(criterion: &mut Criterion) {
                     branch(),
                     &ada,
                     at,
+                    Some(Slot { offset: 0, len: c }),
                     Write::Accumulate,
                     &mut dx,
                     Some(&mut dbranch),
                     &mut d_ada,
+                    &mut grads,
                 ));
             });
         });

@@ -191,10 +191,12 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         branch: Option<Branch<'_, Self>>,
         ada: &Buffer<T>,
         modulation: Modulation,
+        bias: Option<Slot>,
         write: Write,
         dx_blc: &mut Buffer<T>,
         dbranch_blc: Option<&mut Buffer<T>>,
         d_ada: &mut Buffer<T>,
+        grads: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "residual_norm_backward";
         let len = dims.len();
@@ -219,9 +221,12 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
             }
         };
         let d_ada = d_ada.head_mut(OP, "d_ada (batch*stride)", ada_len)?;
+        checks::bias_of_branch(OP, branch.is_some(), bias)?;
+        let dbias = bias_gradient(OP, grads, bias, dims.width)?;
         let ada = Ada { values, at: modulation };
         let saved = residual_norm::Saved { dy, sum, stats, branch, ada };
         residual_norm::backward(dims, &saved, write, dx, dbranch, d_ada);
+        self.add_rows(dbranch, dbias);
         Ok(())
     }
 

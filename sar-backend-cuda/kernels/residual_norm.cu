@@ -207,14 +207,14 @@ KERNEL void __launch_bounds__(128) renorm_any(RENORM_PARAMETERS) { norm_again<1>
 REGISTER_KERNEL(renorm_any)
 
 // dx[batch, tokens, width] = (accumulate ? dx : 0) + the norm's gradient; dbranch = keep·γ·dx.
-// partials[batch, chunks, kinds, width]: Σ dy·x̂, Σ dy and, with a branch, keep·Σ dx·branch over the
-// chunk_rows tokens of a chunk, in their order. A block a chunk.
+// partials[batch, chunks, kinds, width]: Σ dy·x̂, Σ dy and, with a branch, keep·Σ dx·branch and (of four
+// kinds) Σ dbranch over the chunk_rows tokens of a chunk, in their order. A block a chunk.
 #define BACKWARD_PARAMETERS                                                                        \
     act *dx, act *__restrict__ dbranch, float *__restrict__ partials, const act *__restrict__ dy,  \
         const act *__restrict__ sum, const float *__restrict__ stats,                              \
         const act *__restrict__ branch, const float *__restrict__ keep,                            \
         const act *__restrict__ ada, int tokens, int width, int chunk_rows, int stride, int scale, \
-        int gate, int accumulate
+        int gate, int accumulate, int kinds
 
 // Rows that are in flight together, so that one barrier serves them all.
 #define TOGETHER 2
@@ -244,17 +244,13 @@ KERNEL void __launch_bounds__(512) residual_norm_backward(BACKWARD_PARAMETERS) {
     const int c = threadIdx.x * VECTOR;
     const bool mine = c < width;
     const float kept = branch && keep ? keep[sample] : 1.f;
-    float factor[VECTOR] = {}, gamma[VECTOR] = {};
+    // Unpacked where they are used: in bf16 that leaves registers for the sums.
+    uint4 scale_word = make_uint4(0, 0, 0, 0), gamma_word = make_uint4(0, 0, 0, 0);
     if (mine) {
-        load(factor, ada + sample * stride + scale + c);
-        if (branch) load(gamma, ada + sample * stride + gate + c);
+        scale_word = load_word(ada + sample * stride + scale + c);
+        if (branch) gamma_word = load_word(ada + sample * stride + gate + c);
     }
-#pragma unroll
-    for (int j = 0; j < VECTOR; j++) {
-        factor[j] += 1.f;
-        gamma[j] *= kept;
-    }
-    float dscale[VECTOR] = {}, dshift[VECTOR] = {}, dgate[VECTOR] = {};
+    float dscale[VECTOR] = {}, dshift[VECTOR] = {}, dgate[VECTOR] = {}, dsum[VECTOR] = {};
     int turn = 0;
     for (int token = begin; token < end; token += TOGETHER, turn ^= 1) {
         // All that is read is on its way before the first sum is waited for.
@@ -276,14 +272,15 @@ KERNEL void __launch_bounds__(512) residual_norm_backward(BACKWARD_PARAMETERS) {
         float sums[TOGETHER][2];
 #pragma unroll
         for (int r = 0; r < TOGETHER; r++) {
-            float d[VECTOR], v[VECTOR];
+            float d[VECTOR], v[VECTOR], factor[VECTOR];
             unpack(d, dy_word[r]);
             unpack(v, sum_word[r]);
+            unpack(factor, scale_word);
             sums[r][0] = sums[r][1] = 0.f;
 #pragma unroll
             for (int j = 0; j < VECTOR; j++) {
                 const float normal = (v[j] - moments[r].x) * moments[r].y;
-                const float g = d[j] * factor[j];
+                const float g = d[j] * (1.f + factor[j]);
                 dscale[j] = fmaf(d[j], normal, dscale[j]);
                 dshift[j] += d[j];
                 sums[r][0] += g;
@@ -298,32 +295,42 @@ KERNEL void __launch_bounds__(512) residual_norm_backward(BACKWARD_PARAMETERS) {
         for (int r = 0; r < TOGETHER; r++) {
             if (!mine || token + r >= end) continue;
             const u64 at = (sample * tokens + token + r) * width + c;
-            float d[VECTOR], v[VECTOR], later[VECTOR], value[VECTOR];
+            float d[VECTOR], v[VECTOR], later[VECTOR], value[VECTOR], factor[VECTOR], gamma[VECTOR];
             unpack(d, dy_word[r]);
             unpack(v, sum_word[r]);
             unpack(later, dx_word[r]);
             unpack(value, branch_word[r]);
+            unpack(factor, scale_word);
+            unpack(gamma, gamma_word);
 #pragma unroll
             for (int j = 0; j < VECTOR; j++) {
                 const float normal = (v[j] - moments[r].x) * moments[r].y;
-                const float g = d[j] * factor[j];
+                const float g = d[j] * (1.f + factor[j]);
                 const float inner = g - means[r][0] - normal * means[r][1];
                 d[j] = fmaf(moments[r].y, inner, later[j]);
                 dgate[j] = fmaf(d[j], value[j], dgate[j]);
-                v[j] = d[j] * gamma[j];
+                dsum[j] += d[j];
+                v[j] = d[j] * (kept * gamma[j]);
             }
             store(dx + at, d);
             if (branch) store(dbranch + at, v);
         }
     }
     if (!mine) return;
-    float* partial = partials + (u64)blockIdx.x * (branch ? 3 : 2) * width + c;
+    float* partial = partials + (u64)blockIdx.x * kinds * width + c;
     store_f32(partial, dscale);
     store_f32(partial + width, dshift);
     if (!branch) return;
+    // keep·γ is one for all tokens: dbranch sums to it times what dx does, without rounding.
+    float gamma[VECTOR];
+    unpack(gamma, gamma_word);
 #pragma unroll
-    for (int j = 0; j < VECTOR; j++) dgate[j] *= kept;
+    for (int j = 0; j < VECTOR; j++) {
+        dgate[j] *= kept;
+        dsum[j] *= kept * gamma[j];
+    }
     store_f32(partial + 2 * (u64)width, dgate);
+    if (kinds > 3) store_f32(partial + 3 * (u64)width, dsum);
 }
 REGISTER_KERNEL(residual_norm_backward)
 
@@ -337,9 +344,10 @@ KERNEL void __launch_bounds__(256) residual_norm_backward_any(BACKWARD_PARAMETER
     const int end = min(begin + chunk_rows, tokens);
     const float kept = branch && keep ? keep[sample] : 1.f;
     const act* modulation = ada + sample * stride;
-    float* dscale = partials + (u64)blockIdx.x * (branch ? 3 : 2) * width;
+    float* dscale = partials + (u64)blockIdx.x * kinds * width;
     float* dshift = dscale + width;
     float* dgate = dshift + width;
+    float* dbias = dgate + width;
     for (int token = begin; token < end; token++) {
         const u64 row = sample * tokens + token, start = row * width;
         const float mean = stats[2 * row], inverse = stats[2 * row + 1];
@@ -363,16 +371,19 @@ KERNEL void __launch_bounds__(256) residual_norm_backward_any(BACKWARD_PARAMETER
             dx[start + c] = from_float<act>(d);
             if (!branch) continue;
             const float value = to_float(branch[start + c]);
-            dbranch[start + c] = from_float<act>(kept * d * to_float(modulation[gate + c]));
+            const float gated = kept * d * to_float(modulation[gate + c]);
+            dbranch[start + c] = from_float<act>(gated);
             dgate[c] = fmaf(kept * d, value, token == begin ? 0.f : dgate[c]);
+            if (kinds > 3) dbias[c] = gated + (token == begin ? 0.f : dbias[c]);
         }
     }
 }
 REGISTER_KERNEL(residual_norm_backward_any)
 
 // d_ada[batch, stride], columns of scale, shift and (of three kinds) gate: the partial sums, chunk by
-// chunk. A thread a column; blocks are those of whole samples.
-KERNEL void __launch_bounds__(256) residual_norm_ada(act* __restrict__ d_ada,
+// chunk. sums[batch, width]: as much of the fourth kind, of which samples are still to be added up. A
+// thread a column; blocks are those of whole samples.
+KERNEL void __launch_bounds__(256) residual_norm_ada(act* __restrict__ d_ada, float* __restrict__ sums,
                                                      const float* __restrict__ partials, int chunks,
                                                      int kinds, int width, int stride, int scale,
                                                      int shift, int gate) {
@@ -385,8 +396,12 @@ KERNEL void __launch_bounds__(256) residual_norm_ada(act* __restrict__ d_ada,
     for (int chunk = 0; chunk < chunks; chunk++) {
         sum += partials[(sample * chunks + chunk) * columns + column];
     }
-    const u32 kind = column / width;
+    const u32 kind = column / width, c = column % width;
     const int offset = kind == 0 ? scale : kind == 1 ? shift : gate;
-    d_ada[sample * stride + offset + column % width] = from_float<act>(sum);
+    if (kind < 3) {
+        d_ada[sample * stride + offset + c] = from_float<act>(sum);
+    } else {
+        sums[sample * width + c] = sum;
+    }
 }
 REGISTER_KERNEL(residual_norm_ada)

@@ -185,10 +185,12 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
         branch: Option<Branch<'_, Self>>,
         ada: &Buffer<S, D>,
         modulation: Modulation,
+        bias: Option<Slot>,
         write: Write,
         dx_blc: &mut Buffer<S, D>,
         dbranch_blc: Option<&mut Buffer<S, D>>,
         d_ada: &mut Buffer<S, D>,
+        grads: &mut Buffer<f32, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "residual_norm_backward";
         let len = dims.len();
@@ -213,9 +215,11 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
             }
         };
         let d_ada = d_ada.head_mut(OP, "d_ada (batch*stride)", ada_len)?;
+        checks::bias_of_branch(OP, branch.is_some(), bias)?;
+        let dbias = bias_gradient(OP, grads, bias, dims.width)?;
         let ada = Ada { values, at: modulation };
         let saved = residual_norm::Saved { dy, sum, stats, branch, ada };
-        residual_norm::backward(self, dims, &saved, write, dx, dbranch, d_ada)
+        residual_norm::backward(self, dims, &saved, write, dx, dbranch, d_ada, dbias)
     }
 
     fn attention(

@@ -52,6 +52,8 @@ impl Case for Norm {
         let mut dx = activation(backend, &noise(5, len))?;
         let mut dbranch = activation(backend, &vec![9.0; len])?;
         let mut d_ada = activation(backend, &vec![0.5; ada_len])?;
+        // A column that is not the bias's on either side.
+        let mut grads = accum(backend, &noise(12, c + 2))?;
         let wanted = self.branch.then_some(&mut dbranch);
         backend.residual_norm_backward(
             dims,
@@ -61,10 +63,12 @@ impl Case for Norm {
             branch(),
             &ada,
             m,
+            self.branch.then_some(Slot { offset: 1, len: c }),
             self.write,
             &mut dx,
             wanted,
             &mut d_ada,
+            &mut grads,
         )?;
         let (y, again) = (read(backend, &y, len)?, read(backend, &again, len)?);
         let same = y.iter().zip(&again).all(|(a, b)| (a - b).abs() <= RENORM * a.abs());
@@ -77,6 +81,7 @@ impl Case for Norm {
             ("dx", Kind::Gradient, read(backend, &dx, len)?),
             ("dbranch", Kind::Gradient, read(backend, &dbranch, len)?),
             ("d_ada", Kind::Gradient, read(backend, &d_ada, ada_len)?),
+            ("dbias", Kind::Wide, read_accum(backend, &grads, c + 2)?),
         ])
     }
 }

@@ -76,10 +76,12 @@ impl TransformerOps for NarrowCpu {
         added: Option<Branch<'_, Self>>,
         ada: &Buf,
         modulation: Modulation,
+        bias: Option<Slot>,
         write: Write,
         dx: &mut Buf,
         mut dbranch: Option<&mut Buf>,
         d_ada: &mut Buf,
+        grads: &mut Buf,
     ) -> Done {
         self.0.residual_norm_backward(
             dims,
@@ -89,10 +91,12 @@ impl TransformerOps for NarrowCpu {
             branch(added),
             ada,
             modulation,
+            bias,
             write,
             dx,
             dbranch.as_deref_mut(),
             d_ada,
+            grads,
         )?;
         store(dx);
         store_some(dbranch);

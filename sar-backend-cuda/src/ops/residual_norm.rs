@@ -2,13 +2,16 @@
 //!
 //! A forward moves x, branch, sum and y once, a backward dy, sum, branch, dx (both ways) and dbranch:
 //! 4 and 6 activations. Gradients of the modulation are partial sums over [`CHUNK`] tokens, then a sum
-//! of those in their order. Widths that are no whole vectors take kernels that go element by element.
+//! of those in their order; the gradient of the branch's bias is one more, of which a sum over samples
+//! follows: a pass of its own would read dbranch once more. Widths that are no whole vectors take kernels that go element by element.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
 use crate::error::CudaError;
 use crate::memory::Address;
 use crate::ops::elementwise::{THREADS, vector};
+use crate::ops::linear::add_partials;
+use crate::ops::maps::pieces;
 use crate::storage::Storage;
 use sar_math::backend::{Modulation, TokenDims, Write};
 
@@ -185,13 +188,16 @@ pub(crate) fn backward<S: Storage, D: Device>(
     dx: Address<S>,
     dbranch: Address<S>,
     d_ada: Address<S>,
+    dbias: Option<Address<f32>>,
 ) -> Result<(), CudaError> {
     let TokenDims { batch, tokens, width } = dims;
     let Modulation { stride, scale, shift } = saved.ada.at;
     let (value, keep, gate) = branch_args(saved.branch);
-    let kinds = if saved.branch.is_some() { 3 } else { 2 };
+    let kinds = 2 + usize::from(saved.branch.is_some()) + usize::from(dbias.is_some());
     let chunks = tokens.div_ceil(CHUNK);
-    let partials = gpu.scratch(batch * chunks * kinds * width * 4)?.cast::<f32>();
+    let sums = if dbias.is_some() { batch * width * 4 } else { 0 };
+    let [partials, sums] = pieces(gpu, [batch * chunks * kinds * width * 4, sums])?;
+    let (partials, sums) = (partials.cast::<f32>(), sums.cast::<f32>());
     let vectors = width.div_ceil(vector::<S>());
     let fits = whole_vectors::<S>(width, saved.ada.at, gate) && vectors <= BACKWARD_THREADS;
     let (kernel, threads) = if fits {
@@ -201,8 +207,8 @@ pub(crate) fn backward<S: Storage, D: Device>(
     };
     let (width_arg, stride, scale) = (width as i32, stride as i32, scale as i32);
     let (shift, gate) = (shift as i32, gate as i32);
-    // SAFETY: parameters as declared; lengths were checked at the door, and `partials` holds `kinds`
-    // rows of sums for every chunk of every sample.
+    // SAFETY: parameters as declared; lengths were checked at the door, `partials` holds `kinds` rows of
+    // sums for every chunk of every sample, and `sums` one for every sample where there are four kinds.
     unsafe {
         if !dims.is_empty() {
             let branch = if saved.branch.is_some() { 2 } else { 0 };
@@ -230,6 +236,7 @@ pub(crate) fn backward<S: Storage, D: Device>(
                     &scale,
                     &gate,
                     &i32::from(write == Write::Accumulate),
+                    &(kinds as i32),
                 ],
             )?;
         }
@@ -240,6 +247,7 @@ pub(crate) fn backward<S: Storage, D: Device>(
             0,
             &[
                 &d_ada,
+                &sums,
                 &partials,
                 &(chunks as i32),
                 &(kinds as i32),
@@ -249,6 +257,10 @@ pub(crate) fn backward<S: Storage, D: Device>(
                 &shift,
                 &gate,
             ],
-        )
+        )?;
+    }
+    match dbias {
+        None => Ok(()),
+        Some(dbias) => add_partials(gpu, batch, width, sums, dbias),
     }
 }

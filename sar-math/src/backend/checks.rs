@@ -30,6 +30,24 @@ pub fn columns(
     })
 }
 
+/// Checks that the layer whose bias takes a gradient has made a branch.
+///
+/// # Errors
+/// A bias, and no branch.
+pub fn bias_of_branch(
+    op: &'static str,
+    branch: bool,
+    bias: Option<Slot>,
+) -> Result<(), ShapeError> {
+    let most = usize::from(branch);
+    ShapeError::at_least(
+        op,
+        "bias (only where there is a branch)",
+        usize::from(bias.is_some()),
+        most,
+    )
+}
+
 /// Side of the square table of positions `[1, C, side, side]` that fills a slot, C being `width`.
 ///
 /// # Errors

@@ -194,6 +194,10 @@ pub trait TransformerOps: Buffers {
     /// gradient of the sum from later layers on entry (see `write`) and the gradient of x on return.
     /// With a branch, `dbranch_blc` receives its gradient. `d_ada` columns scale, shift (and gate)
     /// are overwritten, its other columns are not touched.
+    ///
+    /// `bias[c]`, which only a branch can have, is that of the layer that made it: `dbias += Σ dbranch` over all
+    /// rows, so that [`TransformerOps::linear_backward_weight`] need not read dbranch for it (see
+    /// [`Linear::without_bias`]).
     fn residual_norm_backward(
         &self,
         dims: TokenDims,
@@ -203,10 +207,12 @@ pub trait TransformerOps: Buffers {
         branch: Option<Branch<'_, Self>>,
         ada: &Self::Activation,
         modulation: Modulation,
+        bias: Option<Slot>,
         write: Write,
         dx_blc: &mut Self::Activation,
         dbranch_blc: Option<&mut Self::Activation>,
         d_ada: &mut Self::Activation,
+        grads: &mut Self::Accum,
     ) -> Result<(), Self::Error>;
 
     /// L2-normalised, block-causal attention; masked blocks are never computed.

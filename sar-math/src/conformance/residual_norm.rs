@@ -3,10 +3,10 @@
 use super::case::{Case, Numbers};
 use super::full_size::repeatable;
 use super::math::{dot, sqrt};
-use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
+use super::rig::{Layout, Rig};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier, shape_error};
 use super::verdict::{Mismatch, Report};
-use crate::backend::{Branch, Modulation, TokenDims, TransformerOps, Write};
+use crate::backend::{Branch, Modulation, Slot, TokenDims, TransformerOps, Write};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -21,6 +21,9 @@ struct Operands {
     x: Vec<f64>,
     /// The branch, and the factor of each sample where drop path is on.
     branch: Option<(Vec<f64>, Option<Vec<f64>>)>,
+    /// The bias of the layer that made the branch, of which nothing is left to add to it: zeros.
+    layout: Layout,
+    bias: Option<Slot>,
     ada: Vec<f64>,
     modulation: Modulation,
     gate: usize,
@@ -33,6 +36,14 @@ struct Operands {
     differentiable: bool,
 }
 
+/// What there is besides x.
+#[derive(Clone, Copy, Default)]
+struct With {
+    branch: bool,
+    drop_path: bool,
+    bias: bool,
+}
+
 struct Values {
     sum: Vec<f64>,
     y: Vec<f64>,
@@ -40,17 +51,21 @@ struct Values {
 }
 
 impl Operands {
-    fn draw(n: &mut Numbers, dims: TokenDims, with: (bool, bool), write: Write) -> Self {
+    fn draw(n: &mut Numbers, dims: TokenDims, with: With, write: Write) -> Self {
         let c = dims.width;
         // Four vectors in a row of `ada`, one of them another layer's.
         let stride = 4 * c + n.between(0, 3);
         let order = n.between(0, 3);
         let place = |i: usize| (i + order) % 4 * c;
-        let keep = with.1.then(|| (0..dims.batch).map(|b| [1.25, 0.0][b % 2]).collect());
+        let mut layout = Layout::default();
+        let bias = with.bias.then(|| layout.push(n, &vec![0.0; c]));
+        let keep = with.drop_path.then(|| (0..dims.batch).map(|b| [1.25, 0.0][b % 2]).collect());
         Self {
             dims,
             x: n.values(dims.len()),
-            branch: with.0.then(|| (n.values(dims.len()), keep)),
+            branch: with.branch.then(|| (n.values(dims.len()), keep)),
+            layout,
+            bias,
             ada: n.values(dims.batch * stride),
             modulation: Modulation { stride, scale: place(0), shift: place(1) },
             gate: place(2),
@@ -113,6 +128,7 @@ impl Operands {
         rig: &Rig<'_, B>,
         sum: &[f64],
         stats: &B::Accum,
+        start: &[f64],
         out: &mut Outputs,
     ) -> Result<(), B::Error> {
         let len = self.dims.len();
@@ -125,6 +141,7 @@ impl Operands {
             Write::Accumulate => rig.activation("dx", &self.dsum)?,
         };
         let mut d_ada = rig.blank("d_ada", self.ada.len())?;
+        let mut grads = rig.accum("grads", start)?;
         let Some((value, keep)) = &self.branch else {
             rig.backend.residual_norm_backward(
                 self.dims,
@@ -134,10 +151,12 @@ impl Operands {
                 None,
                 &ada,
                 self.modulation,
+                None,
                 self.write,
                 &mut dx,
                 None,
                 &mut d_ada,
+                &mut grads,
             )?;
             out.push("x", rig.read("dx", &dx, len)?);
             let d_ada = rig.read("d_ada", &d_ada, self.ada.len())?;
@@ -159,11 +178,14 @@ impl Operands {
             }),
             &ada,
             self.modulation,
+            self.bias,
             self.write,
             &mut dx,
             Some(&mut dbranch),
             &mut d_ada,
+            &mut grads,
         )?;
+        out.grads = rig.read_accum("grads", &grads, start.len())?;
         out.push("x", rig.read("dx", &dx, len)?);
         out.push("branch", rig.read("dbranch", &dbranch, len)?);
         let d_ada = rig.read("d_ada", &d_ada, self.ada.len())?;
@@ -191,7 +213,7 @@ impl<B: TransformerOps> Subject<B> for Operands {
         &["residual_norm", "renorm"]
     }
 
-    fn run(&self, rig: &Rig<'_, B>, _start: &[f64]) -> Result<Outputs, B::Error> {
+    fn run(&self, rig: &Rig<'_, B>, start: &[f64]) -> Result<Outputs, B::Error> {
         let (dims, len) = (self.dims, self.dims.len());
         let mut out = Outputs::default();
         let x = rig.activation("x", &self.x)?;
@@ -225,7 +247,7 @@ impl<B: TransformerOps> Subject<B> for Operands {
         rig.backend.renorm(dims, &sum_again, &stats_again, &ada, m, &mut y)?;
         out.push("y of renorm", rig.read("y of renorm", &y, len)?);
 
-        self.backward(rig, &sum, &stats, &mut out)?;
+        self.backward(rig, &sum, &stats, start, &mut out)?;
         out.push("sum", sum);
         Ok(out)
     }
@@ -250,12 +272,20 @@ impl<B: TransformerOps> Subject<B> for Operands {
             all.push(Variable::activation("branch", value));
         }
         all.push(Variable::activation("ada", &self.ada));
+        if let Some(bias) = self.bias {
+            all.push(Variable::parameter("the bias", &self.layout, bias));
+        }
         all
     }
 
     fn objective(&self, at: &[Vec<f64>]) -> f64 {
-        let branch = self.branch.as_ref().map(|_| at[1].as_slice());
-        let values = self.formula(&at[0], branch, &at[at.len() - 1]);
+        let ada = &at[1 + usize::from(self.branch.is_some())];
+        let mut branch = self.branch.as_ref().map(|_| at[1].clone());
+        if let (Some(branch), Some(bias)) = (&mut branch, self.bias.and_then(|_| at.last())) {
+            // Zeros where the gradients are taken.
+            branch.iter_mut().enumerate().for_each(|(i, v)| *v += bias[i % self.dims.width]);
+        }
+        let values = self.formula(&at[0], branch.as_deref(), ada);
         let later = match self.write {
             Write::Overwrite => 0.0,
             Write::Accumulate => dot(&self.dsum, &values.sum),
@@ -268,6 +298,10 @@ impl<B: TransformerOps> Subject<B> for Operands {
         let branch = self.branch.as_ref().map(|(value, _)| value.as_slice());
         let stats = self.formula(&self.x, branch, &self.ada).stats;
         stats.iter().skip(1).step_by(2).fold(1.0, |a: f64, &b| a.max(b))
+    }
+
+    fn layout(&self) -> Option<&Layout> {
+        Some(&self.layout)
     }
 
     fn rows(&self) -> usize {
@@ -294,20 +328,46 @@ impl<B: TransformerOps> Subject<B> for Operands {
     }
 }
 
-/// Checks `residual_norm`, `renorm` and `residual_norm_backward`: with and without branch and drop
-/// path, writing and adding, rows of one element and of equal elements.
+/// A bias whose gradient is that of nothing.
+fn bias_without_branch<B: TransformerOps>(backend: &B) -> Result<(), B::Error> {
+    let dims = TokenDims { batch: 1, tokens: 1, width: 1 };
+    let (dy, sum, ada) = (backend.activation(1)?, backend.activation(1)?, backend.activation(2)?);
+    let (mut dx, mut d_ada) = (backend.activation(1)?, backend.activation(2)?);
+    let (stats, mut grads) = (backend.accum(2)?, backend.accum(1)?);
+    backend.residual_norm_backward(
+        dims,
+        &dy,
+        &sum,
+        &stats,
+        None,
+        &ada,
+        Modulation { stride: 2, scale: 0, shift: 1 },
+        Some(Slot { offset: 0, len: 1 }),
+        Write::Overwrite,
+        &mut dx,
+        None,
+        &mut d_ada,
+        &mut grads,
+    )
+}
+
+/// Checks `residual_norm`, `renorm` and `residual_norm_backward`: with and without branch, drop
+/// path and bias, writing and adding, rows of one element and of equal elements.
 ///
 /// # Errors
 /// The first property that does not hold.
 pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
     let mut verifier = Verifier::new(backend, "residual_norm", case)?;
     let mut n = case.numbers("residual_norm");
+    let (none, branch) = (With::default(), With { branch: true, ..With::default() });
+    let biased = With { bias: true, ..branch };
     let variants = [
-        ((false, false), Write::Overwrite),
-        ((false, false), Write::Accumulate),
-        ((true, false), Write::Accumulate),
-        ((true, true), Write::Overwrite),
-        ((true, true), Write::Accumulate),
+        (none, Write::Overwrite),
+        (none, Write::Accumulate),
+        (branch, Write::Accumulate),
+        (With { drop_path: true, ..branch }, Write::Overwrite),
+        (With { drop_path: true, ..biased }, Write::Accumulate),
+        (biased, Write::Overwrite),
     ];
     for (with, write) in variants {
         let (batch, tokens, width) = (n.between(1, 3), n.between(1, 4), n.between(3, 7));
@@ -315,16 +375,14 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
         verifier.verify(&Operands::draw(&mut n, dims, with, write))?;
     }
     let single = TokenDims { batch: 2, tokens: 1, width: 1 };
-    verifier.verify(&Operands::draw(&mut n, single, (true, false), Write::Overwrite))?;
-    let mut equal = Operands::draw(
-        &mut n,
-        TokenDims { batch: 1, tokens: 2, width: 4 },
-        (false, false),
-        Write::Overwrite,
-    );
+    verifier.verify(&Operands::draw(&mut n, single, biased, Write::Overwrite))?;
+    let mut equal =
+        Operands::draw(&mut n, TokenDims { batch: 1, tokens: 2, width: 4 }, none, Write::Overwrite);
     equal.x = [[1.5; 4], [-0.25; 4]].concat();
     equal.differentiable = false;
     verifier.verify(&equal)?;
+    let outcome = bias_without_branch(backend);
+    shape_error(&["residual_norm"], "a bias without a branch", outcome)?;
     Ok(verifier.report())
 }
 
@@ -335,5 +393,6 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
 pub fn fingerprint<B: TransformerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let dims = TokenDims { batch: 3, tokens: 150, width: 96 };
     let mut n = case.numbers("residual_norm");
-    repeatable(backend, &Operands::draw(&mut n, dims, (true, true), Write::Accumulate))
+    let with = With { branch: true, drop_path: true, bias: true };
+    repeatable(backend, &Operands::draw(&mut n, dims, with, Write::Accumulate))
 }

@@ -44,8 +44,8 @@ impl Generator {
         let (c, slots) = (dims.tokens.width, &self.blocks[i]);
         let (at, proj) = (t.block(i), dims.linear(c, c));
         backend.linear_backward_input(proj, &g.dbranch, params, slots.proj, &mut g.dy)?;
-        let attended = &t.attended[at];
-        backend.linear_backward_weight(proj, &g.dbranch, attended, slots.proj, &mut g.params)?;
+        let (attended, weight) = (&t.attended[at], slots.proj.without_bias());
+        backend.linear_backward_weight(proj, &g.dbranch, attended, weight, &mut g.params)?;
         backend.attention_backward(
             dims.attention,
             &g.dy,
@@ -111,7 +111,8 @@ impl Generator {
                 &t.hidden[at]
             }
         };
-        backend.linear_backward_weight(fc2, &g.dbranch, activated, slots.fc2, &mut g.params)?;
+        let weight = slots.fc2.without_bias();
+        backend.linear_backward_weight(fc2, &g.dbranch, activated, weight, &mut g.params)?;
         let normed = &t.normed[t.normed_of(2 * i + 1)];
         backend.linear_backward_input(fc1, &g.wide, params, slots.fc1, &mut g.dy)?;
         let weight = slots.fc1.without_bias();

@@ -306,6 +306,11 @@ impl Generator {
             gate: self.gate(n),
             keep: input.keep.map(|k| (k, n * forward_batch)),
         });
+        // The layer that made the branch, of an attention or of a feed-forward network.
+        let bias = norm.checked_sub(1).and_then(|n| {
+            let block = &self.blocks[n / 2];
+            [block.proj, block.fc2][n % 2].bias
+        });
         let last = norm == 2 * self.shape().depth;
         let dbranch = branch.is_some().then_some(&mut g.dbranch);
         backend.residual_norm_backward(
@@ -316,10 +321,12 @@ impl Generator {
             branch,
             &t.ada,
             self.modulation(norm),
+            bias,
             if last { Write::Overwrite } else { Write::Accumulate },
             &mut g.dx,
             dbranch,
             &mut g.d_ada,
+            &mut g.params,
         )
     }
 }
