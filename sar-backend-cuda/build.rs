@@ -1,8 +1,10 @@
-//! With the feature `emulator`: compiles the kernels for the CPU, each in both variants.
+//! With the feature `emulator`: compiles the kernels for the CPU, each in both variants. Where `SAR_EMU_FUSED` is
+//! set, products are fused with sums as `ptxas` fuses them on a GPU, but in the files of `kernels/unfused.txt`.
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-changed=emu");
+    println!("cargo:rerun-if-env-changed=SAR_EMU_FUSED");
     #[cfg(feature = "emulator")]
     emulator::build();
 }
@@ -22,22 +24,26 @@ mod emulator {
         let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
         let shared = newest(&[files(&root.join("emu"), &["h", "cpp"]), headers(&root)].concat());
-        let mut library = compiler();
+        let mut library = compiler(false);
+        let fused = env::var_os("SAR_EMU_FUSED").is_some();
+        let unfused = fs::read_to_string(root.join("kernels/unfused.txt")).expect("it is there");
         let (mut declarations, mut units) = (String::new(), String::new());
         for kernel in files(&root.join("kernels"), &["cu"]) {
             let stem =
                 kernel.file_stem().expect("a file has a name").to_string_lossy().into_owned();
+            let fused = fused && !unfused.lines().any(|line| line == stem);
             for (variant, define) in VARIANTS {
                 let unit = format!("sar_emu_unit_{stem}_{variant}");
                 let source = out.join(format!("{unit}.cpp"));
-                let object = source.with_extension("o");
+                let object = source.with_extension(if fused { "fused.o" } else { "o" });
                 if modified(&object) < shared.max(modified(&kernel)) {
                     let text = format!(
                         "#include \"{}\"\nextern \"C\" {{ extern const int {unit}; const int {unit} = 1; }}\n",
                         kernel.display()
                     );
                     fs::write(&source, text).expect("OUT_DIR can be written");
-                    compile(&root, &source, &object, define, variant);
+                    let name = format!("-DEMU_VARIANT=\"{variant}\"");
+                    compile(&root, &source, &object, fused, &[define, &name]);
                 }
                 library.object(&object);
                 writeln!(declarations, "extern \"C\" const int {unit};").expect("to a string");
@@ -56,7 +62,8 @@ mod emulator {
         println!("cargo:rustc-link-lib=pthread");
     }
 
-    fn compiler() -> cc::Build {
+    /// The CPU's own fused operations, where it has them, are a GPU's: one rounding of a product and a sum.
+    fn compiler(fused: bool) -> cc::Build {
         let mut build = cc::Build::new();
         build
             .cpp(true)
@@ -64,22 +71,25 @@ mod emulator {
             .opt_level(2)
             .debug(false)
             .define("EMU", None)
-            .flag("-ffp-contract=off")
+            .flag(if fused { "-ffp-contract=fast" } else { "-ffp-contract=off" })
             .flag("-fno-strict-aliasing")
             .flag("-fno-exceptions")
             .flag_if_supported("-Wno-unknown-pragmas")
             // Faults that become errors of the launch: emu/runtime/sanitizer.h.
             .flag_if_supported("-fsanitize=alignment,null,bounds,shift-exponent")
             .flag_if_supported("-Wno-unused-variable");
+        if fused {
+            // On x86_64 the compiler has to be told that there are such operations.
+            build.flag_if_supported("-mfma");
+        }
         build
     }
 
-    fn compile(root: &Path, source: &Path, object: &Path, define: &str, variant: &str) {
-        let tool = compiler().get_compiler();
+    fn compile(root: &Path, source: &Path, object: &Path, fused: bool, defines: &[&str]) {
+        let tool = compiler(fused).get_compiler();
         let status = Command::new(tool.path())
             .args(tool.args())
-            .arg(define)
-            .arg(format!("-DEMU_VARIANT=\"{variant}\""))
+            .args(defines)
             .arg("-I")
             .arg(root.join("kernels"))
             .arg("-I")

@@ -82,10 +82,10 @@ headers!(
     "vector.cuh"
 );
 
-/// Files in which no product may be fused with a sum: the draws, whose arithmetic is part of the
-/// contract, and what costs nothing to have the same bits as on the CPU, being bound by memory.
-const UNFUSED: &[&str] =
-    &["adamw", "choose_codes", "code_map", "ema", "guide", "rollout_inputs", "vector_quantize"];
+/// Files in which no product may be fused with a sum, one a line: the draws, whose arithmetic is part of the
+/// contract; group norm's gradient, whose terms cancel in small groups if a product is rounded alike wherever it is
+/// met; and what costs nothing to have the same bits as on the CPU, being bound by memory.
+const UNFUSED: &str = include_str!("../kernels/unfused.txt");
 
 /// The file of a kernel.
 ///
@@ -106,7 +106,8 @@ pub fn options(stem: &str, variant: &str, arch: &str) -> Vec<String> {
         "bf16" => "-DACT_BF16",
         _ => "-DACT_F32",
     };
-    let fused = if UNFUSED.contains(&stem) { "--fmad=false" } else { "--fmad=true" };
+    let fused =
+        if UNFUSED.lines().any(|line| line == stem) { "--fmad=false" } else { "--fmad=true" };
     let given = ["--std=c++17", "--ptxas-options=-v", "-default-device", fused, define];
     let mut options: Vec<String> = given.into_iter().map(str::to_owned).collect();
     options.push(format!("--gpu-architecture={arch}"));
@@ -130,6 +131,13 @@ mod tests {
                 _ => true,
             };
             assert!(embedded, "{name} is not among the embedded sources");
+        }
+    }
+
+    #[test]
+    fn what_is_not_fused_are_files_of_the_folder() {
+        for stem in UNFUSED.lines() {
+            assert!(SOURCES.iter().any(|source| source.stem == stem), "{stem}");
         }
     }
 }
