@@ -89,6 +89,16 @@ template <int D> DEV void through_norm(float (&c)[D / 8][4], const act* rows,
   }
 }
 
+// What is read of a block's own rows, which every tile that it goes through meets: two operands are held in
+// registers where these have room.
+template <int D> struct OwnRows {
+  using Type = HeldRows<D>;
+};
+template <> struct OwnRows<128> {
+  using Type = SharedRows<128>;
+};
+template <int D> DEV void hold(SharedRows<D>& own, const act* rows) { own.rows = rows; }
+
 // The sum over the lanes that hold the same column of a product.
 DEV float column_sum(float v) {
 #pragma unroll
@@ -148,8 +158,12 @@ template <int D> DEV void query_gradients(act* __restrict__ dqkv, float* __restr
     inner[half] = exists ? saved.inner[row_at(place) + row[half]] : 0.f;
     inverse[half] = exists ? saved.inverse_norms[norm_at(place, row[half], 0)] : 0.f;
   }
-  const SharedRows<D> queries = {q_tile + warp * 16 * STRIDE},
-                      d_outs = {d_out_tile + warp * 16 * STRIDE};
+  act* const own = q_tile + warp * 16 * STRIDE;
+  cp_wait<0>();
+  __syncthreads();
+  typename OwnRows<D>::Type queries, d_outs;
+  hold(queries, own);
+  hold(d_outs, d_out_tile + warp * 16 * STRIDE);
 
   float dq[D / 8][4] = {};
   act* stage = stages;
@@ -185,13 +199,13 @@ template <int D> DEV void query_gradients(act* __restrict__ dqkv, float* __restr
   }
 
   float along[2];
-  through_norm<D>(dq, queries.rows, inverse, head_scale(scale_mul[place.head]), along);
+  through_norm<D>(dq, own, inverse, head_scale(scale_mul[place.head]), along);
   __syncthreads();  // before the stages are used for other things
   float* const sums = reinterpret_cast<float*>(stages);
   column_sums<D>(dq, sums + warp * (D + 1));
   const float along_rows = column_sum(along[0] + along[1]);
   if (lane == 0) sums[warp * (D + 1) + D] = along_rows;
-  store_rows<D>(q_tile + warp * 16 * STRIDE, dq, dqkv + qkv_at(place, 0), 3 * width, warp_first,
+  store_rows<D>(own, dq, dqkv + qkv_at(place, 0), 3 * width, warp_first,
                 tokens, d);
   __syncthreads();
   float* const to = partials + partials_at(place, tile, tiles);
@@ -248,7 +262,13 @@ template <int D> DEV void key_gradients(act* __restrict__ dqkv, float* __restric
   load_tile<D, QUERIES>(stages + QUERIES * STRIDE, d_out, width, query, tokens, d);
   cp_commit();
   if (thread < 2 * QUERIES) statistics[thread] = statistic(query);
-  const SharedRows<D> keys = {k_tile + warp * 16 * STRIDE}, values = {v_tile + warp * 16 * STRIDE};
+  act* const own_keys = k_tile + warp * 16 * STRIDE;
+  act* const own_values = v_tile + warp * 16 * STRIDE;
+  cp_wait<0>();
+  __syncthreads();
+  typename OwnRows<D>::Type keys, values;
+  hold(keys, own_keys);
+  hold(values, own_values);
 
   float dk[D / 8][4] = {}, dv[D / 8][4] = {};
   for (int parity = 0; query < tokens; query += QUERIES, parity ^= 1) {
@@ -300,13 +320,12 @@ template <int D> DEV void key_gradients(act* __restrict__ dqkv, float* __restric
 #pragma unroll
   for (int half = 0; half < 2; half++)
     inverse[half] = key[half] < tokens ? saved.inverse_norms[norm_at(place, key[half], 1)] : 0.f;
-  through_norm<D>(dk, keys.rows, inverse, 1.f, along);
+  through_norm<D>(dk, own_keys, inverse, 1.f, along);
   __syncthreads();  // before the stages are used for other things
   float* const sums = reinterpret_cast<float*>(stages);
   column_sums<D>(dv, sums + warp * D);
-  store_rows<D>(k_tile + warp * 16 * STRIDE, dk, dqkv + qkv_at(place, 1), 3 * width, warp_first,
-                tokens, d);
-  store_rows<D>(v_tile + warp * 16 * STRIDE, dv, dqkv + qkv_at(place, 2), 3 * width, warp_first,
+  store_rows<D>(own_keys, dk, dqkv + qkv_at(place, 1), 3 * width, warp_first, tokens, d);
+  store_rows<D>(own_values, dv, dqkv + qkv_at(place, 2), 3 * width, warp_first,
                 tokens, d);
   __syncthreads();
   for (int i = thread; i < d; i += THREADS) {
