@@ -20,13 +20,14 @@
 #
 # The comparison script may be left out; then our side alone is measured. After $DEADLINE seconds nothing is
 # begun, and what runs is stopped $GRACE later, so that one call takes less than nine minutes; what was left out is
-# named as not measured. Parts come in the order below, those that matter most first. PARTS picks what a call does, so
-# that a second one can do the rest into the same folder (the table is of all lines there; take another folder for
-# another program or machine):
+# named as not measured. Parts come in the order below, those that matter most first; the first three, of which nothing
+# is timed, go on beside one another. PARTS picks what a call does, so that a second one can do the rest into the same
+# folder (the table is of all lines there; take another folder for another program or machine):
 #
 #   checks    the test binaries that $MORE_TESTS names beside those two, conformance kit, whole steps and
 #             sampling runs beside the CPU, `sar check`
 #   follow    200 steps of the glyph recipe beside the CPU's curve
+#   sanitize  `sar check` under compute-sanitizer: memcheck, racecheck, initcheck
 #   profile   ceilings, and the table of every kernel, in training steps and in sampling: depth 16 here, the others
 #             once their steps are measured
 #   d16       training steps at batch 64; sampling at batch 1 and 64
@@ -34,7 +35,6 @@
 #   largest   the training steps of those depths, or of all where none is named, also at the largest batch that both
 #             fit, which takes several tries
 #   frechet   a longer run on either backend, and its Fréchet distance over three sampling seeds
-#   sanitize  `sar check` under compute-sanitizer: memcheck, racecheck, initcheck; slow, so it comes last
 #
 # SMOKE=1 rehearses all of it on the processor with a tiny generator: numbers without meaning, the script's
 # own faults found where there is no GPU. benches/rehearsal/run does so beside a stand-in for PyTorch.
@@ -44,7 +44,7 @@ peer=${4:-}
 out=${OUT:-gpu}
 DEADLINE=${DEADLINE:-440} GRACE=${GRACE:-80}
 CACHE=${CACHE:-${XDG_CACHE_HOME:-${HOME:-${TMPDIR:-/tmp}}/.cache}/sar-gpu}
-PARTS=${PARTS:-checks follow profile d16 d20 d24 largest frechet sanitize}
+PARTS=${PARTS:-checks follow sanitize profile d16 d20 d24 largest frechet}
 for name in $PARTS; do
     [[ " checks sanitize follow profile d16 d20 d24 largest frechet " == *" $name "* ]] || { echo "no part is called $name" >&2; exit 2; }
 done
@@ -63,6 +63,7 @@ work=$(mktemp -d)
 # What is printed last, whatever ended the script.
 finish() {
     trap - EXIT
+    for check in "${under_way[@]}"; do kill "${check%% *}" 2>/dev/null; done
     [ -n "$ended" ] || failed+=("$(basename "$0"): stopped before its end")
     step "table"
     table | tee "$out/table.txt"
@@ -117,35 +118,53 @@ limited() {
     spell "$@"
     timeout -k 10 $((left > 1 ? left : 1)) "$@"
 }
-check() { # name, command: goes on after a failure, and says so at the end
-    local name=$1 log rc limit
+# A check of its own process, of which nothing is timed; `all_over` waits for those that were begun.
+begin() { # name, command
+    local name=$1 limit
     shift
     late "$name" && return
-    step "$name"
-    # All of it to a file as it comes, so that nothing is lost where this script is stopped.
-    log="$out/$(tr -cs 'a-zA-Z0-9\n' - <<<"$name").log"
     limit=$(upto 240)
-    stop=$((SECONDS + limit))
-    "$@" >"$log" 2>&1
-    rc=$?
-    tail -40 "$log"
-    case $rc in
+    # All of it to a file as it comes, so that nothing is lost where this script is stopped.
+    (stop=$((SECONDS + limit)) && "$@") >"$(log_of "$name")" 2>&1 &
+    under_way+=("$! $limit $((SECONDS + limit)) $name")
+}
+under_way=()
+log_of() { echo "$out/$(tr -cs 'a-zA-Z0-9\n' - <<<"$1").log"; }
+# Goes on after a failure, and says so at the end.
+all_over() {
+    local check process limit stop name rc
+    for check in "${under_way[@]}"; do
+        read -r process limit stop name <<<"$check"
+        wait "$process"
+        rc=$?
+        step "$name"
+        tail -40 "$(log_of "$name")"
+        judge "$name" "$rc" "$limit" "$stop"
+    done
+    under_way=()
+}
+judge() { # name, exit code, seconds it had, when they were over
+    case $2 in
     0) ;;
     124 | 137) # Instrumented code is slow, and near the deadline there is little time; else it is a fault.
-        if [ "$SECONDS" -ge "$stop" ] && { [ "$limit" -lt 240 ] || [[ $name == compute-sanitizer* ]]; }; then
-            unmeasured+=("$name: took too long")
+        if [ "$SECONDS" -ge "$4" ] && { [ "$3" -lt 240 ] || [[ $1 == compute-sanitizer* ]]; }; then
+            unmeasured+=("$1: took too long")
         else
-            failed+=("$name: stopped ($rc)")
+            failed+=("$1: stopped ($2)")
         fi
         ;;
     *)
-        if [[ $name == compute-sanitizer* ]] && grep -q "Device not supported" "$log"; then
-            unmeasured+=("$name: it does not support this device")
+        if [[ $1 == compute-sanitizer* ]] && grep -q "Device not supported" "$(log_of "$1")"; then
+            unmeasured+=("$1: it does not support this device")
         else
-            failed+=("$name")
+            failed+=("$1")
         fi
         ;;
     esac
+}
+check() { # name, command
+    begin "$@"
+    all_over
 }
 
 # Every figure of every depth that was asked for or measured, on this call or an earlier one, beside its goal.
@@ -238,10 +257,10 @@ machine="device ${name:-none}, driver ${driver:-none}, $(date -u '+%F %T UTC')"
 } >>"$out/measured.txt"
 
 if part checks; then
-    check "conformance kit on the GPU, f32 and bf16" limited "$gpu_tests" --nocapture
-    check "whole steps and sampling runs beside the CPU" limited "$step_tests" --nocapture --skip order_of_threads --skip plan_is
-    for more in ${MORE_TESTS:-}; do check "tests of $(basename "$more")" limited "$more"; done
-    check "sar check" limited "$sar" check --backend "$backend" --cases 1
+    begin "conformance kit on the GPU, f32 and bf16" limited "$gpu_tests" --nocapture
+    begin "whole steps and sampling runs beside the CPU" limited "$step_tests" --nocapture --skip order_of_threads --skip plan_is
+    for more in ${MORE_TESTS:-}; do begin "tests of $(basename "$more")" limited "$more"; done
+    begin "sar check" limited "$sar" check --backend "$backend" --cases 1
 fi
 # The glyph recipe, trained on both backends from the same seed: folders $work/NAME-cpu and -gpu.
 train_both() { # name, steps
@@ -278,7 +297,27 @@ BF16_DRIFT = 0.02
 sys.exit(not worst <= BF16_DRIFT)
 PY
 }
-part follow && check "$few_steps steps follow the CPU's curve" follow
+part follow && begin "$few_steps steps follow the CPU's curve" follow
+
+# CUDA's toolkit has it where no PATH leads.
+sanitizer=$(PATH="$PATH:/usr/local/cuda/bin" command -v compute-sanitizer)
+sanitize() { # tool
+    local quiet=()
+    # Calls that libraries make to ask what there is, and that fail, are no faults of ours.
+    [ "$1" = memcheck ] && quiet=(--report-api-errors no)
+    limited "$sanitizer" --tool "$1" "${quiet[@]}" --error-exitcode 1 "$sar" check --backend "$backend" --cases 1 |
+        tee "$work/sanitized-$1" || return
+    # Where it has no last word, it has looked at nothing.
+    grep -Eq '(ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards)' "$work/sanitized-$1"
+}
+if part sanitize; then
+    if [ -n "$sanitizer" ]; then
+        for tool in memcheck racecheck initcheck; do begin "compute-sanitizer $tool" sanitize $tool; done
+    else
+        unmeasured+=("compute-sanitizer: not on this machine")
+    fi
+fi
+all_over
 
 # A command that measures, stopped after so many seconds: itself and all that it prints go to the record, what it
 # prints also to $work/printed and, its errors, to $work/errors.
@@ -467,22 +506,4 @@ PY
 }
 part frechet && check "Fréchet distance after $many_steps steps" frechet
 
-# CUDA's toolkit has it where no PATH leads.
-sanitizer=$(PATH="$PATH:/usr/local/cuda/bin" command -v compute-sanitizer)
-sanitize() { # tool
-    local quiet=()
-    # Calls that libraries make to ask what there is, and that fail, are no faults of ours.
-    [ "$1" = memcheck ] && quiet=(--report-api-errors no)
-    limited "$sanitizer" --tool "$1" "${quiet[@]}" --error-exitcode 1 "$sar" check --backend "$backend" --cases 1 |
-        tee "$work/sanitized" || return
-    # Where it has no last word, it has looked at nothing.
-    grep -Eq '(ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards)' "$work/sanitized"
-}
-if part sanitize; then
-    if [ -n "$sanitizer" ]; then
-        for tool in memcheck racecheck initcheck; do check "compute-sanitizer $tool" sanitize $tool; done
-    else
-        unmeasured+=("compute-sanitizer: not on this machine")
-    fi
-fi
 ended=1
