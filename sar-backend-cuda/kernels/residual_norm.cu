@@ -2,7 +2,7 @@
 //
 // In bytes of the activation [batch, tokens, width]: the forward reads x and branch and writes sum
 // and y, 4 of them; the backward reads dy, sum, branch and dx and writes dx and dbranch, 6, plus
-// partial sums of the modulation's gradients, 6/chunk_rows of f32. Nothing is read twice from memory.
+// partial sums of the gradients of modulation and bias, 8/chunk_rows of f32. Nothing is read twice from memory.
 //
 // ada[batch, stride] holds the modulation of a sample: γ, s and b are width columns from `gate`,
 // `scale` and `shift` on. keep[batch] is NULL for 1; branch is NULL where there is none.

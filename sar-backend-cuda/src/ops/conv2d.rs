@@ -153,7 +153,7 @@ impl Plan {
         let whole = Part { image: 0, images: self.d.batch, row: 0, rows: self.out_height };
         if self.taps == 0 {
             // SAFETY: y was checked at the door for these dimensions.
-            unsafe { gpu.device().zero(y.raw(), self.d.batch * self.y_image() * size_of::<S>())? };
+            unsafe { gpu.zero(y, self.d.batch * self.y_image())? };
         } else if self.pointwise() {
             self.product(gpu, whole, self.columns(x, whole), weight, y)?;
         } else {

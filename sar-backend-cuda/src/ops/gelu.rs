@@ -9,6 +9,7 @@ use crate::error::CudaError;
 use crate::memory::Address;
 use crate::ops::elementwise::{THREADS, vector, vector_blocks};
 use crate::ops::linear::{self, LANES, ROWS, SUM_THREADS};
+use crate::ops::maps::narrow;
 use crate::storage::Storage;
 
 const FORWARD: Kernel = kernel("gelu");
@@ -66,6 +67,7 @@ fn backward_by<S: Storage, D: Device>(
     dy_to_dx: Address<S>,
     dbias: Option<Address<f32>>,
 ) -> Result<(), CudaError> {
+    let across = narrow(whole.name, "columns", columns)?;
     let chunks = rows.div_ceil(ROWS);
     let partials = match dbias {
         None => Address::NULL,
@@ -77,7 +79,7 @@ fn backward_by<S: Storage, D: Device>(
     };
     let blocks = chunks * columns.div_ceil(LANES * step);
     let args: [&dyn KernelArg; 6] =
-        [&x, &dy_to_dx, &partials, &(rows as u64), &(columns as i32), &(ROWS as i32)];
+        [&x, &dy_to_dx, &partials, &(rows as u64), &(across as i32), &(ROWS as i32)];
     // SAFETY: parameters as declared; lengths were checked at the door, and `partials` holds a row of
     // sums for every chunk, where sums are asked for.
     unsafe { gpu.launch(kernel, [blocks, 1, 1], SUM_THREADS, 0, &args)? };

@@ -3,7 +3,8 @@
 //! A forward moves x, branch, sum and y once, a backward dy, sum, branch, dx (both ways) and dbranch:
 //! 4 and 6 activations. Gradients of the modulation are partial sums over [`CHUNK`] tokens, then a sum
 //! of those in their order; the gradient of the branch's bias is one more, of which a sum over samples
-//! follows: a pass of its own would read dbranch once more. Widths that are no whole vectors take kernels that go element by element.
+//! follows: a pass of its own would read dbranch once more. Widths that are no whole vectors take kernels that go
+//! element by element.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
@@ -45,8 +46,8 @@ pub(crate) struct Saved<S> {
 const FORWARD_THREADS: usize = 128;
 /// Rows of such a block.
 const FORWARD_ROWS: usize = FORWARD_THREADS / 32;
-/// Tokens whose modulation gradients one block sums, whatever the batch: a sample's sums do not
-/// depend on its company. Partial sums are then a thirtieth of the traffic, and 64 samples of 680
+/// Tokens whose gradients of modulation and bias one block sums, whatever the batch: a sample's sums do not
+/// depend on its company. Partial sums are then a twenty-fourth of the traffic, and 64 samples of 680
 /// tokens ten blocks a multiprocessor.
 const CHUNK: usize = 32;
 /// Most threads of a block of the backward, one a vector of columns; as compiled.

@@ -196,8 +196,8 @@ pub trait TransformerOps: Buffers {
     /// are overwritten, its other columns are not touched.
     ///
     /// `bias[c]`, which only a branch can have, is that of the layer that made it: `dbias += Σ dbranch` over all
-    /// rows, so that [`TransformerOps::linear_backward_weight`] need not read dbranch for it (see
-    /// [`Linear::without_bias`]).
+    /// rows, as it is stored or before it is rounded to that, so that [`TransformerOps::linear_backward_weight`] need
+    /// not read dbranch for it (see [`Linear::without_bias`]).
     fn residual_norm_backward(
         &self,
         dims: TokenDims,
@@ -256,8 +256,9 @@ pub trait TransformerOps: Buffers {
     ) -> Result<(), Self::Error>;
     /// In place: `dy[rows, columns]` becomes `dx = dy·gelu'(x)`.
     ///
-    /// `bias[columns]`, where there is one, is that of the layer that made x: `dbias += Σ dx` over rows, so that
-    /// [`TransformerOps::linear_backward_weight`] need not read dx for it (see [`Linear::without_bias`]).
+    /// `bias[columns]`, where there is one, is that of the layer that made x: `dbias += Σ dx` over rows, as it
+    /// is stored or before it is rounded to that, so that [`TransformerOps::linear_backward_weight`] need not read dx
+    /// for it (see [`Linear::without_bias`]).
     fn gelu_backward(
         &self,
         rows: usize,

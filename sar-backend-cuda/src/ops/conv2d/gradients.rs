@@ -275,7 +275,7 @@ impl Plan {
             batch: part.images,
             sample: Sample::Product,
         };
-        // SAFETY: as in `add_product`.
+        // SAFETY: as in `product`.
         unsafe { gpu.gemm(&gemm) }
     }
 
