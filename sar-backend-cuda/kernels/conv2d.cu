@@ -3,23 +3,33 @@
 #include "reduce.cuh"
 #include "pack.cuh"
 
-// y[b, outputs, area] += bias[outputs]. Reads and writes y. `step` is PACK or, where area is no
-// multiple, 1.
-KERNEL void __launch_bounds__(256) conv_bias(act* __restrict__ y, const float* __restrict__ bias, u64 steps,
-                                             u32 outputs, u32 area, int step) {
+// Of a part of y, `positions` of each plane[area]: y = sum + bias[outputs]. Sums are in f32, so that y is rounded
+// once: `sums`[planes, positions], or in f32 what y holds. `step` is PACK where that divides both and where the part
+// begins, else 1.
+KERNEL void __launch_bounds__(256) conv_bias(act* y, const float* __restrict__ sums, const float* __restrict__ bias,
+                                             u64 steps, u32 outputs, u32 positions, u32 area, int step) {
   u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= steps) return;
-  u64 at = i * step;
-  float value = bias[(u32)(at / area % outputs)];
+  u64 at = i * step, plane = at / positions;
+  float value = bias[(u32)(plane % outputs)];
+  act* to = y + plane * area + (at - plane * positions);
+#ifdef ACT_BF16
+  const float* from = sums + at;
+#else
+  const float* from = to;
+#endif
   if (step == 1) {
-    y[at] = from_float<act>(to_float(y[at]) + value);
+    *to = from_float<act>(*from + value);
     return;
   }
   float values[PACK];
-  load_floats(values, y + at);
 #pragma unroll
-  for (int j = 0; j < PACK; j++) values[j] += value;
-  store_floats(y + at, values);
+  for (int j = 0; j < PACK; j += 4) {
+    const float4 four = *reinterpret_cast<const float4*>(from + j);
+    values[j] = four.x + value, values[j + 1] = four.y + value;
+    values[j + 2] = four.z + value, values[j + 3] = four.w + value;
+  }
+  store_floats(to, values);
 }
 REGISTER_KERNEL(conv_bias)
 

@@ -10,7 +10,7 @@
 
 mod gradients;
 
-use super::maps::{THREADS, blocks, narrow, step};
+use super::maps::{THREADS, blocks, narrow, pieces, step};
 use crate::KernelArg;
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
@@ -131,8 +131,12 @@ impl Plan {
 
     /// A part of a map of the size of y, `[outputs, positions]` of each image.
     fn outputs<S: Storage>(self, y: Address<S>, part: Part) -> Matrix {
-        let first = part.image * self.y_image() + part.row * self.out_width;
-        matrix(y.at(first), S::DATA_TYPE, self.area, self.y_image())
+        matrix(y.at(self.first(part)), S::DATA_TYPE, self.area, self.y_image())
+    }
+
+    /// Where a part of a map of the size of y begins.
+    fn first(self, part: Part) -> usize {
+        part.image * self.y_image() + part.row * self.out_width
     }
 
     fn weights<S: Storage>(self, weight: Address<S>) -> Matrix {
@@ -150,65 +154,78 @@ impl Plan {
         if self.d.batch * self.y_image() == 0 {
             return Ok(());
         }
-        let whole = Part { image: 0, images: self.d.batch, row: 0, rows: self.out_height };
-        if self.taps == 0 {
-            // SAFETY: y was checked at the door for these dimensions.
-            unsafe { gpu.zero(y, self.d.batch * self.y_image())? };
-        } else if self.pointwise() {
-            self.product(gpu, whole, self.columns(x, whole), weight, y)?;
-        } else {
-            self.products_of_parts(gpu, x, weight, y)?;
+        // Of a position: columns, and sums where y is too narrow for them.
+        let rounds = size_of::<S>() < size_of::<f32>();
+        let held = if self.pointwise() { 0 } else { self.taps * size_of::<S>() };
+        let summed = if rounds { self.d.outputs * size_of::<f32>() } else { 0 };
+        let (images, mut rows) = self.fitting::<S>((held + summed) / size_of::<S>());
+        if self.pointwise() {
+            rows = self.out_height;
         }
-        self.add_bias(gpu, bias, y)
-    }
-
-    fn products_of_parts<S: Storage, D: Device>(
-        self,
-        gpu: &CudaBackend<S, D>,
-        x: Address<S>,
-        weight: Address<S>,
-        y: Address<S>,
-    ) -> Result<(), CudaError> {
-        let fitting = self.fitting::<S>(self.taps);
-        let (images, rows) = fitting;
-        let len = images * self.taps * rows * self.out_width;
-        let at = gpu.scratch(len * size_of::<S>())?.cast::<S>();
-        for part in self.parts(fitting) {
-            let columns = self.columns(at, part);
-            self.im2col(gpu, part, x, columns)?;
-            self.product(gpu, part, columns, weight, y)?;
+        let positions = images * rows * self.out_width;
+        let [columns, sums] = pieces(gpu, [held * positions, summed * positions])?;
+        let sums = sums.cast::<f32>();
+        for part in self.parts((images, rows)) {
+            let columns = if self.pointwise() {
+                self.columns(x.at(part.image * self.x_image()), part)
+            } else {
+                let columns = self.columns(columns.cast(), part);
+                self.im2col(gpu, part, x, columns)?;
+                columns
+            };
+            let out = if rounds {
+                let stride = part.rows * self.out_width;
+                matrix(sums, DataType::F32, stride, self.d.outputs * stride)
+            } else {
+                self.outputs(y, part)
+            };
+            self.product(gpu, part, columns, weight, out)?;
+            self.add_bias(gpu, part, sums, bias, y)?;
         }
         Ok(())
     }
 
-    /// A pass of its own: an epilogue adds a bias along rows, and here it goes with a row. The product does not start
-    /// from it either, since cuBLASLt's kernels for Hopper round a bf16 product before they add to it.
+    /// `y = sums + bias` for a part, its sums one plane behind the other; in f32 y holds them.
+    ///
+    /// A pass of its own: an epilogue adds a bias along rows, and here it goes with a row. Nor does a product start
+    /// from it: cuBLASLt's kernels for Hopper round one in bf16 before they add to it. So it is in f32, and stored once.
     fn add_bias<S: Storage, D: Device>(
         self,
         gpu: &CudaBackend<S, D>,
+        part: Part,
+        sums: Address<f32>,
         bias: Address<f32>,
         y: Address<S>,
     ) -> Result<(), CudaError> {
         let outputs = narrow("conv2d", "outputs", self.d.outputs)?;
         let area = narrow("conv2d", "elements of a plane of y", self.area)?;
-        let step = step::<S>(self.area);
-        let steps = self.d.batch * self.y_image() / step;
-        // SAFETY: parameters as declared; a thread a step of y.
+        let (first, positions) = (self.first(part), part.rows * self.out_width);
+        let step = [positions, self.area, first].map(step::<S>).into_iter().min().unwrap_or(1);
+        let steps = part.images * self.d.outputs * positions / step;
+        // SAFETY: parameters as declared; a thread a step of the part of y, and sums for all of it, or none.
         unsafe {
-            let args: [&dyn KernelArg; 6] =
-                [&y, &bias, &(steps as u64), &outputs, &area, &(step as i32)];
+            let args: [&dyn KernelArg; 8] = [
+                &y.at(first),
+                &sums,
+                &bias,
+                &(steps as u64),
+                &outputs,
+                &(positions as u32),
+                &area,
+                &(step as i32),
+            ];
             gpu.launch(BIAS, blocks(steps), THREADS, 0, &args)
         }
     }
 
-    /// `y = W·columns` for a part.
+    /// `out = W·columns` for a part.
     fn product<S: Storage, D: Device>(
         self,
         gpu: &CudaBackend<S, D>,
         part: Part,
         columns: Columns<S>,
         weight: Address<S>,
-        y: Address<S>,
+        out: Matrix,
     ) -> Result<(), CudaError> {
         let gemm = Gemm {
             m: self.d.outputs,
@@ -216,13 +233,13 @@ impl Plan {
             k: self.taps,
             a: self.weights(weight),
             b: columns.matrix(),
-            out: self.outputs(y, part),
+            out,
             accumulate: false,
             bias: None,
             batch: part.images,
             sample: Sample::Product,
         };
-        // SAFETY: the part lies within y, the columns in scratch or, 1×1, in x.
+        // SAFETY: out is of the part, in y or in scratch; the columns lie in scratch or, 1×1, in x.
         unsafe { gpu.gemm(&gemm) }
     }
 
