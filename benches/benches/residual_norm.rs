@@ -2,7 +2,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sar_benches::{Backend, SETTINGS, noise, run};
-use sar_math::backend::{Branch, Modulation, Slot, TokenDims, TransformerOps, Write};
+use sar_math::backend::{Branch, Modulation, Seen, Slot, TokenDims, TransformerOps, Write};
 
 fn bench(criterion: &mut Criterion) {
     let backend = Backend::new();
@@ -26,7 +26,11 @@ fn bench(criterion: &mut Criterion) {
         });
         group.throughput(Throughput::Bytes(2 * tensor));
         group.bench_function(format!("renorm/{}", setting.name), |bencher| {
-            bencher.iter(|| run(backend.renorm(dims, &sum, &stats, &ada, at, &mut y)));
+            bencher.iter(|| run(backend.renorm(dims, &sum, None, &stats, &ada, at, &mut y)));
+        });
+        group.throughput(Throughput::Bytes(3 * tensor));
+        group.bench_function(format!("renorm-of-branch/{}", setting.name), |bencher| {
+            bencher.iter(|| run(backend.renorm(dims, &x, branch(), &stats, &ada, at, &mut y)));
         });
         group.throughput(Throughput::Bytes(6 * tensor));
         group.bench_function(format!("backward/{}", setting.name), |bencher| {
@@ -34,7 +38,7 @@ fn bench(criterion: &mut Criterion) {
                 run(backend.residual_norm_backward(
                     dims,
                     &dy,
-                    &sum,
+                    Seen::Sum(&sum),
                     &stats,
                     branch(),
                     &ada,

@@ -7,7 +7,7 @@ use crate::simd::with_scratch;
 use crate::{Buffer, CpuBackend, CpuError, Element};
 use sar_math::backend::checks::{self, size};
 use sar_math::backend::{
-    AttentionDims, AttentionSlots, Branch, Linear, LinearDims, Modulation, ShapeError, Slot,
+    AttentionDims, AttentionSlots, Branch, Linear, LinearDims, Modulation, Seen, ShapeError, Slot,
     TokenDims, TransformerOps, Write,
 };
 
@@ -163,7 +163,8 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
     fn renorm(
         &self,
         dims: TokenDims,
-        sum_blc: &Buffer<T>,
+        x_blc: &Buffer<T>,
+        branch: Option<Branch<'_, Self>>,
         stats: &Buffer<T>,
         ada: &Buffer<T>,
         modulation: Modulation,
@@ -171,14 +172,16 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
     ) -> Result<(), CpuError> {
         const OP: &str = "renorm";
         let len = dims.len();
-        let sum = sum_blc.head(OP, "sum (batch*tokens*width)", len)?;
+        let x = x_blc.head(OP, "x (batch*tokens*width)", len)?;
+        let branch = branch_slices(OP, dims, branch.as_ref())?;
+        let gate = branch.map_or(0, |branch| branch.gate);
         let stats_len = size([dims.batch, dims.tokens, 2]);
         let stats = stats.head(OP, "stats (batch*tokens*2)", stats_len)?;
         let Modulation { stride, scale, shift } = modulation;
-        checks::columns(OP, dims.width, stride, &[scale, shift])?;
+        checks::columns(OP, dims.width, stride, &[scale, shift, gate])?;
         let values = ada.head(OP, "ada (batch*stride)", size([dims.batch, stride]))?;
         let y = y_blc.head_mut(OP, "y (batch*tokens*width)", len)?;
-        residual_norm::renorm(dims, sum, stats, Ada { values, at: modulation }, y);
+        residual_norm::renorm(dims, x, branch, stats, Ada { values, at: modulation }, y);
         Ok(())
     }
 
@@ -186,7 +189,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         &self,
         dims: TokenDims,
         dy_blc: &Buffer<T>,
-        sum_blc: &Buffer<T>,
+        seen: Seen<'_, Self>,
         stats: &Buffer<T>,
         branch: Option<Branch<'_, Self>>,
         ada: &Buffer<T>,
@@ -201,7 +204,10 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         const OP: &str = "residual_norm_backward";
         let len = dims.len();
         let dy = dy_blc.head(OP, "dy (batch*tokens*width)", len)?;
-        let sum = sum_blc.head(OP, "sum (batch*tokens*width)", len)?;
+        let (seen, again) = match seen {
+            Seen::Sum(sum) => (sum.head(OP, "sum (batch*tokens*width)", len)?, false),
+            Seen::Before(x) => (x.head(OP, "x (batch*tokens*width)", len)?, true),
+        };
         let stats_len = size([dims.batch, dims.tokens, 2]);
         let stats = stats.head(OP, "stats (batch*tokens*2)", stats_len)?;
         let branch = branch_slices(OP, dims, branch.as_ref())?;
@@ -224,7 +230,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         checks::bias_of_branch(OP, branch.is_some(), bias)?;
         let dbias = bias_gradient(OP, grads, bias, dims.width)?;
         let ada = Ada { values, at: modulation };
-        let saved = residual_norm::Saved { dy, sum, stats, branch, ada };
+        let saved = residual_norm::Saved { dy, seen, again, stats, branch, ada };
         residual_norm::backward(dims, &saved, write, dx, dbranch, d_ada);
         self.add_rows(dbranch, dbias);
         Ok(())

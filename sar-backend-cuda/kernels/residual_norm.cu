@@ -1,8 +1,9 @@
 // Residual, gate, layer norm and modulation: sum = x + keep·γ·branch, y = LN(sum)·(1+s) + b.
 //
 // In bytes of the activation [batch, tokens, width]: the forward reads x and branch and writes sum
-// and y, 4 of them; the backward reads dy, sum, branch and dx and writes dx and dbranch, 6, plus
+// and y, 4 of them; the backward reads dy, sum (or x), branch and dx and writes dx and dbranch, 6, plus
 // partial sums of the gradients of modulation and bias, 8/chunk_rows of f32. Nothing is read twice from memory.
+// Renorm reads sum, or x and branch, and writes y.
 //
 // ada[batch, stride] holds the modulation of a sample: γ, s and b are width columns from `gate`,
 // `scale` and `shift` on. keep[batch] is NULL for 1; branch is NULL where there is none.
@@ -30,6 +31,9 @@ DEV float modulate(float v, float mean, float inverse, float scale, float shift)
 DEV float add_branch(float x, float keep, float gate, float branch) {
     return fmaf(keep * gate, branch, x);
 }
+
+// A number as memory holds it.
+DEV float stored(float v) { return to_float(from_float<act>(v)); }
 
 #define FORWARD_PARAMETERS                                                                         \
     act *__restrict__ y, act *sum, float *__restrict__ stats, const act *__restrict__ x,           \
@@ -175,21 +179,33 @@ KERNEL void __launch_bounds__(128) residual_norm_any(FORWARD_PARAMETERS) {
 REGISTER_KERNEL(residual_norm_any)
 
 #define RENORM_PARAMETERS                                                                          \
-    act *__restrict__ y, const act *__restrict__ sum, const float *__restrict__ stats,             \
-        const act *__restrict__ ada, int tokens, int width, int stride, int scale, int shift
-#define RENORM_ARGUMENTS y, sum, stats, ada, tokens, width, stride, scale, shift
+    act *__restrict__ y, const act *__restrict__ x, const act *__restrict__ branch,                \
+        const float *__restrict__ keep, const float *__restrict__ stats,                           \
+        const act *__restrict__ ada, int tokens, int width, int stride, int scale, int shift,      \
+        int gate
+#define RENORM_ARGUMENTS                                                                           \
+    y, x, branch, keep, stats, ada, tokens, width, stride, scale, shift, gate
 
-// A warp a row, STEP elements at once.
-template <int STEP> DEV void norm_again(RENORM_PARAMETERS) {
+// A warp a row, STEP elements at once; x is the sum where there is no branch.
+template <int STEP, bool BRANCH> DEV void norm_again(RENORM_PARAMETERS) {
     const Row at = row_of_warp(tokens);
     if (at.token >= tokens) return;
     const u64 row = at.sample * tokens + at.token, start = row * width;
     const act* modulation = ada + at.sample * stride;
     const float2 moments = *reinterpret_cast<const float2*>(stats + 2 * row);
-#pragma unroll 4
+    const float kept = BRANCH && keep ? keep[at.sample] : 1.f;
+    // So much is on its way at a time: four vectors of activations.
+#pragma unroll(BRANCH ? 2 : 4)
     for (int c = (int)(threadIdx.x & 31) * STEP; c < width; c += 32 * STEP) {
         float v[STEP], s[STEP], b[STEP];
-        load(v, sum + start + c);
+        load(v, x + start + c);
+        if (BRANCH) {
+            float gamma[STEP];
+            load(b, branch + start + c);
+            load(gamma, modulation + gate + c);
+#pragma unroll
+            for (int j = 0; j < STEP; j++) v[j] = stored(add_branch(v[j], kept, gamma[j], b[j]));
+        }
         load(s, modulation + scale + c);
         load(b, modulation + shift + c);
 #pragma unroll
@@ -198,23 +214,28 @@ template <int STEP> DEV void norm_again(RENORM_PARAMETERS) {
     }
 }
 
-KERNEL void __launch_bounds__(128) renorm_vectors(RENORM_PARAMETERS) {
-    norm_again<VECTOR>(RENORM_ARGUMENTS);
-}
-REGISTER_KERNEL(renorm_vectors)
+// A branch takes registers, which the kernels without one are not to pay for.
+#define RENORM(name, step, with_branch)                                                            \
+    KERNEL void __launch_bounds__(128) name(RENORM_PARAMETERS) {                                   \
+        norm_again<step, with_branch>(RENORM_ARGUMENTS);                                           \
+    }                                                                                              \
+    REGISTER_KERNEL(name)
 
-KERNEL void __launch_bounds__(128) renorm_any(RENORM_PARAMETERS) { norm_again<1>(RENORM_ARGUMENTS); }
-REGISTER_KERNEL(renorm_any)
+RENORM(renorm_vectors, VECTOR, false)
+RENORM(renorm_any, 1, false)
+RENORM(renorm_branch_vectors, VECTOR, true)
+RENORM(renorm_branch_any, 1, true)
 
-// dx[batch, tokens, width] = (accumulate ? dx : 0) + the norm's gradient; dbranch = keep·γ·dx.
+// dx[batch, tokens, width] = (accumulate ? dx : 0) + the norm's gradient; dbranch = keep·γ·dx. `seen` is
+// the sum, or where it is to be added up again x.
 // partials[batch, chunks, kinds, width]: Σ dy·x̂, Σ dy and, with a branch, keep·Σ dx·branch and (of four
 // kinds) Σ dbranch over the chunk_rows tokens of a chunk, in their order. A block a chunk.
 #define BACKWARD_PARAMETERS                                                                        \
     act *dx, act *__restrict__ dbranch, float *__restrict__ partials, const act *__restrict__ dy,  \
-        const act *__restrict__ sum, const float *__restrict__ stats,                              \
+        const act *__restrict__ seen, const float *__restrict__ stats,                             \
         const act *__restrict__ branch, const float *__restrict__ keep,                            \
         const act *__restrict__ ada, int tokens, int width, int chunk_rows, int stride, int scale, \
-        int gate, int accumulate, int kinds
+        int gate, int accumulate, int again, int kinds
 
 // Rows that are in flight together, so that one barrier serves them all.
 #define TOGETHER 2
@@ -264,7 +285,7 @@ KERNEL void __launch_bounds__(512) residual_norm_backward(BACKWARD_PARAMETERS) {
                 const u64 row = sample * tokens + token + r, at = row * width + c;
                 moments[r] = *reinterpret_cast<const float2*>(stats + 2 * row);
                 dy_word[r] = load_word(dy + at);
-                sum_word[r] = load_word(sum + at);
+                sum_word[r] = load_word(seen + at);
                 if (accumulate) dx_word[r] = load_word(dx + at);
                 if (branch) branch_word[r] = load_word(branch + at);
             }
@@ -273,8 +294,18 @@ KERNEL void __launch_bounds__(512) residual_norm_backward(BACKWARD_PARAMETERS) {
 #pragma unroll
         for (int r = 0; r < TOGETHER; r++) {
             float d[VECTOR], v[VECTOR], factor[VECTOR];
-            unpack(d, dy_word[r]);
             unpack(v, sum_word[r]);
+            if (again) {
+                float value[VECTOR], gamma[VECTOR];
+                unpack(value, branch_word[r]);
+                unpack(gamma, gamma_word);
+#pragma unroll
+                for (int j = 0; j < VECTOR; j++) v[j] = add_branch(v[j], kept, gamma[j], value[j]);
+                // To the bits of the forward's, which were stored.
+                sum_word[r] = pack(v);
+                unpack(v, sum_word[r]);
+            }
+            unpack(d, dy_word[r]);
             unpack(factor, scale_word);
             sums[r][0] = sums[r][1] = 0.f;
 #pragma unroll
@@ -344,6 +375,11 @@ KERNEL void __launch_bounds__(256) residual_norm_backward_any(BACKWARD_PARAMETER
     const int end = min(begin + chunk_rows, tokens);
     const float kept = branch && keep ? keep[sample] : 1.f;
     const act* modulation = ada + sample * stride;
+    const auto sum = [&](u64 at, int c) {
+        const float v = to_float(seen[at + c]);
+        if (!again) return v;
+        return stored(add_branch(v, kept, to_float(modulation[gate + c]), to_float(branch[at + c])));
+    };
     float* dscale = partials + (u64)blockIdx.x * kinds * width;
     float* dshift = dscale + width;
     float* dgate = dshift + width;
@@ -354,7 +390,7 @@ KERNEL void __launch_bounds__(256) residual_norm_backward_any(BACKWARD_PARAMETER
         float sum_g = 0.f, sum_gx = 0.f;
         for (int c = threadIdx.x; c < width; c += blockDim.x) {
             const float d = to_float(dy[start + c]);
-            const float normal = (to_float(sum[start + c]) - mean) * inverse;
+            const float normal = (sum(start, c) - mean) * inverse;
             const float g = d * (1.f + to_float(modulation[scale + c]));
             dscale[c] = fmaf(d, normal, token == begin ? 0.f : dscale[c]);
             dshift[c] = d + (token == begin ? 0.f : dshift[c]);
@@ -364,7 +400,7 @@ KERNEL void __launch_bounds__(256) residual_norm_backward_any(BACKWARD_PARAMETER
         const float mean_g = block_sum(sum_g, shared) / width;
         const float mean_gx = block_sum(sum_gx, shared) / width;
         for (int c = threadIdx.x; c < width; c += blockDim.x) {
-            const float normal = (to_float(sum[start + c]) - mean) * inverse;
+            const float normal = (sum(start, c) - mean) * inverse;
             const float g = to_float(dy[start + c]) * (1.f + to_float(modulation[scale + c]));
             const float later = accumulate ? to_float(dx[start + c]) : 0.f;
             const float d = fmaf(inverse, g - mean_g - normal * mean_gx, later);

@@ -9,7 +9,7 @@ use crate::storage::Storage;
 use crate::{Buffer, CudaBackend, CudaError, Params};
 use sar_math::backend::checks::{self, size};
 use sar_math::backend::{
-    AttentionDims, AttentionSlots, Branch, Linear, LinearDims, Modulation, ShapeError, Slot,
+    AttentionDims, AttentionSlots, Branch, Linear, LinearDims, Modulation, Seen, ShapeError, Slot,
     TokenDims, TransformerOps, Write,
 };
 
@@ -158,7 +158,8 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
     fn renorm(
         &self,
         dims: TokenDims,
-        sum_blc: &Buffer<S, D>,
+        x_blc: &Buffer<S, D>,
+        branch: Option<Branch<'_, Self>>,
         stats: &Buffer<f32, D>,
         ada: &Buffer<S, D>,
         modulation: Modulation,
@@ -166,21 +167,23 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
     ) -> Result<(), CudaError> {
         const OP: &str = "renorm";
         let len = dims.len();
-        let sum = sum_blc.head(OP, "sum (batch*tokens*width)", len)?;
+        let x = x_blc.head(OP, "x (batch*tokens*width)", len)?;
+        let branch = branch_at(OP, dims, branch.as_ref())?;
+        let gate = branch.map_or(0, |branch| branch.gate);
         let stats_len = size([dims.batch, dims.tokens, 2]);
         let stats = stats.head(OP, "stats (batch*tokens*2)", stats_len)?;
         let Modulation { stride, scale, shift } = modulation;
-        checks::columns(OP, dims.width, stride, &[scale, shift])?;
+        checks::columns(OP, dims.width, stride, &[scale, shift, gate])?;
         let values = ada.head(OP, "ada (batch*stride)", size([dims.batch, stride]))?;
         let y = y_blc.head_mut(OP, "y (batch*tokens*width)", len)?;
-        residual_norm::renorm(self, dims, sum, stats, Ada { values, at: modulation }, y)
+        residual_norm::renorm(self, dims, x, branch, stats, Ada { values, at: modulation }, y)
     }
 
     fn residual_norm_backward(
         &self,
         dims: TokenDims,
         dy_blc: &Buffer<S, D>,
-        sum_blc: &Buffer<S, D>,
+        seen: Seen<'_, Self>,
         stats: &Buffer<f32, D>,
         branch: Option<Branch<'_, Self>>,
         ada: &Buffer<S, D>,
@@ -195,7 +198,10 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
         const OP: &str = "residual_norm_backward";
         let len = dims.len();
         let dy = dy_blc.head(OP, "dy (batch*tokens*width)", len)?;
-        let sum = sum_blc.head(OP, "sum (batch*tokens*width)", len)?;
+        let (seen, again) = match seen {
+            Seen::Sum(sum) => (sum.head(OP, "sum (batch*tokens*width)", len)?, false),
+            Seen::Before(x) => (x.head(OP, "x (batch*tokens*width)", len)?, true),
+        };
         let stats_len = size([dims.batch, dims.tokens, 2]);
         let stats = stats.head(OP, "stats (batch*tokens*2)", stats_len)?;
         let branch = branch_at(OP, dims, branch.as_ref())?;
@@ -218,7 +224,7 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
         checks::bias_of_branch(OP, branch.is_some(), bias)?;
         let dbias = bias_gradient(OP, grads, bias, dims.width)?;
         let ada = Ada { values, at: modulation };
-        let saved = residual_norm::Saved { dy, sum, stats, branch, ada };
+        let saved = residual_norm::Saved { dy, seen, again, stats, branch, ada };
         residual_norm::backward(self, dims, &saved, write, dx, dbranch, d_ada, dbias)
     }
 

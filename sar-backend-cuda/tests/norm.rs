@@ -7,7 +7,9 @@ mod compare;
 mod lengths;
 
 use compare::{Case, Kind, Output, accum, activation, compare, noise, read, read_accum};
-use sar_math::backend::{Backend, Branch, Linear, LinearDims, Modulation, Slot, TokenDims, Write};
+use sar_math::backend::{
+    Backend, Branch, Linear, LinearDims, Modulation, Seen, Slot, TokenDims, Write,
+};
 
 /// As published.
 const EPS: f64 = 1e-6;
@@ -47,47 +49,64 @@ impl Case for Norm {
         backend.residual_norm(dims, EPS, &x, branch(), &ada, m, &mut sum, &mut y, &mut stats)?;
         let seen = if self.branch { &sum } else { &x };
         let mut again = activation(backend, &vec![9.0; len])?;
-        backend.renorm(dims, seen, &stats, &ada, m, &mut again)?;
-        let dy = activation(backend, &noise(4, len))?;
-        let mut dx = activation(backend, &noise(5, len))?;
-        let mut dbranch = activation(backend, &vec![9.0; len])?;
-        let mut d_ada = activation(backend, &vec![0.5; ada_len])?;
-        // A column that is not the bias's on either side.
-        let mut grads = accum(backend, &noise(12, c + 2))?;
-        let wanted = self.branch.then_some(&mut dbranch);
-        backend.residual_norm_backward(
-            dims,
-            &dy,
-            seen,
-            &stats,
-            branch(),
-            &ada,
-            m,
-            self.branch.then_some(Slot { offset: 1, len: c }),
-            self.write,
-            &mut dx,
-            wanted,
-            &mut d_ada,
-            &mut grads,
-        )?;
-        let (y, again) = (read(backend, &y, len)?, read(backend, &again, len)?);
-        let same = y.iter().zip(&again).all(|(a, b)| (a - b).abs() <= RENORM * a.abs());
-        assert!(same, "renorm differs from residual_norm");
-        Ok(vec![
+        backend.renorm(dims, seen, None, &stats, &ada, m, &mut again)?;
+        let (y, renormed) = (read(backend, &y, len)?, read(backend, &again, len)?);
+        assert_same("renorm", &y, &renormed);
+        backend.renorm(dims, &x, branch(), &stats, &ada, m, &mut again)?;
+        assert_same("renorm of x and branch", &y, &read(backend, &again, len)?);
+        let backward = |seen: Seen<'_, B>| -> Result<[Output; 4], B::Error> {
+            let dy = activation(backend, &noise(4, len))?;
+            let mut dx = activation(backend, &noise(5, len))?;
+            let mut dbranch = activation(backend, &vec![9.0; len])?;
+            let mut d_ada = activation(backend, &vec![0.5; ada_len])?;
+            // A column that is not the bias's on either side.
+            let mut grads = accum(backend, &noise(12, c + 2))?;
+            backend.residual_norm_backward(
+                dims,
+                &dy,
+                seen,
+                &stats,
+                branch(),
+                &ada,
+                m,
+                self.branch.then_some(Slot { offset: 1, len: c }),
+                self.write,
+                &mut dx,
+                self.branch.then_some(&mut dbranch),
+                &mut d_ada,
+                &mut grads,
+            )?;
+            Ok([
+                ("dx", Kind::Gradient, read(backend, &dx, len)?),
+                ("dbranch", Kind::Gradient, read(backend, &dbranch, len)?),
+                ("d_ada", Kind::Gradient, read(backend, &d_ada, ada_len)?),
+                ("dbias", Kind::Wide, read_accum(backend, &grads, c + 2)?),
+            ])
+        };
+        let gradients = backward(Seen::Sum(seen))?;
+        for ((name, _, kept), (_, _, again)) in gradients.iter().zip(backward(Seen::Before(&x))?) {
+            assert_same(name, kept, &again);
+        }
+        let mut outputs = vec![
             ("sum", Kind::Value, read(backend, &sum, len)?),
             ("y", Kind::Value, y),
-            ("y of renorm", Kind::Value, again),
+            ("y of renorm", Kind::Value, renormed),
             ("stats", Kind::Value, read_accum(backend, &stats, 2 * dims.rows())?),
-            ("dx", Kind::Gradient, read(backend, &dx, len)?),
-            ("dbranch", Kind::Gradient, read(backend, &dbranch, len)?),
-            ("d_ada", Kind::Gradient, read(backend, &d_ada, ada_len)?),
-            ("dbias", Kind::Wide, read_accum(backend, &grads, c + 2)?),
-        ])
+        ];
+        outputs.extend(gradients);
+        Ok(outputs)
     }
 }
 
-/// A trainer that norms once more for the backward must see what the forward saw: to the bit.
-const RENORM: f64 = 0.0;
+/// A trainer that norms or adds up once more for the backward must see what the forward saw: to the bit.
+fn assert_same(name: &str, before: &[f64], again: &[f64]) {
+    let off = before.iter().zip(again).position(|(a, b)| a.to_bits() != b.to_bits());
+    assert_eq!(
+        (off, before.len()),
+        (None, again.len()),
+        "{name} is another where it is made again"
+    );
+}
 
 #[test]
 fn norm_of_a_published_generator() {

@@ -1,15 +1,33 @@
 //! Layers with gradients: transformer and tokenizer.
 
 use super::{Buf, Done, Ids, NarrowCpu, branch, narrowed, rounding, store, store_some};
+use crate::{CpuBackend, CpuError};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{
-    AttentionDims, AttentionSlots, Branch, Conv, ConvDims, EmbeddingDims, EmbeddingOps,
-    EmbeddingSlots, GroupNorm, Linear, LinearDims, MapDims, Modulation, QuantizeWeights, Slot,
-    TokenDims, TokenizerOps, TransformerOps, Write,
+    AttentionDims, AttentionSlots, Branch, Buffers as _, Conv, ConvDims, EmbeddingDims,
+    EmbeddingOps, EmbeddingSlots, GroupNorm, Linear, LinearDims, MapDims, Modulation,
+    QuantizeWeights, Seen, Slot, TokenDims, TokenizerOps, TransformerOps, Write,
 };
 
 fn slots(layer: Linear) -> Vec<Slot> {
     [layer.weight].into_iter().chain(layer.bias).collect()
+}
+
+impl NarrowCpu {
+    /// What a norm of `x` and a branch saw: their sum as it is stored.
+    fn stored_sum(
+        &self,
+        dims: TokenDims,
+        x: &Buf,
+        added: Option<Branch<'_, CpuBackend<f32>>>,
+        ada: &Buf,
+        modulation: Modulation,
+    ) -> Result<Buf, CpuError> {
+        let (mut sum, mut y, mut stats) = (x.clone(), x.clone(), self.0.accum(2 * dims.rows())?);
+        self.0.residual_norm(dims, 1.0, x, added, ada, modulation, &mut sum, &mut y, &mut stats)?;
+        store(&mut sum);
+        Ok(sum)
+    }
 }
 
 impl TransformerOps for NarrowCpu {
@@ -71,7 +89,7 @@ impl TransformerOps for NarrowCpu {
         &self,
         dims: TokenDims,
         dy: &Buf,
-        sum: &Buf,
+        seen: Seen<'_, Self>,
         stats: &Buf,
         added: Option<Branch<'_, Self>>,
         ada: &Buf,
@@ -83,12 +101,21 @@ impl TransformerOps for NarrowCpu {
         d_ada: &mut Buf,
         grads: &mut Buf,
     ) -> Done {
+        let added = branch(added);
+        let stored;
+        let sum = match seen {
+            Seen::Sum(sum) => sum,
+            Seen::Before(x) => {
+                stored = self.stored_sum(dims, x, added, ada, modulation)?;
+                &stored
+            }
+        };
         self.0.residual_norm_backward(
             dims,
             dy,
-            sum,
+            Seen::Sum(sum),
             stats,
-            branch(added),
+            added,
             ada,
             modulation,
             bias,
@@ -104,10 +131,23 @@ impl TransformerOps for NarrowCpu {
         Ok(())
     }
 
+    fn renorm(
+        &self,
+        dims: TokenDims,
+        x: &Buf,
+        added: Option<Branch<'_, Self>>,
+        stats: &Buf,
+        ada: &Buf,
+        modulation: Modulation,
+        y: &mut Buf,
+    ) -> Done {
+        let sum = self.stored_sum(dims, x, branch(added), ada, modulation)?;
+        self.0.renorm(dims, &sum, None, stats, ada, modulation, y)?;
+        store(y);
+        Ok(())
+    }
+
     rounding! {
-        renorm(
-            dims: TokenDims, sum: &Buf, stats: &Buf, ada: &Buf, modulation: Modulation, y: &mut Buf,
-        ) -> [y];
         attention(
             dims: AttentionDims, qkv: &mut Buf, params: &Buf, slots: AttentionSlots,
             inverse_norms: &mut Buf, lse: &mut Buf, out: &mut Buf,

@@ -82,10 +82,11 @@ pub(crate) fn forward<T: Element>(
     });
 }
 
-/// The `y` of [`forward`] from its sum and statistics.
+/// The `y` of [`forward`] from its statistics and its `x` and `branch`, or from its sum and no branch.
 pub(crate) fn renorm<T: Element>(
     dims: TokenDims,
-    sum: &[T],
+    x: &[T],
+    branch: Option<BranchSlices<'_, T>>,
     stats: &[T],
     ada: Ada<'_, T>,
     y: &mut [T],
@@ -95,20 +96,40 @@ pub(crate) fn renorm<T: Element>(
         return;
     }
     y.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, y)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (i, y) in y.chunks_exact_mut(width).enumerate() {
-                    let row = chunk * ROWS + i;
-                    let sample = row / dims.tokens;
-                    let scale = ada.of(sample, ada.at.scale, width);
-                    let shift = ada.of(sample, ada.at.shift, width);
-                    let x = &sum[row * width..][..width];
-                    modulate(x, stats[2 * row], stats[2 * row + 1], scale, shift, y);
-                }
-            },
-        );
+        with_scratch(width, |sum: &mut [T]| {
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (i, y) in y.chunks_exact_mut(width).enumerate() {
+                        let row = chunk * ROWS + i;
+                        let sample = row / dims.tokens;
+                        let x = seen_row(x, branch, ada, sample, row, sum);
+                        let scale = ada.of(sample, ada.at.scale, width);
+                        let shift = ada.of(sample, ada.at.shift, width);
+                        modulate(x, stats[2 * row], stats[2 * row + 1], scale, shift, y);
+                    }
+                },
+            );
+        });
     });
+}
+
+/// What the norm of a row sees: `x`, with the branch added into `sum` where there is one.
+#[inline(always)]
+fn seen_row<'a, T: Element>(
+    x: &'a [T],
+    branch: Option<BranchSlices<'_, T>>,
+    ada: Ada<'_, T>,
+    sample: usize,
+    row: usize,
+    sum: &'a mut [T],
+) -> &'a [T] {
+    let width = sum.len();
+    let x = &x[row * width..][..width];
+    let Some(branch) = branch else { return x };
+    let gate = ada.of(sample, branch.gate, width);
+    add_branch(x, &branch.value[row * width..], gate, branch.keep(sample), sum);
+    sum
 }
 
 #[inline(always)]
@@ -139,7 +160,9 @@ fn modulate<T: Element>(x: &[T], mean: T, inverse_std: T, scale: &[T], shift: &[
 /// What the backward reads.
 pub(crate) struct Saved<'a, T> {
     pub dy: &'a [T],
-    pub sum: &'a [T],
+    /// What the norm saw, or where it is added `again` what the branch was added to.
+    pub seen: &'a [T],
+    pub again: bool,
     pub stats: &'a [T],
     pub branch: Option<BranchSlices<'a, T>>,
     pub ada: Ada<'a, T>,
@@ -163,10 +186,11 @@ pub(crate) fn backward<T: Element>(
             partials.par_chunks_exact_mut(kinds * width).enumerate().for_each(|(task, partial)| {
                 let (sample, start) = (task / chunks, task % chunks * ROWS);
                 let rows = start..(start + ROWS).min(dims.tokens);
-                with_scratch(width, |g: &mut [T]| {
+                with_scratch(2 * width, |scratch: &mut [T]| {
                     vectorized(
                         #[inline(always)]
                         || {
+                            let (g, sum) = scratch.split_at_mut(width);
                             partial.fill(T::zero());
                             for row in rows {
                                 let row = sample * dims.tokens + row;
@@ -178,7 +202,9 @@ pub(crate) fn backward<T: Element>(
                                 } else {
                                     &mut []
                                 };
-                                backward_row(saved, sample, row, write, g, dx, dbranch, partial);
+                                let added = saved.branch.filter(|_| saved.again);
+                                let x = seen_row(saved.seen, added, saved.ada, sample, row, sum);
+                                backward_row(saved, sample, row, x, write, g, dx, dbranch, partial);
                             }
                         },
                     );
@@ -202,12 +228,13 @@ pub(crate) fn backward<T: Element>(
     });
 }
 
-/// One row; `partial` holds the sums of the gradients of scale, shift and (with a branch) gate.
+/// One row, of which the norm saw `x`; `partial` holds the sums of the gradients of scale, shift and (with a branch) gate.
 #[inline(always)]
 fn backward_row<T: Element>(
     saved: &Saved<'_, T>,
     sample: usize,
     row: usize,
+    x: &[T],
     write: Write,
     g: &mut [T],
     dx: &mut [T],
@@ -217,7 +244,7 @@ fn backward_row<T: Element>(
     let n = g.len();
     let (mean, inverse_std) = (saved.stats[2 * row], saved.stats[2 * row + 1]);
     let dy = &saved.dy[row * n..][..n];
-    let x = &saved.sum[row * n..][..n];
+    let x = &x[..n];
     let scale = saved.ada.of(sample, saved.ada.at.scale, n);
     let (dscale, rest) = partial.split_at_mut(n);
     let (dshift, dgate) = rest.split_at_mut(n);
@@ -264,7 +291,9 @@ mod tests {
         // The sum is [1+½·2·1, 2+½·1·4], of mean 3 and deviation 1.
         assert_eq!((sum, stats, y), ([2.0, 4.0], [3.0, 1.0], [8.0, 21.0]));
         let mut again = [0.0; 2];
-        renorm(dims, &sum, &stats, ada, &mut again);
+        renorm(dims, &sum, None, &stats, ada, &mut again);
+        assert_eq!(again, y);
+        renorm(dims, &[1.0, 2.0], Some(branch), &stats, ada, &mut again);
         assert_eq!(again, y);
     }
 
@@ -294,7 +323,8 @@ mod tests {
         let branch = BranchSlices { value: &value, gate: 10, keep: Some(&[1.5, 0.5]) };
         let (mut sum, mut y, mut stats) = (vec![0.0; 370], vec![0.0; 370], vec![0.0; 148]);
         forward(dims, 1e-6, &x, Some(branch), ada, &mut sum, &mut y, &mut stats);
-        let saved = Saved { dy: &dy, sum: &sum, stats: &stats, branch: Some(branch), ada };
+        let (stats, branch) = (&stats, Some(branch));
+        let saved = Saved { dy: &dy, seen: &sum, again: false, stats, branch, ada };
         let (mut dx, mut dbranch, mut d_ada) = (vec![2.0; 370], vec![2.0; 370], vec![2.0; 30]);
         backward(dims, &saved, Write::Overwrite, &mut dx, &mut dbranch, &mut d_ada);
         let slope = |which: usize, i: usize| {

@@ -1,7 +1,8 @@
 //! Residual, gate, layer norm and modulation in one pass over each row.
 //!
-//! A forward moves x, branch, sum and y once, a backward dy, sum, branch, dx (both ways) and dbranch:
-//! 4 and 6 activations. Gradients of the modulation are partial sums over [`CHUNK`] tokens, then a sum
+//! A forward moves x, branch, sum and y once, a backward dy, what the norm saw, branch, dx (both ways) and
+//! dbranch: 4 and 6 activations, since a sum that was not kept is added up again from the branch that is
+//! read anyway. Gradients of the modulation are partial sums over [`CHUNK`] tokens, then a sum
 //! of those in their order; the gradient of the branch's bias is one more, of which a sum over samples
 //! follows: a pass of its own would read dbranch once more. Widths that are no whole vectors take kernels that go
 //! element by element.
@@ -36,7 +37,9 @@ pub(crate) struct BranchAt<S> {
 /// What the backward is given of the forward.
 pub(crate) struct Saved<S> {
     pub(crate) dy: Address<S>,
-    pub(crate) sum: Address<S>,
+    /// What the norm saw, or where it is added `again` what the branch was added to.
+    pub(crate) seen: Address<S>,
+    pub(crate) again: bool,
     pub(crate) stats: Address<f32>,
     pub(crate) branch: Option<BranchAt<S>>,
     pub(crate) ada: Ada<S>,
@@ -64,8 +67,11 @@ const IN_REGISTERS: [(usize, Kernel); 5] = [
     (64, kernel("residual_norm_64")),
 ];
 const FORWARD_ANY: Kernel = kernel("residual_norm_any");
-const RENORM: Kernel = kernel("renorm_vectors");
-const RENORM_ANY: Kernel = kernel("renorm_any");
+/// Of whole vectors and of any width; from the sum, and from x and a branch.
+const RENORM: [[Kernel; 2]; 2] = [
+    [kernel("renorm_vectors"), kernel("renorm_branch_vectors")],
+    [kernel("renorm_any"), kernel("renorm_branch_any")],
+];
 const BACKWARD: Kernel = kernel("residual_norm_backward");
 const BACKWARD_ANY: Kernel = kernel("residual_norm_backward_any");
 const ADA: Kernel = kernel("residual_norm_ada");
@@ -147,7 +153,8 @@ pub(crate) fn forward<S: Storage, D: Device>(
 pub(crate) fn renorm<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     dims: TokenDims,
-    sum: Address<S>,
+    x: Address<S>,
+    branch: Option<BranchAt<S>>,
     stats: Address<f32>,
     ada: Ada<S>,
     y: Address<S>,
@@ -157,8 +164,10 @@ pub(crate) fn renorm<S: Storage, D: Device>(
         return Ok(());
     }
     let Modulation { stride, scale, shift } = ada.at;
-    let kernel = if whole_vectors::<S>(width, ada.at, 0) { RENORM } else { RENORM_ANY };
-    gpu.expect(2 * dims.len(), 0, 0);
+    let (value, keep, gate) = branch_args(branch);
+    let any = usize::from(!whole_vectors::<S>(width, ada.at, gate));
+    let kernel = RENORM[any][usize::from(branch.is_some())];
+    gpu.expect(dims.len() * if branch.is_some() { 3 } else { 2 }, 0, 0);
     // SAFETY: parameters as declared; lengths were checked at the door.
     unsafe {
         gpu.launch(
@@ -168,7 +177,9 @@ pub(crate) fn renorm<S: Storage, D: Device>(
             0,
             &[
                 &y,
-                &sum,
+                &x,
+                &value,
+                &keep,
                 &stats,
                 &ada.values,
                 &(tokens as i32),
@@ -176,6 +187,7 @@ pub(crate) fn renorm<S: Storage, D: Device>(
                 &(stride as i32),
                 &(scale as i32),
                 &(shift as i32),
+                &(gate as i32),
             ],
         )
     }
@@ -225,7 +237,7 @@ pub(crate) fn backward<S: Storage, D: Device>(
                     &dbranch,
                     &partials,
                     &saved.dy,
-                    &saved.sum,
+                    &saved.seen,
                     &saved.stats,
                     &value,
                     &keep,
@@ -237,6 +249,7 @@ pub(crate) fn backward<S: Storage, D: Device>(
                     &scale,
                     &gate,
                     &i32::from(write == Write::Accumulate),
+                    &i32::from(saved.again && saved.branch.is_some()),
                     &(kinds as i32),
                 ],
             )?;

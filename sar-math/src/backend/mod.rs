@@ -41,7 +41,7 @@ pub use rollout::{
 pub use tokenizer::{Conv, ConvDims, GroupNorm, MapDims, QuantizeWeights, TokenizerOps};
 pub use transformer::{
     AttentionDims, AttentionSlots, Branch, Linear, LinearDims, Modulation, NORMALIZE_EPS,
-    SCALE_MUL_MAX, TokenDims, TransformerOps, Write,
+    SCALE_MUL_MAX, Seen, TokenDims, TransformerOps, Write,
 };
 
 /// Everything a trainer needs of a backend.

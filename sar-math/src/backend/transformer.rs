@@ -85,6 +85,22 @@ pub struct Branch<'a, B: Buffers + ?Sized> {
     pub keep: Option<(&'a B::Accum, usize)>,
 }
 
+impl<B: Buffers + ?Sized> Clone for Branch<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Buffers + ?Sized> Copy for Branch<'_, B> {}
+
+/// What a norm saw, as its backward is given it.
+pub enum Seen<'a, B: Buffers + ?Sized> {
+    /// The sum, `[b, l, c]`, as it was kept; x where there was no branch.
+    Sum(&'a B::Activation),
+    /// What the branch was added to, `[b, l, c]`: it is added once more, to the bits of the sum.
+    Before(&'a B::Activation),
+}
+
 /// Whether a gradient that arrives along the residual stream is there already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
@@ -176,13 +192,15 @@ pub trait TransformerOps: Buffers {
         y_blc: &mut Self::Activation,
         stats: &mut Self::Accum,
     ) -> Result<(), Self::Error>;
-    /// The y of [`TransformerOps::residual_norm`] once more, from the sum and its saved statistics.
+    /// The y of [`TransformerOps::residual_norm`] once more, to the bit, from its saved statistics and its x
+    /// and branch, or from the sum and no branch.
     ///
-    /// Lets a trainer keep one tensor per norm instead of two.
+    /// Lets a trainer keep one tensor per norm instead of two, and of two norms one sum.
     fn renorm(
         &self,
         dims: TokenDims,
-        sum_blc: &Self::Activation,
+        x_blc: &Self::Activation,
+        branch: Option<Branch<'_, Self>>,
         stats: &Self::Accum,
         ada: &Self::Activation,
         modulation: Modulation,
@@ -190,8 +208,8 @@ pub trait TransformerOps: Buffers {
     ) -> Result<(), Self::Error>;
     /// Backward of [`TransformerOps::residual_norm`].
     ///
-    /// `sum_blc` is what the norm saw (the new x, or x where there was no branch). `dx_blc` holds the
-    /// gradient of the sum from later layers on entry (see `write`) and the gradient of x on return.
+    /// `seen` is what the norm saw: gradients have the same bits whether it was kept or is added up again.
+    /// `dx_blc` holds the gradient of the sum from later layers on entry (see `write`) and the gradient of x on return.
     /// With a branch, `dbranch_blc` receives its gradient. `d_ada` columns scale, shift (and gate)
     /// are overwritten, its other columns are not touched.
     ///
@@ -202,7 +220,7 @@ pub trait TransformerOps: Buffers {
         &self,
         dims: TokenDims,
         dy_blc: &Self::Activation,
-        sum_blc: &Self::Activation,
+        seen: Seen<'_, Self>,
         stats: &Self::Accum,
         branch: Option<Branch<'_, Self>>,
         ada: &Self::Activation,

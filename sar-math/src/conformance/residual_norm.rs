@@ -4,9 +4,9 @@ use super::case::{Case, Numbers};
 use super::full_size::repeatable;
 use super::math::{dot, sqrt};
 use super::rig::{Layout, Rig};
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, shape_error};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier, run, same_bits, shape_error};
 use super::verdict::{Mismatch, Report};
-use crate::backend::{Branch, Modulation, Slot, TokenDims, TransformerOps, Write};
+use crate::backend::{Branch, Modulation, Seen, Slot, TokenDims, TransformerOps, Write};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -21,6 +21,8 @@ struct Operands {
     x: Vec<f64>,
     /// The branch, and the factor of each sample where drop path is on.
     branch: Option<(Vec<f64>, Option<Vec<f64>>)>,
+    /// Whether renorm and the backward add it up again.
+    again: bool,
     /// The bias of the layer that made the branch, of which nothing is left to add to it: zeros.
     layout: Layout,
     bias: Option<Slot>,
@@ -64,6 +66,7 @@ impl Operands {
             dims,
             x: n.values(dims.len()),
             branch: with.branch.then(|| (n.values(dims.len()), keep)),
+            again: false,
             layout,
             bias,
             ada: n.values(dims.batch * stride),
@@ -126,14 +129,15 @@ impl Operands {
     fn backward<B: TransformerOps>(
         &self,
         rig: &Rig<'_, B>,
-        sum: &[f64],
+        seen: &[f64],
         stats: &B::Accum,
         start: &[f64],
         out: &mut Outputs,
     ) -> Result<(), B::Error> {
         let len = self.dims.len();
         let dy = rig.activation("dy", &self.dy)?;
-        let sum = rig.activation("sum of backward", sum)?;
+        let seen = rig.activation("what was seen, of backward", seen)?;
+        let seen = if self.again { Seen::Before(&seen) } else { Seen::Sum(&seen) };
         let stats = rig.hand_over_accum("stats of backward", stats, 2 * self.dims.rows())?;
         let ada = rig.activation("ada of backward", &self.ada)?;
         let mut dx = match self.write {
@@ -146,7 +150,7 @@ impl Operands {
             rig.backend.residual_norm_backward(
                 self.dims,
                 &dy,
-                &sum,
+                seen,
                 &stats,
                 None,
                 &ada,
@@ -169,7 +173,7 @@ impl Operands {
         rig.backend.residual_norm_backward(
             self.dims,
             &dy,
-            &sum,
+            seen,
             &stats,
             Some(Branch {
                 value_blc: &value,
@@ -240,14 +244,25 @@ impl<B: TransformerOps> Subject<B> for Operands {
         out.push("y", rig.read("y", &y, len)?);
         out.push("stats", rig.read_accum("stats", &stats, 2 * dims.rows())?);
 
-        let sum_again = rig.activation("sum of renorm", &sum)?;
+        let seen = if self.again { &self.x } else { &sum };
+        let seen_again = rig.activation("what was seen, of renorm", seen)?;
         let stats_again = rig.hand_over_accum("stats of renorm", &stats, 2 * dims.rows())?;
         let ada = rig.activation("ada of renorm", &self.ada)?;
         let mut y = rig.blank("y of renorm", len)?;
-        rig.backend.renorm(dims, &sum_again, &stats_again, &ada, m, &mut y)?;
+        let mut branch = None;
+        let mut kept = None;
+        if let (true, Some((value, keep))) = (self.again, &self.branch) {
+            kept = keep_buffer(rig, "keep of renorm", keep.as_deref())?;
+            branch = Some(rig.activation("branch of renorm", value)?);
+        }
+        let branch = branch.as_ref().map(|value_blc| {
+            let keep = kept.as_ref().map(|k| (k, KEEP_OFFSET));
+            Branch { value_blc, gate: self.gate, keep }
+        });
+        rig.backend.renorm(dims, &seen_again, branch, &stats_again, &ada, m, &mut y)?;
         out.push("y of renorm", rig.read("y of renorm", &y, len)?);
 
-        self.backward(rig, &sum, &stats, start, &mut out)?;
+        self.backward(rig, seen, &stats, start, &mut out)?;
         out.push("sum", sum);
         Ok(out)
     }
@@ -337,7 +352,7 @@ fn bias_without_branch<B: TransformerOps>(backend: &B) -> Result<(), B::Error> {
     backend.residual_norm_backward(
         dims,
         &dy,
-        &sum,
+        Seen::Sum(&sum),
         &stats,
         None,
         &ada,
@@ -351,8 +366,29 @@ fn bias_without_branch<B: TransformerOps>(backend: &B) -> Result<(), B::Error> {
     )
 }
 
+/// What is added up again has the bits of what was kept, and so all that follows from it.
+fn again<B: TransformerOps>(
+    verifier: &mut Verifier<'_, B>,
+    backend: &B,
+    kept: Operands,
+) -> Result<(), Mismatch> {
+    const OP: &str = "residual_norm";
+    let start = vec![0.5; kept.layout.values.len()];
+    let expected = run(backend, &kept, 0, 7.5, &start)?.bits();
+    let again = Operands { again: true, ..kept };
+    let found = run(backend, &again, 0, 7.5, &start)?.bits();
+    same_bits(
+        OP,
+        "a sum that is added up again has the bits of one that was kept",
+        &expected,
+        &found,
+    )?;
+    verifier.verify(&again)
+}
+
 /// Checks `residual_norm`, `renorm` and `residual_norm_backward`: with and without branch, drop
-/// path and bias, writing and adding, rows of one element and of equal elements.
+/// path and bias, writing and adding, from sums kept and added up again, rows of one element and of
+/// equal elements.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -372,7 +408,10 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
     for (with, write) in variants {
         let (batch, tokens, width) = (n.between(1, 3), n.between(1, 4), n.between(3, 7));
         let dims = TokenDims { batch, tokens, width };
-        verifier.verify(&Operands::draw(&mut n, dims, with, write))?;
+        let operands = Operands::draw(&mut n, dims, with, write);
+        verifier.verify(&operands)?;
+        // Without a branch, what it would have been added to is the sum.
+        again(&mut verifier, backend, operands)?;
     }
     let single = TokenDims { batch: 2, tokens: 1, width: 1 };
     verifier.verify(&Operands::draw(&mut n, single, biased, Write::Overwrite))?;

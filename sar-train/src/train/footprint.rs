@@ -179,12 +179,14 @@ fn elements(config: &Config, needs: Needs) -> (u64, u64) {
         [count.blocks, count.sums, count.branches, count.normed, count.activated].map(|n| n as u64);
     // Tensors of a token's width that a pass keeps: q, k, v, attention's output, the hidden layer.
     let kept = blocks * (3 + 1 + mlp) + sums + branches + normed + mlp * activated;
+    // GELU's output or, in the backward, the gradient of the hidden layer or of q, k and v.
+    let kept = kept + mlp.max(3);
     let forward = rows * tokens * c * kept;
     // What logits are made from, and the same of a teacher's whole batch.
     let soft = batch * tokens * u64::from(needs.soft);
     let head = (heads(needs) * head_rows(config, needs) + soft) * c;
-    // Three gradients of the width, and one of the hidden layer's or of q, k and v.
-    let backward = batch * tokens * c * (3 + mlp.max(3));
+    // Three gradients of the width.
+    let backward = batch * tokens * c * 3;
     // Class vectors and all modulation vectors, and their gradients.
     let modulation = (rows + batch) * (6 * d + 2) * c + (2 * rows + batch) * c;
     let positions = (2 * tokens + placed(g, &g.schedule)) * c;

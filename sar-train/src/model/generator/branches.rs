@@ -38,7 +38,7 @@ impl Generator {
         params: &B::Params,
         dims: Dims,
         i: usize,
-        t: &Trace<B>,
+        t: &mut Trace<B>,
         g: &mut Gradients<B>,
     ) -> Result<(), B::Error> {
         let (c, slots) = (dims.tokens.width, &self.blocks[i]);
@@ -55,12 +55,12 @@ impl Generator {
             &t.lse[at],
             params,
             slots.attention,
-            &mut g.wide,
+            &mut t.wide,
             &mut g.params,
         )?;
         let (qkv, normed) = (dims.linear(c, 3 * c), &t.normed[t.normed_of(2 * i)]);
-        backend.linear_backward_input(qkv, &g.wide, params, slots.qkv, &mut g.dy)?;
-        backend.linear_backward_weight(qkv, &g.wide, normed, slots.qkv, &mut g.params)
+        backend.linear_backward_input(qkv, &t.wide, params, slots.qkv, &mut g.dy)?;
+        backend.linear_backward_weight(qkv, &t.wide, normed, slots.qkv, &mut g.params)
     }
 
     /// The feed-forward network of block i, into its branch.
@@ -75,8 +75,11 @@ impl Generator {
         let (c, slots) = (dims.tokens.width, &self.blocks[i]);
         let wide = self.shape().mlp_ratio * c;
         let (normed, at, out) = (t.normed_of(2 * i + 1), t.block(i), t.branch_of(2 * i + 1));
-        let activated = t.activated_of(i);
-        let (hidden, activated) = (&mut t.hidden[at], &mut t.activated[activated]);
+        let hidden = &mut t.hidden[at];
+        let activated = match t.recompute {
+            Recompute::Nothing => &mut t.activated[i],
+            Recompute::Norms | Recompute::Blocks => &mut t.wide,
+        };
         backend.linear(dims.linear(c, wide), &t.normed[normed], params, slots.fc1, hidden)?;
         backend.gelu(dims.tokens.rows() * wide, hidden, activated)?;
         let out = &mut t.branches[out];
@@ -97,25 +100,25 @@ impl Generator {
         let wide = self.shape().mlp_ratio * c;
         let rows = dims.tokens.rows();
         let (at, fc1, fc2) = (t.block(i), dims.linear(c, wide), dims.linear(wide, c));
-        backend.linear_backward_input(fc2, &g.dbranch, params, slots.fc2, &mut g.wide)?;
+        backend.linear_backward_input(fc2, &g.dbranch, params, slots.fc2, &mut t.wide)?;
         // Nothing reads the hidden layer after this: where its activation was not kept, it becomes that.
         let activated = match t.recompute {
             Recompute::Nothing => {
                 let (hidden, bias) = (&t.hidden[at], slots.fc1.bias);
-                backend.gelu_backward(rows, wide, hidden, bias, &mut g.wide, &mut g.params)?;
-                &t.activated[t.activated_of(i)]
+                backend.gelu_backward(rows, wide, hidden, bias, &mut t.wide, &mut g.params)?;
+                &t.activated[i]
             }
             Recompute::Norms | Recompute::Blocks => {
                 let (hidden, bias) = (&mut t.hidden[at], slots.fc1.bias);
-                backend.regelu_backward(rows, wide, bias, hidden, &mut g.wide, &mut g.params)?;
+                backend.regelu_backward(rows, wide, bias, hidden, &mut t.wide, &mut g.params)?;
                 &t.hidden[at]
             }
         };
         let weight = slots.fc2.without_bias();
         backend.linear_backward_weight(fc2, &g.dbranch, activated, weight, &mut g.params)?;
         let normed = &t.normed[t.normed_of(2 * i + 1)];
-        backend.linear_backward_input(fc1, &g.wide, params, slots.fc1, &mut g.dy)?;
+        backend.linear_backward_input(fc1, &t.wide, params, slots.fc1, &mut g.dy)?;
         let weight = slots.fc1.without_bias();
-        backend.linear_backward_weight(fc1, &g.wide, normed, weight, &mut g.params)
+        backend.linear_backward_weight(fc1, &t.wide, normed, weight, &mut g.params)
     }
 }

@@ -3,8 +3,8 @@
 use super::{Generator, Gradients, Recompute, Trace};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{
-    AttentionDims, Backend, Branch, Buffers, EmbeddingDims, LinearDims, ShapeError, TokenDims,
-    Write,
+    AttentionDims, Backend, Branch, Buffers, EmbeddingDims, LinearDims, Seen, ShapeError,
+    TokenDims, Write,
 };
 
 /// What a pass is given.
@@ -95,7 +95,7 @@ impl Generator {
         let depth = self.shape().depth;
         for norm in (0..=2 * depth).rev() {
             if norm < 2 * depth {
-                self.renorm(backend, dims, norm, trace)?;
+                self.renorm(backend, input, forward_batch, dims, norm, trace)?;
             }
             match norm % 2 {
                 // What stands behind the last norm is the head's.
@@ -215,10 +215,24 @@ impl Generator {
         backend.class_embedding_backward(batch, c, input.labels, &g.dcond, table, &mut g.params)
     }
 
+    /// Branch n, of this output; `keep` is laid out for `keep_batch` samples.
+    fn branch<'a, B: Backend>(
+        &self,
+        input: &PassInput<'a, B>,
+        keep_batch: usize,
+        n: usize,
+        value_blc: &'a B::Activation,
+    ) -> Branch<'a, B> {
+        let keep = input.keep.map(|k| (k, n * keep_batch));
+        Branch { value_blc, gate: self.gate(n), keep }
+    }
+
     /// The output of norm n once more, unless it was kept.
     fn renorm<B: Backend>(
         &self,
         backend: &B,
+        input: &PassInput<'_, B>,
+        keep_batch: usize,
         dims: Dims,
         norm: usize,
         t: &mut Trace<B>,
@@ -226,10 +240,17 @@ impl Generator {
         if t.recompute == Recompute::Nothing {
             return Ok(());
         }
-        let (sum, normed) = (t.sum_of(norm), t.normed_of(norm));
+        let normed = t.normed_of(norm);
+        let (x, branch) = if t.keeps_sum(norm) {
+            (t.sum_of(norm), None)
+        } else {
+            let value = &t.branches[t.branch_of(norm - 1)];
+            (t.sum_of(norm - 1), Some(self.branch(input, keep_batch, norm - 1, value)))
+        };
         backend.renorm(
             dims.tokens,
-            &t.sums[sum],
+            &t.sums[x],
+            branch,
             &t.stats[norm],
             &t.ada,
             self.modulation(norm),
@@ -248,7 +269,7 @@ impl Generator {
         i: usize,
         t: &mut Trace<B>,
     ) -> Result<(), B::Error> {
-        self.renorm(backend, dims, 2 * i, t)?;
+        self.renorm(backend, input, forward_batch, dims, 2 * i, t)?;
         self.attention(backend, params, dims, i, t)?;
         self.norm(backend, input, forward_batch, dims, 2 * i + 1, t)?;
         self.ffn(backend, params, dims, i, t)
@@ -265,14 +286,12 @@ impl Generator {
         norm: usize,
         t: &mut Trace<B>,
     ) -> Result<(), B::Error> {
-        let (normed, value) = (t.normed_of(norm), t.branch_of(norm.saturating_sub(1)));
+        let normed = t.normed_of(norm);
         // Without a branch nothing is written to the sum: any other buffer serves.
         let places = [t.sum_of(norm.saturating_sub(1)), t.sum_of(norm.max(1))];
-        let branch = norm.checked_sub(1).map(|n| Branch::<B> {
-            value_blc: &t.branches[value],
-            gate: self.gate(n),
-            keep: input.keep.map(|k| (k, n * keep_batch)),
-        });
+        let value = t.branch_of(norm.saturating_sub(1));
+        let branch =
+            norm.checked_sub(1).map(|n| self.branch(input, keep_batch, n, &t.branches[value]));
         let Ok([before, after]) = t.sums.get_disjoint_mut(places) else {
             let (expected, found) = (places[0].max(places[1]) + 1, t.sums.len());
             let operand = "sums of the trace (two that differ)";
@@ -301,11 +320,14 @@ impl Generator {
         t: &Trace<B>,
         g: &mut Gradients<B>,
     ) -> Result<(), B::Error> {
-        let branch = norm.checked_sub(1).map(|n| Branch::<B> {
-            value_blc: &t.branches[t.branch_of(n)],
-            gate: self.gate(n),
-            keep: input.keep.map(|k| (k, n * forward_batch)),
-        });
+        let branch = norm
+            .checked_sub(1)
+            .map(|n| self.branch(input, forward_batch, n, &t.branches[t.branch_of(n)]));
+        let seen = if t.keeps_sum(norm) {
+            Seen::Sum(&t.sums[t.sum_of(norm)])
+        } else {
+            Seen::Before(&t.sums[t.sum_of(norm - 1)])
+        };
         // The layer that made the branch, of an attention or of a feed-forward network.
         let bias = norm.checked_sub(1).and_then(|n| {
             let block = &self.blocks[n / 2];
@@ -316,7 +338,7 @@ impl Generator {
         backend.residual_norm_backward(
             dims.tokens,
             &g.dy,
-            &t.sums[t.sum_of(norm)],
+            seen,
             &t.stats[norm],
             branch,
             &t.ada,

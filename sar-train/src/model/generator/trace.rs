@@ -12,7 +12,8 @@ use std::str::FromStr;
 pub enum Recompute {
     /// Everything is kept: 18 tensors of the width a block.
     Nothing,
-    /// Norm outputs and GELU, which cost next to nothing: 12 tensors a block.
+    /// Norm outputs, GELU and the residual sum in the middle of a block, which cost next to nothing: 11
+    /// tensors a block.
     #[default]
     Norms,
     /// Whole blocks from their input, a third more work: 1 tensor a block.
@@ -47,9 +48,9 @@ impl FromStr for Recompute {
 
 /// Everything a pass writes, allocated once for the longest schedule and the largest batch.
 ///
-/// Kept per block are the residual sums, the normalised q, k, v, the attention output, the branch
-/// outputs and the hidden layer before GELU; more or less of it as [`Recompute`] says. What is not
-/// kept shares one buffer among the blocks.
+/// Kept per block are its input, the normalised q, k, v, the attention output, the branch outputs and
+/// the hidden layer before GELU; more or less of it as [`Recompute`] says. What is not kept shares one
+/// buffer among the blocks.
 pub struct Trace<B: Buffers> {
     pub(crate) recompute: Recompute,
     pub(crate) max_batch: usize,
@@ -72,9 +73,13 @@ pub struct Trace<B: Buffers> {
     pub(crate) lse: Vec<B::Accum>,
     pub(crate) attended: Vec<B::Activation>,
     pub(crate) hidden: Vec<B::Activation>,
-    /// Output of norm n at [`Trace::normed_of`], and GELU's of block i at [`Trace::activated_of`].
+    /// Output of norm n at [`Trace::normed_of`].
     pub(crate) normed: Vec<B::Activation>,
+    /// GELU's of block i, where it is kept.
     pub(crate) activated: Vec<B::Activation>,
+    /// GELU's output in a forward, where it is not kept; in a backward the gradient of the hidden layer or
+    /// of qkv. Never two of them at once.
+    pub(crate) wide: B::Activation,
 }
 
 impl<B: Backend> Trace<B> {
@@ -117,6 +122,7 @@ impl<B: Backend> Trace<B> {
             hidden: many(blocks, rows * g.mlp_ratio * c)?,
             normed: many(normed, rows * c)?,
             activated: many(activated, rows * g.mlp_ratio * c)?,
+            wide: backend.activation(rows * g.widest())?,
         })
     }
 
@@ -130,14 +136,19 @@ impl<B: Backend> Trace<B> {
         if self.recompute == Recompute::Blocks { 0 } else { i }
     }
 
-    /// Where the sum that norm n saw is; of a block computed again, the sum in its middle is shared
-    /// and stands last.
+    /// Where the sum that norm n saw is; where it is not kept, the one in the middle of a block is
+    /// shared by them all and stands last.
     pub(crate) fn sum_of(&self, norm: usize) -> usize {
         match self.recompute {
-            Recompute::Blocks if norm % 2 == 1 => self.sums.len() - 1,
-            Recompute::Blocks => norm / 2,
-            _ => norm,
+            Recompute::Nothing => norm,
+            _ if norm % 2 == 1 => self.sums.len() - 1,
+            _ => norm / 2,
         }
+    }
+
+    /// Whether the sum that norm n saw is there in the backward, or to be added up again.
+    pub(crate) fn keeps_sum(&self, norm: usize) -> bool {
+        self.recompute == Recompute::Nothing || norm.is_multiple_of(2)
     }
 
     /// Where the output of branch n is.
@@ -148,11 +159,6 @@ impl<B: Backend> Trace<B> {
     /// Where the output of norm n is.
     pub(crate) fn normed_of(&self, norm: usize) -> usize {
         if self.recompute == Recompute::Nothing { norm } else { 0 }
-    }
-
-    /// Where GELU's output in block i is.
-    pub(crate) fn activated_of(&self, i: usize) -> usize {
-        if self.recompute == Recompute::Nothing { i } else { 0 }
     }
 }
 
@@ -176,13 +182,12 @@ impl Recompute {
             normed: 2 * depth + 1,
             activated: depth,
         };
+        // Every block's input and the last sum; one sum in the middle of a block.
+        let norms = Counts { sums: depth + 2, normed: 1, activated: 0, ..all };
         match self {
             Self::Nothing => all,
-            Self::Norms => Counts { normed: 1, activated: 1, ..all },
-            // Every block's input and the last sum; one sum in the middle of a block.
-            Self::Blocks => {
-                Counts { blocks: 1, sums: depth + 2, branches: 2, normed: 1, activated: 1 }
-            }
+            Self::Norms => norms,
+            Self::Blocks => Counts { blocks: 1, branches: 2, ..norms },
         }
     }
 }
@@ -192,8 +197,6 @@ pub struct Gradients<B: Buffers> {
     pub(crate) dx: B::Activation,
     pub(crate) dy: B::Activation,
     pub(crate) dbranch: B::Activation,
-    /// Gradient of the hidden layer or of qkv: never both at once.
-    pub(crate) wide: B::Activation,
     pub(crate) d_ada: B::Activation,
     pub(crate) dcond: B::Activation,
     pub(crate) dpos: B::Activation,
@@ -218,7 +221,6 @@ impl<B: Backend> Gradients<B> {
             dx: backend.activation(rows * c)?,
             dy: backend.activation(rows * c)?,
             dbranch: backend.activation(rows * c)?,
-            wide: backend.activation(rows * g.widest())?,
             d_ada: backend.activation(batch * generator.ada_stride())?,
             dcond: backend.activation(batch * c)?,
             dpos: backend.activation(tokens * c)?,
