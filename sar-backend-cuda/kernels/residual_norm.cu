@@ -216,15 +216,15 @@ template <int STEP, bool BRANCH> DEV void norm_again(RENORM_PARAMETERS) {
 
 // A branch takes registers, which the kernels without one are not to pay for.
 #define RENORM(name, step, with_branch)                                                            \
-    KERNEL void __launch_bounds__(128) name(RENORM_PARAMETERS) {                                   \
+    KERNEL void __launch_bounds__(128) renorm_##name(RENORM_PARAMETERS) {                          \
         norm_again<step, with_branch>(RENORM_ARGUMENTS);                                           \
     }                                                                                              \
-    REGISTER_KERNEL(name)
+    REGISTER_KERNEL(renorm_##name)
 
-RENORM(renorm_vectors, VECTOR, false)
-RENORM(renorm_any, 1, false)
-RENORM(renorm_branch_vectors, VECTOR, true)
-RENORM(renorm_branch_any, 1, true)
+RENORM(vectors, VECTOR, false)
+RENORM(any, 1, false)
+RENORM(branch_vectors, VECTOR, true)
+RENORM(branch_any, 1, true)
 
 // dx[batch, tokens, width] = (accumulate ? dx : 0) + the norm's gradient; dbranch = keep·γ·dx. `seen` is
 // the sum, or where it is to be added up again x.

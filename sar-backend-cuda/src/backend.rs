@@ -3,12 +3,13 @@
 use crate::device::{Device, Kernel, KernelArg, Launch};
 use crate::error::CudaError;
 use crate::gemm::Gemm;
-use crate::memory::{Address, Buffer, Params};
+use crate::memory::{Address, Buffer};
 use crate::ops::elementwise;
+use crate::params::{Params, stored};
 use crate::storage::Storage;
 use crate::work::Work;
 use core::marker::PhantomData;
-use sar_math::backend::{Buffers, ShapeError};
+use sar_math::backend::{Buffers, ShapeError, Slot};
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
@@ -151,6 +152,10 @@ impl<S: Storage, D: Device> Buffers for CudaBackend<S, D> {
         Params::zeroed(&self.device, len)
     }
 
+    fn frozen_params(&self, host: &[f32], exact: &[Slot]) -> Result<Params<S, D>, CudaError> {
+        Params::frozen(&self.device, host, exact)
+    }
+
     fn ids(&self, len: usize) -> Result<Buffer<u32, D>, CudaError> {
         Buffer::zeroed(&self.device, len)
     }
@@ -174,11 +179,7 @@ impl<S: Storage, D: Device> Buffers for CudaBackend<S, D> {
         to: &mut Params<S, D>,
         offset: usize,
     ) -> Result<(), CudaError> {
-        to.master.put("upload_params", host, offset)?;
-        match &mut to.narrow {
-            Some(narrow) => narrow.put("upload_params", &stored::<S>(host), offset),
-            None => Ok(()),
-        }
+        to.put("upload_params", host, offset)
     }
 
     fn upload_ids(
@@ -217,7 +218,8 @@ impl<S: Storage, D: Device> Buffers for CudaBackend<S, D> {
         offset: usize,
         host: &mut [f32],
     ) -> Result<(), CudaError> {
-        from.master.get("download_params", offset, host)
+        const OP: &str = "download_params";
+        from.master(OP)?.get(OP, offset, host)
     }
 
     fn download_ids(
@@ -274,8 +276,4 @@ impl<S: Storage, D: Device> Buffers for CudaBackend<S, D> {
     fn synchronize(&self) -> Result<(), CudaError> {
         self.device.synchronize()
     }
-}
-
-fn stored<S: Storage>(host: &[f32]) -> Vec<S> {
-    host.iter().map(|&value| S::store(value)).collect()
 }

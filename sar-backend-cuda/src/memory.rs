@@ -2,9 +2,9 @@
 
 use crate::device::Device;
 use crate::error::CudaError;
-use crate::storage::{Storage, Stored};
+use crate::storage::Stored;
 use core::marker::PhantomData;
-use sar_math::backend::{ShapeError, Slot, next_replay_key};
+use sar_math::backend::{ShapeError, Slot};
 use std::sync::Arc;
 
 /// A typed device address.
@@ -171,58 +171,6 @@ impl<T, D: Device> Drop for Buffer<T, D> {
         if self.len > 0 {
             // SAFETY: allocated in `zeroed` with this size, and borrowed by nothing any more.
             unsafe { self.device.release(self.address.raw(), self.len * size_of::<T>()) };
-        }
-    }
-}
-
-/// Weights in f32 and, where activations are narrow, their narrow copy for matrix products.
-pub struct Params<S, D: Device> {
-    /// What the optimiser changes.
-    pub(crate) master: Buffer<f32, D>,
-    /// Rounded from `master`; `None` where S is f32.
-    pub(crate) narrow: Option<Buffer<S, D>>,
-    /// Tells them from those that come to lie where they lay.
-    pub(crate) key: u64,
-}
-
-impl<S: Storage, D: Device> Params<S, D> {
-    pub(crate) fn zeroed(device: &Arc<D>, len: usize) -> Result<Self, CudaError> {
-        let narrow = S::NARROW.then(|| Buffer::zeroed(device, len)).transpose()?;
-        Ok(Self { master: Buffer::zeroed(device, len)?, narrow, key: next_replay_key() })
-    }
-
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.master.len()
-    }
-
-    /// Whether it holds nothing.
-    pub fn is_empty(&self) -> bool {
-        self.master.is_empty()
-    }
-
-    /// A tensor's weights in f32.
-    pub(crate) fn slot(
-        &self,
-        op: &'static str,
-        operand: &'static str,
-        slot: Slot,
-        len: usize,
-    ) -> Result<Address<f32>, ShapeError> {
-        self.master.slot(op, operand, slot, len)
-    }
-
-    /// A tensor's weights as matrix products take them.
-    pub(crate) fn weights(
-        &self,
-        op: &'static str,
-        operand: &'static str,
-        slot: Slot,
-        len: usize,
-    ) -> Result<Address<S>, ShapeError> {
-        match &self.narrow {
-            Some(narrow) => narrow.slot(op, operand, slot, len),
-            None => Ok(self.master.slot(op, operand, slot, len)?.cast()),
         }
     }
 }

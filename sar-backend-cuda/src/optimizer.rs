@@ -32,12 +32,13 @@ impl<S: Storage, D: Device> OptimizerOps for CudaBackend<S, D> {
         const OP: &str = "adamw";
         let ends = decayed.iter().chain(plain).map(|s| s.offset.saturating_add(s.len));
         let len = ends.max().unwrap_or(0);
+        let (master, narrow) = params.master_mut(OP)?;
         let state = adamw::State {
             grads: grads.head(OP, "grads (last slot's end)", len)?,
             first: first_moment.head_mut(OP, "first_moment (last slot's end)", len)?,
             second: second_moment.head_mut(OP, "second_moment (last slot's end)", len)?,
-            params: params.master.head_mut(OP, "params (last slot's end)", len)?,
-            narrow: match &mut params.narrow {
+            params: master.head_mut(OP, "params (last slot's end)", len)?,
+            narrow: match narrow {
                 Some(narrow) => Some(narrow.head_mut(OP, "params (last slot's end)", len)?),
                 None => None,
             },
@@ -54,7 +55,7 @@ impl<S: Storage, D: Device> OptimizerOps for CudaBackend<S, D> {
         average: &mut Buffer<f32, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "ema";
-        let params = params.master.head(OP, "params", len)?;
+        let params = params.master(OP)?.head(OP, "params", len)?;
         ema::forward(self, len, decay, params, average.head_mut(OP, "average", len)?)
     }
 }

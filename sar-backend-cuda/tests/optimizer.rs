@@ -5,7 +5,10 @@
 
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
-use sar_math::backend::{AdamW, Buffers, Linear, LinearDims, OptimizerOps, Slot, TransformerOps};
+use sar_math::backend::{
+    AdamW, BackendError as _, Buffers, EmbeddingOps as _, ErrorKind, Linear, LinearDims,
+    OptimizerOps, Slot, TransformerOps,
+};
 use sar_math::philox::{Purpose, Stream};
 
 /// Rounding the root of a sum in f64 to f32 moves it by 2⁻²⁴ of itself at most.
@@ -184,4 +187,44 @@ fn averages_give_the_bits_of_the_cpu() {
         let want = ema(&CpuBackend::<f32>::new(), len);
         each::<bf16>().for_each(|cuda| assert_eq!(ema(&cuda, len), want));
     }
+}
+
+/// Training on weights that are only there to be read is refused, and so is what they have no f32 of.
+#[test]
+fn frozen_weights_are_not_trained_and_not_saved() {
+    let device = TestDevice::in_every_order().next().unwrap().unwrap();
+    let backend = CudaBackend::<bf16, TestDevice>::new(device).unwrap();
+    let (host, table) = (vec![0.5; 48], Slot { offset: 17, len: 6 });
+    let mut frozen = backend.frozen_params(&host, &[table]).unwrap();
+    let grads = backend.accum(48).unwrap();
+    let (norm, labels) = (backend.accum(1).unwrap(), backend.ids(1).unwrap());
+    let (mut first, mut second) = (backend.accum(48).unwrap(), backend.accum(48).unwrap());
+    let all = [Slot { offset: 0, len: 48 }];
+    let (moments, mut cond) = ((&mut first, &mut second), backend.activation(6).unwrap());
+    let trained =
+        backend.adamw(&HYPER, &all, &[], &grads, &norm, moments.0, moments.1, &mut frozen);
+    let averaged = backend.ema(48, 0.5, &frozen, &mut first);
+    let saved = backend.download_params(&frozen, 0, &mut [0.0; 48]);
+    let beside = Slot { offset: 18, len: 6 };
+    let other = backend.class_embedding(1, 6, &labels, &frozen, beside, &mut cond);
+    for (op, outcome) in [
+        ("adamw", trained),
+        ("ema", averaged),
+        ("download_params", saved),
+        ("class_embedding", other),
+    ] {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Shape);
+        let error = error.to_string();
+        assert!(error.starts_with(op) && error.contains("frozen"), "{error}");
+    }
+    backend.class_embedding(1, 6, &labels, &frozen, table, &mut cond).unwrap();
+    let mut found = [0.0; 6];
+    backend.download(&cond, 0, &mut found).unwrap();
+    assert_eq!(found, [0.5; 6]);
+    // A range of them is changed as that of others.
+    backend.upload_params(&[2.0; 3], &mut frozen, 20).unwrap();
+    backend.class_embedding(1, 6, &labels, &frozen, table, &mut cond).unwrap();
+    backend.download(&cond, 0, &mut found).unwrap();
+    assert_eq!(found, [0.5, 0.5, 0.5, 2.0, 2.0, 2.0]);
 }

@@ -1,7 +1,7 @@
 //! Memory: who owns it, what may be narrow, and when work is done.
 
 use super::BackendError;
-use crate::Real;
+use crate::{Real, ShapeError};
 
 /// A tensor's place in the flat parameter buffer, and so in its gradient, moments and average.
 ///
@@ -67,6 +67,29 @@ pub trait Buffers {
     fn accum(&self, len: usize) -> Result<Self::Accum, Self::Error>;
     /// A zeroed parameter buffer of `len` elements.
     fn params(&self, len: usize) -> Result<Self::Params, Self::Error>;
+    /// Weights that are only read, by ops that take no part in training.
+    ///
+    /// `exact` are the tensors that ops read as wide as they are trained: tables, and biases of heads. The others
+    /// are weights and biases of layers, of which a backend may hold nothing but the narrow copy for matrix
+    /// products. Ops give the same bits as on weights of [`Buffers::params`]. What is not held wide may be refused
+    /// where it is asked for: training, and a download.
+    ///
+    /// # Errors
+    /// As [`Buffers::params`]; shape, where a tensor lies outside `host`.
+    fn frozen_params(
+        &self,
+        host: &[Self::Host],
+        exact: &[Slot],
+    ) -> Result<Self::Params, Self::Error> {
+        for slot in exact {
+            let end = slot.offset.saturating_add(slot.len);
+            let operand = "weights (exact tensor's end)";
+            ShapeError::at_least("frozen_params", operand, end, host.len())?;
+        }
+        let mut params = self.params(host.len())?;
+        self.upload_params(host, &mut params, 0)?;
+        Ok(params)
+    }
     /// A zeroed id buffer of `len` elements.
     fn ids(&self, len: usize) -> Result<Self::Ids, Self::Error>;
 

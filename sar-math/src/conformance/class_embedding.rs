@@ -4,9 +4,13 @@ use super::case::{Case, Numbers};
 use super::full_size::repeatable;
 use super::math::dot;
 use super::rig::{Layout, Rig};
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
+use super::subject::{
+    self, Expected, Outputs, Subject, Variable, Verifier, refused, same_bits, shape_error,
+};
 use super::verdict::{Mismatch, Report};
+use crate::Real as _;
 use crate::backend::{EmbeddingOps, Slot};
+use alloc::vec;
 use alloc::vec::Vec;
 
 #[derive(Clone)]
@@ -87,7 +91,34 @@ impl<B: EmbeddingOps> Subject<B> for Operands {
     }
 }
 
-/// Checks `class_embedding` and its backward: repeated labels, and the unconditional one.
+/// A table of frozen weights that are held wide, between others that need not be; and one that lies outside them.
+fn frozen<B: EmbeddingOps>(backend: &B, of: &Operands) -> Result<(), Mismatch> {
+    const OP: &str = "class_embedding";
+    let (before, after) = (5, 3);
+    let mut host = vec![B::Host::of(7.5); before];
+    host.extend(of.layout.get(of.table).iter().map(|&v| B::Host::of(v)));
+    host.extend(vec![B::Host::of(7.5); after]);
+    let table = Slot { offset: before, len: of.table.len };
+    let run = || {
+        let rig = Rig::new(backend, 0, 7.5);
+        let (batch, labels) = (of.labels.len(), rig.ids("labels", &of.labels)?);
+        let params = backend.frozen_params(&host, &[table])?;
+        let mut cond = rig.blank("cond", of.dcond.len())?;
+        backend.class_embedding(batch, of.width, &labels, &params, table, &mut cond)?;
+        rig.read("cond", &cond, of.dcond.len())
+    };
+    let zero = vec![0.0; of.layout.values.len()];
+    let trained = subject::run(backend, of, 0, 7.5, &zero)?;
+    let frozen = run().map_err(|e: B::Error| refused(OP, &e))?;
+    let bits = |values: &[f64]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let what = "frozen weights give the bits of others";
+    same_bits(OP, what, &bits(trained.get("cond")), &bits(&frozen))?;
+    let outside = Slot { offset: host.len(), len: 1 };
+    let outcome = backend.frozen_params(&host, &[outside]).map(drop);
+    shape_error(&["frozen_params"], "a tensor outside the weights", outcome)
+}
+
+/// Checks `class_embedding` and its backward: repeated labels, the unconditional one, and a frozen table.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -97,7 +128,9 @@ pub fn check<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Report, Mismatc
     let (classes, batch) = (n.between(1, 4), n.between(1, 5));
     let labels = n.ids(batch, classes + 1);
     let width = n.between(1, 6);
-    verifier.verify(&Operands::draw(&mut n, labels, width, classes))?;
+    let operands = Operands::draw(&mut n, labels, width, classes);
+    verifier.verify(&operands)?;
+    frozen(backend, &operands)?;
     let last = classes as u32;
     verifier.verify(&Operands::draw(&mut n, alloc::vec![last, 0, last, last], width, classes))?;
     Ok(verifier.report())

@@ -4,8 +4,11 @@ use super::case::{Case, Numbers};
 use super::full_size::repeatable;
 use super::math::dot;
 use super::rig::{Layout, Rig};
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, shape_error};
+use super::subject::{
+    Expected, Outputs, Subject, Variable, Verifier, refused, same_bits, shape_error,
+};
 use super::verdict::{Mismatch, Report};
+use crate::Real as _;
 use crate::backend::{Buffers, Linear, LinearDims, Slot, TransformerOps};
 use alloc::vec::Vec;
 
@@ -136,7 +139,24 @@ fn past_the_end<B: TransformerOps>(backend: &B) -> Result<(), B::Error> {
     backend.linear(dims, &x, &Buffers::params(backend, 4)?, layer, &mut y)
 }
 
-/// Checks `linear` and its two backwards, with and without bias, with and without `dx`.
+/// A layer of frozen weights, which may be held as matrix products take them alone.
+fn frozen<B: TransformerOps>(backend: &B, of: &Operands) -> Result<(), Mismatch> {
+    let bits = |params: Result<B::Params, B::Error>| {
+        let rig = Rig::new(backend, 0, 7.5);
+        let (len, x) = (of.dims.rows * of.dims.outputs, rig.activation("x", &of.x)?);
+        let mut y = rig.blank("y", len)?;
+        backend.linear(of.dims, &x, &params?, of.layer, &mut y)?;
+        Ok(rig.read("y", &y, len)?.iter().map(|v| v.to_bits()).collect::<Vec<_>>())
+    };
+    let host: Vec<B::Host> = of.layout.values.iter().map(|&v| B::Host::of(v)).collect();
+    let trained = bits(Rig::new(backend, 0, 7.5).params("params", &of.layout.values));
+    let frozen = bits(backend.frozen_params(&host, &[]));
+    let [trained, frozen] =
+        [trained, frozen].map(|bits| bits.map_err(|e: B::Error| refused("linear", &e)));
+    same_bits("linear", "frozen weights give the bits of others", &trained?, &frozen?)
+}
+
+/// Checks `linear` and its two backwards, with and without bias, with and without `dx`, and of frozen weights.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -146,7 +166,9 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
     for (bias, want_dx) in [(true, true), (false, true), (true, false)] {
         let (rows, inputs, outputs) = (n.between(1, 5), n.between(1, 7), n.between(1, 6));
         let dims = LinearDims { rows, inputs, outputs };
-        verifier.verify(&Operands::draw(&mut n, dims, bias, want_dx))?;
+        let operands = Operands::draw(&mut n, dims, bias, want_dx);
+        verifier.verify(&operands)?;
+        frozen(backend, &operands)?;
     }
     let single = LinearDims { rows: 1, inputs: 1, outputs: 1 };
     verifier.verify(&Operands::draw(&mut n, single, true, true))?;

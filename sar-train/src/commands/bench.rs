@@ -177,8 +177,7 @@ fn time_samples<B: Compute>(
     weights: &[f32],
     quantizer: &Quantizer<B>,
 ) -> anyhow::Result<Vec<f64>> {
-    let mut params = backend.params(weights.len())?;
-    backend.upload_params(weights, &mut params, 0)?;
+    let params = generator.frozen(backend, weights)?;
     let mut sampler =
         Sampler::new(backend, generator, quantizer, args.batch, &args.schedule, true)?;
     let mut batches = RandomBatches { latents: Vec::new(), labels: Vec::new() };

@@ -307,8 +307,7 @@ impl<B: Compute> Demo<'_, B> {
         trained_arm: TrainedArm,
     ) -> anyhow::Result<Arm> {
         let TrainedArm { mut arm, weights, generator, .. } = trained_arm;
-        let mut params = self.backend.params(weights.len())?;
-        self.backend.upload_params(&weights, &mut params, 0)?;
+        let params = generator.frozen(self.backend, &weights)?;
         let schedule = self.config.generator.schedule;
         let decoder = trained.loaded.decoder();
         let mut painter =

@@ -1,6 +1,6 @@
 //! A trained generator.
 
-use super::{TrainedError, TrainedTokenizer, config_of, header_of, uploaded};
+use super::{TrainedError, TrainedTokenizer, config_of, header_of};
 use crate::checkpoint::{self, Header, Kind, check_length, save_weights};
 use crate::config::{Config, GeneratorSection};
 use crate::files::absolute;
@@ -95,13 +95,15 @@ impl TrainedGenerator {
         Ok(schedule)
     }
 
-    /// Its weights on the backend.
+    /// Its weights on the backend, to sample with ([`Generator::frozen`]).
     ///
     /// # Errors
     /// [`TrainedError::Backend`]: out of memory. [`CheckpointError::Length`](checkpoint::CheckpointError::Length)
     /// after [`TrainedGenerator::hand_over`].
     pub fn params<B: Backend<Host = f32>>(&self, backend: &B) -> Result<B::Params, TrainedError> {
-        uploaded(backend, Kind::Generator, self.generator.layout(), &self.weights)
+        check_length("weights", self.generator.layout(), &self.weights)?;
+        let frozen = self.generator.frozen(backend, &self.weights);
+        frozen.map_err(|error: B::Error| TrainedError::backend(Kind::Generator, error))
     }
 
     /// Its weights on the backend, and no longer here: those of gigabytes are held once.

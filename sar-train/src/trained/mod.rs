@@ -28,11 +28,9 @@ pub use error::TrainedError;
 pub use generator::TrainedGenerator;
 pub use tokenizer::TrainedTokenizer;
 
-use crate::checkpoint::{CheckpointError, Header, Kind, check_length, read_header};
+use crate::checkpoint::{CheckpointError, Header, Kind, read_header};
 use crate::config::Config;
-use crate::params::Layout;
 use crate::run_files::CONFIG;
-use sar_math::backend::Buffers;
 use std::path::Path;
 
 /// What a file of weights says about itself, where those are of this kind of model.
@@ -45,22 +43,6 @@ fn header_of(file: &Path, kind: Kind) -> Result<Header, TrainedError> {
         return Err(CheckpointError::WrongKind { path, expected: kind, found }.into());
     }
     Ok(header)
-}
-
-/// Weights on a backend, where they are as many as the layout's.
-fn uploaded<B: Buffers<Host = f32>>(
-    backend: &B,
-    kind: Kind,
-    layout: &Layout,
-    weights: &[f32],
-) -> Result<B::Params, TrainedError> {
-    check_length("weights", layout, weights)?;
-    let uploaded = || {
-        let mut params = backend.params(weights.len())?;
-        backend.upload_params(weights, &mut params, 0)?;
-        Ok(params)
-    };
-    uploaded().map_err(|error: B::Error| TrainedError::backend(kind, error))
 }
 
 /// The configuration of the run in a folder, where it has one.

@@ -1,7 +1,7 @@
 //! A trained tokenizer.
 
-use super::{TrainedError, config_of, header_of, uploaded};
-use crate::checkpoint::{self, Header, Kind, save_weights};
+use super::{TrainedError, config_of, header_of};
+use crate::checkpoint::{self, Header, Kind, check_length, save_weights};
 use crate::config::GeneratorSection;
 use crate::model::tokenizer::{Quantizer, Tokenizer, TokenizerConfig};
 use crate::run::{RUN_TOKENIZER, RunFolder};
@@ -43,7 +43,9 @@ impl<B: Backend<Host = f32>> TrainedTokenizer<B> {
         step: u64,
     ) -> Result<Self, TrainedError> {
         let failed = |error: B::Error| TrainedError::backend(Kind::Tokenizer, error);
-        let params = uploaded(backend, Kind::Tokenizer, tokenizer.layout(), &weights)?;
+        check_length("weights", tokenizer.layout(), &weights)?;
+        let mut params = backend.params(weights.len()).map_err(failed)?;
+        backend.upload_params(&weights, &mut params, 0).map_err(failed)?;
         let quantizer = tokenizer.quantizer(backend, &params).map_err(failed)?;
         let (side, file, warnings) = (None, None, Vec::new());
         Ok(Self { tokenizer, weights, params, quantizer, step, side, file, warnings })

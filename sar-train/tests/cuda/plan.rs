@@ -37,6 +37,27 @@ fn quantizer<B: Backend>(backend: &B, config: &Config) -> (Quantizer<B>, Option<
     (tokenizer.quantizer(backend, &params).unwrap(), Some(params))
 }
 
+/// Weights that are sampled with and not trained take their narrow copy, and next to nothing beside it.
+#[test]
+fn frozen_weights_take_a_third_of_others() {
+    let mut config = config(Mode::Teacher);
+    (config.generator.width, config.generator.depth, config.generator.heads) = (512, 4, 8);
+    let generator = Generator::new(&GeneratorShape::from(&config.generator)).unwrap();
+    let weights = vec![0.0; generator.layout().len()];
+    fn held<S: Storage>(weigh: impl FnOnce(&CudaBackend<S, Dry>)) -> f64 {
+        let backend = CudaBackend::<S, Dry>::new(Dry::default()).unwrap();
+        let before = backend.device().peak_bytes();
+        weigh(&backend);
+        (backend.device().peak_bytes() - before) as f64
+    }
+    let trained = held::<bf16>(|backend| drop(backend.params(weights.len()).unwrap()));
+    let frozen = held::<bf16>(|backend| drop(generator.frozen(backend, &weights).unwrap()));
+    assert!((1.0 / 3.0..0.36).contains(&(frozen / trained)), "{frozen} of {trained} bytes");
+    // What is narrow by half, in f32 is all there is.
+    let wide = held::<f32>(|backend| drop(generator.frozen(backend, &weights).unwrap()));
+    assert_eq!(wide, 4.0 * weights.len() as f64);
+}
+
 /// `sar plan` says what a run takes from its start through its steps, for every policy, storage and way of
 /// training.
 #[test]

@@ -42,6 +42,7 @@ fn sample<B: Backend<Host = f32>>(
     let schedule: ScaleSchedule = config.generator.schedule;
     let mut params = backend.params(world.weights.len()).unwrap();
     backend.upload_params(&world.weights, &mut params, 0).unwrap();
+    let frozen = world.generator.frozen(backend, &world.weights).unwrap();
     let quantizer = &world.quantizer(backend);
     let mut sampler =
         Sampler::new(backend, &world.generator, quantizer, labels.len(), &schedule, true).unwrap();
@@ -60,20 +61,21 @@ fn sample<B: Backend<Host = f32>>(
         latents: None,
     });
     let given = given.as_ref();
-    let mut codes_of = |labels: &[u32]| {
+    let mut codes_of = |params: &_, labels: &[u32]| {
         let generator = &world.generator;
         sampler
-            .run(backend, generator, &params, quantizer, labels, &decoding, given, |_, _| Ok(()))
+            .run(backend, generator, params, quantizer, labels, &decoding, given, |_, _| Ok(()))
             .unwrap();
         let mut ids = vec![0; labels.len() * schedule.tokens()];
         backend.download_ids(&sampler.ids, 0, &mut ids).unwrap();
         ids
     };
     // A device that records runs the first, records the second and replays the third.
-    let first = codes_of(labels);
+    let first = codes_of(&params, labels);
     let others: Vec<u32> = labels.iter().map(|label| (label + 1) % CLASSES as u32).collect();
-    assert_ne!(codes_of(&others), first, "classes make a difference");
-    assert_eq!(codes_of(labels), first, "a replay chooses other codes");
+    assert_ne!(codes_of(&params, &others), first, "classes make a difference");
+    assert_eq!(codes_of(&params, labels), first, "a replay chooses other codes");
+    assert_eq!(codes_of(&frozen, labels), first, "frozen weights choose other codes");
     first
 }
 
@@ -135,15 +137,15 @@ fn a_sampling_run_conditions_its_blocks_once() {
         let name = format!("product [.., {width}]·[{width}, {outputs}]");
         tallies.iter().find(|t| t.name == name).map_or(0, |t| t.calls)
     };
-    // `sample` runs three times. One product has the modulation of all blocks and of the head.
-    assert_eq!(calls((6 * depth as usize + 2) * width), 3, "modulation");
-    assert_eq!(calls(3 * width), 3 * depth * scales, "queries, keys and values");
+    // `sample` runs four times. One product has the modulation of all blocks and of the head.
+    assert_eq!(calls((6 * depth as usize + 2) * width), 4, "modulation");
+    assert_eq!(calls(3 * width), 4 * depth * scales, "queries, keys and values");
     let head = format!("product [.., {width}]·[{width}, {VOCAB}]");
     let head = tallies.iter().find(|t| t.name == head).unwrap();
     let tokens = config.generator.schedule.tokens() as u64;
     assert_eq!(
         head.work.flops,
-        3 * 2 * tokens * 2 * (width * VOCAB) as u64,
+        4 * 2 * tokens * 2 * (width * VOCAB) as u64,
         "two images, no twins"
     );
 }

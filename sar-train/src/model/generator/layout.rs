@@ -4,7 +4,7 @@ use super::positions::PositionSlots;
 use super::{GeneratorError, GeneratorShape};
 use crate::params::Layout;
 use rayon::prelude::*;
-use sar_math::backend::{AttentionSlots, EmbeddingSlots, Linear, Modulation, Slot};
+use sar_math::backend::{AttentionSlots, Buffers, EmbeddingSlots, Linear, Modulation, Slot};
 use sar_math::philox::{Purpose, Stream};
 
 /// Places of one block's parameters.
@@ -88,6 +88,32 @@ impl Generator {
     /// Parameters of the token embedding, with or without `pos_start` on the class token.
     pub(crate) fn embedding(&self, with_start: bool) -> EmbeddingSlots {
         EmbeddingSlots { word: self.word, pos_start: with_start.then_some(self.pos_start) }
+    }
+
+    /// Tensors that ops read as wide as they are trained: all but those of the layers that are matrix products.
+    fn exact(&self) -> Vec<Slot> {
+        let blocks = self.blocks.iter().flat_map(|b| [b.qkv, b.proj, b.fc1, b.fc2]);
+        let products = blocks.chain([self.ada, self.head]);
+        let narrow: Vec<Slot> =
+            products.flat_map(|layer| [layer.weight].into_iter().chain(layer.bias)).collect();
+        let within = |slot: Slot| {
+            narrow.iter().any(|all| all.offset <= slot.offset && slot.end() <= all.end())
+        };
+        let tensors = self.layout.tensors().iter().map(|tensor| tensor.slot);
+        tensors.filter(|&slot| !within(slot)).collect()
+    }
+
+    /// Weights on a backend to sample with, which are not trained: on a GPU a third of what those take that are,
+    /// in bf16.
+    ///
+    /// # Errors
+    /// Out of memory; shape, where there are fewer than the layout's.
+    pub fn frozen<B: Buffers>(
+        &self,
+        backend: &B,
+        weights: &[B::Host],
+    ) -> Result<B::Params, B::Error> {
+        backend.frozen_params(weights, &self.exact())
     }
 
     /// Initial parameters, as published (`docs/method.md`, initialisation), from a seed.

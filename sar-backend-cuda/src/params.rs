@@ -1,0 +1,168 @@
+//! A model's weights: trained ones in f32 beside their narrow copy, frozen ones as ops read them.
+
+use crate::device::Device;
+use crate::error::CudaError;
+use crate::memory::{Address, Buffer};
+use crate::storage::Storage;
+use sar_math::backend::{ShapeError, Slot, next_replay_key};
+use std::sync::Arc;
+
+/// Weights in f32 and, where activations are narrow, their narrow copy for matrix products.
+pub struct Params<S, D: Device> {
+    /// What the optimiser changes; of frozen weights that have a narrow copy, the tensors of `exact` alone.
+    master: Buffer<f32, D>,
+    /// Of frozen weights: the tensors that are in `master`, in ascending order, and where.
+    exact: Option<Vec<Exact>>,
+    /// Rounded from `master`; `None` where S is f32.
+    pub(crate) narrow: Option<Buffer<S, D>>,
+    /// Tells them from those that come to lie where they lay.
+    pub(crate) key: u64,
+}
+
+/// A tensor of frozen weights that is held in f32.
+struct Exact {
+    slot: Slot,
+    /// Its first element among those that are.
+    at: usize,
+}
+
+/// Elements that tensors begin at multiples of: vector loads of a tensor in another buffer fit as they did.
+const ALIGNMENT: usize = 16;
+
+/// Where tensors lie that are held in f32 alone, and how many elements that takes.
+fn packed(exact: &[Slot]) -> (Vec<Exact>, usize) {
+    let mut slots = exact.to_vec();
+    slots.sort_by_key(|slot| slot.offset);
+    let mut end = 0;
+    let place = |slot: Slot| {
+        let at = usize::next_multiple_of(end, ALIGNMENT) + slot.offset % ALIGNMENT;
+        end = at + slot.len;
+        Exact { slot, at }
+    };
+    (slots.into_iter().map(place).collect(), end)
+}
+
+impl<S: Storage, D: Device> Params<S, D> {
+    pub(crate) fn zeroed(device: &Arc<D>, len: usize) -> Result<Self, CudaError> {
+        let narrow = S::NARROW.then(|| Buffer::zeroed(device, len)).transpose()?;
+        let master = Buffer::zeroed(device, len)?;
+        Ok(Self { master, exact: None, narrow, key: next_replay_key() })
+    }
+
+    /// As [`sar_math::backend::Buffers::frozen_params`].
+    pub(crate) fn frozen(device: &Arc<D>, host: &[f32], exact: &[Slot]) -> Result<Self, CudaError> {
+        const OP: &str = "frozen_params";
+        let end = exact.iter().map(|slot| slot.offset.saturating_add(slot.len)).max().unwrap_or(0);
+        ShapeError::at_least(OP, "weights (last exact tensor's end)", end, host.len())?;
+        let mut params = if S::NARROW {
+            let (exact, len) = packed(exact);
+            let master = Buffer::zeroed(device, len)?;
+            let narrow = Some(Buffer::zeroed(device, host.len())?);
+            Self { master, exact: Some(exact), narrow, key: next_replay_key() }
+        } else {
+            Self::zeroed(device, host.len())?
+        };
+        params.put(OP, host, 0)?;
+        Ok(params)
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.narrow.as_ref().map_or(self.master.len(), Buffer::len)
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All weights in f32: what trains them and what saves them needs all.
+    pub(crate) fn master(&self, op: &'static str) -> Result<&Buffer<f32, D>, ShapeError> {
+        self.whole(op)?;
+        Ok(&self.master)
+    }
+
+    /// As [`Params::master`], with the narrow copy, to write.
+    pub(crate) fn master_mut(
+        &mut self,
+        op: &'static str,
+    ) -> Result<(&mut Buffer<f32, D>, Option<&mut Buffer<S, D>>), ShapeError> {
+        self.whole(op)?;
+        Ok((&mut self.master, self.narrow.as_mut()))
+    }
+
+    fn whole(&self, op: &'static str) -> Result<(), ShapeError> {
+        if self.exact.is_none() {
+            return Ok(());
+        }
+        let operand = "weights in f32 (frozen ones are held narrow)";
+        Err(ShapeError { op, operand, expected: self.len(), found: self.master.len() })
+    }
+
+    /// Copies weights from the host.
+    pub(crate) fn put(
+        &mut self,
+        op: &'static str,
+        host: &[f32],
+        offset: usize,
+    ) -> Result<(), CudaError> {
+        ShapeError::at_least(op, "buffer", offset.saturating_add(host.len()), self.len())?;
+        match &self.exact {
+            None => self.master.put(op, host, offset)?,
+            Some(exact) => {
+                let all = offset..offset + host.len();
+                for Exact { slot, at } in exact {
+                    let part = slot.offset.max(all.start)..slot.end().min(all.end);
+                    if !part.is_empty() {
+                        let host = &host[part.start - offset..part.end - offset];
+                        self.master.put(op, host, at + (part.start - slot.offset))?;
+                    }
+                }
+            }
+        }
+        match &mut self.narrow {
+            None => Ok(()),
+            Some(narrow) => narrow.put(op, &stored::<S>(host), offset),
+        }
+    }
+
+    /// A tensor's weights in f32.
+    pub(crate) fn slot(
+        &self,
+        op: &'static str,
+        operand: &'static str,
+        slot: Slot,
+        len: usize,
+    ) -> Result<Address<f32>, ShapeError> {
+        let Some(exact) = &self.exact else { return self.master.slot(op, operand, slot, len) };
+        ShapeError::equal(op, operand, len, slot.len)?;
+        let end = slot.offset.saturating_add(slot.len);
+        let before = exact.partition_point(|exact| exact.slot.offset <= slot.offset);
+        let held = before.checked_sub(1).map(|last| &exact[last]);
+        let Some(held) = held.filter(|held| end <= held.slot.end()) else {
+            let operand = "weights in f32 (frozen ones hold none of this tensor)";
+            return Err(ShapeError { op, operand, expected: len, found: 0 });
+        };
+        let offset = held.at + (slot.offset - held.slot.offset);
+        self.master.slot(op, operand, Slot { offset, len }, len)
+    }
+
+    /// A tensor's weights as matrix products take them.
+    pub(crate) fn weights(
+        &self,
+        op: &'static str,
+        operand: &'static str,
+        slot: Slot,
+        len: usize,
+    ) -> Result<Address<S>, ShapeError> {
+        match &self.narrow {
+            Some(narrow) => narrow.slot(op, operand, slot, len),
+            None => Ok(self.master.slot(op, operand, slot, len)?.cast()),
+        }
+    }
+}
+
+/// Numbers as the device stores them.
+pub(crate) fn stored<S: Storage>(host: &[f32]) -> Vec<S> {
+    host.iter().map(|&value| S::store(value)).collect()
+}
