@@ -7,14 +7,15 @@ use crate::storage::Storage;
 use sar_math::backend::{ShapeError, Slot, next_replay_key};
 use std::sync::Arc;
 
-/// Weights in f32 and, where activations are narrow, their narrow copy for matrix products.
+/// Weights in f32 and, where activations are narrow, their narrow copy for matrix products; of frozen ones that
+/// have a narrow copy, little more than that.
 pub struct Params<S, D: Device> {
     /// What the optimiser changes; of frozen weights that have a narrow copy, the tensors of `exact` alone.
     master: Buffer<f32, D>,
     /// Of frozen weights: the tensors that are in `master`, in ascending order, and where.
     exact: Option<Vec<Exact>>,
-    /// Rounded from `master`; `None` where S is f32.
-    pub(crate) narrow: Option<Buffer<S, D>>,
+    /// All weights, rounded; `None` where S is f32.
+    narrow: Option<Buffer<S, D>>,
     /// Tells them from those that come to lie where they lay.
     pub(crate) key: u64,
 }

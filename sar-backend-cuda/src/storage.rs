@@ -9,7 +9,7 @@ impl Stored for f32 {}
 impl Stored for bf16 {}
 impl Stored for u32 {}
 
-/// How activations are stored: `f32`, or `bf16` beside f32 master weights.
+/// How activations are stored: `f32`, or `bf16` beside weights that are trained in f32.
 ///
 /// Statistics, losses, gradients and moments are f32 either way.
 pub trait Storage: Stored {

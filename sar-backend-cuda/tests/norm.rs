@@ -52,6 +52,7 @@ impl Case for Norm {
         backend.renorm(dims, seen, None, &stats, &ada, m, &mut again)?;
         let (y, renormed) = (read(backend, &y, len)?, read(backend, &again, len)?);
         assert_same("renorm", &y, &renormed);
+        let mut again = activation(backend, &vec![9.0; len])?;
         backend.renorm(dims, &x, branch(), &stats, &ada, m, &mut again)?;
         assert_same("renorm of x and branch", &y, &read(backend, &again, len)?);
         let backward = |seen: Seen<'_, B>| -> Result<[Output; 4], B::Error> {
@@ -219,7 +220,7 @@ impl Case for Bias {
         let dy = activation(backend, &noise(9, self.rows * self.columns))?;
         let x = activation(backend, &noise(10, self.rows))?;
         let mut grads = accum(backend, &noise(11, len))?;
-        backend.linear_backward_weight(dims, &dy, &x, layer, &mut grads)?;
+        backend.linear_backward_weight(dims, &dy, &x, layer, Write::Accumulate, &mut grads)?;
         let grads = read_accum(backend, &grads, len)?;
         Ok(vec![("gradients", Kind::Wide, grads)])
     }
