@@ -6,6 +6,7 @@
 mod branches;
 mod classes;
 mod head;
+mod initial;
 mod layout;
 mod pass;
 mod positions;
