@@ -2,7 +2,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sar_benches::{Backend, SETTINGS, noise, run, slot};
-use sar_math::backend::{Linear, LinearDims, TransformerOps};
+use sar_math::backend::{Linear, LinearDims, TransformerOps, Write};
 
 fn bench(criterion: &mut Criterion) {
     let backend = Backend::new();
@@ -32,7 +32,14 @@ fn bench(criterion: &mut Criterion) {
             group.bench_function(format!("backward/{}/{name}", setting.name), |bencher| {
                 bencher.iter(|| {
                     run(backend.linear_backward_input(dims, &dy, &params, layer, &mut dx));
-                    run(backend.linear_backward_weight(dims, &dy, &x, layer, &mut grads));
+                    run(backend.linear_backward_weight(
+                        dims,
+                        &dy,
+                        &x,
+                        layer,
+                        Write::Overwrite,
+                        &mut grads,
+                    ));
                 });
             });
         }

@@ -191,8 +191,9 @@ impl<T: Element> Buffers for CpuBackend<T> {
         get("download_ids", from, offset, host)
     }
 
-    fn zero_accum(&self, accum: &mut Buffer<T>, len: usize) -> Result<(), CpuError> {
-        let accum = accum.head_mut("zero_accum", "accum", len)?;
+    fn zero_accum(&self, accum: &mut Buffer<T>, offset: usize, len: usize) -> Result<(), CpuError> {
+        let end = offset.saturating_add(len);
+        let accum = &mut accum.head_mut("zero_accum", "accum", end)?[offset..];
         accum.par_chunks_mut(PIECE).for_each(|piece| piece.fill(T::zero()));
         Ok(())
     }

@@ -132,7 +132,7 @@ impl Buffers for NarrowCpu {
         download_accum(from: &Buf, offset: usize, host: &mut [f32]) -> [];
         download_params(from: &Buf, offset: usize, host: &mut [f32]) -> [];
         download_ids(from: &Ids, offset: usize, host: &mut [u32]) -> [];
-        zero_accum(accum: &mut Buf, len: usize) -> [];
+        zero_accum(accum: &mut Buf, offset: usize, len: usize) -> [];
         copy(from: &Buf, at: usize, to: &mut Buf, to_at: usize, len: usize) -> [to];
         add(from: &Buf, to: &mut Buf, len: usize) -> [to];
         synchronize() -> [];

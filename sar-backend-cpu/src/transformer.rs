@@ -113,6 +113,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
         dy: &Buffer<T>,
         x: &Buffer<T>,
         layer: Linear,
+        write: Write,
         grads: &mut Buffer<T>,
     ) -> Result<(), CpuError> {
         const OP: &str = "linear_backward_weight";
@@ -127,7 +128,7 @@ impl<T: Element> TransformerOps for CpuBackend<T> {
             linear::backward_bias(dy, dbias);
         }
         let dweight = grads.slot_mut(OP, WEIGHT, layer.weight, weights)?;
-        linear::backward_weight(dims, dy, x, dweight);
+        linear::backward_weight(dims, dy, x, write, dweight);
         Ok(())
     }
 

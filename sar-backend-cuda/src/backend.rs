@@ -231,10 +231,15 @@ impl<S: Storage, D: Device> Buffers for CudaBackend<S, D> {
         from.get("download_ids", offset, host)
     }
 
-    fn zero_accum(&self, accum: &mut Buffer<f32, D>, len: usize) -> Result<(), CudaError> {
-        let accum = accum.head_mut("zero_accum", "accum", len)?;
-        // SAFETY: the length was just checked.
-        unsafe { self.zero(accum, len) }
+    fn zero_accum(
+        &self,
+        accum: &mut Buffer<f32, D>,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), CudaError> {
+        let accum = accum.head_mut("zero_accum", "accum", offset.saturating_add(len))?;
+        // SAFETY: the end was just checked.
+        unsafe { self.zero(accum.at(offset), len) }
     }
 
     fn copy(

@@ -100,6 +100,7 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
         dy: &Buffer<S, D>,
         x: &Buffer<S, D>,
         layer: Linear,
+        write: Write,
         grads: &mut Buffer<f32, D>,
     ) -> Result<(), CudaError> {
         const OP: &str = "linear_backward_weight";
@@ -114,7 +115,7 @@ impl<S: Storage, D: Device> TransformerOps for CudaBackend<S, D> {
             linear::backward_bias(self, dims, dy, dbias)?;
         }
         let dweight = grads.slot_mut(OP, WEIGHT, layer.weight, weights)?;
-        linear::backward_weight(self, dims, dy, x, dweight)
+        linear::backward_weight(self, dims, dy, x, write, dweight)
     }
 
     fn residual_norm(

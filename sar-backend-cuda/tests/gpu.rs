@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 use sar_backend_cuda::{CudaBackend, Driver, Storage, bf16};
-use sar_math::backend::{Buffers, Linear, LinearDims, Slot, TransformerOps};
+use sar_math::backend::{Buffers, Linear, LinearDims, Slot, TransformerOps, Write};
 use sar_math::conformance::{Case, fingerprints, run_all};
 
 /// Cases of every op: as many as the emulator's tests take.
@@ -72,13 +72,18 @@ fn gradients_sum_every_row<S: Storage>() {
         // Left of blocks of 64 terms, and of narrower ones.
         for left in [0, 1, 2, 3, 5, 7, 10, 18, 33, 42] {
             let rows = (64 * blocks + left).min(most);
-            backend.zero_accum(&mut grads, WIDTH * WIDTH).unwrap();
             let dims = LinearDims { rows, inputs: WIDTH, outputs: WIDTH };
-            backend.linear_backward_weight(dims, &ones, &ones, layer, &mut grads).unwrap();
-            let mut found = vec![0.0; WIDTH * WIDTH];
-            backend.download_accum(&grads, 0, &mut found).unwrap();
-            let missing = found.iter().find(|&&sum| sum != rows as f32);
-            assert_eq!(missing, None, "{}: a sum of {rows} ones", S::NAME);
+            // The first pass of a step overwrites whatever there is, the others add to it.
+            for (write, before) in [(Write::Overwrite, f32::NAN), (Write::Accumulate, 0.0)] {
+                backend.upload_accum(&vec![before; WIDTH * WIDTH], &mut grads, 0).unwrap();
+                backend
+                    .linear_backward_weight(dims, &ones, &ones, layer, write, &mut grads)
+                    .unwrap();
+                let mut found = vec![0.0; WIDTH * WIDTH];
+                backend.download_accum(&grads, 0, &mut found).unwrap();
+                let missing = found.iter().find(|&&found| found != rows as f32);
+                assert_eq!(missing, None, "{}: a sum of {rows} ones, {write:?}", S::NAME);
+            }
         }
     }
 }

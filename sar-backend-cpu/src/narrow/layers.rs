@@ -8,25 +8,29 @@ use sar_math::backend::{
     EmbeddingOps, EmbeddingSlots, GroupNorm, Linear, LinearDims, MapDims, Modulation,
     QuantizeWeights, Seen, Slot, TokenDims, TokenizerOps, TransformerOps, Write,
 };
+use std::borrow::Cow;
 
 fn slots(layer: Linear) -> Vec<Slot> {
     [layer.weight].into_iter().chain(layer.bias).collect()
 }
 
 impl NarrowCpu {
-    /// What a norm of `x` and a branch saw: their sum as it is stored.
-    fn stored_sum(
+    /// What a norm of `x` and a branch saw: their sum as it is stored; x where there is no branch.
+    fn stored_sum<'a>(
         &self,
         dims: TokenDims,
-        x: &Buf,
+        x: &'a Buf,
         added: Option<Branch<'_, CpuBackend<f32>>>,
         ada: &Buf,
         modulation: Modulation,
-    ) -> Result<Buf, CpuError> {
+    ) -> Result<Cow<'a, Buf>, CpuError> {
+        if added.is_none() {
+            return Ok(Cow::Borrowed(x));
+        }
         let (mut sum, mut y, mut stats) = (x.clone(), x.clone(), self.0.accum(2 * dims.rows())?);
         self.0.residual_norm(dims, 1.0, x, added, ada, modulation, &mut sum, &mut y, &mut stats)?;
         store(&mut sum);
-        Ok(sum)
+        Ok(Cow::Owned(sum))
     }
 }
 
@@ -56,9 +60,10 @@ impl TransformerOps for NarrowCpu {
         dy: &Buf,
         x: &Buf,
         layer: Linear,
+        write: Write,
         grads: &mut Buf,
     ) -> Done {
-        self.0.linear_backward_weight(dims, dy, x, layer, grads)
+        self.0.linear_backward_weight(dims, dy, x, layer, write, grads)
     }
 
     fn residual_norm(
@@ -102,18 +107,14 @@ impl TransformerOps for NarrowCpu {
         grads: &mut Buf,
     ) -> Done {
         let added = branch(added);
-        let stored;
         let sum = match seen {
-            Seen::Sum(sum) => sum,
-            Seen::Before(x) => {
-                stored = self.stored_sum(dims, x, added, ada, modulation)?;
-                &stored
-            }
+            Seen::Sum(sum) => Cow::Borrowed(sum),
+            Seen::Before(x) => self.stored_sum(dims, x, added, ada, modulation)?,
         };
         self.0.residual_norm_backward(
             dims,
             dy,
-            Seen::Sum(sum),
+            Seen::Sum(sum.as_ref()),
             stats,
             added,
             ada,

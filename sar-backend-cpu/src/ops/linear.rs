@@ -5,7 +5,7 @@ use crate::mat::{Onto, matrix, matrix_mut};
 use crate::matmul::matmul;
 use crate::simd::vectorized;
 use rayon::prelude::*;
-use sar_math::backend::LinearDims;
+use sar_math::backend::{LinearDims, Write};
 
 /// Columns of a bias gradient that one task adds up: whole cache lines of every row.
 const COLUMNS: usize = 64;
@@ -38,18 +38,22 @@ pub(crate) fn backward_input<T: Element>(
     matmul(T::one(), dy, weight, Onto::Nothing, matrix_mut(dx, rows, inputs), true);
 }
 
-/// `dW += dyᵀ·x`.
+/// `dW = dyᵀ·x`, or `+=`.
 pub(crate) fn backward_weight<T: Element>(
     LinearDims { rows, inputs, outputs }: LinearDims,
     dy: &[T],
     x: &[T],
+    write: Write,
     dweight: &mut [T],
 ) {
-    if rows == 0 {
-        return;
-    }
+    let onto = match write {
+        Write::Overwrite if rows == 0 => return dweight.fill(T::zero()),
+        Write::Overwrite => Onto::Nothing,
+        Write::Accumulate if rows == 0 => return,
+        Write::Accumulate => Onto::Itself,
+    };
     let (dy, x) = (matrix(dy, rows, outputs), matrix(x, rows, inputs));
-    matmul(T::one(), dy.t(), x, Onto::Itself, matrix_mut(dweight, outputs, inputs), true);
+    matmul(T::one(), dy.t(), x, onto, matrix_mut(dweight, outputs, inputs), true);
 }
 
 /// `dbias += Σ dy`, the rows of `dy` being `dbias.len()` long.
@@ -97,8 +101,10 @@ mod tests {
         let (mut dx, mut dw, mut db) = ([9.0; 4], [1.0; 6], [1.0; 3]);
         backward_input(dims, &dy, &w, &mut dx);
         assert_eq!(dx, [3.0, 2.0, 0.0, 2.0]);
-        backward_weight(dims, &dy, &x, &mut dw);
+        backward_weight(dims, &dy, &x, Write::Accumulate, &mut dw);
         assert_eq!(dw, [2.0, 3.0, -1.0, 2.0, 2.0, 3.0]);
+        backward_weight(dims, &dy, &x, Write::Overwrite, &mut dw);
+        assert_eq!(dw, [1.0, 2.0, -2.0, 1.0, 1.0, 2.0]);
         backward_bias(&dy, &mut db);
         assert_eq!(db, [2.0, 3.0, 2.0]);
     }

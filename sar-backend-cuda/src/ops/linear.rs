@@ -7,7 +7,7 @@ use crate::gemm::{DataType, Gemm, Matrix, Sample};
 use crate::memory::Address;
 use crate::ops::elementwise::vector;
 use crate::storage::Storage;
-use sar_math::backend::LinearDims;
+use sar_math::backend::{LinearDims, Write};
 
 const COLUMN_SUMS: Kernel = Kernel { file: "linear", name: "column_sums" };
 const COLUMN_SUMS_ANY: Kernel = Kernel { file: "linear", name: "column_sums_any" };
@@ -83,15 +83,20 @@ pub(crate) fn backward_input<S: Storage, D: Device>(
     unsafe { gpu.gemm(&gemm) }
 }
 
-/// `dW += dyᵀ·x`, in f32.
+/// `dW = dyᵀ·x`, or `+=`, in f32.
 pub(crate) fn backward_weight<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     dims: LinearDims,
     dy: Address<S>,
     x: Address<S>,
+    write: Write,
     dweight: Address<f32>,
 ) -> Result<(), CudaError> {
     let LinearDims { rows, inputs, outputs } = dims;
+    if rows == 0 && write == Write::Overwrite {
+        // SAFETY: the weight was checked at the door for these dimensions.
+        return unsafe { gpu.zero(dweight, outputs * inputs) };
+    }
     let gemm = Gemm {
         m: outputs,
         n: inputs,
@@ -99,7 +104,7 @@ pub(crate) fn backward_weight<S: Storage, D: Device>(
         a: transposed(matrix(dy, S::DATA_TYPE, outputs)),
         b: matrix(x, S::DATA_TYPE, inputs),
         out: matrix(dweight, DataType::F32, inputs),
-        accumulate: true,
+        accumulate: write == Write::Accumulate,
         bias: None,
         batch: 1,
         sample: Sample::All,

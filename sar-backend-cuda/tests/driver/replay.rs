@@ -3,7 +3,7 @@
 use crate::fake::{Fake, scenario};
 use sar_backend_cuda::{Buffer, CudaBackend, CudaError, Device, Driver};
 use sar_math::backend::{
-    BackendError, Buffers, ErrorKind, Linear, LinearDims, Slot, TransformerOps,
+    BackendError, Buffers, ErrorKind, Linear, LinearDims, Slot, TransformerOps, Write,
 };
 
 /// Rounding of seconds that are summed in f64; a launch more or less is a million times this.
@@ -218,7 +218,7 @@ scenario! {
             backend.upload(&vec![1.0; rows * outputs], &mut dy, 0).unwrap();
             let mut step = |backend: &Gpu| {
                 let mut work =
-                    || backend.linear_backward_weight(dims, &dy, &x, layer, &mut grads);
+                    || backend.linear_backward_weight(dims, &dy, &x, layer, Write::Accumulate, &mut grads);
                 match replayed {
                     true => backend.replay(9, &mut work).unwrap(),
                     false => work().unwrap(),
@@ -236,7 +236,7 @@ scenario! {
         backward(1, 300_000, false);
         let layer = Linear { weight: Slot { offset: 0, len: 3 }, bias: Some(Slot { offset: 3, len: 3 }) };
         let dims = LinearDims { rows: 200, inputs: 1, outputs: 3 };
-        let mut work = || backend.linear_backward_weight(dims, &dy, &x, layer, &mut grads);
+        let mut work = || backend.linear_backward_weight(dims, &dy, &x, layer, Write::Accumulate, &mut grads);
         backend.replay(9, &mut work).unwrap();
         let mut sums = [0.0; 3];
         backend.download_accum(&grads, 3, &mut sums).unwrap();

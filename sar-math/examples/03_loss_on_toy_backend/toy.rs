@@ -93,9 +93,10 @@ impl Buffers for Toy {
     fn download_ids(&self, from: &Vec<u32>, offset: usize, host: &mut [u32]) -> Done {
         get("download_ids", from, offset, host)
     }
-    fn zero_accum(&self, accum: &mut Vec<f64>, len: usize) -> Done {
-        ShapeError::at_least("zero_accum", "accum", len, accum.len())?;
-        accum[..len].fill(0.0);
+    fn zero_accum(&self, accum: &mut Vec<f64>, offset: usize, len: usize) -> Done {
+        let end = offset.saturating_add(len);
+        ShapeError::at_least("zero_accum", "accum", end, accum.len())?;
+        accum[offset..end].fill(0.0);
         Ok(())
     }
     fn copy(

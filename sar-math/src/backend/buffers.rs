@@ -51,7 +51,8 @@ pub trait Buffers {
     type Activation;
     /// Statistics, losses, gradients, moments, averages: always f32 or wider.
     type Accum;
-    /// Trainable weights, f32 or wider; may carry a narrow copy for matrix products.
+    /// Weights. Trained ones are f32 or wider, and may carry a narrow copy for matrix products; frozen ones may be that
+    /// copy.
     type Params;
     /// Token ids and labels, `u32`.
     type Ids;
@@ -69,7 +70,7 @@ pub trait Buffers {
     fn params(&self, len: usize) -> Result<Self::Params, Self::Error>;
     /// Weights that are only read, by ops that take no part in training.
     ///
-    /// `exact` are the tensors that ops read as wide as they are trained: tables, and biases of heads. The others
+    /// `exact` are the tensors, disjoint, that ops read as wide as they are trained: tables, and biases of heads. The others
     /// are weights and biases of layers, of which a backend may hold nothing but the narrow copy for matrix
     /// products. Ops give the same bits as on weights of [`Buffers::params`]. What is not held wide may be refused
     /// where it is asked for: training, and a download.
@@ -157,11 +158,16 @@ pub trait Buffers {
         host: &mut [u32],
     ) -> Result<(), Self::Error>;
 
-    /// Sets `accum[0..len]` to zero (gradients at the start of an optimiser step).
+    /// Sets `accum[offset..][..len]` to zero (gradients that are added to, at the start of an optimiser step).
     ///
     /// # Errors
     /// Shape.
-    fn zero_accum(&self, accum: &mut Self::Accum, len: usize) -> Result<(), Self::Error>;
+    fn zero_accum(
+        &self,
+        accum: &mut Self::Accum,
+        offset: usize,
+        len: usize,
+    ) -> Result<(), Self::Error>;
     /// Copies `from[from_offset..][..len]` to `to[to_offset..][..len]`.
     ///
     /// # Errors

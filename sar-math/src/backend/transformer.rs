@@ -101,12 +101,13 @@ pub enum Seen<'a, B: Buffers + ?Sized> {
     Before(&'a B::Activation),
 }
 
-/// Whether a gradient that arrives along the residual stream is there already.
+/// Whether a gradient is there already: of the residual stream's, that of later layers; of a weight's, that of passes
+/// before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
     /// The buffer's contents do not matter; it is overwritten.
     Overwrite,
-    /// The buffer holds the gradient from later layers; the op adds to it.
+    /// The buffer holds a gradient; the op adds to it.
     Accumulate,
 }
 
@@ -166,13 +167,17 @@ pub trait TransformerOps: Buffers {
         layer: Linear,
         dx: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
-    /// `dW += dyᵀ·x`, `dbias += Σ dy`.
+    /// `dW = dyᵀ·x`, or `+=` where `write` says so, and `dbias += Σ dy`.
+    ///
+    /// The first gradient of a step overwrites: weights of layers are nearly all that there is to a model, and
+    /// zeros need not be written and read for them.
     fn linear_backward_weight(
         &self,
         dims: LinearDims,
         dy: &Self::Activation,
         x: &Self::Activation,
         layer: Linear,
+        write: Write,
         grads: &mut Self::Accum,
     ) -> Result<(), Self::Error>;
 

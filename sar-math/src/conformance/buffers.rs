@@ -45,11 +45,11 @@ impl<B: Buffers> Subject<B> for Operands {
         let mut added = rig.activation("to of add", &self.to[..used])?;
         rig.backend.add(&from, &mut added, used)?;
         let mut zeroed = rig.accum("accum", &self.from[..used])?;
-        rig.backend.zero_accum(&mut zeroed, used)?;
+        rig.backend.zero_accum(&mut zeroed, 0, used)?;
         out.push("zeroed", rig.read_accum("accum", &zeroed, used)?);
         let mut partly = rig.backend.accum(len)?;
         rig.backend.upload_accum(&hosts::<B>(&self.from), &mut partly, 0)?;
-        rig.backend.zero_accum(&mut partly, used)?;
+        rig.backend.zero_accum(&mut partly, 1, used - 1)?;
         rig.backend.synchronize()?;
         rig.backend.download_accum(&partly, 0, &mut host)?;
         out.push("zeroed in part", wide::<B>(&host));
@@ -60,7 +60,7 @@ impl<B: Buffers> Subject<B> for Operands {
         let mut added = self.to.clone();
         let mut zeroed = self.from.clone();
         let (from, to) = (&self.from[..self.used], &self.to[..self.used]);
-        zeroed[..self.used].fill(0.0);
+        zeroed[1..self.used].fill(0.0);
         added.iter_mut().zip(&self.from[..self.used]).for_each(|(to, from)| *to += from);
         vec![
             Expected::exact("copied", from.to_vec()),
@@ -226,6 +226,10 @@ pub fn check<B: Buffers>(backend: &B, case: Case) -> Result<Report, Mismatch> {
     params(backend, &mut n)?;
     ids(backend, &mut n)?;
     replays(backend, &mut n)?;
+    for offset in [3, usize::MAX] {
+        let outside = || backend.zero_accum(&mut backend.accum(4)?, offset, 2);
+        shape_error(&["zero_accum"], "a range outside the buffer", outside())?;
+    }
     let len = n.between(3, 30);
     let used = n.between(2, len - 1);
     verifier.verify(&draw(&mut n, used, len))?;

@@ -9,7 +9,8 @@ use super::subject::{
 };
 use super::verdict::{Mismatch, Report};
 use crate::Real as _;
-use crate::backend::{Buffers, Linear, LinearDims, Slot, TransformerOps};
+use crate::backend::{Buffers, Linear, LinearDims, Slot, TransformerOps, Write};
+use alloc::vec;
 use alloc::vec::Vec;
 
 #[derive(Clone)]
@@ -21,6 +22,8 @@ struct Operands {
     dy: Vec<f64>,
     /// Whether the gradient of x is asked for.
     want_dx: bool,
+    /// Of the gradient of the weight.
+    write: Write,
 }
 
 impl Operands {
@@ -35,6 +38,7 @@ impl Operands {
             layer: Linear { weight, bias },
             dy: n.values(dims.rows * dims.outputs),
             want_dx,
+            write: Write::Accumulate,
         }
     }
 
@@ -73,26 +77,34 @@ impl<B: TransformerOps> Subject<B> for Operands {
         };
         let x = rig.activation("x of backward", &self.x)?;
         let dy = rig.activation("dy", &self.dy)?;
-        let mut grads = rig.accum("grads", start)?;
+        // What is overwritten may be anything, no number too; and is then added to what there was, as the others are.
+        let mut begin = start.to_vec();
+        let mut before = vec![0.0; start.len()];
+        if self.write == Write::Overwrite {
+            let weight = layer.weight.range();
+            before[weight.clone()].copy_from_slice(&start[weight.clone()]);
+            begin[weight].fill(f64::NAN);
+        }
+        let mut grads = rig.accum("grads", &begin)?;
         if self.want_dx {
             let mut dx = rig.blank("dx", self.x.len())?;
             rig.backend.linear_backward_input(dims, &dy, &params, layer, &mut dx)?;
             out.push("x", rig.read("dx", &dx, self.x.len())?);
         }
-        rig.backend.linear_backward_weight(dims, &dy, &x, layer, &mut grads)?;
+        rig.backend.linear_backward_weight(dims, &dy, &x, layer, self.write, &mut grads)?;
         out.grads = rig.read_accum("grads", &grads, start.len())?;
+        out.grads.iter_mut().zip(before).for_each(|(found, before)| *found += before);
         Ok(out)
     }
 
     fn values(&self) -> Vec<Expected> {
         let bias = self.layer.bias.map(|b| self.layout.get(b));
         let weight = self.layout.get(self.layer.weight);
-        alloc::vec![Expected::near("y", self.formula(&self.x, &weight, bias.as_deref()))]
+        vec![Expected::near("y", self.formula(&self.x, &weight, bias.as_deref()))]
     }
 
     fn variables(&self) -> Vec<Variable> {
-        let mut all =
-            alloc::vec![Variable::parameter("the weight", &self.layout, self.layer.weight)];
+        let mut all = vec![Variable::parameter("the weight", &self.layout, self.layer.weight)];
         if let Some(bias) = self.layer.bias {
             all.push(Variable::parameter("the bias", &self.layout, bias));
         }
@@ -131,6 +143,24 @@ impl<B: TransformerOps> Subject<B> for Operands {
     }
 }
 
+/// Whether the gradient of a weight that no row has is overwritten by zeros, and that of its bias left alone.
+fn of_no_rows<B: TransformerOps>(backend: &B) -> Result<bool, B::Error> {
+    let dims = LinearDims { rows: 0, inputs: 3, outputs: 2 };
+    let (weight, bias) = (Slot { offset: 1, len: 6 }, Slot { offset: 7, len: 2 });
+    let layer = Linear { weight, bias: Some(bias) };
+    let (x, dy, mut grads) = (backend.activation(0)?, backend.activation(0)?, backend.accum(9)?);
+    backend.upload_accum(
+        &[7.5, f64::NAN, 7.5, 7.5, 7.5, 7.5, 7.5, 7.5, 7.5].map(B::Host::of),
+        &mut grads,
+        0,
+    )?;
+    backend.linear_backward_weight(dims, &dy, &x, layer, Write::Overwrite, &mut grads)?;
+    let mut found = [B::Host::of(1.0); 9];
+    backend.download_accum(&grads, 0, &mut found)?;
+    let expected = [7.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 7.5, 7.5];
+    Ok(found.iter().zip(expected).all(|(found, expected)| found.wide() == expected))
+}
+
 /// A weight whose slot ends beyond what can be counted.
 fn past_the_end<B: TransformerOps>(backend: &B) -> Result<(), B::Error> {
     let dims = LinearDims { rows: 1, inputs: 2, outputs: 2 };
@@ -156,7 +186,8 @@ fn frozen<B: TransformerOps>(backend: &B, of: &Operands) -> Result<(), Mismatch>
     same_bits("linear", "frozen weights give the bits of others", &trained?, &frozen?)
 }
 
-/// Checks `linear` and its two backwards, with and without bias, with and without `dx`, and of frozen weights.
+/// Checks `linear` and its two backwards, with and without bias, with and without `dx`, writing and adding, and of
+/// frozen weights.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -169,7 +200,12 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
         let operands = Operands::draw(&mut n, dims, bias, want_dx);
         verifier.verify(&operands)?;
         frozen(backend, &operands)?;
+        verifier.verify(&Operands { write: Write::Overwrite, ..operands })?;
     }
+    of_no_rows(backend).map_err(|e| refused("linear", &e))?.then_some(()).ok_or_else(|| {
+        let property = "a gradient of no rows that is overwritten";
+        Mismatch::outcome("linear", property, "zeros, and a bias left alone", "other values")
+    })?;
     let single = LinearDims { rows: 1, inputs: 1, outputs: 1 };
     verifier.verify(&Operands::draw(&mut n, single, true, true))?;
     shape_error(&["linear"], "a weight past the end of the parameters", past_the_end(backend))?;

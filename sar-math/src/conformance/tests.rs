@@ -126,9 +126,9 @@ impl Buffers for Toy {
     transfer!(upload_accum, download_accum, f64);
     transfer!(upload_params, download_params, f64);
     transfer!(upload_ids, download_ids, u32);
-    fn zero_accum(&self, accum: &mut Values, len: usize) -> Result<(), ToyError> {
-        range("zero_accum", accum, 0, len)?;
-        accum[..len].fill(0.0);
+    fn zero_accum(&self, accum: &mut Values, offset: usize, len: usize) -> Result<(), ToyError> {
+        range("zero_accum", accum, offset, len)?;
+        accum[offset..][..len].fill(0.0);
         Ok(())
     }
     fn copy(

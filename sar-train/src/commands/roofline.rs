@@ -3,7 +3,7 @@
 use crate::backend::Compute;
 use sar_backend_cuda::Tally;
 use sar_math::Real as _;
-use sar_math::backend::{Linear, LinearDims, Slot};
+use sar_math::backend::{Linear, LinearDims, Slot, Write};
 use sar_math::philox::{Purpose, Stream};
 use serde::Serialize;
 use std::time::Instant;
@@ -47,8 +47,9 @@ pub fn ceilings<B: Compute>(backend: &B, storage: usize) -> anyhow::Result<Ceili
     let dims = LinearDims { rows: SIDE, inputs: SIDE, outputs: SIDE };
     let forward = timed(backend, || Ok(backend.linear(dims, &x, &params, layer, &mut y)?))?;
     let mut grads = backend.accum(matrix)?;
-    let gradient =
-        timed(backend, || Ok(backend.linear_backward_weight(dims, &y, &x, layer, &mut grads)?))?;
+    let gradient = timed(backend, || {
+        Ok(backend.linear_backward_weight(dims, &y, &x, layer, Write::Accumulate, &mut grads)?)
+    })?;
     let flops = (2 * SIDE * matrix) as f64;
     Ok(Ceilings {
         bytes_per_s: (2 * COPIED * storage) as f64 / copy,

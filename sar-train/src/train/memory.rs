@@ -149,7 +149,7 @@ impl<B: Backend> StepMemory<B> {
         })
     }
 
-    /// Parameter gradients, in the generator's layout; they accumulate.
+    /// Parameter gradients of the step, in the generator's layout.
     pub fn gradients(&self) -> &B::Accum {
         &self.grads.params
     }

@@ -225,7 +225,7 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
     ) -> Result<(MapDims, MapDims), B::Error> {
         let Self { backend, tokenizer, params, space, .. } = self;
         let (height, width) = self.size;
-        backend.zero_accum(&mut space.grads, tokenizer.layout().len())?;
+        backend.zero_accum(&mut space.grads, 0, tokenizer.layout().len())?;
         let (encoder, trace) = (tokenizer.encoder(), &mut space.encoder);
         let full = encoder.forward(*backend, params, batch, height, width, trace)?;
         let scaled = MapDims { height: grid.0, width: grid.1, ..full };

@@ -216,9 +216,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// # Errors
     /// The images', the backend's; too many skipped steps in a row.
     pub fn step(&mut self, batches: &mut dyn Batches<B>) -> Result<bool, TrainError> {
-        let len = self.generator.layout().len();
-        let grads = &mut self.memory.grads.params;
-        self.backend.zero_accum(grads, len).map_err(TrainError::backend)?;
+        self.memory.grads.begin(self.backend).map_err(TrainError::backend)?;
         for index in 0..self.config.accumulate {
             let labels = batches.next(self.backend, &mut self.latents)?;
             let batch = self.config.batch;

@@ -134,7 +134,14 @@ impl Network {
     ) -> Result<(), B::Error> {
         let (dims, d_logits) = (self.head_dims(batch), &space.logits);
         backend.linear_backward_input(dims, d_logits, params, self.head, &mut space.d_features)?;
-        backend.linear_backward_weight(dims, d_logits, &space.features, self.head, grads)?;
+        backend.linear_backward_weight(
+            dims,
+            d_logits,
+            &space.features,
+            self.head,
+            Write::Accumulate,
+            grads,
+        )?;
         let last = MapDims { batch, ..self.last };
         let (dy, dx) = (&mut space.d_map, &mut space.d_convolved);
         backend.area_resize_backward(last, 1, 1, &space.d_features, dy)?;

@@ -186,7 +186,7 @@ impl<B: ClassifierOps> Run<B> {
         let logits = &mut self.space.logits;
         backend.cross_entropy(&self.dims, logits, &self.targets, &mut self.loss)?;
         backend.cross_entropy_backward(&self.dims, logits, &self.targets, &self.loss)?;
-        backend.zero_accum(&mut self.grads, len)?;
+        backend.zero_accum(&mut self.grads, 0, len)?;
         network.backward(backend, batch, params, &mut self.space, &mut self.grads)?;
         backend.grad_norm(len, &self.grads, &mut self.norm)?;
         let layout = network.layout();

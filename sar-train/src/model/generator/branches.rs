@@ -45,7 +45,8 @@ impl Generator {
         let (at, proj) = (t.block(i), dims.linear(c, c));
         backend.linear_backward_input(proj, &g.dbranch, params, slots.proj, &mut g.dy)?;
         let (attended, weight) = (&t.attended[at], slots.proj.without_bias());
-        backend.linear_backward_weight(proj, &g.dbranch, attended, weight, &mut g.params)?;
+        let into = &mut g.params;
+        backend.linear_backward_weight(proj, &g.dbranch, attended, weight, g.blocks, into)?;
         backend.attention_backward(
             dims.attention,
             &g.dy,
@@ -60,7 +61,7 @@ impl Generator {
         )?;
         let (qkv, normed) = (dims.linear(c, 3 * c), &t.normed[t.normed_of(2 * i)]);
         backend.linear_backward_input(qkv, &t.wide, params, slots.qkv, &mut g.dy)?;
-        backend.linear_backward_weight(qkv, &t.wide, normed, slots.qkv, &mut g.params)
+        backend.linear_backward_weight(qkv, &t.wide, normed, slots.qkv, g.blocks, &mut g.params)
     }
 
     /// The feed-forward network of block i, into its branch.
@@ -115,10 +116,11 @@ impl Generator {
             }
         };
         let weight = slots.fc2.without_bias();
-        backend.linear_backward_weight(fc2, &g.dbranch, activated, weight, &mut g.params)?;
+        let into = &mut g.params;
+        backend.linear_backward_weight(fc2, &g.dbranch, activated, weight, g.blocks, into)?;
         let normed = &t.normed[t.normed_of(2 * i + 1)];
         backend.linear_backward_input(fc1, &t.wide, params, slots.fc1, &mut g.dy)?;
         let weight = slots.fc1.without_bias();
-        backend.linear_backward_weight(fc1, &t.wide, normed, weight, &mut g.params)
+        backend.linear_backward_weight(fc1, &t.wide, normed, weight, g.blocks, &mut g.params)
     }
 }

@@ -5,7 +5,7 @@
 //! which leaves the gradient of the last norm's output for [`Generator::backward`].
 
 use super::{Generator, Gradients};
-use sar_math::backend::{Backend, Buffers, LinearDims, ShapeError};
+use sar_math::backend::{Backend, Buffers, LinearDims, ShapeError, Write};
 use std::ops::Range;
 
 /// Room for the logits of a part of a batch.
@@ -98,8 +98,9 @@ impl Generator {
         let (scratch, dy) = (&mut grads.dbranch, &mut grads.dy);
         let (dims, d_logits) = (self.head_dims(rows), &head.logits);
         backend.linear_backward_input(dims, d_logits, params, self.head, scratch)?;
-        let into = &mut grads.params;
-        backend.linear_backward_weight(dims, d_logits, &head.normed, self.head, into)?;
+        let (write, into) = (grads.head, &mut grads.params);
+        backend.linear_backward_weight(dims, d_logits, &head.normed, self.head, write, into)?;
+        grads.head = Write::Accumulate;
         backend.copy(scratch, 0, dy, samples.start * tokens * width, rows * width)
     }
 

@@ -109,7 +109,9 @@ impl Generator {
             }
             self.norm_backward(backend, input, forward_batch, dims, norm, trace, grads)?;
         }
-        self.embed_backward(backend, params, input, trace, grads)
+        self.embed_backward(backend, params, input, trace, grads)?;
+        grads.blocks = Write::Accumulate;
+        Ok(())
     }
 
     fn dims<B: Backend>(
@@ -210,7 +212,8 @@ impl Generator {
         backend.class_embedding_backward(batch, c, input.labels, &g.dcond, table, &mut g.params)?;
         let dims = LinearDims { rows: batch, inputs: c, outputs: self.ada_stride() };
         backend.linear_backward_input(dims, &g.d_ada, params, self.ada, &mut g.dcond)?;
-        backend.linear_backward_weight(dims, &g.d_ada, &t.silu_cond, self.ada, &mut g.params)?;
+        let (silu, into) = (&t.silu_cond, &mut g.params);
+        backend.linear_backward_weight(dims, &g.d_ada, silu, self.ada, g.blocks, into)?;
         backend.silu_backward(batch * c, &t.cond, &mut g.dcond)?;
         backend.class_embedding_backward(batch, c, input.labels, &g.dcond, table, &mut g.params)
     }

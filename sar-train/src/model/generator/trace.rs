@@ -1,7 +1,7 @@
 //! Memory of a forward pass: what its backward needs, and scratch.
 
 use super::{Generator, Places};
-use sar_math::backend::{Backend, Buffers};
+use sar_math::backend::{Backend, Buffers, Slot, Write};
 use std::fmt;
 use std::str::FromStr;
 
@@ -148,7 +148,8 @@ impl<B: Backend> Trace<B> {
 
     /// Whether the sum that norm n saw is there in the backward, or to be added up again.
     pub(crate) fn keeps_sum(&self, norm: usize) -> bool {
-        self.recompute == Recompute::Nothing || norm.is_multiple_of(2)
+        // A block that was computed again has made its own.
+        self.recompute != Recompute::Norms || norm.is_multiple_of(2)
     }
 
     /// Where the output of branch n is.
@@ -200,8 +201,13 @@ pub struct Gradients<B: Buffers> {
     pub(crate) d_ada: B::Activation,
     pub(crate) dcond: B::Activation,
     pub(crate) dpos: B::Activation,
-    /// Parameter gradients, in the generator's layout; they accumulate.
+    /// Parameter gradients, in the generator's layout; they accumulate from [`Gradients::begin`] on.
     pub params: B::Accum,
+    /// Whether the weights of the head, and those of the blocks and of modulation, have gradients of this step.
+    pub(crate) head: Write,
+    pub(crate) blocks: Write,
+    /// What the first pass of a step adds to: all but the weights of layers, which it overwrites.
+    added_to: Vec<Slot>,
 }
 
 impl<B: Backend> Gradients<B> {
@@ -225,6 +231,48 @@ impl<B: Backend> Gradients<B> {
             dcond: backend.activation(batch * c)?,
             dpos: backend.activation(tokens * c)?,
             params: backend.accum(generator.layout().len())?,
+            // They are zeros.
+            head: Write::Accumulate,
+            blocks: Write::Accumulate,
+            added_to: between(generator.weights_of_layers(), generator.layout().len()),
         })
+    }
+
+    /// Begins a step, of gradients of nothing.
+    ///
+    /// # Errors
+    /// A device fault.
+    pub fn begin(&mut self, backend: &B) -> Result<(), B::Error> {
+        (self.head, self.blocks) = (Write::Overwrite, Write::Overwrite);
+        let mut slots = self.added_to.iter();
+        slots.try_for_each(|slot| backend.zero_accum(&mut self.params, slot.offset, slot.len))
+    }
+}
+
+/// What of `len` elements lies in none of these, in ascending order.
+fn between(mut taken: Vec<Slot>, len: usize) -> Vec<Slot> {
+    taken.sort_by_key(|slot| slot.offset);
+    let mut free = Vec::new();
+    let mut end = 0;
+    for slot in taken.into_iter().chain([Slot { offset: len, len: 0 }]) {
+        if end < slot.offset {
+            free.push(Slot { offset: end, len: slot.offset - end });
+        }
+        end = slot.end();
+    }
+    free
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_between_is_all_that_is_not_taken() {
+        let slot = |offset, len| Slot { offset, len };
+        assert_eq!(between(vec![slot(4, 2), slot(0, 3), slot(6, 1)], 9), [slot(3, 1), slot(7, 2)]);
+        assert_eq!(between(vec![slot(1, 2)], 3), [slot(0, 1)]);
+        assert_eq!(between(Vec::new(), 2), [slot(0, 2)]);
+        assert_eq!(between(vec![slot(0, 2)], 2), []);
     }
 }

@@ -109,6 +109,29 @@ fn micro_batches_are_told_as_the_batch_that_they_make() {
     }
 }
 
+/// A step has nothing of what its gradients' memory held: all of it is overwritten or set to zero, also after a step
+/// that was skipped for numbers that are none.
+#[test]
+fn gradients_begin_anew_with_every_step() {
+    let world = World::new(8);
+    let modes = [Mode::Teacher, Mode::Ssr, Mode::Student, Mode::Interleaved];
+    for (mode, accumulate) in modes.into_iter().flat_map(|mode| [(mode, 1), (mode, 2)]) {
+        let mut config = config(mode);
+        (config.train.batch, config.train.accumulate) = (4 / accumulate, accumulate);
+        let gradient = |held: f64| {
+            let mut trainer = world.trainer(&config);
+            let len = trainer.generator.layout().len();
+            let grads = &mut trainer.memory.grads.params;
+            world.backend.upload_accum(&vec![held; len], grads, 0).unwrap();
+            assert!(!trainer.step(&mut world.images(4 / accumulate)).unwrap());
+            trainer.gradients().as_slice().to_vec()
+        };
+        let clean = gradient(0.0);
+        assert!(clean.iter().any(|&g| g != 0.0));
+        assert_eq!(gradient(f64::NAN), clean, "{mode}, {accumulate} parts");
+    }
+}
+
 /// The loss told is the formula's, smoothed in training alone, and held-out images see no dropout.
 #[test]
 fn losses_are_those_of_the_formula() {
