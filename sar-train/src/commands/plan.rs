@@ -6,7 +6,7 @@ use crate::config::{Config, GeneratorSection};
 use crate::model::generator::{Generator, GeneratorShape, parameters};
 use crate::model::tokenizer::Tokenizer;
 use crate::run::memory;
-use crate::train::{MemoryPlan, StepSettings, rehearse};
+use crate::train::{MemoryPlan, StepSettings, rehearse, rehearse_sampling};
 use anyhow::Context as _;
 use sar_backend_cuda::{CudaBackend, Driver, Dry, Storage, bf16};
 use sar_math::ScaleSchedule;
@@ -31,6 +31,8 @@ pub struct Plan {
     pub memory: MemoryPlan,
     /// Bytes of training the tokenizer, a run of its own; `None` of one that is not trained here.
     pub tokenizer_training: Option<u64>,
+    /// Bytes of sampling, `sample.batch` images at a time; without the tokenizer where `memory` has none.
+    pub sampling: u64,
 }
 
 /// Prints the plan.
@@ -43,18 +45,24 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         Dtype::F32 => 4,
         Dtype::Bf16 => 2,
     };
-    let own = match global.backend {
+    let mut plan = match global.backend {
         BackendName::Cpu => {
             // It would refuse what the flags ask for; so does its plan.
             crate::backend::cpu(global)?;
-            0
+            let mut plan = plan(&config, storage, 0)?;
+            plan.memory = plan.memory.saved_from_here(&config);
+            // Weights that were read are let go when the backend has its own.
+            plan.sampling = plan.sampling.max(2 * storage * plan.parameters);
+            plan
         }
-        BackendName::Cuda => Driver::PRODUCT_SPACE as u64 + scratch(&config, global.dtype())?,
+        BackendName::Cuda => {
+            let [training, sampling] = scratch(&config, global.dtype())?;
+            let products = Driver::PRODUCT_SPACE as u64;
+            let mut plan = plan(&config, storage, products + training)?;
+            plan.sampling += products + sampling;
+            plan
+        }
     };
-    let mut plan = plan(&config, storage, own)?;
-    if global.backend == BackendName::Cpu {
-        plan.memory = plan.memory.saved_from_here(&config);
-    }
     // One whose scales add up is read, and not trained; images that it does not divide are refused before.
     let side = config.data.image_side;
     let factor = Tokenizer::new(&config.tokenizer)?.downsample_factor();
@@ -69,15 +77,17 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes that a GPU's backend takes for the inside of ops, by a run of which nothing is computed: one block of it, as
-/// all take the same.
-fn scratch(config: &Config, dtype: Dtype) -> anyhow::Result<u64> {
-    fn of<S: Storage>(config: &Config) -> anyhow::Result<u64> {
-        let backend = CudaBackend::<S, Dry>::new(Dry::default())?;
+/// Bytes that a GPU's backend takes for the inside of ops, in training and in sampling, by runs of which nothing is
+/// computed: one block of them, as all take the same.
+fn scratch(config: &Config, dtype: Dtype) -> anyhow::Result<[u64; 2]> {
+    fn of<S: Storage>(config: &Config) -> anyhow::Result<[u64; 2]> {
+        let backend = || CudaBackend::<S, Dry>::new(Dry::default());
+        let (training, sampling) = (backend()?, backend()?);
         let shape = GeneratorShape { depth: 1, ..GeneratorShape::from(&config.generator) };
         let (generator, tokenizer) = (Generator::new(&shape)?, Tokenizer::new(&config.tokenizer)?);
-        rehearse(&backend, config, &generator, &tokenizer)?;
-        Ok(backend.scratch_bytes() as u64)
+        rehearse(&training, config, &generator, &tokenizer)?;
+        rehearse_sampling(&sampling, config, &generator, &tokenizer)?;
+        Ok([training, sampling].map(|backend| backend.scratch_bytes() as u64))
     }
     match dtype {
         Dtype::F32 => of::<f32>(config),
@@ -179,6 +189,7 @@ pub fn plan(config: &Config, storage: u64, own: u64) -> anyhow::Result<Plan> {
         flops_step: (flops / count).saturating_mul(images),
         memory: MemoryPlan::of(config, storage, own),
         tokenizer_training: None,
+        sampling: MemoryPlan::of_sampling(config, storage, 0),
     })
 }
 
@@ -221,7 +232,11 @@ fn table(config: &Config, plan: &Plan) -> String {
         let about = memory::text(bytes);
         ("before it", format!("about {about} to train the tokenizer, batch {batch} of {side} px"))
     });
-    let rows = rows.chain(training.as_ref());
+    let guided = if config.sample.guidance == 0.0 { "" } else { ", guided" };
+    let images = config.sample.batch;
+    let about = memory::text(plan.sampling);
+    let sampling = ("sampling", format!("about {about}, {images} images at a time{guided}"));
+    let rows = rows.chain(training.as_ref()).chain([&sampling]);
     rows.map(|(what, value)| format!("{what:<14} {value}\n")).collect()
 }
 

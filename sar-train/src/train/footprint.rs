@@ -4,7 +4,7 @@
 use super::memory::Needs;
 use super::settings::StepSettings;
 use crate::config::{Config, GeneratorSection, Positions};
-use crate::model::generator::{GeneratorShape, parameters};
+use crate::model::generator::{Generator, GeneratorShape, parameters};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::sample::grid_labels;
 use sar_math::{MAX_SCALES, ScaleSchedule};
@@ -59,10 +59,22 @@ impl MemoryPlan {
             activations: storage * activations + WIDE * wide,
             logits: storage * (kept + sampled) * vocab,
             backend: own,
-            pictures: if config.train.sample_every > 0 { pictures(config, storage) } else { 0 },
-            tokenizer: tokenizer(config, storage),
+            pictures: if config.train.sample_every > 0 {
+                pictures(config, storage, painted(config))
+            } else {
+                0
+            },
+            tokenizer: tokenizer(config, storage, encoded(config), painted(config)),
             saving: 0,
         }
+    }
+
+    /// Bytes of sampling `sample.batch` images at a time with weights that are not trained, as
+    /// [`MemoryPlan::of`] has its arguments; without the tokenizer where its codes are others.
+    pub fn of_sampling(config: &Config, storage: u64, own: u64) -> u64 {
+        let images = config.sample.batch;
+        let decoded = tokenizer(config, storage, 0, images).unwrap_or(0);
+        frozen(config, storage) + pictures(config, storage, images) + decoded + own
     }
 
     /// With the copies that a checkpoint is written from: for the processor, whose memory is the host's.
@@ -85,6 +97,23 @@ impl MemoryPlan {
     }
 }
 
+/// Bytes of a generator's weights that are not trained.
+fn frozen(config: &Config, storage: u64) -> u64 {
+    let shape = GeneratorShape::from(&config.generator);
+    let all = parameters(&shape);
+    if storage >= WIDE {
+        return WIDE * all;
+    }
+    let exact = Generator::new(&shape)
+        .map_or(0, |generator| generator.exact().iter().map(|tensor| tensor.len as u64).sum());
+    storage * all + WIDE * exact
+}
+
+/// Images that are encoded at a time while a generator trains.
+fn encoded(config: &Config) -> usize {
+    if config.train.latents.is_some() { 0 } else { config.train.batch }
+}
+
 /// Images of the sampled grids that are painted at a time.
 fn painted(config: &Config) -> usize {
     config.sample.batch.min(grid_labels(config.generator.classes).len())
@@ -95,30 +124,30 @@ fn painted_schedule(config: &Config) -> ScaleSchedule {
     config.sample.schedule.unwrap_or(config.generator.schedule)
 }
 
-/// Bytes of the pictures that are sampled while training, but for their pixels.
-fn pictures(config: &Config, storage: u64) -> u64 {
+/// Bytes of sampling so many images at a time, but for weights and pixels.
+fn pictures(config: &Config, storage: u64, images: usize) -> u64 {
     let (g, schedule) = (&config.generator, painted_schedule(config));
     let [c, k, d, v] = [g.width, g.channels, g.depth, g.vocab].map(|n| n as u64);
-    let images = painted(config) as u64;
+    let maps = maps(config, &schedule, images);
+    let images = images as u64;
     let rows = images * (1 + u64::from(config.sample.guidance != 0.0));
     let conditions = rows * (2 + 6 * d + 2) * c;
     let ends = images * largest(&schedule) * (k + v);
     let stats = 2 * rows * largest(&schedule) + 2 * placed(g, &schedule);
-    let maps = maps(config, &schedule, painted(config));
     storage * (scales(g, &schedule, rows) + conditions + ends + maps) + WIDE * stats
 }
 
-/// Bytes of the configuration's tokenizer, where it can be the generator's.
-fn tokenizer(config: &Config, storage: u64) -> Option<u64> {
+/// Bytes of the configuration's tokenizer, where it can be the generator's: to encode so many images at a time, and to
+/// decode so many.
+fn tokenizer(config: &Config, storage: u64, encoded: usize, decoded: usize) -> Option<u64> {
     let (t, g) = (&config.tokenizer, &config.generator);
     if (t.vocab, t.latent_channels) != (g.vocab, g.channels) {
         return None;
     }
     let tokenizer = Tokenizer::new(t).ok()?;
     let (side, last) = (config.data.image_side, painted_schedule(config).last());
-    let encoded = if config.train.latents.is_some() { 0 } else { config.train.batch };
-    let (narrow, wide) = tokenizer
-        .memory_elements((encoded, (side, side)), (painted(config), (last.height, last.width)));
+    let (narrow, wide) =
+        tokenizer.memory_elements((encoded, (side, side)), (decoded, (last.height, last.width)));
     let copy = if storage < WIDE { storage } else { 0 };
     let weights = (WIDE + copy) * tokenizer.layout().len() as u64;
     let codes = quantizer(t, WIDE + copy);

@@ -17,7 +17,7 @@ pub use error::TrainError;
 pub use footprint::MemoryPlan;
 pub use heldout::{HeldOut, HeldOutReport};
 pub use memory::{Needs, StepMemory};
-pub use rehearsal::{rehearse, rehearse_tokenizer};
+pub use rehearsal::{rehearse, rehearse_sampling, rehearse_tokenizer};
 pub(crate) use session::RISEN;
 pub use session::{Outcome, PaintHook, Session};
 pub use settings::StepSettings;

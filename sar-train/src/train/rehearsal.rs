@@ -51,7 +51,33 @@ pub fn rehearse<B: Backend>(
     let _encoder = encoder.transpose()?;
     trainer.step(&mut Blank(config.train.batch))?;
     if codes && config.train.sample_every > 0 {
-        paint(backend, generator, config, decoder, trainer.params())?;
+        let mut labels = grid_labels(config.generator.classes);
+        labels.truncate(config.sample.batch);
+        paint(backend, generator, config, decoder, trainer.params(), &labels)?;
+    }
+    Ok(())
+}
+
+/// As [`rehearse`], of sampling a batch of images with weights that are not trained.
+///
+/// # Errors
+/// A configuration out of range; the backend's.
+pub fn rehearse_sampling<B: Backend>(
+    backend: &B,
+    config: &Config,
+    generator: &Generator,
+    tokenizer: &Tokenizer,
+) -> Result<(), TrainError> {
+    let (t, g) = (tokenizer.config(), generator.shape());
+    let codes = (t.vocab, t.latent_channels) == (g.vocab, g.channels);
+    let failed = TrainError::backend;
+    let (params, quantizer) = coder(backend, tokenizer, codes, generator).map_err(failed)?;
+    let zeros = vec![B::Host::default(); generator.layout().len()];
+    let weights = generator.frozen(backend, &zeros).map_err(failed)?;
+    if codes {
+        let decoder = Decoder { tokenizer, params: &params, quantizer: &quantizer };
+        let labels = vec![0; config.sample.batch];
+        paint(backend, generator, config, decoder, &weights, &labels)?;
     }
     Ok(())
 }
@@ -117,22 +143,21 @@ fn encode<B: Backend>(
     encode().map_err(TrainError::backend)
 }
 
-/// A batch of the grid of pictures that a run paints.
+/// An image of each label, all at once.
 fn paint<B: Backend>(
     backend: &B,
     generator: &Generator,
     config: &Config,
     decoder: Decoder<'_, B>,
     weights: &B::Params,
+    labels: &[u32],
 ) -> Result<(), TrainError> {
     let settings = config.sample.settings(config.train.seed);
     let schedule = config.sample.schedule.unwrap_or(config.generator.schedule);
-    let mut labels = grid_labels(config.generator.classes);
-    labels.truncate(config.sample.batch);
     let (batch, guided) = (labels.len(), settings.guidance != Guidance::Off);
     let paint = || -> Result<(), B::Error> {
         let mut painter = Painter::new(backend, generator, decoder, &schedule, batch, guided)?;
-        painter.paint(weights, &labels, 0, &settings, 0).map(drop)
+        painter.paint(weights, labels, 0, &settings, 0).map(drop)
     };
     paint().map_err(TrainError::backend)
 }

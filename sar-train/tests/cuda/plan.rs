@@ -7,7 +7,7 @@ use sar_train::config::{Config, Decode, Mode};
 use sar_train::model::generator::{Generator, GeneratorShape, Recompute};
 use sar_train::model::tokenizer::{Quantizer, Tokenizer};
 use sar_train::sample::{Decoder, Painter};
-use sar_train::train::{Batches, MemoryPlan, TrainError, Trainer, rehearse};
+use sar_train::train::{Batches, MemoryPlan, TrainError, Trainer, rehearse, rehearse_sampling};
 
 /// How far a plan may be from what is held; ten times this is what is asked of it.
 ///
@@ -141,6 +141,35 @@ fn the_plan_is_what_a_run_holds() {
     (t.ch, t.ch_mult, t.groups) = (8, vec![1, 1, 2, 2], 4);
     of::<bf16>(&config);
     of::<f32>(&config);
+}
+
+/// Weights, cache and decoder, and what ops need for themselves.
+#[test]
+fn the_plan_is_what_sampling_holds() {
+    fn of<S: Storage>(config: &Config) {
+        let generator = Generator::new(&GeneratorShape::from(&config.generator)).unwrap();
+        let tokenizer = Tokenizer::new(&config.tokenizer).unwrap();
+        let emulated = emulated::<S>();
+        rehearse_sampling(&emulated, config, &generator, &tokenizer).unwrap();
+        let (held, scratch) = (emulated.device().peak_bytes(), emulated.scratch_bytes());
+        let planned = MemoryPlan::of_sampling(config, size_of::<S>() as u64, scratch as u64);
+        let off = (planned as f64 - held as f64) / held as f64;
+        assert!(off.abs() < PLAN_ERROR, "{}: {planned} for {held}", S::NAME);
+        // A block less has the same.
+        let shape = GeneratorShape { depth: 1, ..generator.shape().clone() };
+        let dry = CudaBackend::<S, Dry>::new(Dry::default()).unwrap();
+        rehearse_sampling(&dry, config, &Generator::new(&shape).unwrap(), &tokenizer).unwrap();
+        assert_eq!(dry.scratch_bytes(), scratch);
+    }
+    for (guidance, batch) in [(0.0, 3), (1.5, 2)] {
+        let mut config = config(Mode::Teacher);
+        (config.sample.guidance, config.sample.batch) = (guidance, batch);
+        let (t, g) = (&mut config.tokenizer, &config.generator);
+        (t.vocab, t.latent_channels) = (g.vocab, g.channels);
+        (t.ch, t.ch_mult, t.groups) = (8, vec![1, 1, 2, 2], 4);
+        of::<bf16>(&config);
+        of::<f32>(&as_var(config));
+    }
 }
 
 /// What `sar train` keeps beside its steps is planned as well.

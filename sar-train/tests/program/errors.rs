@@ -149,7 +149,10 @@ fn plan_and_doctor_answer() {
     let plan: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(plan["parameters"], 315_561_936);
     assert_eq!(plan["tokens"], 680);
-    says(&prints(&["plan"], folder.path()), &["parameters", "tokens", "FLOP", "activations"]);
+    says(
+        &prints(&["plan"], folder.path()),
+        &["parameters", "tokens", "FLOP", "activations", "sampling"],
+    );
     let found = prints(&["doctor"], folder.path());
     let parts = ["cores", "cuda driver", "nvrtc", "cublasLt", "nccl", "writable", "cpu: ready"];
     says(&found, &parts);

@@ -102,7 +102,7 @@ impl Generator {
     }
 
     /// Tensors that ops read as wide as they are trained: all but those of the layers that are matrix products.
-    fn exact(&self) -> Vec<Slot> {
+    pub(crate) fn exact(&self) -> Vec<Slot> {
         let layers = self.layers();
         let narrow: Vec<Slot> =
             layers.flat_map(|layer| [layer.weight].into_iter().chain(layer.bias)).collect();
