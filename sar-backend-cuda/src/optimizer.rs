@@ -2,6 +2,7 @@
 
 use crate::device::Device;
 use crate::ops::{adamw, ema, grad_norm};
+use crate::params::Trained;
 use crate::storage::Storage;
 use crate::{Buffer, CudaBackend, CudaError, Params};
 use sar_math::backend::{AdamW, OptimizerOps, Slot};
@@ -32,7 +33,7 @@ impl<S: Storage, D: Device> OptimizerOps for CudaBackend<S, D> {
         const OP: &str = "adamw";
         let ends = decayed.iter().chain(plain).map(|s| s.offset.saturating_add(s.len));
         let len = ends.max().unwrap_or(0);
-        let (master, narrow) = params.master_mut(OP)?;
+        let Trained { master, narrow } = params.trained_mut(OP)?;
         let state = adamw::State {
             grads: grads.head(OP, "grads (last slot's end)", len)?,
             first: first_moment.head_mut(OP, "first_moment (last slot's end)", len)?,

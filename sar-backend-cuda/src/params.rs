@@ -20,6 +20,12 @@ pub struct Params<S, D: Device> {
     pub(crate) key: u64,
 }
 
+/// What the optimiser writes.
+pub(crate) struct Trained<'a, S, D: Device> {
+    pub(crate) master: &'a mut Buffer<f32, D>,
+    pub(crate) narrow: Option<&'a mut Buffer<S, D>>,
+}
+
 /// A tensor of frozen weights that is held in f32.
 struct Exact {
     slot: Slot,
@@ -84,12 +90,12 @@ impl<S: Storage, D: Device> Params<S, D> {
     }
 
     /// As [`Params::master`], with the narrow copy, to write.
-    pub(crate) fn master_mut(
+    pub(crate) fn trained_mut(
         &mut self,
         op: &'static str,
-    ) -> Result<(&mut Buffer<f32, D>, Option<&mut Buffer<S, D>>), ShapeError> {
+    ) -> Result<Trained<'_, S, D>, ShapeError> {
         self.whole(op)?;
-        Ok((&mut self.master, self.narrow.as_mut()))
+        Ok(Trained { master: &mut self.master, narrow: self.narrow.as_mut() })
     }
 
     fn whole(&self, op: &'static str) -> Result<(), ShapeError> {
