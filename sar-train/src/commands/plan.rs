@@ -235,7 +235,9 @@ fn table(config: &Config, plan: &Plan) -> String {
     let guided = if config.sample.guidance == 0.0 { "" } else { ", guided" };
     let images = config.sample.batch;
     let about = memory::text(plan.sampling);
-    let sampling = ("sampling", format!("about {about}, {images} images at a time{guided}"));
+    let without = if m.tokenizer.is_none() { ", without the tokenizer" } else { "" };
+    let sampling = format!("about {about}, {images} images at a time{guided}{without}");
+    let sampling = ("sampling", sampling);
     let rows = rows.chain(training.as_ref()).chain([&sampling]);
     rows.map(|(what, value)| format!("{what:<14} {value}\n")).collect()
 }
