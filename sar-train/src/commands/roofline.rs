@@ -48,7 +48,7 @@ pub fn ceilings<B: Compute>(backend: &B, storage: usize) -> anyhow::Result<Ceili
     let forward = timed(backend, || Ok(backend.linear(dims, &x, &params, layer, &mut y)?))?;
     let mut grads = backend.accum(matrix)?;
     let gradient = timed(backend, || {
-        Ok(backend.linear_backward_weight(dims, &y, &x, layer, Write::Accumulate, &mut grads)?)
+        Ok(backend.linear_backward_weight(dims, &y, &x, layer, Write::Overwrite, &mut grads)?)
     })?;
     let flops = (2 * SIDE * matrix) as f64;
     Ok(Ceilings {
