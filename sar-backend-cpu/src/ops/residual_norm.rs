@@ -228,7 +228,8 @@ pub(crate) fn backward<T: Element>(
     });
 }
 
-/// One row, of which the norm saw `x`; `partial` holds the sums of the gradients of scale, shift and (with a branch) gate.
+/// One row, of which the norm saw `x`; `partial` holds the sums of the gradients of scale, shift and
+/// (with a branch) gate.
 #[inline(always)]
 fn backward_row<T: Element>(
     saved: &Saved<'_, T>,

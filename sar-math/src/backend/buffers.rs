@@ -70,9 +70,9 @@ pub trait Buffers {
     fn params(&self, len: usize) -> Result<Self::Params, Self::Error>;
     /// Weights that are only read, by ops that take no part in training.
     ///
-    /// `exact` are the tensors, disjoint, that ops read as wide as they are trained: tables, and biases of heads. The others
-    /// are weights and biases of layers, of which a backend may hold nothing but the narrow copy for matrix
-    /// products. Ops give the same bits as on weights of [`Buffers::params`]. What is not held wide may be refused
+    /// `exact` are the tensors, disjoint, that ops read as wide as they are trained: tables, and biases of
+    /// heads. The others are weights and biases of layers, of which a backend may hold nothing but the narrow
+    /// copy for matrix products. Ops give the same bits as on weights of [`Buffers::params`]. What is not held wide may be refused
     /// where it is asked for: training, and a download.
     ///
     /// # Errors

@@ -33,11 +33,8 @@ pub fn rehearse<B: Backend>(
     generator: &Generator,
     tokenizer: &Tokenizer,
 ) -> Result<(), TrainError> {
-    let (t, g) = (tokenizer.config(), generator.shape());
-    let codes = (t.vocab, t.latent_channels) == (g.vocab, g.channels);
-    let (params, quantizer) =
-        coder(backend, tokenizer, codes, generator).map_err(TrainError::backend)?;
-    let decoder = Decoder { tokenizer, params: &params, quantizer: &quantizer };
+    let coder = Coder::new(backend, tokenizer, generator).map_err(TrainError::backend)?;
+    let (decoder, codes) = (coder.decoder(), coder.is_the_generators);
     let (encodes, side) = (codes && config.train.latents.is_none(), config.data.image_side);
     if encodes {
         encode(backend, decoder, ENCODE_BATCH, side)?;
@@ -45,7 +42,8 @@ pub fn rehearse<B: Backend>(
     let weights = vec![0.0; generator.layout().len()];
     let latent = tokenizer.latent_side(side);
     let size = (latent, latent);
-    let mut trainer = Trainer::new(backend, generator.clone(), config, &weights, &quantizer, size)?;
+    let mut trainer =
+        Trainer::new(backend, generator.clone(), config, &weights, &coder.quantizer, size)?;
     // A run keeps it from step to step.
     let encoder = encodes.then(|| encode(backend, decoder, config.train.batch, side));
     let _encoder = encoder.transpose()?;
@@ -68,16 +66,13 @@ pub fn rehearse_sampling<B: Backend>(
     generator: &Generator,
     tokenizer: &Tokenizer,
 ) -> Result<(), TrainError> {
-    let (t, g) = (tokenizer.config(), generator.shape());
-    let codes = (t.vocab, t.latent_channels) == (g.vocab, g.channels);
     let failed = TrainError::backend;
-    let (params, quantizer) = coder(backend, tokenizer, codes, generator).map_err(failed)?;
+    let coder = Coder::new(backend, tokenizer, generator).map_err(failed)?;
     let zeros = vec![B::Host::default(); generator.layout().len()];
     let weights = generator.frozen(backend, &zeros).map_err(failed)?;
-    if codes {
-        let decoder = Decoder { tokenizer, params: &params, quantizer: &quantizer };
+    if coder.is_the_generators {
         let labels = vec![0; config.sample.batch];
-        paint(backend, generator, config, decoder, &weights, &labels)?;
+        paint(backend, generator, config, coder.decoder(), &weights, &labels)?;
     }
     Ok(())
 }
@@ -106,19 +101,32 @@ pub fn rehearse_tokenizer<B: Backend>(
 }
 
 /// A tokenizer's weights and codes; codes of the generator's alone, where the tokenizer has others.
-fn coder<B: Backend>(
-    backend: &B,
-    tokenizer: &Tokenizer,
-    codes: bool,
-    generator: &Generator,
-) -> Result<(B::Params, Quantizer<B>), B::Error> {
-    let params = backend.params(tokenizer.layout().len())?;
-    let (vocab, channels) = (generator.shape().vocab, generator.shape().channels);
-    let quantizer = match codes {
-        true => tokenizer.quantizer(backend, &params)?,
-        false => Quantizer::direct(backend, &vec![B::Host::default(); vocab * channels], vocab)?,
-    };
-    Ok((params, quantizer))
+struct Coder<'a, B: Backend> {
+    tokenizer: &'a Tokenizer,
+    params: B::Params,
+    quantizer: Quantizer<B>,
+    /// Whether the tokenizer's codes are the generator's.
+    is_the_generators: bool,
+}
+
+impl<'a, B: Backend> Coder<'a, B> {
+    fn new(backend: &B, tokenizer: &'a Tokenizer, generator: &Generator) -> Result<Self, B::Error> {
+        let (t, g) = (tokenizer.config(), generator.shape());
+        let is_the_generators = (t.vocab, t.latent_channels) == (g.vocab, g.channels);
+        let params = backend.params(tokenizer.layout().len())?;
+        let quantizer = if is_the_generators {
+            tokenizer.quantizer(backend, &params)?
+        } else {
+            let codes = vec![B::Host::default(); g.vocab * g.channels];
+            Quantizer::direct(backend, &codes, g.vocab)?
+        };
+        Ok(Self { tokenizer, params, quantizer, is_the_generators })
+    }
+
+    fn decoder(&self) -> Decoder<'_, B> {
+        let Self { tokenizer, params, quantizer, .. } = self;
+        Decoder { tokenizer, params, quantizer }
+    }
 }
 
 /// Encodes as many of `batch` images as go through the encoder at a time; returns its memory.
