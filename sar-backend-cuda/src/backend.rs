@@ -2,7 +2,7 @@
 
 use crate::device::{Device, Kernel, KernelArg, Launch};
 use crate::error::CudaError;
-use crate::gemm::Gemm;
+use crate::gemm::{Gemm, MOST_ELEMENTS};
 use crate::memory::{Address, Buffer};
 use crate::ops::elementwise;
 use crate::params::{Params, stored};
@@ -107,16 +107,17 @@ impl<S: Storage, D: Device> CudaBackend<S, D> {
         unsafe { self.device.launch(&launch) }
     }
 
-    /// Runs a matrix product; nothing where it is empty.
+    /// Runs a matrix product, in parts where one of its matrices is beyond what libraries index; nothing where it
+    /// is empty.
     ///
     /// # Safety
     /// As [`Device::gemm`].
     pub(crate) unsafe fn gemm(&self, gemm: &Gemm) -> Result<(), CudaError> {
-        if gemm.is_empty() {
-            return Ok(());
+        for part in gemm.parts(MOST_ELEMENTS) {
+            // SAFETY: passed on to the caller; a part has the rows or terms of the whole.
+            unsafe { self.device.gemm(&part)? };
         }
-        // SAFETY: passed on to the caller.
-        unsafe { self.device.gemm(gemm) }
+        Ok(())
     }
 
     /// Sets elements to zero.

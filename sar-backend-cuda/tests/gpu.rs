@@ -97,3 +97,69 @@ fn gradients_sum_every_row_in_f32() {
 fn gradients_sum_every_row_in_bf16() {
     gradients_sum_every_row::<bf16>();
 }
+
+/// Checks a layer of 64 inputs and its gradients: `looked_at` rows have the bits that they have alone, and every
+/// gradient of ones counts what it is the sum of.
+fn layer_is_whole<B>(backend: &B, rows: usize, outputs: usize, looked_at: &[usize])
+where
+    B: TransformerOps<Host = f32>,
+{
+    const INPUTS: usize = 64;
+    let weight = Slot { offset: 0, len: outputs * INPUTS };
+    let layer = Linear { weight, bias: Some(Slot { offset: weight.len, len: outputs }) };
+    let params = |weights: &dyn Fn(usize) -> f32, bias: f32| {
+        let mut host: Vec<f32> = (0..weight.len).map(weights).collect();
+        host.resize(weight.len + outputs, bias);
+        let mut params = backend.params(host.len()).unwrap();
+        backend.upload_params(&host, &mut params, 0).unwrap();
+        params
+    };
+    let dims = |rows| LinearDims { rows, inputs: INPUTS, outputs };
+    let value = |i: usize| ((i * 37 + i / 64 * 11) % 251) as f32 / 125.0 - 1.0;
+    let input: Vec<f32> = (0..rows * INPUTS).map(value).collect();
+    let activation = |len| backend.activation(len).unwrap();
+    let (mut x, mut y) = (activation(rows * INPUTS), activation(rows * outputs));
+    let (mut one, mut alone) = (activation(INPUTS), activation(outputs));
+    backend.upload(&input, &mut x, 0).unwrap();
+    let weights = params(&|i| value(3 * i + 1), 0.5);
+    backend.linear(dims(rows), &x, &weights, layer, &mut y).unwrap();
+    for &row in looked_at {
+        backend.upload(&input[row * INPUTS..][..INPUTS], &mut one, 0).unwrap();
+        backend.linear(dims(1), &one, &weights, layer, &mut alone).unwrap();
+        let mut found = [vec![0.0; outputs], vec![0.0; outputs]];
+        backend.download(&y, row * outputs, &mut found[0]).unwrap();
+        backend.download(&alone, 0, &mut found[1]).unwrap();
+        assert!(found[0] == found[1], "row {row} has other bits than alone");
+        assert!(found[0].iter().any(|v| *v != 0.5), "row {row} is its bias alone");
+    }
+    // Rows of ones: the bias alone.
+    backend.linear(dims(rows), &x, &params(&|_| 0.0, 1.0), layer, &mut y).unwrap();
+    let mut dx = activation(rows * INPUTS);
+    let weights = params(&|_| 1.0 / 64.0, 0.0);
+    backend.linear_backward_input(dims(rows), &y, &weights, layer, &mut dx).unwrap();
+    let mut found = vec![0.0; rows * INPUTS];
+    backend.download(&dx, 0, &mut found).unwrap();
+    let wrong = found.iter().position(|&v| v != outputs as f32 / 64.0);
+    assert_eq!(wrong, None, "input gradients");
+    backend.upload(&vec![1.0; rows * INPUTS], &mut x, 0).unwrap();
+    let mut grads = backend.accum(weight.len + outputs).unwrap();
+    let write = Write::Overwrite;
+    backend.linear_backward_weight(dims(rows), &y, &x, layer, write, &mut grads).unwrap();
+    let mut found = vec![0.0; weight.len];
+    backend.download_accum(&grads, 0, &mut found).unwrap();
+    assert_eq!(found.iter().position(|&v| v != rows as f32), None, "weight gradients");
+}
+
+/// A layer whose result has more elements than 32 bits count is computed in parts, the first of 261,888 rows. Takes
+/// 4.6 GB.
+#[test]
+fn a_layer_of_more_than_two_to_the_31_elements() {
+    let Some(backend) = gpu::<bf16>() else { return };
+    let rows = 270_000;
+    layer_is_whole(&backend, rows, 8192, &[0, 1, 130_000, 261_887, 261_888, rows - 1]);
+}
+
+#[test]
+fn a_layer_is_whole_on_the_cpu_too() {
+    layer_is_whole(&sar_backend_cpu::CpuBackend::<f32>::new(), 301, 128, &[0, 1, 150, 300]);
+}

@@ -121,6 +121,27 @@ scenario! {
 }
 
 scenario! {
+    /// A trial needs a second weight, which no account of memory has: a large one's product runs as its layer does.
+    fn nothing_is_tried_of_a_large_weight(fake) on []; {
+        on_driver(fake, |driver| {
+            let (m, n, k) = (1, (1 << 21) + 8, 16);
+            let a = Held::new(driver, DataType::Bf16, numbers(1, m * k), 0);
+            let b = Held::new(driver, DataType::Bf16, numbers(2, n * k), 0);
+            let out = Held::new(driver, DataType::Bf16, vec![0.0; m * n], 0);
+            let gemm = plain((m, n, k), &a, (&b, true), &out);
+            let before = driver.products_tried();
+            // SAFETY: all matrices are held, and out is none of the others.
+            unsafe { driver.gemm(&gemm).unwrap() };
+            assert_eq!(driver.products_tried(), before);
+            let small = Gemm { n: n / 2, ..gemm };
+            // SAFETY: as above.
+            unsafe { driver.gemm(&small).unwrap() };
+            assert_eq!(driver.products_tried(), before + 1);
+        });
+    }
+}
+
+scenario! {
     fn nothing_is_tried_while_work_is_recorded(fake) on []; {
         on_driver(fake, |driver| {
             let (m, n, k) = (5, 8, 40);

@@ -14,6 +14,9 @@ const REFERENCE_ROWS: usize = 1 << 15;
 /// Rows up to which other algorithms are tried: with tiles of 128×256, the usual ones for many rows, 2,048 of
 /// 1,024 columns fill half of an H100.
 const FEW_ROWS: usize = 1 << 11;
+/// Elements of a weight up to which they are: a trial needs another matrix of its size, and one that is larger, as that
+/// of all blocks' modulations, has tiles enough for a GPU whatever the rows. Layers of depth 36 have 21 million.
+const LARGEST_TRIED: usize = 1 << 25;
 /// Terms that a sum must have for a trial to show its order; of fewer, most are exact.
 const FEWEST_TERMS: usize = 16;
 /// Terms that an algorithm takes at a time: which, it does not tell.
@@ -130,7 +133,8 @@ impl Shape {
     pub(super) fn is_of_few_rows(&self) -> bool {
         let layer = self.sample == Sample::Row && !self.a.transposed && self.b.transposed;
         let shows = self.k >= FEWEST_TERMS;
-        layer && shows && self.batch == 1 && !self.accumulate && self.m <= FEW_ROWS
+        let small = self.m <= FEW_ROWS && self.n * self.k <= LARGEST_TRIED;
+        layer && shows && small && self.batch == 1 && !self.accumulate
     }
 
     /// Shapes that the algorithm of a reference will meet.
