@@ -70,6 +70,9 @@ pub struct PlanArgs {
     /// What a step trains; default: as the configuration, whose guidance counts either way.
     #[arg(long)]
     pub mode: Option<StepMode>,
+    /// Say how long it takes, too: some of it is run on noise, on this machine.
+    #[arg(long)]
+    pub time: bool,
     /// Print one JSON object instead of a table.
     #[arg(long)]
     pub json: bool,

@@ -7,7 +7,7 @@ use crate::backend::Compute;
 use crate::cli::{BenchArgs, BenchWhat, Dtype, GlobalArgs, StepMode};
 use crate::config::{Config, Decode};
 use crate::model::generator::{Generator, GeneratorShape};
-use crate::model::tokenizer::Quantizer;
+use crate::model::tokenizer::{Quantizer, directions};
 use crate::sample::{Decoding, Sampler};
 use crate::train::{Batches, TrainError, Trainer};
 use sar_math::backend::{Choice, DrawKeys, Filter};
@@ -69,7 +69,9 @@ pub fn run<B: Compute>(backend: &B, args: &BenchArgs, global: &GlobalArgs) -> an
     affordable(&config.generator)?;
     let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
     let weights = generator.initial(0);
-    let quantizer = Quantizer::direct(backend, &unit_rows(args.vocab, args.channels), args.vocab)?;
+    let mut codes = vec![0.0; args.vocab * args.channels];
+    directions(&mut codes, args.channels, &mut Stream::new(0, Purpose::Codebook, 0));
+    let quantizer = Quantizer::direct(backend, &codes, args.vocab)?;
     let parameters = generator.layout().parameters();
     let mut times = match args.what {
         BenchWhat::Step => time_steps(backend, args, &config, generator, &weights, &quantizer)?,
@@ -203,17 +205,6 @@ fn time_samples<B: Compute>(
         }
     }
     Ok(times)
-}
-
-/// A random codebook of unit rows.
-fn unit_rows(rows: usize, width: usize) -> Vec<f32> {
-    let mut stream = Stream::new(0, Purpose::Codebook, 0);
-    let mut codes: Vec<f32> = (0..rows * width).map(|_| stream.normal() as f32).collect();
-    for row in codes.chunks_mut(width) {
-        let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
-        row.iter_mut().for_each(|v| *v /= norm);
-    }
-    codes
 }
 
 fn rounded(value: f64, digits: i32) -> f64 {

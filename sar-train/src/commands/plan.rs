@@ -1,6 +1,11 @@
 //! `sar plan`: what a configuration costs, before it runs.
 
-use super::room::tokenizer_training;
+mod times;
+
+pub use times::Times;
+
+use super::room::{fits_in_memory, tokenizer_training};
+use crate::backend::with_backend;
 use crate::cli::{BackendName, Dtype, GlobalArgs, PlanArgs};
 use crate::config::{Config, GeneratorSection};
 use crate::model::generator::{Generator, GeneratorShape, parameters};
@@ -15,7 +20,7 @@ use sar_math::rollout::{self, Extent, Method, Pass, Rollout, StudentTarget};
 use serde::Serialize;
 
 /// What a step of a generator costs. FLOPs count a multiply-add as two.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// Trainable parameters.
     pub parameters: u64,
@@ -33,12 +38,15 @@ pub struct Plan {
     pub tokenizer_training: Option<u64>,
     /// Bytes of sampling, `sample.batch` images at a time; without the tokenizer where `memory` has none.
     pub sampling: u64,
+    /// How long it takes on this machine, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub times: Option<Times>,
 }
 
 /// Prints the plan.
 ///
 /// # Errors
-/// The configuration cannot be read or is not valid.
+/// The configuration cannot be read or is not valid; with `--time`, what cannot run here.
 pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let config = configuration(args)?;
     let storage = match global.dtype() {
@@ -68,6 +76,16 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let factor = Tokenizer::new(&config.tokenizer)?.downsample_factor();
     if config.tokenizer.residual == 0 && side >= factor && side.is_multiple_of(factor) {
         plan.tokenizer_training = Some(tokenizer_training(&config, side, global)?);
+    }
+    if args.time {
+        fits_in_memory(&config, global)?;
+        if !global.quiet {
+            eprintln!(
+                "timing steps and samples on noise: some ten seconds, or a minute of what is slow"
+            );
+        }
+        let tokenizer = plan.tokenizer_training.is_some();
+        plan.times = Some(with_backend!(global, |b| Times::of(b, &config, tokenizer))?);
     }
     if args.json {
         println!("{}", serde_json::to_string(&plan)?);
@@ -190,6 +208,7 @@ pub fn plan(config: &Config, storage: u64, own: u64) -> anyhow::Result<Plan> {
         memory: MemoryPlan::of(config, storage, own),
         tokenizer_training: None,
         sampling: MemoryPlan::of_sampling(config, storage, 0),
+        times: None,
     })
 }
 
@@ -238,7 +257,8 @@ fn table(config: &Config, plan: &Plan) -> String {
     let without = if m.tokenizer.is_none() { ", without the tokenizer" } else { "" };
     let sampling = format!("about {about}, {images} images at a time{guided}{without}");
     let sampling = ("sampling", sampling);
-    let rows = rows.chain(training.as_ref()).chain([&sampling]);
+    let times = plan.times.map_or_else(Vec::new, |times| times.rows(config));
+    let rows = rows.chain(training.as_ref()).chain([&sampling]).chain(&times);
     rows.map(|(what, value)| format!("{what:<14} {value}\n")).collect()
 }
 

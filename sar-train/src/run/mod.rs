@@ -37,7 +37,7 @@ pub use log::Log;
 pub use non_finite::{NonFinite, NonFiniteError};
 pub use origin::Origin;
 pub use progress::Progress;
-pub(crate) use progress::rate;
+pub(crate) use progress::{duration, rate};
 pub use signals::{Interrupt, Interrupted, survive_file_limits};
 pub use tensorboard::TensorBoard;
 

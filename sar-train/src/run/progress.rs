@@ -17,6 +17,28 @@ pub(crate) fn rate(images_per_s: f64) -> String {
     format!("{images_per_s:.decimals$} images/s")
 }
 
+/// `0.38 ms`, `1.5 s`, `3 min 20 s`, `5 h 10 min`, `2 d 4 h`.
+pub(crate) fn duration(seconds: f64) -> String {
+    const UNITS: [(&str, f64); 4] = [("d", 86_400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)];
+    let digits = |value: f64| [10.0, 1.0].iter().filter(|&&least| value < least).count();
+    if seconds < 0.9995 {
+        let millis = seconds * 1e3;
+        return format!("{millis:.*} ms", digits(millis));
+    }
+    if seconds < 59.5 {
+        return format!("{seconds:.*} s", digits(seconds));
+    }
+    for pair in UNITS.windows(2) {
+        let [(large, in_large), (small, in_small)] = [pair[0], pair[1]];
+        let count = (seconds / in_small).round() as u64;
+        let each = (in_large / in_small) as u64;
+        if count >= each {
+            return format!("{} {large} {} {small}", count / each, count % each);
+        }
+    }
+    format!("{seconds:.0} s")
+}
+
 /// Shows how far a piece of work is, on standard error. Never fails: progress is not a result.
 #[derive(Debug)]
 pub struct Progress {
@@ -158,5 +180,23 @@ mod tests {
         assert_eq!(line, "train: 200/400 (50 %, 1:40 left) loss 3.21");
         assert_eq!(progress.line(100, ""), "train: 100/400 (25 %) ");
         assert_eq!(clock(Duration::from_secs(3723)), "1:02:03");
+    }
+
+    #[test]
+    fn durations_have_two_digits_or_units() {
+        for (seconds, text) in [
+            (0.000_381, "0.38 ms"),
+            (0.0123, "12 ms"),
+            (0.5, "500 ms"),
+            (3.21, "3.2 s"),
+            (59.4, "59 s"),
+            (59.6, "1 min 0 s"),
+            (200.0, "3 min 20 s"),
+            (3599.7, "1 h 0 min"),
+            (18_600.0, "5 h 10 min"),
+            (187_200.0, "2 d 4 h"),
+        ] {
+            assert_eq!(duration(seconds), text);
+        }
     }
 }

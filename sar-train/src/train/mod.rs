@@ -1,6 +1,7 @@
 //! Training: the step, the optimiser around it, and held-out loss.
 
 mod batches;
+mod coder;
 mod error;
 mod footprint;
 mod heldout;
@@ -8,6 +9,7 @@ mod memory;
 mod rehearsal;
 mod session;
 mod settings;
+mod speed;
 mod step;
 pub mod tokenizer;
 mod trainer;
@@ -21,6 +23,7 @@ pub use rehearsal::{rehearse, rehearse_sampling, rehearse_tokenizer};
 pub(crate) use session::RISEN;
 pub use session::{Outcome, PaintHook, Session};
 pub use settings::StepSettings;
+pub use speed::{Pace, sampling_pace, tokenizer_pace, training_pace};
 pub use step::{Part, StepInput};
 pub use trainer::{Batches, Export, StepReport, TrainState, Trainer};
 

@@ -1,12 +1,13 @@
 //! A run in little: images encoded, a step, pictures. On a backend that computes nothing it tells what a run holds.
 
 use super::batches::ENCODE_BATCH;
+use super::coder::Coder;
 use super::tokenizer::TokenizerTrainer;
 use super::trainer::Batches;
 use super::{TrainError, Trainer};
 use crate::config::{Config, TokenizerTrainConfig};
 use crate::model::generator::Generator;
-use crate::model::tokenizer::{EncoderMemory, IMAGE_CHANNELS, Quantizer, Tokenizer};
+use crate::model::tokenizer::{EncoderMemory, IMAGE_CHANNELS, Tokenizer};
 use crate::sample::{Decoder, Painter, grid_labels};
 use sar_math::backend::Backend;
 use sar_math::guidance::Guidance;
@@ -33,7 +34,7 @@ pub fn rehearse<B: Backend>(
     generator: &Generator,
     tokenizer: &Tokenizer,
 ) -> Result<(), TrainError> {
-    let coder = Coder::new(backend, tokenizer, generator).map_err(TrainError::backend)?;
+    let coder = Coder::new(backend, tokenizer, generator, None).map_err(TrainError::backend)?;
     let (decoder, codes) = (coder.decoder(), coder.is_the_generators);
     let (encodes, side) = (codes && config.train.latents.is_none(), config.data.image_side);
     if encodes {
@@ -67,7 +68,7 @@ pub fn rehearse_sampling<B: Backend>(
     tokenizer: &Tokenizer,
 ) -> Result<(), TrainError> {
     let failed = TrainError::backend;
-    let coder = Coder::new(backend, tokenizer, generator).map_err(failed)?;
+    let coder = Coder::new(backend, tokenizer, generator, None).map_err(failed)?;
     let zeros = vec![B::Host::default(); generator.layout().len()];
     let weights = generator.frozen(backend, &zeros).map_err(failed)?;
     if coder.is_the_generators {
@@ -98,35 +99,6 @@ pub fn rehearse_tokenizer<B: Backend>(
         trainer.step(&blank).map(drop)
     };
     step().map_err(TrainError::backend)
-}
-
-/// A tokenizer's weights and codes; codes of the generator's alone, where the tokenizer has others.
-struct Coder<'a, B: Backend> {
-    tokenizer: &'a Tokenizer,
-    params: B::Params,
-    quantizer: Quantizer<B>,
-    /// Whether the tokenizer's codes are the generator's.
-    is_the_generators: bool,
-}
-
-impl<'a, B: Backend> Coder<'a, B> {
-    fn new(backend: &B, tokenizer: &'a Tokenizer, generator: &Generator) -> Result<Self, B::Error> {
-        let (t, g) = (tokenizer.config(), generator.shape());
-        let is_the_generators = (t.vocab, t.latent_channels) == (g.vocab, g.channels);
-        let params = backend.params(tokenizer.layout().len())?;
-        let quantizer = if is_the_generators {
-            tokenizer.quantizer(backend, &params)?
-        } else {
-            let codes = vec![B::Host::default(); g.vocab * g.channels];
-            Quantizer::direct(backend, &codes, g.vocab)?
-        };
-        Ok(Self { tokenizer, params, quantizer, is_the_generators })
-    }
-
-    fn decoder(&self) -> Decoder<'_, B> {
-        let Self { tokenizer, params, quantizer, .. } = self;
-        Decoder { tokenizer, params, quantizer }
-    }
 }
 
 /// Encodes as many of `batch` images as go through the encoder at a time; returns its memory.

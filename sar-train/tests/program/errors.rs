@@ -153,9 +153,38 @@ fn plan_and_doctor_answer() {
         &prints(&["plan"], folder.path()),
         &["parameters", "tokens", "FLOP", "activations", "sampling"],
     );
+    assert!(plan.get("times").is_none());
     let found = prints(&["doctor"], folder.path());
     let parts = ["cores", "cuda driver", "nvrtc", "cublasLt", "nccl", "writable", "cpu: ready"];
     says(&found, &parts);
+}
+
+/// A plan with times runs a little of all that it is of.
+#[test]
+fn a_plan_says_how_long_it_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = ["plan", "--depth", "1", "--width", "32", "--heads", "1", "--batch", "2"];
+    let one = ["--set", "sample.batch=1", "--set", "tokenizer_train.batch=1"];
+    let steps = ["--set", "train.steps=3000", "--set", "train.accumulate=2", "--time"];
+    let flags = [&small[..], &one, &steps].concat();
+    let text = prints(&[&flags[..], &["--json"]].concat(), folder.path());
+    let plan: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let times = &plan["times"];
+    let pace = |what: &str| times[what]["images_per_s"].as_f64().unwrap();
+    assert_eq!(times["training"]["timed_images"], 4);
+    let seconds = times["training_s"].as_f64().unwrap();
+    assert!((seconds * pace("training") / 12_000.0 - 1.0).abs() < 1e-9, "{times}");
+    let seconds = times["tokenizer_training_s"].as_f64().unwrap();
+    assert!((seconds * pace("tokenizer_training") / 1500.0 - 1.0).abs() < 1e-9, "{times}");
+    assert!(pace("sampling") > 0.0);
+    // Other codes than the tokenizer's are trained on without it, and none of it is sampled.
+    let other = ["--vocab", "64", "--set", "tokenizer.residual=0"];
+    let text = prints(&[&flags[..], &other].concat(), folder.path());
+    says(&text, &["time", "for 3000 steps of", "before it", "for 1500 steps", "images/s"]);
+    assert!(!text.contains("  sampling"), "{text}");
+    let large = ["plan", "--depth", "256", "--width", "32768", "--heads", "512", "--time"];
+    let said = fails(1, &large, folder.path());
+    says(&said, &["takes", "for its weights alone"]);
 }
 
 #[test]

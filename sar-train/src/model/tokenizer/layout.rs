@@ -154,7 +154,8 @@ fn uniform(to: &mut [f32], fan_in: usize, stream: &mut Stream) {
     }
 }
 
-fn directions(to: &mut [f32], width: usize, stream: &mut Stream) {
+/// Fills rows with uniform directions of length 1.
+pub(crate) fn directions(to: &mut [f32], width: usize, stream: &mut Stream) {
     for row in to.chunks_exact_mut(width) {
         for v in row.iter_mut() {
             *v = stream.normal() as f32;

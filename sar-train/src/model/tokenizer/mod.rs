@@ -18,7 +18,7 @@ mod quantizer;
 
 pub use codec::{DecoderMemory, EncoderMemory};
 pub use config::{TokenizerConfig, TokenizerConfigError};
-pub(crate) use layout::normalise;
 pub use layout::{IMAGE_CHANNELS, Tokenizer};
+pub(crate) use layout::{directions, normalise};
 pub use network::{Gradients, Network, Trace};
 pub use quantizer::{Quantizer, QuantizerMemory};

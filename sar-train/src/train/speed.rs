@@ -1,0 +1,290 @@
+//! How fast a configuration runs on a backend: what it does again and again, done a few times on noise, and timed.
+
+use super::coder::Coder;
+use super::tokenizer::TokenizerTrainer;
+use super::trainer::Batches;
+use super::{TrainError, Trainer};
+use crate::config::Config;
+use crate::model::generator::Generator;
+use crate::model::tokenizer::{EncoderMemory, IMAGE_CHANNELS, Tokenizer};
+use crate::params::hosted;
+use crate::sample::{Decoder, Painter};
+use sar_math::backend::Backend;
+use sar_math::guidance::Guidance;
+use sar_math::philox::{Purpose, Stream};
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// The time that images take.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Pace {
+    /// Images that were timed at once: those of a step or a batch, or fewer, where all would take long.
+    pub timed_images: usize,
+    /// Images a second.
+    pub images_per_s: f64,
+}
+
+impl Pace {
+    /// Seconds that so many images take.
+    pub fn seconds(&self, images: u64) -> f64 {
+        images as f64 / self.images_per_s
+    }
+}
+
+/// How long is spent on timing.
+struct Patience {
+    /// A call of which several are timed takes at most about as long.
+    call: Duration,
+    /// Calls before them, at least: the first compiles, allocates and waits for clocks to rise.
+    warm: Duration,
+    /// Calls that are timed, at least.
+    timed: Duration,
+}
+
+const PATIENCE: Patience = Patience {
+    call: Duration::from_secs(3),
+    warm: Duration::from_millis(500),
+    timed: Duration::from_secs(1),
+};
+
+/// How fast a generator is trained: optimiser steps of `config` as they are, on noise, which the tokenizer encodes where
+/// its codes are the generator's and none are kept as latents. Schedules that are drawn are taken to be the whole one.
+///
+/// Not in it: reading images, held-out losses, pictures, checkpoints.
+///
+/// # Errors
+/// A configuration out of range; the backend's.
+pub fn training_pace<B: Backend>(
+    backend: &B,
+    config: &Config,
+    generator: &Generator,
+    tokenizer: &Tokenizer,
+) -> Result<Pace, TrainError> {
+    let seed = config.train.seed;
+    let coder =
+        Coder::new(backend, tokenizer, generator, Some(seed)).map_err(TrainError::backend)?;
+    let encodes = coder.is_the_generators && config.train.latents.is_none();
+    let weights = generator.initial(seed);
+    let latent = tokenizer.latent_side(config.data.image_side);
+    pace(backend, config.train.batch * config.train.accumulate, |images| {
+        let mut config = config.clone();
+        config.train.batch = config.train.batch.min(images);
+        config.train.accumulate = images / config.train.batch;
+        config.train.random_schedules = false;
+        let mut noise = Noise::new(backend, &config, coder.decoder(), encodes)?;
+        let (generator, quantizer) = (generator.clone(), &coder.quantizer);
+        let size = (latent, latent);
+        let mut trainer = Trainer::new(backend, generator, &config, &weights, quantizer, size)?;
+        let images = config.train.batch * config.train.accumulate;
+        Ok((images, move || trainer.step(&mut noise).map(drop)))
+    })
+}
+
+/// How fast the tokenizer of `config` is trained; every step decodes the whole grid, which takes longest.
+///
+/// # Errors
+/// Sides that the tokenizer does not divide; a tokenizer whose scales add up; the backend's.
+pub fn tokenizer_pace<B: Backend>(
+    backend: &B,
+    config: &Config,
+    tokenizer: &Tokenizer,
+) -> Result<Pace, TrainError> {
+    let (settings, side) = (&config.tokenizer_train, config.data.image_side);
+    pace(backend, settings.batch, |images| {
+        let mut settings = settings.clone();
+        (settings.batch, settings.coarse_probability) = (images, 0.0);
+        let trainer = TokenizerTrainer::new(backend, tokenizer, &settings, (side, side));
+        let mut trainer = trainer.map_err(TrainError::backend)?;
+        let pixels = hosted::<B>(&noise(images * IMAGE_CHANNELS * side * side));
+        Ok((images, move || trainer.step(&pixels).map(drop).map_err(TrainError::backend)))
+    })
+}
+
+/// How fast images are sampled and decoded, `sample.batch` at a time; `None` where the tokenizer's codes are not the
+/// generator's.
+///
+/// # Errors
+/// A configuration out of range; the backend's.
+pub fn sampling_pace<B: Backend>(
+    backend: &B,
+    config: &Config,
+    generator: &Generator,
+    tokenizer: &Tokenizer,
+) -> Result<Option<Pace>, TrainError> {
+    let (failed, seed) = (TrainError::backend, config.train.seed);
+    let coder = Coder::new(backend, tokenizer, generator, Some(seed)).map_err(failed)?;
+    if !coder.is_the_generators {
+        return Ok(None);
+    }
+    let weights = hosted::<B>(&generator.initial(seed));
+    let weights = generator.frozen(backend, &weights).map_err(failed)?;
+    let settings = config.sample.settings(seed);
+    let schedule = config.sample.schedule.unwrap_or(config.generator.schedule);
+    let guided = settings.guidance != Guidance::Off;
+    let pace = pace(backend, config.sample.batch, |images| {
+        let painter = Painter::new(backend, generator, coder.decoder(), &schedule, images, guided);
+        let mut painter = painter.map_err(failed)?;
+        let (labels, weights) = (vec![0; images], &weights);
+        let mut paint = move || painter.paint(weights, &labels, 0, &settings, 0).map(drop);
+        Ok((images, move || paint().map_err(failed)))
+    });
+    pace.map(Some)
+}
+
+/// Times calls on as many of `images` as [`PATIENCE`] allows, by the time of one. `make` says of how many its call is,
+/// which may be fewer than it was asked for.
+fn pace<B: Backend, R: FnMut() -> Result<(), TrainError>>(
+    backend: &B,
+    images: usize,
+    make: impl Fn(usize) -> Result<(usize, R), TrainError>,
+) -> Result<Pace, TrainError> {
+    PATIENCE.pace(images, |images| {
+        let (images, mut run) = make(images)?;
+        let call = move || {
+            run()?;
+            backend.synchronize().map_err(TrainError::backend)
+        };
+        Ok((images, call))
+    })
+}
+
+impl Patience {
+    fn pace<R: FnMut() -> Result<(), TrainError>>(
+        &self,
+        images: usize,
+        make: impl Fn(usize) -> Result<(usize, R), TrainError>,
+    ) -> Result<Pace, TrainError> {
+        let time = |images| {
+            let (timed_images, call) = make(images)?;
+            let images_per_s = timed_images as f64 / self.seconds(call)?;
+            Ok::<_, TrainError>(Pace { timed_images, images_per_s })
+        };
+        let one = time(1)?;
+        let many = (self.call.as_secs_f64() * one.images_per_s) as usize;
+        let many = many.min(images);
+        if many > 1 { time(many) } else { Ok(one) }
+    }
+
+    /// Seconds of a call: the middle of several, or the second where that takes long.
+    fn seconds(&self, mut call: impl FnMut() -> Result<(), TrainError>) -> Result<f64, TrainError> {
+        let mut clocked = || {
+            let start = Instant::now();
+            call()?;
+            // Images a second are a number, too, where a clock sees no time pass.
+            Ok::<_, TrainError>(start.elapsed().max(Duration::from_nanos(1)))
+        };
+        // The first of a GPU compiles and chooses among algorithms: only the second says what takes long.
+        let mut spent = clocked()?;
+        let second = clocked()?;
+        if second > self.call {
+            return Ok(second.as_secs_f64());
+        }
+        spent += second;
+        while spent < self.warm {
+            spent += clocked()?;
+        }
+        let mut times = Vec::new();
+        while times.len() < 3 || times.iter().sum::<Duration>() < self.timed {
+            times.push(clocked()?);
+        }
+        times.sort();
+        Ok(times[times.len() / 2].as_secs_f64())
+    }
+}
+
+/// Images or latents that mean nothing, of the first class.
+struct Noise<'a, B: Backend> {
+    coder: Decoder<'a, B>,
+    /// Where images are encoded, memory for it.
+    encoder: Option<EncoderMemory<B>>,
+    side: usize,
+    values: Vec<B::Host>,
+    batch: usize,
+}
+
+impl<'a, B: Backend> Noise<'a, B> {
+    fn new(
+        backend: &B,
+        config: &Config,
+        coder: Decoder<'a, B>,
+        encodes: bool,
+    ) -> Result<Self, TrainError> {
+        let (batch, side) = (config.train.batch, config.data.image_side);
+        let memory = || coder.tokenizer.encoder_memory(backend, batch, (side, side));
+        let encoder = encodes.then(memory).transpose().map_err(TrainError::backend)?;
+        let latent = coder.tokenizer.latent_side(side);
+        let each = match encodes {
+            true => IMAGE_CHANNELS * side * side,
+            false => config.generator.channels * latent * latent,
+        };
+        let values = hosted::<B>(&noise(batch * each));
+        Ok(Self { coder, encoder, side, values, batch })
+    }
+}
+
+impl<B: Backend> Batches<B> for Noise<'_, B> {
+    fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
+        let Self { coder, encoder, side, values, batch } = self;
+        let put = match encoder {
+            Some(memory) => {
+                let size = (*side, *side);
+                coder.tokenizer.encode(backend, coder.params, memory, values, size, latents)
+            }
+            None => backend.upload(values, latents, 0),
+        };
+        put.map_err(TrainError::backend)?;
+        Ok(vec![0; *batch])
+    }
+}
+
+/// Values in [−1, 1), as pixels are.
+fn noise(len: usize) -> Vec<f32> {
+    let mut stream = Stream::new(0, Purpose::Evaluation, 0);
+    (0..len).map(|_| (2.0 * stream.uniform() - 1.0) as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::cell::RefCell;
+    use std::thread::sleep;
+
+    /// The pace of `images` that take two milliseconds each, and the images of every call.
+    fn of(images: usize, call: u64) -> (Pace, Vec<usize>) {
+        let millis = Duration::from_millis;
+        let patience = Patience { call: millis(call), warm: millis(4), timed: millis(10) };
+        let calls = RefCell::new(Vec::new());
+        let calls = &calls;
+        let pace = patience.pace(images, |images| {
+            let call = move || {
+                calls.borrow_mut().push(images);
+                sleep(millis(2) * images as u32);
+                Ok(())
+            };
+            Ok((images, call))
+        });
+        (pace.unwrap(), calls.take())
+    }
+
+    #[test]
+    fn all_images_are_timed_where_they_take_little() {
+        let (pace, calls) = of(5, 100_000);
+        assert_eq!(pace.timed_images, 5);
+        assert_eq!(pace.seconds(10), 10.0 / pace.images_per_s);
+        assert!(pace.images_per_s <= 500.0, "{pace:?}");
+        // One image first, warmed and timed three times at least, then all of them likewise.
+        assert!(calls.iter().filter(|&&n| n == 1).count() >= 4, "{calls:?}");
+        assert!(calls.iter().filter(|&&n| n == 5).count() >= 4, "{calls:?}");
+        assert_eq!(of(1, 100_000).1.iter().max(), Some(&1));
+    }
+
+    #[test]
+    fn fewer_are_timed_where_all_would_take_long() {
+        let (pace, calls) = of(1_000_000, 20);
+        assert!((1..=10).contains(&pace.timed_images), "{pace:?}");
+        assert!(calls.iter().all(|&n| n <= 10), "{calls:?}");
+        // What takes longer than that by itself is called twice.
+        assert_eq!(of(64, 0).1, [1, 1]);
+    }
+}
