@@ -2,7 +2,7 @@
 //! and of splitting a batch does what it says.
 #![allow(clippy::unwrap_used)]
 
-use sar_backend_cpu::{Buffer, CpuBackend};
+use sar_backend_cpu::{Buffer, CpuBackend, CpuError};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{
     Buffers, Choice, ChooseDims, CodeDims, Distance, LatentDims, RolloutDims, RolloutOps, TokenSpan,
@@ -12,7 +12,7 @@ use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::{Decode, Extent, Method, Plan, SarSettings, StudentTarget};
 use sar_train::model::generator::{Generator, GeneratorShape, Head, PassInput, Recompute, Trace};
 use sar_train::model::tokenizer::{Quantizer, Tokenizer, TokenizerConfig};
-use sar_train::train::{Part, StepInput, StepMemory, StepSettings};
+use sar_train::train::{MicroBatch, Needs, StepInput, StepMemory, StepSettings};
 
 type Cpu = CpuBackend<f64>;
 
@@ -134,18 +134,30 @@ impl World {
 
     /// The gradient of these samples, each part (from, to) a forward pass of its own.
     fn gradient(&self, settings: &StepSettings, parts: &[(usize, usize)]) -> Vec<f64> {
+        let settings = &StepSettings { accumulate: parts.len(), ..*settings };
+        self.steps(1, settings, settings.needs(), parts).unwrap()
+    }
+
+    /// The gradient of the last of some steps with the same images and memory.
+    fn steps(
+        &self,
+        count: usize,
+        settings: &StepSettings,
+        needs: Needs,
+        parts: &[(usize, usize)],
+    ) -> Result<Vec<f64>, CpuError> {
         let (b, g) = (&self.backend, &self.generator);
         let batch = parts.iter().map(|(from, to)| to - from).max().unwrap();
-        let settings = &StepSettings { accumulate: parts.len(), ..*settings };
-        let needs = settings.needs();
         let (quantizer, schedule) = (&self.quantizer, &self.schedule);
-        let mut memory = StepMemory::new(b, g, quantizer, batch, schedule, needs).unwrap();
+        let mut memory = StepMemory::new(b, g, quantizer, batch, schedule, needs)?;
         let target = settings.sar.map_or(StudentTarget::TeacherHard, |s| s.target);
         let plan = Plan::new(settings.method, target, &self.schedule, 0, 0).unwrap();
         let params = self.params(&self.weights);
-        for (index, &(from, to)) in parts.iter().enumerate() {
+        for (index, &(from, to)) in (0..count).flat_map(|_| parts.iter().enumerate()) {
             let latents = self.activation(&self.latents[from * 36..to * 36]);
+            let images_in_step = self.labels.len();
             let input = StepInput {
+                settings,
                 generator: g,
                 params: &params,
                 quantizer,
@@ -154,11 +166,11 @@ impl World {
                 labels: &self.labels[from..to],
                 plan: &plan,
                 step: 0,
-                part: Part { index, first: from, of: self.labels.len() },
+                micro_batch: MicroBatch { index, first_image: from, images_in_step },
             };
-            memory.accumulate(b, settings, &input).unwrap();
+            memory.accumulate(b, &input)?;
         }
-        memory.gradients().as_slice().to_vec()
+        Ok(memory.gradients().as_slice().to_vec())
     }
 }
 
@@ -330,6 +342,32 @@ fn parts_of_a_batch_add_up_to_the_whole() {
 
 /// The head takes some images at a time: the same rollout, the same losses, the same gradient but for
 /// the order of its sums.
+#[test]
+fn a_step_has_nothing_of_the_one_before() {
+    let world = World::new();
+    let settings = StepSettings { accumulate: 2, ..sar(Extent::All, StudentTarget::TeacherHard) };
+    let (needs, half) = (settings.needs(), world.labels.len() / 2);
+    let parts = [(0, half), (half, world.labels.len())];
+    let steps = |count| world.steps(count, &settings, needs, &parts).unwrap();
+    assert_eq!(steps(1), steps(3));
+}
+
+/// A plan that needs memory which was not asked for is not trained on something else instead.
+#[test]
+fn a_step_says_which_memory_it_lacks() {
+    let world = World::new();
+    let refused = |settings: &StepSettings, needs| {
+        let error = world.steps(1, settings, needs, &[(0, world.labels.len())]).unwrap_err();
+        error.to_string()
+    };
+    let soft = sar(Extent::All, StudentTarget::TeacherSoft);
+    let said = refused(&soft, Needs { soft: false, ..soft.needs() });
+    assert!(said.contains("training step") && said.contains("soft targets"), "{said}");
+    let own = plain(Method::Student, None);
+    let said = refused(&own, Needs { sampler: false, ..own.needs() });
+    assert!(said.contains("training step") && said.contains("own samples"), "{said}");
+}
+
 #[test]
 fn logits_some_images_at_a_time_are_those_of_the_batch() {
     let world = World::new();

@@ -24,7 +24,7 @@ pub(crate) use session::RISEN;
 pub use session::{Outcome, PaintHook, Session};
 pub use settings::StepSettings;
 pub use speed::{Pace, sampling_pace, tokenizer_pace, training_pace};
-pub use step::{Part, StepInput};
+pub use step::{MicroBatch, StepInput};
 pub use trainer::{Batches, Export, StepReport, TrainState, Trainer};
 
 #[cfg(test)]

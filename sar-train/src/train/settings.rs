@@ -1,7 +1,7 @@
 //! What every step of a run has in common.
 
 use super::memory::Needs;
-use super::step::Part;
+use super::step::MicroBatch;
 use crate::config::Config;
 use crate::model::generator::Recompute;
 use sar_math::backend::{Choice, DrawKeys, Filter};
@@ -80,10 +80,10 @@ impl StepSettings {
     }
 
     /// How the rollout of a part of a step chooses codes.
-    pub(super) fn choice(&self, step: u64, part: Part) -> Choice {
+    pub(super) fn choice(&self, step: u64, micro_batch: MicroBatch) -> Choice {
         let draw = self.sar.map_or(Some(self.own_samples), |s| s.decode.draw);
         let Some(filter) = draw else { return Choice::Argmax };
         let seed = Stream::new(self.seed, Purpose::Rollout, step).next_u64();
-        Choice::Draw(filter, DrawKeys { seed, first_image: part.first as u64 })
+        Choice::Draw(filter, DrawKeys { seed, first_image: micro_batch.first_image as u64 })
     }
 }

@@ -8,7 +8,7 @@ use super::settings::StepSettings;
 use crate::model::generator::{Generator, parts};
 use crate::model::tokenizer::Quantizer;
 use crate::sample::{self, Decoding};
-use sar_math::backend::{Backend, Buffers, ChooseDims, LatentDims};
+use sar_math::backend::{Backend, Buffers, ChooseDims, LatentDims, ShapeError};
 use sar_math::guidance::Guidance;
 use sar_math::loss::{LossBatch, StudentTargets, Supervision};
 use sar_math::philox::{Purpose, Stream};
@@ -16,8 +16,10 @@ use sar_math::rollout::{Pass, Plan, Rollout, Target};
 use sar_math::{MAX_SCALES, ScaleSchedule};
 use std::ops::Range;
 
-/// The model that a step trains, and what it is given.
+/// The model that a step trains, how, and one micro-batch of its images.
 pub struct StepInput<'a, B: Buffers> {
+    /// How it is trained.
+    pub settings: &'a StepSettings,
     /// The model.
     pub generator: &'a Generator,
     /// Its weights.
@@ -35,19 +37,19 @@ pub struct StepInput<'a, B: Buffers> {
     /// Number of the step, which names the random numbers.
     pub step: u64,
     /// Which of the step's images these are.
-    pub part: Part,
+    pub micro_batch: MicroBatch,
 }
 
-/// The place of a batch among the images of its step: by it they are given random numbers of their own, so that a step
-/// draws the same however its images are split.
+/// The place of a forward pass's images among those of their step. Random numbers are drawn by it, so that a step draws
+/// the same however its images are split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Part {
-    /// Which batch of the step it is.
+pub struct MicroBatch {
+    /// Number of the micro-batch; the first, 0, begins a step.
     pub index: usize,
-    /// Images of the step before it.
-    pub first: usize,
+    /// Number of its first image among the step's.
+    pub first_image: usize,
     /// Images of the whole step.
-    pub of: usize,
+    pub images_in_step: usize,
 }
 
 /// Whose codes a pass reads or is pulled towards.
@@ -59,31 +61,28 @@ enum Codes {
 }
 
 impl<B: Backend> StepMemory<B> {
-    /// Adds this batch's gradients to the parameters' gradients; losses stay on the device.
+    /// Adds the gradients of a micro-batch to those of the step, which the first one begins anew; losses stay on the
+    /// device.
     ///
     /// # Errors
-    /// Shape, where the batch or schedule is larger than the memory; a device fault.
-    pub fn accumulate(
-        &mut self,
-        backend: &B,
-        settings: &StepSettings,
-        input: &StepInput<'_, B>,
-    ) -> Result<(), B::Error> {
-        let plan = input.plan;
-        self.tokenise(backend, input, &plan.first.schedule)?;
-        self.upload_labels(backend, settings, input)?;
-        if let Rollout::ScaleByScale { scales } = plan.rollout {
-            self.decode_scale_by_scale(backend, settings, input, scales)?;
-        }
-        let part = input.part.index;
+    /// Shape, where the batch or schedule is larger than the memory, or the plan needs memory that was not asked for
+    /// (see [`Needs`](super::Needs)); a device fault.
+    pub fn accumulate(&mut self, backend: &B, input: &StepInput<'_, B>) -> Result<(), B::Error> {
+        let (plan, part) = (input.plan, input.micro_batch.index);
         if part == 0 {
+            self.grads.begin(backend)?;
             self.supervised.clear();
         }
-        let teacher = self.teacher_pass(backend, settings, input)?;
+        self.tokenise(backend, input, &plan.first.schedule)?;
+        self.upload_labels(backend, input)?;
+        if let Rollout::ScaleByScale { scales } = plan.rollout {
+            self.decode_scale_by_scale(backend, input, scales)?;
+        }
+        let teacher = self.teacher_pass(backend, input)?;
         self.teacher_loss.keep(backend, &teacher, part)?;
         let student = match &plan.second {
             None => None,
-            Some(second) => Some(self.student_pass(backend, settings, input, second)?),
+            Some(second) => Some(self.student_pass(backend, input, second)?),
         };
         if let Some(student) = &student {
             self.student_loss.keep(backend, student, part)?;
@@ -103,22 +102,17 @@ impl<B: Backend> StepMemory<B> {
         input.quantizer.codes(backend, coding, input.latent_dims, schedule, latents, ids)
     }
 
-    fn upload_labels(
-        &mut self,
-        backend: &B,
-        settings: &StepSettings,
-        input: &StepInput<'_, B>,
-    ) -> Result<(), B::Error> {
+    fn upload_labels(&mut self, backend: &B, input: &StepInput<'_, B>) -> Result<(), B::Error> {
         let unconditional = input.generator.shape().classes as u32;
-        let mut stream = Stream::new(settings.seed, Purpose::ClassDropout, input.step);
-        let mut dropped = || stream.chance(settings.class_dropout);
-        for _ in 0..input.part.first {
+        let mut stream = Stream::new(input.settings.seed, Purpose::ClassDropout, input.step);
+        let mut dropped = || stream.chance(input.settings.class_dropout);
+        for _ in 0..input.micro_batch.first_image {
             dropped();
         }
         let kept = |&label| if dropped() { unconditional } else { label };
         self.labels.clear();
         self.labels.extend(input.labels.iter().map(kept));
-        if settings.guidance() != Guidance::Off {
+        if input.settings.guidance() != Guidance::Off {
             self.labels.resize(2 * input.labels.len(), unconditional);
         }
         backend.upload_ids(&self.labels, &mut self.given.labels, 0)
@@ -129,19 +123,21 @@ impl<B: Backend> StepMemory<B> {
     fn decode_scale_by_scale(
         &mut self,
         backend: &B,
-        settings: &StepSettings,
         input: &StepInput<'_, B>,
         scales: usize,
     ) -> Result<(), B::Error> {
         let reads = input.plan.first.reads_rollout();
-        let Some(sampler) = self.sampler.as_mut() else { return Ok(()) };
+        let sampler = self.sampler.as_mut().ok_or_else(|| no_memory("own samples"))?;
         let given = sample::Given {
             ids: &self.truth,
             scales: reads.map(|own| !own),
             kept: None,
             latents: None,
         };
-        let decoding = Decoding { guidance: None, choice: settings.choice(input.step, input.part) };
+        let decoding = Decoding {
+            guidance: None,
+            choice: input.settings.choice(input.step, input.micro_batch),
+        };
         sampler.set_schedule(&input.plan.first.schedule);
         sampler.run_scales(
             backend,
@@ -164,25 +160,21 @@ impl<B: Backend> StepMemory<B> {
     fn teacher_pass(
         &mut self,
         backend: &B,
-        settings: &StepSettings,
         input: &StepInput<'_, B>,
     ) -> Result<Supervision, B::Error> {
         let (pass, batch) = (&input.plan.first, input.labels.len());
-        let guided = settings.guidance() != Guidance::Off && input.plan.second.is_some();
+        let guided = input.settings.guidance() != Guidance::Off && input.plan.second.is_some();
         let rows = if guided { 2 * batch } else { batch };
         self.feed(backend, input, pass)?;
-        let keep = self.draw_keep(backend, settings, input, 0, rows)?;
+        let keep = self.draw_keep(backend, input, 0, rows)?;
         let forward = self.given.input(pass, rows, batch, keep);
         input.generator.forward(backend, input.params, &forward, &mut self.trace)?;
-        let soft = input
-            .plan
-            .second
-            .is_some_and(|s| s.target.iter().any(|t| matches!(t, Target::TeacherSoft { .. })));
-        if let Some(teacher) = self.soft.as_mut().filter(|_| soft) {
+        if input.plan.second.is_some_and(|pass| is_soft(target_of(&pass))) {
+            let teacher = self.soft.as_mut().ok_or_else(|| no_memory("soft targets"))?;
             let len = batch * pass.schedule.tokens() * input.generator.shape().width;
             backend.copy(self.trace.output(), 0, &mut teacher.normed, 0, len)?;
         }
-        let supervised = self.teacher_head(backend, settings, input, guided)?;
+        let supervised = self.teacher_head(backend, input, guided)?;
         let backward = self.given.input(pass, batch, batch, keep);
         let (trace, grads) = (&mut self.trace, &mut self.grads);
         input.generator.backward(backend, input.params, &backward, rows, trace, grads)?;
@@ -193,22 +185,20 @@ impl<B: Backend> StepMemory<B> {
     fn teacher_head(
         &mut self,
         backend: &B,
-        settings: &StepSettings,
         input: &StepInput<'_, B>,
         guided: bool,
     ) -> Result<Supervision, B::Error> {
         let (pass, batch) = (&input.plan.first, input.labels.len());
         let (g, params, tokens) = (input.generator, input.params, pass.schedule.tokens());
         let halves = if guided { 2 } else { 1 };
-        let supervised =
-            Supervision::teacher(loss_batch(settings, input, settings.smoothing), pass);
+        let supervised = Supervision::teacher(loss_batch(input, input.settings.smoothing), pass);
         for samples in parts(batch, self.head.samples(halves * tokens)) {
             let both = [samples.clone(), batch + samples.start..batch + samples.end];
             let normed = self.trace.output();
             g.head(backend, params, tokens, normed, &both[..halves], &mut self.head)?;
             let logits = &mut self.head.logits;
             if let Rollout::Parallel { .. } = input.plan.rollout {
-                let dims = parallel_decode(settings, input, guided, &samples);
+                let dims = parallel_decode(input, guided, &samples);
                 backend.choose_codes(&dims, logits, &mut self.own)?;
             }
             let loss = &mut self.teacher_loss;
@@ -223,16 +213,15 @@ impl<B: Backend> StepMemory<B> {
     fn student_pass(
         &mut self,
         backend: &B,
-        settings: &StepSettings,
         input: &StepInput<'_, B>,
         pass: &Pass,
     ) -> Result<Supervision, B::Error> {
         let batch = input.labels.len();
         self.feed(backend, input, pass)?;
-        let keep = self.draw_keep(backend, settings, input, 1, batch)?;
+        let keep = self.draw_keep(backend, input, 1, batch)?;
         let forward = self.given.input(pass, batch, batch, keep);
         input.generator.forward(backend, input.params, &forward, &mut self.trace)?;
-        let supervised = self.student_head(backend, settings, input, pass)?;
+        let supervised = self.student_head(backend, input, pass)?;
         let forward = self.given.input(pass, batch, batch, keep);
         let (trace, grads) = (&mut self.trace, &mut self.grads);
         input.generator.backward(backend, input.params, &forward, batch, trace, grads)?;
@@ -243,27 +232,29 @@ impl<B: Backend> StepMemory<B> {
     fn student_head(
         &mut self,
         backend: &B,
-        settings: &StepSettings,
         input: &StepInput<'_, B>,
         pass: &Pass,
     ) -> Result<Supervision, B::Error> {
         let (batch, whole) = (input.labels.len(), &input.plan.first.schedule);
         let (g, params, tokens) = (input.generator, input.params, pass.schedule.tokens());
         let target = target_of(pass);
-        let mut soft = self.soft.as_mut().filter(|_| matches!(target, Target::TeacherSoft { .. }));
+        let mut soft = self.soft.as_mut().filter(|_| is_soft(target));
         let of_teacher = soft.as_ref().map_or(batch, |s| s.head.samples(whole.tokens()));
         let supervised =
-            Supervision::student(loss_batch(settings, input, 0.0), pass, whole, settings.sigma());
+            Supervision::student(loss_batch(input, 0.0), pass, whole, input.settings.sigma());
         for samples in parts(batch, self.head.samples(tokens).min(of_teacher)) {
-            let part = [samples.clone()];
-            g.head(backend, params, tokens, self.trace.output(), &part, &mut self.head)?;
+            let chunk = [samples.clone()];
+            g.head(backend, params, tokens, self.trace.output(), &chunk, &mut self.head)?;
             if let Some(SoftTeacher { normed, head }) = soft.as_deref_mut() {
-                g.head(backend, params, whole.tokens(), normed, &part, head)?;
+                g.head(backend, params, whole.tokens(), normed, &chunk, head)?;
             }
             let targets = match (target, soft.as_deref()) {
-                (_, Some(teacher)) => StudentTargets::Soft(&teacher.head.logits),
+                (Target::TeacherSoft { .. }, Some(teacher)) => {
+                    StudentTargets::Soft(&teacher.head.logits)
+                }
+                (Target::TeacherSoft { .. }, None) => return Err(no_memory("soft targets").into()),
                 (Target::Rollout { .. }, _) => StudentTargets::Hard(&self.own),
-                _ => StudentTargets::Hard(&self.truth),
+                (Target::GroundTruth { .. } | Target::None, _) => StudentTargets::Hard(&self.truth),
             };
             let (logits, loss) = (&mut self.head.logits, &mut self.student_loss);
             loss.forward(backend, &supervised, samples.clone(), logits, targets)?;
@@ -281,15 +272,7 @@ impl<B: Backend> StepMemory<B> {
             return Ok(());
         }
         let reads = pass.reads_rollout();
-        let fed = |&before: &usize| {
-            input.quantizer.adds_up() || pass.origin[1..scales].contains(&(before + 1))
-        };
-        let own = || (0..pass.origin[scales - 1]).filter(fed).map(|before| reads[before]);
-        let codes = match (own().any(|own| own), own().all(|own| own)) {
-            (false, _) => Codes::Truth,
-            (_, true) => Codes::Own,
-            _ => Codes::Mixed,
-        };
+        let codes = codes_read(pass, input.quantizer.adds_up());
         if codes == Codes::Mixed {
             let (all, own) = (&[true; MAX_SCALES][..whole.len()], &reads[..whole.len()]);
             backend.merge_ids(batch, &whole, all, &self.truth, &mut self.mixed)?;
@@ -309,27 +292,27 @@ impl<B: Backend> StepMemory<B> {
     fn draw_keep(
         &mut self,
         backend: &B,
-        settings: &StepSettings,
         input: &StepInput<'_, B>,
         which: u64,
         rows: usize,
     ) -> Result<bool, B::Error> {
-        if settings.drop_path == 0.0 {
+        if input.settings.drop_path == 0.0 {
             return Ok(false);
         }
         let depth = input.generator.shape().depth;
-        let mut stream = Stream::new(settings.seed, Purpose::DropPath, 2 * input.step + which);
+        let mut stream =
+            Stream::new(input.settings.seed, Purpose::DropPath, 2 * input.step + which);
         // Of all the step's images, and where there is an unconditional half once more of all.
-        let Part { first, of, .. } = input.part;
-        let these = first..first + input.labels.len();
-        let drawn = of * rows / input.labels.len().max(1);
+        let MicroBatch { first_image, images_in_step, .. } = input.micro_batch;
+        let these = first_image..first_image + input.labels.len();
+        let drawn = images_in_step * rows / input.labels.len().max(1);
         let mut keep = Vec::with_capacity(2 * depth * rows);
         for branch in 0..2 * depth {
             // Linear over depth: nothing at the first block, the whole rate at the last.
-            let rate = settings.drop_path * (branch / 2) as f64 / (depth.max(2) - 1) as f64;
+            let rate = input.settings.drop_path * (branch / 2) as f64 / (depth.max(2) - 1) as f64;
             for row in 0..drawn {
                 let kept = if stream.chance(rate) { 0.0 } else { 1.0 / (1.0 - rate) };
-                if these.contains(&(row % of.max(1))) {
+                if these.contains(&(row % images_in_step.max(1))) {
                     keep.push(<B::Host as sar_math::Real>::of(kept));
                 }
             }
@@ -341,13 +324,12 @@ impl<B: Backend> StepMemory<B> {
 
 /// How the codes of all scales are chosen from the logits of `samples` of the first pass.
 fn parallel_decode<B: Buffers>(
-    settings: &StepSettings,
     input: &StepInput<'_, B>,
     guided: bool,
     samples: &Range<usize>,
 ) -> ChooseDims {
     let schedule = input.plan.first.schedule;
-    let ramp = settings.guidance().ramp(schedule.len());
+    let ramp = input.settings.guidance().ramp(schedule.len());
     ChooseDims {
         batch: samples.len(),
         first_sample: samples.start,
@@ -355,8 +337,35 @@ fn parallel_decode<B: Buffers>(
         scales: 0..schedule.len(),
         vocab: input.generator.shape().vocab,
         guidance: ramp.filter(|_| guided),
-        choice: settings.choice(input.step, input.part),
+        choice: input.settings.choice(input.step, input.micro_batch),
     }
+}
+
+/// Whose codes the inputs of a pass of two scales or more are made from. Those of a scale come from the scale before
+/// it, and where scales add up from all before it.
+fn codes_read(pass: &Pass, adds_up: bool) -> Codes {
+    let (scales, reads) = (pass.schedule.len(), pass.reads_rollout());
+    let last = pass.origin[scales - 1];
+    let read = |&before: &usize| adds_up || pass.origin[1..scales].contains(&(before + 1));
+    let (mut truth, mut own) = (false, false);
+    for before in (0..last).filter(read) {
+        truth |= !reads[before];
+        own |= reads[before];
+    }
+    match (truth, own) {
+        (_, false) => Codes::Truth,
+        (false, true) => Codes::Own,
+        (true, true) => Codes::Mixed,
+    }
+}
+
+/// What a plan asks for that the memory was made without.
+fn no_memory(what: &'static str) -> ShapeError {
+    ShapeError { op: "training step", operand: what, expected: 1, found: 0 }
+}
+
+fn is_soft(target: Target) -> bool {
+    matches!(target, Target::TeacherSoft { .. })
 }
 
 /// The kind of target that a pass's supervised scales share.
@@ -365,12 +374,8 @@ fn target_of(pass: &Pass) -> Target {
 }
 
 /// The batch of a loss; gradients of all forward passes of a step are divided by all its images.
-fn loss_batch<B: Buffers>(
-    settings: &StepSettings,
-    input: &StepInput<'_, B>,
-    smoothing: f64,
-) -> LossBatch {
+fn loss_batch<B: Buffers>(input: &StepInput<'_, B>, smoothing: f64) -> LossBatch {
     let samples = input.labels.len();
     let vocab = input.generator.shape().vocab;
-    LossBatch { samples, divisor: samples * settings.accumulate, vocab, smoothing }
+    LossBatch { samples, divisor: samples * input.settings.accumulate, vocab, smoothing }
 }

@@ -3,7 +3,7 @@
 use super::TrainError;
 use super::memory::StepMemory;
 use super::settings::StepSettings;
-use super::step::{Part, StepInput};
+use super::step::{MicroBatch, StepInput};
 use crate::config::{Config, TrainConfig};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Quantizer;
@@ -216,12 +216,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// # Errors
     /// The images', the backend's; too many skipped steps in a row.
     pub fn step(&mut self, batches: &mut dyn Batches<B>) -> Result<bool, TrainError> {
-        self.memory.grads.begin(self.backend).map_err(TrainError::backend)?;
-        for index in 0..self.config.accumulate {
+        let TrainConfig { batch, accumulate, .. } = self.config;
+        for index in 0..accumulate {
             let labels = batches.next(self.backend, &mut self.latents)?;
-            let batch = self.config.batch;
-            let part = Part { index, first: index * batch, of: batch * self.config.accumulate };
-            self.accumulate(&labels, part)?;
+            let (first_image, images_in_step) = (index * batch, batch * accumulate);
+            self.accumulate(&labels, MicroBatch { index, first_image, images_in_step })?;
         }
         let finite = self.update().map_err(TrainError::backend)?;
         self.state.step += 1;
@@ -230,7 +229,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     /// Adds the gradients of the images in `self.latents`.
-    fn accumulate(&mut self, labels: &[u32], part: Part) -> Result<(), TrainError> {
+    fn accumulate(&mut self, labels: &[u32], micro_batch: MicroBatch) -> Result<(), TrainError> {
         let (seed, step) = (self.settings.seed, self.state.step);
         let schedule = match self.config.random_schedules {
             true => self.schedule.random_at(seed, step),
@@ -246,6 +245,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         };
         let plan = Plan::new(method, target, &schedule, seed, step)?;
         let input = StepInput {
+            settings: &self.settings,
             generator: &self.generator,
             params: &self.params,
             quantizer: self.quantizer,
@@ -254,11 +254,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
             labels,
             plan: &plan,
             step,
-            part,
+            micro_batch,
         };
-        self.memory
-            .accumulate(self.backend, &self.settings, &input)
-            .map_err(TrainError::backend)?;
+        self.memory.accumulate(self.backend, &input).map_err(TrainError::backend)?;
         Ok(())
     }
 
