@@ -39,7 +39,7 @@ impl<T: Copy + Default> Buffer<T> {
         &self.0
     }
 
-    /// The elements, to write.
+    /// The elements, for writing.
     pub fn as_mut_slice(&mut self) -> &mut [T] {
         &mut self.0
     }
@@ -55,7 +55,7 @@ impl<T: Copy + Default> Buffer<T> {
         Ok(&self.0[..len])
     }
 
-    /// As [`Buffer::head`], to write.
+    /// As [`Buffer::head`], for writing.
     pub(crate) fn head_mut(
         &mut self,
         op: &'static str,
@@ -79,7 +79,7 @@ impl<T: Copy + Default> Buffer<T> {
         Ok(&self.0[slot.range()])
     }
 
-    /// As [`Buffer::slot`], to write.
+    /// As [`Buffer::slot`], for writing.
     pub(crate) fn slot_mut(
         &mut self,
         op: &'static str,
@@ -226,7 +226,7 @@ impl<T: Element> Buffers for CpuBackend<T> {
         _key: u64,
         work: &mut dyn FnMut() -> Result<(), CpuError>,
     ) -> Result<(), CpuError> {
-        // A launch is a function call: there is nothing to save by recording it.
+        // A launch is a function call, so recording it would save nothing.
         work()
     }
 

@@ -1,4 +1,4 @@
-//! Embedding ops at the door: shapes checked, then `ops`.
+//! Embedding ops at the door: shapes are checked, then `ops` is called.
 
 use crate::loss::check_ids;
 use crate::ops::{class_embedding, positions, token_embedding};
@@ -150,7 +150,8 @@ impl<T: Element> EmbeddingOps for CpuBackend<T> {
             token_embedding::backward_bias(dpos, dbias);
         }
         if let Some(slot) = slots.pos_start {
-            // The first token takes pos_0 and pos_start alike.
+            // pos_0 and pos_start are both added to the first token, so they have the same
+            // gradient.
             let dpos_start = grads.slot_mut(OP, "pos_start gradient (width)", slot, width)?;
             dpos_start.iter_mut().zip(&*dpos).for_each(|(sum, &d)| *sum += d);
         }

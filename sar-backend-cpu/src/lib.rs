@@ -4,9 +4,9 @@
 //! (`transformer`, `embedding`, `loss`, `rollout`, `tokenizer`, `optimizer`) check shapes at the door and
 //! call them.
 //!
-//! Buffers are flat, since an op is given its dimensions with each call. Where it multiplies matrices it looks
-//! at them as ndarray's views (`mat`), whose strides say what is transposed or lies between other heads, and
-//! which are split among the threads; loops over elements run over slices.
+//! Buffers are flat, since an op is given its dimensions with each call. For matrix products, ops
+//! view them through ndarray (`mat`): the strides of a view say what is transposed or lies between
+//! other heads, and views are split among the threads. Loops over elements run over slices.
 
 mod buffer;
 mod embedding;
@@ -47,8 +47,8 @@ mod sealed {
 #[derive(Debug, Default)]
 pub struct CpuBackend<T> {
     element: PhantomData<T>,
-    /// What becomes of a number that is stored as an activation, where an op reads what it stored; itself where there
-    /// is none.
+    /// Conversion of a number that is stored as an activation, applied where an op reads what it
+    /// stored; `None` leaves numbers as they are.
     stored: Option<fn(T) -> T>,
 }
 

@@ -1,4 +1,4 @@
-//! Losses at the door: shapes and ids checked, then `ops`.
+//! Losses at the door: shapes and ids are checked, then `ops` is called.
 
 use crate::ops::{cross_entropy, scale_sums, soft_cross_entropy};
 use crate::{Buffer, CpuBackend, CpuError, Element};
@@ -6,13 +6,15 @@ use sar_math::ScaleSchedule;
 use sar_math::backend::checks;
 use sar_math::backend::{LossDims, LossOps, ShapeError, TokenLoss};
 
-/// Where rows of `width` elements of the logits' samples begin and end in a buffer of the whole batch.
+/// Start and end of the logits' samples in a buffer of the whole batch, whose rows have `width`
+/// elements.
 fn samples(dims: &LossDims, width: usize) -> (usize, usize) {
     let end = dims.first_sample.saturating_add(dims.batch);
     (dims.first_sample.saturating_mul(width), end.saturating_mul(width))
 }
 
-/// Fails on the first id that is no row of a table of `rows`; the ids begin at `first` in their buffer.
+/// Fails on the first id that is not a row of a table of `rows`; the ids begin at `first` in their
+/// buffer.
 pub(crate) fn check_ids(
     op: &'static str,
     ids: &[u32],
@@ -25,7 +27,7 @@ pub(crate) fn check_ids(
     }
 }
 
-/// The targets' ids of the logits' samples, once they are known to lie in the vocabulary.
+/// The target ids of the logits' samples, after checking that they lie in the vocabulary.
 fn targets<'a>(
     op: &'static str,
     dims: &LossDims,

@@ -1,7 +1,7 @@
 //! Matrices: ndarray's views of an op's flat operands, and what a product is added to.
 //!
-//! An op checks its operands at the door and is given their dimensions; a matrix whose slice is too short
-//! for them is an error of ours, and a panic.
+//! An op checks its operands at the door and is given their dimensions; a slice that is too short
+//! for its matrix is a bug in this crate and panics.
 
 use crate::Element;
 use crate::transpose::Transpose;
@@ -23,12 +23,12 @@ pub(crate) fn strided<T>(data: &[T], rows: usize, cols: usize, stride: usize) ->
     view.expect("a matrix within its slice")
 }
 
-/// As [`matrix`], to write.
+/// As [`matrix`], for writing.
 pub(crate) fn matrix_mut<T>(data: &mut [T], rows: usize, cols: usize) -> ArrayViewMut2<'_, T> {
     ArrayViewMut2::from_shape((rows, cols), data).expect("a matrix within its slice")
 }
 
-/// As [`strided`], to write.
+/// As [`strided`], for writing.
 pub(crate) fn strided_mut<T>(
     data: &mut [T],
     rows: usize,
@@ -43,12 +43,12 @@ pub(crate) fn strided_mut<T>(
     view.expect("a matrix within its slice")
 }
 
-/// Rows `range` alone.
+/// The rows in `range`.
 pub(crate) fn some_rows<T>(of: ArrayView2<'_, T>, range: Range<usize>) -> ArrayView2<'_, T> {
     of.slice_move(s![range, ..])
 }
 
-/// The first `cols` columns alone.
+/// The first `cols` columns.
 pub(crate) fn first_columns<T>(of: ArrayView2<'_, T>, cols: usize) -> ArrayView2<'_, T> {
     of.slice_move(s![.., ..cols])
 }
@@ -77,7 +77,7 @@ pub(crate) enum Onto<'a, T> {
 }
 
 impl<'a, T> Onto<'a, T> {
-    /// For the first `columns` of c, and for the others.
+    /// Splits into what the first `columns` columns of c and what the others are added to.
     pub(crate) fn split_at(self, columns: usize) -> (Self, Self) {
         match self {
             Self::Row(row) => {

@@ -22,7 +22,7 @@ struct Product<'p, T> {
 /// rows; a product of at most this many terms is done in one piece whatever it chooses.
 const DEPTH: usize = 512;
 
-/// Up to so many elements of c the crate has a kernel of its own for products of contiguous rows,
+/// Up to this many elements of c, the crate has a separate kernel for products of contiguous rows,
 /// which adds in another order.
 const SMALL: usize = 16 * 16;
 
@@ -32,7 +32,8 @@ const TILE: usize = 64;
 /// Elements of a cache line of f32.
 const LINE: usize = 16;
 
-/// Rows of a transposed a that are turned around at a time: with [`DEPTH`] terms a mebibyte of f32.
+/// Rows of a transposed a that are turned around at a time: with [`DEPTH`] terms, a mebibyte of
+/// f32.
 const TURN: usize = 512;
 
 /// Products of fewer multiplications are not worth handing to another thread.
@@ -45,10 +46,10 @@ const COLUMNS: Axis = Axis(1);
 
 /// `c = alpha·a·b + onto`, on one thread or on the pool. Elements of a row of c lie next to each other.
 ///
-/// An element of c is the same to the bit whatever `parallel` is, and whatever number of rows of a
-/// there are: the crate's kernels add in an order that does not depend on the tile, and the cases where
-/// it would choose another algorithm because there are few rows are led around here (long inner
-/// dimensions are cut; a single row or a tiny c gets more rows).
+/// An element of c has the same bits whatever `parallel` is and however many rows a has: the
+/// crate's kernels add in an order that does not depend on the tile, and the cases where it would
+/// choose another algorithm because there are few rows are avoided here (long inner dimensions are
+/// cut; a single row or a tiny c gets more rows).
 pub(crate) fn matmul<T: Element>(
     alpha: T,
     a: ArrayView2<'_, T>,
@@ -66,7 +67,7 @@ pub(crate) fn matmul<T: Element>(
     if let Onto::Row(row) = onto {
         assert!(row.len() == cols, "matmul: row");
     }
-    // Rows from which on the crate takes neither its vector nor its tiny-product path.
+    // Number of rows from which on the crate takes neither its vector nor its tiny-product path.
     let needed = if columns_in_one_piece(b) { 2.max(SMALL / cols + 1) } else { 2 };
     let product = Product { alpha, a, b, onto, c };
     if cols == 1 {
@@ -83,15 +84,15 @@ fn columns_in_one_piece<T>(of: ArrayView2<'_, T>) -> bool {
     of.strides()[0] == 1
 }
 
-/// Whether it is a row-major matrix's transpose, and not a single column besides.
+/// Whether a matrix is the transpose of a row-major one, and has more than one column.
 fn transposed<T>(of: ArrayView2<'_, T>) -> bool {
     columns_in_one_piece(of) && of.strides()[1] != 1 && of.ncols() > 1
 }
 
 impl<T: Element> Product<'_, T> {
-    /// Shares the product out over the threads: by columns of c, since each then rearranges its own part of b
-    /// alone; by rows where c has too few columns for every thread, and where a is transposed, so that it is
-    /// rearranged as well, and not smaller than b.
+    /// Shares the product out over the threads: by columns of c, since each thread then rearranges
+    /// only its own part of b; by rows where c has too few columns for all threads, or where a is
+    /// transposed, and so must be rearranged as well, and is not smaller than b.
     fn share(self, parallel: bool) {
         let (rows, cols) = self.c.dim();
         let threads = if parallel { rayon::current_num_threads() } else { 1 };
@@ -109,7 +110,7 @@ impl<T: Element> Product<'_, T> {
         self.halve(axis, 0..parts, &|part| tiles * part / parts * TILE);
     }
 
-    /// Those of the parts that `range` names, each beginning at `start(part)` of `axis`, on the pool.
+    /// Computes, on the pool, the parts in `range`, each beginning at `start(part)` of `axis`.
     fn halve(self, axis: Axis, range: Range<usize>, start: &(impl Fn(usize) -> usize + Sync)) {
         if range.len() == 1 {
             return self.cut();
@@ -122,7 +123,7 @@ impl<T: Element> Product<'_, T> {
         );
     }
 
-    /// What is computed before place `at` of `axis`, and the rest.
+    /// The part of the product before position `at` of `axis`, and the rest.
     fn split_at(self, axis: Axis, at: usize) -> (Self, Self) {
         let Self { alpha, a, b, onto, c } = self;
         let (first_c, second_c) = c.split_at(axis, at);
@@ -178,7 +179,7 @@ impl<T: Element> Product<'_, T> {
         });
     }
 
-    /// In pieces of at most [`DEPTH`] terms of nearly equal size.
+    /// Computes the product in pieces of at most [`DEPTH`] terms and of nearly equal size.
     fn cut(mut self) {
         let depth = self.a.ncols();
         let pieces = depth.div_ceil(DEPTH).max(1);
@@ -187,7 +188,7 @@ impl<T: Element> Product<'_, T> {
             let terms = piece * size..depth.min((piece + 1) * size);
             let (a, b) = (self.a.slice_move(s![.., terms.clone()]), some_rows(self.b, terms));
             let piece = Product { a, b, c: self.c.view_mut(), ..self };
-            // Up to two tiles the crate reads a transposed a where it lies.
+            // Up to two tiles, the crate reads a transposed a where it lies.
             if transposed(a) && b.ncols() > 2 * TILE {
                 piece.by_turned_rows();
             } else {
@@ -197,13 +198,14 @@ impl<T: Element> Product<'_, T> {
         }
     }
 
-    /// With a transposed a turned around, some rows at a time: the crate would rearrange it six rows at a
-    /// time, in narrow loads and stores.
+    /// Computes the product with a transposed a turned around, some rows at a time; the crate would
+    /// rearrange it six rows at a time, in narrow loads and stores.
     fn by_turned_rows(self) {
         let Self { alpha, a, b, onto, mut c } = self;
         let (rows, depth) = a.dim();
         let pieces = rows.div_ceil(TURN).max(1);
-        // Of nearly equal size: a single row left over would be no matrix to the crate.
+        // Pieces of nearly equal size: the crate would not treat a single row left over as a
+        // matrix.
         let start = |piece| rows * piece / pieces;
         // Rows a power of two apart would share few sets of the caches.
         let stride = depth.next_multiple_of(LINE) + LINE;
@@ -217,18 +219,19 @@ impl<T: Element> Product<'_, T> {
         });
     }
 
-    /// With b as the crate wants it.
+    /// Computes the product with b in the layout that the crate wants.
     fn arranged(self) {
         if transposed(self.b) { self.by_panels() } else { self.whole() }
     }
 
-    /// With b rearranged: its columns a tile at a time, row behind row.
+    /// Computes the product with b rearranged: its columns a tile at a time, row after row.
     ///
-    /// The crate does so itself where b is transposed, as weights are, but in an order that waits for
-    /// memory: with few rows of a, as in sampling, a quarter of all time.
+    /// Where b is transposed, as weights are, the crate rearranges it itself, but in an order that
+    /// waits for memory: with few rows of a, as in sampling, this takes a quarter of all time.
     fn by_panels(self) {
         let (depth, cols) = self.b.dim();
-        // The last panel has what is left over as well: a panel of one column is no matrix to the crate.
+        // The last panel also takes what is left over: the crate would not treat one column as a
+        // matrix.
         let panels = (cols / TILE).max(1);
         let widest = cols - (panels - 1) * TILE;
         with_scratch(depth * widest, |scratch: &mut [T]| {
@@ -242,14 +245,14 @@ impl<T: Element> Product<'_, T> {
         });
     }
 
-    /// With all of b rearranged.
+    /// Computes the product with all of b rearranged.
     fn rearranged(self, scratch: &mut [T]) {
         let (depth, cols) = self.b.dim();
         transpose(self.b.reversed_axes(), scratch, cols);
         Product { b: matrix(scratch, depth, cols), ..self }.whole();
     }
 
-    /// Hands it to the crate as it is; it has at most [`DEPTH`] terms.
+    /// Hands the product to the crate as it is; it has at most [`DEPTH`] terms.
     fn whole(self) {
         let Self { alpha, a, b, onto, mut c } = self;
         if let Onto::Row(row) = onto {

@@ -1,8 +1,9 @@
-//! The CPU backend with activations stored in bf16: what another backend is measured against in bf16.
+//! The CPU backend with activations stored in bf16, which other backends are measured against in
+//! bf16.
 //!
-//! Ops compute in f32 and their activations are rounded when they are done, as a kernel does on
-//! storing; matrix products take rounded weights. Weights, statistics, losses, gradients of
-//! parameters and moments stay f32. So its error is that of the precision, and none of a kernel's.
+//! Ops compute in f32 and round their activations at the end, as a kernel does when it stores them;
+//! matrix products take rounded weights. Weights, statistics, losses, gradients of parameters and
+//! moments stay f32. The error is therefore only that of the precision, and not that of a kernel.
 
 mod layers;
 mod steps;
@@ -11,7 +12,7 @@ use crate::{Buffer, CpuBackend, CpuError};
 use half::bf16;
 use sar_math::backend::{Branch, Buffers, Slot, TokenLoss};
 
-/// Computes in f32 and rounds what it stores to bf16; one row is computed and rounded as another.
+/// Computes in f32 and rounds what it stores to bf16; every row is computed and rounded alike.
 #[derive(Debug)]
 pub struct NarrowCpu(CpuBackend<f32>);
 
@@ -48,7 +49,7 @@ fn rounded(value: f32) -> f32 {
     bf16::from_f32(value).to_f32()
 }
 
-/// Rounds what an activation holds; that which is rounded already stays.
+/// Rounds what an activation holds; values that are already rounded stay the same.
 fn store(activation: &mut Buf) {
     activation.as_mut_slice().iter_mut().for_each(|v| *v = rounded(*v));
 }
@@ -57,11 +58,11 @@ fn store_some(activation: Option<&mut Buf>) {
     activation.into_iter().for_each(store);
 }
 
-/// Parameters whose tensors at `slots` are rounded.
+/// A copy of the parameters in which the tensors at `slots` are rounded.
 fn narrowed(params: &Buf, slots: &[Slot]) -> Buf {
     let mut params = params.clone();
     for slot in slots {
-        // A slot beyond the parameters is the op's to refuse.
+        // Refusing a slot beyond the parameters is left to the op.
         let tensor = params.as_mut_slice().get_mut(slot.range());
         tensor.into_iter().flatten().for_each(|v| *v = rounded(*v));
     }

@@ -1,4 +1,4 @@
-//! The optimiser at the door: shapes checked, then `ops`.
+//! The optimiser at the door: shapes are checked, then `ops` is called.
 
 use crate::ops::{adamw, ema, grad_norm};
 use crate::{Buffer, CpuBackend, CpuError, Element};

@@ -1,4 +1,4 @@
-//! Steps without gradients at the door: shapes and ids checked, then `ops`.
+//! Steps without gradients at the door: shapes and ids are checked, then `ops` is called.
 
 use crate::loss::check_ids;
 use crate::ops::{
@@ -16,7 +16,7 @@ use sar_math::backend::{
 use sar_math::sampling::MAX_VOCAB;
 use sar_math::{Scale, ScaleSchedule};
 
-/// The ids `[b, T]` and the codebook, once the ids of `scales` are known to lie in it.
+/// The ids `[b, T]` and the codebook, after checking that the ids of `scales` lie in it.
 fn codes<'a, T: Element>(
     op: &'static str,
     dims: &RolloutDims,

@@ -26,7 +26,7 @@ pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
 pub trait VectorMath: Sized + 'static {
     /// e^x; f32: within 2 ulp where the result is a normal number, 0 below, NaN stays NaN.
     fn vexp(self) -> Self;
-    /// Carries out a transposition by the widest instructions that there are for it.
+    /// Carries out a transposition with the widest instructions that there are for it.
     fn transpose(work: Transpose<'_, Self>);
     /// Scratch buffers of this thread that are not in use.
     fn pool() -> &'static LocalKey<RefCell<Vec<Vec<Self>>>>;
@@ -35,7 +35,8 @@ pub trait VectorMath: Sized + 'static {
 impl VectorMath for f32 {
     #[inline(always)]
     fn vexp(self) -> f32 {
-        /// Below, the result is no normal number and becomes 0: subnormals are slow on some machines.
+        /// Below this, the result is not a normal number and becomes 0: subnormals are slow on some
+        /// machines.
         const LOW: f32 = -87.336_54;
         const HIGH: f32 = 89.0;
         /// 1.5·2²³: adding it leaves the nearest integer in the low mantissa bits.
@@ -96,8 +97,8 @@ impl VectorMath for f64 {
     }
 }
 
-/// Lends `len` elements of this thread's scratch memory to `work`; what they hold is left from
-/// earlier uses. Nested calls get buffers of their own, and all are kept for later calls.
+/// Lends `len` elements of this thread's scratch memory to `work`; their contents are left over
+/// from earlier uses. Nested calls get buffers of their own, and all are kept for later calls.
 pub(crate) fn with_scratch<T: Element, R>(len: usize, work: impl FnOnce(&mut [T]) -> R) -> R {
     /// Bytes of a cache line, which the lent slice starts on.
     const LINE: usize = 64;
@@ -123,8 +124,9 @@ pub(crate) fn carve<T, const N: usize>(mut from: &mut [T], sizes: [usize; N]) ->
 
 /// Combines partial results in a fixed order: halves with each other until one is left.
 ///
-/// By value, as all sums of whole chunks here: an array that is changed in place ends up in memory, at the
-/// cost of the whole sum of a row. For the same reason nothing touches the lanes where a row has no rest.
+/// The lanes are passed by value, as in all sums of whole chunks here: an array that is changed in
+/// place ends up in memory, which costs as much as the whole sum of a row. For the same reason
+/// nothing touches the lanes where a row has no remainder.
 #[inline(always)]
 fn halves<T: Element>(lanes: [T; LANES], combine: impl Fn(T, T) -> T) -> T {
     let lanes: [T; 16] = core::array::from_fn(

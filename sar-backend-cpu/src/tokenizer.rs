@@ -1,4 +1,4 @@
-//! Tokenizer ops at the door: shapes checked, then `ops`.
+//! Tokenizer ops at the door: shapes are checked, then `ops` is called.
 
 use crate::loss::check_ids;
 use crate::ops::{
@@ -15,7 +15,7 @@ fn norm(dims: MapDims, layer: &GroupNorm) -> group_norm::Norm {
     group_norm::Norm { dims, groups: layer.groups, eps: layer.eps, silu: layer.silu }
 }
 
-/// Weight and bias gradients of one layer at once, whichever comes first in the buffer.
+/// Weight and bias gradients of one layer at once, in whichever order they lie in the buffer.
 fn pair<'a, T>(
     op: &'static str,
     grads: &'a mut Buffer<T>,

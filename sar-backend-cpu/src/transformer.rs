@@ -1,4 +1,4 @@
-//! transformer ops at the door: shapes checked, then `ops`.
+//! Transformer ops at the door: shapes are checked, then `ops` is called.
 
 use crate::ops::attention::{self, HeadParams, add_partials, partial_len};
 use crate::ops::residual_norm::{self, Ada, BranchSlices};
@@ -45,7 +45,7 @@ fn branch_slices<'a, T: Element>(
     Ok(Some(BranchSlices { value, gate: branch.gate, keep }))
 }
 
-/// The gradient of the bias of the layer whose output has a gradient of `columns`.
+/// The gradient of the bias of the layer whose output has a gradient of `columns` columns.
 fn bias_gradient<'a, T: Element>(
     op: &'static str,
     grads: &'a mut Buffer<T>,
@@ -56,7 +56,8 @@ fn bias_gradient<'a, T: Element>(
 }
 
 impl<T: Element> CpuBackend<T> {
-    /// `dbias += Σ dy` over rows, of dy as it is stored: to the bits of [`TransformerOps::linear_backward_weight`].
+    /// `dbias += Σ dy` over rows, with dy as it is stored: gives the same bits as
+    /// [`TransformerOps::linear_backward_weight`].
     fn add_rows(&self, dy: &mut [T], dbias: Option<&mut [T]>) {
         let Some(dbias) = dbias else { return };
         if let Some(stored) = self.stored {

@@ -1,4 +1,4 @@
-//! Compiled kernels on disk, keyed by all that they depend on.
+//! Compiled kernels on disk, keyed by everything that they depend on.
 
 use crate::error::CudaError;
 use crate::kernels::{HEADERS, Source, options};
@@ -10,8 +10,8 @@ use std::{env, fs};
 
 /// A folder of compiled kernels.
 ///
-/// A file is written under a temporary name and renamed, so that there is never half a kernel under
-/// a final name; it ends in its own checksum, so that a damaged one is noticed and compiled anew.
+/// A file is written under a temporary name and renamed, so that a final name never holds half a
+/// kernel; it ends in its own checksum, so that a damaged file is noticed and compiled anew.
 #[derive(Clone, Debug)]
 pub struct Cache {
     folder: PathBuf,
@@ -21,7 +21,7 @@ pub struct Cache {
 const CHECKSUM: usize = 32;
 
 impl Cache {
-    /// The user's: `SAR_CUBIN_DIR`, or `sar/cubin` in the folder for caches.
+    /// The user's cache: `SAR_CUBIN_DIR`, or `sar/cubin` in the folder for caches.
     ///
     /// # Errors
     /// [`CudaError::Unsupported`] where neither is known.
@@ -38,7 +38,7 @@ impl Cache {
         Ok(Self::at(base.join("sar").join("cubin")))
     }
 
-    /// A folder by name; made when first written to.
+    /// The cache in this folder, which is created when first written to.
     pub fn at(folder: impl Into<PathBuf>) -> Self {
         Self { folder: folder.into() }
     }
@@ -48,13 +48,14 @@ impl Cache {
         &self.folder
     }
 
-    /// A kernel file as machine code: from the folder, or compiled and put there.
+    /// Returns a kernel file as machine code: from the folder, or compiled and put there.
     ///
-    /// Without a compiler, or where it fails, only what is in the folder can be had: the same sources by
-    /// whichever compiler.
+    /// If there is no compiler, or it fails, a file in the folder that any compiler version made from the
+    /// same sources is used instead.
     ///
     /// # Errors
-    /// The compiler's; [`CudaError::Cache`] where the folder cannot be written.
+    /// The compiler's error; [`CudaError::Cache`] if the folder cannot be written;
+    /// [`CudaError::Kept`] if there is no compiler and the files in the folder are damaged.
     pub fn get(&self, source: Source, variant: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
         let compiled = Nvrtc::load().and_then(|nvrtc| {
             let path = self.path(source, variant, arch, nvrtc.version);
@@ -70,7 +71,7 @@ impl Cache {
         })
     }
 
-    /// The error of machine code that is there and of no use, where a compiler is not to be had.
+    /// The error for machine code that exists but cannot be used, where no compiler is available.
     pub(crate) fn kept(
         &self,
         source: Source,
@@ -82,10 +83,10 @@ impl Cache {
         CudaError::Kept { file, arch: arch.to_owned(), folder, reason, compiler: compiler.into() }
     }
 
-    /// Compiles a kernel file and puts it in the folder, whatever is there.
+    /// Compiles a kernel file and puts it in the folder, replacing what is there.
     ///
     /// # Errors
-    /// As [`Cache::get`].
+    /// The compiler's error; [`CudaError::Cache`] if the folder cannot be written.
     pub fn build(
         &self,
         nvrtc: &Nvrtc,
@@ -99,7 +100,7 @@ impl Cache {
         Ok(compiled)
     }
 
-    /// Name of a file: readable parts, then a hash of everything that goes into it.
+    /// Path of a file, whose name has readable parts and a hash of everything that goes into it.
     fn path(
         &self,
         source: Source,
@@ -112,8 +113,8 @@ impl Cache {
             .join(format!("{}-{variant}-{arch}-{key}-nvrtc{major}.{minor}.cubin", source.stem))
     }
 
-    /// A file of the same sources and options, by whichever compiler, if there is one; [`Damaged`] where all that
-    /// there are have been damaged.
+    /// Reads a file that any compiler version made from the same sources and options, if there is one;
+    /// [`Damaged`] if all such files are damaged.
     fn of_any_compiler(
         &self,
         source: Source,
@@ -135,7 +136,7 @@ impl Cache {
     }
 }
 
-/// Files whose checksums do not hold.
+/// Files whose checksums do not match.
 #[derive(Debug, PartialEq)]
 struct Damaged;
 
@@ -155,7 +156,7 @@ fn key(source: Source, variant: &str, arch: &str) -> String {
     hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The contents of a file whose checksum holds.
+/// The contents of a file without its checksum; `None` if the checksum does not match.
 fn read(path: &Path) -> Option<Vec<u8>> {
     let mut bytes = fs::read(path).ok()?;
     let body = bytes.len().checked_sub(CHECKSUM)?;

@@ -1,4 +1,4 @@
-//! Embedding ops at the door: shapes checked, then `ops`.
+//! Entry points of the embedding ops: they check shapes, then call `ops`.
 
 use crate::device::Device;
 use crate::ops::{class_embedding, positions, token_embedding};

@@ -10,7 +10,7 @@ pub enum CudaError {
     /// An operand of the wrong size.
     #[error(transparent)]
     Shape(#[from] ShapeError),
-    /// There is no GPU that can be used.
+    /// There is no usable GPU.
     #[error("no GPU: {0}")]
     NoGpu(String),
     /// A library that is needed was not found or lacks a function.
@@ -35,7 +35,7 @@ pub enum CudaError {
         /// Bytes that this program holds on the device.
         in_use: usize,
     },
-    /// A call of the driver found no room for what it needs itself: pinned memory, machine code, a graph.
+    /// A driver call found no room for something other than a buffer: pinned memory, machine code, a graph.
     #[error("out of memory: {call} found no room")]
     NoRoom {
         /// The function called.
@@ -46,7 +46,7 @@ pub enum CudaError {
     Device {
         /// The function called, or the kernel launched.
         call: String,
-        /// What it answered.
+        /// What it reported.
         reason: String,
     },
     /// A kernel could not be built.
@@ -62,7 +62,7 @@ pub enum CudaError {
         /// What the compiler said.
         log: String,
     },
-    /// Machine code that is kept cannot be used, nor made anew.
+    /// Cached machine code cannot be used, and cannot be compiled anew.
     #[error(
         "{file} for {arch}: the machine code kept in {} {reason}, and cannot be made anew ({compiler}); `sar kernels \
          build` makes it on any machine with a compiler",

@@ -37,34 +37,35 @@ pub struct Matrix {
 }
 
 impl Matrix {
-    /// The matrix from a stored row on.
+    /// The matrix that starts at a stored row of this one.
     const fn row(self, row: usize) -> Self {
         let offset = row * self.leading * self.data.bytes();
         Self { address: self.address + offset as u64, ..self }
     }
 }
 
-/// Elements of a matrix that libraries index in 32 bits: beyond, cuBLASLt was seen to offer algorithms that then fail
-/// (a part of 2³¹ elements and more, in f32).
+/// Most elements of a matrix that libraries index in 32 bits. For larger ones cuBLASLt was seen to offer
+/// algorithms that then fail (a part of 2³¹ elements and more, in f32).
 pub(crate) const MOST_ELEMENTS: usize = i32::MAX as usize;
-/// Parts of a product have multiples of so many rows: whole vectors, and whole tiles but for the last.
+/// Number of rows that parts of a product are multiples of, except for the last part, so that they have
+/// whole vectors and whole tiles.
 const PART_ROWS: usize = 256;
 
-/// What of a result belongs to one sample, whose bits must not change with the number of others.
+/// The part of a result that belongs to one sample; its bits must not change with the number of samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sample {
     /// Each row of `out`: it depends, to the bit, on the same row of `a` and not on `m`.
     Row,
     /// Each product of the batch: it does not depend on how many there are.
     Product,
-    /// Nothing: a gradient, which sums over samples or is compared with no other batch's. A sum may be
-    /// split into parts that are added in an order of the shape's.
+    /// Nothing: a gradient, which sums over samples or is never compared with another batch's. A sum may
+    /// be split into parts, which are added in an order that the shape determines.
     All,
 }
 
 /// `out[m, n] = a[m, k]·b[k, n]` (plus `bias[n]` in every row, plus what `out` held), `batch` times.
 ///
-/// Sums are taken in f32, and an f32 product is one of f32 numbers: no narrower format in between.
+/// Sums are taken in f32, and f32 operands are multiplied as such, not rounded to a narrower format.
 /// The same product has the same bits each time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gemm {
@@ -74,24 +75,24 @@ pub struct Gemm {
     pub n: usize,
     /// Terms of a sum.
     pub k: usize,
-    /// `[m, k]` once transposed as it says.
+    /// `[m, k]`, after the transposition that the matrix asks for.
     pub a: Matrix,
-    /// `[k, n]` once transposed as it says; stored as `a` is.
+    /// `[k, n]`, after the transposition that the matrix asks for; stored as `a` is.
     pub b: Matrix,
     /// `[m, n]`, never transposed.
     pub out: Matrix,
     /// Whether the product is added to what `out` holds.
     pub accumulate: bool,
-    /// Address of `[n]` elements, stored as `out` is; any address that elements may have.
+    /// Address of `[n]` elements, stored as `out` is; needs only the alignment of an element.
     pub bias: Option<u64>,
     /// Number of products.
     pub batch: usize,
-    /// What must have the same bits in other company.
+    /// What must have the same bits whatever else the product computes.
     pub sample: Sample,
 }
 
 impl Gemm {
-    /// Operands read once, the result written once (and read where it is added to).
+    /// The work if operands are read once and the result is written once (and read if it is added to).
     pub const fn work(&self) -> Work {
         let Self { m, n, k, batch, .. } = *self;
         let operands = (m * k + k * n) * self.a.data.bytes();
@@ -99,7 +100,7 @@ impl Gemm {
         Work { bytes: (batch * (operands + result)) as u64, flops: (2 * m * n * k * batch) as u64 }
     }
 
-    /// What a table calls it: the rows of a layer's products differ from schedule to schedule.
+    /// Name of the product in tables, without its rows: those of a layer differ from schedule to schedule.
     pub fn name(&self) -> String {
         match self.a.transposed {
             false => format!("product [.., {}]·[{}, {}]", self.k, self.k, self.n),
@@ -107,11 +108,12 @@ impl Gemm {
         }
     }
 
-    /// Products that together are this one, one after the other: itself where no matrix has more than `most` elements,
-    /// else parts of its rows, or of its sums where those lie one behind another; none where it is empty.
+    /// Products that, run in order, compute this one: itself if no matrix has more than `most` elements,
+    /// otherwise parts of its rows, or of the terms of its sums where the operands store those row by row;
+    /// none if it is empty.
     ///
-    /// A row has the same bits in any part, as [`Sample::Row`] has it. A batch, of products that are far smaller each,
-    /// stays whole.
+    /// A row has the same bits in any part, as [`Sample::Row`] requires. A batch is not split: each of its
+    /// products is far smaller.
     pub fn parts(&self, most: usize) -> impl Iterator<Item = Self> + use<> {
         let whole = *self;
         let of_sums = whole.a.transposed && !whole.b.transposed;
@@ -120,7 +122,7 @@ impl Gemm {
         let fit = most / row / PART_ROWS * PART_ROWS;
         let parted = whole.batch == 1 && (of_sums || !whole.a.transposed);
         let step = if parted { fit.max(PART_ROWS) } else { side.max(1) };
-        // Sums without terms are a result, too.
+        // Sums without terms are a result too, and take one product.
         let end = if whole.is_empty() { 0 } else { side.max(1) };
         (0..end).step_by(step).map(move |first| {
             let rows = step.min(side - first);
@@ -144,7 +146,7 @@ impl Gemm {
 mod tests {
     use super::*;
 
-    /// Runs a product on memory of f32 numbers, whose addresses are places in it.
+    /// Runs a product on `memory` of f32 numbers; addresses are byte offsets in it.
     fn run(gemm: &Gemm, memory: &mut [f32]) {
         let at = |matrix: &Matrix, row: usize, column: usize| {
             let (row, column) = if matrix.transposed { (column, row) } else { (row, column) };
@@ -159,7 +161,8 @@ mod tests {
         }
     }
 
-    /// A layer's product, or its weight gradient: what it reads are small whole numbers, so that sums are exact.
+    /// A layer's product, or its weight gradient. The operands are small whole numbers, so that sums are
+    /// exact.
     fn product(of_sums: bool, accumulate: bool, rows: usize) -> (Gemm, Vec<f32>) {
         let (m, n, k) = if of_sums { (3, 5, rows) } else { (rows, 3, 5) };
         let (a, b, out) = (0, m * k, m * k + k * n);
@@ -208,20 +211,20 @@ mod tests {
     fn what_is_small_enough_is_one_product() {
         let (gemm, _) = product(false, false, 1000);
         assert_eq!(gemm.parts(MOST_ELEMENTS).collect::<Vec<_>>(), [gemm]);
-        // A sum of nothing is zero and is written; a result of no elements is none.
+        // A sum of nothing is zero and must be written; a result without elements needs no product.
         let empty = Gemm { k: 0, ..product(true, false, 1).0 };
         assert_eq!(empty.parts(MOST_ELEMENTS).collect::<Vec<_>>(), [empty]);
         assert_eq!(Gemm { m: 0, ..gemm }.parts(MOST_ELEMENTS).count(), 0);
-        // Neither a batch nor sums that do not lie one behind another are parted.
+        // Neither a batch nor sums whose terms are not stored row by row are split.
         assert_eq!(Gemm { batch: 2, ..gemm }.parts(1).count(), 1);
         let (of_sums, _) = product(true, false, 1000);
         let b = Matrix { transposed: true, leading: 1000, ..of_sums.b };
         assert_eq!(Gemm { b, ..of_sums }.parts(1).count(), 1);
     }
 
-    /// Depth 24 at 262,144 rows and more: the product behind the first of a block's wide layers.
+    /// Depth 24 at 350,200 rows: the product of the first of a block's wide layers.
     #[test]
-    fn a_layer_of_half_a_million_rows_is_parted() {
+    fn a_layer_of_350_thousand_rows_is_parted() {
         let rows = 515 * 680;
         let (gemm, _) = product(false, false, 1);
         let out = Matrix { leading: 6144, ..gemm.out };

@@ -1,4 +1,4 @@
-//! The kernels' sources, as NVRTC is given them.
+//! The kernels' sources, and the options that they are compiled with.
 
 use crate::error::CudaError;
 
@@ -58,7 +58,7 @@ sources!(
 
 macro_rules! headers {
     ($($name:literal)*) => {
-        /// What kernel files include, by the name they include it by.
+        /// The headers that kernel files include, by name.
         pub const HEADERS: &[(&str, &str)] =
             &[$(($name, include_str!(concat!("../kernels/", $name)))),*];
     };
@@ -82,15 +82,16 @@ headers!(
     "vector.cuh"
 );
 
-/// Files in which no product may be fused with a sum, one a line: the draws, whose arithmetic is part of the
-/// contract; group norm's gradient, whose terms cancel in small groups if a product is rounded alike wherever it is
-/// met; and what costs nothing to have the same bits as on the CPU, being bound by memory.
+/// Stems of the files in which no product may be fused with a sum, one per line: the draws, whose
+/// arithmetic is part of the contract; group norm's gradient, whose terms cancel in small groups if a
+/// product is rounded the same way wherever it occurs; and files that are bound by memory, for which
+/// matching the CPU's bits costs nothing.
 const UNFUSED: &str = include_str!("../kernels/unfused.txt");
 
 /// The file of a kernel.
 ///
 /// # Errors
-/// [`CudaError::Unsupported`] where there is no such file: a bug of ours.
+/// [`CudaError::Unsupported`] if there is no such file, which is a bug of this crate.
 pub fn source(stem: &'static str) -> Result<Source, CudaError> {
     let found = SOURCES.iter().find(|source| source.stem == stem);
     found.copied().ok_or_else(|| CudaError::Unsupported {
@@ -99,8 +100,8 @@ pub fn source(stem: &'static str) -> Result<Source, CudaError> {
     })
 }
 
-/// What NVRTC is told besides the source: architecture, variant, and what makes its log say how many
-/// registers a kernel needs.
+/// Options that NVRTC is given: architecture, variant, fusion of products with sums, and the option that
+/// makes its log state how many registers a kernel needs.
 pub fn options(stem: &str, variant: &str, arch: &str) -> Vec<String> {
     let define = match variant {
         "bf16" => "-DACT_BF16",

@@ -1,13 +1,13 @@
 //! The CUDA backend: activations in bf16 or f32, master weights and sums in f32.
 //!
-//! Kernels are the `.cu` files of `kernels/`, one a file of `ops`, compiled at run time for the GPU
-//! that is there; matrix products go through cuBLASLt. Everything NVIDIA's is loaded at run time, so
-//! building needs no CUDA. With the feature `emulator` (tests) the same kernels run on the CPU, from
-//! their sources (`Emulator`) or from what NVRTC makes of them (`PtxDevice`).
+//! Kernels are the `.cu` files of `kernels/`, one for each file of `ops`, compiled at run time for
+//! the GPU of the machine; matrix products go through cuBLASLt. All NVIDIA libraries are loaded at
+//! run time, so building needs no CUDA. With the feature `emulator` (tests) the same kernels run on
+//! the CPU, from their sources (`Emulator`) or from the PTX that NVRTC makes of them (`PtxDevice`).
 //!
 //! From the bottom up: [`Device`] (memory, launches, products; a GPU or the emulator), the buffers
-//! on it, `ops` (one file an op: grids, arguments and scratch of its kernels), and the trait
-//! implementations that check shapes at the door: `transformer`, `loss`, `rollout`, `tokenizer`,
+//! on it, `ops` (one file per op: grids, arguments and scratch of its kernels), and the trait
+//! implementations, which check shapes on entry: `transformer`, `loss`, `rollout`, `tokenizer`,
 //! `optimizer`.
 
 mod backend;

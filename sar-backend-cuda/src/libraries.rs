@@ -1,8 +1,8 @@
-//! Where NVIDIA's libraries are: found without `LD_LIBRARY_PATH`, and opened before anyone else does.
+//! Finds NVIDIA's libraries without `LD_LIBRARY_PATH`, and opens them before cudarc does.
 //!
-//! cudarc opens libraries by name and panics where there is none. So each is opened here first, by
-//! its full path where it is not on the loader's, and kept open: a later opening by name then finds
-//! the one that is loaded.
+//! cudarc opens libraries by name and panics if there is none. So each is opened here first, by its
+//! full path if it is not on the loader's path, and kept open: a later opening by name then finds the
+//! library that is already loaded.
 
 use crate::error::CudaError;
 use libloading::Library as Handle;
@@ -52,7 +52,7 @@ impl Library {
         }
     }
 
-    /// A function of every version.
+    /// A function that every version of the library has.
     const fn function(self) -> &'static str {
         match self {
             Self::Driver => "cuInit",
@@ -62,7 +62,7 @@ impl Library {
         }
     }
 
-    /// How to get it.
+    /// How to install it.
     const fn hint(self) -> &'static str {
         match self {
             Self::Driver => "it comes with NVIDIA's driver, 525 or newer",
@@ -72,14 +72,14 @@ impl Library {
         }
     }
 
-    /// Opens it and keeps it open; says from where.
+    /// Opens the library, keeps it open, and returns where it was found.
     ///
     /// `SAR_CUDA_LIB` comes first, then the loader's own path, then the folders where toolkits and
     /// Python wheels put libraries.
     ///
     /// # Errors
-    /// [`CudaError::Library`] where it is nowhere, with the reason of the last file that would not
-    /// load, or where the loader would give another one than `SAR_CUDA_LIB` to cudarc.
+    /// [`CudaError::Library`] if it is not found, with the reason for the last file that would not load,
+    /// or if the loader would give cudarc another file than the one found.
     pub fn open(self) -> Result<PathBuf, CudaError> {
         let mut reason = "not found".to_owned();
         let first = env::var_os("SAR_CUDA_LIB").map(PathBuf::from);
@@ -99,7 +99,7 @@ impl Library {
                     return outcome.map(|()| path);
                 }
                 Err(error) if path.is_file() => {
-                    // The loader's own words, which name the file, are the source.
+                    // The error's source is the loader's own message, which names the file.
                     reason = error.source().map_or_else(|| error.to_string(), <_>::to_string);
                 }
                 Err(_) => {}
@@ -108,13 +108,13 @@ impl Library {
         Err(CudaError::Library { library: self.name(), reason, hint: self.hint() })
     }
 
-    /// What a function of an open library of this path, `int f(int *number)`, gives; `None` where it has no
-    /// such function or that fails.
+    /// Calls `int function(int *number)` of the library opened from this path and returns the number;
+    /// `None` if there is no such function or it fails.
     ///
     /// # Safety
-    /// The library has no other function of this name.
+    /// If the library has a function of this name, it has this signature.
     pub(crate) unsafe fn ask(path: &Path, function: &str) -> Option<i32> {
-        // SAFETY: as in `open`, where it was opened; a function as the caller says.
+        // SAFETY: as in `open`, which opened it; the caller vouches for the function's signature.
         unsafe {
             let handle = Handle::new(path).ok()?;
             let ask = handle.get::<unsafe extern "C" fn(*mut i32) -> i32>(function).ok()?;
@@ -123,8 +123,9 @@ impl Library {
         }
     }
 
-    /// cudarc will open the library by name, and the first name that leads anywhere counts: a file
-    /// called `libnvrtc.so` on the loader's path comes before a `libnvrtc.so.12` that is open.
+    /// Checks that cudarc will get this library when it opens it by name. The first name that leads
+    /// anywhere counts: a file called `libnvrtc.so` on the loader's path comes before a
+    /// `libnvrtc.so.12` that is open.
     fn is_what_names_lead_to(self, handle: &Handle, path: &Path) -> Result<(), CudaError> {
         let address = |handle: &Handle| {
             // SAFETY: the function is not called.
@@ -149,26 +150,27 @@ impl Library {
         Ok(())
     }
 
-    /// Its files in a folder, newest version first.
+    /// The library's files in a folder, in the order of [`Library::files`].
     fn inside(self, folder: &Path) -> Vec<PathBuf> {
         let found = self.files().iter().map(|file| folder.join(file));
         found.filter(|path| path.is_file()).collect()
     }
 }
 
-/// Opens what NVRTC opens by name once it compiles: some versions (13.0) do not look beside themselves.
+/// Opens the built-ins library, which NVRTC opens by name when it compiles: some versions (13.0) do not
+/// look for it in their own folder.
 fn open_builtins(nvrtc: &Path) {
-    // A bare name was found by the loader, which finds its companion too.
+    // If the path is a bare name, the loader found NVRTC and finds the built-ins too.
     let Some(folder) = nvrtc.parent().filter(|folder| *folder != Path::new("")) else { return };
     for path in children(folder, BUILTINS) {
-        // SAFETY: as of NVRTC itself. One that cannot be opened is told by NVRTC when it compiles.
+        // SAFETY: as for NVRTC itself. If one cannot be opened, NVRTC reports it when it compiles.
         if let Ok(handle) = unsafe { Handle::new(path) } {
             keep(handle);
         }
     }
 }
 
-/// Keeps a library open for the life of the process: code of it may be in use anywhere.
+/// Keeps a library open for the life of the process, since its code may be in use anywhere.
 fn keep(handle: Handle) {
     static OPEN: Mutex<Vec<Handle>> = Mutex::new(Vec::new());
     if let Ok(mut open) = OPEN.lock() {
@@ -176,14 +178,14 @@ fn keep(handle: Handle) {
     }
 }
 
-/// Where a program finds itself: variables of its environment, and the root of its files.
+/// The surroundings of a program: its environment variables, and the root of its file system.
 struct Surroundings<'a> {
     variable: &'a dyn Fn(&str) -> Option<OsString>,
     root: &'a Path,
 }
 
 impl Surroundings<'_> {
-    /// Folders that toolkits and Python wheels put libraries in, in the order in which they are looked at.
+    /// Folders that toolkits and Python wheels put libraries in, in the order in which they are searched.
     fn folders(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         for variable in ["CUDA_HOME", "CUDA_PATH"] {
@@ -196,15 +198,15 @@ impl Surroundings<'_> {
         }
         for site in self.site_packages() {
             let nvidia = site.join("nvidia");
-            // From CUDA 13 on all of it is in one folder; before, each library has its own.
+            // From CUDA 13 on all libraries are in one folder; before, each has its own.
             let (whole, each) = (children(&nvidia, "cu1"), children(&nvidia, ""));
             found.extend(whole.into_iter().chain(each).map(|package| package.join("lib")));
         }
         found
     }
 
-    /// Python's package folders: of the active environment, of Conda, of the `python3` on the path, of the
-    /// user, of the system.
+    /// Python's package folders, in this order: those of the active environment, of Conda, of the `python3`
+    /// on the path, of the user, and of the system.
     fn site_packages(&self) -> Vec<PathBuf> {
         let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(self.variable);
         let roots = active.map(PathBuf::from).chain(self.environment_of_python());
@@ -228,7 +230,7 @@ impl Surroundings<'_> {
     }
 }
 
-/// Entries of a folder whose names start so, by falling name: newer versions first.
+/// Entries of a folder whose names start with `prefix`, in descending order: newer versions come first.
 fn children(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let starts = |path: &PathBuf| {

@@ -1,7 +1,7 @@
-//! Losses at the door: shapes checked, then `ops`.
+//! Entry points of the losses: they check shapes, then call `ops`.
 //!
-//! Ids are on the device and are not looked at here: a kernel gives NaN for one outside its table, so
-//! that a step with it is skipped, and reads nothing beyond.
+//! Ids are on the device and are not checked here: for an id outside its table a kernel gives NaN, so
+//! that a step with it is skipped, and reads nothing out of bounds.
 
 use crate::device::Device;
 use crate::memory::Address;
@@ -12,13 +12,13 @@ use sar_math::ScaleSchedule;
 use sar_math::backend::checks;
 use sar_math::backend::{LossDims, LossOps, ShapeError, TokenLoss};
 
-/// Where rows of `width` elements of the logits' samples begin and end in a buffer of the whole batch.
+/// Start and end of the logits' samples, of `width` elements each, in a buffer of the whole batch.
 fn samples(dims: &LossDims, width: usize) -> (usize, usize) {
     let end = dims.first_sample.saturating_add(dims.batch);
     (dims.first_sample.saturating_mul(width), end.saturating_mul(width))
 }
 
-/// The targets' ids of the logits' samples.
+/// The target ids of the logits' samples.
 fn targets<D: Device>(
     op: &'static str,
     dims: &LossDims,
@@ -28,7 +28,7 @@ fn targets<D: Device>(
     Ok(targets_bl.head(op, "targets (b*tokens)", to)?.at(from))
 }
 
-/// The teacher's logits of the logits' samples.
+/// The teacher's logits for the samples of the logits.
 fn teacher<S: Storage, D: Device>(
     op: &'static str,
     dims: &LossDims,

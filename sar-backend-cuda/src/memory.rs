@@ -29,7 +29,7 @@ impl<T> core::fmt::Debug for Address<T> {
 }
 
 impl<T> Address<T> {
-    /// No memory: what a kernel is given for an operand that it does not have.
+    /// The null address, which a kernel is given for an operand that is absent.
     pub const NULL: Self = Self::new(0);
 
     pub(crate) const fn new(raw: u64) -> Self {
@@ -41,7 +41,7 @@ impl<T> Address<T> {
         self.raw
     }
 
-    /// The address of the element `elements` further on.
+    /// The address `elements` elements further on.
     pub const fn at(self, elements: usize) -> Self {
         Self::new(self.raw + (elements * size_of::<T>()) as u64)
     }
@@ -83,7 +83,7 @@ impl<T: Stored, D: Device> Buffer<T, D> {
         self.len == 0
     }
 
-    /// The first `len` elements, or the error of `op` about `operand`.
+    /// Address of the first `len` elements; an error of `op` about `operand` if there are fewer.
     pub(crate) fn head(
         &self,
         op: &'static str,
@@ -94,7 +94,7 @@ impl<T: Stored, D: Device> Buffer<T, D> {
         Ok(self.address)
     }
 
-    /// As [`Buffer::head`], to write.
+    /// Like [`Buffer::head`], for writing.
     pub(crate) fn head_mut(
         &mut self,
         op: &'static str,
@@ -104,7 +104,7 @@ impl<T: Stored, D: Device> Buffer<T, D> {
         self.head(op, operand, len)
     }
 
-    /// The elements of a slot that must have `len` of them.
+    /// Address of the elements of a slot, which must have `len` of them.
     pub(crate) fn slot(
         &self,
         op: &'static str,
@@ -117,7 +117,7 @@ impl<T: Stored, D: Device> Buffer<T, D> {
         Ok(self.address.at(slot.offset))
     }
 
-    /// As [`Buffer::slot`], to write.
+    /// Like [`Buffer::slot`], for writing.
     pub(crate) fn slot_mut(
         &mut self,
         op: &'static str,

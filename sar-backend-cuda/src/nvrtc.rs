@@ -1,4 +1,4 @@
-//! Kernels to machine code for one architecture, through NVRTC; needs no GPU and no driver.
+//! Compiles kernels to machine code for one architecture, through NVRTC; needs no GPU and no driver.
 
 use crate::error::CudaError;
 use crate::kernels::{HEADERS, Source, options};
@@ -7,18 +7,18 @@ use cudarc::nvrtc::{result, sys};
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::sync::OnceLock;
 
-/// What a compilation gives.
+/// The output of a compilation.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     /// Machine code, to be loaded by the driver.
     pub cubin: Vec<u8>,
-    /// The virtual machine's code that it was made from.
+    /// The code of NVIDIA's virtual machine (PTX) that the machine code was made from.
     pub ptx: String,
     /// The compiler's log: registers, shared memory and spills of every kernel.
     pub log: String,
 }
 
-/// The compiler, once it is known to be there.
+/// The compiler, which has been loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Nvrtc {
     /// Major and minor version, part of the key of cached kernels.
@@ -26,10 +26,10 @@ pub struct Nvrtc {
 }
 
 impl Nvrtc {
-    /// Loads the compiler; the answer is the same for the life of the process.
+    /// Loads the compiler; its version stays the same for the life of the process.
     ///
     /// # Errors
-    /// [`CudaError::Library`] where it is missing.
+    /// [`CudaError::Library`] if it is missing.
     pub fn load() -> Result<Self, CudaError> {
         static VERSION: OnceLock<(i32, i32)> = OnceLock::new();
         if let Some(&version) = VERSION.get() {
@@ -62,7 +62,7 @@ impl Nvrtc {
         let name =
             CString::new(format!("{}.cu", source.stem)).map_err(|e| failed(e.to_string()))?;
         let program = Program::new(&text, &name).map_err(|e| failed(e.to_string()))?;
-        // SAFETY: the program is one that was created and not yet destroyed; likewise below.
+        // SAFETY: the program has been created and not yet destroyed; likewise below.
         let outcome =
             unsafe { result::compile_program(program.0, &options(source.stem, variant, arch)) };
         let log = program.log();
@@ -73,7 +73,7 @@ impl Nvrtc {
     }
 }
 
-/// Up to the null that ends it.
+/// The text up to its terminating null.
 fn text(raw: &[c_char]) -> String {
     let bytes: Vec<u8> = raw.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
     String::from_utf8_lossy(&bytes).into_owned()
@@ -121,7 +121,7 @@ impl Program {
 
     fn cubin(&self) -> Result<Vec<u8>, result::NvrtcError> {
         let mut len = 0;
-        // SAFETY: the program is alive and compiled; the buffer has the size that it asks for.
+        // SAFETY: the program is alive and compiled; the buffer has the size that NVRTC reports.
         unsafe {
             sys::nvrtcGetCUBINSize(self.0, &mut len).result()?;
             let mut cubin = vec![0u8; len];

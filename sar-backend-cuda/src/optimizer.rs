@@ -1,4 +1,4 @@
-//! The optimiser at the door: shapes checked, then `ops`.
+//! Entry points of the optimiser: they check shapes, then call `ops`.
 
 use crate::device::Device;
 use crate::ops::{adamw, ema, grad_norm};

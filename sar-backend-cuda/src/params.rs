@@ -1,4 +1,4 @@
-//! A model's weights: trained ones in f32 beside their narrow copy, frozen ones as ops read them.
+//! A model's weights: trained ones in f32 with a narrow copy, frozen ones only as ops read them.
 
 use crate::device::Device;
 use crate::error::CudaError;
@@ -7,20 +7,21 @@ use crate::storage::Storage;
 use sar_math::backend::{ShapeError, Slot, next_replay_key};
 use std::sync::Arc;
 
-/// Weights in f32 and, where activations are narrow, their narrow copy for matrix products; of frozen ones that
-/// have a narrow copy, little more than that.
+/// Weights in f32 and, where activations are narrow, their narrow copy for matrix products. Frozen
+/// weights that have a narrow copy hold little more than that copy.
 pub struct Params<S, D: Device> {
-    /// What the optimiser changes; of frozen weights that have a narrow copy, the tensors of `exact` alone.
+    /// The weights that the optimiser changes; for frozen weights that have a narrow copy, only the
+    /// tensors of `exact`.
     master: Buffer<f32, D>,
-    /// Of frozen weights: the tensors that are in `master`, in ascending order, and where.
+    /// For frozen weights that have a narrow copy: the tensors held in `master`, in ascending order.
     exact: Option<Vec<Exact>>,
     /// All weights, rounded; `None` where S is f32.
     narrow: Option<Buffer<S, D>>,
-    /// Tells them from those that come to lie where they lay.
+    /// Distinguishes these weights from others that are later allocated at the same address.
     pub(crate) key: u64,
 }
 
-/// What the optimiser writes.
+/// The buffers that the optimiser writes.
 pub(crate) struct Trained<'a, S, D: Device> {
     pub(crate) master: &'a mut Buffer<f32, D>,
     pub(crate) narrow: Option<&'a mut Buffer<S, D>>,
@@ -29,14 +30,16 @@ pub(crate) struct Trained<'a, S, D: Device> {
 /// A tensor of frozen weights that is held in f32.
 struct Exact {
     slot: Slot,
-    /// Its first element among those that are.
+    /// Index of its first element in `master`.
     at: usize,
 }
 
-/// Elements that tensors begin at multiples of: vector loads of a tensor in another buffer fit as they did.
+/// Number of elements modulo which [`packed`] keeps a tensor's offset, so that vector loads of the tensor
+/// stay aligned as they were.
 const ALIGNMENT: usize = 16;
 
-/// Where tensors lie that are held in f32 alone, and how many elements that takes.
+/// Places the tensors that are held in f32 one after the other; returns them and the number of elements
+/// that they take.
 fn packed(exact: &[Slot]) -> (Vec<Exact>, usize) {
     let mut slots = exact.to_vec();
     slots.sort_by_key(|slot| slot.offset);
@@ -56,7 +59,7 @@ impl<S: Storage, D: Device> Params<S, D> {
         Ok(Self { master, exact: None, narrow, key: next_replay_key() })
     }
 
-    /// As [`sar_math::backend::Buffers::frozen_params`].
+    /// See [`sar_math::backend::Buffers::frozen_params`].
     pub(crate) fn frozen(device: &Arc<D>, host: &[f32], exact: &[Slot]) -> Result<Self, CudaError> {
         const OP: &str = "frozen_params";
         let end = exact.iter().map(|slot| slot.offset.saturating_add(slot.len)).max().unwrap_or(0);
@@ -83,13 +86,13 @@ impl<S: Storage, D: Device> Params<S, D> {
         self.len() == 0
     }
 
-    /// All weights in f32: what trains them and what saves them needs all.
+    /// All weights in f32, which training and saving need; an error for frozen weights that hold only some.
     pub(crate) fn master(&self, op: &'static str) -> Result<&Buffer<f32, D>, ShapeError> {
         self.whole(op)?;
         Ok(&self.master)
     }
 
-    /// As [`Params::master`], with the narrow copy, to write.
+    /// Like [`Params::master`], together with the narrow copy, for writing.
     pub(crate) fn trained_mut(
         &mut self,
         op: &'static str,
@@ -133,7 +136,7 @@ impl<S: Storage, D: Device> Params<S, D> {
         }
     }
 
-    /// A tensor's weights in f32.
+    /// Address of a tensor's weights in f32.
     pub(crate) fn slot(
         &self,
         op: &'static str,
@@ -154,7 +157,7 @@ impl<S: Storage, D: Device> Params<S, D> {
         self.master.slot(op, operand, Slot { offset, len }, len)
     }
 
-    /// A tensor's weights as matrix products take them.
+    /// Address of a tensor's weights as matrix products take them.
     pub(crate) fn weights(
         &self,
         op: &'static str,

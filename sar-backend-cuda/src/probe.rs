@@ -1,4 +1,4 @@
-//! What this machine has: driver, GPUs, libraries. Never a panic, whatever is missing.
+//! What this machine has: driver, GPUs, libraries. Never panics, whatever is missing.
 
 use crate::error::CudaError;
 use crate::libraries::Library;
@@ -7,7 +7,7 @@ use cudarc::driver::{DriverError, result, sys};
 use std::fmt;
 use std::path::PathBuf;
 
-/// The oldest driver interface that works: CUDA 12.0, which driver 525 brought.
+/// The oldest driver interface that works: CUDA 12.0, which came with driver 525.
 pub const LEAST_DRIVER: (i32, i32) = (12, 0);
 /// The oldest architecture that works: bf16 tensor cores and asynchronous copies, A100 and newer.
 pub const LEAST_CAPABILITY: (i32, i32) = (8, 0);
@@ -15,9 +15,9 @@ pub const LEAST_CAPABILITY: (i32, i32) = (8, 0);
 /// A GPU as the driver describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gpu {
-    /// Its number.
+    /// Its number, counted from 0.
     pub ordinal: usize,
-    /// As in `NVIDIA A100-SXM4-80GB`.
+    /// Its name, as in `NVIDIA A100-SXM4-80GB`.
     pub name: String,
     /// Compute capability.
     pub capability: (i32, i32),
@@ -45,7 +45,7 @@ impl fmt::Display for Gpu {
 /// The driver's interface: version and GPUs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DriverInfo {
-    /// The newest CUDA version it speaks.
+    /// The newest CUDA version that it supports.
     pub version: (i32, i32),
     /// All GPUs, usable or not.
     pub gpus: Vec<Gpu>,
@@ -54,7 +54,7 @@ pub struct DriverInfo {
 /// Looks for the driver and asks it for its GPUs.
 ///
 /// # Errors
-/// [`CudaError::Library`] without a driver; [`CudaError::NoGpu`] where it cannot start.
+/// [`CudaError::Library`] if there is no driver; [`CudaError::NoGpu`] if it cannot start.
 pub fn driver() -> Result<DriverInfo, CudaError> {
     Library::Driver.open()?;
     // The text of a driver's error comes from the driver itself, which is open.
@@ -88,10 +88,10 @@ fn gpu(ordinal: i32) -> Result<Gpu, DriverError> {
     })
 }
 
-/// GPU `ordinal`, once driver, architecture and libraries are known to serve it.
+/// Returns GPU `ordinal` after checking that driver, architecture and libraries support it.
 ///
 /// # Errors
-/// What is missing or too old, and what to do about it.
+/// The error names what is missing or too old, and what to do about it.
 pub fn usable(ordinal: usize) -> Result<Gpu, CudaError> {
     let info = driver()?;
     if info.version < LEAST_DRIVER {
@@ -126,7 +126,7 @@ pub fn usable(ordinal: usize) -> Result<Gpu, CudaError> {
 pub struct Found {
     /// Where it came from: a file, or a name on the loader's path.
     pub path: PathBuf,
-    /// Its version; `None` where it does not say it.
+    /// Its version; `None` if the library does not report it.
     pub version: Option<(i32, i32)>,
 }
 
@@ -144,20 +144,21 @@ fn cublaslt() -> Result<Found, CudaError> {
     let path = Library::CublasLt.open()?;
     // SAFETY: the library is open, and every version of it has this function.
     let number = unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() } as i32;
-    // As its header puts it together, from version 12 on: 12.9.1 is 120901.
+    // Encoded as in the library's header, from version 12 on: 12.9.1 is 120901.
     Ok(Found { path, version: Some((number / 10_000, number / 100 % 100)) })
 }
 
 /// The library of communication.
 fn nccl() -> Result<Found, CudaError> {
     let path = Library::Nccl.open()?;
-    // SAFETY: NCCL's own, `ncclResult_t ncclGetVersion(int *)`.
+    // SAFETY: NCCL declares it as `ncclResult_t ncclGetVersion(int *)`.
     let number = unsafe { Library::ask(&path, "ncclGetVersion") };
-    // As its header puts it together, from version 2.9 on: 2.27.3 is 22703.
+    // Encoded as in the library's header, from version 2.9 on: 2.27.3 is 22703.
     Ok(Found { path, version: number.map(|n| (n / 10_000, n / 100 % 100)) })
 }
 
-/// Machine code of a newer CUDA than the driver's is refused by it, except within a major version.
+/// Checks that a library is not of a newer major CUDA version than the driver, which would refuse its
+/// machine code.
 fn serves(library: Library, version: (i32, i32), driver: (i32, i32)) -> Result<(), CudaError> {
     if version.0 <= driver.0 {
         return Ok(());
@@ -180,15 +181,15 @@ fn serves(library: Library, version: (i32, i32), driver: (i32, i32)) -> Result<(
 pub struct Probe {
     /// Driver and GPUs.
     pub driver: Result<DriverInfo, CudaError>,
-    /// The compiler's version, needed where kernels are not yet in the cache.
+    /// The compiler's version; the compiler is needed if kernels are not yet in the cache.
     pub nvrtc: Result<(i32, i32), CudaError>,
-    /// Where matrix products come from.
+    /// The library of matrix products.
     pub cublaslt: Result<Found, CudaError>,
-    /// Where communication comes from; not needed on one GPU.
+    /// The library of communication; not needed on one GPU.
     pub nccl: Result<Found, CudaError>,
 }
 
-/// Looks at everything, and goes on where something is missing.
+/// Looks at everything, and goes on if something is missing.
 pub fn probe() -> Probe {
     Probe {
         driver: driver(),

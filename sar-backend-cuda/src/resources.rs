@@ -1,4 +1,4 @@
-//! What a compiled kernel needs of a multiprocessor, read from the compiler's log.
+//! The resources of a multiprocessor that a compiled kernel needs, read from the compiler's log.
 
 /// Registers, memory and spills of one kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -9,15 +9,15 @@ pub struct Resources {
     pub registers: u32,
     /// Bytes of static shared memory of a block.
     pub shared: u32,
-    /// Bytes that a thread writes to memory for want of registers.
+    /// Bytes that a thread writes to memory for lack of registers.
     pub spill_stores: u32,
-    /// Bytes that it reads back.
+    /// Bytes that a thread reads back.
     pub spill_loads: u32,
     /// Bytes of stack of a thread; arrays that are indexed at run time end up there.
     pub stack: u32,
 }
 
-/// The kernels of a log that `--ptxas-options=-v` makes, by name.
+/// Reads the kernels from a log that `--ptxas-options=-v` produces; they are sorted by name.
 pub fn of_log(log: &str) -> Vec<Resources> {
     let mut found: Vec<Resources> = Vec::new();
     for line in log.lines() {

@@ -1,4 +1,4 @@
-//! Steps without gradients at the door: shapes checked, then `ops`.
+//! Entry points of the steps without gradients: they check shapes, then call `ops`.
 
 use crate::device::Device;
 use crate::memory::Address;

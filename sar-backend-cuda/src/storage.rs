@@ -1,4 +1,4 @@
-//! What numbers are stored as on the device.
+//! How numbers are stored on the device.
 
 use crate::gemm::DataType;
 use half::bf16;
@@ -9,19 +9,19 @@ impl Stored for f32 {}
 impl Stored for bf16 {}
 impl Stored for u32 {}
 
-/// How activations are stored: `f32`, or `bf16` beside weights that are trained in f32.
+/// How activations are stored: as `f32`, or as `bf16` while weights are trained in f32.
 ///
 /// Statistics, losses, gradients and moments are f32 either way.
 pub trait Storage: Stored {
     /// Name of the variant of the kernels, and of the number type in reports.
     const NAME: &'static str;
-    /// As matrix products know it.
+    /// The same type, as matrix products name it.
     const DATA_TYPE: DataType;
     /// Whether matrix products read a narrow copy of the weights instead of the weights.
     const NARROW: bool;
-    /// Rounds to nearest.
+    /// Converts from f32, rounding to nearest.
     fn store(value: f32) -> Self;
-    /// Exact.
+    /// Converts to f32, exactly.
     fn load(self) -> f32;
 }
 

@@ -1,4 +1,4 @@
-//! Tokenizer ops at the door: shapes checked, then `ops`.
+//! Entry points of the tokenizer ops: they check shapes, then call `ops`.
 
 use crate::device::Device;
 use crate::memory::Address;

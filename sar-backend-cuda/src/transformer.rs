@@ -1,4 +1,4 @@
-//! Transformer ops at the door: shapes checked, then `ops`.
+//! Entry points of the transformer ops: they check shapes, then call `ops`.
 
 use crate::device::Device;
 use crate::memory::Address;
@@ -13,7 +13,7 @@ use sar_math::backend::{
     TokenDims, TransformerOps, Write,
 };
 
-/// Biases and log-scales of attention, checked.
+/// Biases and log-scales of attention, with their sizes checked.
 pub(crate) fn head_params<S: Storage, D: Device>(
     op: &'static str,
     heads: usize,
@@ -45,7 +45,7 @@ fn branch_at<S: Storage, D: Device>(
     Ok(Some(BranchAt { value, gate: branch.gate, keep }))
 }
 
-/// The gradient of the bias of the layer whose output has a gradient of `columns`.
+/// The gradient of a layer's bias, if it has one, where the gradient of the layer's output has `columns` columns.
 fn bias_gradient<D: Device>(
     op: &'static str,
     grads: &mut Buffer<f32, D>,

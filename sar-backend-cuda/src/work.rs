@@ -2,25 +2,25 @@
 
 use std::collections::BTreeMap;
 
-/// The least that a launch has to move and compute, whatever its kernel does beside it.
+/// The least that a launch has to move and compute, whatever else its kernel does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
-    /// Bytes read and written, each once.
+    /// Bytes read and written, each counted once.
     pub bytes: u64,
-    /// Floating-point operations, a multiply-add as two.
+    /// Floating-point operations; a multiply-add counts as two.
     pub flops: u64,
 }
 
-/// All launches of one name.
+/// Totals of all launches of one name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tally {
     /// The kernel, or the shape of a product.
     pub name: String,
-    /// Launches.
+    /// Number of launches.
     pub calls: u64,
-    /// Seconds on the device, all together; 0 where the device keeps no time.
+    /// Total seconds on the device; 0 if the device does not measure time.
     pub seconds: f64,
-    /// Work of all of them; 0 where a kernel does not say.
+    /// Total work; a kernel that does not state its work counts as 0.
     pub work: Work,
 }
 
@@ -37,7 +37,7 @@ impl Tallies {
         tally.work.flops += work.flops;
     }
 
-    /// From most time to least.
+    /// Returns the tallies, from most time to least.
     pub(crate) fn finish(self) -> Vec<Tally> {
         let named = self.0.into_iter().map(|(name, tally)| Tally { name, ..tally });
         let mut tallies: Vec<Tally> = named.collect();

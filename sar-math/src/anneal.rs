@@ -1,4 +1,4 @@
-//! Learning rate and weight decay over the iterations of a run, as the published trainer has them.
+//! Learning rate and weight decay over the iterations of a run, as in the published trainer.
 //!
 //! Warm-up rises linearly from `warmup_from` to 1; then, with u from 0 to 1 over what remains, the
 //! [`Shape`] falls to `end`. All are factors of the peak rate. Weight decay follows a half cosine
@@ -8,28 +8,29 @@ use core::fmt;
 use core::str::FromStr;
 use num_traits::Float;
 
-/// How the learning rate falls after warm-up; e is [`Anneal::end`], u the part of the way gone.
+/// How the learning rate falls after warm-up; e is [`Anneal::end`], u the fraction of the way
+/// covered.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Shape {
     /// `cos`: `e + (1−e)·½(1 + cos πu)`.
     Cosine,
-    /// `lin`, `lin0`: 1 for the first part T of the way (0.15, 0.05), then straight to e.
+    /// `lin`, `lin0`: 1 for the first fraction T of the way (0.15, 0.05), then straight to e.
     Plateau(Plateau),
     /// `lin00`: straight from 1 to e.
     Linear,
-    /// `linT`, 0 < T < 1: straight to half the way between 1 and the line of `lin` (had it no
-    /// plateau) at T, then straight to e.
+    /// `linT`, 0 < T < 1: straight to a bend at T, halfway between 1 and the line of `lin` there
+    /// (if it had no plateau), then straight to e.
     Bent(f64),
     /// `exp`: 1 for the first 0.15 of the way, then `e^((u−0.15)/0.85)`.
     Exponential,
 }
 
-/// The plateaus that have a name.
+/// The plateaus that have names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plateau {
     /// `lin`: 0.15 of the way.
     Long,
-    /// `lin0`: 0.05 of the way; the published runs.
+    /// `lin0`: 0.05 of the way, as in the published runs.
     Short,
 }
 
@@ -46,7 +47,7 @@ impl Shape {
     /// The published runs' schedule, `lin0`.
     pub const PUBLISHED: Self = Self::Plateau(Plateau::Short);
 
-    /// The factor after the part `u` of the way, falling to `end`.
+    /// The factor at fraction `u` of the way, falling to `end`.
     fn factor(self, u: f64, end: f64) -> f64 {
         let rest = 1.0 - u;
         match self {
@@ -90,7 +91,7 @@ impl fmt::Display for Shape {
     }
 }
 
-/// A name that is no learning-rate schedule.
+/// A name that denotes no learning-rate schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownShape;
 
@@ -139,7 +140,7 @@ pub struct Anneal {
     pub peak: f64,
     /// Iterations of the whole run.
     pub total: u64,
-    /// Iterations of warm-up; 0 is none.
+    /// Iterations of warm-up; 0 turns it off.
     pub warmup: u64,
     /// Factor at the first iteration of warm-up, 0.005 in the published runs.
     pub warmup_from: f64,
@@ -147,12 +148,12 @@ pub struct Anneal {
     pub end: f64,
     /// Weight decay at the first iteration.
     pub weight_decay: f64,
-    /// Weight decay at the last iteration; equal to the first, it is constant.
+    /// Weight decay at the last iteration; if equal to the first, the decay is constant.
     pub weight_decay_end: f64,
 }
 
 impl Anneal {
-    /// No warm-up, a fall to 1 %, a constant weight decay of 0.05.
+    /// A schedule without warm-up, with a fall to 1 % and a constant weight decay of 0.05.
     pub const fn new(shape: Shape, peak: f64, total: u64) -> Self {
         Self {
             shape,
@@ -166,7 +167,7 @@ impl Anneal {
         }
     }
 
-    /// Learning rate of an iteration; past the end, that of the last.
+    /// Learning rate of an iteration; past the end, that of the last iteration.
     pub fn learning_rate(&self, iteration: u64) -> f64 {
         let factor = if iteration < self.warmup {
             let u = iteration as f64 / self.warmup as f64;
@@ -178,7 +179,7 @@ impl Anneal {
         factor * self.peak
     }
 
-    /// Weight decay of an iteration; past the end, that of the last.
+    /// Weight decay of an iteration; past the end, that of the last iteration.
     pub fn weight_decay(&self, iteration: u64) -> f64 {
         if self.weight_decay == self.weight_decay_end {
             return self.weight_decay; // not subject to rounding
@@ -188,7 +189,7 @@ impl Anneal {
     }
 }
 
-/// The part of the way gone, at most 1; a way of no steps has not begun.
+/// The fraction of the way covered, at most 1; 0 for a way of no steps.
 fn part(gone: u64, way: u64) -> f64 {
     if way == 0 { 0.0 } else { (gone as f64 / way as f64).min(1.0) }
 }
@@ -229,7 +230,7 @@ mod tests {
             for i in 0..total + 5 {
                 let (now, next) = (anneal.learning_rate(i), anneal.learning_rate(i + 1));
                 prop_assert!(now.is_finite() && now > 0.0 && now <= 2.0 + IN_ORDER);
-                // A plateau's line starts above 1 at the plateau's end, in no more than rounding.
+                // After a plateau, its line starts above 1 by no more than rounding.
                 let in_order = if i < warmup { next >= now } else { next <= now + IN_ORDER };
                 prop_assert!(in_order, "{now} then {next} at {i}");
             }

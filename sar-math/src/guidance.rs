@@ -1,4 +1,4 @@
-//! Classifier-free guidance: how strong on which scale, and the mix itself.
+//! Classifier-free guidance: its strength on each scale, and the mix itself.
 
 use crate::{MAX_SCALES, Real};
 
@@ -51,8 +51,8 @@ impl Guidance {
 }
 
 /// `(1+t)·c − t·u`: a conditional logit (or feature, before a linear head) pushed away from the
-/// unconditional one. The products and
-/// the difference are each rounded to T, in this order, on every backend.
+/// unconditional one. The products and the difference are each rounded to T, in this order, on
+/// every backend.
 #[inline(always)]
 pub fn guide<T: Real>(t: T, conditional: T, unconditional: T) -> T {
     (T::one() + t) * conditional - t * unconditional

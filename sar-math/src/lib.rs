@@ -35,7 +35,7 @@ pub use real::Real;
 pub use schedule::{MAX_SCALES, Scale, ScaleSchedule, ScheduleError, TokenPlace};
 pub use shape_error::ShapeError;
 
-/// What the README shows compiles and holds: a doc test.
+/// Doc test: what the README shows compiles and holds.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;

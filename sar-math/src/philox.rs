@@ -38,7 +38,7 @@ const fn halves(x: u64) -> [u32; 2] {
     [x as u32, (x >> 32) as u32]
 }
 
-/// Words 0 (low) and 1 (high) as a number in [0, 1): the top 53 of 64 bits.
+/// Two words, low and high, as a number in [0, 1): the top 53 of their 64 bits.
 #[inline]
 fn unit_f64(low: u32, high: u32) -> f64 {
     const STEP: f64 = 1.0 / (1u64 << 53) as f64;

@@ -29,8 +29,8 @@ pub fn area_bin(input_len: usize, output_len: usize, output: usize) -> Range<usi
 /// The four inputs and weights of output `output` when `input_len` positions become `output_len`:
 /// cubic convolution, [`BICUBIC_A`], half-pixel centres, borders clamped, no antialiasing.
 ///
-/// Weights sum to 1. Both lengths must be at least 1 and `output` below `output_len`; otherwise the
-/// taps are of position 0 with weights 0, so that a misuse reads nothing out of range.
+/// Weights sum to 1. Both lengths must be at least 1 and `output` below `output_len`; otherwise all
+/// taps are at position 0 with weight 0, so that misuse reads nothing out of range.
 #[inline]
 pub fn bicubic_taps<T: Real>(
     input_len: usize,

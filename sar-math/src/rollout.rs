@@ -1,8 +1,9 @@
 //! Rollout plans: which scale feeds which, in which pass, supervised by what. Pure index mathematics.
 //!
-//! A training step is a [`Plan`]: perhaps a scale-by-scale decode first, one parallel pass that is
-//! always there, perhaps a second one. A pass names for each of its scales the *whole* schedule's
-//! scale it generates, the source of its input and the target of its output. Scales count from 0.
+//! A training step is a [`Plan`]: an optional scale-by-scale decode, one parallel pass that every
+//! plan has, and an optional second pass. For each of its scales, a pass names the scale of the
+//! *whole* schedule that it generates, the source of its input and the target of its output. Scales
+//! count from 0.
 //!
 //! | way of training | decode | first pass | second pass |
 //! | --- | --- | --- | --- |
@@ -14,9 +15,10 @@
 //! | hybrid n | scale by scale, on mixed inputs | first n scales from ground truth, later from own samples | – |
 //! | interleaved | 〃 | alternately from own samples and ground truth | – |
 //!
-//! Attention is block-causal, so the logits of scale i depend on the inputs of scales ..=i alone: the
-//! last three decode scale by scale without gradient, and then repeat *in one parallel pass* what was
-//! decoded. Second passes drop `pos_start` from the class token (`docs/method.md`, pass 2).
+//! Attention is block-causal, so the logits of scale i depend only on the inputs of scales ..=i.
+//! The last three methods therefore decode scale by scale without gradients and then repeat *in one
+//! parallel pass* what was decoded. Second passes drop `pos_start` from the class token
+//! (`docs/method.md`, pass 2).
 
 mod settings;
 
@@ -26,22 +28,22 @@ use crate::philox::{Purpose, Stream};
 use crate::{MAX_SCALES, ScaleSchedule};
 use core::fmt;
 
-/// Where the input of one scale comes from. Its scales are the whole schedule's.
+/// Where the input of one scale comes from. The scales named are those of the whole schedule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Source {
-    /// Past the pass's schedule.
+    /// No input: the entry lies past the pass's schedule.
     #[default]
     None,
-    /// The class token: the only source of a first scale.
+    /// The class token, the only source that a first scale can have.
     Class,
     /// Ground-truth codes of an earlier scale.
     GroundTruth {
-        /// Which.
+        /// Index of that scale.
         scale: usize,
     },
     /// Codes that the rollout decoded for an earlier scale.
     Rollout {
-        /// Which.
+        /// Index of that scale.
         scale: usize,
     },
 }
@@ -49,22 +51,22 @@ pub enum Source {
 /// What the output of one scale is pulled towards. Targets never carry a gradient.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Target {
-    /// Nothing: not supervised, or past the pass's schedule.
+    /// No target: the scale is not supervised, or the entry lies past the pass's schedule.
     #[default]
     None,
-    /// The image's codes of a scale.
+    /// The image's codes for one scale.
     GroundTruth {
-        /// Which of the whole schedule.
+        /// Index of that scale in the whole schedule.
         scale: usize,
     },
-    /// The codes that the rollout decoded for a scale from the first pass's logits.
+    /// The codes that the rollout decoded for one scale from the first pass's logits.
     Rollout {
-        /// Which of the whole schedule.
+        /// Index of that scale in the whole schedule.
         scale: usize,
     },
-    /// The softmax of the first pass's logits of a scale.
+    /// The softmax of the first pass's logits of one scale.
     TeacherSoft {
-        /// Which of the whole schedule.
+        /// Index of that scale in the whole schedule.
         scale: usize,
     },
 }
@@ -74,24 +76,24 @@ pub enum Target {
 pub struct Pass {
     /// The scales of this pass.
     pub schedule: ScaleSchedule,
-    /// Which scale of the whole schedule each of them is.
+    /// Index in the whole schedule of each of these scales.
     pub origin: [usize; MAX_SCALES],
-    /// Where the input of each comes from.
+    /// Source of each scale's input.
     pub source: [Source; MAX_SCALES],
-    /// What the output of each is pulled towards.
+    /// Target of each scale's output.
     pub target: [Target; MAX_SCALES],
-    /// Whether the class token has `pos_start` added.
+    /// Whether `pos_start` is added to the class token.
     pub with_start: bool,
 }
 
 impl Pass {
-    /// A pass of teacher forcing: every input and target from the image.
+    /// A pass of teacher forcing: every input and target comes from the image.
     pub fn teacher(schedule: &ScaleSchedule) -> Self {
         Self::new(*schedule, |i| i, |_| false, |scale| Target::GroundTruth { scale }, true)
     }
 
-    /// A pass over `schedule` whose scale i generates `origin(i)`, reads the rollout's codes of the
-    /// scale before that where `rolled(i)` and ground truth otherwise.
+    /// A pass over `schedule`. Its scale i generates `origin(i)` and reads the preceding scale: the
+    /// rollout's codes where `rolled(i)` is true, ground truth otherwise.
     fn new(
         schedule: ScaleSchedule,
         origin: impl Fn(usize) -> usize,
@@ -124,7 +126,7 @@ impl Pass {
         self.target.get(scale).is_some_and(|t| *t != Target::None)
     }
 
-    /// Tokens of the supervised scales, for one sample.
+    /// Number of tokens of the supervised scales in one sample.
     pub fn supervised_tokens(&self) -> usize {
         (0..self.schedule.len())
             .filter(|&i| self.supervised(i))
@@ -132,8 +134,8 @@ impl Pass {
             .sum()
     }
 
-    /// For each scale of the *whole* schedule, whether this pass reads the rollout's codes of it:
-    /// what `merge_ids` takes from the decoded ids.
+    /// For each scale of the *whole* schedule, whether this pass reads the rollout's codes of that
+    /// scale; `merge_ids` takes these from the decoded ids.
     pub fn reads_rollout(&self) -> [bool; MAX_SCALES] {
         let mut reads = [false; MAX_SCALES];
         for source in self.source {
@@ -145,20 +147,20 @@ impl Pass {
     }
 }
 
-/// What must be decoded without gradient, from what, and when.
+/// What must be decoded without gradients, from what, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rollout {
     /// Nothing.
     None,
-    /// After the first pass, all scales at once, from its logits.
+    /// All scales at once after the first pass, from its logits.
     Parallel {
         /// Which scales of the whole schedule a source or target needs.
         needed: [bool; MAX_SCALES],
     },
-    /// Before the first pass: scales `0..scales` one after the other with a K/V cache, where the
-    /// input of each is what the first pass will read ([`Pass::source`]).
+    /// Scales `0..scales` one after the other before the first pass, with a K/V cache; the input of
+    /// each is what the first pass will read ([`Pass::source`]).
     ScaleByScale {
-        /// How many scales from the first on; the last ones are not needed.
+        /// Number of scales to decode, from the first on; the last ones are not needed.
         scales: usize,
     },
 }
@@ -166,7 +168,7 @@ pub enum Rollout {
 /// One training step: what to decode and which passes to run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
-    /// The pass that is always there; its loss is the teacher-forcing loss.
+    /// The pass that every plan has; its loss is the teacher-forcing loss.
     pub first: Pass,
     /// The student pass of SAR; its loss is the contrastive student-forcing loss.
     pub second: Option<Pass>,
@@ -174,17 +176,17 @@ pub struct Plan {
     pub rollout: Rollout,
 }
 
-/// Why there is no plan.
+/// Reason why no plan can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// A rollout needs a scale to roll out to.
+    /// The schedule has only one scale, so that there is none to roll out to.
     OneScale,
-    /// Hybrid forcing with no scale or more scales than there are from the teacher.
+    /// Hybrid forcing asks for no scale from the teacher, or for more than the schedule has.
     HybridScales {
-        /// How many were asked for.
+        /// Number of scales asked for.
         asked: usize,
-        /// Scales of the schedule.
+        /// Number of scales in the schedule.
         scales: usize,
     },
 }
@@ -210,7 +212,7 @@ impl core::error::Error for PlanError {}
 impl Plan {
     /// The plan of one step.
     ///
-    /// `target` is what SAR's student pass is pulled towards; other methods have no use for it.
+    /// `target` is what SAR's student pass is pulled towards; other methods ignore it.
     /// `seed` and `step` choose the transition of [`Extent::Random`].
     ///
     /// ```
@@ -226,7 +228,7 @@ impl Plan {
     /// ```
     ///
     /// # Errors
-    /// [`PlanError`] where the schedule is too short, or hybrid forcing asks for too many scales.
+    /// [`PlanError`] if the schedule is too short, or hybrid forcing asks for no scale or too many.
     pub fn new(
         method: Method,
         target: StudentTarget,
@@ -276,7 +278,8 @@ impl Plan {
         Self { first, second: Some(second), rollout: Rollout::Parallel { needed } }
     }
 
-    /// One pass against ground truth whose scale i reads own samples where `own(i)`.
+    /// A plan of one pass against ground truth, whose scale i reads own samples where `own(i)` is
+    /// true.
     fn on_own_samples(schedule: &ScaleSchedule, own: impl Fn(usize) -> bool) -> Self {
         let truth = |scale| Target::GroundTruth { scale };
         let first = Pass::new(*schedule, |i| i, own, truth, true);
@@ -304,7 +307,7 @@ fn student_pass(
     Pass::new(schedule, origin, |_| true, target, false)
 }
 
-/// The student pass over the class token and scale `to` (not the first) alone.
+/// The student pass over only the class token and scale `to`, which must not be the first.
 fn transition(schedule: &ScaleSchedule, to: usize, target: StudentTarget) -> Pass {
     let staggered = schedule.staggered(to).unwrap_or(*schedule);
     student_pass(staggered, |i| if i == 0 { 0 } else { to }, target)

@@ -7,8 +7,8 @@
 //! 2. Top-k: the k-th largest value is the bar; what is below it is dropped, ties with it stay.
 //! 3. Each survivor gets the *integer* weight `2⁴⁷·exp(l−m)`, to nearest, [`weight`]. Integer sums are exact,
 //!    so from here on no order matters: a warp's reduction gives what a loop gives.
-//! 4. Top-p: in ascending order of (weight, descending index), drop what has a cumulative weight of
-//!    at most `⌊(1−p)·total⌋`; the last in this order always stays.
+//! 4. Top-p: in ascending order of (weight, descending index), drop entries with a cumulative
+//!    weight of at most `⌊(1−p)·total⌋`; the last in this order always stays.
 //! 5. The id is the first, in vocabulary order, whose cumulative weight among those that stay exceeds
 //!    `⌊uniform·total⌋`.
 //!
@@ -25,12 +25,12 @@ pub struct Filter {
     pub top_p: f64,
 }
 
-/// Names the random numbers of a draw: independent of batch, thread and machine.
+/// Keys of the random numbers of a draw, which do not depend on batch, thread or machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DrawKeys {
     /// The run's seed.
     pub seed: u64,
-    /// Number of the first image of the ids; sample b of them is image `first_image + b`.
+    /// Number of the first image; sample b of the ids is image `first_image + b`.
     pub first_image: u64,
 }
 
@@ -39,13 +39,14 @@ pub struct DrawKeys {
 pub enum Choice {
     /// The largest logit, lowest index on ties.
     ///
-    /// NaN counts as −∞; where no logit is above that, the id is 0, by argmax and by draw.
+    /// NaN counts as −∞; where no logit is above −∞, the id is 0, both by argmax and by draw.
     Argmax,
     /// A draw from the filtered softmax.
     Draw(Filter, DrawKeys),
 }
 
-/// Largest vocabulary: with it, weights and index share 64 bits and the total fits them too.
+/// Largest vocabulary. Up to this size, a weight and an index share 64 bits, and the total also
+/// fits into 64 bits.
 pub const MAX_VOCAB: usize = 1 << INDEX_BITS;
 const INDEX_BITS: u32 = 16;
 const INDEX_MASK: u64 = (1 << INDEX_BITS) - 1;
@@ -58,8 +59,8 @@ pub const fn scratch_len(vocab: usize) -> usize {
     2 * vocab
 }
 
-/// The index of the largest logit, the lowest on ties; NaN is never the largest. 0 where there is
-/// no logit above −∞.
+/// The index of the largest logit, the lowest on ties; NaN is never the largest. Returns 0 where no
+/// logit is above −∞.
 pub fn argmax<T: Real>(logits: &[T]) -> usize {
     let mut best = (0, T::neg_infinity());
     for (i, &l) in logits.iter().enumerate() {
@@ -73,7 +74,7 @@ pub fn argmax<T: Real>(logits: &[T]) -> usize {
 /// Chooses one token of `logits[v]` by `uniform` in [0, 1), as the module describes.
 ///
 /// `scratch` holds [`scratch_len`] words; its contents do not matter. Where no logit is above −∞,
-/// the answer is 0, as [`argmax`] gives.
+/// the result is 0, as with [`argmax`].
 ///
 /// ```
 /// use sar_math::backend::Filter;
@@ -85,7 +86,7 @@ pub fn argmax<T: Real>(logits: &[T]) -> usize {
 /// ```
 ///
 /// # Errors
-/// [`ShapeError`] where there is no logit, more than [`MAX_VOCAB`], or too little scratch.
+/// [`ShapeError`] if there are no logits, more than [`MAX_VOCAB`], or too little scratch.
 pub fn choose<T: Real>(
     logits: &[T],
     filter: Filter,
@@ -106,10 +107,11 @@ pub fn choose<T: Real>(
     Ok(0) // nothing above −∞: total is 0
 }
 
-/// The distribution that [`choose`] draws from, as probabilities `out[v]`: all on token 0 where no logit is above −∞.
+/// The distribution that [`choose`] draws from, as probabilities `out[v]`; all of it is on token 0
+/// where no logit is above −∞.
 ///
 /// # Errors
-/// As [`choose`], and where `out` is not as long as `logits`.
+/// As [`choose`], and if `out` is not as long as `logits`.
 pub fn filtered_probabilities<T: Real>(
     logits: &[T],
     filter: Filter,
@@ -140,7 +142,7 @@ struct Kept<'a> {
     total: u64,
 }
 
-/// An entry orders by weight and then by falling index, which it also names.
+/// An entry orders by weight, then by falling index, and also stores the index.
 fn entry(weight: u64, index: usize) -> u64 {
     weight << INDEX_BITS | (INDEX_MASK - index as u64)
 }
@@ -185,8 +187,8 @@ fn keep<'a, T: Real>(
     Ok(Kept { entries, bar, total: total - dropped })
 }
 
-/// Logits at or above the bar, as bits, and their indices; returns how many. Written without a branch
-/// that depends on the logits, which no processor could foresee.
+/// Writes the logits at or above the bar, as bits, and their indices; returns how many there are.
+/// Has no branches that depend on the logits, which no processor could predict.
 fn survivors<T: Real>(logits: &[T], bar: u64, bits: &mut [u64], indices: &mut [u64]) -> usize {
     let mut len = 0;
     for (i, l) in logits.iter().enumerate() {
@@ -200,7 +202,7 @@ fn survivors<T: Real>(logits: &[T], bar: u64, bits: &mut [u64], indices: &mut [u
 
 /// The largest logit, −∞ where there is none; NaN is never the largest.
 fn largest<T: Real>(logits: &[T]) -> f64 {
-    // Lanes, so that a comparison does not wait for the one before it.
+    // Several lanes, so that a comparison does not wait for the one before it.
     let mut lanes = [T::neg_infinity(); 16];
     for block in logits.chunks(lanes.len()) {
         for (lane, &l) in lanes.iter_mut().zip(block) {
@@ -221,7 +223,7 @@ fn top_k_bar<T: Real>(logits: &[T], k: usize, keys: &mut [u64]) -> u64 {
     *keys[..logits.len()].select_nth_unstable(logits.len() - k).1
 }
 
-/// Integers that order as the numbers do; NaN below everything, −0 with +0.
+/// An integer that orders as the number does; NaN is below everything, and −0 equals +0.
 #[inline]
 fn order_key(x: f64) -> u64 {
     if x.is_nan() {
@@ -231,8 +233,9 @@ fn order_key(x: f64) -> u64 {
     if bits >> 63 == 1 { !bits } else { bits | 1 << 63 }
 }
 
-/// Among non-empty `entries` in ascending order: the first whose cumulative weight exceeds `limit`
-/// (the last where none does), and the sum of the weights before it. Selection, not a sort: O(n).
+/// Among non-empty `entries` in ascending order: the first entry whose cumulative weight exceeds
+/// `limit` (the last if none does), and the sum of the weights before it. Selection, not a sort:
+/// O(n).
 fn first_above(mut entries: &mut [u64], limit: u64) -> (u64, u64) {
     let mut before = 0;
     while entries.len() > 1 {
@@ -256,7 +259,7 @@ fn first_above(mut entries: &mut [u64], limit: u64) -> (u64, u64) {
 /// `2⁴⁷·exp(logit−largest)` to nearest, with the exponential written out so that it has the same bits
 /// everywhere: no fused multiply-add, no library function; and without branches, for vectors.
 ///
-/// −∞ and NaN weigh 0; the largest logit weighs [`WEIGHT_ONE`], also where it is +∞.
+/// −∞ and NaN weigh 0; the largest logit weighs [`WEIGHT_ONE`], even if it is +∞.
 #[inline]
 pub fn weight(logit: f64, largest: f64) -> u64 {
     // 1/n!, n from 13 down to 0. For |r| ≤ ln2/2 the next term is below 2⁻⁵⁷.
@@ -281,7 +284,7 @@ pub fn weight(logit: f64, largest: f64) -> u64 {
     // ln 2 in two parts: the first has 32 trailing zero bits, so k times it is exact.
     const LN2_HIGH: f64 = f64::from_bits(0x3FE6_2E42_0000_0000);
     const LN2_LOW: f64 = core::f64::consts::LN_2 - LN2_HIGH;
-    // Adding it rounds to an integer, ties to even, and leaves that integer in the low bits.
+    // Adding this rounds to an integer, ties to even, and leaves that integer in the low bits.
     const TO_INTEGER: f64 = 1.5 * (1u64 << 52) as f64;
     if largest.is_infinite() {
         return if logit == f64::INFINITY { WEIGHT_ONE } else { 0 };
@@ -399,7 +402,7 @@ mod tests {
         let p = probabilities(&tied, Filter { top_k: 2, top_p: 0.0 });
         assert!(p[1] > 0.0 && p[2] > 0.0 && p[2] == p[3] && p[0] == 0.0 && p[4] == 0.0);
         assert_eq!(probabilities(&tied, Filter { top_k: 0, top_p: 1e-20 }), [0., 1., 0., 0., 0.]);
-        // Both largest are tied: top-p near 0 leaves one of them, the lower index.
+        // Both are the largest: a top-p near 0 leaves one of them, the lower index.
         assert_eq!(probabilities(&[5.0, 5.0], Filter { top_k: 0, top_p: 1e-20 }), [1.0, 0.0]);
         assert_eq!(probabilities(&[0.0, -0.0], Filter { top_k: 1, top_p: 0.0 }), [0.5, 0.5]);
     }

@@ -306,7 +306,8 @@ impl fmt::Display for ScaleSchedule {
     }
 }
 
-/// What VAR's programs call its schedules (`--pn`): by the side of the image in pixels, of latents of a sixteenth.
+/// VAR's names for its schedules (`--pn`): the side of the image in pixels, 16 times that of the
+/// latents.
 const PUBLISHED: [(&str, &[usize]); 3] = [
     ("256", &[1, 2, 3, 4, 5, 6, 8, 10, 13, 16]),
     ("512", &[1, 2, 3, 4, 6, 9, 13, 18, 24, 32]),
@@ -347,7 +348,8 @@ fn parse_scale(text: &str) -> Option<Scale> {
     }
 }
 
-/// Digits alone; a number beyond counting is the largest there is, which is too large.
+/// Parses a side, digits only. A number too large for `usize` becomes `usize::MAX`, which is
+/// refused as too large.
 fn parse_side(text: &str) -> Option<usize> {
     let digits = text.trim();
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());

@@ -15,7 +15,8 @@ fn slots(layer: Linear) -> Vec<Slot> {
 }
 
 impl NarrowCpu {
-    /// What a norm of `x` and a branch saw: their sum as it is stored; x where there is no branch.
+    /// What a norm of `x` and a branch saw: their sum as it is stored, or x where there is no
+    /// branch.
     fn stored_sum<'a>(
         &self,
         dims: TokenDims,
@@ -81,7 +82,7 @@ impl TransformerOps for NarrowCpu {
         let adds = added.is_some();
         self.0.residual_norm(dims, eps, x, branch(added), ada, modulation, sum, y, stats)?;
         if adds {
-            // What is normalised is what is stored: the backward and renorm see that.
+            // The stored sum is what is normalised, since the backward and renorm see that.
             store(sum);
             let stored = sum.clone();
             self.0.residual_norm(dims, eps, &stored, None, ada, modulation, sum, y, stats)?;

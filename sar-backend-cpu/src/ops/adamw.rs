@@ -1,6 +1,6 @@
 //! AdamW (Loshchilov & Hutter, arXiv 1711.05101), with clipping fused in: one pass over memory.
 //!
-//! With g the clipped gradient, of each element: p *= 1 − lr·wd; m += (1−β₁)(g − m);
+//! For each element, with g the clipped gradient: p *= 1 − lr·wd; m += (1−β₁)(g − m);
 //! v = β₂v + (1−β₂)g²; p −= lr/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + ε).
 
 use crate::Element;
@@ -29,7 +29,7 @@ pub(crate) struct State<'a, T> {
     pub params: &'a mut [T],
 }
 
-/// What an element needs of the hyperparameters.
+/// What the update of an element needs of the hyperparameters.
 #[derive(Clone, Copy)]
 struct Factors<T> {
     clip: T,
@@ -85,7 +85,7 @@ pub(crate) fn forward<T: Element>(
     Ok(())
 }
 
-/// The slots in order of memory, neighbours of a kind joined.
+/// The slots in memory order, with neighbours of the same kind joined.
 fn runs(decayed: &[Slot], plain: &[Slot], len: usize) -> Result<Vec<Run>, ShapeError> {
     let of = |slots: &[Slot], decays| -> Result<Vec<Run>, ShapeError> {
         let mut found = Vec::with_capacity(slots.len());
@@ -134,7 +134,7 @@ fn update<T: Element>(f: Factors<T>, decay: T, p: &mut [T], g: &[T], m: &mut [T]
         let g = g * f.clip;
         *m += f.keep1 * (g - *m);
         *v = f.beta2 * *v + f.keep2 * (g * g);
-        // Both sides of the fraction times √(1−β₂ᵗ): a division less.
+        // Both sides of the fraction are multiplied by √(1−β₂ᵗ), which saves a division.
         let step = f.step_size * (*m / (v.sqrt() + f.eps));
         // Not p·(1 − decay): that factor rounds away most of a small decay in f32.
         *p = (*p - decay * *p) - step;
@@ -145,7 +145,7 @@ fn update<T: Element>(f: Factors<T>, decay: T, p: &mut [T], g: &[T], m: &mut [T]
 mod tests {
     use super::*;
 
-    /// What ε = 1e-8 takes from a step of 0.1 beside gradients of 1.2 and more: 1e-9 at most.
+    /// Effect of ε = 1e-8 on a step of 0.1 with gradients of 1.2 and more: 1e-9 at most.
     const EPS_IN_STEP: f64 = 2e-9;
 
     const HYPER: AdamW = AdamW {

@@ -7,7 +7,7 @@ use sar_math::Scale;
 use sar_math::backend::{LatentDims, TokenSpan};
 use sar_math::resample::area_bin;
 
-/// The columns of the span's scales in `tokens[b, row, k]`, from `latent[b, k, h, w]`.
+/// Writes the columns of the span's scales in `tokens[b, row, k]`, from `latent[b, k, h, w]`.
 pub(crate) fn forward<T: Element>(
     dims: LatentDims,
     span: &TokenSpan,

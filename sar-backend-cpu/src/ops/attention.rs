@@ -1,8 +1,9 @@
 //! L2-normalised, block-causal attention.
 //!
 //! Queries of scale i see the keys 0..end(i), so every scale is a dense product over exactly those:
-//! nothing masked is computed, and no more scores than a tile of query rows exist at a time. A task is
-//! one head of one sample; what heads add to shared gradients is kept apart and added up in order.
+//! nothing masked is computed, and only the scores of one tile of query rows exist at a time. A
+//! task is one head of one sample; what heads add to shared gradients is kept apart and added up in
+//! order.
 
 mod backward;
 #[cfg(test)]
@@ -30,7 +31,7 @@ pub(crate) struct HeadParams<'a, T> {
     pub q_bias: &'a [T],
     pub v_bias: &'a [T],
     pub scale_mul: &'a [T],
-    /// What q, k and v become when they are stored.
+    /// Conversion that q, k and v undergo when they are stored.
     pub stored: Option<fn(T) -> T>,
 }
 

@@ -1,4 +1,4 @@
-//! Attention of one scale on all before it, from cached keys and values.
+//! Attention of one scale to itself and all before it, from cached keys and values.
 //!
 //! The cache of a head holds its keys transposed, `[d, capacity]`, then its values, `[capacity, d]`.
 

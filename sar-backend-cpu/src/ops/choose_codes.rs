@@ -1,7 +1,7 @@
 //! Guidance, filter and draw: from logits to ids.
 //!
-//! The mathematics is `sar_math`'s, whose draws are integer sums and so independent of any order.
-//! A draw is keyed by image, scale and token; a row is chosen by whichever task comes to it.
+//! The mathematics is `sar_math`'s, whose draws are integer sums and so independent of any order. A
+//! draw is keyed by image, scale and token, so any task may choose the token of a row.
 
 use super::cross_entropy::argmax;
 use crate::Element;
@@ -14,17 +14,17 @@ use sar_math::guidance::guide;
 use sar_math::philox::token_uniform;
 use sar_math::sampling::{choose, scratch_len};
 
-/// Logits of a row that are looked at to guess where the k-th largest lies.
+/// Number of logits of a row that are sampled to guess where the k-th largest lies.
 const SAMPLE: usize = 512;
-/// By how many standard deviations of that guess to stay below it.
+/// Number of standard deviations by which to stay below that guess.
 const DEVIATIONS: f64 = 3.0;
 
 thread_local! {
-    /// Words that a draw works in, kept from one to the next.
+    /// Scratch words of a draw, kept from one draw to the next.
     static WORDS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Whose token a row of logits is.
+/// The token that a row of logits belongs to.
 struct Row {
     /// Sample of the ids.
     sample: usize,
@@ -45,7 +45,7 @@ impl Row {
 /// `ids_bt` begins at its first sample.
 ///
 /// # Errors
-/// Shape, where the vocabulary is more than a draw supports.
+/// A shape error if the vocabulary is larger than a draw supports.
 pub(crate) fn forward<T: Element>(
     dims: &ChooseDims,
     logits: &[T],
@@ -104,10 +104,11 @@ fn choose_row<T: Element>(dims: &ChooseDims, row: &Row, logits: &[T]) -> Result<
     }
 }
 
-/// [`choose`] among the few logits that can be the k largest, where that is certain to be the same.
+/// [`choose`] among the few logits that can be the k largest, where the result is certain to be the
+/// same.
 ///
-/// Whatever is at or above some bar holds the k largest and all ties with the k-th as soon as it is
-/// k logits or more; left in their order, the draw among them is the draw among all.
+/// If at least k logits are at or above some bar, these include the k largest and all ties with the
+/// k-th; since they keep their order, the draw among them is the draw among all.
 fn draw<T: Element>(logits: &[T], filter: Filter, uniform: f64) -> Result<usize, ShapeError> {
     let vocab = logits.len();
     WORDS.with_borrow_mut(|words| {
@@ -126,8 +127,8 @@ fn draw<T: Element>(logits: &[T], filter: Filter, uniform: f64) -> Result<usize,
     })
 }
 
-/// A logit that probably at least `top_k` others reach, though not many more: from every n-th of
-/// them. `None` where a part would not be much smaller than the whole.
+/// A logit that probably at least `top_k` others reach, though not many more, estimated from every
+/// n-th logit. `None` where such a sample would not be much smaller than the whole.
 fn low_bar<T: Element>(logits: &[T], top_k: usize, sample: &mut [T]) -> Option<T> {
     let stride = logits.len() / SAMPLE;
     if top_k == 0 || stride < 2 {
@@ -146,8 +147,8 @@ fn low_bar<T: Element>(logits: &[T], top_k: usize, sample: &mut [T]) -> Option<T
     Some(*sample.select_nth_unstable_by(rank, descending).1)
 }
 
-/// Logits at or above the bar, in order, and their indices; returns how many. Without a branch that
-/// depends on the logits, which no processor could foresee.
+/// Writes the logits at or above the bar, in order, and their indices; returns how many there are.
+/// Has no branches that depend on the logits, which no processor could predict.
 fn at_least<T: Element>(logits: &[T], bar: T, kept: &mut [T], indices: &mut [u64]) -> usize {
     let mut count = 0;
     for (i, &logit) in logits.iter().enumerate() {
@@ -252,7 +253,8 @@ mod tests {
             guidance: Some(guidance),
             choice: Choice::Argmax,
         };
-        // Conditional prefers 0 a little, unconditional a lot: guidance 1 turns to 1.
+        // The conditional logits prefer 0 a little, the unconditional ones a lot: guidance 1 turns
+        // to 1.
         let logits = [[1.0, 0.0]; 14].into_iter().chain([[3.0, 0.0]; 14]).flatten();
         let mut ids = [7; 14];
         forward(&dims, &logits.collect::<Vec<f32>>(), &mut ids).unwrap();

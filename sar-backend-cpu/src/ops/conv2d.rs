@@ -2,9 +2,10 @@
 //!
 //! A sample's input is padded into planes, one for each of the `stride²` phases of its rows and
 //! columns, all with the same row stride. What a tap sees is then such a plane, shifted, and the
-//! convolution is one call of the register-tiled kernel per eight outputs: of a band of rows at a time, whose
-//! planes lie together and stay in the cache for all outputs. Planes of the whole map serve the
-//! weight gradient; the input gradient is the same kernel, band by band too, over the padded output gradient.
+//! convolution is one call of the register-tiled kernel per eight outputs. It works on a band of
+//! rows at a time, whose planes lie together and stay in the cache for all outputs. The weight
+//! gradient uses planes of the whole map; the input gradient is the same kernel, also band by band,
+//! over the padded output gradient.
 
 mod gradients;
 mod plan;
@@ -20,11 +21,12 @@ use plan::Plan;
 use rayon::prelude::*;
 use sar_math::backend::ConvDims;
 
-/// Elements of the planes of a band: with a band's outputs and the weights of eight of them, a core's second cache.
-/// In the tests beside this file small maps have several bands; those through the backend have one.
+/// Elements of the planes of a band: together with the band's outputs and the weights of eight of
+/// them, they fit a core's second-level cache. In the tests next to this file small maps have
+/// several bands; in those through the backend they have one.
 const BAND: usize = if cfg!(test) { 48 } else { 160 << 10 };
 
-/// Whether the convolution is a matrix product of the maps as they lie.
+/// Whether the convolution is a matrix product of the maps as they lie in memory.
 fn pointwise(d: ConvDims) -> bool {
     d.kernel == 1 && d.stride == 1 && d.pad_before == 0 && d.pad_after == 0
 }
@@ -54,7 +56,7 @@ pub(crate) fn forward<T: Element>(d: ConvDims, x: &[T], weight: &[T], bias: &[T]
         }
         return;
     }
-    // Fewer samples than threads: large images, of which one or two go through at a time.
+    // Fewer samples than threads: large images, of which one or two are processed at a time.
     let apart = x.len() / x_sample < rayon::current_num_threads();
     let samples = y.par_chunks_mut(y_sample).zip(x.par_chunks(x_sample));
     if pointwise(d) {
@@ -87,7 +89,7 @@ pub(crate) fn forward<T: Element>(d: ConvDims, x: &[T], weight: &[T], bias: &[T]
     });
 }
 
-/// Rows of y from `first` on, as many as the plan's band has.
+/// Computes the rows of y from `first` on, as many as the plan's band has.
 fn band_forward<T: Element>(
     plan: Plan,
     oh: usize,

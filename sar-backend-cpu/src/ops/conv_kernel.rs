@@ -1,8 +1,8 @@
 //! The two inner loops of a convolution, tiled over registers.
 //!
-//! Both read their operand planes at arbitrary offsets, so that no tap needs a copy: with rows padded to a
-//! common stride, the input that a tap sees is the plane itself, shifted. Widths are those of the
-//! widest vectors the processor has; a processor's bits are always the same.
+//! Both read their operand planes at arbitrary offsets, so that no tap needs a copy: with rows
+//! padded to a common stride, the input that a tap sees is the plane itself, shifted. Vectors are
+//! the widest that the processor has; on one processor the bits are always the same.
 
 use pulp::{Arch, Simd, WithSimd};
 use std::cell::Cell;
@@ -19,11 +19,11 @@ pub struct Correlate<'a, T> {
     pub weights: &'a [T],
     /// Where the plane of each weight row begins in `planes`.
     pub offsets: &'a [usize],
-    /// What the offsets point into.
+    /// The planes that the offsets point into.
     pub planes: &'a [T],
-    /// Elements wanted, a multiple of [`LANES`].
+    /// Number of elements wanted, a multiple of [`LANES`].
     pub len: usize,
-    /// How many of the `ROWS` outputs are wanted.
+    /// Number of the `ROWS` outputs that are wanted.
     pub rows: usize,
 }
 
@@ -53,7 +53,7 @@ pub trait Kernels: Copy + 'static {
     fn correlate_weights(op: CorrelateWeights<'_, Self>, dw: &mut [Self]);
 }
 
-/// Lends a vector of offsets of this thread to `work`, empty and with the room of earlier uses.
+/// Lends a vector of offsets of this thread to `work`, empty and with the capacity of earlier uses.
 pub(crate) fn with_offsets<R>(work: impl FnOnce(&mut Vec<usize>) -> R) -> R {
     thread_local!(static OFFSETS: Cell<Vec<usize>> = const { Cell::new(Vec::new()) });
     let mut offsets = OFFSETS.take();

@@ -107,22 +107,23 @@ pub(crate) fn exp<T: Element>(x: T) -> T {
     x.vexp()
 }
 
-/// Index of the largest number, the lowest on ties; NaN counts as −∞, and 0 is where nothing is more.
+/// Index of the largest number, the lowest on ties; NaN counts as −∞, and the index is 0 where
+/// nothing is above that.
 #[inline(always)]
 pub(crate) fn argmax<T: Element>(x: &[T]) -> usize {
     let largest = simd::max(x);
-    // A −∞ behind a NaN would be the first to equal it, though both count the same.
+    // A −∞ after a NaN would be the first to equal it, though both count the same.
     if largest == T::neg_infinity() { 0 } else { first_equal(x, largest).unwrap_or(0) }
 }
 
-/// Elements compared before looking whether one was equal.
+/// Elements that are compared before looking whether any was equal.
 pub(crate) const BLOCK: usize = 64;
 
-/// Where `value` first stands.
+/// Index at which `value` first occurs.
 #[inline(always)]
 pub(crate) fn first_equal<T: Element>(x: &[T], value: T) -> Option<usize> {
     for (b, block) in x.chunks(BLOCK).enumerate() {
-        // Without a branch inside, so that it is compared a vector at a time.
+        // No branch inside, so that elements are compared a vector at a time.
         if block.iter().fold(false, |any, &x| any | (x == value)) {
             return block.iter().position(|&x| x == value).map(|i| b * BLOCK + i);
         }

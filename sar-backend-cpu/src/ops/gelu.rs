@@ -35,7 +35,8 @@ pub(crate) fn backward<T: Element>(x: &[T], dy: &mut [T]) {
     });
 }
 
-/// [`forward`] and [`backward`] in place: `x` becomes y and `dy` dx, the gate being computed once.
+/// [`forward`] and [`backward`] in place: `x` becomes y and `dy` becomes dx; the gate is computed
+/// only once.
 pub(crate) fn again_backward<T: Element>(x: &mut [T], dy: &mut [T]) {
     x.par_chunks_mut(CHUNK).zip(dy.par_chunks_mut(CHUNK)).for_each(|(x, dy)| {
         vectorized(
@@ -52,7 +53,7 @@ pub(crate) fn again_backward<T: Element>(x: &mut [T], dy: &mut [T]) {
     });
 }
 
-/// gelu'(x), of the gate.
+/// gelu'(x), given the gate.
 #[inline(always)]
 fn slope<T: Element>(x: T, (s, x2): (T, T)) -> T {
     let slope = T::of(SLOPE) * (T::one() + T::of(3.0 * CUBIC) * x2);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-/// Puts the given codes of a span of tokens back where they are kept; all are `[b, tokens]`.
+/// Restores the given codes of a span of tokens where they are kept; all are `[b, tokens]`.
 pub(crate) fn forward(
     tokens: usize,
     span: Range<usize>,

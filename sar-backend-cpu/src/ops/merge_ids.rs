@@ -1,8 +1,8 @@
-//! Some scales of one set of ids, the others of another.
+//! Merging of ids: some scales from one set, the others from another.
 
 use sar_math::ScaleSchedule;
 
-/// Takes the tokens of the scales for which `from_other` holds from `other`.
+/// Replaces the tokens of the scales for which `from_other` is true with those of `other`.
 pub(crate) fn forward(
     schedule: &ScaleSchedule,
     from_other: &[bool],

@@ -1,11 +1,12 @@
 //! The nearest code: the row of the largest product with z.
 //!
-//! By angle, codes and z have length 1, and |z − e|² = 2 − 2 z·e. By distance, a row is (e, −|e|²/2) and z is
-//! taken as (z, 1): |z − e|² = |z|² − 2 (z·e − |e|²/2). Either is brought to length 1, which changes no order. A
-//! matrix product gives all scores in the backend's type, which leaves those within rounding of the
-//! largest undecided; they alone are scored again in f64, where products of f32 are exact and equal
-//! rows score equally. So the result is that of the f64 formula on the rows as brought to length 1 and rounded, the
-//! lowest index on ties, whatever the blocks of the product are.
+//! By angle, codes and z have length 1, and |z − e|² = 2 − 2 z·e. By distance, a row is
+//! (e, −|e|²/2) and z is taken as (z, 1): |z − e|² = |z|² − 2 (z·e − |e|²/2). Either z or (z, 1)
+//! is scaled to length 1, which does not change the order. A matrix product gives all scores in the
+//! backend's type, which leaves those within rounding of the largest undecided. Only these are
+//! scored again in f64, where products of f32 are exact and equal rows score equally. The result is
+//! therefore that of the f64 formula on the scaled and rounded rows, with the lowest index on ties,
+//! however the product is split into blocks.
 
 use super::cross_entropy::BLOCK;
 use crate::Element;
@@ -32,8 +33,8 @@ struct Best<T> {
     code: u32,
 }
 
-/// The columns of the span's scales of `ids[b, row]`, for every row of `z[b, tokens, k]`; a row with NaN gets
-/// code 0.
+/// Writes the columns of the span's scales in `ids[b, row]`, for every row of `z[b, tokens, k]`; a
+/// row with NaN gets code 0.
 pub(crate) fn forward<T: Element>(
     span: &TokenSpan,
     codes: CodeDims,
@@ -91,15 +92,15 @@ fn rows<T: Element>(dims: CodeDims, margin: T, z_rk: &[T], codebook: &[T], ids_r
     );
 }
 
-/// How far a score may be from the exact one, twice: a product of k terms is off by at most k+1
-/// roundings of the lengths' product.
+/// Twice the largest error of a score: a product of k terms is off by at most k+1 roundings of the
+/// product of the lengths.
 fn rounding<T: Element>(columns: usize, codebook: &[T]) -> T {
     let square = |code: &[T]| code.iter().map(|c| c.wide() * c.wide()).sum::<f64>();
     let longest = codebook.chunks_exact(columns).map(square).fold(0.0, f64::max).sqrt();
     T::of(2.0 * (columns + 1) as f64 * T::epsilon().wide() * longest)
 }
 
-/// Rows of length 1, of z or of (z, 1); a row of nothing stays so.
+/// Scales rows of z, or of (z, 1), to length 1; a zero row stays zero.
 fn unit_rows<T: Element>(dims: CodeDims, z: &[T], unit: &mut [T]) {
     let last = match dims.distance {
         Distance::Cosine => 0.0,
@@ -116,7 +117,7 @@ fn unit_rows<T: Element>(dims: CodeDims, z: &[T], unit: &mut [T]) {
     }
 }
 
-/// Takes the codes `from..` of one block, whose scores are given, into account.
+/// Takes into account the codes from `from` on of one block, whose scores are given.
 fn improve<T: Element>(
     best: &mut Best<T>,
     scores: &[T],
@@ -137,7 +138,7 @@ fn improve<T: Element>(
         return;
     }
     for (part, scores) in scores.chunks(BLOCK).enumerate() {
-        // Few parts hold a candidate; the others are passed over a vector at a time.
+        // Few parts hold a candidate; the others are skipped a vector at a time.
         if !vectorized(
             #[inline(always)]
             || scores.iter().fold(false, |any, &s| any | (s >= bar)),
@@ -164,7 +165,7 @@ mod tests {
         CodeDims { vocab, channels, distance: Distance::Cosine }
     }
 
-    /// A scale of so many tokens, alone.
+    /// A span of one scale of `width` tokens.
     fn tokens(width: usize) -> TokenSpan {
         let scales = [Scale::square(1), Scale { height: 1, width }];
         TokenSpan::one(&ScaleSchedule::new(&scales).unwrap(), 1)

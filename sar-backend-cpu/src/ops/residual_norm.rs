@@ -5,8 +5,8 @@ use crate::simd::{Shared, sum1, sum2, vectorized, with_scratch};
 use rayon::prelude::*;
 use sar_math::backend::{Modulation, TokenDims, Write};
 
-/// Rows that one task handles. The backward adds up the gradients of a sample's modulation over so
-/// many rows first, so the order of these sums does not depend on the number of threads.
+/// Rows that one task handles. The backward first adds up the gradients of a sample's modulation
+/// over this many rows, so that the order of these sums does not depend on the number of threads.
 const ROWS: usize = 32;
 
 /// A branch's operands, as slices.
@@ -160,7 +160,7 @@ fn modulate<T: Element>(x: &[T], mean: T, inverse_std: T, scale: &[T], shift: &[
 /// What the backward reads.
 pub(crate) struct Saved<'a, T> {
     pub dy: &'a [T],
-    /// What the norm saw, or where it is added `again` what the branch was added to.
+    /// What the norm saw or, if the branch is added `again`, what it was added to.
     pub seen: &'a [T],
     pub again: bool,
     pub stats: &'a [T],
@@ -228,8 +228,8 @@ pub(crate) fn backward<T: Element>(
     });
 }
 
-/// One row, of which the norm saw `x`; `partial` holds the sums of the gradients of scale, shift and
-/// (with a branch) gate.
+/// Backward of one row, for which the norm saw `x`; `partial` holds the sums of the gradients of
+/// scale, shift and (with a branch) gate.
 #[inline(always)]
 fn backward_row<T: Element>(
     saved: &Saved<'_, T>,

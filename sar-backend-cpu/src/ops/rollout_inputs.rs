@@ -30,7 +30,7 @@ pub(crate) fn forward<T: Element>(
     });
 }
 
-/// The codes of a grid, resized to another: `out[scale, k]`.
+/// The codes of a grid, resized to another grid: `out[scale, k]`.
 pub(super) fn resize<T: Element>(
     (before, scale): (Scale, Scale),
     ids: &[u32],
@@ -49,7 +49,7 @@ pub(super) fn resize<T: Element>(
     });
 }
 
-/// Codes gathered and resized along the rows: `wide[before.height, width, k]`.
+/// Gathers the codes and resizes them along the rows: `wide[before.height, width, k]`.
 #[inline(always)]
 fn across<T: Element>(
     before: Scale,
@@ -69,7 +69,7 @@ fn across<T: Element>(
     }
 }
 
-/// Resized along the columns: `out[scale, k]`.
+/// Resizes along the columns: `out[scale, k]`.
 #[inline(always)]
 fn down<T: Element>(height: usize, scale: Scale, wide: &[T], out: &mut [T], k: usize) {
     let line = scale.width * k;

@@ -21,7 +21,7 @@ pub(crate) fn forward<T: Element>(
         return;
     }
     let scale = T::of((c as f64).sqrt().recip());
-    // Fewer samples than threads: large maps, of which one or two go through at a time.
+    // Fewer samples than threads: large maps, of which one or two are processed at a time.
     let apart = q.len() / (c * n) < rayon::current_num_threads();
     y.par_chunks_mut(c * n)
         .zip(probabilities.par_chunks_mut(n * n))

@@ -157,7 +157,7 @@ pub(crate) fn backward<T: Element>(
 }
 
 /// Gradient through `unit = v/‖v‖`: `(d − unit·(unit·d))/‖v‖`; where the norm is clamped it is a
-/// constant, and so the projection falls away.
+/// constant, and the projection falls away.
 fn through_norm<T: Element>(unit: &[T], norm: T, d: &mut [T]) {
     let dot = if norm > T::of(NORMALIZE_EPS) {
         unit.iter().zip(d.iter()).map(|(&u, &d)| u * d).sum()
@@ -189,7 +189,7 @@ mod tests {
             let d = MapDims { batch, channels, height, width };
             let (len, area) = (d.len(), height * width);
             let mut random = Random(seed);
-            // Away from zero: differences are no measure of how fast a short vector turns.
+            // Values away from zero: differences do not measure how fast a short vector turns.
             let mut long = |n: usize| -> Vec<f64> {
                 random.values(n).into_iter().map(|v| v + 0.3f64.copysign(v)).collect()
             };

@@ -4,17 +4,17 @@ use crate::memory::Address;
 use core::ffi::c_void;
 use sar_math::{MAX_SCALES, ScaleSchedule};
 
-/// A value that a kernel takes.
+/// A value that a kernel takes as an argument.
 ///
 /// # Safety
 /// The implementing type has the size and layout of the kernel's parameter type, and no padding that
 /// the kernel reads.
 pub unsafe trait KernelArg {
-    /// Where the value is.
+    /// Address of the value.
     fn place(&self) -> *mut c_void {
         core::ptr::from_ref(self).cast::<c_void>().cast_mut()
     }
-    /// Its size.
+    /// Size of the value.
     fn bytes(&self) -> usize {
         size_of_val(self)
     }
@@ -56,7 +56,7 @@ pub struct ScaleTable {
 const _: () = assert!(size_of::<ScaleTable>() == 4 * (2 + 3 * MAX_SCALES) && MAX_SCALES == 32);
 
 impl ScaleTable {
-    /// Of a schedule, whose tokens number less than 2³¹ by construction.
+    /// The table of a schedule, which has fewer than 2³¹ tokens by construction.
     pub fn new(schedule: &ScaleSchedule) -> Self {
         let tokens = schedule.tokens() as i32;
         let mut table = Self {

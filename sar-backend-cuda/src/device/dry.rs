@@ -1,5 +1,5 @@
-//! A device without memory and without work: what is given to it is counted, so that what a run will hold can be told
-//! before there is a GPU to hold it.
+//! A device that neither has memory nor computes: it counts allocations, so that the memory a run will need is
+//! known before there is a GPU to run it on.
 
 use super::{Device, Launch};
 use crate::error::CudaError;
@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// Alignment that [`Device::allocate`] promises.
 const ALIGN: u64 = 256;
 
-/// Keeps account of memory and does nothing else; what is read from it is zero.
+/// Counts memory and does nothing else; all that is read from it is zero.
 #[derive(Debug, Default)]
 pub struct Dry {
-    /// How far addresses have been given; none is given twice, and none is the null address.
+    /// Bytes of addresses handed out so far; no address is handed out twice, and none is null.
     given: AtomicU64,
     held: AtomicUsize,
     peak: AtomicUsize,

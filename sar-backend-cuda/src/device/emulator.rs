@@ -1,7 +1,7 @@
-//! The kernels on the CPU, thread by thread, with faults looked for: a device for tests.
+//! Executes the kernels on the CPU, thread by thread, and looks for faults: a device for tests.
 //!
 //! Kernels are the same sources, compiled by the build script; `emu/` explains what is modelled.
-//! Matrix products are written out here, since cuBLASLt is no kernel of ours. Memory is filled with
+//! Matrix products are computed here, since cuBLASLt is not one of these kernels. Memory is filled with
 //! NaN before it is first written and stands between guards that are checked whenever it is read or
 //! released.
 
@@ -32,7 +32,7 @@ unsafe extern "C" {
         error: *mut c_char,
         error_len: usize,
     ) -> c_int;
-    /// Bytes of each parameter, ended by a negative number; null where there is no such kernel.
+    /// Sizes of the parameters in bytes, ended by a negative number; null if there is no such kernel.
     fn sar_emu_parameters(key: *const c_char) -> *const c_int;
 }
 
@@ -57,12 +57,12 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// One thread, the natural order.
+    /// An emulator with one thread and the natural order.
     pub fn new() -> Self {
         Self::with_order(1, 0)
     }
 
-    /// A choice of operating-system threads and of the order in which CUDA threads run.
+    /// An emulator with this number of operating-system threads, which runs CUDA threads in this order.
     pub fn with_order(threads: u32, order: u64) -> Self {
         let (held, fault) = (Mutex::default(), Mutex::default());
         Self {
@@ -77,17 +77,17 @@ impl Emulator {
         }
     }
 
-    /// How often memory was allocated so far.
+    /// Number of allocations so far.
     pub fn allocations(&self) -> usize {
         self.allocations.load(Ordering::Relaxed)
     }
 
-    /// Start and length of what is allocated, in the order of addresses.
+    /// Start and length of each allocation, in order of address.
     pub(super) fn allocated(&self) -> Vec<(u64, usize)> {
         self.held().iter().map(|(&start, &bytes)| (start, bytes)).collect()
     }
 
-    /// Enters a launch, whose arguments are known to be sound, into recordings and accounts.
+    /// Notes a launch, whose arguments have been checked, for replays and profiles.
     pub(super) fn note_launch(&self, launch: &Launch<'_>) {
         let values = launch.args.iter().map(|arg| {
             // SAFETY: an argument lies at its place with all its bytes.
@@ -140,7 +140,7 @@ impl Emulator {
         }
     }
 
-    /// The allocation that a range lies in, with its guards intact.
+    /// Checks that a range lies in an allocation whose guards are intact.
     fn check(&self, what: &str, at: u64, bytes: usize) -> Result<(), CudaError> {
         let held = self.held();
         let inside = held
@@ -301,7 +301,7 @@ impl Device for Emulator {
             self.check("bias of a product", bias, gemm.n * gemm.out.data.bytes())?;
         }
         for product in 0..gemm.batch {
-            // SAFETY: the matrices lie in held memory, says the caller.
+            // SAFETY: the matrices lie in held memory, as the caller guarantees.
             unsafe { multiply(gemm, product) };
         }
         if let Some(tallies) = self.profile().as_mut() {
@@ -365,13 +365,13 @@ unsafe fn parameters(key: &CString) -> Option<Vec<c_int>> {
     Some(sizes.collect())
 }
 
-/// One product of a batch, in f32, each sum in the order of k: a row depends on itself alone.
+/// Computes one product of a batch in f32, each sum in the order of k, so that a row depends only on itself.
 ///
 /// # Safety
 /// As [`Device::gemm`].
 unsafe fn multiply(gemm: &Gemm, product: usize) {
     let Gemm { m, n, k, a, b, out, .. } = *gemm;
-    // SAFETY: the caller's; each matrix is read within its bounds.
+    // SAFETY: upheld by the caller; each matrix is read within its bounds.
     let (a_mk, b_kn) = unsafe { (gathered(a, product, m, k), gathered(b, product, k, n)) };
     let bias: Vec<f32> = match gemm.bias {
         None => vec![0.0; n],
@@ -395,7 +395,7 @@ unsafe fn multiply(gemm: &Gemm, product: usize) {
     }
 }
 
-/// A matrix of a batch as f32, row-major `[rows, columns]`, transposed where it says so.
+/// A matrix of a batch as f32, row-major `[rows, columns]`, after the transposition that it asks for.
 ///
 /// # Safety
 /// The matrix lies in held memory.
@@ -415,7 +415,7 @@ unsafe fn gathered(matrix: Matrix, product: usize, rows: usize, columns: usize) 
 /// # Safety
 /// The element lies in held memory.
 unsafe fn load(data: DataType, address: u64, at: usize) -> f32 {
-    // SAFETY: the caller's.
+    // SAFETY: upheld by the caller.
     unsafe {
         match data {
             DataType::F32 => (address as *const f32).add(at).read_unaligned(),
@@ -427,7 +427,7 @@ unsafe fn load(data: DataType, address: u64, at: usize) -> f32 {
 /// # Safety
 /// The element lies in held memory.
 unsafe fn store(data: DataType, address: u64, at: usize, value: f32) {
-    // SAFETY: the caller's.
+    // SAFETY: upheld by the caller.
     unsafe {
         match data {
             DataType::F32 => (address as *mut f32).add(at).write_unaligned(value),

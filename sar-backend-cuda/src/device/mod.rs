@@ -1,5 +1,5 @@
-//! The devices behind one trait: a GPU; none, where memory is counted; and in tests the CPU, which executes the kernels'
-//! sources or what NVRTC makes of them.
+//! The devices behind one trait: a GPU; [`Dry`], which only counts memory; and in tests the CPU, which
+//! executes the kernels' sources or the PTX that NVRTC makes of them.
 
 mod args;
 mod driver;
@@ -25,7 +25,7 @@ use crate::error::CudaError;
 use crate::gemm::Gemm;
 use crate::work::{Tally, Work};
 
-/// A kernel: the file it stands in, and its name there.
+/// A kernel: the file that has it, and its name there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
     /// Stem of the file in `kernels/`.
@@ -36,46 +36,46 @@ pub struct Kernel {
 
 /// A kernel on its grid, with its arguments.
 pub struct Launch<'a> {
-    /// Which one.
+    /// The kernel.
     pub kernel: Kernel,
-    /// Which variant of it: `Storage::NAME`.
+    /// Its variant: `Storage::NAME`.
     pub variant: &'static str,
-    /// Blocks.
+    /// Number of blocks in each dimension.
     pub grid: [u32; 3],
-    /// Threads of a block.
+    /// Number of threads of a block in each dimension.
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: u32,
-    /// What it moves and computes at least.
+    /// The least that it moves and computes.
     pub work: Work,
-    /// In the order of the kernel's parameters.
+    /// Arguments, in the order of the kernel's parameters.
     pub args: &'a [&'a dyn KernelArg],
 }
 
-/// Device memory, transfers and work, in the order given: one stream.
+/// Device memory, transfers and work on one stream, carried out in the order in which they are issued.
 ///
-/// Addresses are device addresses of allocations that are still held; that is the caller's to see
-/// to, hence the `unsafe`. Work may be asynchronous: `read` and `synchronize` wait for it.
+/// Addresses are device addresses in allocations that are still held; the caller must ensure this,
+/// hence the `unsafe`. Work may be asynchronous: `read` and `synchronize` wait for it.
 pub trait Device: Send + Sync + Sized + 'static {
-    /// What it is, for people.
+    /// Describes the device for people to read.
     fn describe(&self) -> String;
 
     /// Makes every kernel of a variant ready, so that no later launch stops to compile one.
     ///
     /// # Errors
-    /// A kernel that cannot be compiled or loaded.
+    /// A kernel cannot be compiled or loaded.
     fn prepare(&self, variant: &'static str) -> Result<(), CudaError>;
 
-    /// Zeroed memory, aligned to 256 bytes.
+    /// Allocates zeroed memory, aligned to 256 bytes.
     ///
     /// # Errors
-    /// Out of memory.
+    /// The device is out of memory.
     fn allocate(&self, bytes: usize) -> Result<u64, CudaError>;
 
-    /// Gives memory back once the work given so far is done.
+    /// Frees memory once the work issued so far is done.
     ///
     /// # Safety
-    /// The address is one that `allocate` gave for so many bytes, and nothing uses it any more.
+    /// `allocate` returned the address for `bytes` bytes, and nothing uses the memory any more.
     unsafe fn release(&self, address: u64, bytes: usize);
 
     /// Copies from the host, which may reuse its memory on return.
@@ -84,10 +84,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// The range lies in held memory.
     ///
     /// # Errors
-    /// A fault of the device; likewise for all below.
+    /// The device has failed; likewise for all methods below.
     unsafe fn write(&self, host: &[u8], to: u64) -> Result<(), CudaError>;
 
-    /// Copies to the host, once the work given so far is done.
+    /// Copies to the host, once the work issued so far is done.
     ///
     /// # Safety
     /// The range lies in held memory.
@@ -108,7 +108,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Runs a kernel.
     ///
     /// # Safety
-    /// Arguments are those of the kernel's parameters, and it stays within the memory they name.
+    /// The arguments match the kernel's parameters, and the kernel stays within the memory that they
+    /// point to.
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError>;
 
     /// Runs a matrix product.
@@ -117,47 +118,47 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// All matrices and the bias lie in held memory; `out` does not overlap the others.
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<(), CudaError>;
 
-    /// Waits until all work given so far is done.
+    /// Waits until all work issued so far is done.
     fn synchronize(&self) -> Result<(), CudaError>;
 
-    /// Marks scratch memory as holding nothing: where faults are looked for, it then holds NaN.
+    /// Marks scratch memory as undefined; a device that looks for faults fills it with NaN.
     ///
     /// # Safety
     /// The range lies in held memory.
     unsafe fn forget(&self, at: u64, bytes: usize) -> Result<(), CudaError>;
 
-    /// Runs `work`, or replays what it gave to the device when `key` was seen before.
+    /// Runs `work`, or replays what it issued to the device under the same `key` before.
     ///
-    /// The caller sees to it that `work` gives the same launches whenever the key is the same, and
-    /// that it neither allocates, nor gives memory back, nor moves anything between host and device.
+    /// The caller ensures that `work` makes the same launches whenever the key is the same, and that it
+    /// neither allocates, nor frees memory, nor moves anything between host and device.
     ///
     /// # Errors
-    /// The work's; a fault of the device.
+    /// An error of `work`, or a fault of the device.
     fn replay(
         &self,
         key: (u64, u64),
         work: &mut dyn FnMut() -> Result<(), CudaError>,
     ) -> Result<(), CudaError>;
 
-    /// Keeps account of every launch and product from now on.
+    /// Begins a profile, which counts and times every launch and product from now on.
     ///
     /// # Errors
-    /// A device that cannot.
+    /// The device cannot take a profile.
     fn begin_profile(&self) -> Result<(), CudaError>;
 
-    /// Ends the account, waiting for the work in it: from most time to least. Empty where none was
-    /// begun.
+    /// Ends the profile, after waiting for the work in it, and returns its tallies from most time to
+    /// least; empty if no profile was begun.
     ///
     /// # Errors
     /// A fault of the device.
     fn end_profile(&self) -> Result<Vec<Tally>, CudaError>;
 
-    /// What a reader of a profile should know of how matrix products were chosen, a line each; nothing where they
-    /// all run by the library's first choice.
+    /// Notes for readers of a profile on how algorithms for matrix products were chosen, one line each;
+    /// empty if all products run by the library's first choice.
     fn product_notes(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// The most bytes that were held at once.
+    /// The largest number of bytes held at once.
     fn peak_bytes(&self) -> usize;
 }

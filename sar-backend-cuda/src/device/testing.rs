@@ -1,35 +1,35 @@
-//! The device that tests run on: the emulator; or what NVRTC makes of the kernels, carried out on the CPU,
-//! where `SAR_PTX` names an architecture; or the GPU where `SAR_REQUIRE_GPU` asks for it.
+//! The device that tests run on: the emulator; the PTX that NVRTC makes of the kernels, carried out on the
+//! CPU, if `SAR_PTX` names an architecture; or the GPU, if `SAR_REQUIRE_GPU` is set.
 
 use super::{Device, Driver, Emulator, Launch, PtxDevice};
 use crate::error::CudaError;
 use crate::gemm::Gemm;
 use crate::work::Tally;
 
-/// Set where tests must run on a GPU, and fail where there is none.
+/// Environment variable that is set if tests must run on a GPU, and fail if there is none.
 const REQUIRE_GPU: &str = "SAR_REQUIRE_GPU";
-/// The architecture, as in `sm_80`, whose PTX tests are to run.
+/// Environment variable with the architecture, as in `sm_80`, whose PTX tests are to run.
 const PTX: &str = "SAR_PTX";
 
 /// The emulator, unless the environment has `SAR_REQUIRE_GPU` or `SAR_PTX`.
-// One a test: the size of the larger is nothing.
+// There is one per test: the size of the largest variant does not matter.
 #[allow(clippy::large_enum_variant)]
 pub enum TestDevice {
     /// Kernels executed on the CPU.
     Emulated(Emulator),
-    /// What NVRTC made of them.
+    /// PTX that NVRTC made of the kernels, carried out on the CPU.
     Compiled(PtxDevice),
     /// A GPU.
     Gpu(Driver),
 }
 
-/// What results may not depend on: how many threads of the host carry out the blocks of a launch, and in which
-/// order the threads of a block run. The natural order of one is the first.
+/// Settings that results must not depend on: how many threads of the host carry out the blocks of a launch,
+/// and in which order the threads of a block run. The first is one thread and the natural order.
 pub const ORDERS: [(u32, u64); 4] = [(1, 0), (1, 1), (2, 7), (4, 12345)];
 
 impl TestDevice {
-    /// The orders of this device: [`ORDERS`], or the first two of them where PTX is carried out, by one thread and
-    /// slowly. A GPU has an order of its own, and is to give the same bits each time.
+    /// The orders of this device: [`ORDERS`], or the first two of them if PTX is carried out, which uses one
+    /// thread and is slow. A GPU has an order of its own, and must give the same bits each time.
     pub fn orders() -> &'static [(u32, u64)] {
         if std::env::var_os(PTX).is_some() { &ORDERS[..2] } else { &ORDERS }
     }
@@ -42,15 +42,15 @@ impl TestDevice {
         Self::orders().iter().map(|&(threads, order)| Self::with_order(threads, order))
     }
 
-    /// One thread and the natural order of threads, where they are emulated.
+    /// A device with one host thread and the natural order of threads, where these are emulated.
     ///
     /// # Errors
-    /// A GPU or a compiler that is asked for and cannot be used.
+    /// A GPU or a compiler is asked for and cannot be used.
     pub fn new() -> Result<Self, CudaError> {
         Self::with_order(1, 0)
     }
 
-    /// As [`Emulator::with_order`]; PTX is carried out by one thread, and a GPU has an order of its own.
+    /// Like [`Emulator::with_order`]; PTX is carried out by one thread, and a GPU has an order of its own.
     ///
     /// # Errors
     /// As [`TestDevice::new`].
@@ -59,7 +59,7 @@ impl TestDevice {
             return Driver::new(0).map(Self::Gpu);
         }
         match std::env::var_os(PTX) {
-            // Of a name that is none, NVRTC says so.
+            // If the name is not an architecture, NVRTC reports it.
             Some(arch) => PtxDevice::new(&arch.to_string_lossy(), order).map(Self::Compiled),
             None => Ok(Self::Emulated(Emulator::with_order(threads, order))),
         }
@@ -91,7 +91,7 @@ impl Device for TestDevice {
     }
 
     unsafe fn release(&self, address: u64, bytes: usize) {
-        // SAFETY: the caller's; likewise for all below.
+        // SAFETY: upheld by the caller; likewise for all below.
         unsafe { either!(self.release(address, bytes)) }
     }
 

@@ -1,7 +1,7 @@
 //! One AdamW step over flat buffers.
 //!
-//! Neighbouring slots of a kind are joined to runs, and runs go to the kernel by value, some dozens a
-//! launch: a transformer's thousand tensors are some hundred runs. Floor: 28 bytes a parameter, 30
+//! Neighbouring slots of a kind are joined into runs, and runs go to the kernel by value, some dozens per
+//! launch: a transformer's thousand tensors are some hundred runs. Floor: 28 bytes per parameter, 30
 //! with a copy in bf16.
 
 use crate::backend::CudaBackend;
@@ -15,7 +15,7 @@ const ADAMW: Kernel = Kernel { file: "adamw", name: "adamw" };
 
 /// Threads of a block.
 const THREADS: usize = 256;
-/// Parameters that a block updates: four of `QUADS` of the kernel for each thread.
+/// Parameters that a block updates: for each thread, four in each of the kernel's `QUADS` rounds.
 const PER_BLOCK: usize = 4 * 4 * THREADS;
 /// Runs of one launch: `MAX_RUNS` of the kernel.
 const MAX_RUNS: usize = 64;
@@ -56,7 +56,7 @@ struct AdamRuns {
     unused: i32,
 }
 
-/// What an element needs of the hyperparameters: `struct AdamFactors` of the kernel.
+/// The hyperparameters in the form that an element needs: `struct AdamFactors` of the kernel.
 #[repr(C)]
 struct AdamFactors {
     clip: f64,
@@ -77,7 +77,7 @@ unsafe impl KernelArg for AdamRuns {}
 unsafe impl KernelArg for AdamFactors {}
 
 impl AdamRuns {
-    /// Of at most [`MAX_RUNS`] runs, and how many blocks they take.
+    /// The table of at most [`MAX_RUNS`] runs, and the number of blocks that they take.
     fn new(runs: &[Run]) -> (Self, usize) {
         let mut table = Self {
             from: [0; MAX_RUNS],
@@ -131,11 +131,11 @@ pub(crate) fn forward<S: Storage, D: Device>(
         let args: [&dyn KernelArg; 8] =
             [&params, &narrow, &grads, &first, &second, &norm, &table, &factors];
         let parameters: usize = runs.iter().map(|run| run.to - run.from).sum();
-        // The weight and both moments there and back, the gradient, the narrow copy.
+        // The weight and both moments are read and written, the gradient is read, the copy written.
         let copied = if S::NARROW { parameters } else { 0 };
         gpu.expect(copied, 7 * parameters * size_of::<f32>(), 0);
-        // SAFETY: parameters as declared; the door checked the buffers to the end of the last run,
-        // and no two runs share a parameter.
+        // SAFETY: parameters as declared; the buffers were checked on entry to the end of the last
+        // run, and no two runs share a parameter.
         unsafe { gpu.launch(ADAMW, [blocks, 1, 1], THREADS, 0, &args)? };
     }
     Ok(())

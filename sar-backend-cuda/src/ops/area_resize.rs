@@ -1,4 +1,4 @@
-//! Adaptive average pooling: maps of a latent, a few elements an output. Backward gathers.
+//! Adaptive average pooling of the maps of a latent, a few elements per output. The backward gathers.
 
 use super::maps::{THREADS, blocks, narrow};
 use crate::backend::CudaBackend;
@@ -32,7 +32,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
 ) -> Result<(), CudaError> {
     let [h, w, to_h, to_w] = sizes("area_resize", dims, to)?;
     let len = dims.batch * dims.channels * to.0 * to.1;
-    // SAFETY: a thread an element of y; windows lie within a plane of x.
+    // SAFETY: one thread per element of y; windows lie within a plane of x.
     unsafe {
         let args: [&dyn crate::KernelArg; 7] = [&y, &x, &(len as u64), &h, &w, &to_h, &to_w];
         gpu.launch(FORWARD, blocks(len), THREADS, 0, &args)
@@ -48,7 +48,7 @@ pub(crate) fn backward<S: Storage, D: Device>(
     dx: Address<S>,
 ) -> Result<(), CudaError> {
     let [h, w, to_h, to_w] = sizes("area_resize_backward", dims, to)?;
-    // SAFETY: a thread an element of dx; the outputs it gathers lie within a plane of dy.
+    // SAFETY: one thread per element of dx; the outputs it gathers lie within a plane of dy.
     unsafe {
         let args: [&dyn crate::KernelArg; 7] =
             [&dx, &dy, &(dims.len() as u64), &h, &w, &to_h, &to_w];

@@ -1,5 +1,5 @@
-//! The latent at scales, token-major: one thread an output, all of them in one launch.
-//! Floor: the latent once and the tokens once, some MB a batch; no step waits for it.
+//! The latent at scales, token-major: one thread per output, all of them in one launch.
+//! Floor: the latent once and the tokens once, some MB per batch; no step waits for it.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel, ScaleTable};
@@ -36,6 +36,6 @@ pub(crate) fn forward<S: Storage, D: Device>(
         &(dims.height as i32),
         &(dims.width as i32),
     ];
-    // SAFETY: parameters as declared; every output and the latent were checked at the door.
+    // SAFETY: parameters as declared; every output and the latent were checked on entry.
     unsafe { gpu.launch(AREA_TOKENS, [outputs.div_ceil(THREADS), 1, 1], THREADS, 0, &args) }
 }

@@ -1,13 +1,13 @@
 //! L2-normalised, block-causal attention and its backward.
 //!
-//! One kernel normalises q and k and biases v in place: every element read and written once. (The bias of v
-//! could come to the output instead, since rows of probabilities add up to one, and v need not be
-//! written. But then what is left of `dP − inner` where values are equal is the rounding of two different sums: in
-//! f32 the gradient of the log-scale of equal keys was 25 times as far off as the CPU backend's.) The
-//! forward then goes through the keys tile by tile and never writes scores; the backward computes
-//! them again, for a tile of queries and for a tile of keys, so that no sum depends on the order of
-//! blocks. Tiles that no query of a tile sees are not visited. Products take bf16 to tensor cores and
-//! f32 to f32 units.
+//! One kernel normalises q and k and adds the bias of v, in place: every element is read and written once.
+//! (Since rows of probabilities add up to one, the bias of v could be added to the output instead, and v
+//! need not be written. But then, where values are equal, what is left of `dP − inner` is the rounding of
+//! two different sums: in f32 the gradient of the log-scale of equal keys was 25 times as far off as the
+//! CPU backend's.) The forward then goes through the keys tile by tile and never writes scores; the
+//! backward computes them again, once per tile of queries and once per tile of keys, so that no sum depends
+//! on the order of blocks. Tiles of keys that no query of a tile sees are skipped. Products in bf16 run on
+//! tensor cores, those in f32 on f32 units.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel, ScaleTable};
@@ -27,7 +27,7 @@ pub(crate) struct HeadParams {
     pub(crate) scale_mul: Address<f32>,
 }
 
-/// What the backward is given of the forward.
+/// Inputs of the backward: the gradient of the output, and what the forward used and saved.
 pub(crate) struct Saved<S> {
     pub(crate) d_out: Address<S>,
     pub(crate) out: Address<S>,
@@ -67,7 +67,7 @@ impl HeadSize {
         }
     }
 
-    /// The one of three names.
+    /// The kernel for this head size, given the names for all three.
     pub(crate) fn pick(self, file: &'static str, names: [&'static str; 3]) -> Kernel {
         Kernel { file, name: names[self as usize] }
     }
@@ -86,7 +86,7 @@ impl HeadSize {
         self.padded() * size_of::<S>() / 16
     }
 
-    /// The grid of a kernel in which so many threads hold a vector, `vectors` of them in each row.
+    /// The grid of a kernel in which [`HeadSize::lanes`] threads hold a vector, and each row has `vectors` of them.
     pub(crate) fn vector_grid<S: Storage>(self, rows: usize, vectors: usize) -> [usize; 3] {
         [rows, (vectors * self.lanes::<S>()).div_ceil(THREADS), 1]
     }
@@ -149,11 +149,11 @@ pub(crate) fn forward<S: Storage, D: Device>(
         gpu.launch(size.pick(FORWARD, PREPARE), grid, THREADS, 0, &args)?;
     }
     let grid = [batch * heads * tokens.div_ceil(ROWS), 1, 1];
-    // SAFETY: parameters as declared; a block writes rows of a head and sample, of those that the
+    // SAFETY: parameters as declared; a block writes only rows, of one head and sample, that the
     // schedule has.
     unsafe {
         let args: [&dyn crate::KernelArg; 6] = [&out, &lse, &qkv, &table, &h, &d];
-        // Scores and their sum of values: two products over every pair of tokens that see each other.
+        // Two products over every pair of tokens that see each other: scores, and sums of values.
         gpu.expect(4 * len, 0, 2 * pair_flops);
         gpu.launch(size.pick(FORWARD, ATTEND), grid, THREADS, size.shared::<S>(1), &args)
     }
@@ -220,7 +220,7 @@ pub(crate) fn backward<S: Storage, D: Device>(
     let HeadParams { q_bias, v_bias, scale_mul } = *gradients;
     let (threads, columns) = ADD;
     let rows = (batch * tiles) as u64;
-    // SAFETY: parameters as declared; the gradients were checked at the door for these heads.
+    // SAFETY: parameters as declared; the gradients were checked on entry for these heads.
     unsafe {
         let args: [&dyn crate::KernelArg; 8] =
             [&q_bias, &v_bias, &scale_mul, &params.scale_mul, &partials, &rows, &h, &d];
@@ -233,15 +233,16 @@ mod tests {
     use super::*;
     use half::bf16;
 
-    /// As the budgets of registers and static shared memory in `kernels/budget.txt`: what a block has decides how many
-    /// run beside each other, of 163 KiB on an A100 and 227 KiB on an H100.
+    /// Like the budgets of registers and static shared memory in `kernels/budget.txt`: what a block takes of the
+    /// 163 KiB of an A100 or the 227 KiB of an H100 decides how many blocks run side by side.
     #[test]
     fn shared_memory_of_a_block_is_what_was_recorded() {
         let bytes = |head_dim, tiles| {
             let size = HeadSize::of("attention", head_dim).unwrap();
             [size.shared::<bf16>(tiles), size.shared::<f32>(tiles)]
         };
-        // The forward: in bf16, at the head size of the published models, three on an A100's multiprocessor.
+        // The forward: in bf16, at the head size of the published models, a multiprocessor of an A100 has room
+        // for three blocks.
         assert_eq!(
             [32, 64, 128].map(|d| bytes(d, 1)),
             [[25600, 46080], [46080, 87040], [52224, 101376]]

@@ -1,8 +1,8 @@
-//! Attention of one scale on all before it, with keys and values kept.
+//! Attention of one scale on all before it, whose keys and values are kept.
 //!
 //! The cache is `[2, b, h, capacity, d]`: keys, then values, normalised and biased as attention takes
-//! them, so that a head's are read in one stretch. One kernel appends the new tokens' (and normalises
-//! q in place), a second is the forward of attention with nothing masked.
+//! them, and laid out so that those of a head are read in one stretch. One kernel appends those of the
+//! new tokens (and normalises q in place); a second is the forward of attention without a mask.
 
 use crate::backend::CudaBackend;
 use crate::device::Device;
@@ -37,15 +37,15 @@ pub(crate) fn forward<S: Storage, D: Device>(
         [batch, tokens, past, capacity, heads, head_dim].map(|n| n as i32);
     let grid = size.vector_grid::<S>(batch * tokens, 3 * heads);
     // SAFETY: parameters as declared; a block works on a row of qkv, of which there are
-    // batch · tokens, and past + tokens ≤ capacity was checked at the door.
+    // batch · tokens, and past + tokens ≤ capacity was checked on entry.
     unsafe {
         let args: [&dyn crate::KernelArg; 11] =
             [&qkv, &cache, &q_bias, &v_bias, &scale_mul, &b, &l, &past, &capacity, &h, &d];
         gpu.launch(size.pick(OP, APPEND), grid, THREADS, 0, &args)?;
     }
     let grid = [batch * heads * tokens.div_ceil(ROWS), 1, 1];
-    // SAFETY: parameters as declared; a block writes rows of a head and sample, of those that there
-    // are, and reads the past + tokens rows of the cache that are written.
+    // SAFETY: parameters as declared; a block writes only rows of a head and sample that exist, and
+    // reads the past + tokens rows of the cache that have been written.
     unsafe {
         let args: [&dyn crate::KernelArg; 9] =
             [&out, &qkv, &cache, &b, &l, &past, &capacity, &h, &d];

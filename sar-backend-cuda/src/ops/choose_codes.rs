@@ -1,9 +1,9 @@
-//! Guidance, filter and draw: the ids that every backend chooses from the same logits.
+//! Guidance, filter and draw: every backend chooses the same ids from the same logits.
 //!
-//! A block has a row. Argmax reads it once. A draw keeps the row's order keys in shared memory and
+//! Each block has one row. Argmax reads it once. A draw keeps the row's order keys in shared memory and
 //! finds the k-th largest by counting digits, gathers what remains as 64-bit entries, finds where
-//! top-p cuts by bisection, and draws by a scan; see `kernels/choose_codes.cu`. Rows of which shared
-//! memory does not hold what it should are read again from the cache. Floor: 2 (bf16) or 4 bytes a
+//! top-p cuts by bisection, and draws by a scan; see `kernels/choose_codes.cu`. Rows whose keys or
+//! entries do not fit in shared memory are read again from the cache. Floor: 2 (bf16) or 4 bytes per
 //! logit, twice that with guidance.
 
 use crate::backend::CudaBackend;
@@ -17,15 +17,16 @@ use sar_math::backend::{Choice, ChooseDims, DrawKeys, Filter};
 const ARGMAX: Kernel = Kernel { file: "choose_codes", name: "argmax_codes" };
 const DRAW: Kernel = Kernel { file: "choose_codes", name: "draw_codes" };
 
-/// Bytes of the bins that the k-th largest is found with.
+/// Bytes of the bins that are used to find the k-th largest.
 const BINS: usize = 4 * 2048;
 /// Largest vocabulary whose order keys are held: 64 KiB of them.
 const MAX_KEYS: usize = 1 << 14;
-/// Entries held of a row without top-k, all of which remain: 152 KiB. Above, they are made anew.
+/// Most entries held of a row without top-k, of which all entries remain: 152 KiB. If there are more, they
+/// are made anew.
 const MAX_ENTRIES: usize = 19 << 10;
-/// Entries held of a row with top-k, for each of the k: ties with the k-th stay.
+/// Entries held of a row with top-k for each of the k, since ties with the k-th remain too.
 const ENTRIES_PER_K: usize = 2;
-/// As above, for small k.
+/// Least number of entries held of a row with top-k, for small k.
 const LEAST_ENTRIES: usize = BINS / 8;
 
 /// The rows of logits and how to choose from them: `struct Rows` of the kernel.
@@ -72,7 +73,7 @@ impl Rows {
         }
     }
 
-    /// Fills in what a draw needs; the bytes of shared memory that it takes.
+    /// Fills in what a draw needs; returns the bytes of shared memory that it takes.
     fn draw(&mut self, vocab: usize, filter: Filter, keys: DrawKeys) -> usize {
         (self.seed, self.first_image) = (keys.seed, keys.first_image);
         if filter.top_p > 0.0 {
@@ -87,7 +88,7 @@ impl Rows {
         self.top_k = filter.top_k as i32;
         self.keys_held = i32::from(vocab <= MAX_KEYS);
         let keys = if vocab <= MAX_KEYS { 4 * vocab.next_multiple_of(4) } else { 0 };
-        // All that fit beside the keys where k is large.
+        // If k is large, as many as fit in addition to the keys.
         let room = MAX_ENTRIES - keys / 8;
         let capacity = (ENTRIES_PER_K * filter.top_k).max(LEAST_ENTRIES).min(room);
         self.capacity = capacity as i32;
@@ -122,7 +123,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     };
     let grid = [dims.batch * rows.span as usize, 1, 1];
     let args: [&dyn KernelArg; 3] = [&ids, &logits, &rows];
-    // SAFETY: parameters as declared; a block a row, logits and ids checked at the door, and shared
-    // memory for the keys, entries and bins that `rows` speaks of.
+    // SAFETY: parameters as declared; one block per row; logits and ids were checked on entry; there is
+    // shared memory for the keys, entries and bins that `rows` describes.
     unsafe { gpu.launch(kernel, grid, threads, shared, &args) }
 }

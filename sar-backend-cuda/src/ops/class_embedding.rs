@@ -10,12 +10,12 @@ use crate::storage::Storage;
 const FORWARD: Kernel = Kernel { file: "class_embedding", name: "class_embedding" };
 const BACKWARD: Kernel = Kernel { file: "class_embedding", name: "class_embedding_backward" };
 
-/// Blocks of whole samples, a thread a column.
+/// Blocks of which none spans two samples, with one thread per column.
 fn grid(batch: usize, width: usize) -> [usize; 3] {
     [batch * width.div_ceil(THREADS), 1, 1]
 }
 
-/// `[batch, width, rows]` with the rows of the table; NaN where a label is none of them.
+/// Writes the table's row for each label to `cond`; NaN if a label is not one of the `rows`.
 pub(crate) fn forward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     [batch, width, rows]: [usize; 3],
@@ -24,11 +24,11 @@ pub(crate) fn forward<S: Storage, D: Device>(
     cond: Address<S>,
 ) -> Result<(), CudaError> {
     let args: [&dyn KernelArg; 5] = [&cond, &labels, &table, &(width as i32), &table_rows(rows)];
-    // SAFETY: parameters as declared; lengths were checked at the door, labels are by the kernel.
+    // SAFETY: parameters as declared; lengths were checked on entry, and the kernel checks labels.
     unsafe { gpu.launch(FORWARD, grid(batch, width), THREADS, 0, &args) }
 }
 
-/// `dtable[labels_b] += dcond_b`; nothing for a label that is no row of the table.
+/// `dtable[labels_b] += dcond_b`; nothing for a label that is not a row of the table.
 pub(crate) fn backward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     [batch, width, rows]: [usize; 3],

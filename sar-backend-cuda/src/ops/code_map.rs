@@ -1,4 +1,4 @@
-//! Codes of one scale as a channel-first map of any size: one thread an output.
+//! Codes of one scale as a channel-first map of any size: one thread per output.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
@@ -13,7 +13,7 @@ const CODE_MAP_RESIZED: Kernel = Kernel { file: "code_map", name: "code_map_resi
 
 /// Threads of a block; each has one output.
 const THREADS: usize = 256;
-/// Longest side of a map: where the taps of `kernels/bicubic.cuh` lie is computed in 32 bits.
+/// Longest side of a map: `kernels/bicubic.cuh` computes positions of taps in 32 bits.
 pub(crate) const MAX_SIDE: usize = i32::MAX as usize / (2 * sar_math::schedule::MAX_SIDE + 1);
 
 pub(crate) fn forward<S: Storage, D: Device>(
@@ -35,7 +35,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
         let positions = range.len() as i32;
         let args: [&dyn crate::KernelArg; 9] =
             [&map, &ids, &codebook, &outputs, &tokens, &first, &positions, &channels, &vocab];
-        // SAFETY: parameters as declared; operands checked at the door, ids by the kernel.
+        // SAFETY: parameters as declared; operands checked on entry, ids by the kernel.
         return unsafe { gpu.launch(CODE_MAP, blocks, THREADS, 0, &args) };
     }
     let args: [&dyn crate::KernelArg; 12] = [

@@ -1,12 +1,12 @@
 //! Convolution by im2col and matrix products.
 //!
 //! The patches of a part of the batch are written out as columns `[inputs·k², positions]` and
-//! multiplied by the weights as they lie; a 1×1 convolution needs no columns. Columns are bounded: as
-//! many whole images as fit, or a band of rows of one. A 3×3 layer writes and reads 9 elements for each
-//! of x in the forward, and the same for each of its two gradients.
+//! multiplied by the weights as they are stored; a 1×1 convolution needs no columns. Columns are bounded
+//! in size: a part is as many whole images as fit, or a band of rows of one image. A 3×3 layer writes and
+//! reads 9 elements for each element of x in the forward, and the same for each of its two gradients.
 //!
-//! Where several images have a part together, the weight gradient has their columns side by side, so
-//! that the batch is among the terms of one product.
+//! Where a part has several images, the weight gradient has their columns side by side, so that one
+//! product sums over the batch as well.
 
 mod gradients;
 
@@ -27,7 +27,7 @@ const IM2COL_3X3: Kernel = Kernel { file: "conv2d", name: "im2col_3x3" };
 /// Scratch for columns: an image of 256×256×128 in bf16 has 144 MiB of them, and with the sums of a
 /// split weight gradient (below 40 MiB) the whole stays within 256 MiB.
 const COLUMN_BYTES: usize = 192 << 20;
-/// A convolution and how much of it is done at once.
+/// A convolution, and how much of it is computed at once.
 #[derive(Clone, Copy)]
 struct Plan {
     d: ConvDims,
@@ -35,13 +35,13 @@ struct Plan {
     out_height: usize,
     out_width: usize,
     area: usize,
-    /// Rows of the columns.
+    /// Rows of the matrix of columns.
     taps: usize,
-    /// Scratch for columns.
+    /// Bytes of scratch for columns.
     bytes: usize,
 }
 
-/// Images and rows of outputs that are done at once: whole images, or some rows of one.
+/// Images and rows of outputs that are computed at once: whole images, or some rows of one.
 #[derive(Clone, Copy)]
 struct Part {
     image: usize,
@@ -70,7 +70,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     Plan::new(dims, COLUMN_BYTES).forward(gpu, x, weight, bias, y)
 }
 
-/// Gradients of [`forward`]: `dx` overwritten where asked for, `dweight` and `dbias` added to.
+/// Gradients of [`forward`]: `dx` is overwritten if asked for, `dweight` and `dbias` are added to.
 pub(crate) fn backward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     dims: ConvDims,
@@ -91,7 +91,7 @@ impl Plan {
         Self { d, out_height, out_width, area: out_height * out_width, taps, bytes }
     }
 
-    /// Whether columns are the maps as they lie.
+    /// Whether the maps themselves are the columns.
     fn pointwise(self) -> bool {
         let ConvDims { kernel, stride, pad_before, pad_after, .. } = self.d;
         kernel == 1 && stride == 1 && pad_before == 0 && pad_after == 0
@@ -105,7 +105,7 @@ impl Plan {
         self.d.outputs * self.area
     }
 
-    /// Images and rows that fit where a position takes `per_position` elements.
+    /// Images and rows that fit in scratch if a position takes `per_position` elements.
     fn fitting<S: Storage>(self, per_position: usize) -> (usize, usize) {
         let row = per_position * self.out_width * size_of::<S>();
         match self.bytes / (row * self.out_height).max(1) {
@@ -154,7 +154,7 @@ impl Plan {
         if self.d.batch * self.y_image() == 0 {
             return Ok(());
         }
-        // Of a position: columns, and sums where y is too narrow for them.
+        // Bytes per position: of columns, and of sums if y is too narrow for them.
         let rounds = size_of::<S>() < size_of::<f32>();
         let held = if self.pointwise() { 0 } else { self.taps * size_of::<S>() };
         let summed = if rounds { self.d.outputs * size_of::<f32>() } else { 0 };
@@ -185,10 +185,11 @@ impl Plan {
         Ok(())
     }
 
-    /// `y = sums + bias` for a part, its sums one plane behind the other; in f32 y holds them.
+    /// `y = sums + bias` for a part, whose sums lie one plane behind the other; in f32, y itself holds them.
     ///
-    /// A pass of its own: an epilogue adds a bias along rows, and here it goes with a row. Nor does a product start
-    /// from it: cuBLASLt's kernels for Hopper round one in bf16 before they add to it. So it is in f32, and stored once.
+    /// This is a separate pass: an epilogue adds a bias that runs along a row, but here each row has one bias.
+    /// Nor can the product be added to the bias: cuBLASLt's kernels for Hopper round a product in bf16 before
+    /// they add it. So the sum is taken in f32, and stored once.
     fn add_bias<S: Storage, D: Device>(
         self,
         gpu: &CudaBackend<S, D>,
@@ -202,7 +203,7 @@ impl Plan {
         let (first, positions) = (self.first(part), part.rows * self.out_width);
         let step = [positions, self.area, first].map(step::<S>).into_iter().min().unwrap_or(1);
         let steps = part.images * self.d.outputs * positions / step;
-        // SAFETY: parameters as declared; a thread a step of the part of y, and sums for all of it, or none.
+        // SAFETY: parameters as declared; one thread per step of the part of y, and sums for all of it or none.
         unsafe {
             let args: [&dyn KernelArg; 8] = [
                 &y.at(first),
@@ -239,7 +240,7 @@ impl Plan {
             batch: part.images,
             sample: Sample::Product,
         };
-        // SAFETY: out is of the part, in y or in scratch; the columns lie in scratch or, 1×1, in x.
+        // SAFETY: out belongs to the part, in y or in scratch; columns lie in scratch or, if 1×1, in x.
         unsafe { gpu.gemm(&gemm) }
     }
 
@@ -323,7 +324,7 @@ mod tests {
     use crate::{Emulator, bf16};
     use sar_math::backend::Buffers;
 
-    /// Sums of some hundred products of order 1 in f32, in another order.
+    /// Largest error of f32 sums of some hundred products of order 1, taken in another order.
     const SUM_ERROR: f32 = 2e-5;
 
     fn numbers(len: usize, seed: usize) -> Vec<f32> {

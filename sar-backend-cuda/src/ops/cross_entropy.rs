@@ -1,7 +1,7 @@
 //! Cross-entropy of tokens against hard targets.
 //!
-//! A block has a row of logits and reads it once, its largest and its sum in one go; a backward reads
-//! and writes each row in place. Floor: 2 (bf16) or 4 bytes a logit forward, twice that backward.
+//! Each block has one row of logits and reads it once, for its largest and its sum together; a backward
+//! reads and writes each row in place. Floor: 2 (bf16) or 4 bytes per logit forward, twice that backward.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel, ScaleTable, ScaleWeights};
@@ -26,15 +26,15 @@ pub(crate) struct RowLosses {
     pub(crate) lse: Address<f32>,
 }
 
-/// Threads of a block that has a row of `vocab` logits: one for 16 bytes, whole warps.
+/// Threads of a block that has a row of `vocab` logits: one per 16 bytes, in whole warps.
 ///
-/// The sums depend on it, and so it depends on nothing else.
+/// The bits of the sums depend on this number, so it must depend on nothing else.
 pub(crate) fn threads<S>(vocab: usize) -> usize {
     let vectors = vocab.div_ceil(16 / size_of::<S>());
     (vectors.div_ceil(32) * 32).min(MAX_THREADS)
 }
 
-/// Rows of the logits.
+/// Number of rows of the logits.
 pub(crate) fn rows(dims: &LossDims) -> usize {
     dims.batch * dims.schedule.tokens()
 }
@@ -65,7 +65,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
         &(dims.smoothing / dims.vocab as f64),
     ];
     gpu.expect(rows(dims) * dims.vocab, 0, 0);
-    // SAFETY: parameters as declared; a block a row, all of which the door checked.
+    // SAFETY: parameters as declared; one block per row, all of which were checked on entry.
     unsafe { gpu.launch(FORWARD, [rows(dims), 1, 1], threads::<S>(dims.vocab), 0, &args) }
 }
 

@@ -1,4 +1,4 @@
-//! What all ops on single elements share, and the addition that `Buffers` asks for.
+//! What all ops on single elements share, and the addition of `Buffers`.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
@@ -11,17 +11,17 @@ const ADD: Kernel = Kernel { file: "elementwise", name: "add" };
 /// Threads of a block of an elementwise kernel.
 pub(crate) const THREADS: usize = 256;
 
-/// Elements of 16 bytes, the most that a thread reads at once: `VECTOR` of `kernels/vector.cuh`.
+/// Number of elements in 16 bytes, the most that a thread reads at once: `VECTOR` of `kernels/vector.cuh`.
 pub(crate) const fn vector<S>() -> usize {
     16 / size_of::<S>()
 }
 
-/// Blocks for `len` elements at one vector a thread.
+/// Blocks for `len` elements with one vector per thread.
 pub(crate) fn vector_blocks<S>(len: usize) -> [usize; 3] {
     blocks(len.div_ceil(vector::<S>()))
 }
 
-/// Blocks for `len` elements at one a thread.
+/// Blocks for `len` elements with one element per thread.
 pub(crate) fn blocks(len: usize) -> [usize; 3] {
     [len.div_ceil(THREADS), 1, 1]
 }
@@ -33,6 +33,6 @@ pub(crate) fn add<S: Storage, D: Device>(
     from: Address<S>,
     to: Address<S>,
 ) -> Result<(), CudaError> {
-    // SAFETY: the parameters of `add`; both hold `len` elements, which were checked at the door.
+    // SAFETY: the parameters of `add`; both hold `len` elements, which were checked on entry.
     unsafe { gpu.launch(ADD, blocks(len), THREADS, 0, &[&to, &from, &(len as u64)]) }
 }

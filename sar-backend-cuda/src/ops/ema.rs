@@ -1,4 +1,4 @@
-//! Running average of the weights. Floor: 12 bytes a parameter.
+//! Running average of the weights. Floor: 12 bytes per parameter.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
@@ -20,6 +20,6 @@ pub(crate) fn forward<S: Storage, D: Device>(
 ) -> Result<(), CudaError> {
     let args: [&dyn crate::KernelArg; 5] =
         [&average, &params, &(len as u64), &(decay as f32), &((1.0 - decay) as f32)];
-    // SAFETY: parameters as declared; both buffers were checked at the door.
+    // SAFETY: parameters as declared; both buffers were checked on entry.
     unsafe { gpu.launch(EMA, [len.div_ceil(4 * THREADS), 1, 1], THREADS, 0, &args) }
 }

@@ -1,7 +1,7 @@
-//! GELU (tanh form) and its backward: 2 and 3 activations moved, 4 of both at once, 16 bytes a thread.
+//! GELU (tanh form) and its backward: they move 2 and 3 activations, or 4 together, 16 bytes per thread.
 //!
-//! The backward also takes the column sums of what it writes: a pass of its own for the bias gradient of the
-//! layer before would read all of that once more.
+//! The backward also sums the columns of what it writes, for the bias gradient of the layer before: a
+//! separate pass would read all of it once more.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel, KernelArg};
@@ -28,11 +28,11 @@ pub(crate) fn forward<S: Storage, D: Device>(
     y: Address<S>,
 ) -> Result<(), CudaError> {
     gpu.expect(2 * len, 0, 0);
-    // SAFETY: parameters as declared; both hold `len` elements, which was checked at the door.
+    // SAFETY: parameters as declared; both hold `len` elements, which was checked on entry.
     unsafe { gpu.launch(FORWARD, vector_blocks::<S>(len), THREADS, 0, &[&y, &x, &(len as u64)]) }
 }
 
-/// `dbias`, where there is one, receives the column sums of dx besides.
+/// Also adds the column sums of dx to `dbias`, if there is one.
 pub(crate) fn backward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     rows: usize,
@@ -45,7 +45,7 @@ pub(crate) fn backward<S: Storage, D: Device>(
     backward_by(gpu, BACKWARD, rows, columns, x, dy_to_dx, dbias)
 }
 
-/// Both, in place.
+/// Computes the GELU again, and its backward, both in place.
 pub(crate) fn again_backward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     rows: usize,
@@ -80,7 +80,7 @@ fn backward_by<S: Storage, D: Device>(
     let blocks = chunks * columns.div_ceil(LANES * step);
     let args: [&dyn KernelArg; 6] =
         [&x, &dy_to_dx, &partials, &(rows as u64), &(across as i32), &(ROWS as i32)];
-    // SAFETY: parameters as declared; lengths were checked at the door, and `partials` holds a row of
+    // SAFETY: parameters as declared; lengths were checked on entry, and `partials` holds a row of
     // sums for every chunk, where sums are asked for.
     unsafe { gpu.launch(kernel, [blocks, 1, 1], SUM_THREADS, 0, &args)? };
     match dbias {

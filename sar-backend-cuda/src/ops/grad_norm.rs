@@ -1,5 +1,5 @@
 //! The norm of all gradients, summed in f64 in two stages: chunks of a fixed size, then the chunks.
-//! Floor: 4 bytes a gradient.
+//! Floor: 4 bytes per gradient.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};

@@ -1,4 +1,4 @@
-//! Group norm, with SiLU after it where asked for.
+//! Group norm, followed by SiLU if asked for.
 //!
 //! Forward reads x for the statistics and again to apply them (from the cache where it fits) and
 //! writes y. Backward reads x and dy twice and writes dx.
@@ -20,7 +20,7 @@ const GROUP_SUMS: Kernel = Kernel { file: "group_norm", name: "group_norm_group_
 const PARAMS: Kernel = Kernel { file: "group_norm", name: "group_norm_params" };
 const DX: Kernel = Kernel { file: "group_norm", name: "group_norm_dx" };
 
-/// Elements that a warp sums: 64 a lane, a multiple of what a warp reads at once, and few enough that
+/// Elements that a warp sums: 64 per lane, a multiple of what a warp reads at once, and few enough that
 /// the largest groups (256×256×4) have a hundred warps.
 const SEGMENT: usize = 2048;
 
@@ -60,7 +60,7 @@ impl Norm {
     }
 }
 
-/// `y[b, c, h, w]`, and in `stats[b, groups, 2]` mean and 1/σ.
+/// Writes `y[b, c, h, w]`, and mean and 1/σ to `stats[b, groups, 2]`.
 pub(crate) fn forward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     norm: Norm,
@@ -106,7 +106,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     }
 }
 
-/// Backward of [`forward`]: `dx` as `write` says, `dweight[c]` and `dbias[c]` added to.
+/// Backward of [`forward`]: writes `dx` as `write` says, and adds to `dweight[c]` and `dbias[c]`.
 pub(crate) fn backward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     norm: Norm,

@@ -1,4 +1,4 @@
-//! Guidance of features, before a linear head: 3 activations moved, 16 bytes a thread at once.
+//! Guidance of features, before a linear head: moves 3 activations, 16 bytes per thread at once.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
@@ -18,6 +18,6 @@ pub(crate) fn forward<S: Storage, D: Device>(
     let blocks = vector_blocks::<S>(len);
     let args: [&dyn crate::KernelArg; 4] = [&x, &(len as u64), &(1.0 + t as f32), &(t as f32)];
     gpu.expect(3 * len, 0, 3 * len);
-    // SAFETY: parameters as declared; x holds `2·len` elements, which was checked at the door.
+    // SAFETY: parameters as declared; x holds `2·len` elements, which was checked on entry.
     unsafe { gpu.launch(GUIDE, blocks, THREADS, 0, &args) }
 }

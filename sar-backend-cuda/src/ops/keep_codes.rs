@@ -1,4 +1,4 @@
-//! Codes that are given, in place of those that were chosen.
+//! Replaces chosen codes by given ones.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
@@ -12,7 +12,7 @@ const KEEP_CODES: Kernel = Kernel { file: "keep_codes", name: "keep_codes" };
 /// Threads of a block; each has one token.
 const THREADS: usize = 256;
 
-/// Puts the given codes of a span of tokens back where they are kept.
+/// Writes the given codes of a span of tokens back at the places where codes are kept.
 pub(crate) fn forward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     [batch, tokens]: [usize; 2],
@@ -25,7 +25,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     let (tokens, first, width) = (tokens as i32, span.start as i32, span.len() as i32);
     let args: [&dyn crate::KernelArg; 7] =
         [&ids, &kept, &given, &(len as u64), &tokens, &first, &width];
-    // SAFETY: parameters as declared; all three buffers were checked at the door, and ids, which is
+    // SAFETY: parameters as declared; all three buffers were checked on entry, and ids, which is
     // borrowed mutably there, is neither of the others.
     unsafe { gpu.launch(KEEP_CODES, [len.div_ceil(THREADS), 1, 1], THREADS, 0, &args) }
 }

@@ -13,17 +13,17 @@ const COLUMN_SUMS: Kernel = Kernel { file: "linear", name: "column_sums" };
 const COLUMN_SUMS_ANY: Kernel = Kernel { file: "linear", name: "column_sums_any" };
 const ADD_PARTIALS: Kernel = Kernel { file: "linear", name: "add_partials" };
 
-/// Rows that a block sums: enough for partial sums to be a few percent of the traffic, few enough for
-/// 43,520 rows of 1,024 columns to give ten blocks a multiprocessor.
+/// Rows that a block sums: enough that partial sums are only a few percent of the traffic, and few enough
+/// that 43,520 rows of 1,024 columns give ten blocks per multiprocessor.
 pub(crate) const ROWS: usize = 128;
 /// Lanes of a warp, which have neighbouring columns in every kernel that sums rows.
 pub(crate) const LANES: usize = 32;
 /// Threads of a block that sums rows.
 pub(crate) const SUM_THREADS: usize = 256;
-/// Threads of a block that adds partial sums: few blocks, so many warps in each.
+/// Threads of a block that adds partial sums: there are few blocks, and therefore many warps in each.
 const ADD_THREADS: usize = 512;
 
-/// A row-major matrix of its own.
+/// A single row-major matrix, not one of a batch.
 fn matrix<T>(address: Address<T>, data: DataType, leading: usize) -> Matrix {
     Matrix { address: address.raw(), data, leading, transposed: false, stride: 0 }
 }
@@ -54,7 +54,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
         batch: 1,
         sample: Sample::Row,
     };
-    // SAFETY: all four were checked at the door for these dimensions, and y is no operand.
+    // SAFETY: all four were checked on entry for these dimensions, and y is no operand.
     unsafe { gpu.gemm(&gemm) }
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn backward_weight<S: Storage, D: Device>(
 ) -> Result<(), CudaError> {
     let LinearDims { rows, inputs, outputs } = dims;
     if rows == 0 && write == Write::Overwrite {
-        // SAFETY: the weight was checked at the door for these dimensions.
+        // SAFETY: the weight was checked on entry for these dimensions.
         return unsafe { gpu.zero(dweight, outputs * inputs) };
     }
     let gemm = Gemm {

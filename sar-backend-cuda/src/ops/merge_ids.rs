@@ -25,6 +25,6 @@ pub(crate) fn forward<S: Storage, D: Device>(
     let mask: u32 = from_other.iter().enumerate().map(bit).sum();
     let table = ScaleTable::new(schedule);
     let args: [&dyn crate::KernelArg; 5] = [&ids, &other, &table, &(len as u64), &mask];
-    // SAFETY: parameters as declared; both buffers were checked at the door.
+    // SAFETY: parameters as declared; both buffers were checked on entry.
     unsafe { gpu.launch(MERGE_IDS, [len.div_ceil(THREADS), 1, 1], THREADS, 0, &args) }
 }

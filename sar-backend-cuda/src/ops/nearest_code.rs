@@ -1,9 +1,9 @@
 //! The nearest code.
 //!
-//! z, by distance with a 1 behind it, is normalised into scratch; then tiles of z against tiles of the
-//! codebook in f32, 8×8 products a thread, of which those within rounding of the largest are taken again
-//! in f64. Floor: 2·rows·vocab·columns operations in f32, a millisecond for 64 images of 680 tokens on an
-//! A100.
+//! z is normalised into scratch, with a 1 behind it if codes are searched by distance. Then tiles of z are
+//! multiplied by tiles of the codebook in f32, 8×8 products per thread, and products within rounding of the
+//! largest are computed again in f64. Floor: 2·rows·vocab·columns operations in f32, a millisecond for 64
+//! images of 680 tokens on an A100.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
@@ -38,7 +38,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     let longest = scratch;
     let unit = Address::<f32>::new(scratch.raw() + HEAD as u64);
     let (rows_arg, vocab_arg, columns_arg) = (rows as u64, vocab as i32, columns as i32);
-    // SAFETY: parameters as declared; scratch holds a number and the rows, the door checked the rest.
+    // SAFETY: parameters as declared; scratch holds a number and the rows; the rest was checked on entry.
     unsafe {
         gpu.zero(longest, 1)?;
         let args: [&dyn crate::KernelArg; 4] = [&longest, &codebook, &vocab_arg, &columns_arg];

@@ -1,11 +1,11 @@
 //! Residual, gate, layer norm and modulation in one pass over each row.
 //!
-//! A forward moves x, branch, sum and y once, a backward dy, what the norm saw, branch, dx (both ways) and
-//! dbranch: 4 and 6 activations, since a sum that was not kept is added up again from the branch that is
-//! read anyway. Gradients of the modulation are partial sums over [`CHUNK`] tokens, then a sum
-//! of those in their order; the gradient of the branch's bias is one more, of which a sum over samples
-//! follows: a pass of its own would read dbranch once more. Widths that are no whole vectors take kernels that go
-//! element by element.
+//! A forward moves x, branch, sum and y once: 4 activations. A backward moves dy, the norm's input, branch,
+//! dx (both ways) and dbranch: 6, since a sum that was not kept is added up again from the branch, which is
+//! read anyway. Gradients of the modulation are partial sums over [`CHUNK`] tokens, which are then added in
+//! order. The gradient of the branch's bias is one more such sum, followed by a sum over samples: a separate
+//! pass would read dbranch once more. Widths that are not whole vectors take kernels that go element by
+//! element.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
@@ -34,10 +34,10 @@ pub(crate) struct BranchAt<S> {
     pub(crate) keep: Option<Address<f32>>,
 }
 
-/// What the backward is given of the forward.
+/// Inputs of the backward: the gradient of the output, and what the forward used and saved.
 pub(crate) struct Saved<S> {
     pub(crate) dy: Address<S>,
-    /// What the norm saw, or where it is added `again` what the branch was added to.
+    /// The norm's input; or, if that is to be added up `again`, what the branch was added to.
     pub(crate) seen: Address<S>,
     pub(crate) again: bool,
     pub(crate) stats: Address<f32>,
@@ -50,15 +50,15 @@ const FORWARD_THREADS: usize = 128;
 /// Rows of such a block.
 const FORWARD_ROWS: usize = FORWARD_THREADS / 32;
 /// Tokens whose gradients of modulation and bias one block sums, whatever the batch: a sample's sums do not
-/// depend on its company. Partial sums are then a twenty-fourth of the traffic, and 64 samples of 680
-/// tokens ten blocks a multiprocessor.
+/// depend on the other samples. Partial sums are then a twenty-fourth of the traffic, and 64 samples of 680
+/// tokens give ten blocks per multiprocessor.
 const CHUNK: usize = 32;
-/// Most threads of a block of the backward, one a vector of columns; as compiled.
+/// Most threads of a block of the backward, one per vector of columns; the kernels are compiled for this number.
 const BACKWARD_THREADS: usize = 512;
 /// Threads of a block of the kernels that take any width.
 const ANY_THREADS: usize = 256;
 
-/// The forward kernels that hold a row in registers, and the elements of a lane.
+/// The forward kernels that hold a row in registers, each with its number of elements per lane.
 const IN_REGISTERS: [(usize, Kernel); 5] = [
     (8, kernel("residual_norm_8")),
     (16, kernel("residual_norm_16")),
@@ -67,7 +67,7 @@ const IN_REGISTERS: [(usize, Kernel); 5] = [
     (64, kernel("residual_norm_64")),
 ];
 const FORWARD_ANY: Kernel = kernel("residual_norm_any");
-/// Of whole vectors and of any width; from the sum, and from x and a branch.
+/// Kernels for widths of whole vectors, then for any width; each from the sum, then from x and a branch.
 const RENORM: [[Kernel; 2]; 2] = [
     [kernel("renorm_vectors"), kernel("renorm_branch_vectors")],
     [kernel("renorm_any"), kernel("renorm_branch_any")],
@@ -80,7 +80,7 @@ const fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "residual_norm", name }
 }
 
-/// Whether every row, and every vector of the modulation, is whole vectors.
+/// Whether every row, and every column offset of the modulation, is a whole number of vectors.
 fn whole_vectors<S: Storage>(width: usize, at: Modulation, gate: usize) -> bool {
     [width, at.stride, at.scale, at.shift, gate].iter().all(|n| n % vector::<S>() == 0)
 }
@@ -91,7 +91,7 @@ fn forward_kernel(width: usize, whole: bool) -> Kernel {
     fitting.map_or(FORWARD_ANY, |&(_, kernel)| kernel)
 }
 
-/// Blocks of the forward kernels: those of whole samples, a warp a token.
+/// Blocks of the forward kernels: none spans two samples, and each token has a warp.
 fn forward_grid(dims: TokenDims) -> [usize; 3] {
     [dims.batch * dims.tokens.div_ceil(FORWARD_ROWS), 1, 1]
 }
@@ -122,7 +122,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     let (value, keep, gate) = branch_args(branch);
     let kernel = forward_kernel(width, whole_vectors::<S>(width, ada.at, gate));
     gpu.expect(dims.len() * if branch.is_some() { 4 } else { 2 }, 0, 0);
-    // SAFETY: parameters as declared; lengths were checked at the door, and where there is no branch
+    // SAFETY: parameters as declared; lengths were checked on entry, and where there is no branch
     // the kernel leaves sum alone.
     unsafe {
         gpu.launch(
@@ -168,7 +168,7 @@ pub(crate) fn renorm<S: Storage, D: Device>(
     let any = usize::from(!whole_vectors::<S>(width, ada.at, gate));
     let kernel = RENORM[any][usize::from(branch.is_some())];
     gpu.expect(dims.len() * if branch.is_some() { 3 } else { 2 }, 0, 0);
-    // SAFETY: parameters as declared; lengths were checked at the door.
+    // SAFETY: parameters as declared; lengths were checked on entry.
     unsafe {
         gpu.launch(
             kernel,
@@ -220,7 +220,7 @@ pub(crate) fn backward<S: Storage, D: Device>(
     };
     let (width_arg, stride, scale) = (width as i32, stride as i32, scale as i32);
     let (shift, gate) = (shift as i32, gate as i32);
-    // SAFETY: parameters as declared; lengths were checked at the door, `partials` holds `kinds` rows of
+    // SAFETY: parameters as declared; lengths were checked on entry, `partials` holds `kinds` rows of
     // sums for every chunk of every sample, and `sums` one for every sample where there are four kinds.
     unsafe {
         if !dims.is_empty() {

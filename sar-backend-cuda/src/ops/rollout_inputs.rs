@@ -1,5 +1,5 @@
-//! Inputs of a scale from the codes of the scale before, bicubic: one thread an output, all scales in
-//! one launch. Floor: 16 rows of the codebook an output token, from the L2 cache.
+//! Inputs of a scale, resized bicubically from the codes of the scale before: one thread per output, all
+//! scales in one launch. Floor: 16 rows of the codebook per output token, from the L2 cache.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel, ScaleTable};
@@ -33,6 +33,6 @@ pub(crate) fn forward<S: Storage, D: Device>(
         &(dims.channels as i32),
         &(dims.vocab as i32),
     ];
-    // SAFETY: parameters as declared; operands checked at the door, ids by the kernel.
+    // SAFETY: parameters as declared; operands checked on entry, ids by the kernel.
     unsafe { gpu.launch(ROLLOUT_INPUTS, [outputs.div_ceil(THREADS), 1, 1], THREADS, 0, &args) }
 }

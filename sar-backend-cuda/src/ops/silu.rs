@@ -1,4 +1,4 @@
-//! SiLU and its backward: 2 and 3 activations moved, 16 bytes a thread at once.
+//! SiLU and its backward: they move 2 and 3 activations, 16 bytes per thread at once.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel};
@@ -16,7 +16,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
     x: Address<S>,
     y: Address<S>,
 ) -> Result<(), CudaError> {
-    // SAFETY: parameters as declared; both hold `len` elements, which was checked at the door.
+    // SAFETY: parameters as declared; both hold `len` elements, which was checked on entry.
     unsafe { gpu.launch(FORWARD, vector_blocks::<S>(len), THREADS, 0, &[&y, &x, &(len as u64)]) }
 }
 

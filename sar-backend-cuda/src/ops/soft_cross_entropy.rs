@@ -1,6 +1,7 @@
 //! Cross-entropy of tokens against the softmax of a teacher.
 //!
-//! As the hard one, two rows at a time. Floor: 4 (bf16) or 8 bytes a logit forward, 6 or 12 backward.
+//! Like the hard one, with two rows at a time. Floor: 4 (bf16) or 8 bytes per logit forward, 6 or 12
+//! backward.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel, ScaleTable};
@@ -33,7 +34,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
         &(dims.targets.tokens as i32),
         &(dims.targets.shift as i32),
     ];
-    // SAFETY: parameters as declared; a block a row, all of which the door checked, the teacher's too.
+    // SAFETY: parameters as declared; one block per row; all rows, the teacher's too, were checked on entry.
     unsafe { gpu.launch(FORWARD, [rows(dims), 1, 1], threads::<S>(dims.vocab), 0, &args) }
 }
 

@@ -20,7 +20,7 @@ const SOFTMAX_BACKWARD: Kernel =
 /// Scratch for scores and their gradients.
 const SCORE_BYTES: usize = 256 << 20;
 
-/// A product of every sample of a part of the batch: matrices of c×n are maps, of n×n attention.
+/// Products of every sample of a part of the batch: c×n matrices are maps, n×n matrices are attention.
 #[derive(Clone, Copy)]
 struct Products {
     batch: usize,
@@ -71,7 +71,7 @@ fn scale(dims: MapDims) -> f32 {
     (dims.channels as f64).sqrt().recip() as f32
 }
 
-/// Samples whose `bytes` of scratch are held at once.
+/// Number of samples, of `bytes` of scratch each, that are held at once.
 fn together(dims: MapDims, bytes: usize) -> usize {
     (SCORE_BYTES / bytes).clamp(1, dims.batch)
 }

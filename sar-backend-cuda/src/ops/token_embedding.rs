@@ -1,8 +1,8 @@
 //! Class token, words and positions.
 //!
 //! The forward writes x once: product, bias and positions in one kernel. The backward reads dx twice:
-//! for the sum over the batch, which all gradients but the words' are taken from, and as an operand of
-//! one matrix product a sample, whose results are added in the order of the batch.
+//! for the sum over the batch, from which all gradients except the words' are taken, and as an operand
+//! of one matrix product per sample, whose results are added in the order of the batch.
 
 use crate::backend::CudaBackend;
 use crate::device::{Device, Kernel, KernelArg};
@@ -36,11 +36,12 @@ const fn kernel(name: &'static str) -> Kernel {
     Kernel { file: "token_embedding", name }
 }
 
-/// Columns of a block of the forward; as compiled.
+/// Columns of a block of the forward; the kernel is compiled for this number.
 const COLUMNS: usize = 128;
-/// Tokens of such a block: twice what it has at once, so that it uses its words twice.
+/// Tokens of such a block: twice as many as it has at once, so that it uses its words twice.
 const TOKENS: usize = 128;
-/// Columns of a block that adds biases up, a lane each, and its threads: few blocks, so many warps.
+/// Columns of a block that adds up biases, one per lane, and its threads: there are few blocks, and
+/// therefore many warps in each.
 const BIAS_COLUMNS: usize = 32;
 const BIAS_THREADS: usize = 512;
 
@@ -70,7 +71,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
         &(dims.channels as i32),
         &(TOKENS as i32),
     ];
-    // SAFETY: parameters as declared; lengths were checked at the door.
+    // SAFETY: parameters as declared; lengths were checked on entry.
     unsafe { gpu.launch(FORWARD, grid, THREADS, 0, &args) }
 }
 
@@ -86,7 +87,7 @@ pub(crate) fn backward<S: Storage, D: Device>(
     let (batch, width) = (dims.batch, dims.width);
     let sample = dims.span.len() * width;
     if sample == 0 {
-        // SAFETY: the length was checked at the door.
+        // SAFETY: the length was checked on entry.
         return unsafe { gpu.zero(dcond, batch * width) };
     }
     let word_len = width * dims.channels;
@@ -100,7 +101,7 @@ pub(crate) fn backward<S: Storage, D: Device>(
     };
     let (tokens, width_arg) = (dims.span.len() as i32, width as i32);
     let (batch_arg, sample_arg, word_arg) = (batch as i32, sample as u64, word_len as u64);
-    // SAFETY: parameters as declared; lengths were checked at the door, `sums` holds a sample and
+    // SAFETY: parameters as declared; lengths were checked on entry, `sums` holds a sample and
     // `products` a gradient of the words for every sample.
     unsafe {
         let args: [&dyn KernelArg; 7] =

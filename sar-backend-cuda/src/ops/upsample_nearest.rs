@@ -1,4 +1,4 @@
-//! Nearest ×2 in both directions: five elements are moved for each of the small map.
+//! Nearest ×2 in both directions: five elements are moved for each element of the small map.
 
 use super::maps::{THREADS, blocks, narrow};
 use crate::backend::CudaBackend;
@@ -11,7 +11,7 @@ use sar_math::backend::MapDims;
 const FORWARD: Kernel = Kernel { file: "upsample_nearest", name: "upsample_forward" };
 const BACKWARD: Kernel = Kernel { file: "upsample_nearest", name: "upsample_backward" };
 
-/// `y[b, c, 2h, 2w]`; `dims` is of x.
+/// Writes `y[b, c, 2h, 2w]`; `dims` are those of x.
 pub(crate) fn forward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     dims: MapDims,
@@ -19,14 +19,14 @@ pub(crate) fn forward<S: Storage, D: Device>(
     y: Address<S>,
 ) -> Result<(), CudaError> {
     let width = narrow("upsample_nearest", "width", dims.width)?;
-    // SAFETY: a thread an element of x, which writes its four of y.
+    // SAFETY: one thread per element of x, which writes its four elements of y.
     unsafe {
         let args: [&dyn crate::KernelArg; 4] = [&y, &x, &(dims.len() as u64), &width];
         gpu.launch(FORWARD, blocks(dims.len()), THREADS, 0, &args)
     }
 }
 
-/// Sums each 2×2 block of dy; `dims` is of x.
+/// Sums each 2×2 block of dy; `dims` are those of x.
 pub(crate) fn backward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     dims: MapDims,
@@ -34,7 +34,7 @@ pub(crate) fn backward<S: Storage, D: Device>(
     dx: Address<S>,
 ) -> Result<(), CudaError> {
     let width = narrow("upsample_nearest_backward", "width", dims.width)?;
-    // SAFETY: a thread an element of dx, which reads its four of dy.
+    // SAFETY: one thread per element of dx, which reads its four elements of dy.
     unsafe {
         let args: [&dyn crate::KernelArg; 4] = [&dx, &dy, &(dims.len() as u64), &width];
         gpu.launch(BACKWARD, blocks(dims.len()), THREADS, 0, &args)

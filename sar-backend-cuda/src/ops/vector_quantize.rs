@@ -23,12 +23,12 @@ const DCODES: Kernel = Kernel { file: "vector_quantize", name: "quantize_dcodes"
 
 /// Positions and codes of a tile of the search: `TILE` of the kernel.
 const TILE: usize = 64;
-/// Blocks that the search is split into where there are few positions: some for each multiprocessor.
+/// Blocks that the search is split into if there are few positions: some for each multiprocessor.
 const SEARCH_BLOCKS: usize = 512;
 /// Least number of codes that a block looks through.
 const LEAST_SHARE: usize = 256;
-/// Positions that a warp looks through for its code, and most segments of positions: what a code
-/// that most positions chose takes is bounded by the one, scratch by the other.
+/// Positions that a warp looks through for its code, and most segments of positions: the first bounds the
+/// time for a code that most positions chose, the second bounds scratch.
 const SEGMENT: usize = 2048;
 const MOST_SEGMENTS: usize = 16;
 
@@ -65,7 +65,7 @@ impl Sizes {
     }
 }
 
-/// Positions and codes normalised, in scratch: `[channels, positions]` and `[channels, vocab]`.
+/// Normalised positions and codes in scratch: `[channels, positions]` and `[channels, vocab]`.
 #[derive(Clone, Copy)]
 struct Units {
     z: Address<f32>,
@@ -160,8 +160,8 @@ pub(crate) fn forward<S: Storage, D: Device>(
     }
 }
 
-/// Gradients of [`forward`]; `dz` overwritten, `dcodebook` added to. An id that is no code gives NaN
-/// in `dz` and moves no code.
+/// Gradients of [`forward`]: `dz` is overwritten, `dcodebook` is added to. An id that is not a code gives
+/// NaN in `dz` and moves no code.
 pub(crate) fn backward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
     dims: MapDims,

@@ -16,7 +16,7 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// One past the last element; `usize::MAX`, where no buffer ends, if that is beyond it.
+    /// One past the last element; saturates at `usize::MAX`, where no buffer ends.
     pub const fn end(self) -> usize {
         self.offset.saturating_add(self.len)
     }
@@ -27,14 +27,15 @@ impl Slot {
     }
 }
 
-/// A key for [`Buffers::replay`] that this process has not drawn before.
+/// Draws a key for [`Buffers::replay`] that this process has not drawn before.
 ///
-/// Of targets that have atomic counters; a caller on another one counts for itself.
+/// Available on targets that have atomic counters; on other targets callers keep a counter of their
+/// own.
 #[cfg(target_has_atomic = "ptr")]
 pub fn next_replay_key() -> u64 {
     use core::sync::atomic::{AtomicUsize, Ordering};
     static DRAWN: AtomicUsize = AtomicUsize::new(0);
-    // Nothing but the number is shared, so its order with other memory is of no account.
+    // Only the number itself is shared, so its order with other memory accesses does not matter.
     DRAWN.fetch_add(1, Ordering::Relaxed) as u64
 }
 
@@ -51,8 +52,8 @@ pub trait Buffers {
     type Activation;
     /// Statistics, losses, gradients, moments, averages: always f32 or wider.
     type Accum;
-    /// Weights. Trained ones are f32 or wider, and may carry a narrow copy for matrix products; frozen ones may be that
-    /// copy.
+    /// Weights. Trained weights are f32 or wider and may carry a narrow copy for matrix products;
+    /// frozen weights may consist of that copy alone.
     type Params;
     /// Token ids and labels, `u32`.
     type Ids;
@@ -62,21 +63,22 @@ pub trait Buffers {
     /// A zeroed activation buffer of `len` elements.
     ///
     /// # Errors
-    /// Out of memory; likewise for the three below.
+    /// Out of memory; the same holds for `accum`, `params` and `ids`.
     fn activation(&self, len: usize) -> Result<Self::Activation, Self::Error>;
     /// A zeroed accumulation buffer of `len` elements.
     fn accum(&self, len: usize) -> Result<Self::Accum, Self::Error>;
     /// A zeroed parameter buffer of `len` elements.
     fn params(&self, len: usize) -> Result<Self::Params, Self::Error>;
-    /// Weights that are only read, by ops that take no part in training.
+    /// Allocates weights that hold `host` and are only read, by ops that take no part in training.
     ///
-    /// `exact` are the tensors, disjoint, that ops read as wide as they are trained: tables, and biases of
-    /// heads. The others are weights and biases of layers, of which a backend may hold nothing but the narrow
-    /// copy for matrix products. Ops give the same bits as on weights of [`Buffers::params`]. What is not held wide may be refused
-    /// where it is asked for: training, and a download.
+    /// `exact` lists the tensors, which must be disjoint, that ops read as wide as they are
+    /// trained: tables, and biases of heads. The others are weights and biases of layers; of these
+    /// a backend may keep only the narrow copy for matrix products. Ops give the same bits as with
+    /// weights from [`Buffers::params`]. Where values are not held at full width, the backend may
+    /// refuse operations that need them: training, and a download.
     ///
     /// # Errors
-    /// As [`Buffers::params`]; shape, where a tensor lies outside `host`.
+    /// As [`Buffers::params`]; a shape error if a tensor of `exact` lies outside `host`.
     fn frozen_params(
         &self,
         host: &[Self::Host],
@@ -97,7 +99,7 @@ pub trait Buffers {
     /// Copies `host` to `to[offset..offset + host.len()]`. The host slice may be reused on return.
     ///
     /// # Errors
-    /// Shape, where the range does not lie in the buffer; likewise for all transfers.
+    /// A shape error if the range does not lie in the buffer; the same holds for all transfers.
     fn upload(
         &self,
         host: &[Self::Host],
@@ -126,10 +128,11 @@ pub trait Buffers {
         offset: usize,
     ) -> Result<(), Self::Error>;
 
-    /// Copies `from[offset..offset + host.len()]` to the host, waiting for the work that makes it.
+    /// Copies `from[offset..offset + host.len()]` to the host, after waiting for the work that
+    /// produces it.
     ///
     /// # Errors
-    /// Shape, or a device fault of earlier asynchronous work.
+    /// A shape error, or a device fault of earlier asynchronous work.
     fn download(
         &self,
         from: &Self::Activation,
@@ -158,10 +161,11 @@ pub trait Buffers {
         host: &mut [u32],
     ) -> Result<(), Self::Error>;
 
-    /// Sets `accum[offset..][..len]` to zero (gradients that are added to, at the start of an optimiser step).
+    /// Sets `accum[offset..][..len]` to zero: for gradients that are added to, at the start of an
+    /// optimiser step.
     ///
     /// # Errors
-    /// Shape.
+    /// A shape error.
     fn zero_accum(
         &self,
         accum: &mut Self::Accum,
@@ -171,7 +175,7 @@ pub trait Buffers {
     /// Copies `from[from_offset..][..len]` to `to[to_offset..][..len]`.
     ///
     /// # Errors
-    /// Shape.
+    /// A shape error.
     fn copy(
         &self,
         from: &Self::Activation,
@@ -183,7 +187,7 @@ pub trait Buffers {
     /// Adds the first `len` elements of `from` to `to`.
     ///
     /// # Errors
-    /// Shape.
+    /// A shape error.
     fn add(
         &self,
         from: &Self::Activation,
@@ -191,39 +195,43 @@ pub trait Buffers {
         len: usize,
     ) -> Result<(), Self::Error>;
 
-    /// Runs `work`, a sequence of ops that is given again and again.
+    /// Runs `work`, a sequence of ops that the caller submits repeatedly.
     ///
-    /// A backend whose launches cost time may record them under `key`, the first time or a later one,
-    /// and from then on launch the recording instead of calling `work`; it may drop a recording
-    /// whenever it likes and call `work` again. The plain implementation is `work()`. So:
+    /// A backend whose launches are slow may record the ops under `key`, at the first call or a
+    /// later one, and from then on launch the recording instead of calling `work`; at any time it
+    /// may drop a recording and call `work` again. The simplest implementation is `work()`. The
+    /// rules for callers are therefore:
     ///
-    /// - `work` issues ops alone: no allocation, no buffer dropped, no upload, download,
-    ///   [`Buffers::synchronize`] or `replay` inside it. Values that an op takes from the host belong to
-    ///   its constants.
-    /// - Under one key `work` issues the same ops with the same dimensions and constants on the same
-    ///   buffers, which live as long as the key is used. What the buffers hold may change.
-    /// - A key belongs to these buffers for the life of the process: callers draw it from
-    ///   [`next_replay_key`] and draw another one for other buffers, which [`Buffers::params_key`] tells apart.
+    /// - `work` only issues ops: it allocates and drops no buffers and calls no upload, download,
+    ///   [`Buffers::synchronize`] or `replay`. Values that an op takes from the host belong to its
+    ///   constants.
+    /// - Under one key, `work` issues the same ops with the same dimensions and constants on the
+    ///   same buffers, which live as long as the key is used. The contents of the buffers may
+    ///   change.
+    /// - A key belongs to its buffers for the life of the process. Callers draw it from
+    ///   [`next_replay_key`] and draw another one for other buffers; [`Buffers::params_key`] tells
+    ///   weights apart.
     ///
     /// # Errors
-    /// Those of `work`, after which nothing is recorded; a device fault.
+    /// The errors of `work`, after which nothing is recorded; a device fault.
     fn replay(
         &self,
         key: u64,
         work: &mut dyn FnMut() -> Result<(), Self::Error>,
     ) -> Result<(), Self::Error>;
 
-    /// Tells weights apart for [`Buffers::replay`]: the same as long as they live, another for any that are allocated
-    /// later. What they hold may change.
+    /// A key that tells weights apart for [`Buffers::replay`]: it stays the same as long as the
+    /// weights live, and differs from that of any weights allocated later. Their contents may
+    /// change.
     ///
-    /// The default is their address on the host, which later ones may come to have and which changes where they are
-    /// moved: enough for a backend whose `replay` is `work()`. One that records draws a [`next_replay_key`] when
-    /// it allocates them.
+    /// The default is the address of `params` on the host, which later weights may reuse and which
+    /// changes when the weights are moved. This suffices for a backend whose `replay` is `work()`;
+    /// a backend that records draws a [`next_replay_key`] when it allocates weights.
     fn params_key(&self, params: &Self::Params) -> u64 {
         core::ptr::from_ref(params).addr() as u64
     }
 
-    /// Waits until all work given so far is done.
+    /// Waits until all work submitted so far is done.
     ///
     /// # Errors
     /// A device fault of earlier asynchronous work.

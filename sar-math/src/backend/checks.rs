@@ -1,24 +1,24 @@
-//! What every backend asks of an op's dimensions, written once: the checks at the door.
+//! Checks of an op's dimensions that every backend makes at the door, written once.
 //!
-//! A backend adds the lengths of its own buffers ([`ShapeError::at_least`]) and ids that it can see.
-//! All names are those of the op that fails and of the operand at fault, and sizes saturate: too large
-//! a product of dimensions becomes a length that no buffer has.
+//! A backend adds checks of its own buffers' lengths ([`ShapeError::at_least`]) and of the ids that
+//! it can see. Errors name the op that fails and the operand at fault. Sizes saturate: a product of
+//! dimensions that is too large becomes a length that no buffer has.
 
 use super::{ConvDims, EmbeddingDims, GroupNorm, LossDims, MapDims, ShapeError, Slot, TokenSpan};
 use crate::ScaleSchedule;
 use core::ops::Range;
 
-/// The product of some dimensions, or `usize::MAX`, which no buffer holds.
+/// The product of some dimensions; saturates at `usize::MAX`, a length that no buffer has.
 #[inline]
 pub fn size<const N: usize>(dims: [usize; N]) -> usize {
     dims.into_iter().fold(1, usize::saturating_mul)
 }
 
-/// Checks that vectors of `width` from each of `offsets` on lie in a row of `stride` columns of the
-/// modulation matrix.
+/// Checks that the vectors of `width` elements that begin at each of `offsets` lie in a row of the
+/// modulation matrix, which has `stride` columns.
 ///
 /// # Errors
-/// The first that does not.
+/// The first vector that does not lie in the row.
 pub fn columns(
     op: &'static str,
     width: usize,
@@ -30,10 +30,11 @@ pub fn columns(
     })
 }
 
-/// Checks that the layer whose bias takes a gradient has made a branch.
+/// Checks that a bias takes a gradient only with a branch, whose layer is the one that the bias
+/// belongs to.
 ///
 /// # Errors
-/// A bias, and no branch.
+/// There is a bias but no branch.
 pub fn bias_of_branch(
     op: &'static str,
     branch: bool,
@@ -48,7 +49,8 @@ pub fn bias_of_branch(
     )
 }
 
-/// Side of the square table of positions `[1, C, side, side]` that fills a slot, C being `width`.
+/// Side of the square table of positions `[1, C, side, side]` that fills a slot, where C is
+/// `width`.
 ///
 /// # Errors
 /// The slot holds no such table.
@@ -58,21 +60,21 @@ pub fn table_side(op: &'static str, width: usize, table: Slot) -> Result<usize, 
     Ok(side)
 }
 
-/// Rows of the class table `[rows, width]` that fills a slot.
+/// Number of rows of the class table `[rows, width]` that fills a slot.
 ///
 /// # Errors
-/// The slot holds no whole number of them.
+/// The slot does not hold a whole number of rows.
 pub fn table_rows(op: &'static str, width: usize, table: Slot) -> Result<usize, ShapeError> {
     let rows = table.len.checked_div(width).unwrap_or(0);
     ShapeError::equal(op, "table (rows*width)", size([rows, width]), table.len)?;
     Ok(rows)
 }
 
-/// Checks what both directions of the token embedding share; returns the words of a sample: its tokens
-/// without the class token.
+/// Checks what both directions of the token embedding share; returns the number of words of a
+/// sample, which are its tokens other than the class token.
 ///
 /// # Errors
-/// A span that ends before it starts; a batch that is no multiple of the inputs' one.
+/// The span ends before it starts, or the batch is not a multiple of that of the inputs.
 pub fn embedding(op: &'static str, dims: &EmbeddingDims) -> Result<usize, ShapeError> {
     ShapeError::at_least(op, "span (end)", dims.span.start, dims.span.end)?;
     ShapeError::at_least(op, "input_batch", 1, dims.input_batch)?;
@@ -81,10 +83,10 @@ pub fn embedding(op: &'static str, dims: &EmbeddingDims) -> Result<usize, ShapeE
     Ok(dims.span.len() - dims.class_tokens())
 }
 
-/// Checks the heads of attention; returns their width together.
+/// Checks the heads of attention; returns the width of all heads together.
 ///
 /// # Errors
-/// No heads, or heads of nothing.
+/// The number of heads or their size is 0.
 pub fn heads(op: &'static str, heads: usize, head_dim: usize) -> Result<usize, ShapeError> {
     ShapeError::at_least(op, "heads", 1, heads)?;
     ShapeError::at_least(op, "head_dim", 1, head_dim)?;
@@ -94,16 +96,16 @@ pub fn heads(op: &'static str, heads: usize, head_dim: usize) -> Result<usize, S
 /// Number of logits of a loss.
 ///
 /// # Errors
-/// A vocabulary of nothing.
+/// The vocabulary is empty.
 pub fn logits(op: &'static str, dims: &LossDims) -> Result<usize, ShapeError> {
     ShapeError::at_least(op, "vocab", 1, dims.vocab)?;
     Ok(size([dims.batch, dims.schedule.tokens(), dims.vocab]))
 }
 
-/// Rows of targets of a sample.
+/// Number of target rows in a sample.
 ///
 /// # Errors
-/// Targets that end before the logits do.
+/// The targets end before the logits do.
 pub fn target_rows(op: &'static str, dims: &LossDims) -> Result<usize, ShapeError> {
     let needed = dims.schedule.tokens().saturating_add(dims.targets.shift);
     ShapeError::at_least(op, "targets.tokens", needed, dims.targets.tokens)?;
@@ -113,7 +115,7 @@ pub fn target_rows(op: &'static str, dims: &LossDims) -> Result<usize, ShapeErro
 /// Checks that `scales` is a range of the schedule.
 ///
 /// # Errors
-/// It ends beyond the schedule, or before it starts.
+/// The range ends beyond the schedule, or before it starts.
 pub fn scales(
     op: &'static str,
     schedule: &ScaleSchedule,
@@ -123,10 +125,10 @@ pub fn scales(
     ShapeError::at_least(op, "scales.end (scales.start)", scales.start, scales.end)
 }
 
-/// Tokens of a row of the span, and those of its scales.
+/// Number of tokens in a row of the span, and in the selected scales.
 ///
 /// # Errors
-/// Scales that are not of the schedule, or not of the row.
+/// The scales are not all in the schedule, or not all in the row.
 pub fn token_span(op: &'static str, span: &TokenSpan) -> Result<[usize; 2], ShapeError> {
     scales(op, &span.schedule, &span.held)?;
     scales(op, &span.schedule, &span.scales)?;
@@ -135,10 +137,10 @@ pub fn token_span(op: &'static str, span: &TokenSpan) -> Result<[usize; 2], Shap
     Ok([span.row(), span.columns().len()])
 }
 
-/// Elements of x, y and the weights of a convolution.
+/// Number of elements of x, y and the weights of a convolution.
 ///
 /// # Errors
-/// No kernel or stride; a kernel larger than the padded map.
+/// The kernel or stride is 0, or the kernel is larger than the padded map.
 pub fn conv(op: &'static str, d: ConvDims) -> Result<[usize; 3], ShapeError> {
     ShapeError::at_least(op, "kernel", 1, d.kernel)?;
     ShapeError::at_least(op, "stride", 1, d.stride)?;
@@ -154,20 +156,20 @@ pub fn conv(op: &'static str, d: ConvDims) -> Result<[usize; 3], ShapeError> {
     ])
 }
 
-/// Elements of the moments of a group norm, two for each sample and group.
+/// Number of elements of the moments of a group norm, two for each sample and group.
 ///
 /// # Errors
-/// Groups that do not divide the channels.
+/// The groups do not divide the channels.
 pub fn group_norm(op: &'static str, dims: MapDims, layer: &GroupNorm) -> Result<usize, ShapeError> {
     ShapeError::at_least(op, "groups", 1, layer.groups)?;
     ShapeError::equal(op, "channels % groups", 0, dims.channels % layer.groups)?;
     Ok(size([dims.batch, layer.groups, 2]))
 }
 
-/// Elements of a map resized to `height`×`width` by areas.
+/// Number of elements of a map after resizing it to `height`×`width` by areas.
 ///
 /// # Errors
-/// A side of nothing, before or after.
+/// A side is 0, before or after resizing.
 pub fn resized(
     op: &'static str,
     dims: MapDims,
@@ -209,7 +211,7 @@ mod tests {
         assert_eq!((table_side("op", 4, slot(36)), table_rows("op", 4, slot(36))), (Ok(3), Ok(9)));
         assert_eq!(table_side("op", 4, slot(40)).map_err(|e| e.expected), Err(36));
         assert_eq!(table_rows("op", 4, slot(38)).map_err(|e| e.expected), Err(36));
-        // A width of nothing divides nothing, and is told by what the table would be.
+        // A width of 0 divides nothing; the check of the table's size finds it.
         assert!(table_side("op", 0, slot(1)).is_err() && table_rows("op", 0, slot(1)).is_err());
     }
 

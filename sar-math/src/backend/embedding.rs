@@ -1,4 +1,4 @@
-//! From classes, codes and places to the tokens of a pass, forward and backward.
+//! From classes, codes and positions to the tokens of a pass, forward and backward.
 //!
 //! Shape suffixes: b batch, l tokens, c width, k latent channels.
 
@@ -20,11 +20,11 @@ pub struct EmbeddingSlots {
 pub struct EmbeddingDims {
     /// Samples B of x.
     pub batch: usize,
-    /// Samples of the inputs; B must be a multiple, and sample b reads inputs `b % input_batch`
-    /// (sampling with guidance runs each image twice on the same inputs).
+    /// Samples of the inputs. B must be a multiple of this number, and sample b reads inputs
+    /// `b % input_batch` (sampling with guidance runs each image twice on the same inputs).
     pub input_batch: usize,
-    /// Which tokens of the schedule x holds; where it starts at 0, the first is the class token,
-    /// and the inputs hold the others.
+    /// Which tokens of the schedule x holds. If the span starts at 0, its first token is the class
+    /// token and the inputs hold only the others.
     pub span: Range<usize>,
     /// Width C.
     pub width: usize,
@@ -33,7 +33,7 @@ pub struct EmbeddingDims {
 }
 
 impl EmbeddingDims {
-    /// Class tokens of a sample: 1 where the span holds the first token, else 0.
+    /// Number of class tokens in a sample: 1 where the span holds the first token, else 0.
     pub fn class_tokens(&self) -> usize {
         usize::from(self.span.start == 0 && !self.span.is_empty())
     }
@@ -43,11 +43,13 @@ impl EmbeddingDims {
 ///
 /// Each forward has its backward, and neither has a default body.
 pub trait EmbeddingOps: Buffers {
-    /// `cond[b, c] = table[labels_b, c]`; the table is `[classes+1, C]`, its last row unconditional. Other tables
-    /// of vectors are read alike: those of positions, where each token has its own.
+    /// `cond[b, c] = table[labels_b, c]`; the table is `[classes+1, C]`, and its last row is the
+    /// unconditional class. Other tables of vectors are read in the same way, such as those of
+    /// positions, where each token has its own.
     ///
     /// # Errors
-    /// Shape; a device fault may surface here or later. Likewise for all below.
+    /// A shape error; a device fault may surface here or later. The same holds for all methods
+    /// below.
     fn class_embedding(
         &self,
         batch: usize,
@@ -91,8 +93,8 @@ pub trait EmbeddingOps: Buffers {
     /// Tokens of a pass: the class token `cond_b + pos_start + pos_0`, others
     /// `word(inputs) + pos`, for the tokens in `dims.span`.
     ///
-    /// `inputs` is `[input_batch, m, K]` where m is the number of tokens of the span that are not the
-    /// class token; `pos_lc` is of the whole schedule; `x` is `[b, span, c]`.
+    /// `inputs` is `[input_batch, m, K]`, where m is the number of tokens of the span other than
+    /// the class token; `pos_lc` covers the whole schedule; `x` is `[b, span, c]`.
     fn token_embedding(
         &self,
         dims: &EmbeddingDims,

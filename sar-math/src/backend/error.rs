@@ -6,7 +6,7 @@ use crate::ShapeError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// An operand of the wrong size: a bug of the caller.
+    /// An operand of the wrong size: a bug in the caller.
     Shape,
     /// The device or host has no room for the buffer asked for.
     OutOfMemory,
@@ -20,7 +20,7 @@ pub enum ErrorKind {
     Other,
 }
 
-/// A backend's error: displayable, and of a kind.
+/// A backend's error, which can be displayed and has a kind.
 pub trait BackendError: core::error::Error + From<ShapeError> + Send + Sync + 'static {
     /// What sort of failure it is.
     fn kind(&self) -> ErrorKind;

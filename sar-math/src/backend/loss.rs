@@ -1,4 +1,4 @@
-//! Cross-entropies over a vocabulary, and the sums they are reported by.
+//! Cross-entropies over a vocabulary, and the sums for reporting them.
 
 use super::Buffers;
 use crate::{MAX_SCALES, ScaleSchedule};
@@ -6,14 +6,15 @@ use core::ops::Range;
 
 /// Dimensions of a loss over `logits[b, l, v]`, and how much each token counts.
 ///
-/// The logits may be those of a part of a batch, so that the logits of all of it are never needed at
-/// once: ids of targets and [`TokenLoss`] are of the whole batch, logits of `batch` samples from
-/// `first_sample` on.
+/// The logits may belong to a part of a batch, so that those of the whole batch are never needed at
+/// once: ids of targets and [`TokenLoss`] cover the whole batch, while the logits cover `batch`
+/// samples from `first_sample` on.
 #[derive(Clone, Copy, Debug)]
 pub struct LossDims {
-    /// Samples B of which there are logits.
+    /// Number of samples B that the logits belong to.
     pub batch: usize,
-    /// Sample of the targets' ids and of the token losses that is the first of the logits.
+    /// Index, among the samples of the targets' ids and of the token losses, of the logits' first
+    /// sample.
     pub first_sample: usize,
     /// Tokens of each sample, and which scale each belongs to.
     pub schedule: ScaleSchedule,
@@ -21,28 +22,28 @@ pub struct LossDims {
     pub vocab: usize,
     /// Label smoothing ε: targets are `(1−ε)·onehot + ε/V`. Hard targets only.
     pub smoothing: f64,
-    /// The factor of every token of a scale in the gradient of the total. Zero takes a scale out
-    /// of it: its logits' gradient is exactly zero.
+    /// Factor of every token of a scale in the gradient of the total. Zero excludes a scale: the
+    /// gradient of its logits is exactly zero.
     pub weights: [f64; MAX_SCALES],
-    /// Where the targets stand.
+    /// Where the targets lie.
     pub targets: TargetRows,
 }
 
-/// Where the target of a token stands in a buffer of targets `[b, tokens]` (or `[b, tokens, v]`):
+/// Where the target of a token lies in a buffer of targets `[b, tokens]` (or `[b, tokens, v]`):
 /// token l of the logits has its target at `l + shift`.
 ///
 /// A pass over scales (1, N) is supervised by the last columns of a buffer of the whole schedule
-/// without a copy: its shift is the first token of scale N, less one for the class token.
+/// without a copy: its shift is the first token of scale N, minus one for the class token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TargetRows {
-    /// Targets of each sample; at least the logits' tokens and the shift.
+    /// Number of targets per sample; at least the number of the logits' tokens plus the shift.
     pub tokens: usize,
-    /// Target of the logits' token 0.
+    /// Index of the target of the logits' token 0.
     pub shift: usize,
 }
 
 impl LossDims {
-    /// The same loss on `samples` of this one's.
+    /// The same loss restricted to the range `samples` of its samples.
     pub const fn part(&self, samples: &Range<usize>) -> Self {
         Self {
             first_sample: self.first_sample.saturating_add(samples.start),
@@ -53,15 +54,15 @@ impl LossDims {
 }
 
 impl TargetRows {
-    /// Targets that stand token for token beside the logits of a schedule.
+    /// Targets that match the logits of a schedule token for token.
     pub const fn beside(schedule: &ScaleSchedule) -> Self {
         Self { tokens: schedule.tokens(), shift: 0 }
     }
 
-    /// The row of the target of logits row `row`, where a sample has `tokens` logits.
+    /// The row of the target for row `row` of the logits, where a sample has `tokens` logits.
     ///
     /// # Panics
-    /// Where a sample has none.
+    /// If `tokens` is 0.
     #[inline(always)]
     pub const fn of(self, row: usize, tokens: usize) -> usize {
         row / tokens * self.tokens + row % tokens + self.shift
@@ -71,7 +72,7 @@ impl TargetRows {
 /// What a cross-entropy leaves per token `[b, l]` of the whole batch, for its backward and for
 /// reports.
 pub struct TokenLoss<B: Buffers + ?Sized> {
-    /// The loss, not weighted.
+    /// The loss, unweighted.
     pub loss_bl: B::Accum,
     /// 1 where the largest logit (lowest index on ties) is the target's largest, else 0.
     pub hits_bl: B::Accum,
@@ -82,7 +83,7 @@ pub struct TokenLoss<B: Buffers + ?Sized> {
 }
 
 impl<B: Buffers + ?Sized> TokenLoss<B> {
-    /// Room for `rows` = batch·tokens tokens.
+    /// Allocates room for `rows` = batch·tokens tokens.
     ///
     /// # Errors
     /// Out of memory.
@@ -101,7 +102,8 @@ pub trait LossOps: Buffers {
     /// Cross-entropy of each token against a hard target (see [`TargetRows`]).
     ///
     /// # Errors
-    /// Shape; likewise for all below. A target outside the vocabulary is an error on the CPU.
+    /// A shape error; the same holds for all methods below. On the CPU, a target outside the
+    /// vocabulary is an error.
     fn cross_entropy(
         &self,
         dims: &LossDims,
@@ -118,8 +120,9 @@ pub trait LossOps: Buffers {
         saved: &TokenLoss<Self>,
     ) -> Result<(), Self::Error>;
 
-    /// Cross-entropy of each token against the softmax of `teacher_blv`, which takes no gradient. The
-    /// teacher's logits are of the same samples as the student's, whatever the first of them is.
+    /// Cross-entropy of each token against the softmax of `teacher_blv`, which takes no gradient.
+    /// The teacher's logits belong to the same samples as the student's, whatever `first_sample`
+    /// is.
     fn soft_cross_entropy(
         &self,
         dims: &LossDims,

@@ -1,18 +1,18 @@
 //! The traits a backend implements, and the contract they share.
 //!
-//! A method is a step that the paper or the model names. Rules that hold for all of them:
+//! Each method is a step named by the paper or the model. These rules hold for all of them:
 //!
 //! - **Outputs are the caller's.** Ops write to `&mut` buffers and allocate nothing that outlives
 //!   them. Buffers are flat; dimensions come with the call and a buffer may be longer than needed.
 //! - **Parameter gradients accumulate (`+=`), activation gradients overwrite (`=`)**, unless a
 //!   [`Write`] argument says otherwise.
 //! - **Accumulate in f32 or wider**, whatever activations are stored in.
-//! - **Work may be asynchronous.** `download*` and `synchronize` are the only points that wait, and
-//!   where a device fault of earlier work may surface.
+//! - **Work may be asynchronous.** `download*` and `synchronize` are the only calls that wait, and
+//!   the ones where a device fault of earlier work may surface.
 //! - **Same inputs, same bits** on one backend, whatever the thread count; a row of a forward op does
 //!   not depend on how many other rows there are.
-//! - **Shapes are checked once, at the door**, and give a [`ShapeError`]; no op panics on bad input.
-//!   What does not depend on the backend is in [`checks`].
+//! - **Shapes are checked once, at the door**, and errors are a [`ShapeError`]; no op panics on bad
+//!   input. Checks that do not depend on the backend are in [`checks`].
 //! - **Pairs have no default bodies**: a missing gradient is a compile error.
 
 mod buffers;
@@ -44,7 +44,7 @@ pub use transformer::{
     SCALE_MUL_MAX, Seen, TokenDims, TransformerOps, Write,
 };
 
-/// Everything a trainer needs of a backend.
+/// Everything a trainer needs from a backend.
 pub trait Backend:
     TransformerOps + EmbeddingOps + LossOps + RolloutOps + TokenizerOps + OptimizerOps
 {

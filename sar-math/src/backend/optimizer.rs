@@ -11,13 +11,14 @@ pub struct AdamW {
     pub beta1: f64,
     /// Decay of the second moment, 0.95.
     pub beta2: f64,
-    /// Beside the root, 1e-8.
+    /// Added to the root in the denominator, 1e-8.
     pub eps: f64,
     /// Decoupled weight decay of this step, on the decayed slots.
     pub weight_decay: f64,
     /// Number of this update, from 1, for bias correction.
     pub step: u64,
-    /// Largest global gradient norm; the gradient is scaled by `min(1, clip/(norm+1e-6))`. 0 is off.
+    /// Largest global gradient norm: the gradient is scaled by `min(1, clip/(norm+1e-6))`. 0 turns
+    /// it off.
     pub clip: f64,
 }
 
@@ -26,7 +27,7 @@ pub trait OptimizerOps: Buffers {
     /// `norm[0] = ‖grads[0..len]‖₂`.
     ///
     /// # Errors
-    /// Shape; likewise for all below.
+    /// A shape error; the same holds for all methods below.
     fn grad_norm(
         &self,
         len: usize,

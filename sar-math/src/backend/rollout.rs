@@ -1,4 +1,4 @@
-//! Tokenising, rolling out and sampling: steps without gradients, and so without backwards.
+//! Tokenising, rolling out and sampling: steps without gradients and therefore without backwards.
 
 use super::{AttentionSlots, Buffers};
 use crate::sampling::Choice;
@@ -8,9 +8,9 @@ use core::ops::Range;
 /// Operands of [`RolloutOps::choose_codes`].
 #[derive(Clone, Debug)]
 pub struct ChooseDims {
-    /// Images B of which there are logits.
+    /// Number of images B that the logits belong to.
     pub batch: usize,
-    /// Sample of the ids that is the first of the logits.
+    /// Index, among the samples of the ids, of the first sample of the logits.
     pub first_sample: usize,
     /// The whole schedule; ids are `[b, T]`.
     pub schedule: ScaleSchedule,
@@ -18,45 +18,46 @@ pub struct ChooseDims {
     pub scales: Range<usize>,
     /// Vocabulary V.
     pub vocab: usize,
-    /// Guidance t of each scale of the schedule, where logits hold a second, unconditional half:
-    /// `(1+t)·c − t·u`. Without it the logits hold B samples only.
+    /// Guidance t of each scale of the schedule, for logits with a second, unconditional half:
+    /// `(1+t)·c − t·u`. If `None`, the logits hold only B samples.
     pub guidance: Option<[f64; MAX_SCALES]>,
     /// How to choose.
     pub choice: Choice,
 }
 
-/// Some tokens of sequences: those of `scales`, in rows that hold the tokens of the scales `held`.
+/// A selection of tokens of sequences: those of `scales`, in rows that hold the tokens of the
+/// scales `held`.
 ///
-/// What an op writes is held so; what it reads, it says itself.
+/// It describes the rows that an op writes; each op documents the layout of what it reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenSpan {
     /// The whole schedule.
     pub schedule: ScaleSchedule,
     /// Scales whose tokens a row holds.
     pub held: Range<usize>,
-    /// Scales whose tokens are meant; within `held`.
+    /// Scales whose tokens are selected; they lie within `held`.
     pub scales: Range<usize>,
 }
 
 impl TokenSpan {
-    /// All tokens of rows that hold all.
+    /// Selects all tokens, in rows that hold all of them.
     pub fn whole(schedule: &ScaleSchedule) -> Self {
         let scales = 0..schedule.len();
         Self { schedule: *schedule, held: scales.clone(), scales }
     }
 
-    /// The tokens of one scale, in rows that hold no other.
+    /// Selects the tokens of one scale, in rows that hold no others.
     pub fn one(schedule: &ScaleSchedule, scale: usize) -> Self {
         let scales = scale..scale.saturating_add(1);
         Self { schedule: *schedule, held: scales.clone(), scales }
     }
 
-    /// Tokens of a row.
+    /// Number of tokens in a row.
     pub fn row(&self) -> usize {
         self.schedule.span(self.held.clone()).len()
     }
 
-    /// Where in a row the tokens lie that are meant.
+    /// Range of the selected tokens within a row.
     pub fn columns(&self) -> Range<usize> {
         let first = self.schedule.span(self.held.clone()).start;
         let meant = self.schedule.span(self.scales.clone());
@@ -64,29 +65,30 @@ impl TokenSpan {
     }
 }
 
-/// Which code is the nearest.
+/// The measure by which a code is the nearest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Distance {
-    /// The one of the least angle; codes are L2-normalised, and so is what is looked up.
+    /// The nearest code has the smallest angle. Codes are L2-normalised, and so is the vector
+    /// looked up.
     Cosine,
-    /// The one of the least `|z − e|`. A row of the codebook is a code e and, behind it, `−|e|²/2`: the nearest
-    /// is the code of the largest `z·e − |e|²/2`.
+    /// The nearest code has the smallest `|z − e|`. A row of the codebook is a code e followed by
+    /// `−|e|²/2`, so the nearest code has the largest `z·e − |e|²/2`.
     Euclidean,
 }
 
 /// Dimensions of the codebook that [`RolloutOps::nearest_code`] looks in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CodeDims {
-    /// Codes V.
+    /// Number of codes V.
     pub vocab: usize,
-    /// Channels K of what is looked up.
+    /// Number of channels K of the vectors looked up.
     pub channels: usize,
-    /// Which is the nearest.
+    /// The measure by which a code is the nearest.
     pub distance: Distance,
 }
 
 impl CodeDims {
-    /// Numbers of a row of the codebook.
+    /// Number of values in a row of the codebook.
     pub const fn columns(self) -> usize {
         match self.distance {
             Distance::Cosine => self.channels,
@@ -115,7 +117,7 @@ pub struct RolloutDims {
     pub batch: usize,
     /// Schedule of the ids, `[b, T]`.
     pub schedule: ScaleSchedule,
-    /// Which scales to make inputs for, each from the scale before it; 1 at least.
+    /// Scales to make inputs for, each from the scale before it; the range starts at 1 or later.
     pub scales: Range<usize>,
     /// Latent channels K.
     pub channels: usize,
@@ -134,19 +136,19 @@ pub struct CachedAttentionDims {
     pub head_dim: usize,
     /// Tokens already in the cache.
     pub past: usize,
-    /// Tokens of this scale; each sees the past and all of these.
+    /// Number of tokens of this scale; each sees the past and all of these.
     pub tokens: usize,
-    /// Tokens the cache has room for.
+    /// Number of tokens that the cache has room for.
     pub capacity: usize,
 }
 
 /// Steps that take no gradient.
 pub trait RolloutOps: Buffers {
-    /// The latent `[b, k, h, w]` area-downsampled to the grids of `span.scales`: those columns of
-    /// `tokens[b, tokens of span.held, k]`.
+    /// Area-downsamples the latent `[b, k, h, w]` to the grids of `span.scales` and writes the
+    /// result to the columns of these scales in `tokens[b, tokens of span.held, k]`.
     ///
     /// # Errors
-    /// Shape; likewise for all below.
+    /// A shape error; the same holds for all methods below.
     fn area_tokens(
         &self,
         dims: LatentDims,
@@ -155,9 +157,10 @@ pub trait RolloutOps: Buffers {
         tokens_btk: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
 
-    /// The row of `codebook[v, columns]` nearest to each of `z[b, tokens of span.scales, k]`, lowest index on
-    /// ties: the columns of `span.scales` of `ids[b, tokens of span.held]`. Rows of z hold no other scales, unlike
-    /// those that `area_tokens` writes. Computed in f32 or wider whatever z is stored in.
+    /// Finds the row of `codebook[v, columns]` nearest to each vector of
+    /// `z[b, tokens of span.scales, k]`, the lowest index on ties, and writes it to the columns of
+    /// `span.scales` in `ids[b, tokens of span.held]`. Rows of z hold no other scales, unlike those
+    /// that `area_tokens` writes. The computation is in f32 or wider, whatever type z is stored in.
     fn nearest_code(
         &self,
         batch: usize,
@@ -168,7 +171,8 @@ pub trait RolloutOps: Buffers {
         ids_bt: &mut Self::Ids,
     ) -> Result<(), Self::Error>;
 
-    /// Inputs of the scales `dims.scales`: the codes of the scale before, bicubic to this grid.
+    /// Inputs of the scales `dims.scales`: the codes of the scale before, resized bicubically to
+    /// this grid.
     ///
     /// `inputs` is `[b, tokens of these scales, k]`.
     fn rollout_inputs(
@@ -179,8 +183,8 @@ pub trait RolloutOps: Buffers {
         inputs: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
 
-    /// `map[b, k, height, width]`: the codes of `scale` as a channel-first map, bicubic to this size where the
-    /// scale's grid has another. `dims.scales` is not looked at.
+    /// `map[b, k, height, width]`: the codes of `scale` as a channel-first map, resized bicubically
+    /// where the scale's grid has another size. `dims.scales` is ignored.
     fn code_map(
         &self,
         dims: &RolloutDims,
@@ -191,7 +195,8 @@ pub trait RolloutOps: Buffers {
         map_bkhw: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
 
-    /// Guidance, filter and draw; writes the columns of `dims.scales` of `ids[first_sample + b, T]`.
+    /// Applies guidance and filter, and draws; writes the columns of `dims.scales` in
+    /// `ids[first_sample + b, T]`.
     ///
     /// The logits are not changed. Ids are the same on every backend given the same logits. A vocabulary beyond
     /// [`sampling::MAX_VOCAB`](crate::sampling::MAX_VOCAB) is an error, whatever the choice.
@@ -202,14 +207,16 @@ pub trait RolloutOps: Buffers {
         ids_bt: &mut Self::Ids,
     ) -> Result<(), Self::Error>;
 
-    /// Guidance before a linear head: `x[i]` becomes `(1+t)·x[i] − t·x[len+i]` for `i < len`.
+    /// Applies guidance before a linear head: `x[i]` becomes `(1+t)·x[i] − t·x[len+i]` for
+    /// `i < len`.
     ///
-    /// x holds features of samples and, behind them, of their unconditional twins. What is linear in them,
-    /// bias included since the weights add up to 1, takes guided features to guided logits with half the
-    /// work and half the logits of guiding behind it.
+    /// x holds the features of samples, followed by those of their unconditional twins. A linear
+    /// head, bias included since the weights add up to 1, maps guided features to guided logits,
+    /// with half the work and half the logits of guidance after the head.
     fn guide(&self, len: usize, t: f64, x: &mut Self::Activation) -> Result<(), Self::Error>;
 
-    /// Takes the tokens of the scales for which `from_other`, as long as the schedule, holds from `other`.
+    /// Replaces the tokens of the scales for which `from_other` is true with those of `other`.
+    /// `from_other` is as long as the schedule.
     fn merge_ids(
         &self,
         batch: usize,
@@ -219,8 +226,8 @@ pub trait RolloutOps: Buffers {
         ids_bt: &mut Self::Ids,
     ) -> Result<(), Self::Error>;
 
-    /// Puts given codes back: `ids[b, t]` becomes `given[b, t]` where `kept[b, t]` is not 0, for the tokens t
-    /// of `scales`.
+    /// Restores given codes: `ids[b, t]` becomes `given[b, t]` where `kept[b, t]` is not 0, for the
+    /// tokens t of `scales`.
     fn keep_codes(
         &self,
         batch: usize,
@@ -231,10 +238,10 @@ pub trait RolloutOps: Buffers {
         ids_bt: &mut Self::Ids,
     ) -> Result<(), Self::Error>;
 
-    /// Attention of one scale on all before it, with keys and values kept in `cache`
-    /// (`2·b·capacity·h·d` elements, in the backend's own order).
+    /// Attention of the tokens of one scale to each other and to all before them, with keys and
+    /// values kept in `cache` (`2·b·capacity·h·d` elements, in the backend's own order).
     ///
-    /// `qkv[b, tokens, 3, h, d]` comes without biases; normalisation as in
+    /// `qkv[b, tokens, 3, h, d]` does not include the biases; it is normalised as in
     /// [`super::TransformerOps::attention`]. `out` is `[b, tokens, h, d]`.
     fn cached_attention(
         &self,

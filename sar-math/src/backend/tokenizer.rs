@@ -4,7 +4,7 @@
 
 use super::{Buffers, Slot, Write};
 
-/// Dimensions of [`TokenizerOps::conv2d`], a square kernel.
+/// Dimensions of [`TokenizerOps::conv2d`] with a square kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct ConvDims {
     /// Samples B.
@@ -28,13 +28,13 @@ pub struct ConvDims {
 }
 
 impl ConvDims {
-    /// Rows and columns of y; none where the kernel is larger than the padded map or there is no stride,
-    /// which `checks::conv` tells apart.
+    /// Rows and columns of y. Both are 0 where the stride is 0, and a side is 0 where the kernel is
+    /// larger than the padded map; `checks::conv` distinguishes these errors.
     pub const fn output(self) -> (usize, usize) {
         (self.along(self.height), self.along(self.width))
     }
 
-    /// Outputs along a side of so many elements.
+    /// Number of outputs along a side of `side` elements.
     const fn along(self, side: usize) -> usize {
         let padded = side.saturating_add(self.pad_before).saturating_add(self.pad_after);
         match padded.checked_sub(self.kernel) {
@@ -47,7 +47,7 @@ impl ConvDims {
 /// Weight `[outputs, inputs, kernel, kernel]` and bias `[outputs]` of a convolution.
 #[derive(Clone, Copy, Debug)]
 pub struct Conv {
-    /// As published.
+    /// `[outputs, inputs, kernel, kernel]`, as published.
     pub weight: Slot,
     /// `[outputs]`.
     pub bias: Slot,
@@ -67,7 +67,7 @@ pub struct MapDims {
 }
 
 impl MapDims {
-    /// Elements; `usize::MAX`, which no buffer holds, where there are more.
+    /// Number of elements; saturates at `usize::MAX`, which no buffer holds.
     pub const fn len(self) -> usize {
         let maps = self.batch.saturating_mul(self.channels);
         maps.saturating_mul(self.height).saturating_mul(self.width)
@@ -88,18 +88,18 @@ pub struct GroupNorm {
     pub bias: Slot,
     /// Number of groups; divides the channels.
     pub groups: usize,
-    /// Under the root, 1e-6 as published.
+    /// Added under the root, 1e-6 as published.
     pub eps: f64,
-    /// Whether SiLU follows, fused.
+    /// Whether a fused SiLU follows.
     pub silu: bool,
 }
 
 /// Weights of the quantiser's two losses.
 #[derive(Clone, Copy, Debug)]
 pub struct QuantizeWeights {
-    /// Of `mean‖sg(ẑ)−e‖²`, which moves the codebook.
+    /// Weight of `mean‖sg(ẑ)−e‖²`, which moves the codebook.
     pub codebook: f64,
-    /// Of `mean‖ẑ−sg(e)‖²`, which moves the encoder.
+    /// Weight of `mean‖ẑ−sg(e)‖²`, which moves the encoder.
     pub commitment: f64,
 }
 
@@ -108,7 +108,7 @@ pub trait TokenizerOps: Buffers {
     /// Two-dimensional convolution (cross-correlation) with bias.
     ///
     /// # Errors
-    /// Shape; likewise for all below.
+    /// A shape error; the same holds for all methods below.
     fn conv2d(
         &self,
         dims: ConvDims,
@@ -117,7 +117,8 @@ pub trait TokenizerOps: Buffers {
         layer: Conv,
         y: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
-    /// `dx` is overwritten where asked for; weight and bias gradients accumulate.
+    /// Backward of [`TokenizerOps::conv2d`]: `dx`, if asked for, is overwritten; weight and bias
+    /// gradients accumulate.
     fn conv2d_backward(
         &self,
         dims: ConvDims,
@@ -129,7 +130,8 @@ pub trait TokenizerOps: Buffers {
         grads: &mut Self::Accum,
     ) -> Result<(), Self::Error>;
 
-    /// Group norm, with SiLU after it where the layer says so. `stats[b, groups, 2]`: mean and 1/σ.
+    /// Group norm, followed by SiLU where the layer says so. `stats[b, groups, 2]` receives mean
+    /// and 1/σ.
     fn group_norm(
         &self,
         dims: MapDims,
@@ -153,14 +155,14 @@ pub trait TokenizerOps: Buffers {
         grads: &mut Self::Accum,
     ) -> Result<(), Self::Error>;
 
-    /// Nearest ×2 in both directions; `dims` is of x.
+    /// Nearest ×2 in both directions; `dims` are those of x.
     fn upsample_nearest(
         &self,
         dims: MapDims,
         x: &Self::Activation,
         y: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
-    /// Sums each 2×2 block of dy; `dims` is of x.
+    /// Sums each 2×2 block of dy; `dims` are those of x.
     fn upsample_nearest_backward(
         &self,
         dims: MapDims,
@@ -193,7 +195,7 @@ pub trait TokenizerOps: Buffers {
         dv: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
 
-    /// Adaptive average pooling of a map to `height`×`width`; `dims` is of x.
+    /// Adaptive average pooling of a map to `height`×`width`; `dims` are those of x.
     fn area_resize(
         &self,
         dims: MapDims,
@@ -227,9 +229,9 @@ pub trait TokenizerOps: Buffers {
         quantized: &mut Self::Activation,
         distance: &mut Self::Accum,
     ) -> Result<(), Self::Error>;
-    /// `dz`: the gradient of the quantised map passed straight to ẑ, plus the commitment term, then
-    /// through the normalisation. The codebook's gradient accumulates the codebook term alone,
-    /// through its normalisation.
+    /// `dz` is the gradient of the quantised map passed straight to ẑ, plus the commitment term,
+    /// taken back through the normalisation. The codebook's gradient accumulates only the codebook
+    /// term, taken back through the codebook's normalisation.
     fn vector_quantize_backward(
         &self,
         dims: MapDims,

@@ -26,8 +26,8 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// The weight alone: for [`TransformerOps::linear_backward_weight`] where the op that wrote `dy` has added to the
-    /// bias gradient.
+    /// The layer without its bias: for [`TransformerOps::linear_backward_weight`] where the op that
+    /// wrote `dy` has already added to the bias gradient.
     #[must_use]
     pub const fn without_bias(self) -> Self {
         Self { bias: None, ..self }
@@ -46,7 +46,7 @@ pub struct TokenDims {
 }
 
 impl TokenDims {
-    /// B·L·C; `usize::MAX`, which no buffer holds, where that is beyond it.
+    /// B·L·C; saturates at `usize::MAX`, which no buffer holds.
     pub const fn len(self) -> usize {
         self.rows().saturating_mul(self.width)
     }
@@ -81,7 +81,8 @@ pub struct Branch<'a, B: Buffers + ?Sized> {
     pub value_blc: &'a B::Activation,
     /// Column offset of the gate γ in `ada`.
     pub gate: usize,
-    /// Drop path: the factor of each sample, 0 or 1/(1−p), `[b]` from `keep_offset` on; `None` is 1.
+    /// Drop path: the factor of each sample, 0 or 1/(1−p), as a buffer and the offset at which
+    /// `[b]` begins in it; `None` means 1.
     pub keep: Option<(&'a B::Accum, usize)>,
 }
 
@@ -93,16 +94,17 @@ impl<B: Buffers + ?Sized> Clone for Branch<'_, B> {
 
 impl<B: Buffers + ?Sized> Copy for Branch<'_, B> {}
 
-/// What a norm saw, as its backward is given it.
+/// What a norm saw, as passed to its backward.
 pub enum Seen<'a, B: Buffers + ?Sized> {
     /// The sum, `[b, l, c]`, as it was kept; x where there was no branch.
     Sum(&'a B::Activation),
-    /// What the branch was added to, `[b, l, c]`: it is added once more, to the bits of the sum.
+    /// What the branch was added to, `[b, l, c]`. The backward adds the branch again, which gives
+    /// the bits of the sum.
     Before(&'a B::Activation),
 }
 
-/// Whether a gradient is there already: of the residual stream's, that of later layers; of a weight's, that of passes
-/// before.
+/// Whether the buffer already holds a gradient: for the residual stream, that of later layers; for
+/// a weight, that of earlier passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
     /// The buffer's contents do not matter; it is overwritten.
@@ -120,7 +122,7 @@ pub struct AttentionDims {
     pub heads: usize,
     /// Head size D; the width is H·D.
     pub head_dim: usize,
-    /// Tokens of scale i see all tokens of scales 0..=i.
+    /// The schedule; tokens of scale i see all tokens of scales 0..=i.
     pub schedule: ScaleSchedule,
 }
 
@@ -131,7 +133,7 @@ pub struct AttentionSlots {
     pub q_bias: Slot,
     /// Bias of v, `[C]`; k has none.
     pub v_bias: Slot,
-    /// Log of the scale of each head, `[H]`; clamped at ln 100.
+    /// Logarithm of each head's scale, `[H]`; clamped at ln 100.
     pub scale_mul: Slot,
 }
 
@@ -146,10 +148,12 @@ pub const NORMALIZE_EPS: f64 = 1e-12;
 pub trait TransformerOps: Buffers {
     /// `y = x·Wᵀ + bias`.
     ///
-    /// A row of y depends on the same row of x alone, to the bit: not on how many rows there are.
+    /// Each row of y depends only on the same row of x, to the bit, and not on how many rows there
+    /// are.
     ///
     /// # Errors
-    /// Shape; a device fault may surface here or later. Likewise for all below.
+    /// A shape error; a device fault may surface here or later. The same holds for all methods
+    /// below.
     fn linear(
         &self,
         dims: LinearDims,
@@ -169,8 +173,8 @@ pub trait TransformerOps: Buffers {
     ) -> Result<(), Self::Error>;
     /// `dW = dyᵀ·x`, or `+=` where `write` says so, and `dbias += Σ dy`.
     ///
-    /// The first gradient of a step overwrites: weights of layers are nearly all that there is to a model, and
-    /// zeros need not be written and read for them.
+    /// The first gradient of a step overwrites: nearly all of a model's parameters are weights of
+    /// layers, and this way no zeros need to be written and read for them.
     fn linear_backward_weight(
         &self,
         dims: LinearDims,
@@ -197,10 +201,10 @@ pub trait TransformerOps: Buffers {
         y_blc: &mut Self::Activation,
         stats: &mut Self::Accum,
     ) -> Result<(), Self::Error>;
-    /// The y of [`TransformerOps::residual_norm`] once more, to the bit, from its saved statistics and its x
-    /// and branch, or from the sum and no branch.
+    /// Computes the y of [`TransformerOps::residual_norm`] again, to the bit, from its saved
+    /// statistics and either its x and branch, or the sum without a branch.
     ///
-    /// Lets a trainer keep one tensor per norm instead of two, and of two norms one sum.
+    /// This lets a trainer keep one tensor per norm instead of two, and one sum for two norms.
     fn renorm(
         &self,
         dims: TokenDims,
@@ -213,14 +217,16 @@ pub trait TransformerOps: Buffers {
     ) -> Result<(), Self::Error>;
     /// Backward of [`TransformerOps::residual_norm`].
     ///
-    /// `seen` is what the norm saw: gradients have the same bits whether it was kept or is added up again.
-    /// `dx_blc` holds the gradient of the sum from later layers on entry (see `write`) and the gradient of x on return.
-    /// With a branch, `dbranch_blc` receives its gradient. `d_ada` columns scale, shift (and gate)
-    /// are overwritten, its other columns are not touched.
+    /// `seen` is what the norm saw: gradients have the same bits whether it was kept or is added up
+    /// again. On entry, `dx_blc` holds the gradient of the sum from later layers (see `write`); on
+    /// return, it holds the gradient of x. With a branch, `dbranch_blc` receives its gradient. The
+    /// columns scale, shift (and gate) of `d_ada` are overwritten; its other columns are not
+    /// touched.
     ///
-    /// `bias[c]`, which only a branch can have, is that of the layer that made it: `dbias += Σ dbranch` over all
-    /// rows, as it is stored or before it is rounded to that, so that [`TransformerOps::linear_backward_weight`] need
-    /// not read dbranch for it (see [`Linear::without_bias`]).
+    /// `bias[c]`, which can be given only with a branch, is the bias of the layer that made the
+    /// branch: `dbias += Σ dbranch` over all rows, summed either as stored or before rounding for
+    /// storage, so that [`TransformerOps::linear_backward_weight`] need not read dbranch for it
+    /// (see [`Linear::without_bias`]).
     fn residual_norm_backward(
         &self,
         dims: TokenDims,
@@ -240,10 +246,11 @@ pub trait TransformerOps: Buffers {
 
     /// L2-normalised, block-causal attention; masked blocks are never computed.
     ///
-    /// `qkv[b, l, 3, h, d]` comes without biases; in place, q becomes
-    /// `exp(min(scale_mul_h, ln 100))·(q+q_bias)/‖q+q_bias‖`, k `k/‖k‖`, v `v+v_bias`. `inverse_norms`
-    /// receives 1/‖·‖ of q and of k, `[b, l, 2, h]`; `lse` the log-sum-exp of each row of scores,
-    /// `[b, h, l]`; `out` is `[b, l, h, d]`. Norms are clamped from below at [`NORMALIZE_EPS`].
+    /// `qkv[b, l, 3, h, d]` does not include the biases; in place, q becomes
+    /// `exp(min(scale_mul_h, ln 100))·(q+q_bias)/‖q+q_bias‖`, k becomes `k/‖k‖` and v becomes
+    /// `v+v_bias`. `inverse_norms` receives 1/‖·‖ of q and of k, `[b, l, 2, h]`; `lse` receives the
+    /// log-sum-exp of each row of scores, `[b, h, l]`; `out` is `[b, l, h, d]`. Norms are clamped
+    /// from below at [`NORMALIZE_EPS`].
     fn attention(
         &self,
         dims: AttentionDims,
@@ -254,8 +261,8 @@ pub trait TransformerOps: Buffers {
         lse: &mut Self::Accum,
         out: &mut Self::Activation,
     ) -> Result<(), Self::Error>;
-    /// Backward of [`TransformerOps::attention`], from what it left in `qkv`, `inverse_norms`, `lse`,
-    /// `out`; `dqkv` is the gradient of the qkv that went in.
+    /// Backward of [`TransformerOps::attention`], from what it left in `qkv`, `inverse_norms`,
+    /// `lse` and `out`; `dqkv` is the gradient of the qkv that was passed in.
     fn attention_backward(
         &self,
         dims: AttentionDims,
@@ -279,9 +286,10 @@ pub trait TransformerOps: Buffers {
     ) -> Result<(), Self::Error>;
     /// In place: `dy[rows, columns]` becomes `dx = dy·gelu'(x)`.
     ///
-    /// `bias[columns]`, where there is one, is that of the layer that made x: `dbias += Σ dx` over rows, as it
-    /// is stored or before it is rounded to that, so that [`TransformerOps::linear_backward_weight`] need not read dx
-    /// for it (see [`Linear::without_bias`]).
+    /// `bias[columns]`, if given, is the bias of the layer that made x: `dbias += Σ dx` over rows,
+    /// summed either as stored or before rounding for storage, so that
+    /// [`TransformerOps::linear_backward_weight`] need not read dx for it (see
+    /// [`Linear::without_bias`]).
     fn gelu_backward(
         &self,
         rows: usize,
@@ -291,10 +299,10 @@ pub trait TransformerOps: Buffers {
         dy_to_dx: &mut Self::Activation,
         grads: &mut Self::Accum,
     ) -> Result<(), Self::Error>;
-    /// [`TransformerOps::gelu`] once more and [`TransformerOps::gelu_backward`], both in place: `x` becomes
-    /// `y`, `dy` becomes `dx`.
+    /// [`TransformerOps::gelu`] again together with [`TransformerOps::gelu_backward`], both in
+    /// place: `x` becomes `y`, `dy` becomes `dx`.
     ///
-    /// Lets a trainer that keeps x alone read it once.
+    /// This lets a trainer that keeps only x read it once.
     fn regelu_backward(
         &self,
         rows: usize,

@@ -86,7 +86,7 @@ impl<B: OptimizerOps> Subject<B> for Operands {
             &mut params,
         )?;
         let params = rig.read_params("params", &params, len)?;
-        // What moved, beside what is there: a step is a small part of a parameter.
+        // The step is compared separately from the parameters, of which it is only a small part.
         let moved = params.iter().zip(&self.layout.values).map(|(a, b)| a - b);
         out.push("step", moved.collect());
         out.push("params", params);
@@ -146,7 +146,8 @@ pub fn check<B: OptimizerOps>(backend: &B, case: Case) -> Result<Report, Mismatc
     let mut fresh = Operands::draw(&mut n, first, &[6], 3.0);
     fresh.first.fill(0.0);
     fresh.second.fill(0.0);
-    // What nothing has used, and what is hardly used: eps is what stands below the line.
+    // A parameter that nothing has used, and one that is hardly used, where eps matters in the
+    // denominator.
     if let Some(slot) = fresh.decayed.first() {
         fresh.grads[slot.offset] = 0.0;
         fresh.grads[slot.offset + 1] = 1.0 / f64::from(1 << 20);
@@ -161,7 +162,7 @@ pub fn check<B: OptimizerOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 120,000 parameters.
 ///
 /// # Errors
-/// Where a second run gives other bits, or values or gradients are not the formula's.
+/// A second run gives other bits, or values or gradients are not those of the formula.
 pub fn fingerprint<B: OptimizerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("adamw");
     let hyper = hyper(&mut n, 2.0);

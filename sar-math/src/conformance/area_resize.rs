@@ -80,7 +80,7 @@ pub fn check<B: TokenizerOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 3 maps of 32×16×16 to 9×11.
 ///
 /// # Errors
-/// Where a second run gives other bits, or values or gradients are not the formula's.
+/// A second run gives other bits, or values or gradients are not those of the formula.
 pub fn fingerprint<B: TokenizerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let dims = MapDims { batch: 3, channels: 32, height: 16, width: 16 };
     repeatable(backend, &Operands::draw(&mut case.numbers("area_resize"), dims, (9, 11)))

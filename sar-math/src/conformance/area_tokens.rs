@@ -10,7 +10,7 @@ use crate::ScaleSchedule;
 use crate::backend::{LatentDims, RolloutOps, TokenSpan};
 use alloc::vec::Vec;
 
-/// What the op leaves as it was: its change.
+/// Name of the change of the elements that the op leaves as they were.
 const REST: &str = "change of the rest of a row";
 
 struct Operands {
@@ -39,7 +39,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
         let latent = rig.activation("latent", &self.latent)?;
         let mut tokens = rig.blank("tokens", len)?;
         rig.backend.area_tokens(self.dims, &self.span, &latent, &mut tokens)?;
-        // What is written; the rest of a row is another op's.
+        // The op writes only these columns; the rest of a row belongs to other ops.
         let tokens = rig.read("tokens", &tokens, len)?;
         let (from, to) = (columns.start * k, columns.end * k);
         let written = tokens.chunks(row).flat_map(|row| &row[from..to]);
@@ -88,7 +88,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
     }
 }
 
-/// Rows that hold some scales of a schedule, and some of those.
+/// Draws rows that hold some scales of a schedule, and selects some of those.
 pub(super) fn draw_span(n: &mut Numbers, schedule: ScaleSchedule) -> TokenSpan {
     let from = n.between(0, schedule.len() - 1);
     let to = n.between(from + 1, schedule.len());
@@ -125,7 +125,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
 /// All bits of a mid-size run: 3 latents of 32×8×10 to 150 tokens.
 ///
 /// # Errors
-/// Where a second run, or a sample alone, gives other bits.
+/// A second run, or a sample on its own, gives other bits.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let dims = LatentDims { batch: 3, channels: 32, height: 8, width: 10 };
     let mut n = case.numbers("area_tokens");

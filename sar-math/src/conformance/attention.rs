@@ -62,8 +62,8 @@ impl Operands {
         self.formula_at(&self.qkv, &get(q_bias), &get(v_bias), &get(scale_mul))
     }
 
-    /// Scores are the products of unit vectors times the factor of the head, and so are their
-    /// errors; a short q or k is normalised by a factor of up to four.
+    /// Scores are products of unit vectors times the factor of the head, which multiplies their
+    /// errors as well; a short q or k is normalised by a factor of up to four.
     pub(super) fn largest_factor(&self) -> f64 {
         let largest = self.layout.get(self.slots.scale_mul).iter().fold(0.0, |a: f64, &b| a.max(b));
         4.0 * exp(largest.min(SCALE_MUL_MAX))
@@ -83,7 +83,7 @@ impl Operands {
     fn formula_at(&self, qkv: &[f64], q_bias: &[f64], v_bias: &[f64], scales: &[f64]) -> Values {
         let AttentionDims { batch, heads, head_dim: d, schedule } = self.dims;
         let (tokens, width) = (schedule.tokens(), heads * d);
-        // Where the vector `which` (q, k, v) of a token and head starts.
+        // Start of the vector `which` (q, k, v) of a token and head.
         let at = |b: usize, l: usize, which: usize, h: usize| {
             ((b * tokens + l) * 3 + which) * width + h * d
         };
@@ -125,7 +125,7 @@ impl Operands {
     }
 }
 
-/// Random q, k and v of which q + q_bias and k are at least a quarter long.
+/// Draws random q, k and v such that q + q_bias and k have a length of at least a quarter.
 fn draw_qkv(n: &mut Numbers, rows: usize, (heads, d): (usize, usize), q_bias: &[f64]) -> Vec<f64> {
     let mut qkv = Vec::with_capacity(rows * 3 * heads * d);
     while qkv.len() < rows * 3 * heads * d {
@@ -243,7 +243,7 @@ impl<B: TransformerOps> Subject<B> for Operands {
     }
 }
 
-/// ln 4, which `scale_mul` starts from.
+/// ln 4, the initial value of `scale_mul`.
 pub(super) const INITIAL_SCALE: f64 = 1.386;
 
 fn draw_dims(n: &mut Numbers, schedule: ScaleSchedule) -> AttentionDims {
@@ -251,7 +251,7 @@ fn draw_dims(n: &mut Numbers, schedule: ScaleSchedule) -> AttentionDims {
     AttentionDims { batch, heads, head_dim, schedule }
 }
 
-/// Heads of nothing, or none: dimensions that divide nothing.
+/// Dimensions that divide nothing: no heads, or heads of size 0.
 fn without_heads<B: TransformerOps>(
     backend: &B,
     heads: usize,
@@ -324,7 +324,7 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
 /// All bits of a mid-size run: 3 samples × 150 tokens × width 96.
 ///
 /// # Errors
-/// Where a second run, or a sample alone, gives other bits.
+/// A second run, or a sample on its own, gives other bits.
 pub fn fingerprint<B: TransformerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let dims = AttentionDims { batch: 3, heads: 3, head_dim: 32, schedule: mid_schedule() };
     repeatable(backend, &Operands::draw(&mut case.numbers("attention"), dims, &[INITIAL_SCALE]))

@@ -81,8 +81,8 @@ fn wide<B: Buffers>(values: &[B::Host]) -> Vec<f64> {
     values.iter().map(|v| v.wide()).collect()
 }
 
-/// For one kind of buffer: fresh ones are zero, a transfer moves its range and nothing else, and a
-/// range outside the buffer is an error.
+/// Checks one kind of buffer: fresh ones are zero, a transfer moves its range and nothing else, and
+/// a range outside the buffer is an error.
 macro_rules! transfers {
     ($name:ident, $kind:literal, $allocate:ident, $upload:ident, $download:ident, $element:ty, $of:expr) => {
         fn $name<B: Buffers>(backend: &B, n: &mut Numbers) -> Result<(), Mismatch> {
@@ -138,8 +138,8 @@ transfers!(accums, "accum", accum, upload_accum, download_accum, B::Host, B::Hos
 transfers!(params, "params", params, upload_params, download_params, B::Host, B::Host::of);
 transfers!(ids, "ids", ids, upload_ids, download_ids, u32, |v| (v * v * 1024.0) as u32);
 
-/// Two sequences of ops over the same buffers, given in turn with new values each time, each `give`n
-/// its key; what the buffers hold after every one of them.
+/// Submits two sequences of ops over the same buffers in turn, with new values in each round, each
+/// through `give` with its key; returns what the buffers hold after every one of them.
 fn two_sequences<B: Buffers>(
     backend: &B,
     rounds: &[Vec<f64>],
@@ -170,8 +170,8 @@ fn two_sequences<B: Buffers>(
     Ok(held)
 }
 
-/// Recorded or not, given once or again: the same bits as the ops on their own; an error of the work
-/// is the caller's.
+/// Checks that sequences of ops give the same bits through `replay` as on their own, whether
+/// recorded or not, and the first time or again, and that an error of the work reaches the caller.
 fn replays<B: Buffers>(backend: &B, n: &mut Numbers) -> Result<(), Mismatch> {
     let len = n.between(2, 20);
     let rounds: Vec<Vec<f64>> = (0..4).map(|_| n.values(len)).collect();
@@ -189,11 +189,12 @@ fn replays<B: Buffers>(backend: &B, n: &mut Numbers) -> Result<(), Mismatch> {
         backend.replay(next_replay_key(), &mut || backend.copy(&from, 0, &mut to, 0, len + 1))
     };
     told_apart(backend, len)?;
-    // The error is that of the op inside.
+    // The error must be that of the op inside.
     shape_error(&["replay", "copy"], "work that fails", fails())
 }
 
-/// Weights that live at once have keys of their own, which they keep where what they hold changes.
+/// Checks that weights that live at the same time have different keys, and keep them when their
+/// contents change.
 fn told_apart<B: Buffers>(backend: &B, len: usize) -> Result<(), Mismatch> {
     let keys = || -> Result<[u64; 3], B::Error> {
         let (mut one, other) = (backend.params(len)?, backend.params(len)?);
@@ -239,7 +240,7 @@ pub fn check<B: Buffers>(backend: &B, case: Case) -> Result<Report, Mismatch> {
 /// All bits of a mid-size run: 100,000 elements.
 ///
 /// # Errors
-/// Where a second run gives other bits, or values or gradients are not the formula's.
+/// A second run gives other bits, or values or gradients are not those of the formula.
 pub fn fingerprint<B: Buffers>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     repeatable(backend, &draw(&mut case.numbers("buffers"), 99_000, 100_000))
 }

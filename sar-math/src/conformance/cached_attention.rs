@@ -1,6 +1,7 @@
-//! `cached_attention`: attention of one scale on all before it, by a cache of keys and values.
+//! `cached_attention`: attention of one scale to itself and all before it, from cached keys and
+//! values.
 //!
-//! Scale by scale it gives what `attention` gives on the whole schedule, so it shares that formula.
+//! Scale by scale it gives what `attention` gives on the whole schedule, so both share one formula.
 
 use super::attention::{INITIAL_SCALE, Operands as Whole};
 use super::case::{Case, Numbers, mid_schedule, storable};
@@ -101,7 +102,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
     }
 }
 
-/// A scale that does not fit the cache.
+/// A scale that does not fit into the cache.
 fn overfull<B: RolloutOps>(backend: &B) -> Result<(), B::Error> {
     let dims =
         CachedAttentionDims { batch: 1, heads: 1, head_dim: 2, past: 2, tokens: 4, capacity: 5 };
@@ -138,7 +139,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
 /// All bits of a mid-size run: 3 samples × 150 tokens × width 96, scale by scale.
 ///
 /// # Errors
-/// Where a second run, or a sample alone, gives other bits.
+/// A second run, or a sample on its own, gives other bits.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let dims = AttentionDims { batch: 3, heads: 3, head_dim: 32, schedule: mid_schedule() };
     let mut n = case.numbers("cached_attention");

@@ -57,7 +57,7 @@ impl Numbers {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// About normal, variance 1, within ±3; exact in every storage type.
+    /// An approximately normal value, variance 1, within ±3; exact in every storage type.
     pub(super) fn value(&mut self) -> f64 {
         storable(2.0 * (self.unit() + self.unit() + self.unit() - 1.5))
     }

@@ -35,11 +35,11 @@ fn places(dims: &ChooseDims) -> Vec<(usize, usize, usize, usize)> {
     places
 }
 
-/// The probabilities that a filter leaves, and whether it is clear which those are.
+/// The probabilities that a filter leaves, and whether it is clear which of them remain.
 ///
-/// Top-k first: what is below the k-th largest logit goes, ties with it stay. Then top-p on the
-/// softmax of the rest: in ascending order, the higher index first among equals, all go whose
-/// cumulative probability is at most 1−p; the largest always stays.
+/// Top-k comes first: logits below the k-th largest are dropped, ties with it stay. Then top-p on
+/// the softmax of the rest: in ascending order, the higher index first among equals, all are
+/// dropped whose cumulative probability is at most 1−p; the largest always stays.
 fn filtered(logits: &[f64], filter: Filter) -> (Vec<f64>, bool) {
     let mut logits = logits.to_vec();
     if filter.top_k > 0 && filter.top_k < logits.len() {
@@ -70,7 +70,7 @@ fn drawn(p: &[f64], uniform: f64) -> (usize, bool) {
     let (mut cumulative, mut chosen, mut clear) = (0.0, None, true);
     for (id, &p) in p.iter().enumerate().filter(|(_, p)| **p > 0.0) {
         cumulative += p;
-        // The last sum is 1 up to rounding, and no uniform is.
+        // The last sum is 1 up to rounding, and no uniform is as large as 1.
         clear &= (cumulative - uniform).abs() > CLEAR || cumulative > 1.0 - CLEAR;
         if cumulative > uniform && chosen.is_none() {
             chosen = Some(id);
@@ -140,7 +140,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
         let mut out = Outputs::default();
         let mut ids = rig.blank_ids("ids", len)?;
         let mut unchanged = true;
-        // The logits of all samples but the first, then those of the first.
+        // The logits of all samples but the first are given first, then those of the first.
         for samples in [1..self.dims.batch, 0..1] {
             if samples.is_empty() {
                 continue;
@@ -192,7 +192,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
     }
 }
 
-/// Strengths of which every product with a stored logit is exact in f32, so that guidance rounds
+/// Strengths whose products with stored logits are all exact in f32, so that guidance rounds
 /// nowhere and ties stay ties.
 fn strengths() -> [f64; MAX_SCALES] {
     core::array::from_fn(|i| [0.0, 1.5, 0.25, 3.0, 2.0][i % 5])
@@ -211,7 +211,7 @@ fn draw_dims(n: &mut Numbers, schedule: ScaleSchedule, choice: Choice) -> Choose
     }
 }
 
-/// Rows of NaN and −∞, where the choice is 0; by argmax also with one number among them.
+/// Rows of NaN and −∞, where the choice is 0; for argmax, also rows with one number among them.
 fn without_numbers(dims: &ChooseDims, keys: DrawKeys) -> Vec<Operands> {
     let off = Filter { top_k: 0, top_p: 0.0 };
     let mut cases = Vec::new();
@@ -273,7 +273,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
 /// All bits of a mid-size run: 3 images of 150 tokens, a vocabulary of 512, guidance and filters.
 ///
 /// # Errors
-/// Where a second run, or an image alone, gives other ids.
+/// A second run, or an image on its own, gives other ids.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("choose_codes");
     let schedule = mid_schedule();

@@ -91,7 +91,8 @@ impl<B: EmbeddingOps> Subject<B> for Operands {
     }
 }
 
-/// A table of frozen weights that are held wide, between others that need not be; and one that lies outside them.
+/// Checks a table of frozen weights that is held at full width, between other weights that need not
+/// be, and a table that lies outside the weights.
 fn frozen<B: EmbeddingOps>(backend: &B, of: &Operands) -> Result<(), Mismatch> {
     const OP: &str = "class_embedding";
     let (before, after) = (5, 3);
@@ -139,7 +140,7 @@ pub fn check<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 48 labels of 10 classes, width 96.
 ///
 /// # Errors
-/// Where a second run, or a label alone, gives other bits.
+/// A second run, or a label on its own, gives other bits.
 pub fn fingerprint<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("class_embedding");
     let labels = n.ids(48, 11);

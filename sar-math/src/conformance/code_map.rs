@@ -20,7 +20,7 @@ struct Operands {
 }
 
 impl Operands {
-    /// Of the size of the grid unless another is given.
+    /// Draws operands for a map of the grid's size, unless another size is given.
     fn draw(
         n: &mut Numbers,
         dims: RolloutDims,
@@ -95,7 +95,7 @@ fn past_the_last<B: RolloutOps>(backend: &B, dims: &RolloutDims) -> Result<(), B
     backend.code_map(dims, dims.schedule.len(), (1, 1), &ids, &codebook, &mut map)
 }
 
-/// Checks `code_map` for every scale of a schedule, of its size and of another.
+/// Checks `code_map` for every scale of a schedule, at its own size and at another.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -117,7 +117,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
 /// All bits of mid-size runs: 3 maps of 32×8×10, and of 32×11×16.
 ///
 /// # Errors
-/// Where a second run, or a sample alone, gives other bits.
+/// A second run, or a sample on its own, gives other bits.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("code_map");
     let dims = RolloutDims { batch: 3, channels: 32, ..draw_dims(&mut n, mid_schedule()) };

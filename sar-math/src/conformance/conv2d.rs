@@ -53,7 +53,7 @@ impl Operands {
         y
     }
 
-    /// The products under the kernel at one output; outside the image is zero.
+    /// Sum of the products under the kernel at one output; x is zero outside the image.
     fn window(&self, x: &[f64], weight: &[f64], at: (usize, usize, usize, usize)) -> f64 {
         let ConvDims { inputs, height, width, kernel, stride, pad_before, .. } = self.dims;
         let (b, o, row, column) = at;
@@ -94,7 +94,7 @@ impl<B: TokenizerOps> Subject<B> for Operands {
 
         let dy = rig.activation("dy", &self.dy)?;
         let x = rig.activation("x of backward", &self.x)?;
-        // The weight takes part in dx alone.
+        // The weight is used only for dx.
         let params = if self.want_dx {
             rig.params("params of backward", &self.layout.values)?
         } else {
@@ -164,7 +164,8 @@ impl<B: TokenizerOps> Subject<B> for Operands {
 const FORMS: [(usize, usize, usize, usize); 5] =
     [(3, 1, 1, 1), (3, 2, 0, 1), (1, 1, 0, 0), (2, 1, 0, 0), (3, 3, 2, 0)];
 
-/// A kernel of 3 on an image of 1×1 without padding, and a stride of 0, which have no output.
+/// A kernel of 3 on an image of 1×1 without padding, and a stride of 0, neither of which has an
+/// output.
 fn no_output<B: TokenizerOps>(backend: &B, (side, stride): (usize, usize)) -> Result<(), B::Error> {
     let dims = ConvDims {
         batch: 1,
@@ -218,7 +219,7 @@ pub fn check<B: TokenizerOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 3 images of 32×24×20 to 48 channels.
 ///
 /// # Errors
-/// Where a second run, or an image alone, gives other bits.
+/// A second run, or an image on its own, gives other bits.
 pub fn fingerprint<B: TokenizerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let dims = ConvDims {
         batch: 3,

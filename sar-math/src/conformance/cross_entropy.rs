@@ -19,7 +19,8 @@ struct Operands {
     targets: Vec<u32>,
 }
 
-/// Random dimensions: batch of one or more, a weight of zero where the last scale is not the first.
+/// Draws random dimensions: a batch of one or more; the last scale, unless it is the first, may
+/// have weight zero.
 pub(super) fn draw_dims(n: &mut Numbers, schedule: ScaleSchedule, smoothing: f64) -> LossDims {
     let mut weights = [0.0; MAX_SCALES];
     for weight in &mut weights[..schedule.len()] {
@@ -34,8 +35,8 @@ pub(super) fn draw_dims(n: &mut Numbers, schedule: ScaleSchedule, smoothing: f64
     LossDims { batch, first_sample: 0, schedule, vocab, smoothing, weights, targets }
 }
 
-/// The dimensions and the samples of each part of a batch whose logits come in two parts, or in one
-/// where it is a single sample.
+/// The dimensions and samples of each part of a batch whose logits come in two parts, or in one if
+/// the batch is a single sample.
 pub(super) fn parts(dims: &LossDims) -> impl Iterator<Item = (LossDims, Range<usize>)> {
     let dims = *dims;
     let cuts = [0, dims.batch / 2, dims.batch];
@@ -43,7 +44,7 @@ pub(super) fn parts(dims: &LossDims) -> impl Iterator<Item = (LossDims, Range<us
     ranges.into_iter().filter(|r| !r.is_empty()).map(move |samples| (dims.part(&samples), samples))
 }
 
-/// The part of rows of `width` elements a sample that `samples` have.
+/// The values of `samples`, where each sample has `width` elements.
 pub(super) fn of_samples(values: &[f64], samples: &Range<usize>, width: usize) -> Vec<f64> {
     values[samples.start * width..samples.end * width].to_vec()
 }
@@ -75,7 +76,7 @@ pub(super) fn stored_lse(dims: &LossDims, logits: &[f64]) -> f64 {
     largest(&dims.weights) * largest(logits)
 }
 
-/// Room for the outputs, `teacher_lse` only where it is asked for.
+/// Room for the outputs; for `teacher_lse` only where it is asked for.
 pub(super) fn token_loss<B: Buffers>(
     rig: &Rig<'_, B>,
     rows: usize,
@@ -90,7 +91,7 @@ pub(super) fn token_loss<B: Buffers>(
     })
 }
 
-/// What a forward left, in new buffers for its backward.
+/// Copies what a forward left into new buffers for its backward.
 pub(super) fn hand_over<B: Buffers>(
     rig: &Rig<'_, B>,
     from: &TokenLoss<B>,
@@ -229,7 +230,7 @@ pub(super) fn extreme_logits(n: &mut Numbers, rows: usize, vocab: usize) -> Vec<
             1 => l.fill(storable(-1e4)),
             2 => l[n.between(0, vocab - 1)] = storable(1e4),
             3 => l[n.between(0, vocab - 1)] = storable(-1e4),
-            // The largest twice: the first of them is the prediction.
+            // The largest occurs twice: the first of the two is the prediction.
             _ => (l[0], l[vocab - 1]) = (6.0, 6.0),
         }
         logits.extend(l);
@@ -237,8 +238,8 @@ pub(super) fn extreme_logits(n: &mut Numbers, rows: usize, vocab: usize) -> Vec<
     logits
 }
 
-/// Checks `cross_entropy` and its backward, the logits of a batch in two parts: with and without smoothing, scales of weight zero, a
-/// vocabulary of one, saturated and tied logits.
+/// Checks `cross_entropy` and its backward with the logits of a batch in two parts: with and
+/// without smoothing, scales of weight zero, a vocabulary of one, saturated and tied logits.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -273,7 +274,7 @@ fn too_few_targets<B: LossOps>(backend: &B, mut dims: LossDims) -> Result<(), B:
 /// All bits of a mid-size run: 3 samples × 150 tokens, a vocabulary of 512.
 ///
 /// # Errors
-/// Where a second run, or a sample alone, gives other bits.
+/// A second run, or a sample on its own, gives other bits.
 pub fn fingerprint<B: LossOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("cross_entropy");
     let dims = LossDims { batch: 3, vocab: 512, ..draw_dims(&mut n, mid_schedule(), 0.1) };

@@ -1,4 +1,4 @@
-//! What is checked at sizes at which kernels split their work: beyond a tile, a thread, a lane.
+//! Checks at sizes at which kernels split their work: beyond a tile, a thread, a lane.
 
 use super::case::Case;
 use super::math::sqrt;
@@ -8,14 +8,16 @@ use crate::backend::Buffers;
 use alloc::vec::Vec;
 use alloc::{format, vec};
 
-/// A slope along ±1 adds the errors of all elements of a gradient, with random signs. It finds what is left out at
-/// large sizes, not errors near a backend's rounding: those of elements are for small cases.
+/// A slope along ±1 adds the errors of all elements of a gradient, with random signs. It finds what
+/// is left out at large sizes, but not errors near a backend's rounding; errors of single elements
+/// are for small cases.
 const SLOPE_MARGIN: f64 = 10.0;
 
-/// Runs a mid-size subject twice and its rows alone, holds what it gives against the formula, and returns all bits of
-/// its outputs.
+/// Runs a mid-size subject twice and its rows alone, compares the results with the formula, and
+/// returns all bits of its outputs.
 ///
-/// Gradients element by element would take a formula for each; along one direction they take four.
+/// Gradients element by element would need evaluations of the formula for each element; along one
+/// direction four suffice.
 pub(super) fn repeatable<B: Buffers, S: Subject<B>>(
     backend: &B,
     subject: &S,
@@ -28,7 +30,7 @@ pub(super) fn repeatable<B: Buffers, S: Subject<B>>(
     let again = run(backend, subject, 0, 7.5, &start)?.bits();
     same_bits(op, "same bits twice", &bits, &again)?;
     let mut verifier = Verifier::new(backend, op, Case::new(1))?;
-    // First: what is wrong says more than that rows differ in it.
+    // Values come first: a wrong value says more than that rows differ in it.
     verifier.values(subject, &first)?;
     rows_alone(backend, subject, &first)?;
     let begun = run(backend, subject, 0, 7.5, &vec![0.0; start.len()])?;
@@ -43,7 +45,7 @@ pub(super) fn repeatable<B: Buffers, S: Subject<B>>(
 }
 
 impl<B: Buffers> Verifier<'_, B> {
-    /// The gradient of one operand along a direction of ±1 in every element.
+    /// Checks the gradient of one operand along a direction of ±1 in every element.
     fn slope<S: Subject<B>>(
         &self,
         subject: &S,
@@ -67,7 +69,7 @@ impl<B: Buffers> Verifier<'_, B> {
         let norm = sqrt(gradient.iter().map(|g| g * g).sum());
         let tolerance =
             SLOPE_MARGIN * self.tolerance.gradient * amplification * norm.max(LEAST_SCALE);
-        // An infinite norm would allow for everything.
+        // An infinite norm would make the tolerance infinite.
         let numbers = gradient.len() == at.len() && gradient.iter().all(|g| g.is_finite());
         if numbers && (found - expected).abs() <= tolerance {
             return Ok(());

@@ -52,7 +52,7 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
 /// All bits of a mid-size run: 3 samples × 150 tokens × width 96.
 ///
 /// # Errors
-/// Where a second run, or an element alone, gives other bits.
+/// A second run, or an element on its own, gives other bits.
 pub fn fingerprint<B: TransformerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     pointwise::fingerprint(backend, &function(), case)
 }

@@ -39,7 +39,7 @@ impl<B: OptimizerOps> Subject<B> for Operands {
     }
 }
 
-/// The norm of gradients of which one is `bad`.
+/// The norm of some gradients, one of which is `bad`.
 fn norm_with<B: OptimizerOps>(backend: &B, bad: f64) -> Result<f64, B::Error> {
     let rig = Rig::new(backend, 0, 0.0);
     let grads = rig.accum("grads", &[1.0, bad, -2.0])?;
@@ -72,7 +72,7 @@ pub fn check<B: OptimizerOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 100,000 gradients.
 ///
 /// # Errors
-/// Where a second run gives other bits, or values or gradients are not the formula's.
+/// A second run gives other bits, or values or gradients are not those of the formula.
 pub fn fingerprint<B: OptimizerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     repeatable(backend, &Operands::draw(&mut case.numbers("grad_norm"), 100_000, 1.0))
 }

@@ -127,7 +127,7 @@ impl<B: TokenizerOps> Subject<B> for Operands {
         Some(&self.layout)
     }
 
-    /// 1/σ multiplies.
+    /// Errors are multiplied by 1/σ.
     fn amplification(&self) -> f64 {
         self.outputs().1.iter().skip(1).step_by(2).fold(1.0, |a: f64, &b| a.max(b))
     }
@@ -192,7 +192,7 @@ pub fn check<B: TokenizerOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 3 maps of 64×24×20 in 32 groups.
 ///
 /// # Errors
-/// Where a second run, or a map alone, gives other bits.
+/// A second run, or a map on its own, gives other bits.
 pub fn fingerprint<B: TokenizerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let dims = MapDims { batch: 3, channels: 64, height: 24, width: 20 };
     let mut n = case.numbers("group_norm");

@@ -76,7 +76,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
             verifier.verify(&Operands::draw(&mut n, len, t))?;
         }
     }
-    // Twice the second length is beyond what can be counted.
+    // Twice the second length overflows.
     for len in [2, usize::MAX / 2 + 1] {
         let short = || backend.guide(len, 1.0, &mut backend.activation(3)?);
         shape_error(&["guide"], "no room for an unconditional twin", short())?;
@@ -87,7 +87,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
 /// All bits of a mid-size run: 3 samples × 150 tokens × width 96.
 ///
 /// # Errors
-/// Where a second run gives other bits, or values or gradients are not the formula's.
+/// A second run gives other bits, or values or gradients are not those of the formula.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     repeatable(backend, &Operands::draw(&mut case.numbers("guide"), 3 * 150 * 96, 1.5))
 }

@@ -26,7 +26,7 @@ impl Operands {
             batch,
             schedule,
             scales,
-            // Not 0 is kept, whatever it is.
+            // Any value other than 0 means kept.
             kept: (0..len).map(|_| if n.flip() { n.between(1, 9) as u32 } else { 0 }).collect(),
             given: n.ids(len, 1 << 20),
             ids: n.ids(len, 1 << 20),
@@ -73,7 +73,8 @@ fn codes_missing<B: RolloutOps>(backend: &B) -> Result<(), B::Error> {
     backend.keep_codes(2, &schedule, 0..1, &kept, &given, &mut backend.ids(10)?)
 }
 
-/// Checks `keep_codes` on no scale, some and all of them, and that all it takes is there.
+/// Checks `keep_codes` on no scale, some and all of them, and that missing scales or codes are
+/// errors.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -95,7 +96,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
 /// All bits of a mid-size run: 3 samples of 150 tokens.
 ///
 /// # Errors
-/// Where a second run gives other ids.
+/// A second run gives other ids.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let (schedule, mut n) = (mid_schedule(), case.numbers("keep_codes"));
     repeatable(backend, &Operands::draw(&mut n, 3, schedule, 1..schedule.len()))

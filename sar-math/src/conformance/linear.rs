@@ -22,7 +22,7 @@ struct Operands {
     dy: Vec<f64>,
     /// Whether the gradient of x is asked for.
     want_dx: bool,
-    /// Of the gradient of the weight.
+    /// How the gradient of the weight is written.
     write: Write,
 }
 
@@ -69,7 +69,7 @@ impl<B: TransformerOps> Subject<B> for Operands {
         rig.backend.linear(dims, &x, &params, layer, &mut y)?;
         out.push("y", rig.read("y", &y, dims.rows * dims.outputs)?);
 
-        // The weight takes part in dx alone.
+        // The weight is used only for dx.
         let params = if self.want_dx {
             rig.params("params of backward", &self.layout.values)?
         } else {
@@ -77,7 +77,8 @@ impl<B: TransformerOps> Subject<B> for Operands {
         };
         let x = rig.activation("x of backward", &self.x)?;
         let dy = rig.activation("dy", &self.dy)?;
-        // What is overwritten may be anything, no number too; and is then added to what there was, as the others are.
+        // What is overwritten may hold anything, even NaN; its start values are added afterwards,
+        // so that it compares like the others.
         let mut begin = start.to_vec();
         let mut before = vec![0.0; start.len()];
         if self.write == Write::Overwrite {
@@ -143,7 +144,8 @@ impl<B: TransformerOps> Subject<B> for Operands {
     }
 }
 
-/// Whether the gradient of a weight that no row has is overwritten by zeros, and that of its bias left alone.
+/// Whether, for zero rows, the gradient of the weight is overwritten by zeros and that of the bias
+/// left alone.
 fn of_no_rows<B: TransformerOps>(backend: &B) -> Result<bool, B::Error> {
     let dims = LinearDims { rows: 0, inputs: 3, outputs: 2 };
     let (weight, bias) = (Slot { offset: 1, len: 6 }, Slot { offset: 7, len: 2 });
@@ -161,7 +163,7 @@ fn of_no_rows<B: TransformerOps>(backend: &B) -> Result<bool, B::Error> {
     Ok(found.iter().zip(expected).all(|(found, expected)| found.wide() == expected))
 }
 
-/// A weight whose slot ends beyond what can be counted.
+/// A weight whose slot ends beyond `usize::MAX`.
 fn past_the_end<B: TransformerOps>(backend: &B) -> Result<(), B::Error> {
     let dims = LinearDims { rows: 1, inputs: 2, outputs: 2 };
     let layer = Linear { weight: Slot { offset: usize::MAX - 1, len: 4 }, bias: None };
@@ -169,7 +171,8 @@ fn past_the_end<B: TransformerOps>(backend: &B) -> Result<(), B::Error> {
     backend.linear(dims, &x, &Buffers::params(backend, 4)?, layer, &mut y)
 }
 
-/// A layer of frozen weights, which may be held as matrix products take them alone.
+/// Checks a layer of frozen weights, which a backend may hold only in the form that matrix products
+/// take.
 fn frozen<B: TransformerOps>(backend: &B, of: &Operands) -> Result<(), Mismatch> {
     let bits = |params: Result<B::Params, B::Error>| {
         let rig = Rig::new(backend, 0, 7.5);
@@ -186,8 +189,8 @@ fn frozen<B: TransformerOps>(backend: &B, of: &Operands) -> Result<(), Mismatch>
     same_bits("linear", "frozen weights give the bits of others", &trained?, &frozen?)
 }
 
-/// Checks `linear` and its two backwards, with and without bias, with and without `dx`, writing and adding, and of
-/// frozen weights.
+/// Checks `linear` and its two backwards: with and without bias, with and without `dx`, writing and
+/// adding, and with frozen weights.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -215,7 +218,7 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
 /// All bits of a mid-size run; 450 rows of width 96 to the 3·96 columns of q, k and v.
 ///
 /// # Errors
-/// Where a second run, or a row alone, gives other bits.
+/// A second run, or a row on its own, gives other bits.
 pub fn fingerprint<B: TransformerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let dims = LinearDims { rows: 450, inputs: 96, outputs: 288 };
     repeatable(backend, &Operands::draw(&mut case.numbers("linear"), dims, true, true))

@@ -51,7 +51,8 @@ pub(super) fn softmax(v: &[f64]) -> Vec<f64> {
     v.iter().map(|&x| exp(x - lse)).collect()
 }
 
-/// Index of the largest, lowest on ties; NaN counts as −∞, and 0 is where nothing is more.
+/// Index of the largest element, the lowest on ties; NaN counts as −∞, and the index is 0 where
+/// nothing is above that.
 pub(super) fn argmax(v: &[f64]) -> usize {
     let (mut best, mut largest) = (0, f64::NEG_INFINITY);
     for (i, &x) in v.iter().enumerate() {

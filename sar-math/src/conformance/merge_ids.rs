@@ -59,7 +59,7 @@ fn choices_missing<B: RolloutOps>(backend: &B) -> Result<(), B::Error> {
     backend.merge_ids(1, &schedule, &[true], &backend.ids(5)?, &mut backend.ids(5)?)
 }
 
-/// Checks `merge_ids`, also that the number of choices is that of the scales.
+/// Checks `merge_ids`, and that there must be as many choices as scales.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -77,7 +77,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
 /// All bits of a mid-size run: 3 samples of 150 tokens.
 ///
 /// # Errors
-/// Where a second run gives other ids.
+/// A second run gives other ids.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     repeatable(backend, &Operands::draw(&mut case.numbers("merge_ids"), 3, mid_schedule()))
 }

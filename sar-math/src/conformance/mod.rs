@@ -1,23 +1,25 @@
-//! Checks that any backend runs: the contract of [`crate::backend`], executable.
+//! Checks that any backend can run: the contract of [`crate::backend`] in executable form.
 //!
-//! Each op has one file here, named after its method, and in it the plain f64 formula that *is* the
-//! specification: straight loops that read like the equation. [`linear::check`] and its siblings
-//! derive operands from a [`Case`] (a seed) and hold a backend to these properties:
+//! Each op has one file here, named after its method. It contains the plain f64 formula that *is*
+//! the specification: straight loops that read like the equation. [`linear::check`] and its
+//! siblings derive operands from a [`Case`] (a seed) and hold a backend to these properties:
 //!
-//! - every output is the formula's, within a [`Tolerance`] that follows from the number type;
-//! - every gradient is the fourth-order central difference of the formula, contracted with random
-//!   cotangents, by each operand;
+//! - every output equals that of the formula, within a [`Tolerance`] that follows from the number
+//!   type;
+//! - every gradient equals the fourth-order central difference of the formula, contracted with
+//!   random cotangents, for each operand;
 //! - parameter gradients add to what is there, activation gradients overwrite it (or add, where a
-//!   [`Write`](crate::backend::Write) argument says so), and whatever is not the op's (columns of
-//!   `d_ada`, gaps between parameters, the rest of a longer buffer) stays as it was;
+//!   [`Write`](crate::backend::Write) argument says so), and whatever does not belong to the op
+//!   (columns of `d_ada`, gaps between parameters, the rest of a longer buffer) stays as it was;
 //! - the same operands give the same bits, and a row gives the same bits alone as among others;
 //! - one element too few, in any one operand, gives an error of kind
 //!   [`Shape`](crate::backend::ErrorKind::Shape) that names the op, and no panic;
-//! - all this also at the edges: one token, one row, rectangular grids, equal and saturated scores,
-//!   ties, zero vectors, `scale_mul` at and above its ceiling, weights of zero.
+//! - all this also holds at the edges: one token, one row, rectangular grids, equal and saturated
+//!   scores, ties, zero vectors, `scale_mul` at and above its ceiling, weights of zero.
 //!
-//! `fingerprint` beside each `check` runs the op at a size where work is split among threads, holds its values, and its
-//! gradients along a direction, against the formula too, and returns its bits: equal on two thread pools, and to be
+//! The `fingerprint` next to each `check` runs the op at a size where work is split among threads.
+//! It compares the values, and the gradients along one direction, with the formula as well, and
+//! returns the bits of the outputs, which must be equal on two thread pools and are meant to be
 //! recorded across releases.
 //!
 //! # How to write a backend
@@ -32,7 +34,7 @@
 //!    a buffer may be longer than needed, never shorter. Then nothing below can panic.
 //! 4. Accumulate in f32 or wider; add partial sums in an order that depends on the shape alone.
 //! 5. One line runs every check as a test of its own, or those of the ops that there are:
-//!
+//! 5. One line runs every check as a test of its own, or only those of the ops that exist so far:
 //! ```ignore
 //! // tests/conformance.rs of the backend; in its Cargo.toml, under [dev-dependencies]:
 //! // sar-math = { …, features = ["conformance"] }
@@ -44,11 +46,11 @@
 //! }
 //! ```
 //!
-//! and [`run_all`] gives the same as a table, as `sar check` prints it. The checks take any seed, so
-//! a property-testing crate can drive them further than the three seeds of the macro.
+//! and [`run_all`] gives the same as a table, which `sar check` prints. The checks take any seed,
+//! so a property-testing crate can drive them further than the three seeds of the macro.
 //!
-//! A failure is a [`Mismatch`]: op, property, element, what the formula gives and what was found.
-//! A backend that stores activations narrower than f32 is recognised by a round trip and held to
+//! A failure is a [`Mismatch`]: op, property, element, what the formula gives and what was found. A
+//! backend that stores activations narrower than f32 is recognised by a round trip and held to
 //! [wider tolerances](Tolerance::of); cases whose scores would drown in its rounding are left out.
 
 pub mod adamw;
@@ -137,7 +139,7 @@ macro_rules! tables {
 
 for_each_op!(tables);
 
-/// Checks every op on one case, and goes on where one fails.
+/// Checks every op on one case, and continues after a failure.
 pub fn run_all<B: Backend>(backend: &B, seed: u64) -> Vec<OpReport> {
     let report = |(op, check): (_, OpFn<B, Report>)| OpReport {
         op,

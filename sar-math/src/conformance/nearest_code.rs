@@ -11,11 +11,11 @@ use crate::ScaleSchedule;
 use crate::backend::{CodeDims, Distance, RolloutOps, TokenSpan};
 use alloc::vec::Vec;
 
-/// What the op leaves as it was.
+/// Name of the elements that the op leaves as they were.
 const REST: &str = "the rest of a row";
 
-/// Cosines, and half squared distances, nearer than this may round to either side in f32; ids are compared where the best code
-/// is farther ahead, or exactly tied.
+/// Cosines, and half squared distances, that are closer than this may round to either side in f32;
+/// ids are compared where the best code is farther ahead, or exactly tied.
 const CLEAR: f64 = 1e-4;
 
 struct Operands {
@@ -26,7 +26,7 @@ struct Operands {
     codebook: Vec<f64>,
 }
 
-/// Unit vectors, rounded to f32, some of them twice: the lower index wins.
+/// Draws unit vectors, rounded to f32, some of them twice: the lower index wins.
 pub(super) fn draw_codebook(n: &mut Numbers, vocab: usize, channels: usize) -> Vec<f64> {
     let mut codebook: Vec<f64> = Vec::new();
     for v in 0..vocab {
@@ -53,13 +53,13 @@ pub(super) fn nearest(z: &[f64], codebook: &[f64]) -> (usize, bool) {
     clearest(codebook.chunks(z.len()), |row| dot(&z, row))
 }
 
-/// The same by distance, of rows that are a code and a number that follows from it.
+/// The same by distance, where each row is a code followed by a number that depends on it.
 fn nearest_by_distance(z: &[f64], codebook: &[f64]) -> (usize, bool) {
     let apart = |row: &[f64]| z.iter().zip(row).map(|(z, e)| (z - e) * (z - e)).sum::<f64>();
     clearest(codebook.chunks(z.len() + 1), |row| -0.5 * apart(row))
 }
 
-/// The row that is the nearest, and whether none but its equals is about as near.
+/// The nearest row, and whether it is clear, so that no row other than its equals is about as near.
 fn clearest<'a>(
     rows: impl Iterator<Item = &'a [f64]>,
     nearness: impl Fn(&[f64]) -> f64,
@@ -72,7 +72,7 @@ fn clearest<'a>(
     (best, rows.iter().zip(&near).all(apart))
 }
 
-/// Codes of any length, rounded to f32, each with `−|e|²/2` behind it; some of them twice.
+/// Draws codes of any length, rounded to f32, each followed by `−|e|²/2`; some of them twice.
 fn draw_lifted(n: &mut Numbers, vocab: usize, channels: usize) -> Vec<f64> {
     let mut codebook: Vec<f64> = Vec::new();
     for v in 0..vocab {
@@ -88,7 +88,7 @@ fn draw_lifted(n: &mut Numbers, vocab: usize, channels: usize) -> Vec<f64> {
     codebook
 }
 
-/// Rows of one token.
+/// A span whose rows have one token.
 fn one_token() -> TokenSpan {
     TokenSpan::whole(&ScaleSchedule::from_sides(&[1]).expect("one token"))
 }
@@ -130,7 +130,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
         let len = self.batch * row;
         let mut ids = rig.blank_ids("ids", len)?;
         rig.backend.nearest_code(self.batch, &self.span, self.codes, &z, &codebook, &mut ids)?;
-        // What is written; the rest of a row is another op's.
+        // The op writes only these columns; the rest of a row belongs to other ops.
         let ids = rig.read_ids("ids", &ids, len)?;
         out.push("ids", ids.chunks(row).flat_map(|row| &row[columns.clone()]).copied().collect());
         let rest = ids.chunks(row);
@@ -184,7 +184,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
             verifier.verify(&Operands::draw(&mut n, 2, span, codes))?;
         }
     }
-    // Every code is as far from zero as any other, exactly where codes lie on the axes.
+    // Zero is equally far from all codes, and exactly so where the codes lie on the axes.
     let codes = CodeDims { vocab: 4, channels: 4, distance: Distance::Cosine };
     let mut zero = Operands::draw(&mut n, 2, one_token(), codes);
     zero.codebook = axes(4);
@@ -196,7 +196,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
 /// All bits of mid-size runs with 512 codes of 32 channels: 450 vectors by angle, two scales of 3 rows by distance.
 ///
 /// # Errors
-/// Where a second run, or a vector alone, gives other ids.
+/// A second run, or a vector on its own, gives other ids.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let codes = CodeDims { vocab: 512, channels: 32, distance: Distance::Cosine };
     let mut n = case.numbers("nearest_code");

@@ -9,7 +9,7 @@ use crate::backend::{Buffers, Slot, TransformerOps};
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// x as a matrix, and the bias of the layer that made it.
+/// The shape of x as a matrix, and the bias of the layer that made x.
 #[derive(Clone, Copy)]
 pub(super) struct Made {
     pub(super) rows: usize,
@@ -31,7 +31,7 @@ pub(super) type Method<B> = fn(
     &mut <B as Buffers>::Activation,
 ) -> Result<(), <B as Buffers>::Error>;
 
-/// A method that changes a gradient in place, and adds to that of a bias.
+/// A method that changes a gradient in place, and adds to the gradient of a bias.
 pub(super) type Backward<B> = fn(
     &B,
     Made,
@@ -40,7 +40,7 @@ pub(super) type Backward<B> = fn(
     &mut <B as Buffers>::Accum,
 ) -> Result<(), <B as Buffers>::Error>;
 
-/// As [`Backward`], which changes both of its activations.
+/// Like [`Backward`], but changes both of its activations.
 pub(super) type InPlace<B> = fn(
     &B,
     Made,
@@ -49,7 +49,7 @@ pub(super) type InPlace<B> = fn(
     &mut <B as Buffers>::Accum,
 ) -> Result<(), <B as Buffers>::Error>;
 
-/// A method that does both, and the formula of the slope.
+/// A method that does forward and backward, and the formula of the slope.
 pub(super) type Again<B> = (InPlace<B>, fn(f64) -> f64);
 
 /// An activation function: its formula and the backend's methods.
@@ -58,13 +58,13 @@ pub(super) struct Function<B: TransformerOps> {
     pub(super) formula: fn(f64) -> f64,
     pub(super) forward: Method<B>,
     pub(super) backward: Backward<B>,
-    /// Forward and backward in place, x becoming y and dy dx.
+    /// Forward and backward in place: x becomes y, and dy becomes dx.
     pub(super) again: Option<Again<B>>,
-    /// Whether its backward gives the gradient of a bias.
+    /// Whether the backward gives the gradient of a bias.
     pub(super) biased: bool,
 }
 
-/// What the gradients of the second backward start from, which adds to them as the first does.
+/// Start value of the gradients of the second backward, which adds to them as the first does.
 const BEGUN: f64 = 0.5;
 
 struct Operands<'f, B: TransformerOps> {
@@ -72,12 +72,13 @@ struct Operands<'f, B: TransformerOps> {
     x: Vec<f64>,
     dy: Vec<f64>,
     made: Made,
-    /// The bias, of which nothing is left to add to x: zeros.
+    /// Holds the bias: zeros, since x already includes it.
     layout: Layout,
 }
 
 impl<'f, B: TransformerOps> Operands<'f, B> {
-    /// Columns that x fills, with a bias where the function has a use for one and `bias` says so.
+    /// Draws operands of `columns` columns, with a bias if the function can use one and `bias` is
+    /// true.
     fn draw(
         n: &mut Numbers,
         function: &'f Function<B>,
@@ -155,7 +156,8 @@ impl<B: TransformerOps> Subject<B> for Operands<'_, B> {
         all
     }
 
-    /// Of x + bias, the bias being zeros where the gradients are taken.
+    /// The objective of x + bias, where the bias is zero at the point where the gradients are
+    /// taken.
     fn objective(&self, at: &[Vec<f64>]) -> f64 {
         let bias = |i: usize| at.get(1).map_or(0.0, |bias| bias[i % self.made.columns]);
         let terms = at[0].iter().zip(&self.dy).enumerate();
@@ -185,8 +187,8 @@ impl<B: TransformerOps> Subject<B> for Operands<'_, B> {
     }
 }
 
-/// Random values, one value alone, zeros, and values where the exponential over- or underflows; with
-/// and without a bias.
+/// Checks random values, one value alone, zeros, and values where the exponential over- or
+/// underflows; with and without a bias.
 pub(super) fn check<B: TransformerOps>(
     backend: &B,
     function: &Function<B>,

@@ -84,7 +84,7 @@ impl<B: EmbeddingOps> Subject<B> for Operands {
     }
 }
 
-/// A table of 2 channels × 6 places, which is no square.
+/// A table of 2 channels × 6 places, which is not square.
 fn not_square<B: EmbeddingOps>(backend: &B) -> Result<(), B::Error> {
     let schedule = ScaleSchedule::from_sides(&[1]).expect("one token");
     let params = backend.params(12)?;
@@ -110,7 +110,7 @@ pub fn check<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 150 tokens, width 96, a table of side 16.
 ///
 /// # Errors
-/// Where a second run gives other bits, or values or gradients are not the formula's.
+/// A second run gives other bits, or values or gradients are not those of the formula.
 pub fn fingerprint<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("positions");
     repeatable(backend, &Operands::draw(&mut n, mid_schedule(), 96, 16))

@@ -10,9 +10,9 @@ use crate::backend::{Branch, Modulation, Seen, Slot, TokenDims, TransformerOps, 
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// As published.
+/// The published eps.
 const EPS: f64 = 1e-6;
-/// Of the order of a variance, so that it shows how eps comes in.
+/// An eps of the order of a variance, which shows how eps enters the formula.
 const LARGE_EPS: f64 = 0.125;
 
 #[derive(Clone)]
@@ -21,9 +21,10 @@ struct Operands {
     x: Vec<f64>,
     /// The branch, and the factor of each sample where drop path is on.
     branch: Option<(Vec<f64>, Option<Vec<f64>>)>,
-    /// Whether renorm and the backward add it up again.
+    /// Whether renorm and the backward add the branch to x again.
     again: bool,
-    /// The bias of the layer that made the branch, of which nothing is left to add to it: zeros.
+    /// Holds the bias of the layer that made the branch: zeros, since the branch already includes
+    /// it.
     layout: Layout,
     bias: Option<Slot>,
     ada: Vec<f64>,
@@ -38,7 +39,7 @@ struct Operands {
     differentiable: bool,
 }
 
-/// What there is besides x.
+/// Which operands there are besides x.
 #[derive(Clone, Copy, Default)]
 struct With {
     branch: bool,
@@ -55,7 +56,7 @@ struct Values {
 impl Operands {
     fn draw(n: &mut Numbers, dims: TokenDims, with: With, write: Write) -> Self {
         let c = dims.width;
-        // Four vectors in a row of `ada`, one of them another layer's.
+        // Four vectors in a row of `ada`, one of which belongs to another layer.
         let stride = 4 * c + n.between(0, 3);
         let order = n.between(0, 3);
         let place = |i: usize| (i + order) % 4 * c;
@@ -111,7 +112,7 @@ impl Operands {
         values
     }
 
-    /// Subtracts `garbage` from the columns that are not the op's, which must leave zeros.
+    /// Subtracts `garbage` from the columns that do not belong to the op, which must leave zeros.
     fn others_cleared(&self, mut d_ada: Vec<f64>, garbage: f64) -> Vec<f64> {
         let Modulation { stride, scale, shift } = self.modulation;
         let c = self.dims.width;
@@ -198,7 +199,7 @@ impl Operands {
     }
 }
 
-/// The factors of earlier layers lie before this one's.
+/// Offset of this layer's factors: those of earlier layers come before them.
 const KEEP_OFFSET: usize = 2;
 
 fn keep_buffer<B: TransformerOps>(
@@ -235,7 +236,7 @@ impl<B: TransformerOps> Subject<B> for Operands {
                 .residual_norm(dims, self.eps, &x, branch, &ada, m, &mut sum, &mut y, &mut stats)?;
             rig.read("sum", &sum, len)?
         } else {
-            // Not touched without a branch, and so of no particular length.
+            // Not touched without a branch, so its length does not matter.
             let mut sum = rig.backend.activation(1)?;
             rig.backend
                 .residual_norm(dims, self.eps, &x, None, &ada, m, &mut sum, &mut y, &mut stats)?;
@@ -297,7 +298,7 @@ impl<B: TransformerOps> Subject<B> for Operands {
         let ada = &at[1 + usize::from(self.branch.is_some())];
         let mut branch = self.branch.as_ref().map(|_| at[1].clone());
         if let (Some(branch), Some(bias)) = (&mut branch, self.bias.and_then(|_| at.last())) {
-            // Zeros where the gradients are taken.
+            // The bias is zero where the gradients are taken.
             branch.iter_mut().enumerate().for_each(|(i, v)| *v += bias[i % self.dims.width]);
         }
         let values = self.formula(&at[0], branch.as_deref(), ada);
@@ -308,7 +309,7 @@ impl<B: TransformerOps> Subject<B> for Operands {
         dot(&self.dy, &values.y) + later
     }
 
-    /// 1/σ multiplies: rows of three values often have a σ of a tenth.
+    /// Errors are multiplied by 1/σ: rows of three values often have a σ of a tenth.
     fn amplification(&self) -> f64 {
         let branch = self.branch.as_ref().map(|(value, _)| value.as_slice());
         let stats = self.formula(&self.x, branch, &self.ada).stats;
@@ -343,7 +344,7 @@ impl<B: TransformerOps> Subject<B> for Operands {
     }
 }
 
-/// A bias whose gradient is that of nothing.
+/// Asks for the gradient of a bias without a branch that it could come from.
 fn bias_without_branch<B: TransformerOps>(backend: &B) -> Result<(), B::Error> {
     let dims = TokenDims { batch: 1, tokens: 1, width: 1 };
     let (dy, sum, ada) = (backend.activation(1)?, backend.activation(1)?, backend.activation(2)?);
@@ -366,7 +367,8 @@ fn bias_without_branch<B: TransformerOps>(backend: &B) -> Result<(), B::Error> {
     )
 }
 
-/// What is added up again has the bits of what was kept, and so all that follows from it.
+/// Checks that a sum that is added up again has the bits of one that was kept, and so has all that
+/// follows from it.
 fn again<B: TransformerOps>(
     verifier: &mut Verifier<'_, B>,
     backend: &B,
@@ -410,7 +412,7 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
         let dims = TokenDims { batch, tokens, width };
         let operands = Operands::draw(&mut n, dims, with, write);
         verifier.verify(&operands)?;
-        // Without a branch, what it would have been added to is the sum.
+        // Without a branch, the tensor that it would have been added to is the sum itself.
         again(&mut verifier, backend, operands)?;
     }
     let single = TokenDims { batch: 2, tokens: 1, width: 1 };
@@ -428,7 +430,7 @@ pub fn check<B: TransformerOps>(backend: &B, case: Case) -> Result<Report, Misma
 /// All bits of a mid-size run: 3 samples × 150 tokens × width 96.
 ///
 /// # Errors
-/// Where a second run, or a sample alone, gives other bits.
+/// A second run, or a sample on its own, gives other bits.
 pub fn fingerprint<B: TransformerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let dims = TokenDims { batch: 3, tokens: 150, width: 96 };
     let mut n = case.numbers("residual_norm");

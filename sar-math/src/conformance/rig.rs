@@ -43,7 +43,7 @@ impl<'a, B: Buffers> Rig<'a, B> {
         Self { short: Some(short), ..Self::new(backend, 0, 7.5) }
     }
 
-    /// The operand that was made too short, where the run came as far.
+    /// The operand that was made too short, if the run got that far.
     pub(super) fn shortened(&self) -> Option<&'static str> {
         self.shortened.get()
     }
@@ -143,7 +143,7 @@ impl<'a, B: Buffers> Rig<'a, B> {
         Ok(self.checked(name, &host, len))
     }
 
-    /// As [`Rig::read`], of an accumulation buffer.
+    /// As [`Rig::read`], for an accumulation buffer.
     pub(super) fn read_accum(
         &self,
         name: &'static str,
@@ -155,7 +155,7 @@ impl<'a, B: Buffers> Rig<'a, B> {
         Ok(self.checked(name, &host, len))
     }
 
-    /// As [`Rig::read`], of parameters.
+    /// As [`Rig::read`], for parameters.
     pub(super) fn read_params(
         &self,
         name: &'static str,
@@ -167,7 +167,7 @@ impl<'a, B: Buffers> Rig<'a, B> {
         Ok(self.checked(name, &host, len))
     }
 
-    /// As [`Rig::read`], of ids, which every f64 holds exactly.
+    /// As [`Rig::read`], for ids, which every f64 holds exactly.
     pub(super) fn read_ids(
         &self,
         name: &'static str,
@@ -182,8 +182,8 @@ impl<'a, B: Buffers> Rig<'a, B> {
         Ok(host[..len].iter().map(|&id| f64::from(id)).collect())
     }
 
-    /// What a forward left in an activation, in a new buffer for its backward: a backward may rest
-    /// on what it is given, and on nothing else.
+    /// Copies what a forward left in an activation into a new buffer for its backward, which may
+    /// rely on what it is given and on nothing else.
     pub(super) fn hand_over(
         &self,
         name: &'static str,
@@ -193,7 +193,7 @@ impl<'a, B: Buffers> Rig<'a, B> {
         self.activation(name, &self.read(name, from, len)?)
     }
 
-    /// As [`Rig::hand_over`], of an accumulation buffer.
+    /// As [`Rig::hand_over`], for an accumulation buffer.
     pub(super) fn hand_over_accum(
         &self,
         name: &'static str,
@@ -214,7 +214,7 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Appends a tensor after a gap of up to two elements that belong to nothing.
+    /// Appends a tensor after a gap of up to two elements that belong to no tensor.
     pub(super) fn push(&mut self, numbers: &mut Numbers, tensor: &[f64]) -> Slot {
         for _ in 0..numbers.between(0, 2) {
             self.values.push(numbers.value());

@@ -1,4 +1,4 @@
-//! `rollout_inputs`: the codes of the scale before, bicubic to the grid of the next.
+//! `rollout_inputs`: the codes of the scale before, resized bicubically to the grid of the next.
 
 use super::case::{Case, Numbers, mid_schedule};
 use super::full_size::repeatable;
@@ -87,7 +87,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
     }
 }
 
-/// Scales that cannot have inputs: the first has none before it, and past the last there is none.
+/// Scales that cannot have inputs: no scale precedes the first, and none lies past the last.
 fn outside<B: RolloutOps>(backend: &B, scales: Range<usize>) -> Result<(), B::Error> {
     let schedule = ScaleSchedule::from_sides(&[1, 2]).expect("growing sides");
     let dims = RolloutDims { batch: 1, schedule, scales, channels: 2, vocab: 3 };
@@ -119,7 +119,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
 /// All bits of a mid-size run: 3 samples, 149 tokens, 32 channels.
 ///
 /// # Errors
-/// Where a second run, or a sample alone, gives other bits.
+/// A second run, or a sample on its own, gives other bits.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let schedule = mid_schedule();
     let scales = 1..schedule.len();

@@ -70,7 +70,7 @@ pub fn check<B: LossOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
 /// All bits of a mid-size run: 64 samples × 150 tokens.
 ///
 /// # Errors
-/// Where a second run gives other bits, or values or gradients are not the formula's.
+/// A second run gives other bits, or values or gradients are not those of the formula.
 pub fn fingerprint<B: LossOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     repeatable(backend, &Operands::draw(&mut case.numbers("scale_sums"), 64, mid_schedule(), 2))
 }

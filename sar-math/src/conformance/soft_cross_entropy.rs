@@ -15,7 +15,7 @@ use crate::backend::{LossDims, LossOps};
 use alloc::vec;
 use alloc::vec::Vec;
 
-/// Targets of a teacher are not smoothed, whatever the dimensions say.
+/// Soft targets are not smoothed, whatever the dimensions say.
 const UNUSED_SMOOTHING: f64 = 0.125;
 
 #[derive(Clone)]
@@ -139,8 +139,8 @@ impl<B: LossOps> Subject<B> for Operands {
     }
 }
 
-/// Checks `soft_cross_entropy` and its backward, the logits of a batch in two parts: scales of weight zero, a vocabulary of one,
-/// saturated and tied logits on both sides.
+/// Checks `soft_cross_entropy` and its backward with the logits of a batch in two parts: scales of
+/// weight zero, a vocabulary of one, saturated and tied logits on both sides.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -167,7 +167,7 @@ pub fn check<B: LossOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
 /// All bits of a mid-size run: 3 samples × 150 tokens, a vocabulary of 512.
 ///
 /// # Errors
-/// Where a second run, or a sample alone, gives other bits.
+/// A second run, or a sample on its own, gives other bits.
 pub fn fingerprint<B: LossOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("soft_cross_entropy");
     let dims = LossDims { batch: 3, vocab: 512, ..draw_dims(&mut n, mid_schedule(), 0.0) };

@@ -17,7 +17,7 @@ struct Operands {
     k: Vec<f64>,
     v: Vec<f64>,
     dy: Vec<f64>,
-    /// Largest factor of the scores over those of random operands.
+    /// Largest factor of the scores relative to those of random operands.
     sharpness: f64,
 }
 
@@ -161,7 +161,7 @@ pub fn check<B: TokenizerOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 3 maps of 64×12×10.
 ///
 /// # Errors
-/// Where a second run, or a map alone, gives other bits.
+/// A second run, or a map on its own, gives other bits.
 pub fn fingerprint<B: TokenizerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let dims = MapDims { batch: 3, channels: 64, height: 12, width: 10 };
     repeatable(backend, &Operands::draw(&mut case.numbers("spatial_attention"), dims, 1.0))

@@ -77,7 +77,7 @@ pub fn check<B: TokenizerOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 3 images of 3×64×64.
 ///
 /// # Errors
-/// Where a second run gives other bits, or values or gradients are not the formula's.
+/// A second run gives other bits, or values or gradients are not those of the formula.
 pub fn fingerprint<B: TokenizerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     repeatable(backend, &Operands::draw(&mut case.numbers("squared_error"), 36_864, 1.0))
 }

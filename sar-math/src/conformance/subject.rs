@@ -14,12 +14,12 @@ use alloc::{format, vec};
 /// 1e-16/step = 1e-13 of a term.
 pub(super) const STEP: f64 = 1e-3;
 
-/// A difference quotient rounds by about this times the largest number in it, over the step: 16
-/// roundings of f64. It shows where operands are extreme.
+/// A difference quotient has a rounding error of about this times the largest number in it, divided
+/// by the step: 16 roundings of f64. The error shows where operands are extreme.
 const DIFFERENCE_NOISE: f64 = 16.0 * f64::EPSILON;
 
-/// Operands are of order 1: where the largest element of a tensor is smaller than this, its terms
-/// have cancelled, and errors are compared with this instead.
+/// Operands are of order 1, so where the largest element of a tensor is smaller than this, its
+/// terms have cancelled, and errors are compared with this instead.
 pub(super) const LEAST_SCALE: f64 = 1e-2;
 
 /// What a run of an op left behind.
@@ -35,7 +35,7 @@ impl Outputs {
         self.tensors.push((name, tensor));
     }
 
-    /// A tensor; empty where there is none of this name, which no comparison accepts.
+    /// The tensor of this name; empty if there is none, which no comparison accepts.
     pub(super) fn get(&self, name: &str) -> &[f64] {
         self.tensors.iter().find(|(n, _)| *n == name).map_or(&[], |(_, t)| t)
     }
@@ -55,12 +55,12 @@ pub(super) struct Expected {
 }
 
 impl Expected {
-    /// Within the tolerance of values.
+    /// An output that must agree within the tolerance of values.
     pub(super) fn near(name: &'static str, values: Vec<f64>) -> Self {
         Self { name, values, exact: false }
     }
 
-    /// The same number: ids, flags, and what must not have been touched.
+    /// An output that must be the same number: ids, flags, and what must not have been touched.
     pub(super) fn exact(name: &'static str, values: Vec<f64>) -> Self {
         Self { name, values, exact: true }
     }
@@ -74,12 +74,12 @@ pub(super) struct Variable {
 }
 
 impl Variable {
-    /// Its gradient is the output `name`.
+    /// An operand whose gradient is the output `name`.
     pub(super) fn activation(name: &'static str, at: &[f64]) -> Self {
         Self { name, at: at.to_vec(), slot: None }
     }
 
-    /// Its gradient is added to the flat gradient buffer.
+    /// An operand whose gradient is added to the flat gradient buffer.
     pub(super) fn parameter(name: &'static str, layout: &Layout, slot: Slot) -> Self {
         Self { name, at: layout.get(slot), slot: Some(slot) }
     }
@@ -90,14 +90,15 @@ pub(super) trait Subject<B: Buffers> {
     /// Method names of the op; the first is the op's own.
     fn ops(&self) -> &'static [&'static str];
 
-    /// Forward and backward. Gradients of parameters start from `start`, laid out as the parameters.
+    /// Runs forward and backward. Gradients of parameters start from `start`, laid out like the
+    /// parameters.
     fn run(&self, rig: &Rig<'_, B>, start: &[f64]) -> Result<Outputs, B::Error>;
 
     /// The outputs by the formula.
     fn values(&self) -> Vec<Expected>;
 
-    /// The operands that take gradients, in the order in which `objective` takes them. None where
-    /// the op has no backward or the formula has no derivative here.
+    /// The operands that take gradients, in the order in which `objective` takes them. Empty where
+    /// the op has no backward or the formula has no derivative.
     fn variables(&self) -> Vec<Variable> {
         Vec::new()
     }
@@ -112,13 +113,14 @@ pub(super) trait Subject<B: Buffers> {
         None
     }
 
-    /// By how much the op multiplies a rounding error of its operands.
+    /// The factor by which the op multiplies a rounding error of its operands.
     fn amplification(&self) -> f64 {
         1.0
     }
 
-    /// The largest number that an output is a difference of, or that the backward takes back from an
-    /// accumulation buffer: its rounding is an error of the outputs that is not relative to them.
+    /// The largest number that an output is a difference of, or that the backward reads back from
+    /// an accumulation buffer: its rounding causes an error of the outputs that is not relative to
+    /// them.
     fn stored(&self) -> f64 {
         0.0
     }
@@ -136,13 +138,13 @@ pub(super) trait Subject<B: Buffers> {
         None
     }
 
-    /// Outputs that are a concatenation of rows.
+    /// Names of the outputs that are a concatenation of rows.
     fn by_row(&self) -> &'static [&'static str] {
         &[]
     }
 }
 
-/// Collects what the subjects of one op give.
+/// Collects the results of the subjects of one op.
 pub(super) struct Verifier<'a, B: Buffers> {
     pub(super) backend: &'a B,
     pub(super) tolerance: Tolerance,
@@ -182,7 +184,7 @@ impl<'a, B: Buffers> Verifier<'a, B> {
         too_short(self.backend, subject, &zero)
     }
 
-    /// What it gives, against the formula.
+    /// Compares the outputs of a subject with the formula.
     pub(super) fn values<S: Subject<B>>(
         &mut self,
         subject: &S,
@@ -211,7 +213,7 @@ impl<'a, B: Buffers> Verifier<'a, B> {
         }
         let amplification = subject.amplification();
         let operands = at.iter().flatten();
-        // Between operands and objective stand numbers amplified: scores, say.
+        // Amplified numbers, such as scores, lie between the operands and the objective.
         let least = subject.objective(&at).abs().max(amplification);
         let magnitude = operands.fold(least, |a: f64, operand| a.max(operand.abs()));
         for (which, Variable { name, slot, .. }) in variables.iter().enumerate() {
@@ -267,7 +269,8 @@ impl<'a, B: Buffers> Verifier<'a, B> {
     }
 }
 
-/// Outputs that no formula is held against, since the op has no derivative there, are numbers all the same.
+/// Checks that outputs are finite even where no formula is compared with them, because the op has
+/// no derivative there.
 fn finite<B: Buffers, S: Subject<B>>(subject: &S, found: &Outputs) -> Result<(), Mismatch> {
     let (values, variables) = (subject.values(), subject.variables());
     let named = values.iter().map(|v| v.name).chain(variables.iter().map(|v| v.name));
@@ -282,11 +285,12 @@ fn finite<B: Buffers, S: Subject<B>>(subject: &S, found: &Outputs) -> Result<(),
     Ok(())
 }
 
-/// Gradients are f32 or wider on every backend: the tolerance of one addition that is rounded at a
-/// different point of a sum.
+/// The tolerance of one addition that is rounded at a different point of a sum. Gradients are f32
+/// or wider on every backend.
 const F32_ADDITION: f64 = 1e-5;
 
-/// Runs the op over operands longer by `slack`, over outputs of `garbage` and gradients of `start`.
+/// Runs the op with operands that are longer by `slack`, over outputs that hold `garbage` and
+/// gradients that hold `start`.
 pub(super) fn run<B: Buffers, S: Subject<B>>(
     backend: &B,
     subject: &S,
@@ -308,7 +312,7 @@ pub(super) fn run<B: Buffers, S: Subject<B>>(
     }
 }
 
-/// The first, the last and a middle row give the same bits alone as among the others.
+/// Checks that the first, the last and a middle row give the same bits alone as among the others.
 pub(super) fn rows_alone<B: Buffers, S: Subject<B>>(
     backend: &B,
     subject: &S,
@@ -332,7 +336,8 @@ pub(super) fn rows_alone<B: Buffers, S: Subject<B>>(
     Ok(())
 }
 
-/// Every operand in turn is one element too short: an error that names the op, and no panic.
+/// Makes each operand in turn one element too short, which must be an error that names the op, and
+/// no panic.
 fn too_short<B: Buffers, S: Subject<B>>(
     backend: &B,
     subject: &S,
@@ -347,7 +352,7 @@ fn too_short<B: Buffers, S: Subject<B>>(
     Ok(())
 }
 
-/// An outcome that must be a shape error naming one of `ops`.
+/// Checks that an outcome is a shape error naming one of `ops`.
 pub(super) fn shape_error<E: BackendError>(
     ops: &'static [&'static str],
     property: &str,
@@ -367,7 +372,7 @@ pub(super) fn shape_error<E: BackendError>(
     Err(Mismatch::outcome(ops[0], property, "an error of kind Shape that names the op", found))
 }
 
-/// A backend's error where there should have been none.
+/// Reports a backend's error where there should have been none.
 pub(super) fn refused(op: &'static str, error: &impl core::fmt::Display) -> Mismatch {
     Mismatch::outcome(op, "runs on valid operands", "success", format!("\"{error}\""))
 }
@@ -393,8 +398,9 @@ pub(super) fn same_bits(
     }
 }
 
-/// The largest error relative to the largest element, or the first element out of tolerance.
-/// `noise` is an absolute error, allowed beside the relative one where it matters at all.
+/// Returns the largest error relative to the largest element, or a mismatch at the first element
+/// out of tolerance. `noise` is an absolute error that is allowed in addition, unless it is
+/// negligible.
 pub(super) fn compare(
     op: &'static str,
     property: impl Fn() -> String,

@@ -1,4 +1,4 @@
-//! The kit itself: a backend with one fault at a time, each of which a check must find.
+//! Tests of the kit itself: a backend with one fault at a time, each of which a check must find.
 
 use super::case::{Case, Numbers};
 use super::full_size::repeatable;
@@ -30,16 +30,16 @@ enum Fault {
     ReplayedNothing,
     ReplayedTwice,
     ReplayErrorDropped,
-    /// Beyond the elements that one thread or tile has.
+    /// Wrong only beyond the elements of one thread or tile.
     ValueBeyondATile,
     GradientBeyondATile,
     GradientInfinite,
-    /// Where the formula has no derivative, so that nothing is compared.
+    /// NaN where the formula has no derivative, so that nothing is compared.
     NanBeside,
     OneKeyForAll,
 }
 
-/// Elements of a tile of the toy.
+/// Elements of a tile of the toy backend.
 const TILE: usize = 64;
 
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl BackendError for ToyError {
     }
 }
 
-/// Plain vectors, one op `y = w·x` with its backward, and the optimiser.
+/// The toy backend: plain vectors, one op `y = w·x` with its backward, and the optimiser.
 struct Toy {
     fault: Fault,
     calls: Cell<u64>,
@@ -155,7 +155,7 @@ impl Buffers for Toy {
         key: u64,
         work: &mut dyn FnMut() -> Result<(), ToyError>,
     ) -> Result<(), ToyError> {
-        // Keys count up from 0, so those up to the largest seen have been seen.
+        // Keys count up from 0, so every key up to the largest seen has been seen.
         let again = self.calls.get() > key;
         self.calls.set(self.calls.get().max(key + 1));
         match self.fault {
@@ -279,7 +279,7 @@ impl Subject<Toy> for Scale {
         let params = rig.params("params", &self.layout.values)?;
         let mut y = rig.blank("y", self.w.len)?;
         rig.backend.scale(&x, &params, self.w, &mut y)?;
-        // The toy that accepts a short buffer leaves nothing to read.
+        // A toy that accepts a short buffer leaves fewer elements to read.
         let len = y.len().min(self.w.len);
         out.push("y", rig.read("y", &y, len)?);
         let dy = rig.activation("dy", &self.dy)?;
@@ -368,7 +368,7 @@ fn repetition_at_full_size_finds_what_varies() {
     }
 }
 
-/// What small cases cannot show.
+/// Faults that small cases cannot show.
 #[test]
 fn values_and_gradients_at_full_size_are_held_against_the_formula() {
     let along = "gradient of w at full size, along a direction";

@@ -201,7 +201,7 @@ pub fn check<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 3 samples × 150 tokens × width 96, 8 channels.
 ///
 /// # Errors
-/// Where a second run, or a sample alone, gives other bits.
+/// A second run, or a sample on its own, gives other bits.
 pub fn fingerprint<B: EmbeddingOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("token_embedding");
     let tokens = mid_schedule().tokens();

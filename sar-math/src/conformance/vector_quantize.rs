@@ -177,7 +177,7 @@ impl<B: TokenizerOps> Subject<B> for Operands {
         ]
     }
 
-    /// Each term moves one operand; the other side of it is the constant that stop-gradient makes.
+    /// Each term moves one operand; its other side is held constant, as by the stop-gradient.
     fn objective(&self, at: &[Vec<f64>]) -> f64 {
         let (z, fixed_z) = (self.unit_z(&at[0]), self.unit_z(&self.z));
         let (codes, fixed_codes) =
@@ -238,7 +238,7 @@ pub fn check<B: TokenizerOps>(backend: &B, case: Case) -> Result<Report, Mismatc
     }
     let dims = MapDims { batch: 1, channels: 3, height: 1, width: 2 };
     let weights = QuantizeWeights { codebook: 1.0, commitment: 0.25 };
-    // Every code is as far from zero as any other, exactly where codes lie on the axes.
+    // Zero is equally far from all codes, and exactly so where the codes lie on the axes.
     let mut zero = Operands::draw(&mut n, dims, 3, weights);
     zero.layout.values[zero.codebook.range()].copy_from_slice(&axes(3));
     zero.z = [0.0, -1.0, 0.0, 0.5, 0.0, 0.25].to_vec();
@@ -250,7 +250,7 @@ pub fn check<B: TokenizerOps>(backend: &B, case: Case) -> Result<Report, Mismatc
 /// All bits of a mid-size run: 3 maps of 16×12×10, 256 codes.
 ///
 /// # Errors
-/// Where a second run, or a map alone, gives other bits.
+/// A second run, or a map on its own, gives other bits.
 pub fn fingerprint<B: TokenizerOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let dims = MapDims { batch: 3, channels: 16, height: 12, width: 10 };
     let weights = QuantizeWeights { codebook: 1.0, commitment: 0.25 };

@@ -30,7 +30,7 @@ pub enum Fault {
         /// Largest difference that would have passed; 0 asks for the same bits.
         tolerance: f64,
     },
-    /// An error where a result was due, or the other way about.
+    /// An error where a result was due, or the other way round.
     Outcome {
         /// What the contract asks for.
         expected: String,
@@ -69,9 +69,9 @@ impl core::error::Error for Mismatch {}
 /// Largest errors allowed, relative to the largest element of the tensor compared.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tolerance {
-    /// Of forward values.
+    /// For forward values.
     pub value: f64,
-    /// Of gradients.
+    /// For gradients.
     pub gradient: f64,
     /// Largest relative rounding of an accumulation buffer, where one rounding matters.
     pub rounding: f64,
@@ -91,11 +91,11 @@ const F32: Tolerance = Tolerance { value: 2e-5, gradient: 1e-4, rounding: 6e-8, 
 const NARROW: Tolerance = Tolerance { value: 2e-2, gradient: 6e-2, rounding: 6e-8, narrow: true };
 
 impl Tolerance {
-    /// The tolerance for a backend: by its host type, and by whether its activations hold a third
-    /// as exactly as the host does.
+    /// The tolerance for a backend, which follows from its host type and from whether its
+    /// activations hold a third as exactly as the host does.
     ///
     /// # Errors
-    /// The backend's, where it cannot hold one number.
+    /// The backend's error, if it cannot hold one number.
     pub fn of<B: Buffers>(backend: &B) -> Result<Self, B::Error> {
         let third = [B::Host::of(1.0 / 3.0)];
         let mut held = [B::Host::of(0.0)];

@@ -4,19 +4,19 @@ use super::Supervision;
 use crate::backend::{LossOps, TokenLoss};
 use crate::{MAX_SCALES, Real};
 
-/// Loss and accuracy of each scale of the whole schedule, means over its tokens and samples.
+/// Loss and accuracy of each scale of the whole schedule, as means over its tokens and samples.
 ///
 /// Scales without supervision have no tokens, loss 0 and accuracy 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ScaleReport {
-    /// Tokens of all samples that were counted.
+    /// Number of tokens that were counted, over all samples.
     pub tokens: [usize; MAX_SCALES],
-    /// Mean cross-entropy, in nats per token; neither σ nor the divisor is in it.
+    /// Mean cross-entropy, in nats per token, without σ and the divisor.
     pub loss: [f64; MAX_SCALES],
-    /// Part of the tokens whose largest logit is the target's largest.
+    /// Fraction of the tokens whose largest logit is the target's largest.
     pub accuracy: [f64; MAX_SCALES],
-    /// This part of the step's loss L, weights and divisor included: its gradient is what
-    /// `backward` gave.
+    /// The contribution to the step's loss L, including weights and divisor; `backward` gave its
+    /// gradient.
     pub total: f64,
 }
 
@@ -42,7 +42,7 @@ impl ScaleReport {
         self.mean(&self.accuracy)
     }
 
-    /// Takes in the report of another micro-batch: means by tokens, totals added.
+    /// Merges the report of another micro-batch: means are weighted by tokens, totals are added.
     pub fn merge(&mut self, other: &Self) {
         for i in 0..MAX_SCALES {
             let (mine, theirs) = (self.tokens[i] as f64, other.tokens[i] as f64);
@@ -69,7 +69,7 @@ pub(super) struct Recorder<B: LossOps> {
     sums: B::Accum,
 }
 
-/// Sums of a micro-batch: the losses of all scales, then the hits.
+/// Number of sums of a micro-batch: the losses of all scales, then the hits.
 const SUMS: usize = 2 * MAX_SCALES;
 
 impl<B: LossOps> Recorder<B> {
@@ -78,7 +78,7 @@ impl<B: LossOps> Recorder<B> {
         Ok(Self { tokens: TokenLoss::new(backend, rows)?, sums })
     }
 
-    /// Sums per scale, kept on the device as those of micro-batch `part`.
+    /// Computes the sums per scale and keeps them on the device as those of micro-batch `part`.
     pub(super) fn keep(
         &mut self,
         backend: &B,
@@ -93,7 +93,7 @@ impl<B: LossOps> Recorder<B> {
         Ok(())
     }
 
-    /// What was kept of micro-batch `part`, one download.
+    /// Returns what was kept for micro-batch `part`, with one download.
     pub(super) fn kept(
         &self,
         backend: &B,

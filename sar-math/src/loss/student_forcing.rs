@@ -5,7 +5,7 @@ use super::{ScaleReport, Supervision};
 use crate::backend::LossOps;
 use core::ops::Range;
 
-/// What the student's logits are compared with; both are of the *whole* schedule.
+/// What the student's logits are compared with; both kinds cover the *whole* schedule.
 pub enum StudentTargets<'a, B: LossOps> {
     /// Codes `[b, T]` of the whole batch: the teacher's predictions, or the image's.
     Hard(&'a B::Ids),
@@ -31,8 +31,8 @@ pub struct StudentForcing<B: LossOps> {
 }
 
 impl<B: LossOps> StudentForcing<B> {
-    /// Room for `rows` = samples·tokens of the largest micro-batch and the longest schedule, and for
-    /// the sums of `parts` micro-batches of a step.
+    /// Allocates room for `rows` = samples·tokens of the largest micro-batch and the longest
+    /// schedule, and for the sums of `parts` micro-batches of a step.
     ///
     /// # Errors
     /// Out of memory.
@@ -40,12 +40,14 @@ impl<B: LossOps> StudentForcing<B> {
         Ok(Self { recorder: Recorder::new(backend, rows, parts)? })
     }
 
-    /// Per-token losses of the student's logits `[n, l, v]` of n `samples`, kept for what follows.
+    /// Computes the per-token losses of the student's logits `[n, l, v]` of n `samples`, and keeps
+    /// them for the calls that follow.
     ///
-    /// `supervision` is a [`Supervision::student`]. Label smoothing applies to hard targets alone.
+    /// `supervision` comes from [`Supervision::student`]. Label smoothing applies only to hard
+    /// targets.
     ///
     /// # Errors
-    /// Shape; a target outside the vocabulary; a device fault may surface here or later.
+    /// A shape error, or a target outside the vocabulary; a device fault may surface here or later.
     pub fn forward(
         &mut self,
         backend: &B,
@@ -63,8 +65,9 @@ impl<B: LossOps> StudentForcing<B> {
         }
     }
 
-    /// In place: the logits that `forward` saw become ∂(σ·L_CSF)/∂logits. Samples and targets must be
-    /// those of that `forward`, unchanged: soft ones take the teacher's *logits*, not its gradient.
+    /// In place: the logits that `forward` saw become ∂(σ·L_CSF)/∂logits. Samples and targets must
+    /// be those of that `forward`, unchanged: soft targets take the teacher's *logits*, not its
+    /// gradient.
     ///
     /// # Errors
     /// As [`StudentForcing::forward`].
@@ -87,11 +90,11 @@ impl<B: LossOps> StudentForcing<B> {
         }
     }
 
-    /// Keeps loss and accuracy of each scale, once `forward` has seen every sample, as those of
-    /// micro-batch `part`, from 0. Does not wait for the device.
+    /// Keeps loss and accuracy of each scale as those of micro-batch `part`, counted from 0, once
+    /// `forward` has seen every sample. Does not wait for the device.
     ///
     /// # Errors
-    /// Shape, where there is no room for that many micro-batches.
+    /// A shape error if there is no room for that many micro-batches.
     pub fn keep(
         &mut self,
         backend: &B,
@@ -101,9 +104,10 @@ impl<B: LossOps> StudentForcing<B> {
         self.recorder.keep(backend, supervision, part)
     }
 
-    /// What was kept of micro-batch `part` under the same supervision. Waits for the device.
+    /// Returns what was kept for micro-batch `part`, given the same supervision. Waits for the
+    /// device.
     ///
-    /// Accuracy against a soft target: the largest logit is where the teacher's is.
+    /// Against a soft target, a token is accurate if its largest logit is where the teacher's is.
     ///
     /// # Errors
     /// A device fault of earlier work; as [`StudentForcing::keep`].

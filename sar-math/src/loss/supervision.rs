@@ -1,4 +1,4 @@
-//! How much every scale of a pass counts, and where its targets stand.
+//! How much every scale of a pass counts, and where its targets lie.
 
 use crate::backend::{LossDims, ShapeError, TargetRows};
 use crate::rollout::Pass;
@@ -10,7 +10,7 @@ use core::ops::Range;
 pub struct LossBatch {
     /// Samples of this (micro-)batch.
     pub samples: usize,
-    /// Samples of the whole optimiser step: of all micro-batches of all workers.
+    /// Samples of the whole optimiser step, over all micro-batches of all workers.
     pub divisor: usize,
     /// Vocabulary V.
     pub vocab: usize,
@@ -18,25 +18,26 @@ pub struct LossBatch {
     pub smoothing: f64,
 }
 
-/// What a loss is of: how much each scale of a pass counts, and against what.
+/// What a loss measures: how much each scale of a pass counts, and against what.
 #[derive(Clone, Copy, Debug)]
 pub struct Supervision {
     /// Dimensions, and the weight of each scale's tokens in the gradient.
     pub dims: LossDims,
-    /// The whole schedule's scale that each scale of the pass is; reports are by these.
+    /// Index in the whole schedule of each scale of the pass; reports use these indices.
     pub origin: [usize; MAX_SCALES],
-    /// Which scales of the pass are supervised, also where their weight is 0 because σ is.
+    /// Which scales of the pass are supervised, including those whose weight is 0 because σ is.
     pub supervised: [bool; MAX_SCALES],
 }
 
 impl Supervision {
-    /// Of `L_TF`: the mean over the supervised tokens of a pass beside whose logits its targets stand.
+    /// Supervision of `L_TF`: the mean over the supervised tokens of a pass whose targets match its
+    /// logits token for token.
     pub fn teacher(batch: LossBatch, pass: &Pass) -> Self {
         Self::new(batch, pass, &pass.schedule, 1.0)
     }
 
-    /// Of `σ·L_CSF`: `pass` is the student pass, `whole` the schedule of the teacher pass and of the
-    /// targets.
+    /// Supervision of `σ·L_CSF`: `pass` is the student pass, `whole` is the schedule of the teacher
+    /// pass and of the targets.
     pub fn student(batch: LossBatch, pass: &Pass, whole: &ScaleSchedule, sigma: f64) -> Self {
         Self::new(batch, pass, whole, sigma)
     }
@@ -48,10 +49,10 @@ impl Supervision {
         Ok(self.dims.part(&samples))
     }
 
-    /// `factor` times the mean over the tokens of the supervised scales of `pass`, whose targets are
-    /// in a buffer of the schedule `whole`.
+    /// Supervision of `factor` times the mean over the tokens of the supervised scales of `pass`,
+    /// whose targets lie in a buffer of the schedule `whole`.
     ///
-    /// A pass that supervises nothing, or a divisor of 0, weighs nothing.
+    /// The weights are 0 if the pass supervises nothing or the divisor is 0.
     fn new(batch: LossBatch, pass: &Pass, whole: &ScaleSchedule, factor: f64) -> Self {
         let counted = pass.supervised_tokens() as f64 * batch.divisor as f64;
         let weight = if counted > 0.0 { factor / counted } else { 0.0 };
@@ -74,8 +75,8 @@ impl Supervision {
 }
 
 impl Pass {
-    /// Where the targets of this pass stand in a buffer of the whole schedule: the last scale of the
-    /// pass beside the same scale of the whole.
+    /// Where the targets of this pass lie in a buffer of the whole schedule: the last scale of the
+    /// pass is aligned with the same scale of the whole schedule.
     pub fn target_rows(&self, whole: &ScaleSchedule) -> TargetRows {
         let last = self.origin[self.schedule.len() - 1];
         let shift = whole.range(last).end.saturating_sub(self.schedule.tokens());

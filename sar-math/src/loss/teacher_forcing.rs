@@ -8,14 +8,15 @@ use core::ops::Range;
 /// `L_TF = 1/(divisor·T) Σ ℓ(logits, f)` over samples and tokens; ℓ is the cross-entropy against the
 /// image's codes f, smoothed by ε where asked.
 ///
-/// Also the loss of student, hybrid and interleaved forcing, whose first pass is supervised alike.
+/// This is also the loss of student, hybrid and interleaved forcing, whose first pass is supervised
+/// in the same way.
 pub struct TeacherForcing<B: LossOps> {
     recorder: Recorder<B>,
 }
 
 impl<B: LossOps> TeacherForcing<B> {
-    /// Room for `rows` = samples·tokens of the largest micro-batch and the longest schedule, and for
-    /// the sums of `parts` micro-batches of a step.
+    /// Allocates room for `rows` = samples·tokens of the largest micro-batch and the longest
+    /// schedule, and for the sums of `parts` micro-batches of a step.
     ///
     /// # Errors
     /// Out of memory.
@@ -23,11 +24,12 @@ impl<B: LossOps> TeacherForcing<B> {
         Ok(Self { recorder: Recorder::new(backend, rows, parts)? })
     }
 
-    /// Per-token losses of the logits `[n, T, v]` of n `samples` against `targets[b, T]` of all, kept
-    /// for what follows. `supervision` is a [`Supervision::teacher`].
+    /// Computes the per-token losses of the logits `[n, T, v]` of n `samples` against
+    /// `targets[b, T]` of all samples, and keeps them for the calls that follow. `supervision`
+    /// comes from [`Supervision::teacher`].
     ///
     /// # Errors
-    /// Shape; a target outside the vocabulary; a device fault may surface here or later.
+    /// A shape error, or a target outside the vocabulary; a device fault may surface here or later.
     pub fn forward(
         &mut self,
         backend: &B,
@@ -40,8 +42,8 @@ impl<B: LossOps> TeacherForcing<B> {
         backend.cross_entropy(&dims, logits_nlv, targets_bl, &mut self.recorder.tokens)
     }
 
-    /// In place: the logits that `forward` saw become ∂L_TF/∂logits. The samples are those of that
-    /// `forward`.
+    /// In place: the logits that `forward` saw become ∂L_TF/∂logits. The samples must be those of
+    /// that `forward`.
     ///
     /// # Errors
     /// As [`TeacherForcing::forward`].
@@ -57,11 +59,11 @@ impl<B: LossOps> TeacherForcing<B> {
         backend.cross_entropy_backward(&dims, logits_to_dlogits, targets_bl, saved)
     }
 
-    /// Keeps loss and accuracy of each scale, once `forward` has seen every sample, as those of
-    /// micro-batch `part`, from 0. Does not wait for the device.
+    /// Keeps loss and accuracy of each scale as those of micro-batch `part`, counted from 0, once
+    /// `forward` has seen every sample. Does not wait for the device.
     ///
     /// # Errors
-    /// Shape, where there is no room for that many micro-batches.
+    /// A shape error if there is no room for that many micro-batches.
     pub fn keep(
         &mut self,
         backend: &B,
@@ -71,7 +73,8 @@ impl<B: LossOps> TeacherForcing<B> {
         self.recorder.keep(backend, supervision, part)
     }
 
-    /// What was kept of micro-batch `part` under the same supervision. Waits for the device.
+    /// Returns what was kept for micro-batch `part`, given the same supervision. Waits for the
+    /// device.
     ///
     /// # Errors
     /// A device fault of earlier work; as [`TeacherForcing::keep`].

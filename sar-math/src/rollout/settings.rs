@@ -1,4 +1,4 @@
-//! What a run chooses: the way of training, and SAR's switches with their presets.
+//! The choices of a run: the training method, and SAR's switches with their presets.
 
 use crate::guidance::Guidance;
 use crate::sampling::Filter;
@@ -8,11 +8,11 @@ use core::str::FromStr;
 /// Which scales the student pass trains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Extent {
-    /// All but the first, each from the prediction before it.
+    /// All scales but the first, each from the prediction of the scale before it.
     All,
-    /// The last alone, with the class token as only context: schedule (1, N).
+    /// Only the last scale, with the class token as its only context: schedule (1, N).
     Last,
-    /// One random scale alone, another each step: schedule (1, s).
+    /// Only one random scale, drawn anew at each step: schedule (1, s).
     Random,
 }
 
@@ -21,43 +21,45 @@ pub enum Extent {
 pub enum StudentTarget {
     /// The codes that the rollout decoded from the teacher pass.
     TeacherHard,
-    /// The softmax of the teacher pass, detached.
+    /// The softmax of the teacher pass's logits, detached.
     TeacherSoft,
     /// The image's codes.
     GroundTruth,
 }
 
-/// A way of training.
+/// A training method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// Teacher forcing: every input from the image.
+    /// Teacher forcing: every input comes from the image.
     Teacher,
-    /// Self-autoregressive refinement: teacher forcing and a student pass.
+    /// Self-autoregressive refinement: teacher forcing plus a student pass.
     Sar(Extent),
-    /// Student forcing: every input from own samples.
+    /// Student forcing: every input comes from the model's own samples.
     Student,
-    /// The first scales' inputs from the image, the others' from own samples.
+    /// Hybrid forcing: the first scales' inputs come from the image, the others' from own samples.
     Hybrid {
-        /// How many; the first scale, whose input is the class token, counts. 1 is student forcing.
+        /// Number of these first scales, including the very first, whose input is the class token;
+        /// 1 is student forcing.
         teacher_scales: usize,
     },
-    /// Inputs alternately from own samples (the second scale's first) and from the image.
+    /// Inputs come alternately from own samples (starting with the second scale's) and from the
+    /// image.
     Interleaved,
 }
 
 /// How the rollout turns logits into codes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Decode {
-    /// A draw from what this leaves of the distribution; `None` is the largest logit.
+    /// Draws from what this filter leaves of the distribution; `None` takes the largest logit.
     pub draw: Option<Filter>,
     /// Guidance of the teacher pass, which then runs on a doubled batch.
     pub guidance: Guidance,
 }
 
 impl Decode {
-    /// The largest logit, unguided.
+    /// Takes the largest logit, without guidance.
     pub const ARGMAX: Self = Self { draw: None, guidance: Guidance::Off };
-    /// A draw as both presets have it, with this guidance.
+    /// Draws with the filter of both presets and this guidance.
     const fn published(guidance: Guidance) -> Self {
         Self { draw: Some(Filter { top_k: 900, top_p: 0.96 }), guidance }
     }
@@ -68,9 +70,9 @@ impl Decode {
 pub struct SarSettings {
     /// Which scales the student pass trains.
     pub extent: Extent,
-    /// What it is pulled towards.
+    /// What the student pass is pulled towards.
     pub target: StudentTarget,
-    /// How the teacher's logits become its inputs.
+    /// How the teacher's logits become the student pass's inputs.
     pub decode: Decode,
     /// Weight σ of the contrastive student-forcing loss.
     pub sigma: f64,
@@ -86,7 +88,8 @@ impl SarSettings {
         sigma: 0.1,
     };
 
-    /// Preset `release`: what the published code runs. The last scale, sampled with guidance.
+    /// Preset `release`, which is what the published code runs: the last scale, sampled with
+    /// guidance.
     pub const RELEASE: Self = Self {
         extent: Extent::Last,
         target: StudentTarget::TeacherHard,
@@ -97,7 +100,7 @@ impl SarSettings {
     /// A preset by its name: `paper` or `release`.
     ///
     /// # Errors
-    /// [`UnknownName`].
+    /// [`UnknownName`] for any other name.
     pub fn preset(name: &str) -> Result<Self, UnknownName> {
         match name {
             "paper" => Ok(Self::PAPER),
@@ -107,12 +110,12 @@ impl SarSettings {
     }
 }
 
-/// A name that is none of those expected.
+/// A name that is not one of those expected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnknownName {
-    /// What was to be named: `"rollout extent"`.
+    /// What the name should denote, such as `"rollout extent"`.
     pub what: &'static str,
-    /// The names there are.
+    /// The names that exist.
     pub expected: &'static str,
 }
 

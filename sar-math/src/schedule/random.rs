@@ -3,10 +3,11 @@
 use super::{MAX_SCALES, MAX_SIDE, Scale, ScaleSchedule};
 use crate::philox::{Purpose, Stream};
 
-/// How often a random training schedule starts from the model's own one.
+/// Probability that a random training schedule starts from the model's own schedule.
 pub const DEFAULT_SCHEDULE_PROBABILITY: f64 = 0.05;
 
-/// One uniform draw decides how many scales are left out: one for each of these it exceeds.
+/// Bounds of the uniform draw that decides how many scales are left out: one for each bound
+/// exceeded.
 const DROP_ABOVE: [f64; 4] = [0.9, 0.95, 0.98, 0.99];
 
 impl ScaleSchedule {
@@ -25,21 +26,22 @@ impl ScaleSchedule {
         self.random(&mut Stream::new(seed, Purpose::Schedule, step), DEFAULT_SCHEDULE_PROBABILITY)
     }
 
-    /// A random training schedule; `self` is the model's own schedule, of N scales, the last of
-    /// side S.
+    /// A random training schedule; `self` is the model's own schedule of N scales, the last of side
+    /// S.
     ///
-    /// 1. With probability `own` it starts from `self`. Otherwise from the first two scales and the
-    ///    last of `self`, and N−3 sides drawn between: ⌊2(N−3)/7⌉ from the upper ones, above ⌊5S/8⌋,
-    ///    and the others from the lower ones; where one group is too small the other gives more.
-    /// 2. From one uniform draw x, a random scale between is dropped for each of 0.9, 0.95, 0.98 and
-    ///    0.99 that x exceeds.
-    /// 3. While there are more tokens than `self` has, a random one of the last four is dropped, but
-    ///    never the last itself nor the first two.
+    /// 1. With probability `own` it starts from `self`; otherwise from the first two scales and the
+    ///    last of `self`, with N−3 sides drawn in between: ⌊2(N−3)/7⌉ from the upper ones, above
+    ///    ⌊5S/8⌋, and the others from the lower ones; where one group is too small, the other gives
+    ///    more.
+    /// 2. Given one uniform draw x, a random scale in between is dropped for each of 0.9, 0.95,
+    ///    0.98 and 0.99 that x exceeds.
+    /// 3. While there are more tokens than `self` has, a random one of the last four scales is
+    ///    dropped, but never the last itself nor the first two.
     ///
-    /// For [`ScaleSchedule::published_256`] that is the published rule: {1, 2}, five of 3..=10, two of
-    /// 11..=15, {16}, at most 680 tokens (the published code may drop the last scale in step 3 as
-    /// well; here every schedule ends in the scale that is decoded). Scales between keep the
-    /// proportions of the last, where that is not square.
+    /// For [`ScaleSchedule::published_256`] this is the published rule: {1, 2}, five of 3..=10, two
+    /// of 11..=15, {16}, at most 680 tokens (the published code may drop the last scale in step 3
+    /// as well; here every schedule ends in the scale that is decoded). Scales in between keep the
+    /// proportions of the last where that is not square.
     pub fn random(&self, rng: &mut Stream, own: f64) -> Self {
         let mut drawn = if rng.chance(own) || self.len < 4 {
             Draft { scales: self.scales, len: self.len }
@@ -56,7 +58,7 @@ impl ScaleSchedule {
         Self::build(&drawn.scales[..drawn.len])
     }
 
-    /// First two, last, and N−3 random sides between.
+    /// Draws a schedule of the first two scales, the last, and N−3 random sides in between.
     fn draw_between(&self, rng: &mut Stream) -> Draft {
         let (second, last) = (self.scales[1], self.last());
         let side = last.height.max(last.width);
@@ -75,7 +77,8 @@ impl ScaleSchedule {
         let high = ((2 * wanted + 3) / 7).max(wanted.saturating_sub(lower)).min(upper);
         let low = (wanted - high).min(lower);
 
-        // Selection sampling (Knuth, vol. 2, algorithm S): in order and without a list of sides.
+        // Selection sampling (Knuth, vol. 2, algorithm S): draws in order and without a list of
+        // sides.
         let mut draft = Draft { scales: [Scale::square(1); MAX_SCALES], len: 0 };
         draft.push(self.scales[0]);
         draft.push(second);
@@ -130,8 +133,8 @@ impl Draft {
         self.scales[..self.len].iter().map(|s| s.tokens()).sum()
     }
 
-    /// Drops a random scale from index `from` on, but not the first two nor the last; false where
-    /// there is none to drop.
+    /// Drops a random scale from index `from` on, but not the first two nor the last; returns false
+    /// where there is none to drop.
     fn drop_one(&mut self, rng: &mut Stream, from: usize) -> bool {
         let from = from.max(2);
         if from + 1 >= self.len {

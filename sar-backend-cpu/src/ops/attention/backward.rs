@@ -64,7 +64,7 @@ pub(crate) fn add_partials<T: Element>(
 
 /// What the tiles of a head read.
 struct Head<'a, T> {
-    /// `[tokens, d]`, where they lie between those of other heads.
+    /// `[tokens, d]`, left in place between those of other heads.
     q: ArrayView2<'a, T>,
     k: ArrayView2<'a, T>,
     d_out: ArrayView2<'a, T>,
@@ -168,7 +168,8 @@ fn backward_tile<T: Element>(
     matmul(one, p.t(), d_out, Onto::Itself, matrix_mut(dv, keys, size), false);
 }
 
-/// Through the normalisations, and the sums over tokens that the parameters take.
+/// Takes gradients through the normalisations, and sums over tokens the gradients of the
+/// parameters.
 #[inline(always)]
 fn finish_head<T: Element>(
     place: Place,

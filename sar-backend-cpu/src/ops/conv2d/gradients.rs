@@ -74,7 +74,7 @@ fn weight_gradient<T: Element>(d: ConvDims, dy: &[T], x: &[T], dweight: &mut [T]
     let plan = Plan::new(d);
     let partial = dweight.len() + dbias.len();
     let groups = d.batch.div_ceil(SAMPLES_PER_PARTIAL);
-    // Fewer groups than threads: these share the outputs of each.
+    // Fewer groups than threads: the threads share the outputs of each group.
     let apart = groups < rayon::current_num_threads();
     with_offsets(|offsets| {
         with_scratch(groups * partial, |sums: &mut [T]| {
@@ -190,7 +190,8 @@ fn for_phases(plan: Plan, mut f: impl FnMut(usize, usize, Taps, usize)) {
     }
 }
 
-/// Weight gradients of one group of samples, [`ROWS`] outputs at a time where they are to be computed apart.
+/// Weight gradients of one group of samples; [`ROWS`] outputs at a time if these are to be computed
+/// `apart`.
 fn group_weights<T: Element>(
     plan: Plan,
     dy: &[T],
@@ -230,7 +231,7 @@ fn group_weights<T: Element>(
     });
 }
 
-/// Rows of dx whose phase rows are the plan's band from `first` on.
+/// Computes the rows of dx whose phase rows are the plan's band from `first` on.
 fn band_backward<T: Element>(
     plan: Plan,
     first: usize,
@@ -267,7 +268,8 @@ fn band_backward<T: Element>(
     });
 }
 
-/// Takes the positions of phase (a, b) that are not padding: rows of dx from `row` on, of phase rows from `first` on.
+/// Copies the positions of phase (a, b) that are not padding to the rows of dx from `row` on;
+/// `from` holds the phase rows from `first` on.
 fn unpad<T: Element>(
     plan: Plan,
     (a, b): (usize, usize),

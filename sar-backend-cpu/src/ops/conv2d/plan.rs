@@ -32,17 +32,18 @@ impl Plan {
         }
     }
 
-    /// The same for so many rows of y at a time that their planes have about `elements`; one row at least.
+    /// The plan of a band of y: as many rows, at least one, as give planes of about `elements`
+    /// elements.
     pub(super) fn band(self, elements: usize) -> Self {
         let row = (self.d.inputs * self.d.stride * self.d.stride * self.qw).max(1);
         let rows = (elements / row).saturating_sub(self.reach).clamp(1, self.oh.max(1));
-        // As many in each, so that no last one is small.
+        // The bands have nearly equal numbers of rows, so that the last one is not small.
         let oh = self.oh.div_ceil(self.oh.div_ceil(rows));
         Self { oh, qh: oh + self.reach, ..self }
     }
 
-    /// The same for so many rows of a phase of dx at a time that the planes of dy they take have about `elements`; one
-    /// row at least.
+    /// The plan of a band of dx: as many rows of a phase, at least one, as need planes of dy of
+    /// about `elements` elements.
     pub(super) fn gradient_band(self, elements: usize) -> Self {
         let row = (self.d.outputs * self.qw).max(1);
         let rows = (elements / row).saturating_sub(self.reach).clamp(1, self.qh.max(1));
@@ -75,12 +76,13 @@ impl Plan {
         self.d.inputs * phases * self.plane() + self.lead() + LANES
     }
 
-    /// Room before the output gradient's plane that an input gradient takes: the furthest that a tap looks back.
+    /// Room before an output gradient's plane that the input gradient reads: the furthest that a
+    /// tap looks back.
     pub(super) fn lead(&self) -> usize {
         self.reach * (self.qw + 1)
     }
 
-    /// Elements of the plane of an output's gradient that an input gradient takes.
+    /// Elements of the plane of an output's gradient that the input gradient reads.
     pub(super) fn dy_plane(&self) -> usize {
         self.lead() + self.dx_len()
     }
@@ -125,7 +127,8 @@ impl Plan {
         }
     }
 
-    /// Puts what a band of rows of y from `first` on sees of a sample's input in its padded planes.
+    /// Puts the part of a sample's input that a band of rows of y from `first` on sees in its
+    /// padded planes.
     pub(super) fn pad_band<T: Element>(&self, x: &[T], first: usize, to: &mut [T]) {
         let ConvDims { inputs, height, width, stride: s, pad_before, .. } = self.d;
         to.fill(T::zero());
@@ -149,7 +152,7 @@ impl Plan {
         }
     }
 
-    /// Puts a sample's output gradient in planes as padded as those of the input.
+    /// Puts a sample's output gradient in planes that are padded like those of the input.
     pub(super) fn pad_gradient<T: Element>(&self, dy: &[T], to: &mut [T]) {
         to.fill(T::zero());
         for (dy, to) in dy.chunks_exact(self.oh * self.ow).zip(to.chunks_exact_mut(self.out_len()))
@@ -160,7 +163,8 @@ impl Plan {
         }
     }
 
-    /// Puts what a band of phase rows of dx from `first` on takes of a sample's output gradient in its padded planes.
+    /// Puts the part of a sample's output gradient that a band of phase rows of dx from `first` on
+    /// needs in its padded planes.
     pub(super) fn pad_gradient_band<T: Element>(&self, dy: &[T], first: usize, to: &mut [T]) {
         to.fill(T::zero());
         let rows = first.saturating_sub(self.reach)..self.oh.min(first + self.qh);

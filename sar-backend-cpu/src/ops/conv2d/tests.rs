@@ -5,7 +5,7 @@ use proptest::prelude::*;
 /// Roundings of f64 in sums of at most 36 products of numbers below 1, in another order, and a bias.
 const ROUNDING: f64 = 1e-13;
 
-/// The sum as it is written.
+/// The convolution as a plain sum.
 fn plain(d: ConvDims, x: &[f64], w: &[f64], b: &[f64]) -> Vec<f64> {
     let (oh, ow) = d.output();
     let mut y = vec![0.0; d.batch * d.outputs * oh * ow];

@@ -3,7 +3,7 @@
 use crate::error::CudaError;
 use cudarc::driver::{DriverError, sys};
 
-/// Names the call in a driver's error; a want of memory is one whatever was called.
+/// Names the call in a driver's error; lack of memory is reported as such whatever was called.
 pub(super) fn failed(call: &str) -> impl Fn(DriverError) -> CudaError + '_ {
     move |error| match error.0 {
         sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => CudaError::NoRoom { call: call.to_owned() },
@@ -11,7 +11,7 @@ pub(super) fn failed(call: &str) -> impl Fn(DriverError) -> CudaError + '_ {
     }
 }
 
-/// What a call gave, or `None` where it found no room.
+/// The value that a call returned, or `None` if it found no room.
 pub(super) fn failed_unless_full<T>(
     call: &str,
     outcome: Result<T, DriverError>,
@@ -23,7 +23,7 @@ pub(super) fn failed_unless_full<T>(
     }
 }
 
-/// As [`failed`], of an allocation of so many bytes.
+/// Like [`failed`], for an allocation of `bytes` bytes.
 pub(super) fn out_of_memory(bytes: usize, in_use: usize) -> impl Fn(DriverError) -> CudaError {
     move |error| match error.0 {
         sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => CudaError::OutOfMemory { bytes, in_use },

@@ -6,8 +6,8 @@ use crate::libraries::Library;
 use cudarc::driver::{result, sys};
 use libloading::Library as Handle;
 
-/// `cuEventElapsedTime` as every driver since CUDA 11 has it; cudarc's bindings of CUDA 13 know only
-/// the later one of driver 570.
+/// `cuEventElapsedTime` as every driver since CUDA 11 has it; cudarc's bindings for CUDA 13 have only
+/// the later version, of driver 570.
 type Elapsed = unsafe extern "C" fn(*mut f32, sys::CUevent, sys::CUevent) -> sys::CUresult;
 
 /// A place in the work of a stream, destroyed when dropped.
@@ -19,7 +19,7 @@ impl Event {
         result::event::create(flags).map(Self).map_err(failed("cuEventCreate"))
     }
 
-    /// Puts it behind what the stream has been given.
+    /// Places the event behind all work issued to the stream so far.
     pub(super) fn record(&self, stream: sys::CUstream) -> Result<(), CudaError> {
         // SAFETY: the event is alive, and the stream in use.
         unsafe { result::event::record(self.0, stream).map_err(failed("cuEventRecord")) }
@@ -28,12 +28,12 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, destroyed once. A failure is one of earlier work.
+        // SAFETY: made by `new`, destroyed once. A failure stems from earlier work.
         let _ = unsafe { result::event::destroy(self.0) };
     }
 }
 
-/// What reads the time between events.
+/// Reads the time between events.
 pub(super) struct Clock {
     driver: Handle,
 }
@@ -48,7 +48,7 @@ impl Clock {
 
     /// Seconds between two events that were recorded; waits for the second.
     pub(super) fn seconds(&self, [start, end]: &[Event; 2]) -> Result<f64, CudaError> {
-        // SAFETY: the type of this function of the driver.
+        // SAFETY: the driver's function has this type.
         let elapsed = unsafe { self.driver.get::<Elapsed>(b"cuEventElapsedTime\0") }
             .map_err(|e| CudaError::device("cuEventElapsedTime", e))?;
         let mut milliseconds = 0.0;

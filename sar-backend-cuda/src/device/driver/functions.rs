@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::Mutex;
 
-/// A kernel, and the dynamic shared memory it was last allowed. How much it may have without being
-/// asked for depends on its static shared memory, so it is asked for whenever a launch has any.
+/// A kernel, and the dynamic shared memory that it was last allowed. How much it may have without asking
+/// depends on its static shared memory, so any amount above what was last allowed is asked for.
 #[derive(Clone, Copy)]
 struct Function {
     handle: sys::CUfunction,
@@ -32,7 +32,7 @@ impl Functions {
     }
 
     /// Loads every kernel file of a variant, so that no step stops to compile one. Files that are not
-    /// in the cache are compiled side by side.
+    /// in the cache are compiled in parallel.
     pub(super) fn prepare(&self, variant: &'static str) -> Result<(), CudaError> {
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         let share = SOURCES.len().div_ceil(workers);
@@ -109,7 +109,7 @@ impl Functions {
         // SAFETY: machine code as NVRTC made it; the driver checks its header.
         let module = match unsafe { result::module::load_data(cubin.as_ptr().cast()) } {
             Ok(module) => module,
-            // A GPU that is full says nothing of the code.
+            // That the GPU is full says nothing about the code.
             Err(full) if full.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
                 return Err(failed("cuModuleLoadData")(full));
             }
@@ -134,16 +134,17 @@ impl Functions {
 impl Drop for Functions {
     fn drop(&mut self) {
         for (_, module) in locked(&self.modules).drain() {
-            // SAFETY: loaded by `module`; the device has run all launches. A failure to unload is
-            // nobody's to mend here.
+            // SAFETY: loaded by `module`; the device has run all launches. Nothing can be done here
+            // about a failure to unload.
             let _ = unsafe { result::module::unload(module as sys::CUmodule) };
         }
     }
 }
 
-/// GPUs of one generation differ in it: 163 KiB a block on an A100, 99 KiB on the workstation cards.
+/// The error for a block that may not have as much shared memory as it needs. GPUs of one generation differ
+/// in this limit: 163 KiB per block on an A100, 99 KiB on the workstation cards.
 fn too_much_shared(launch: &Launch<'_>, error: DriverError) -> CudaError {
-    // Whatever else it says, as after a fault of earlier work, is not about the amount.
+    // Any other error, such as one after a fault of earlier work, is not about the amount.
     if error.0 != sys::CUresult::CUDA_ERROR_INVALID_VALUE {
         return failed("cuFuncSetAttribute")(error);
     }

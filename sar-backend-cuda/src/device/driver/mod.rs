@@ -33,10 +33,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
 pub struct Driver {
     gpu: Gpu,
     pool: Pool,
-    /// Whether work to be replayed is run as it is, each time.
+    /// Whether work is never recorded for replay, but run anew each time.
     unrecorded: bool,
     gate: Gate,
-    // Fields are dropped in this order: what is of the context goes before it.
+    // Fields are dropped in this order: what belongs to the context is dropped before it.
     profile: Mutex<Option<Profile>>,
     recordings: Mutex<Recordings>,
     staging: Mutex<Staging>,
@@ -46,7 +46,7 @@ pub struct Driver {
     context: Arc<CudaContext>,
 }
 
-/// The stream, which nobody else records while this is held.
+/// Access to the stream, which no other thread records while this is held.
 struct Turn<'a> {
     stream: sys::CUstream,
     _pass: Option<RwLockReadGuard<'a, ()>>,
@@ -58,8 +58,9 @@ unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
 
-/// A stream of a GPU's context, which the process keeps: libraries that hold on to it do not outlive one that is given
-/// back with the last [`Driver`] and made anew with the next. One that a fault has left without use is given back.
+/// Creates a stream in a GPU's context. The process keeps the context, because libraries that hold on to it
+/// do not survive its release with the last [`Driver`] and its creation anew with the next. A context that a
+/// fault has made unusable is released.
 fn stream_of(ordinal: usize) -> Result<Arc<CudaStream>, CudaError> {
     static CONTEXTS: Mutex<BTreeMap<usize, Arc<CudaContext>>> = Mutex::new(BTreeMap::new());
     let mut contexts = locked(&CONTEXTS);
@@ -68,7 +69,7 @@ fn stream_of(ordinal: usize) -> Result<Arc<CudaStream>, CudaError> {
     }
     contexts.remove(&ordinal);
     let context = CudaContext::new(ordinal).map_err(failed("cuDevicePrimaryCtxRetain"))?;
-    // SAFETY: there is one stream, whose order is the order of work: nothing is tracked by events.
+    // SAFETY: all work is in the order of one stream, so events need not track it.
     unsafe { context.disable_event_tracking() };
     let stream = context.new_stream().map_err(failed("cuStreamCreate"))?;
     contexts.insert(ordinal, context);
@@ -76,18 +77,18 @@ fn stream_of(ordinal: usize) -> Result<Arc<CudaStream>, CudaError> {
 }
 
 impl Driver {
-    /// Bytes of a GPU that matrix products keep for themselves, whatever is computed.
+    /// Bytes of GPU memory that matrix products reserve, whatever is computed.
     pub const PRODUCT_SPACE: usize = plans::SPACE;
 
-    /// GPU number `ordinal`, with kernels from the user's cache.
+    /// Opens GPU number `ordinal`, with kernels from the user's cache.
     ///
     /// # Errors
-    /// What [`probe::usable`] finds wrong; [`CudaError::Device`] where the driver fails.
+    /// The error of [`probe::usable`]; [`CudaError::Device`] if the driver fails.
     pub fn new(ordinal: usize) -> Result<Self, CudaError> {
         Self::with_cache(ordinal, Cache::of_user()?)
     }
 
-    /// As [`Driver::new`], with kernels kept in a folder of the caller's.
+    /// Like [`Driver::new`], with kernels kept in a folder of the caller's choice.
     ///
     /// # Errors
     /// As [`Driver::new`].
@@ -116,31 +117,32 @@ impl Driver {
         &self.gpu
     }
 
-    /// Shapes of products so far whose rows may have other bits than the same rows of another batch, in
-    /// words: cuBLASLt does not run them by the algorithm that it chose for their layer.
+    /// Descriptions of the product shapes so far whose rows may differ in bits from the same rows of another
+    /// batch, because they do not run with the algorithm that was chosen for their layer.
     pub fn products_apart(&self) -> Vec<String> {
         locked(&self.plans).apart().iter().map(|shape| format!("{shape:?}")).collect()
     }
 
-    /// How many of [`Driver::products_apart`] have whole vectors of columns and terms, as those of models do.
+    /// Number of [`Driver::products_apart`] whose columns and terms are whole vectors, as those of models are.
     pub fn ordinary_products_apart(&self) -> usize {
         locked(&self.plans).apart().iter().filter(|shape| shape.is_ordinary()).count()
     }
 
-    /// How many shapes of few rows so far run by an algorithm of their own, which a trial showed to give
-    /// the bits of their layer's.
+    /// Number of shapes of few rows so far that run with an algorithm of their own, which a trial showed to
+    /// give the same bits as their layer's.
     pub fn products_tried(&self) -> usize {
         locked(&self.plans).tried()
     }
 
-    /// The stream, for work that may be recorded.
+    /// Access to the stream, for work that may be recorded.
     fn enter(&self) -> Result<Turn<'_>, CudaError> {
         let turn = Turn { _pass: self.gate.pass(), stream: self.stream.cu_stream() };
         self.context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))?;
         Ok(turn)
     }
 
-    /// As [`Driver::enter`], for what a recording would do only once, or not at all.
+    /// Like [`Driver::enter`], for calls that a recording would carry out only once, or not at all; an error
+    /// while this thread records.
     fn enter_unrecorded(&self, what: &'static str) -> Result<Turn<'_>, CudaError> {
         if self.gate.is_recorder() {
             return Err(CudaError::device(what, "not while work is recorded to be replayed"));
@@ -148,7 +150,7 @@ impl Driver {
         self.enter()
     }
 
-    /// A product of no terms: zero, or the bias.
+    /// Computes a product without terms: zero, or the bias.
     ///
     /// # Safety
     /// As [`Device::gemm`].
@@ -177,7 +179,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Gives work to the stream, and to the profile where one is taken.
+    /// Issues work to the stream, and notes it in the profile if one is being taken.
     fn accounted(
         &self,
         turn: &Turn<'_>,
@@ -194,8 +196,8 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // The fields need the context, which this thread may never have used, and the end of all
-        // work. A fault of that work has nobody left to be told to.
+        // Dropping the fields requires the context, which this thread may never have used, and that
+        // all work has ended. A fault of that work can no longer be reported to anyone.
         let _ = self.context.bind_to_thread();
         let _ = self.synchronize();
     }
@@ -224,20 +226,20 @@ impl Device for Driver {
         if self.gate.is_recorder() {
             self.pool.defer(address, bytes);
         } else if let Ok(turn) = self.enter() {
-            // SAFETY: the caller's.
+            // SAFETY: upheld by the caller.
             unsafe { self.pool.release(turn.stream, address, bytes) }
         }
     }
 
     unsafe fn write(&self, host: &[u8], to: u64) -> Result<(), CudaError> {
         let turn = self.enter_unrecorded("upload")?;
-        // SAFETY: the range lies in held memory, says the caller.
+        // SAFETY: the range lies in held memory, as the caller guarantees.
         unsafe { locked(&self.staging).write(turn.stream, host, to) }
     }
 
     unsafe fn read(&self, from: u64, host: &mut [u8]) -> Result<(), CudaError> {
         let turn = self.enter_unrecorded("download")?;
-        // SAFETY: the range lies in held memory, says the caller; the host's outlives the wait.
+        // SAFETY: the range lies in held memory, as the caller guarantees; the host's outlives the wait.
         unsafe {
             result::memcpy_dtoh_async(host, from, turn.stream)
                 .map_err(failed("cuMemcpyDtoHAsync"))?;
@@ -247,7 +249,7 @@ impl Device for Driver {
 
     unsafe fn zero(&self, at: u64, bytes: usize) -> Result<(), CudaError> {
         let turn = self.enter()?;
-        // SAFETY: the range lies in held memory, says the caller.
+        // SAFETY: the range lies in held memory, as the caller guarantees.
         unsafe {
             result::memset_d8_async(at, 0, bytes, turn.stream).map_err(failed("cuMemsetD8Async"))
         }
@@ -255,7 +257,7 @@ impl Device for Driver {
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
         let turn = self.enter()?;
-        // SAFETY: both ranges lie in held memory, says the caller.
+        // SAFETY: both ranges lie in held memory, as the caller guarantees.
         unsafe {
             result::memcpy_dtod_async(to, from, bytes, turn.stream)
                 .map_err(failed("cuMemcpyDtoDAsync"))
@@ -291,7 +293,7 @@ impl Device for Driver {
 
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<(), CudaError> {
         if gemm.k == 0 {
-            // SAFETY: the matrices lie in held memory, says the caller.
+            // SAFETY: the matrices lie in held memory, as the caller guarantees.
             return unsafe { self.without_terms(gemm) };
         }
         let turn = self.enter()?;
@@ -321,7 +323,7 @@ impl Device for Driver {
         key: (u64, u64),
         work: &mut dyn FnMut() -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
-        // Kernels of a recording cannot be told apart in time.
+        // The kernels of a recording cannot be timed one by one.
         if locked(&self.profile).is_some() || self.unrecorded {
             return work();
         }

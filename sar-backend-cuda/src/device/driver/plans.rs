@@ -1,10 +1,10 @@
 //! Matrix products through cuBLASLt, each planned once.
 //!
-//! An algorithm is chosen for the shape *without* its samples (see [`Shape::reference`]): one product of
-//! a layer sums in the same order whatever the batch, so that a row of it has the same bits alone as
-//! among others. Split-k and other reductions through memory are excluded for the same reason, but for
-//! gradients, whose few tiles would leave most multiprocessors idle while the sum is long. A product of few
-//! rows takes an algorithm of its own where a trial shows the same bits (see [`trial`]).
+//! An algorithm is chosen for the shape *without* its number of samples (see [`Shape::reference`]): a
+//! layer's product sums in the same order whatever the batch, so that a row of it has the same bits alone
+//! as among others. Split-k and other reductions through memory are excluded for the same reason, except
+//! for gradients, whose few tiles would leave most multiprocessors idle during their long sums. A product
+//! of few rows takes an algorithm of its own if a trial shows that it gives the same bits (see [`trial`]).
 
 use super::descriptors::{BEST_ALIGNMENT, Descriptors, Preference, Shape, failed_lt};
 use super::errors::{failed, out_of_memory};
@@ -22,13 +22,13 @@ use cudarc::driver::{CudaStream, result as driver};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Memory that an algorithm may use: what NVIDIA advises for Hopper.
+/// Bytes of memory that an algorithm may use: what NVIDIA advises for Hopper.
 const WORKSPACE: usize = 32 << 20;
-/// Memory behind the workspace for one bias that is moved to an aligned address.
+/// Bytes behind the workspace for one bias that is copied to an aligned address.
 const BIAS: usize = 1 << 20;
-/// Bytes that products keep of the device, whatever is computed.
+/// Bytes of device memory that products reserve, whatever is computed.
 pub(super) const SPACE: usize = WORKSPACE + BIAS;
-/// Candidates asked for, best first.
+/// Number of candidate algorithms asked for; they come best first.
 const CANDIDATES: usize = 32;
 
 /// A product ready to run: descriptors of its own shape, and an algorithm.
@@ -39,7 +39,7 @@ struct Plan {
 
 type Algorithm = sys::cublasLtMatmulAlgo_t;
 
-/// Where the matrices of a product are, and the factor of what out holds.
+/// Addresses of a product's matrices, and the factor for what `out` held before.
 #[derive(Clone, Copy)]
 struct Addresses {
     a: u64,
@@ -52,14 +52,15 @@ struct Addresses {
 pub(super) struct Plans {
     handle: sys::cublasLtHandle_t,
     workspace: u64,
-    /// Of references; none where the library has none.
+    /// Algorithms of reference shapes; `None` where the library has none.
     algorithms: HashMap<Shape, Option<Algorithm>>,
     plans: HashMap<Shape, Plan>,
     /// Shapes that did not take the algorithm of their reference.
     apart: Vec<Shape>,
-    /// References whose algorithm is not the library's first choice, and the number of that which it is.
+    /// Reference shapes whose algorithm is not the library's first choice, and the number of the choice that
+    /// it is, counted from 0.
     demoted: Vec<(Shape, usize)>,
-    /// Shapes that run by an algorithm of their own with the bits of their reference's.
+    /// Number of shapes that run with an algorithm of their own and have the bits of their reference's.
     tried: usize,
     /// The workspace is the stream's memory: it must outlive this.
     stream: Arc<CudaStream>,
@@ -90,7 +91,7 @@ impl Plans {
         &self.apart
     }
 
-    /// What was not chosen as the library would have it.
+    /// Notes on the algorithms that were not chosen in the usual way.
     pub(super) fn notes(&self) -> Vec<String> {
         let demoted = self.demoted.iter().map(|(shape, number)| {
             let choice = number + 1;
@@ -109,12 +110,12 @@ impl Plans {
         demoted.chain(apart).chain(tried).collect()
     }
 
-    /// How many shapes of few rows so far run by an algorithm of their own.
+    /// Number of shapes of few rows so far that run with an algorithm of their own.
     pub(super) fn tried(&self) -> usize {
         self.tried
     }
 
-    /// Runs a product. While work is `recorded`, nothing can be tried.
+    /// Runs a product. While work is being `recorded`, no algorithm can be tried.
     ///
     /// # Safety
     /// Its matrices and bias lie in held memory.
@@ -124,13 +125,13 @@ impl Plans {
         gemm: &Gemm,
         recorded: bool,
     ) -> Result<(), CudaError> {
-        // SAFETY: the caller's.
+        // SAFETY: upheld by the caller.
         let bias = unsafe { self.aligned_bias(stream, gemm)? };
         let shape = Shape::of(gemm);
         if !self.plans.contains_key(&shape) {
             let mut plan = self.plan(shape, bias)?;
             if shape.is_of_few_rows() && !recorded {
-                // SAFETY: what out holds is not used, and written by the product itself below.
+                // SAFETY: what out holds is not needed: the product below overwrites it.
                 plan.algorithm =
                     unsafe { self.for_few_rows(stream, &shape, &plan, gemm.out.address)? };
             }
@@ -144,7 +145,7 @@ impl Plans {
         }
         let before = if gemm.accumulate { 1.0 } else { 0.0 };
         let (a, b, out) = (gemm.a.address, gemm.b.address, gemm.out.address);
-        // SAFETY: the caller's.
+        // SAFETY: upheld by the caller.
         let outcome = unsafe {
             self.multiply(stream, descriptors, algorithm, Addresses { a, b, out, before })
         };
@@ -156,10 +157,10 @@ impl Plans {
         })
     }
 
-    /// Gives a product to the stream.
+    /// Issues a product to the stream.
     ///
     /// # Safety
-    /// Addresses are of matrices as described, in held memory.
+    /// The addresses are of matrices in held memory, which the descriptors describe.
     unsafe fn multiply(
         &self,
         stream: CUstream,
@@ -191,7 +192,7 @@ impl Plans {
         }
     }
 
-    /// The address of the bias, or of a copy where epilogues could not load vectors from it.
+    /// The address of the bias, or of an aligned copy if epilogues could not load vectors from the bias.
     ///
     /// # Safety
     /// The bias lies in held memory.
@@ -205,8 +206,8 @@ impl Plans {
             return Err(CudaError::Unsupported { op: "linear", what });
         }
         let copy = self.workspace + WORKSPACE as u64;
-        // SAFETY: the bias is held, says the caller, and is none of ours. Products of the stream that
-        // read an earlier copy have done so when this one is made.
+        // SAFETY: the bias is held, as the caller guarantees, and does not overlap the copy. Products that
+        // read an earlier copy come before this one in the stream.
         unsafe {
             driver::memcpy_dtod_async(copy, bias, bytes, stream)
                 .map_err(failed("cuMemcpyDtoDAsync"))?;
@@ -220,7 +221,7 @@ impl Plans {
         let mut algorithm = match of_layer.filter(|algorithm| self.fits(&descriptors, algorithm)) {
             Some(algorithm) => algorithm,
             None => {
-                // The reference's algorithm does not take this size, for all runs alike: take its own.
+                // The reference's algorithm does not take this size (in any run): take the shape's own.
                 if shape.sample != Sample::All {
                     self.apart.push(shape);
                 }
@@ -234,8 +235,9 @@ impl Plans {
         Ok(Plan { descriptors, algorithm })
     }
 
-    /// The algorithm of all products that share a shape's reference: the library's first choice that takes the
-    /// sizes they will have, or its first choice where none does; none where it has none for the reference.
+    /// The algorithm of all products that share a shape's reference: the first of the library's choices that
+    /// takes all sizes they will have, or simply the first if none does; `None` if the library has none for
+    /// the reference.
     fn of_layer(
         &mut self,
         shape: &Shape,
@@ -259,15 +261,16 @@ impl Plans {
         Ok(chosen)
     }
 
-    /// The fastest of the algorithms that give the bits of a plan's: its own, or one of the library's choices for the
-    /// shape, whose order says little of sums in one part (of 2 rows and 4,096 terms the first with the same bits took
-    /// 88 µs on an H100, the plan's own 41 and the best 10). Which it is may differ from run to run, as times do: that
-    /// bits do not rests on the trial.
+    /// The fastest of the algorithms that give the same bits as a plan's: the plan's own, or one of the
+    /// library's choices for the shape. The order of those says little about speed when sums are in one part
+    /// (with 2 rows and 4,096 terms, the first with the same bits took 88 µs on an H100, the plan's own 41 and
+    /// the best 10). Which one is fastest may differ from run to run, as times do; that the bits do not differ
+    /// rests on the trial.
     ///
-    /// What cannot be timed is not taken; a fault of the device is the product's to report.
+    /// An algorithm that cannot be timed is not taken; a fault of the device is left for the product to report.
     ///
     /// # Safety
-    /// `out` is held, and what it holds is of no use.
+    /// `out` is held, and its contents are not needed.
     unsafe fn for_few_rows(
         &mut self,
         stream: CUstream,
@@ -287,18 +290,18 @@ impl Plans {
         }
         let addresses = Addresses { a: noise.a, b: noise.b, out, before: 0.0 };
         let run = |algorithm: &Algorithm| {
-            // SAFETY: noise has the operands' shapes; out is the caller's.
+            // SAFETY: noise has the operands' shapes; the caller vouches for out.
             unsafe { self.multiply(stream, descriptors, algorithm, addresses) }
         };
         let outcome = |algorithm: &Algorithm| match run(algorithm) {
             // SAFETY: the rows of out.
             Ok(()) => unsafe { trial::read(stream, out, shape).map(Some) },
-            // It refuses, and has written nothing.
+            // The algorithm was refused, and has written nothing.
             Err(_) => Ok(None),
         };
         let Some(expected) = outcome(of_layer)? else { return Ok(*of_layer) };
         if expected.iter().all(|byte| *byte == 0) {
-            // No rounding to compare.
+            // There is no rounding to compare.
             return Ok(*of_layer);
         }
         let Ok(clock) = Clock::new() else { return Ok(*of_layer) };
@@ -322,7 +325,7 @@ impl Plans {
     /// Whether an algorithm takes a shape within the workspace.
     fn fits(&self, d: &Descriptors, algorithm: &Algorithm) -> bool {
         let mut found = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit();
-        // SAFETY: descriptors are alive; the answer is read only where there is one.
+        // SAFETY: descriptors are alive; the answer is read only if there is one.
         unsafe {
             let status = sys::cublasLtMatmulAlgoCheck(
                 self.handle,
@@ -338,7 +341,7 @@ impl Plans {
         }
     }
 
-    /// The algorithms for a shape that sum as it allows, the library's first choice first.
+    /// The algorithms for a shape that sum in a way it allows, the library's first choice first.
     fn candidates(&self, shape: &Shape, d: &Descriptors) -> Result<Vec<Algorithm>, CudaError> {
         let preference = Preference::new(shape, WORKSPACE)?;
         let mut found = [MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::uninit(); CANDIDATES];
@@ -381,15 +384,15 @@ impl Drop for Plans {
     }
 }
 
-/// The first choice.
+/// The first candidate, or an error if there is none.
 fn first(candidates: Vec<Algorithm>, shape: &Shape) -> Result<Algorithm, CudaError> {
     candidates.into_iter().next().ok_or_else(|| {
         CudaError::device("cublasLtMatmulAlgoGetHeuristic", format!("no algorithm for {shape:?}"))
     })
 }
 
-/// Whether an algorithm adds as the shape's samples allow: k in one go, or split among blocks whose sums
-/// are added through memory in a fixed order.
+/// Whether an algorithm sums in a way that the shape's samples allow: over all of k at once, or split among
+/// blocks whose sums are added through memory in a fixed order.
 fn sums_as(shape: &Shape, algorithm: &Algorithm) -> bool {
     use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
     let scheme = setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME).unwrap_or(0);
@@ -397,13 +400,14 @@ fn sums_as(shape: &Shape, algorithm: &Algorithm) -> bool {
     whole || (scheme != 0 && shape.reductions() == scheme as u32)
 }
 
-/// Parts that an algorithm splits sums into. One without this setting does not split; 0 and 1 part are one.
+/// Number of parts that an algorithm splits sums into; 0 and 1 both mean that it does not split. An
+/// algorithm without this setting does not.
 fn parts(algorithm: &Algorithm) -> i32 {
     use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
     setting(algorithm, Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM).unwrap_or(0)
 }
 
-/// A setting of an algorithm, where it has it.
+/// A setting of an algorithm, if the algorithm has it.
 fn setting(
     algorithm: &Algorithm,
     attribute: sys::cublasLtMatmulAlgoConfigAttributes_t,

@@ -7,7 +7,7 @@ use cudarc::driver::{CudaContext, result, sys};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What is held of the pool, and what was at most.
+/// Counts of the bytes held from the pool, now and at most.
 pub(super) struct Pool {
     held: AtomicUsize,
     peak: AtomicUsize,
@@ -26,10 +26,10 @@ impl Pool {
         })
     }
 
-    /// Zeroed memory, in the stream's order.
+    /// Allocates zeroed memory, in the stream's order.
     pub(super) fn allocate(&self, stream: sys::CUstream, bytes: usize) -> Result<u64, CudaError> {
         let in_use = self.held.load(Ordering::Relaxed);
-        // SAFETY: memory of the stream, zeroed in its order before anyone is given the address.
+        // SAFETY: memory of the stream, zeroed in its order before the address is returned.
         let address = unsafe {
             let address =
                 result::malloc_async(stream, bytes).map_err(out_of_memory(bytes, in_use))?;
@@ -44,40 +44,41 @@ impl Pool {
         Ok(address)
     }
 
-    /// Gives memory back, in the stream's order.
+    /// Frees memory, in the stream's order.
     ///
     /// # Safety
-    /// It is of this pool, and nothing that is given to the stream later uses it.
+    /// The memory is from this pool, and no work issued to the stream later uses it.
     pub(super) unsafe fn release(&self, stream: sys::CUstream, address: u64, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
-        // SAFETY: the caller's. A failure is one of earlier work, which the next call reports.
+        // SAFETY: upheld by the caller. A failure stems from earlier work; the next call reports it.
         let _ = unsafe { result::free_async(address, stream) };
     }
 
-    /// Keeps memory that is released while the stream is recorded: a recording can give back only what
-    /// it allocated itself.
+    /// Holds back memory that is released while the stream is recorded: a recording can free only what it
+    /// allocated itself.
     pub(super) fn defer(&self, address: u64, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
         locked(&self.released).push(address);
     }
 
-    /// Gives back what [`Pool::defer`] kept; says how many times.
+    /// Frees what [`Pool::defer`] held back, and returns the number of allocations.
     pub(super) fn release_deferred(&self, stream: sys::CUstream) -> usize {
         let released = std::mem::take(&mut *locked(&self.released));
         for &address in &released {
-            // SAFETY: the caller of `Device::release` saw to it that nothing uses it any more.
+            // SAFETY: the caller of `Device::release` ensured that nothing uses the memory any more.
             let _ = unsafe { result::free_async(address, stream) };
         }
         released.len()
     }
 
-    /// Most bytes that were held at once.
+    /// The largest number of bytes held at once.
     pub(super) fn peak(&self) -> usize {
         self.peak.load(Ordering::Relaxed)
     }
 }
 
-/// The driver's pool gives memory back to the system at every synchronisation unless told to keep it.
+/// Makes the driver's pool keep freed memory, which it would otherwise return to the system at every
+/// synchronisation.
 fn keep_freed_memory(context: &CudaContext) -> Result<(), CudaError> {
     let most = u64::MAX;
     // SAFETY: the device is a valid one, and the attribute a 64-bit number.

@@ -22,7 +22,7 @@ impl Profile {
         Ok(Self { clock: Clock::new()?, spans: Vec::new() })
     }
 
-    /// Gives work to the stream between two events.
+    /// Issues work to the stream between two events.
     pub(super) fn span(
         &mut self,
         stream: sys::CUstream,
@@ -38,7 +38,7 @@ impl Profile {
         Ok(())
     }
 
-    /// Waits for the last launch and adds up all of them.
+    /// Waits for the last launch and adds up all launches by name.
     pub(super) fn finish(self) -> Result<Vec<Tally>, CudaError> {
         let mut tallies = Tallies::default();
         for span in &self.spans {

@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::{self, ThreadId};
 
-/// Graphs kept at once: the scales of several samplers.
+/// Most graphs kept at once: enough for the scales of several samplers.
 const MOST: usize = 256;
 
-/// Whether the user asked for work to be run as it is: `SAR_CUDA_GRAPHS=off`.
+/// Whether the user turned recordings off, with `SAR_CUDA_GRAPHS=off`.
 ///
 /// # Errors
-/// Another value than `on` and `off`.
+/// The value is neither `on` nor `off`.
 pub(super) fn switched_off() -> Result<bool, CudaError> {
     match std::env::var_os("SAR_CUDA_GRAPHS") {
         Some(value) if value == "off" => Ok(true),
@@ -25,7 +25,7 @@ pub(super) fn switched_off() -> Result<bool, CudaError> {
     }
 }
 
-/// As [`failed`], of a call that is made for recordings alone.
+/// Like [`failed`], for a call that only recordings make.
 fn failed_to_record(call: &'static str) -> impl Fn(DriverError) -> CudaError {
     move |error| match failed(call)(error) {
         CudaError::Device { call, reason } => {
@@ -36,25 +36,25 @@ fn failed_to_record(call: &'static str) -> impl Fn(DriverError) -> CudaError {
     }
 }
 
-/// What is known of a key.
+/// What is known about a key.
 pub(super) enum State {
-    /// Ran once, as it is: kernels are loaded, plans made, scratch grown.
+    /// The work ran once, unrecorded: kernels are loaded, plans made, scratch grown.
     Warm,
-    /// What to launch; destroyed when dropped.
+    /// The graph to launch; destroyed when dropped.
     Recorded(sys::CUgraphExec),
 }
 
-/// What was seen under each key, and when it was last used.
+/// The state of each key, and when it was last used.
 #[derive(Default)]
 pub(super) struct Recordings {
     by_key: HashMap<(u64, u64), (State, u64)>,
-    /// Uses so far.
+    /// Number of uses so far.
     uses: u64,
 }
 
 /// What is to be done under a key.
 pub(super) enum Next {
-    /// Run the work as it is.
+    /// Run the work without recording it.
     Run,
     /// Record it.
     Record,
@@ -63,13 +63,13 @@ pub(super) enum Next {
 }
 
 impl Recordings {
-    /// Launches the recording of a key where there is one.
+    /// Launches the recording of a key if there is one; returns what to do otherwise.
     pub(super) fn next(
         recordings: &Mutex<Self>,
         stream: sys::CUstream,
         key: (u64, u64),
     ) -> Result<Next, CudaError> {
-        // Held until the launch is made: another thread may take the recording out of the table.
+        // Locked until the launch is made: another thread may remove the recording from the table.
         let mut table = locked(recordings);
         let Recordings { by_key, uses } = &mut *table;
         *uses += 1;
@@ -88,10 +88,10 @@ impl Recordings {
         }
     }
 
-    /// Keeps what was seen under a key; of too many, the one that was not used for longest goes.
+    /// Keeps the state of a key; if there are too many, the least recently used one is dropped.
     pub(super) fn remember(&mut self, key: (u64, u64), state: State) {
         if self.by_key.len() >= MOST && !self.by_key.contains_key(&key) {
-            // Most likely of a sampler that is gone.
+            // Most likely it belongs to a sampler that is gone.
             let oldest = self.by_key.iter().min_by_key(|(_, (_, used))| *used);
             if let Some(oldest) = oldest.map(|(key, _)| *key) {
                 self.by_key.remove(&oldest);
@@ -106,15 +106,15 @@ impl Drop for State {
     fn drop(&mut self) {
         if let Self::Recorded(graph) = self {
             // SAFETY: nobody else has it, so nobody launches it again; the driver frees it once its
-            // last launch is done. A failure is one of earlier work.
+            // last launch is done. A failure stems from earlier work.
             let _ = unsafe { result::graph::exec_destroy(*graph) };
         }
     }
 }
 
-/// Who may give work to the stream: anyone, or, while it is recorded, the thread that records.
+/// Decides who may issue work to the stream: any thread, or only the recording one while it is recorded.
 ///
-/// What another thread gives to a stream that is being recorded would be recorded too, and not run.
+/// Work that another thread issued to a stream that is being recorded would be recorded too, and not run.
 #[derive(Default)]
 pub(super) struct Gate {
     open: RwLock<()>,
@@ -127,13 +127,13 @@ impl Gate {
         *locked(&self.recorder) == Some(thread::current().id())
     }
 
-    /// Waits while another thread records; nobody begins to while the answer is held.
+    /// Waits while another thread records; nobody begins a recording while the returned guard is held.
     pub(super) fn pass(&self) -> Option<RwLockReadGuard<'_, ()>> {
         let pass = || self.open.read().unwrap_or_else(PoisonError::into_inner);
         (!self.is_recorder()).then(pass)
     }
 
-    /// Records what `work` gives to the stream. However `work` ends, the recording is over then.
+    /// Records what `work` issues to the stream. However `work` ends, so does the recording.
     pub(super) fn record(
         &self,
         stream: sys::CUstream,
@@ -165,7 +165,7 @@ impl<'a> Recording<'a> {
         recorder: &'a Mutex<Option<ThreadId>>,
     ) -> Result<Self, CudaError> {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is alive, and whoever recorded it before has ended.
+        // SAFETY: the stream is alive, and any earlier recording of it has ended.
         unsafe {
             result::stream::begin_capture(stream, mode)
                 .map_err(failed_to_record("cuStreamBeginCapture"))?;
@@ -188,7 +188,7 @@ impl Drop for Recording<'_> {
         *locked(self.recorder) = None;
         if self.going_on {
             // SAFETY: the stream is being recorded, by this thread. What was recorded before the work
-            // failed is of no use, and its error is the one to tell.
+            // failed is of no use, and the error to report is the work's.
             unsafe {
                 if let Ok(graph) = result::stream::end_capture(self.stream) {
                     let _ = result::graph::destroy(graph);

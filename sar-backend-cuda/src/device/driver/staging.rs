@@ -1,15 +1,15 @@
 //! Transfers from the host that do not wait for the device.
 //!
-//! A copy from ordinary memory makes the driver synchronise first. These go through pinned memory
-//! instead: a ring of slots, each free again once its event has passed. What is larger than a slot (the
-//! images of a batch) takes several.
+//! A copy from ordinary memory makes the driver synchronise first. These transfers go through pinned
+//! memory instead: a ring of slots, each free again once its event has passed. A transfer larger than a
+//! slot (the images of a batch) takes several.
 
 use super::failed;
 use crate::error::CudaError;
 use core::ffi::c_void;
 use cudarc::driver::{result, sys};
 
-/// Slots of the ring: as many transfers may be on their way at once.
+/// Slots of the ring, and so the largest number of transfers under way at once.
 const SLOTS: usize = 16;
 /// Bytes of a slot: an image of 256×256 pixels in f32 fits, and labels leave most of it unused.
 const SLOT: usize = 1 << 20;
@@ -22,7 +22,7 @@ pub(super) struct Staging {
 }
 
 impl Staging {
-    /// Pinned memory of the current context.
+    /// Allocates pinned memory in the current context.
     pub(super) fn new() -> Result<Self, CudaError> {
         // SAFETY: freed in `drop`. Portable memory that the host can also read at full speed.
         let pinned = unsafe {
@@ -48,16 +48,16 @@ impl Staging {
         to: u64,
     ) -> Result<(), CudaError> {
         for (i, part) in host.chunks(SLOT).enumerate() {
-            // SAFETY: the caller's.
+            // SAFETY: upheld by the caller.
             unsafe { self.write_slot(stream, part, to + (i * SLOT) as u64)? };
         }
         Ok(())
     }
 
-    /// As [`Staging::write`], of at most a slot.
+    /// Like [`Staging::write`], for at most a slot.
     ///
     /// # Safety
-    /// As there.
+    /// As for [`Staging::write`].
     unsafe fn write_slot(
         &mut self,
         stream: sys::CUstream,
@@ -81,8 +81,8 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // SAFETY: made by `new`. Events are waited for, so that no copy still reads the memory; a
-        // failure to free is nobody's to mend here.
+        // SAFETY: made by `new`. Events are waited for, so that no copy still reads the memory;
+        // nothing can be done here about a failure to free it.
         unsafe {
             for &event in &self.events {
                 let _ = result::event::synchronize(event);

@@ -1,11 +1,11 @@
-//! Whether two algorithms give the same bits: tried, on numbers that show every difference of order. And which
-//! is the faster.
+//! Trials of whether two algorithms give the same bits, on numbers that reveal every difference in the order
+//! of sums, and of which algorithm is faster.
 //!
 //! A layer's algorithm is chosen for the rows of a training step. Its tiles leave most of a GPU idle
 //! where a sampled image has a few rows; another algorithm may be taken there if its sums are the same.
-//! Nothing that cuBLASLt tells of an algorithm says so, and comparing ordinary results would not either:
-//! a sum of another order differs in its last bits, which the rounding to bf16 hides. So the numbers of
-//! a trial are such that every exact sum is zero: what comes out is rounding alone.
+//! Nothing that cuBLASLt reports about an algorithm shows this, and comparing ordinary results would not
+//! either: sums in another order differ in their last bits, which the rounding to bf16 hides. So the
+//! numbers of a trial are such that every exact sum is zero, and the result is rounding error alone.
 
 use super::descriptors::Shape;
 use super::events::{Clock, Event};
@@ -17,16 +17,17 @@ use cudarc::driver::sys::CUstream;
 use half::bf16;
 use sar_math::philox::philox4x32_10;
 
-/// Rows of noise that differ; an operand repeats them. Coprime to the sizes of tiles, so that each comes to
-/// stand everywhere in one.
+/// Number of different rows of noise, which an operand repeats. Coprime to the sizes of tiles, so that each
+/// row occurs at every position of a tile.
 const ROWS: usize = 61;
-/// Of the bias beside the numbers: sums of products up to 1 leave some 2⁻²⁴ each.
+/// Size of the bias relative to the numbers: sums of products up to 1 leave errors of about 2⁻²⁴ each.
 const BIAS: f32 = 1.0 / (1 << 20) as f32;
-/// Halvings that the magnitudes of numbers go over: products of bf16 numbers, of 16 bits each, must not all
-/// add up without rounding in the 24 bits of an f32 sum, however few they are.
+/// Number of halvings that the magnitudes of numbers span: products of bf16 numbers, of 16 bits each, must
+/// not all add up without rounding in the 24 bits of an f32 sum, however few they are.
 const EXPONENTS: u32 = 16;
 
-/// Runs of which the fastest counts: a few microseconds each, which other work of the GPU may disturb.
+/// Timed runs, of which the fastest counts: each takes a few microseconds, and other work on the GPU may
+/// disturb it.
 const RUNS: usize = 5;
 
 /// Operands of a trial on the device, freed when dropped.
@@ -37,16 +38,16 @@ pub(super) struct Noise {
     pub(super) a: u64,
     /// `[n, k]` as the shape's `b`.
     pub(super) b: u64,
-    /// `[n]`, as small as what rounding leaves: a larger one would drown it.
+    /// `[n]`, as small as the rounding errors: a larger bias would drown them.
     pub(super) bias: u64,
 }
 
 impl Noise {
-    /// Operands of a product of a layer (`a` as it is stored, `b` transposed); `None` where the device has
+    /// Makes operands of a layer's product (`a` as it is stored, `b` transposed); `None` if the device has
     /// no room for them.
     ///
     /// # Errors
-    /// The driver's.
+    /// A call of the driver fails.
     pub(super) fn new(stream: CUstream, shape: &Shape) -> Result<Option<Self>, CudaError> {
         let [a, b] =
             shape.operand_lengths().map(|len| (len * shape.data().bytes()).next_multiple_of(256));
@@ -78,8 +79,8 @@ impl Noise {
         Ok(Some(noise))
     }
 
-    /// Fills `rows` of k numbers, `leading` apart: each twice, the second time times `sign`, at two of the
-    /// `places`.
+    /// Fills `rows` rows of k numbers, `leading` elements apart. Each number stands at both of a pair of
+    /// `places`, multiplied by `sign` at the second.
     ///
     /// # Safety
     /// The rows lie in this allocation.
@@ -103,7 +104,7 @@ impl Noise {
                 }
             }
         }
-        // SAFETY: the caller's; the last copy ends with the last row.
+        // SAFETY: upheld by the caller; the last copy ends with the last row.
         unsafe {
             upload(self.stream, &host, at)?;
             let row = (leading * data.bytes()) as u64;
@@ -124,20 +125,20 @@ impl Drop for Noise {
     }
 }
 
-/// Copies, and waits for it: some systems read pageable memory where it is.
+/// Copies from the host, and waits for the copy: some systems read pageable memory in place.
 ///
 /// # Safety
 /// The range lies in held memory.
 unsafe fn upload(stream: CUstream, host: &[u8], to: u64) -> Result<(), CudaError> {
-    // SAFETY: the caller's; the host's memory outlives the wait.
+    // SAFETY: upheld by the caller; the host's memory outlives the wait.
     unsafe {
         driver::memcpy_htod_async(to, host, stream).map_err(failed("cuMemcpyHtoDAsync"))?;
         driver::stream::synchronize(stream).map_err(failed("cuStreamSynchronize"))
     }
 }
 
-/// Where the two terms of each pair stand among k: nowhere in particular, so that no way to split a sum has
-/// the partners in one part, or the same terms in two. The odd one of k stands nowhere, and is zero.
+/// Positions of the two terms of each pair among k terms: shuffled, so that no way to split a sum has the
+/// partners in one part, or the same terms in two. If k is odd, one term has no partner and is zero.
 fn places(k: usize) -> Vec<[usize; 2]> {
     let mut order: Vec<usize> = (0..k).collect();
     for last in (1..k).rev() {
@@ -147,7 +148,7 @@ fn places(k: usize) -> Vec<[usize; 2]> {
     order.as_chunks().0.to_vec()
 }
 
-/// As the device stores it.
+/// The bytes of a number as the device stores it.
 fn encoded(data: DataType, value: f32) -> impl Iterator<Item = u8> {
     let (wide, narrow) = (value.to_le_bytes(), bf16::from_f32(value).to_le_bytes());
     let wide = matches!(data, DataType::F32).then_some(wide).into_iter().flatten();
@@ -155,7 +156,8 @@ fn encoded(data: DataType, value: f32) -> impl Iterator<Item = u8> {
     wide.chain(narrow)
 }
 
-/// A number of either sign between 2⁻¹⁶ and 1, of one operand or the other.
+/// A pseudorandom number of either sign whose magnitude is between 2⁻¹⁶ and 1. The sign of `sign` selects
+/// the operand that it is for.
 fn number(row: usize, term: usize, sign: f32) -> f32 {
     let [bits, ..] = philox4x32_10([row as u32, term as u32, u32::from(sign < 0.0), 0], [0, 0]);
     let mantissa = 1.0 + (bits >> 9) as f32 / (1 << 23) as f32;
@@ -163,14 +165,14 @@ fn number(row: usize, term: usize, sign: f32) -> f32 {
     if bits & 0x100 == 0 { magnitude } else { -magnitude }
 }
 
-/// Rows `[m, n]` of a result, without what lies between them.
+/// Reads the rows `[m, n]` of a result, without what lies between them.
 ///
 /// # Safety
 /// The rows lie in held memory.
 pub(super) unsafe fn read(stream: CUstream, at: u64, shape: &Shape) -> Result<Vec<u8>, CudaError> {
     let (row, leading, bytes) = (shape.n(), shape.out_leading(), shape.out_data().bytes());
     let mut host = vec![0u8; ((shape.m() - 1) * leading + row) * bytes];
-    // SAFETY: the caller's; the host's memory outlives the wait.
+    // SAFETY: upheld by the caller; the host's memory outlives the wait.
     unsafe {
         driver::memcpy_dtoh_async(&mut host, at, stream).map_err(failed("cuMemcpyDtoHAsync"))?;
         driver::stream::synchronize(stream).map_err(failed("cuStreamSynchronize"))?;
@@ -181,7 +183,7 @@ pub(super) unsafe fn read(stream: CUstream, at: u64, shape: &Shape) -> Result<Ve
     Ok(host.chunks(leading * bytes).flat_map(|line| &line[..row * bytes]).copied().collect())
 }
 
-/// Seconds on the device that work takes at least.
+/// The shortest time, in seconds on the device, that the work took in several runs.
 pub(super) fn seconds(
     clock: &Clock,
     stream: CUstream,

@@ -1,17 +1,17 @@
 //! Holds the emulator's callers to the contract of `Device::replay`.
 //!
-//! A device that records runs a key's work as it comes the first time, records it the second time, and
-//! from the third on replays what it recorded, whatever the work would give it then. The emulator has
+//! A device that records runs a key's work unrecorded the first time, records it the second time, and
+//! from the third time on replays the recording, whatever the work would issue by then. The emulator has
 //! nothing to replay; it runs the work each time and compares.
 
 use crate::error::CudaError;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// What is known of every key, and the work that is being recorded or compared.
+/// What is known about every key, and the work that is being recorded or compared.
 #[derive(Debug, Default)]
 pub(super) struct Replays {
-    /// What the work of a key gave the device: nothing yet where it ran once.
+    /// Hash of what the work of each key issued to the device; `None` if the work has run only once.
     known: HashMap<(u64, u64), Option<u64>>,
     running: Running,
 }
@@ -21,9 +21,9 @@ pub(super) struct Replays {
 enum Running {
     #[default]
     Nothing,
-    /// For the first time: as it likes.
+    /// Work that runs for the first time and may do anything.
     Unrecorded,
-    /// It must keep to the contract.
+    /// Work that must keep to the contract.
     Recorded(DefaultHasher),
 }
 
@@ -40,7 +40,7 @@ impl Replays {
         Ok(())
     }
 
-    /// Ends it: the work must be what it was.
+    /// Ends the work of a key, which must be the same as the time before.
     pub(super) fn end(&mut self, key: (u64, u64)) -> Result<(), CudaError> {
         let known = self.known.entry(key).or_default();
         let Running::Recorded(running) = std::mem::take(&mut self.running) else { return Ok(()) };
@@ -53,7 +53,7 @@ impl Replays {
         Ok(())
     }
 
-    /// Ends work that failed: nothing is known of it.
+    /// Ends work that failed, and forgets it.
     pub(super) fn abandon(&mut self) {
         self.running = Running::Nothing;
     }
@@ -65,7 +65,7 @@ impl Replays {
         }
     }
 
-    /// Fails inside work that may be replayed: `what` cannot be.
+    /// Fails inside work that may be replayed, because `what` cannot be.
     pub(super) fn refuse(&self, what: &'static str) -> Result<(), CudaError> {
         match self.running {
             Running::Recorded(_) => {

@@ -5,12 +5,12 @@ use super::operations::WARP;
 use super::program::Program;
 use super::warp::{Stop, Surroundings, Warp};
 
-/// In which order blocks run, and the warps of a block between two barriers.
+/// The order in which blocks run, and the warps of a block between two barriers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Order(pub u64);
 
 impl Order {
-    /// 0 is the natural one, 1 the reverse; others are shuffled, `salt` each time another way.
+    /// 0 is the natural order, 1 the reverse; others are shuffled, differently for each `salt`.
     fn of(self, count: usize, salt: u64) -> Vec<usize> {
         let mut order: Vec<usize> = (0..count).collect();
         match self.0 {
@@ -40,7 +40,7 @@ pub(super) struct Shape {
 /// Bytes of shared memory that a block may have on the smallest of the GPUs that are supported (sm_80).
 const MOST_SHARED: usize = 163 << 10;
 
-/// Runs a kernel. `parameters` lie as the program has them.
+/// Runs a kernel. `parameters` are laid out as the program declares them.
 pub(super) fn run(
     program: &Program,
     shape: Shape,

@@ -1,6 +1,7 @@
-//! Whether two threads may meet in an element of memory, one of them writing, with no barrier between them.
+//! Checks whether two threads may meet in an element of memory, one of them writing, with no barrier between
+//! them.
 //!
-//! Whatever order the threads have run in here, on a GPU it is another one each time.
+//! The order in which threads happen to run here does not matter: on a GPU it is another one each time.
 
 use super::operations::WARP;
 
@@ -29,7 +30,7 @@ impl Access {
         self.thread / WARP as u32
     }
 
-    /// Whether this is done before a later access, whatever the order of threads.
+    /// Whether this access comes before a later one, whatever the order of threads.
     fn before(&self, later: &Self) -> bool {
         self.block == later.block
             && (self.now.block < later.now.block
@@ -38,7 +39,7 @@ impl Access {
     }
 }
 
-/// Who did the same as the last one, unordered with it.
+/// Which other threads made the same kind of access as the last one, with no order between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Others {
     #[default]
@@ -71,7 +72,7 @@ impl Touches {
         self.last = Some(access);
     }
 
-    /// That all of them are done before an access; `what` they did.
+    /// Checks that all of them come before an access; `what` says what they did.
     fn check(&self, access: Access, what: &str) -> Result<(), String> {
         let Some(last) = self.last else { return Ok(()) };
         let same_block = last.block == access.block;
@@ -112,7 +113,7 @@ impl Element {
         self.written.is_some()
     }
 
-    /// Enters a read.
+    /// Notes a read.
     pub fn read(&mut self, access: Access) -> Result<(), String> {
         self.check_written(access)?;
         self.atomics.check(access, "changed")?;
@@ -120,7 +121,7 @@ impl Element {
         Ok(())
     }
 
-    /// Enters a read by the path that sees no store of the same launch.
+    /// Notes a read by the path that sees no store of the same launch.
     pub fn read_as_constant(&mut self, access: Access) -> Result<(), String> {
         if let Some(written) = self.written.or(self.atomics.last) {
             return Err(format!("read as constant, and {} wrote it", named(&written)));
@@ -129,7 +130,7 @@ impl Element {
         self.read(access)
     }
 
-    /// Enters a write.
+    /// Notes a write.
     pub fn write(&mut self, access: Access) -> Result<(), String> {
         self.atomics.check(access, "changed")?;
         self.check_change(access)?;
@@ -137,21 +138,21 @@ impl Element {
         Ok(())
     }
 
-    /// Enters a read and a write that nothing comes between.
+    /// Notes an atomic access: a read and a write with nothing in between.
     pub fn change(&mut self, access: Access) -> Result<(), String> {
         self.check_change(access)?;
         self.atomics.enter(access);
         Ok(())
     }
 
-    /// Enters the begin of a copy, which may write at any time from now on.
+    /// Notes the start of a copy, which may write at any time from now on.
     pub fn announce(&mut self, access: Access) -> Result<(), String> {
         self.write(access)?;
         self.under_way = true;
         Ok(())
     }
 
-    /// Enters the end of a copy.
+    /// Notes the end of a copy.
     pub fn arrive(&mut self, access: Access) -> Result<(), String> {
         self.under_way = false;
         self.write(access)

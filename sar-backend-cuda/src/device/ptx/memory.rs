@@ -1,5 +1,5 @@
-//! Memory as threads see it, with faults looked for: where it ends, how it is aligned, and whether two threads
-//! may meet in an element without a barrier between them.
+//! Memory as threads see it, with checks for faults: whether accesses are in bounds and aligned, and whether
+//! two threads may meet in an element without a barrier between them.
 
 use super::hazards::{Access, ELEMENT, Element};
 use super::operands::BASE;
@@ -15,7 +15,7 @@ pub(super) fn number(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(whole)
 }
 
-/// A GPU refuses accesses that are not aligned to their size.
+/// Refuses accesses that are not aligned to their size, as a GPU does.
 pub(super) fn check_alignment(at: u64, bytes: usize) -> Result<(), String> {
     match at.is_multiple_of(bytes as u64) {
         true => Ok(()),
@@ -23,7 +23,7 @@ pub(super) fn check_alignment(at: u64, bytes: usize) -> Result<(), String> {
     }
 }
 
-/// How a launch takes what it reads.
+/// The path by which a launch reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Path {
     Plain,
@@ -31,18 +31,18 @@ pub(super) enum Path {
     Constant,
 }
 
-/// Bytes whose elements are looked after together.
+/// Number of bytes whose elements are tracked together.
 const PAGE: usize = 64;
 
 /// The device's memory during a launch.
 pub(super) struct Global {
-    /// What is held, in the order of addresses.
+    /// Start and length of the allocations that are held, in order of address.
     held: Vec<(u64, usize)>,
     pages: HashMap<u64, [Element; PAGE / ELEMENT]>,
 }
 
 impl Global {
-    /// Memory of which no thread has touched anything yet.
+    /// Memory that no thread has touched yet.
     pub fn new(held: Vec<(u64, usize)>) -> Self {
         Self { held, pages: HashMap::new() }
     }
@@ -119,7 +119,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// For a new block: nothing in it has been written.
+    /// Prepares the memory for a new block, which has written nothing in it.
     pub fn reset(&mut self, bytes: usize) {
         self.bytes.clear();
         self.bytes.resize(bytes, POISON);
@@ -158,7 +158,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Enters something into every element of a range, and says where the range starts.
+    /// Applies `into` to every element of a range, and returns where the range starts.
     fn enter(
         &mut self,
         at: u64,
@@ -191,7 +191,7 @@ impl Shared {
         Ok(before)
     }
 
-    /// Begins a copy of so many bytes.
+    /// Begins a copy of `bytes` bytes.
     pub fn announce(&mut self, at: u64, bytes: usize, access: Access) -> Result<(), String> {
         self.enter(at, bytes, |element| element.announce(access)).map(drop)
     }

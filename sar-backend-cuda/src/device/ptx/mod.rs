@@ -1,10 +1,10 @@
-//! What NVRTC makes of the kernels, on the CPU: a device for tests.
+//! Carries out on the CPU what NVRTC makes of the kernels: a device for tests.
 //!
 //! The emulator runs the kernels as a C++ compiler understands them. Here NVRTC compiles them as for a GPU,
-//! and the code of its virtual machine (PTX) is carried out: with the order that the compiler has chosen for
-//! reads and writes, its fused products, the operands of instructions that stand in the kernels as text, and
-//! addresses that a GPU would refuse. What `ptxas` does after that, the errors of approximate instructions, how
-//! tensor cores round, and time, only a GPU shows.
+//! and the resulting code for its virtual machine (PTX) is carried out. This covers the order that the
+//! compiler chose for reads and writes, its fused products, the operands of inline PTX in the kernels, and
+//! addresses that a GPU would refuse. Only a GPU shows what `ptxas` does after that, the errors of
+//! approximate instructions, how tensor cores round, and time.
 //!
 //! Matrix products and memory are the emulator's.
 
@@ -43,16 +43,17 @@ static COMPILED: Mutex<Option<Compiled>> = Mutex::new(None);
 pub struct PtxDevice {
     memory: Emulator,
     nvrtc: Nvrtc,
-    /// As in `sm_80`.
+    /// The architecture, as in `sm_80`.
     arch: String,
     order: u64,
 }
 
 impl PtxDevice {
-    /// For the kernels of an architecture, with an order of blocks and warps as [`Emulator::with_order`].
+    /// A device for the kernels of an architecture; `order` is that of blocks and warps, as in
+    /// [`Emulator::with_order`].
     ///
     /// # Errors
-    /// [`CudaError::Library`] where there is no NVRTC.
+    /// [`CudaError::Library`] if there is no NVRTC.
     pub fn new(arch: &str, order: u64) -> Result<Self, CudaError> {
         let memory = Emulator::with_order(1, order);
         Ok(Self { memory, nvrtc: Nvrtc::load()?, arch: arch.to_owned(), order })
@@ -72,7 +73,7 @@ impl PtxDevice {
     }
 }
 
-/// Arguments as they lie in the parameters' memory.
+/// The arguments, laid out as in the memory of the parameters.
 fn arguments(program: &Program, launch: &Launch<'_>) -> Result<Vec<u8>, String> {
     let expected: Vec<usize> = program.parameters.iter().map(|&(_, bytes)| bytes).collect();
     let found: Vec<usize> = launch.args.iter().map(|arg| arg.bytes()).collect();
@@ -103,7 +104,7 @@ impl Device for PtxDevice {
     }
 
     unsafe fn release(&self, address: u64, bytes: usize) {
-        // SAFETY: the caller's; likewise for all below.
+        // SAFETY: upheld by the caller; likewise for all below.
         unsafe { self.memory.release(address, bytes) }
     }
 

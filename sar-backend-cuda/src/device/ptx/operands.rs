@@ -18,7 +18,7 @@ pub(super) struct Address {
 pub(super) enum Number {
     Thread,
     Threads,
-    /// Of the grid, in this dimension.
+    /// The block's index in the grid, in this dimension.
     Block(usize),
     Blocks(usize),
 }
@@ -32,7 +32,7 @@ pub(super) struct Names {
     variables: HashMap<String, u64>,
     constants: HashMap<u64, Register>,
     numbers: HashMap<Number, Register>,
-    /// Registers in all.
+    /// Total number of registers.
     pub registers: usize,
     /// Bytes of static shared memory.
     pub shared: usize,
@@ -41,7 +41,7 @@ pub(super) struct Names {
     parameters: usize,
 }
 
-/// What instructions are given, split where commas stand outside of brackets.
+/// Splits the operands of an instruction at commas outside of brackets.
 pub(super) fn operands(text: &str) -> Vec<&str> {
     let (mut depth, mut start, mut found) = (0, 0, Vec::new());
     for (at, byte) in text.bytes().enumerate() {
@@ -63,7 +63,7 @@ pub(super) fn operands(text: &str) -> Vec<&str> {
 }
 
 impl Names {
-    /// `.param .u64 name` or `.param .align 8 .b8 name[264]`: its offset and size.
+    /// Declares `.param .u64 name` or `.param .align 8 .b8 name[264]`; returns its offset and size.
     pub fn declare_parameter(&mut self, line: &str) -> Result<(usize, usize), String> {
         let (name, align, bytes) = variable(line)?;
         let offset = self.parameters.next_multiple_of(align);
@@ -72,7 +72,7 @@ impl Names {
         Ok((offset, bytes))
     }
 
-    /// Registers, or a variable of the kernel.
+    /// Declares registers, or a variable of the kernel.
     pub fn declare(&mut self, line: &str) -> Result<(), String> {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
@@ -110,7 +110,7 @@ impl Names {
         }
     }
 
-    /// A register, or one that holds the number or the variable's address.
+    /// The register of that name, or one that holds the number or the variable's address.
     pub fn value(&mut self, text: &str) -> Result<Register, String> {
         let number = match text {
             "%tid.x" => Some(Number::Thread),
@@ -131,7 +131,7 @@ impl Names {
         }
         let constant = match self.variables.get(text) {
             Some(&address) => address,
-            // Declared outside of kernels: what a launch adds to the kernel's own.
+            // Declared outside of kernels: the shared memory that a launch adds to the kernel's own.
             None if text == "dynamic_shared_" => return Ok(self.dynamic_shared()),
             None => literal(text).ok_or_else(|| format!("{text} is no operand known here"))?,
         };
@@ -150,7 +150,7 @@ impl Names {
         inner.split(',').map(|name| self.value(name.trim())).collect()
     }
 
-    /// As many as there have to be.
+    /// Like [`Names::several`], but an error unless there are `count` registers.
     pub fn exactly(&mut self, text: &str, count: usize) -> Result<Vec<Register>, String> {
         let found = self.several(text)?;
         match found.len() == count {
@@ -168,12 +168,12 @@ impl Names {
         Ok(Address { base: self.value(base.trim())?, offset })
     }
 
-    /// Registers that always hold the same.
+    /// Registers that always hold the same value, with that value.
     pub fn constants(&self) -> impl Iterator<Item = (Register, u64)> {
         self.constants.iter().map(|(&value, &register)| (register, value))
     }
 
-    /// Registers that hold numbers of threads and blocks.
+    /// Registers that hold numbers of threads and blocks, with which number that is.
     pub fn numbers(&self) -> impl Iterator<Item = (Register, Number)> {
         self.numbers.iter().map(|(&number, &register)| (register, number))
     }
@@ -195,7 +195,7 @@ fn variable(line: &str) -> Result<(&str, usize, usize), String> {
     let words: Vec<&str> = line.split_whitespace().skip(1).collect();
     let (align, kind, name) = match words[..] {
         [".align", align, kind, name] => (align.parse().ok(), kind, name),
-        // Of pointers, what they point to is said as well, or not.
+        // For pointers, the declaration may also say what they point to.
         [kind, name] | [kind, ".ptr", .., name] => (None, kind, name),
         _ => return Err(fault()),
     };
@@ -207,7 +207,7 @@ fn variable(line: &str) -> Result<(&str, usize, usize), String> {
     Ok((name, align.unwrap_or(each), each * count))
 }
 
-/// A number: `0f` and `0d` come before the bits of a fraction.
+/// Reads a number; `0f` and `0d` precede the bits of a floating-point number.
 fn literal(text: &str) -> Option<u64> {
     let bits = |digits| u64::from_str_radix(digits, 16).ok();
     match text.get(..2) {

@@ -1,8 +1,8 @@
-//! What instructions compute that each thread carries out for itself: one function a name, for a warp.
+//! Instructions that each thread carries out for itself: one function per name, which computes a whole warp.
 //!
-//! The names are those that NVRTC gives the project's kernels, and no others: what is not here is refused
-//! when a kernel is read. Results are those of the PTX ISA, NaNs aside, whose payloads nothing reads;
-//! where it allows an error (`ex2.approx`, `rcp.approx`), they have none.
+//! Only the instructions that NVRTC uses in the project's kernels are here; any other is refused when a
+//! kernel is read. Results are those of the PTX ISA, except for the payloads of NaNs, which nothing reads;
+//! where the ISA allows an error (`ex2.approx`, `rcp.approx`), they have none.
 
 use core::cmp::Ordering;
 use half::bf16;
@@ -10,10 +10,10 @@ use half::bf16;
 /// Threads of a warp.
 pub(super) const WARP: usize = 32;
 
-/// A register of every thread of a warp; of narrower values the low bits count, whatever the others are.
+/// A register of every thread of a warp; of a narrower value only the low bits count.
 pub(super) type Row = [u64; WARP];
 
-/// Computes a row from up to four.
+/// Computes a row from up to four rows.
 pub(super) type Lanes = fn(&mut Row, [&Row; 4]);
 
 /// A value as a register holds it.
@@ -63,7 +63,7 @@ macro_rules! op {
     }};
 }
 
-/// The operation of a name.
+/// The operation of a name, and the number of its operands.
 pub(super) fn operation(name: &str) -> Option<(Lanes, usize)> {
     let (kind, types) = name.split_once('.')?;
     match kind {
@@ -109,7 +109,7 @@ fn whole_numbers(name: &str) -> Option<(Lanes, usize)> {
         "mad.wide.u32" => {
             op!(a: u32, b: u32, c: u64 => (u64::from(a) * u64::from(b)).wrapping_add(c))
         }
-        // A GPU does not stop at a division by zero, and answers with all ones.
+        // A GPU does not stop at a division by zero, but gives all ones.
         "div.s32" => op!(a: i32, b: i32 => if b == 0 { -1 } else { a.wrapping_div(b) }),
         "div.u16" => op!(a: u16, b: u16 => a.checked_div(b).unwrap_or(u16::MAX)),
         "rem.u16" => op!(a: u16, b: u16 => a.checked_rem(b).unwrap_or(a)),
@@ -205,12 +205,12 @@ fn fractions(name: &str) -> Option<(Lanes, usize)> {
     }
 }
 
-/// A subnormal number as the zero of its sign.
+/// Replaces a subnormal number by the zero of its sign.
 fn flushed(a: f32) -> f32 {
     if a.is_subnormal() { 0.0f32.copysign(a) } else { a }
 }
 
-/// The one that is a number; of two, the larger, where +0 is larger than -0.
+/// The larger of two numbers, where +0 is larger than -0; if one is NaN, the other.
 fn larger(a: f64, b: f64) -> f64 {
     match a == b {
         true if a.is_sign_negative() => b,
@@ -221,7 +221,7 @@ fn larger(a: f64, b: f64) -> f64 {
 
 /// ab + c, rounded down.
 fn fused_down(a: f32, b: f32, c: f32) -> f32 {
-    // The product is exact in f64; so is what the sum loses there.
+    // The product is exact in f64, and so is what rounding the sum loses there.
     let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
     let sum = product + c;
     let part = sum - product;
@@ -247,7 +247,7 @@ fn convert(types: &str) -> Option<(Lanes, usize)> {
         "rn.f64.u64" => op!(a: u64 => a as f64),
         "f64.f32" => op!(a: f32 => f64::from(a)),
         "rn.f32.f64" => op!(a: f64 => a as f32),
-        // Out of range the nearest number there is; of what is none, the upper bit, or zero of an f32.
+        // Out of range gives the nearest number in range; NaN gives the top bit, or zero from an f32.
         "rzi.s32.f32" => op!(a: f32 => a as i32),
         "rzi.u32.f32" => op!(a: f32 => a as u32),
         "rzi.s32.f64" => op!(a: f64 => if a.is_nan() { i32::MIN } else { a as i32 }),
@@ -262,7 +262,7 @@ fn convert(types: &str) -> Option<(Lanes, usize)> {
     }
 }
 
-/// Nearest even; every NaN is the same.
+/// Rounds to nearest even; every NaN gives the same bits.
 fn bf16_bits(a: f32) -> u16 {
     if a.is_nan() { 0x7fff } else { bf16::from_f32(a).to_bits() }
 }
@@ -307,10 +307,10 @@ ordered!(
     ordered_u64 u64;
 );
 
-/// Of fractions, those that end in `u` hold where one of the two is no number.
+/// Comparisons of floating-point numbers: those that end in `u` also hold if either operand is NaN.
 macro_rules! unordered {
     ($($name:ident $type:ty;)*) => {$(
-        // A comparison that does not hold is not the one that its opposite is.
+        // With NaN, that a comparison does not hold does not mean that its opposite does.
         #[allow(clippy::neg_cmp_op_on_partial_ord)]
         fn $name(relation: &str) -> Option<(Lanes, usize)> {
             match relation {

@@ -1,4 +1,4 @@
-//! What a kernel does, read from the PTX that NVRTC made of it.
+//! Reads what a kernel does from the PTX that NVRTC made of it.
 //!
 //! Every operand is a register: numbers, addresses of variables and thread numbers are registers that are
 //! filled before a thread starts.
@@ -8,10 +8,10 @@ use super::operands::{Address, Names, operands};
 use super::operations::{Lanes, operation};
 use std::collections::HashMap;
 
-/// Where a register stands in a warp's file.
+/// Index of a register in a warp's register file.
 pub(super) type Register = usize;
 
-/// Memory of a kind, with addresses of its own.
+/// A kind of memory, with addresses of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Space {
     Global,
@@ -20,7 +20,7 @@ pub(super) enum Space {
     Parameter,
 }
 
-/// What a read and a write of shared or global memory do at once.
+/// What an atomic read and write of shared or global memory computes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Atomic {
     Add,
@@ -43,13 +43,13 @@ pub(super) enum Action {
         to: Register,
         from: [Register; 4],
     },
-    /// One register from parts, the lowest first, of so many bits each.
+    /// Puts parts of `bits` bits each into one register, the lowest part first.
     Pack {
         to: Register,
         from: Vec<Register>,
         bits: u32,
     },
-    /// The other way.
+    /// Splits a register into such parts.
     Unpack {
         to: Vec<Register>,
         from: Register,
@@ -58,7 +58,7 @@ pub(super) enum Action {
     Load {
         space: Space,
         path: Path,
-        /// Extended to the register as a signed number.
+        /// Whether the value is extended to the register as a signed number.
         signed: bool,
         at: Address,
         bytes: usize,
@@ -82,7 +82,7 @@ pub(super) enum Action {
         from: Address,
     },
     CommitCopies,
-    /// Until at most so many groups are pending.
+    /// Waits until at most this many groups are pending.
     WaitForCopies(u32),
     Branch(usize),
     Exit,
@@ -93,7 +93,7 @@ pub(super) enum Action {
     Shuffle {
         kind: Shuffle,
         to: Register,
-        /// Whether the lane that is read was in range.
+        /// Receives whether the lane that is read was in range.
         inside: Option<Register>,
         value: Register,
         by: Register,
@@ -120,15 +120,15 @@ pub(super) enum Action {
 }
 
 pub(super) struct Instruction {
-    /// Carried out by the threads whose predicate is this.
+    /// Predicate, and the value that it has in the threads that carry this out; `None` for all threads.
     pub guard: Option<(Register, bool)>,
     pub action: Action,
-    /// As it stands in the PTX, for messages.
+    /// The line of PTX, for messages.
     pub text: String,
 }
 
 impl Instruction {
-    /// Whether no thread that comes here goes on.
+    /// Whether every thread that comes here ends.
     pub fn ends(&self) -> bool {
         self.guard.is_none() && matches!(self.action, Action::Exit)
     }
@@ -161,7 +161,7 @@ pub(super) fn programs(ptx: &str) -> Result<HashMap<String, Program>, String> {
         .collect()
 }
 
-/// From behind the parameters' opening bracket to the closing brace.
+/// Reads a kernel from behind the opening bracket of its parameters to its closing brace.
 fn program(text: &str) -> Result<Program, String> {
     let (parameters, rest) = text.split_once("\n)").ok_or("its parameters do not end")?;
     let (directives, rest) = rest.split_once("\n{").ok_or("it has no body")?;
@@ -190,7 +190,7 @@ fn program(text: &str) -> Result<Program, String> {
     })
 }
 
-/// What the directives before the body allow.
+/// Number of threads of a block that the directives before the body allow.
 fn threads_of(directives: &str) -> Result<usize, String> {
     let mut threads = 1024;
     for line in directives.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -205,7 +205,7 @@ fn threads_of(directives: &str) -> Result<usize, String> {
     Ok(threads)
 }
 
-/// The instructions of a body, and where each label points; declarations go to `names`.
+/// The instructions of a body, and where each label points; declarations are entered into `names`.
 fn lines<'t>(
     body: &'t str,
     names: &mut Names,
@@ -213,7 +213,7 @@ fn lines<'t>(
     let (mut lines, mut labels) = (Vec::new(), HashMap::new());
     for line in body.lines() {
         let line = line.split("//").next().unwrap_or_default().trim();
-        // A register of one instruction alone comes in brackets with it.
+        // A register that only one instruction uses is declared in braces with it.
         let line = match line.strip_prefix('{').and_then(|inner| inner.trim().strip_suffix('}')) {
             Some(inner) => {
                 let (declared, rest) = inner.split_once(';').ok_or("brackets around nothing")?;

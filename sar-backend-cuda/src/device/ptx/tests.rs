@@ -28,7 +28,7 @@ const HEAD: &str = "
     add.s64 %rd5, %rd1, %rd2;
 ";
 
-/// Runs a body with one block of so many threads on 64 words, which are 0, 1, 2 and so on at first.
+/// Runs a body with one block of `threads` threads on 64 words, which are 0, 1, 2 and so on at first.
 fn words(body: &str, threads: usize, order: u64) -> Result<Vec<u32>, String> {
     words_of_blocks(body, 1, threads, order)
 }
@@ -90,7 +90,7 @@ fn threads_meet_in_shared_memory_behind_a_barrier_alone() {
         assert_eq!(words(&neighbours("bar.sync 0;"), 64, order).unwrap(), swapped);
         assert_eq!(words(&neighbours("bar.warp.sync -1;"), 64, order).unwrap(), swapped);
     }
-    // Across warps the warp's barrier is not enough; nor is one for a write after reads.
+    // Across warps a barrier of the warp is not enough, and a write after reads needs another barrier.
     let across = neighbours("bar.warp.sync -1;").replace("%r1, 1;", "%r1, 32;");
     assert!(refused(&across, 64).contains("has not written"));
     let again = format!("{}\n st.shared.u32 [%rd4], %r3;", neighbours("bar.sync 0;"));
@@ -113,7 +113,7 @@ fn the_devices_memory_is_ordered_by_barriers_too() {
     };
     assert!(refused(&swap("", ""), 64).contains("which read it"));
     assert!(refused(&swap("st.global.u32 [%rd5], %r1;", ""), 64).contains("which wrote it"));
-    // What is read as constant is written by none, barrier or not.
+    // What is read as constant must not be written, with or without a barrier.
     let own = "ld.global.nc.u32 %r3, [%rd5];\n bar.sync 0;\n st.global.u32 [%rd5], %r3;";
     assert!(refused(own, 64).contains("read as constant before"));
     let own = "st.global.u32 [%rd5], %r1;\n bar.sync 0;\n ld.global.nc.u32 %r3, [%rd5];";
@@ -179,7 +179,7 @@ fn copies_have_come_once_they_are_waited_for() {
     }
     let waited = "cp.async.commit_group;\n cp.async.wait_group 0;";
     assert_eq!(words(&copy(waited), 8, 0).unwrap()[32..36], [1, 5, 9, 13]);
-    // Nor does anything else go where a copy is on its way.
+    // Nor may anything else be written where a copy is on its way.
     let overwritten = format!("st.shared.u32 [%rd7], %r1;\n {waited}");
     assert!(refused(&copy(&overwritten), 8).contains("was not waited for"));
     let fault = refused("cp.async.cg.shared.global [%rd3], [%rd1+4], 16;", 1);
@@ -203,7 +203,7 @@ fn what_takes_several_threads_has_them() {
 
 #[test]
 fn threads_that_parted_meet_again() {
-    // Each thread goes round as often as its number, and all of them vote behind the loop.
+    // Each thread goes round the loop as often as its number, and all threads vote after the loop.
     let body = "mov.u32 %r2, 0;
     $again:
         setp.ge.u32 %p1, %r2, %r1;
@@ -281,7 +281,7 @@ fn shuffles_stay_within_their_segments() {
     assert_eq!(shuffle("up", "1", "0")[..4], [99, 0, 1, 2]);
     assert_eq!(shuffle("down", "2", "31")[28..32], [30, 31, 99, 99]);
     assert_eq!(shuffle("idx", "5", "31")[..3], [5, 5, 5]);
-    // Segments of eight lanes: 31 - 7 in bits 8 to 12, the last lane of each in the low ones.
+    // Segments of eight lanes: 31 - 7 in bits 8 to 12, the last lane of each segment in the low bits.
     assert_eq!(shuffle("idx", "5", "6175")[7..10], [5, 13, 13]);
     assert_eq!(shuffle("bfly", "1", "6175")[7..10], [6, 9, 8]);
 }
@@ -384,7 +384,7 @@ fn fractions_are_those_of_the_isa() {
     assert_eq!(value("fma.rn.f32", &[bits(tiny), bits(tiny), bits(1.0)]), bits(1.0));
     assert_eq!(value("fma.rm.f32", &[bits(tiny), bits(-tiny), bits(1.0)]), bits(1f32.next_down()));
     assert_eq!(value("fma.rm.f32", &[bits(tiny), bits(tiny), bits(1.0)]), bits(1.0));
-    // Below what f64 keeps of the sum, too.
+    // Likewise for a product below the precision of the sum in f64.
     let least = 2f32.powi(-60);
     assert_eq!(
         value("fma.rm.f32", &[bits(least), bits(-least), bits(1.0)]),

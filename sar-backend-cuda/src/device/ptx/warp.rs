@@ -1,7 +1,8 @@
 //! A warp: 32 threads that carry out the same instruction as long as they stand at the same one.
 //!
-//! Of threads that have parted, those furthest behind go first, so that they meet again where the code does.
-//! What takes several threads at once is refused unless all that it names are there.
+//! When threads have diverged, those furthest behind run first, so that threads meet again where their paths
+//! do. An instruction that takes several threads at once is refused unless all threads that it names are
+//! there.
 
 mod together;
 mod transfers;
@@ -12,10 +13,10 @@ use super::operands::Number;
 use super::operations::{Row, WARP};
 use super::program::{Action, Instruction, Program, Register};
 
-/// A set of threads of a warp, a bit each.
+/// A set of threads of a warp, one bit per thread.
 type Threads = u32;
 
-/// What a warp works in.
+/// The program that a warp runs, and the memory that it works in.
 pub(super) struct Surroundings<'a> {
     pub program: &'a Program,
     pub parameters: &'a [u8],
@@ -23,14 +24,14 @@ pub(super) struct Surroundings<'a> {
     pub shared: Shared,
 }
 
-/// Why a warp does not go on.
+/// Why a warp has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
     Barrier,
     Exit,
 }
 
-/// Sixteen bytes on their way into shared memory.
+/// A copy of sixteen bytes that is on its way into shared memory.
 struct Copy {
     to: u64,
     from: u64,
@@ -38,15 +39,15 @@ struct Copy {
 }
 
 pub(super) struct Warp {
-    /// Its number in the block, and the block's in the grid.
+    /// The warp's number in the block; `block` is the block's number in the grid.
     index: usize,
     block: u32,
     registers: Vec<Row>,
     local: Vec<u8>,
-    /// Where the threads that go on stand, and which they are.
+    /// Where the running threads stand; `here` says which they are.
     at: usize,
     here: Threads,
-    /// Those that stand elsewhere.
+    /// Threads that stand elsewhere, and where.
     elsewhere: Vec<(usize, Threads)>,
     alive: Threads,
     now: Moment,
@@ -100,17 +101,17 @@ impl Warp {
         }
     }
 
-    /// Which instruction comes next.
+    /// Index of the next instruction.
     pub fn at(&self) -> usize {
         self.at
     }
 
-    /// The block's barrier lies behind.
+    /// Moves on from a barrier of the block.
     pub fn pass_barrier(&mut self) {
         self.now = Moment { block: self.now.block + 1, warp: 0 };
     }
 
-    /// Goes on to the next barrier or the end.
+    /// Runs to the next barrier or the end.
     pub fn run(&mut self, around: &mut Surroundings<'_>) -> Result<Stop, String> {
         let program = around.program;
         loop {
@@ -161,9 +162,9 @@ impl Warp {
         }
     }
 
-    /// Threads that stand at the same instruction become one group, and the group furthest behind is next.
+    /// Joins threads that stand at the same instruction into a group, and makes the group furthest behind run.
     ///
-    /// Those at the end leave first: what the others do together does not wait for them.
+    /// Threads at the end exit first, so that what the others do together does not wait for them.
     fn settle(&mut self, program: &Program) {
         if self.elsewhere.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! Gradients of a convolution: products over the same columns, and the way back from columns.
+//! Gradients of a convolution: products over the same columns, and the way back from columns to maps.
 
 use super::super::maps::{THREADS, blocks, narrow, step};
 use super::{Columns, Part, Plan, matrix, transposed};
@@ -18,11 +18,11 @@ const ADD_SUMS: Kernel = Kernel { file: "conv2d", name: "conv_add_sums" };
 
 /// Elements of a channel that a block sums; a multiple of what sixteen bytes hold.
 const SLICE: usize = 8192;
-/// Positions from which on the weight gradient of a 1×1 convolution is a product an image: terms
-/// enough to fill the GPU, and nothing to copy.
+/// Number of positions from which on the weight gradient of a 1×1 convolution takes one product per
+/// image: it has enough terms to fill the GPU, and nothing need be copied.
 const LONG_SUM: usize = 4096;
-/// A weight gradient has few elements and many terms: its products are split by terms until there are
-/// so many tiles of this side, as long as each has so many terms. Their sums are added in order.
+/// Side of a tile. A weight gradient has few elements and many terms: its products are split by terms until
+/// there are [`TILES`] tiles, as long as each has [`LEAST_TERMS`] terms. Their sums are added in order.
 const TILE: usize = 128;
 const TILES: usize = 256;
 const LEAST_TERMS: usize = 1024;
@@ -32,7 +32,7 @@ const TERMS: usize = 8;
 const ALIGN: usize = 256;
 
 impl Plan {
-    /// Gradients of [`Plan::forward`]: `dx` overwritten where asked for, the others added to.
+    /// Gradients of [`Plan::forward`]: `dx` is overwritten if asked for, the others are added to.
     pub(super) fn backward<S: Storage, D: Device>(
         self,
         gpu: &CudaBackend<S, D>,
@@ -81,12 +81,12 @@ impl Plan {
         add_sums(gpu, slices, self.d.outputs, partials, dbias)
     }
 
-    /// Parts of the weight gradient: room for the columns and, beside them, dy rearranged.
+    /// Images and rows of a part of the weight gradient, whose scratch holds columns and dy rearranged.
     fn weight_parts<S: Storage>(self) -> (usize, usize) {
         let (images, rows) = self.fitting::<S>(self.taps + self.d.outputs);
         match self.pointwise() {
             false => (images, rows),
-            // One image alone is multiplied as it lies, all of it.
+            // A single image is multiplied as it is stored, all of it at once.
             true if self.area >= LONG_SUM => (1, self.out_height),
             true => (images, self.out_height),
         }
@@ -105,7 +105,7 @@ impl Plan {
         [sums, columns, given].map(|bytes| bytes.next_multiple_of(ALIGN))
     }
 
-    /// Products that the weight gradient over so many positions is split into; 0 where it is not.
+    /// Number of products that the weight gradient over `positions` is split into; 0 if it is not split.
     fn splits(self, positions: usize) -> usize {
         let tiles = self.d.outputs.div_ceil(TILE) * self.taps.div_ceil(TILE);
         match TILES.div_ceil(tiles.max(1)).min(positions / LEAST_TERMS) {
@@ -141,7 +141,7 @@ impl Plan {
         Ok(())
     }
 
-    /// `dW += dy·columnsᵀ` over so many positions.
+    /// `dW += dy·columnsᵀ` over `positions` positions.
     fn add_terms<S: Storage, D: Device>(
         self,
         gpu: &CudaBackend<S, D>,
@@ -176,7 +176,7 @@ impl Plan {
                 batch: splits,
                 ..whole(terms)
             };
-            // SAFETY: the terms of all splits lie within the columns, a sum for each in scratch.
+            // SAFETY: the terms of all splits lie within the columns; scratch has a sum for each.
             unsafe { gpu.gemm(&product)? };
             add_sums(gpu, splits, len, sums, dweight)?;
         }
@@ -189,7 +189,7 @@ impl Plan {
             ..matrix
         };
         let product = Gemm { a: rest(dy), b: rest(transposed(columns)), ..whole(positions - done) };
-        // SAFETY: what is left of the columns; the weight gradient was checked at the door.
+        // SAFETY: what is left of the columns; the weight gradient was checked on entry.
         unsafe { gpu.gemm(&product) }
     }
 
@@ -215,7 +215,7 @@ impl Plan {
         Ok((columns, matrix(given, S::DATA_TYPE, row_stride, 0)))
     }
 
-    /// Maps of the size of y's, `[images, channels, area]`, as `[channels, images, area]`.
+    /// Copies maps of the size of y's from `[images, channels, area]` to `[channels, images, area]`.
     fn channels_first<S: Storage, D: Device>(
         self,
         gpu: &CudaBackend<S, D>,
@@ -242,7 +242,7 @@ impl Plan {
         }
     }
 
-    /// `dx = Wᵀ·dy`, a 1×1 convolution.
+    /// `dx = Wᵀ·dy`, for a 1×1 convolution.
     fn pointwise_input<S: Storage, D: Device>(
         self,
         gpu: &CudaBackend<S, D>,
@@ -279,13 +279,13 @@ impl Plan {
         unsafe { gpu.gemm(&gemm) }
     }
 
-    /// Images and rows of x whose gradient is done at once, and the most rows of y that these need.
+    /// Images and rows of x whose gradient is computed at once, and the most rows of y that these need.
     fn input_parts<S: Storage>(self) -> (usize, usize, usize) {
         let (images, rows) = self.fitting::<S>(self.taps);
         if rows == self.out_height {
             return (images, self.d.height, rows);
         }
-        // So many rows of x have taps in no more than `rows` rows of y.
+        // This many rows of x have taps in no more than `rows` rows of y.
         let ConvDims { kernel, stride, height, .. } = self.d;
         let own = (rows * stride).saturating_sub(kernel - 1).clamp(1, height.max(1));
         let seen = (own + kernel - 2) / stride + 1;
@@ -300,7 +300,7 @@ impl Plan {
         images * self.taps * rows * self.out_width * size_of::<S>()
     }
 
-    /// The rows of y that see rows `first..end` of x: their first, and their number.
+    /// The rows of y that see rows `first..end` of x, as the first row and their number.
     fn seeing(self, first: usize, end: usize) -> (usize, usize) {
         let ConvDims { kernel, stride, pad_before, .. } = self.d;
         let from = (first + pad_before + 1).saturating_sub(kernel).div_ceil(stride);
@@ -331,7 +331,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Rows `own` of dx from the gradients of the columns of a part.
+    /// Computes rows `own` of dx from the gradients of the columns of a part.
     fn col2im<S: Storage, D: Device>(
         self,
         gpu: &CudaBackend<S, D>,
@@ -364,8 +364,8 @@ impl Plan {
             &(columns.row_stride as u64),
             &(columns.image_stride as u64),
         ];
-        // SAFETY: parameters as declared; a thread an element of these rows, which reads columns of
-        // the part alone.
+        // SAFETY: parameters as declared; one thread per element of these rows, which reads only
+        // columns of the part.
         unsafe { gpu.launch(COL2IM, blocks(threads), THREADS, 0, &args) }
     }
 }

@@ -7,7 +7,7 @@ use crate::device::ptx::program::{Action, Register, Shuffle};
 use crate::device::ptx::tensor_core::{Matrix, multiply, spread};
 
 impl Warp {
-    /// Instructions that take more than one thread.
+    /// Carries out an instruction that takes more than one thread.
     pub(super) fn together(
         &mut self,
         action: &Action,
@@ -45,7 +45,7 @@ impl Warp {
                 let mut matrices = vec![Matrix::default(); to.len()];
                 for (lane, elements) in matrices.iter_mut().flatten().enumerate() {
                     let (mut bytes, place) = ([0; 16], self.place(at, lane));
-                    // Four lanes take a row, whoever gives its address.
+                    // Four lanes receive a row, whichever lane gives its address.
                     for reader in 4 * (lane % 8)..4 * (lane % 8) + 4 {
                         around.shared.read(place, &mut bytes, self.access(reader))?;
                     }
@@ -71,7 +71,7 @@ impl Warp {
         Ok(())
     }
 
-    /// All threads that are named must have come, and only they; those that have ended cannot.
+    /// Checks that exactly the named threads are here, except for those that have ended.
     fn check_members(&self, members: Register, active: Threads) -> Result<(), String> {
         let named = |lane: usize| self.registers[members][lane] as Threads;
         match each(active).find(|&lane| named(lane) & self.alive != active) {

@@ -114,7 +114,7 @@ impl Warp {
         Ok(())
     }
 
-    /// The copy is carried out by the wait for it: as late as may be, so that nothing reads it too early.
+    /// Begins a copy, which the wait for it carries out: as late as possible, so that nothing reads it too early.
     pub(super) fn copy(
         &mut self,
         to: Address,
