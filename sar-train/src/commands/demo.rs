@@ -15,7 +15,7 @@ use crate::report::summary::{Arm, ArmRole, Summary, TokenizerSummary};
 use crate::report::{self, REPORT_FILE, verdict::verdict};
 use crate::run::{Interrupt, Origin, Progress, RunError, RunFolder};
 use crate::sample::{Painter, SampleSettings};
-use crate::train::Outcome;
+use crate::train::{Outcome, Risen};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -430,17 +430,14 @@ fn words(role: ArmRole) -> (&'static str, &'static str, &'static str, &'static s
 
 /// A note where held-out loss was rising at the end: then the arms start from an overfitted base.
 fn rising(outcome: &Outcome, name: &str) -> String {
-    let (Some(&(step, last)), Some(&(best_step, best))) =
-        (outcome.curve.last(), outcome.curve.iter().min_by(|a, b| a.1.total_cmp(&b.1)))
-    else {
+    /// Half a percent: evaluations of neighbouring steps differ by less than half of it.
+    const RISES: f64 = 1.005;
+    let Some(Risen { step, lowest, last }) = Risen::of(&outcome.curve, RISES) else {
         return String::new();
     };
-    // Half a percent: less than two evaluations of the same weights' neighbours differ by.
-    if last > best * 1.005 {
-        return format!(
-            "Held-out loss of the {name} was lowest at step {best_step} ({best:.4}) and {last:.4} \
-             at step {step}: the arms start from a base that had begun to overfit."
-        );
-    }
-    String::new()
+    let end = outcome.curve.last().map_or(0, |(step, _)| *step);
+    format!(
+        "Held-out loss of the {name} was lowest at step {step} ({lowest:.4}) and {last:.4} at step \
+         {end}: the arms start from a base that had begun to overfit."
+    )
 }

@@ -1,4 +1,4 @@
-//! Curves of the logs, and the sweep over guidance.
+//! Curves from the logs, and the sweep over guidance.
 
 use super::log::{Field, Scale};
 use super::plot::{Chart, Level, Point, Series};
@@ -6,12 +6,13 @@ use super::read::Run;
 use super::summary::Arm;
 use crate::eval::{Floor, SweepPoint};
 use crate::metrics::Measured;
+use crate::train::{RISEN, Risen};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Points drawn of a curve; more are averaged in groups of equal size.
+/// Maximum number of points drawn of a curve; more are averaged in groups of equal size.
 const POINTS: usize = 200;
 
-/// Numbers of a generator's training records that have a chart of their own.
+/// Fields of a generator's training records that have a chart of their own.
 const KNOWN: [&str; 8] = [
     "loss",
     "loss_tf",
@@ -23,13 +24,13 @@ const KNOWN: [&str; 8] = [
     "scale_acc",
 ];
 
-/// Likewise of its evaluation records.
+/// The same for its evaluation records.
 const HELD_OUT: [&str; 3] = ["heldout_loss", "heldout_scale_loss", "heldout_scale_acc"];
 
-/// Likewise of a tokenizer's training records.
+/// The same for a tokenizer's training records.
 const TOKENIZER: [&str; 5] = ["loss", "quantization", "lr", "grad_norm", "revived"];
 
-/// Likewise of its evaluation records, or a place in a table.
+/// Fields of a tokenizer's evaluation records that have a chart of their own or a place in a table.
 const RECONSTRUCTED: [&str; 5] =
     ["psnr", "ssim", "scale_codebook_used", "codebook_used", "perplexity"];
 
@@ -40,20 +41,20 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    /// The figure of a chart, with an id of its own.
+    /// Returns the figure of a chart, with a unique id.
     pub(super) fn show(&mut self, chart: &Chart) -> String {
         self.count += 1;
         chart.figure(&format!("chart{}", self.count))
     }
 }
 
-/// Charts side by side, as many as fit; nothing where there are none.
+/// Puts as many charts side by side as fit; empty if there are none.
 pub(super) fn gallery(charts: &[String]) -> String {
     let charts: String = charts.concat();
     if charts.is_empty() { charts } else { format!("<div class=\"charts\">\n{charts}</div>\n") }
 }
 
-/// Loss (training and held-out), its parts, rate, gradient norm and speed, all runs overlaid.
+/// Draws loss (training and held-out), its parts, rate, gradient norm and speed, all runs overlaid.
 pub(super) fn training(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
     let mut loss = chart(
         "Loss",
@@ -71,7 +72,7 @@ pub(super) fn training(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
     let mut out = vec![figures.show(&loss)];
     let parts: [(&str, &str, &str, bool); 5] = [
         ("loss_tf", "Teacher-forcing loss", "loss, nats per token", false),
-        // Ways of training that are for comparison feed it what was drawn before.
+        // In the training methods used for comparison, what was drawn before feeds this pass.
         ("loss_first_pass", "Loss of the first pass", "loss, nats per token", false),
         ("loss_csf", "Contrastive student-forcing loss", "loss, nats per token", false),
         ("lr", "Learning rate", "rate", false),
@@ -85,8 +86,8 @@ pub(super) fn training(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
     out
 }
 
-/// Loss and accuracy of each scale over the steps, training and held-out: one chart per grid, which in runs of
-/// other schedules stands at another place.
+/// Draws loss and accuracy of each scale over the steps, training and held-out. There is one chart
+/// per grid, which may be a different scale in runs with other schedules.
 pub(super) fn per_scale(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
     let mut out = Vec::new();
     let fields = [
@@ -119,8 +120,8 @@ pub(super) fn per_scale(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
     out
 }
 
-/// What tokenizers log while they train, all runs overlaid: errors at the finest grid, then the rest; and the
-/// errors at coarser grids.
+/// Draws what tokenizers log while they train, all runs overlaid: first the errors at the finest
+/// grid and the rest, then the errors at coarser grids.
 pub(super) fn tokenizers(runs: &[&Run], figures: &mut Figures) -> (Vec<String>, Vec<String>) {
     let errors = [
         ("train", "loss", "reconstruction error", "mean squared error"),
@@ -152,7 +153,7 @@ pub(super) fn tokenizers(runs: &[&Run], figures: &mut Figures) -> (Vec<String>, 
     (fine, coarse)
 }
 
-/// Every number in the logs that has no chart above, a chart each.
+/// Draws a chart for each number in the logs that has no chart above.
 pub(super) fn others(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
     let fields: BTreeSet<&Field> = runs.iter().flat_map(|r| r.log.fields()).collect();
     let known = |kind: &str| -> &[&str] {
@@ -174,7 +175,7 @@ pub(super) fn others(runs: &[&Run], figures: &mut Figures) -> Vec<String> {
         .collect()
 }
 
-/// Held-out loss and accuracy of each scale at the end, arm against arm.
+/// Draws held-out loss and accuracy of each scale at the end, for comparing arms.
 pub(super) fn final_scales(arms: &[Arm], first_style: usize, figures: &mut Figures) -> Vec<String> {
     let mut out = Vec::new();
     type Pick = fn(&Arm) -> &[f64];
@@ -202,9 +203,9 @@ pub(super) fn final_scales(arms: &[Arm], first_style: usize, figures: &mut Figur
     out
 }
 
-/// Fréchet distance, precision, recall and class accuracy over guidance.
+/// Draws Fréchet distance, precision, recall and class accuracy over guidance.
 ///
-/// `styles` are those of the arms, `over` what their points are means over.
+/// `styles` are those of the arms, `over` names what their points are means over.
 pub(super) fn sweep(
     arms: &[Arm],
     styles: &[usize],
@@ -274,22 +275,23 @@ fn overlay(
     chart
 }
 
-/// A chart without evaluations that are a single point, which a table shows.
+/// Removes evaluations with a single point from a chart, because a table shows them.
 fn curve(mut chart: Chart, kind: &str) -> Chart {
     chart.series.retain(|series| kind != "eval" || series.points.len() > 1);
     chart
 }
 
-/// Where a held-out loss was lowest that has risen since, in words: `base 3.72 at step 80 (9.27 at the end)`.
+/// Describes where the held-out loss was lowest, if it has risen since:
+/// `base 3.72 at step 80 (9.27 at the end)`.
 fn risen(run: &Run) -> Option<String> {
     let values = run.log.get("eval", "heldout_loss", None);
-    let (_, last) = values.last()?;
-    let (step, lowest) = values.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
-    let told = || format!("{} {lowest:.3} at step {step} ({last:.3} at the end)", run.name);
-    (*last > crate::train::RISEN * lowest).then(told)
+    let curve: Vec<(u64, f64)> = values.iter().map(|&(step, loss)| (step as u64, loss)).collect();
+    let Risen { step, lowest, last } = Risen::of(&curve, RISEN)?;
+    Some(format!("{} {lowest:.3} at step {step} ({last:.3} at the end)", run.name))
 }
 
-/// A curve of evaluation records: dashed, with markers, so that it stands beside the training curve.
+/// Returns a curve of evaluation records, dashed and with markers to distinguish it from the
+/// training curve.
 fn held_out(run: &Run, field: &str, scale: Option<&Scale>) -> Option<Series> {
     let found = series(run, "eval", field, scale)?;
     let name = format!("{}, held-out", run.name);

@@ -1,4 +1,4 @@
-//! Latents of training images, encoded as they come or kept in a file.
+//! Latents of training images, either encoded batch by batch or read from a file.
 
 use super::trainer::Batches;
 use super::{HeldOut, TrainError};
@@ -8,7 +8,7 @@ use crate::params::hosted;
 use crate::run::Interrupt;
 use sar_math::backend::{Backend, ShapeError};
 
-/// Batches of a loader through a tokenizer's encoder.
+/// Batches of a loader, passed through a tokenizer's encoder.
 pub struct EncodedBatches<'a, B: Backend> {
     loader: Loader,
     tokenizer: &'a Tokenizer,
@@ -58,7 +58,7 @@ pub struct CachedBatches {
 }
 
 impl CachedBatches {
-    /// Takes latents of `latent` values each, k·h·w of the trainer's, from a loader of them.
+    /// Takes a loader of latents with `latent` values each, the k·h·w of the trainer's latents.
     pub fn new(loader: Loader, latent: usize) -> Self {
         Self { loader, latent }
     }
@@ -76,7 +76,7 @@ impl<B: Backend> Batches<B> for CachedBatches {
     }
 }
 
-/// Latents and labels of at most `limit` held-out images of a file, spread over them evenly.
+/// Returns latents and labels of at most `limit` held-out images of a file, spread evenly over them.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -93,13 +93,13 @@ pub fn held_out_of<B: Backend>(
     Ok(held)
 }
 
-/// Images of a data set at a time while it is encoded.
+/// Number of images encoded at a time when a data set is encoded.
 pub(super) const ENCODE_BATCH: usize = 64;
 
-/// Latents and labels of at most `limit` images of a data set, spread over it evenly.
+/// Returns latents and labels of at most `limit` images of a data set, spread evenly over it.
 ///
 /// # Errors
-/// Images that cannot be read; the backend's; [`TrainError::NotBegun`] where the user stops it.
+/// Images cannot be read; an error of the backend; [`TrainError::NotBegun`] if the user stops it.
 pub fn encode_all<B: Backend>(
     backend: &B,
     tokenizer: &Tokenizer,

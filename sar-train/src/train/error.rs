@@ -11,60 +11,60 @@ use sar_math::rollout::PlanError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// An op of the backend.
+    /// An op of the backend failed.
     #[error("training: {0}")]
     Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A configuration with values out of their range.
+    /// The configuration has values out of their range.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The way of training does not fit the schedule.
     #[error("training: {0}")]
     Plan(#[from] PlanError),
-    /// The images.
+    /// An error of the images.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// A checkpoint.
+    /// An error of a checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The run folder.
+    /// An error of the run folder.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// Gradients that are not finite, several times in a row.
+    /// Gradients were not finite several times in a row.
     #[error(transparent)]
     NonFinite(#[from] NonFiniteError),
-    /// Weights that give no loss.
+    /// The weights give no finite loss.
     #[error("training: the loss on held-out images is not finite at step {step}; {}", advice(*.step))]
     Diverged {
-        /// When it was seen.
+        /// The step at which it was found.
         step: u64,
     },
     /// The user stopped it.
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
-    /// The user stopped it before a step of it was made.
+    /// The user stopped it before its first step was made.
     #[error("interrupted before a step was made")]
     NotBegun,
-    /// What goes on from the last step that was made, which is saved.
+    /// Training stopped after its last step was saved, and can go on from it.
     #[error("training stopped; step {step} is saved, and --resume goes on from it")]
     Stopped {
-        /// The step.
+        /// The step that is saved.
         step: u64,
-        /// Why.
+        /// Why training stopped.
         source: Box<TrainError>,
     },
     /// Weights that do not belong to the model.
     #[error("training: {what}: expected {expected} values, found {found}")]
     Length {
-        /// Which.
+        /// Which values.
         what: &'static str,
-        /// As the model has.
+        /// Number expected by the model.
         expected: usize,
-        /// As given.
+        /// Number given.
         found: usize,
     },
 }
 
-/// What to do where weights give no loss.
+/// Advice for weights that give no finite loss.
 fn advice(step: u64) -> &'static str {
     match step {
         0 => "the weights that it starts from are not usable",
@@ -81,8 +81,8 @@ impl TrainError {
         Self::Backend(Box::new(error))
     }
 
-    /// Whether the trainer is as after its last step all the same: images that cannot be read, a log or picture
-    /// that cannot be written.
+    /// Whether the trainer is still as it was after its last step, as when images cannot be read or
+    /// a log or picture cannot be written.
     pub(crate) fn leaves_the_model(&self) -> bool {
         matches!(self, Self::Data(_) | Self::Run(_))
     }

@@ -1,5 +1,5 @@
-//! Bytes of a generator's training, before anything is allocated: the buffers of `Trainer` and
-//! `StepMemory`, counted.
+//! Memory of a generator's training in bytes, counted before anything is allocated: the buffers of
+//! `Trainer` and `StepMemory`.
 
 use super::memory::Needs;
 use super::settings::StepSettings;
@@ -10,7 +10,7 @@ use crate::sample::grid_labels;
 use sar_math::{MAX_SCALES, ScaleSchedule};
 use serde::Serialize;
 
-/// Bytes of statistics, gradients, moments, losses and master weights, and of ids.
+/// Bytes of an element of statistics, gradients, moments, losses and master weights, and of an id.
 const WIDE: u64 = 4;
 
 /// Estimated bytes of a training run, by what they hold.
@@ -27,21 +27,21 @@ pub struct MemoryPlan {
     /// Logits of a part of a batch, which become their own gradient, and the teacher's where they are
     /// a target.
     pub logits: u64,
-    /// What a GPU's backend keeps for itself: space for matrix products and for the inside of ops.
+    /// What a GPU's backend keeps for itself: space for matrix products and scratch memory of ops.
     pub backend: u64,
     /// Cache and activations of the pictures that are sampled while training.
     pub pictures: u64,
-    /// The tokenizer's weights, and what encodes images and decodes pictures; `None` where the
+    /// The tokenizer's weights, and memory to encode images and decode pictures; `None` if the
     /// configuration's tokenizer has other codes than the generator.
     pub tokenizer: Option<u64>,
-    /// The copies that a checkpoint is written from, where they are in the same memory: see
+    /// The copies that a checkpoint is written from, if they are in the same memory: see
     /// [`MemoryPlan::saved_from_here`].
     pub saving: u64,
 }
 
 impl MemoryPlan {
-    /// Of a configuration, with activations of `storage` bytes each (4 in f32, 2 in bf16), on a backend
-    /// that keeps `own` bytes for itself.
+    /// Counts a configuration with activations of `storage` bytes each (4 in f32, 2 in bf16), on a
+    /// backend that keeps `own` bytes for itself.
     pub fn of(config: &Config, storage: u64, own: u64) -> Self {
         let needs = StepSettings::of(config).needs();
         let parameters = parameters(&GeneratorShape::from(&config.generator));
@@ -69,29 +69,29 @@ impl MemoryPlan {
         }
     }
 
-    /// Bytes of sampling `sample.batch` images at a time with weights that are not trained, as
-    /// [`MemoryPlan::of`] has its arguments; without the tokenizer where its codes are others.
+    /// Returns the bytes for sampling `sample.batch` images at a time with weights that are not trained;
+    /// arguments are as for [`MemoryPlan::of`]. The tokenizer is left out if its codes are not the generator's.
     pub fn of_sampling(config: &Config, storage: u64, own: u64) -> u64 {
         let images = config.sample.batch;
         let decoded = tokenizer(config, storage, 0, images).unwrap_or(0);
         frozen(config, storage) + pictures(config, storage, images) + decoded + own
     }
 
-    /// With the copies that a checkpoint is written from: for the processor, whose memory is the host's.
+    /// Adds the copies that a checkpoint is written from: for the CPU, whose memory is the host's.
     pub fn saved_from_here(mut self, config: &Config) -> Self {
-        // A gradient is as large as the weights, and so is their average.
+        // Gradients are as large as the weights, and so is the running average.
         let average = if config.train.ema > 0.0 { self.gradients } else { 0 };
         self.saving = self.gradients + self.moments + average;
         self
     }
 
-    /// What the steps take.
+    /// Returns the bytes that the steps take.
     pub fn steps(&self) -> u64 {
         let trained = self.weights + self.gradients + self.moments;
         trained + self.activations + self.logits + self.backend
     }
 
-    /// All of it.
+    /// Returns all bytes.
     pub fn total(&self) -> u64 {
         self.steps() + self.pictures + self.tokenizer.unwrap_or(0) + self.saving
     }
@@ -109,12 +109,12 @@ fn frozen(config: &Config, storage: u64) -> u64 {
     storage * all + WIDE * exact
 }
 
-/// Images that are encoded at a time while a generator trains.
+/// Number of images that are encoded at a time while a generator trains.
 fn encoded(config: &Config) -> usize {
     if config.train.latents.is_some() { 0 } else { config.train.batch }
 }
 
-/// Images of the sampled grids that are painted at a time.
+/// Number of images of the sampled grids that are painted at a time.
 fn painted(config: &Config) -> usize {
     config.sample.batch.min(grid_labels(config.generator.classes).len())
 }
@@ -124,7 +124,7 @@ fn painted_schedule(config: &Config) -> ScaleSchedule {
     config.sample.schedule.unwrap_or(config.generator.schedule)
 }
 
-/// Bytes of sampling so many images at a time, but for weights and pixels.
+/// Bytes for sampling `images` images at a time, without weights and pixels.
 fn pictures(config: &Config, storage: u64, images: usize) -> u64 {
     let (g, schedule) = (&config.generator, painted_schedule(config));
     let [c, k, d, v] = [g.width, g.channels, g.depth, g.vocab].map(|n| n as u64);
@@ -137,8 +137,8 @@ fn pictures(config: &Config, storage: u64, images: usize) -> u64 {
     storage * (scales(g, &schedule, rows) + conditions + ends + maps) + WIDE * stats
 }
 
-/// Bytes of the configuration's tokenizer, where it can be the generator's: to encode so many images at a time, and to
-/// decode so many.
+/// Bytes of the configuration's tokenizer, to encode `encoded` images at a time and decode
+/// `decoded`; `None` if it cannot be the generator's.
 fn tokenizer(config: &Config, storage: u64, encoded: usize, decoded: usize) -> Option<u64> {
     let (t, g) = (&config.tokenizer, &config.generator);
     if (t.vocab, t.latent_channels) != (g.vocab, g.channels) {
@@ -154,21 +154,21 @@ fn tokenizer(config: &Config, storage: u64, encoded: usize, decoded: usize) -> O
     Some(weights + codes + storage * narrow + WIDE * wide)
 }
 
-/// Bytes of a quantizer: the codebook and, where scales add up, what they are looked up in and their
-/// convolutions, each twice.
+/// Bytes of a quantizer: the codebook and, where scales add up, the table that codes are looked up
+/// in and two copies of the convolutions.
 fn quantizer(t: &TokenizerConfig, weight: u64) -> u64 {
     let [v, k, phis] = [t.vocab, t.latent_channels, t.residual].map(|n| n as u64);
     let lifted = if phis > 0 { v * (k + 1) } else { 0 };
     WIDE * (v * k + lifted) + weight * 2 * phis * (9 * k * k + k)
 }
 
-/// Elements of the maps of so many images that scales add up in, none where they stand for themselves.
+/// Elements of the maps that the scales of `images` images add up in; 0 where scales stand for themselves.
 fn maps(config: &Config, schedule: &ScaleSchedule, images: usize) -> u64 {
     let (k, residual) = (config.generator.channels, config.tokenizer.residual > 0);
     if residual { (3 * images * k * schedule.last().tokens()) as u64 } else { 0 }
 }
 
-/// Vectors of the width that positions take beside a table's: one for each token.
+/// Number of vectors of the model's width that positions take in addition to a table: one per token, if any.
 fn placed(g: &GeneratorSection, schedule: &ScaleSchedule) -> u64 {
     if g.positions == Positions::Levels { schedule.tokens() as u64 } else { 0 }
 }
@@ -178,8 +178,8 @@ fn largest(schedule: &ScaleSchedule) -> u64 {
     schedule.scales().iter().map(|scale| scale.tokens() as u64).max().unwrap_or(0)
 }
 
-/// Elements that a sampler of so many rows keeps: keys and values of every block, positions, and what
-/// one scale goes through.
+/// Elements that a sampler of `rows` rows keeps: keys and values of every block, positions, and the
+/// tensors that one scale goes through.
 fn scales(g: &GeneratorSection, schedule: &ScaleSchedule, rows: u64) -> u64 {
     let [c, d] = [g.width, g.depth].map(|n| n as u64);
     let tokens = schedule.tokens() as u64;
@@ -187,17 +187,17 @@ fn scales(g: &GeneratorSection, schedule: &ScaleSchedule, rows: u64) -> u64 {
     tokens * c * (2 * d * rows + 1) + placed(g, schedule) * c + scale
 }
 
-/// Tokens whose logits there is room for.
+/// Number of tokens whose logits there is room for.
 fn head_rows(config: &Config, needs: Needs) -> u64 {
     needs.head_rows(config.train.batch, config.generator.schedule.tokens()) as u64
 }
 
-/// Rooms for logits: the model's own, and its teacher's where they are a target.
+/// Number of logits buffers: the model's own, and its teacher's if they are a target.
 fn heads(needs: Needs) -> u64 {
     1 + u64::from(needs.soft)
 }
 
-/// Elements stored as activations and as wide numbers, logits and parameters left out.
+/// Numbers of elements stored as activations and as wide numbers, without logits and parameters.
 fn elements(config: &Config, needs: Needs) -> (u64, u64) {
     let g = &config.generator;
     let [c, k, d, h] = [g.width, g.channels, g.depth, g.heads].map(|n| n as u64);
@@ -211,22 +211,22 @@ fn elements(config: &Config, needs: Needs) -> (u64, u64) {
     // GELU's output or, in the backward, the gradient of the hidden layer or of q, k and v.
     let kept = kept + mlp.max(3);
     let forward = rows * tokens * c * kept;
-    // What logits are made from, and the same of a teacher's whole batch.
+    // What logits are made from, and the same for a teacher's whole batch.
     let soft = batch * tokens * u64::from(needs.soft);
     let head = (heads(needs) * head_rows(config, needs) + soft) * c;
-    // Three gradients of the width.
+    // Three gradients of the model's width.
     let backward = batch * tokens * c * 3;
     // Class vectors and all modulation vectors, and their gradients.
     let modulation = (rows + batch) * (6 * d + 2) * c + (2 * rows + batch) * c;
     let positions = (2 * tokens + placed(g, &g.schedule)) * c;
-    // Where scales add up, one is looked up at a time.
+    // Where scales add up, they are looked up one at a time.
     let adds_up = config.tokenizer.residual > 0;
     let looked_up = if adds_up { largest(&g.schedule) } else { tokens };
     let images = batch * (looked_up + tokens + g.schedule.last().tokens() as u64) * k;
     let maps = maps(config, &g.schedule, config.train.batch);
     let sampler = if needs.sampler { scales(g, &g.schedule, batch) + maps } else { 0 };
     let norms = rows * tokens * (2 * (2 * d + 1) + blocks * 3 * h);
-    // Of each token, and the sums of every pass of the step (and of held-out images).
+    // Losses of each token, and the sums of every pass of the step (and of held-out images).
     let losses = 2 * 4 * batch * tokens + 4 * MAX_SCALES as u64 * (needs.accumulate as u64 + 1);
     let ids = 3 * batch * tokens + 2 * placed(g, &g.schedule);
     let narrow = forward + head + backward + modulation + positions + images + maps + sampler;

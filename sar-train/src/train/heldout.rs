@@ -18,7 +18,7 @@ pub struct HeldOut<H> {
     pub labels: Vec<u32>,
 }
 
-/// What a generator reaches on held-out images, nats per token.
+/// Results of a generator on held-out images, with losses in nats per token.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct HeldOutReport {
     /// Mean over all tokens.
@@ -29,17 +29,38 @@ pub struct HeldOutReport {
     pub heldout_scale_acc: Vec<f64>,
 }
 
+/// Factor over its lowest from which a held-out loss counts as risen.
+pub(crate) const RISEN: f64 = 1.01;
+
+/// A held-out loss that has risen since it was lowest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Risen {
+    /// The step of the lowest loss.
+    pub(crate) step: u64,
+    pub(crate) lowest: f64,
+    pub(crate) last: f64,
+}
+
+impl Risen {
+    /// Of steps and losses; `None` unless the last is over `factor` times the lowest.
+    pub(crate) fn of(curve: &[(u64, f64)], factor: f64) -> Option<Self> {
+        let &(step, lowest) = curve.iter().min_by(|a, b| a.1.total_cmp(&b.1))?;
+        let &(_, last) = curve.last()?;
+        (last > factor * lowest).then_some(Self { step, lowest, last })
+    }
+}
+
 impl<B: Backend> Trainer<'_, B> {
-    /// Teacher-forcing loss and accuracy on held-out images: no dropout of any kind.
+    /// Measures teacher-forcing loss and accuracy on held-out images, without dropout of any kind.
     ///
     /// # Errors
-    /// No images, or not a latent for each label; a device fault.
+    /// There are no images, or not one latent for each label; a device fault.
     pub fn held_out(&mut self, images: &HeldOut<B::Host>) -> Result<HeldOutReport, TrainError> {
-        // Nobody stops this one.
+        // Nothing interrupts this measurement.
         self.held_out_until(images, &Interrupt::none())?.ok_or(TrainError::NotBegun)
     }
 
-    /// As [`Trainer::held_out`]; `None` where the user stops it.
+    /// As [`Trainer::held_out`]; `None` if the user stops it.
     ///
     /// # Errors
     /// As [`Trainer::held_out`].
@@ -96,7 +117,7 @@ impl<B: Backend> Trainer<'_, B> {
             self.generator.head(b, &self.params, tokens, normed, &part, head)?;
             m.teacher_loss.forward(b, &supervised, samples, &head.logits, &m.truth)?;
         }
-        // After those of a step, which can still be asked for.
+        // Stored after the losses of a step, which can still be asked for.
         let part = self.settings.accumulate;
         m.teacher_loss.keep(b, &supervised, part)?;
         m.teacher_loss.report(b, &supervised, part)

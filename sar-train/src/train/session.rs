@@ -1,12 +1,12 @@
 //! The loop around a trainer: log, held-out loss, sample grids, checkpoints, interruption.
 
+use super::heldout::{RISEN, Risen};
+use super::journal::Journal;
 use super::trainer::{Batches, TrainState, Trainer};
 use super::{HeldOut, HeldOutReport, StepReport, TrainError};
-use crate::checkpoint::{Checkpoints, Header, Kind, Snapshot};
+use crate::checkpoint::{Header, Kind, Snapshot};
 use crate::config::{Config, Mode};
-use crate::run::{
-    Interrupt, Interrupted, Log, Progress, RunFolder, TensorBoard, class_names, rate,
-};
+use crate::run::{Interrupt, Interrupted, RunFolder, class_names, rate};
 use sar_math::backend::Backend;
 use serde::Serialize;
 use std::time::Instant;
@@ -58,48 +58,42 @@ struct TrainRecord<'a> {
     skipped: u64,
 }
 
-/// What a run writes to.
-struct Files {
-    checkpoints: Checkpoints,
-    /// The step of the last checkpoint.
-    saved: u64,
-    saved_at: Instant,
-    /// Step and held-out loss of the last evaluation, and of the one with the lowest among those that were saved.
+/// What a run has come to since it was taken up.
+#[derive(Default)]
+struct Course {
+    outcome: Outcome,
+    clock: Clock,
+    /// Step and held-out loss of the last evaluation.
     measured: Option<(u64, f64)>,
+    /// The one with the lowest loss among those whose weights were saved.
     lowest: Option<(u64, f64)>,
-    log: Log,
-    board: TensorBoard,
-    progress: Progress,
 }
 
-impl Files {
+impl Course {
     /// Finds the saved step of the lowest held-out loss, which a run that goes on keeps too.
-    fn find_lowest(&mut self) -> Result<(), TrainError> {
-        for measured in self.log.values("eval", "heldout_loss")? {
-            if self.checkpoints.has(measured.0) {
+    fn find_lowest(&mut self, journal: &mut Journal) -> Result<(), TrainError> {
+        for measured in journal.log.values("eval", "heldout_loss")? {
+            if journal.checkpoints.has(measured.0) {
                 self.measured = Some(measured);
-                self.lower(measured.0);
+                self.note_saved(measured.0, journal);
             }
         }
         Ok(())
     }
 
-    /// Lets the checkpoint of a step stay if the evaluation before it has the lowest loss.
-    fn lower(&mut self, saved: u64) {
-        // What a run starts from is somewhere else, or new.
+    /// Keeps the checkpoint of a step beyond `train.keep` if it has the lowest held-out loss so far.
+    fn note_saved(&mut self, saved: u64, journal: &mut Journal) {
+        // The weights that a run starts from are new, or kept elsewhere.
         let of_it = |(step, _): &(u64, f64)| *step == saved && saved > 0;
         let Some((step, loss)) = self.measured.filter(of_it) else { return };
         if self.lowest.is_none_or(|(_, lowest)| loss < lowest) {
             self.lowest = Some((step, loss));
-            self.checkpoints.keep_also(step);
+            journal.checkpoints.keep_also(step);
         }
     }
 }
 
-/// How far a held-out loss lies above its lowest where that is worth a word.
-pub(crate) const RISEN: f64 = 1.01;
-
-/// Where a run has its samples of a step.
+/// Path of a step's samples in the run's folder.
 fn samples_of(step: u64) -> String {
     format!("samples/step-{step:06}.png")
 }
@@ -118,10 +112,10 @@ impl Clock {
 }
 
 impl<B: Backend> Session<'_, B> {
-    /// Trains to the last step of the configuration, from wherever the trainer is.
+    /// Trains to the last step of the configuration, from the step that the trainer is at.
     ///
     /// # Errors
-    /// The images', the backend's, the disk's; too many non-finite steps in a row;
+    /// Images, backend or disk fail; too many non-finite steps in a row;
     /// [`Interrupted`] after the state has been saved, and [`TrainError::Stopped`] after it has been because
     /// of an error that leaves it whole.
     pub fn train(
@@ -129,87 +123,90 @@ impl<B: Backend> Session<'_, B> {
         trainer: &mut Trainer<'_, B>,
         batches: &mut dyn Batches<B>,
     ) -> Result<Outcome, TrainError> {
-        let steps = self.config.train.steps;
-        let first = trainer.step_number();
-        let mut files = Files {
-            checkpoints: self.run.checkpoints(self.config.train.keep)?,
-            saved: first,
-            saved_at: Instant::now(),
-            measured: None,
-            lowest: None,
-            log: self.run.log(first)?,
-            board: self.run.tensorboard(first)?,
-            progress: Progress::new(self.what, steps, first, self.quiet),
-        };
-        files.find_lowest()?;
-        let mut outcome = Outcome::default();
-        let mut clock = Clock::default();
-        if !files.checkpoints.has(first) {
-            if self.interrupt.is_asked() {
-                return Err(TrainError::NotBegun);
-            }
-            if !self.evaluate(trainer, &mut files, &mut outcome)? {
-                return Err(TrainError::NotBegun);
-            }
-            // From here on there is something to resume, and a disk without room is found out early.
-            self.save(trainer, &mut files)?;
-        }
+        let (first, steps) = (trainer.step_number(), self.config.train.steps);
+        let keep = self.config.train.keep;
+        let mut journal = Journal::open(self.run, keep, (first, steps), self.what, self.quiet)?;
+        let mut course = Course::default();
+        course.find_lowest(&mut journal)?;
+        self.catch_up(trainer, &mut journal, &mut course)?;
         if first >= steps {
-            // What stopped it after its last step may have kept that from being measured.
-            let measured = files.log.has(first, "eval")?;
-            if !measured && !self.evaluate(trainer, &mut files, &mut outcome)? {
-                return Err(Interrupted { step: first }.into());
-            }
-        }
-        if first > 0 && !self.run.path().join(samples_of(first)).exists() {
-            // A run that was killed once this step was saved had not painted it.
-            self.paint_due(trainer, &mut files)?;
-        }
-        if first >= steps {
-            files.progress.finish("nothing left to do, the last step is done");
-            return Ok(outcome);
+            journal.progress.finish("nothing left to do, the last step is done");
+            return Ok(course.outcome);
         }
         while trainer.step_number() < steps {
             let step = trainer.step_number();
-            if self.interrupt.is_asked() && files.saved == step {
+            if self.interrupt.is_asked() && journal.is_saved(step) {
                 return Err(Interrupted { step }.into());
             }
-            match self.step(trainer, batches, &mut files, &mut outcome, &mut clock) {
+            match self.step(trainer, batches, &mut journal, &mut course) {
                 Err(error) if error.leaves_the_model() => {
-                    return Err(self.rescue(trainer, &mut files, error));
+                    return Err(self.rescue(trainer, &mut journal, &mut course, error));
                 }
                 made => made?,
             }
         }
-        outcome.images_per_second = clock.rate();
-        outcome.skipped = trainer.state().non_finite.skipped;
-        self.tell_lowest(&files)?;
-        let loss = outcome.held_out.as_ref().map(|h| h.heldout_loss);
-        let loss = loss.map_or(String::new(), |l| format!("held-out loss {l:.4}, "));
-        files.progress.finish(&format!("{loss}{}", rate(clock.rate())));
-        Ok(outcome)
+        self.conclude(trainer, journal, course)
     }
 
-    /// Tells of a held-out loss that has risen since it was lowest, and where the best weights are that were saved.
-    fn tell_lowest(&self, files: &Files) -> Result<(), TrainError> {
-        let all = files.log.values("eval", "heldout_loss")?;
-        let lowest = all.iter().min_by(|a, b| a.1.total_cmp(&b.1));
-        let (Some((step, loss)), Some((_, last))) = (lowest, all.last()) else { return Ok(()) };
-        if *last <= RISEN * loss {
-            return Ok(());
+    /// Does what is due before the first step, and what a process that was killed left undone at this one.
+    fn catch_up(
+        &mut self,
+        trainer: &mut Trainer<'_, B>,
+        journal: &mut Journal,
+        course: &mut Course,
+    ) -> Result<(), TrainError> {
+        let step = trainer.step_number();
+        if !journal.checkpoints.has(step) {
+            if self.interrupt.is_asked() || !self.evaluate(trainer, journal, course)? {
+                return Err(TrainError::NotBegun);
+            }
+            // From here on there is something to resume, and a full disk is found out early.
+            self.save(trainer, journal, course)?;
         }
-        let start = if *step == 0 { ", what the run started from" } else { "" };
-        let kept = files.lowest.map_or(String::new(), |(kept, loss)| {
+        // The last process may have stopped after its last step, but before evaluating it.
+        let ended = step >= self.config.train.steps;
+        if ended && !journal.log.has(step, "eval")? && !self.evaluate(trainer, journal, course)? {
+            return Err(Interrupted { step }.into());
+        }
+        // Or after saving this step, but before painting it.
+        if step > 0 && !self.run.path().join(samples_of(step)).exists() {
+            self.paint_due(trainer, journal)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the progress with what the run has come to.
+    fn conclude(
+        &self,
+        trainer: &Trainer<'_, B>,
+        journal: Journal,
+        course: Course,
+    ) -> Result<Outcome, TrainError> {
+        self.tell_risen(&journal, &course)?;
+        let rate_of_run = course.clock.rate();
+        let loss = course.outcome.held_out.as_ref().map(|h| h.heldout_loss);
+        let loss = loss.map_or(String::new(), |l| format!("held-out loss {l:.4}, "));
+        journal.progress.finish(&format!("{loss}{}", rate(rate_of_run)));
+        let skipped = trainer.state().non_finite.skipped;
+        Ok(Outcome { images_per_second: rate_of_run, skipped, ..course.outcome })
+    }
+
+    /// Warns of a held-out loss that has risen since it was lowest, and says where the best saved weights are.
+    fn tell_risen(&self, journal: &Journal, course: &Course) -> Result<(), TrainError> {
+        let curve = journal.log.values("eval", "heldout_loss")?;
+        let Some(Risen { step, lowest, last }) = Risen::of(&curve, RISEN) else { return Ok(()) };
+        let start = if step == 0 { ", what the run started from" } else { "" };
+        let kept = course.lowest.map_or(String::new(), |(kept, loss)| {
             let folder = self.run.checkpoints_folder().join(format!("step-{kept}"));
-            let of = if kept == *step {
+            let of = if kept == step {
                 String::new()
             } else {
                 format!(", {loss:.4}, the lowest of those saved")
             };
             format!("; the weights of step {kept}{of}, are kept in {}", folder.display())
         });
-        files.progress.warn(&format!(
-            "the held-out loss was lowest at step {step}, {loss:.4}{start}, and has risen to {last:.4} since{kept}"
+        journal.progress.warn(&format!(
+            "the held-out loss was lowest at step {step}, {lowest:.4}{start}, and has risen to {last:.4} since{kept}"
         ));
         Ok(())
     }
@@ -219,50 +216,51 @@ impl<B: Backend> Session<'_, B> {
         &mut self,
         trainer: &mut Trainer<'_, B>,
         batches: &mut dyn Batches<B>,
-        files: &mut Files,
-        outcome: &mut Outcome,
-        clock: &mut Clock,
+        journal: &mut Journal,
+        course: &mut Course,
     ) -> Result<(), TrainError> {
         let train = &self.config.train;
         let start = Instant::now();
         let made = trainer.step(batches);
         if let Err(TrainError::NonFinite(_)) = made {
-            // How many were skipped before it ended is in the log, whenever that is due.
-            let _ = self.log_step(trainer, files, clock);
+            // The log gets the count of skipped steps before the run ends, whether or not a record is due.
+            let _ = self.log_step(trainer, journal, &course.clock);
         }
         let skipped = made?;
-        clock.seconds += start.elapsed().as_secs_f64();
-        clock.images += (train.batch * train.accumulate) as u64;
+        course.clock.seconds += start.elapsed().as_secs_f64();
+        course.clock.images += (train.batch * train.accumulate) as u64;
         let step = trainer.step_number();
         let last = step == train.steps;
-        if skipped {
-            files.progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
-        }
-        // By the count of steps: a loss would have to be waited for.
-        files.progress.moved(step);
+        // The progress counts steps and shows no loss, which would have to be waited for.
+        journal.moved(step, skipped);
         if step.is_multiple_of(train.log_every) || last {
-            self.log_step(trainer, files, clock)?;
+            self.log_step(trainer, journal, &course.clock)?;
         }
-        let due = |every: u64| every > 0 && (step.is_multiple_of(every) || last);
-        let evaluated =
-            !(due(train.eval_every) || last) || self.evaluate(trainer, files, outcome)?;
-        // What is missing of a last step is made up for when the run is taken up again.
+        let evaluate = last || (train.eval_every > 0 && step.is_multiple_of(train.eval_every));
+        let evaluated = !evaluate || self.evaluate(trainer, journal, course)?;
+        // An evaluation of the last step that was stopped is made up for when the run is taken up again.
         let asked = self.interrupt.is_asked() && !(last && evaluated);
         // Not while steps are skipped: the checkpoints before are the ones to go back to.
-        let save = due(train.save_every) || train.overdue(files.saved_at);
-        if (save && !skipped) || asked || last {
-            self.save(trainer, files)?;
+        let save = journal.save_is_due(train, step) && !skipped;
+        if save || asked || last {
+            self.save(trainer, journal, course)?;
         }
-        // After it is saved: a picture is not worth a step.
-        self.paint_due(trainer, files)?;
+        // After the step is saved: a picture is not worth losing one.
+        self.paint_due(trainer, journal)?;
         if asked { Err(Interrupted { step }.into()) } else { Ok(()) }
     }
 
-    /// Saves the last whole step before an error ends the run.
-    fn rescue(&self, trainer: &Trainer<'_, B>, files: &mut Files, error: TrainError) -> TrainError {
+    /// Saves the last whole step before an error ends the run; returns the error to end with.
+    fn rescue(
+        &self,
+        trainer: &Trainer<'_, B>,
+        journal: &mut Journal,
+        course: &mut Course,
+        error: TrainError,
+    ) -> TrainError {
         let step = trainer.step_number();
-        // Where that fails too, what came first says more.
-        if files.saved != step && self.save(trainer, files).is_err() {
+        // If saving fails too, the first error says more.
+        if !journal.is_saved(step) && self.save(trainer, journal, course).is_err() {
             return error;
         }
         TrainError::Stopped { step, source: Box::new(error) }
@@ -271,10 +269,9 @@ impl<B: Backend> Session<'_, B> {
     fn log_step(
         &self,
         trainer: &Trainer<'_, B>,
-        files: &mut Files,
+        journal: &mut Journal,
         clock: &Clock,
     ) -> Result<(), TrainError> {
-        let Files { log, board, progress, .. } = files;
         let (step, skipped) = (trainer.step_number(), trainer.state().non_finite.skipped);
         let Some(report) = trainer.report()? else { return Ok(()) };
         let images_per_s = clock.rate();
@@ -286,31 +283,35 @@ impl<B: Backend> Session<'_, B> {
         };
         let record =
             TrainRecord { report: &report, loss_tf, loss_first_pass, images_per_s, skipped };
-        log.record(step, "train", &record)?;
-        board.scalar("AR_loss/total", step, report.loss)?;
+        journal.log.record(step, "train", &record)?;
         let first = if teacher { "AR_loss/teacher" } else { "AR_loss/first_pass" };
-        board.scalar(first, step, report.loss_tf)?;
-        if let Some(student) = report.loss_csf {
-            board.scalar("AR_csfl/student_loss", step, student)?;
-        }
-        board.scalar("AR_lr/lr", step, report.lr)?;
-        board.scalar("AR_grad/norm", step, report.grad_norm)?;
-        // By their grids: drawn schedules have others at the same place.
-        let grids = || report.schedule.split('_');
-        for (grid, (loss, acc)) in grids().zip(report.scale_loss.iter().zip(&report.scale_acc)) {
-            board.scalar(&format!("AR_scale_loss/scale_{grid}_loss"), step, *loss)?;
-            board.scalar(&format!("AR_scale_acc/scale_{grid}_acc"), step, *acc)?;
-        }
-        let student = report.student_scale_loss.iter().zip(&report.student_scale_acc);
-        for (grid, (loss, acc)) in grids().zip(student) {
-            if let (Some(loss), Some(acc)) = (loss, acc) {
-                board.scalar(&format!("AR_csfl_scale_loss/scale_{grid}_loss"), step, *loss)?;
-                board.scalar(&format!("AR_csfl_scale_acc/scale_{grid}_acc"), step, *acc)?;
+        let scalars = [
+            ("AR_loss/total", Some(report.loss)),
+            (first, Some(report.loss_tf)),
+            ("AR_csfl/student_loss", report.loss_csf),
+            ("AR_lr/lr", Some(report.lr)),
+            ("AR_grad/norm", Some(report.grad_norm)),
+            ("speed/images_per_s", Some(images_per_s)),
+            ("speed/skipped_steps", Some(skipped as f64)),
+        ];
+        for (name, value) in scalars {
+            if let Some(value) = value {
+                journal.board.scalar(name, step, value)?;
             }
         }
-        board.scalar("speed/images_per_s", step, images_per_s)?;
-        board.scalar("speed/skipped_steps", step, skipped as f64)?;
-        progress.update(step, &format!("loss {:.3}  {}", report.loss, rate(images_per_s)));
+        let (schedule, some) = (&report.schedule, |values: &[f64]| -> Vec<_> {
+            values.iter().copied().map(Some).collect()
+        });
+        for (prefix, what, values) in [
+            ("AR_scale_loss", "loss", some(&report.scale_loss)),
+            ("AR_scale_acc", "acc", some(&report.scale_acc)),
+            ("AR_csfl_scale_loss", "loss", report.student_scale_loss.clone()),
+            ("AR_csfl_scale_acc", "acc", report.student_scale_acc.clone()),
+        ] {
+            journal.board_scales(prefix, what, step, schedule, values)?;
+        }
+        let message = format!("loss {:.3}  {}", report.loss, rate(images_per_s));
+        journal.progress.update(step, &message);
         Ok(())
     }
 
@@ -318,8 +319,8 @@ impl<B: Backend> Session<'_, B> {
     fn evaluate(
         &self,
         trainer: &mut Trainer<'_, B>,
-        files: &mut Files,
-        outcome: &mut Outcome,
+        journal: &mut Journal,
+        course: &mut Course,
     ) -> Result<bool, TrainError> {
         let Some(images) = self.held_out else { return Ok(true) };
         let step = trainer.step_number();
@@ -330,32 +331,43 @@ impl<B: Backend> Session<'_, B> {
             // Before this step is saved: the checkpoints before may be whole.
             return Err(TrainError::Diverged { step });
         }
-        files.log.record(step, "eval", &report)?;
-        files.board.scalar("AR_loss/heldout", step, report.heldout_loss)?;
+        journal.log.record(step, "eval", &report)?;
+        journal.board.scalar("AR_loss/heldout", step, report.heldout_loss)?;
         let schedule = self.config.generator.schedule.to_string();
-        let scales = report.heldout_scale_loss.iter().zip(&report.heldout_scale_acc);
-        for (grid, (loss, acc)) in schedule.split('_').zip(scales) {
-            files.board.scalar(&format!("heldout_scale_loss/scale_{grid}_loss"), step, *loss)?;
-            files.board.scalar(&format!("heldout_scale_acc/scale_{grid}_acc"), step, *acc)?;
+        for (prefix, what, values) in [
+            ("heldout_scale_loss", "loss", &report.heldout_scale_loss),
+            ("heldout_scale_acc", "acc", &report.heldout_scale_acc),
+        ] {
+            let values = values.iter().copied().map(Some);
+            journal.board_scales(prefix, what, step, &schedule, values)?;
         }
-        files.measured = Some((step, report.heldout_loss));
-        outcome.curve.push((step, report.heldout_loss));
-        outcome.held_out = Some(report);
+        course.measured = Some((step, report.heldout_loss));
+        course.outcome.curve.push((step, report.heldout_loss));
+        course.outcome.held_out = Some(report);
         Ok(true)
     }
 
     /// Paints samples, where the configuration wants them of this step.
-    fn paint_due(&mut self, trainer: &Trainer<'_, B>, files: &mut Files) -> Result<(), TrainError> {
+    fn paint_due(
+        &mut self,
+        trainer: &Trainer<'_, B>,
+        journal: &mut Journal,
+    ) -> Result<(), TrainError> {
         let (every, step) = (self.config.train.sample_every, trainer.step_number());
         let due = every > 0 && (step.is_multiple_of(every) || step == self.config.train.steps);
         let Some(paint) = self.paint.as_mut().filter(|_| due) else { return Ok(()) };
         let picture = paint(trainer)?;
         self.run.write_png(&samples_of(step), &picture)?;
-        files.board.image("samples", step, &picture)?;
+        journal.board.image("samples", step, &picture)?;
         Ok(())
     }
 
-    fn save(&self, trainer: &Trainer<'_, B>, files: &mut Files) -> Result<(), TrainError> {
+    fn save(
+        &self,
+        trainer: &Trainer<'_, B>,
+        journal: &mut Journal,
+        course: &mut Course,
+    ) -> Result<(), TrainError> {
         let flat = trainer.export()?;
         let step = trainer.step_number();
         // A checkpoint that is copied out of its run knows them too.
@@ -363,8 +375,9 @@ impl<B: Backend> Session<'_, B> {
         let header = Header::new(Kind::Generator, step, &self.config.generator)?;
         let header = Header { classes, ..header };
         let state: &TrainState = trainer.state();
-        files.lower(step);
-        let saved = files.checkpoints.save(&Snapshot {
+        // Before older checkpoints go: this one may be the lowest of all.
+        course.note_saved(step, journal);
+        journal.save(&Snapshot {
             header: &header,
             layout: trainer.generator().layout(),
             weights: &flat.weights,
@@ -372,9 +385,6 @@ impl<B: Backend> Session<'_, B> {
             first_moment: &flat.first_moment,
             second_moment: &flat.second_moment,
             state,
-        })?;
-        (files.saved, files.saved_at) = (step, Instant::now());
-        saved.warning.iter().for_each(|warning| files.progress.warn(warning));
-        Ok(())
+        })
     }
 }

@@ -9,12 +9,12 @@ use sar_math::guidance::Guidance;
 use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::{Method, SarSettings, StudentTarget};
 
-/// The way of training and its rates, the same for every step.
+/// The training method and its rates, the same for every step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepSettings {
-    /// The way of training.
+    /// The training method.
     pub method: Method,
-    /// SAR's switches, where the method is SAR.
+    /// SAR's switches, if the method is SAR.
     pub sar: Option<SarSettings>,
     /// Filter of own samples in student, hybrid and interleaved forcing.
     pub own_samples: Filter,
@@ -24,11 +24,11 @@ pub struct StepSettings {
     pub drop_path: f64,
     /// Label smoothing of the teacher-forcing loss.
     pub smoothing: f64,
-    /// What the backward computes again.
+    /// What the backward pass computes again.
     pub recompute: Recompute,
-    /// Tokens whose logits there is room for.
+    /// Number of tokens whose logits there is room for.
     pub head_tokens: usize,
-    /// Forward passes that make one optimiser step; gradients are divided by it.
+    /// Number of forward passes per optimiser step; gradients are divided by it.
     pub accumulate: usize,
     /// Seed of all random numbers.
     pub seed: u64,
@@ -52,7 +52,7 @@ impl StepSettings {
         }
     }
 
-    /// What memory the steps need.
+    /// Returns what memory the steps need.
     pub fn needs(&self) -> Needs {
         Needs {
             guided: self.guidance() != Guidance::Off,
@@ -64,12 +64,12 @@ impl StepSettings {
         }
     }
 
-    /// Guidance of the rollout; off without one.
+    /// Guidance of SAR's rollout; off if the method is not SAR.
     pub fn guidance(&self) -> Guidance {
         self.sar.map_or(Guidance::Off, |s| s.decode.guidance)
     }
 
-    /// What the student pass is pulled towards; of no account without one.
+    /// What the student pass is pulled towards; has no effect if there is no such pass.
     pub(super) fn target(&self) -> StudentTarget {
         self.sar.map_or(StudentTarget::TeacherHard, |s| s.target)
     }

@@ -8,7 +8,7 @@ use num_traits::Zero;
 use sar_math::ScaleSchedule;
 use sar_math::backend::{Backend, Buffers, LatentDims, MapDims, ShapeError};
 
-/// What errors of shape are of.
+/// Name of the operation in shape errors.
 const OP: &str = "tokenizer evaluation";
 /// Codes of scales that add up.
 struct Added<'a, B: Buffers> {
@@ -19,7 +19,7 @@ struct Added<'a, B: Buffers> {
     ids: B::Ids,
 }
 
-/// Takes images through a tokenizer and back, in memory of its own for so many at a time.
+/// Takes images through a tokenizer and back, with memory for one batch at a time.
 pub struct Reconstructor<'a, B: Buffers> {
     backend: &'a B,
     tokenizer: &'a Tokenizer,
@@ -28,7 +28,7 @@ pub struct Reconstructor<'a, B: Buffers> {
     size: (usize, usize),
     encoder: Trace<B>,
     decoder: Trace<B>,
-    /// The images once more: the encoder's layers take turns in its memory, input included.
+    /// A second copy of the images, because the encoder's layers take turns in its memory, the input included.
     images: B::Activation,
     /// Latent and image at the scale that is decoded.
     latent: B::Activation,
@@ -42,7 +42,7 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
     /// Room for `batch` images of `height`×`width` at a time.
     ///
     /// # Errors
-    /// Shape, where the downsampling does not divide the sides; out of memory.
+    /// A shape error if the downsampling does not divide the sides; out of memory.
     pub fn new(
         backend: &'a B,
         tokenizer: &'a Tokenizer,
@@ -67,8 +67,8 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
         })
     }
 
-    /// Of a tokenizer whose scales may add up, as they do in this schedule; then what a grid gives is what the scales up
-    /// to it do, at the size of the last.
+    /// Sets the quantizer of a tokenizer whose scales may add up in this schedule. If they do, a
+    /// grid gives what the scales up to it add up to, at the size of the last.
     ///
     /// # Errors
     /// As [`Reconstructor::new`].
@@ -89,15 +89,15 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
         Ok(self)
     }
 
-    /// Grid that is decoded for a grid of codes.
+    /// Returns the grid that is decoded for a grid of codes.
     fn decoded(&self, grid: (usize, usize)) -> (usize, usize) {
         self.added.as_ref().map_or(grid, |added| added.quantizer.grid(&added.schedule, 0))
     }
 
-    /// Quality of any number of images `[n, 3, h, w]`, reconstructed at each of the grids.
+    /// Measures the quality of any number of images `[n, 3, h, w]`, reconstructed at each of the grids.
     ///
     /// # Errors
-    /// Shape, where the images are not whole ones or a grid is larger than the full one.
+    /// A shape error if there are parts of images, or if a grid is larger than the full one.
     pub fn evaluate(
         &mut self,
         params: &B::Params,
@@ -105,7 +105,7 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
         grids: &[(usize, usize)],
     ) -> Result<TokenizerQuality, B::Error> {
         let mut tally = self.tally(grids);
-        // Nobody stops this one.
+        // Nothing interrupts this evaluation.
         self.count(params, images_b3hw, &mut tally, &Interrupt::none())?;
         Ok(tally.quality())
     }
@@ -119,7 +119,7 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
         Tally::new(scales, self.tokenizer.config().vocab)
     }
 
-    /// Counts images; whether all of them were, which they are not where the user stops it.
+    /// Adds images to the tally; returns whether all were added, which is false if the user stops it.
     pub(super) fn count(
         &mut self,
         params: &B::Params,
@@ -132,7 +132,7 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
         })
     }
 
-    /// Images at a time.
+    /// Number of images processed at a time.
     pub(super) fn batch(&self) -> usize {
         self.batch
     }
@@ -143,7 +143,8 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
         (self.size.0 / factor, self.size.1 / factor)
     }
 
-    /// Reconstructions of images at a grid, `[n, 3, grid·f]` (of the last grid where scales add up), not clamped.
+    /// Returns reconstructions of images at a grid, not clamped: `[n, 3, grid·f]`, or at the size
+    /// of the last grid where scales add up.
     ///
     /// # Errors
     /// As [`Reconstructor::evaluate`].
@@ -160,8 +161,8 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
         Ok(all)
     }
 
-    /// Calls `f` with the number of each grid and what a batch is there, batch by batch, until the user stops it; whether
-    /// all images went through.
+    /// Calls `f` with the number of each grid and the batch as reconstructed there, batch by batch,
+    /// until the user stops it; returns whether all images went through.
     fn reconstruct_each(
         &mut self,
         params: &B::Params,
@@ -191,7 +192,7 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
         Ok(true)
     }
 
-    /// Encodes a batch, and keeps it and its latents; the latents' dimensions.
+    /// Encodes a batch and keeps it and its latents; returns the latents' dimensions.
     fn encode(&mut self, params: &B::Params, images: &[B::Host]) -> Result<MapDims, B::Error> {
         let Self { backend, tokenizer, encoder, .. } = self;
         let (height, width) = self.size;
@@ -209,7 +210,7 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
         Ok(full)
     }
 
-    /// Calls `f` with what the batch that was encoded last is after a grid.
+    /// Calls `f` with the batch that was encoded last, as reconstructed from a grid.
     fn back(
         &mut self,
         params: &B::Params,
@@ -248,7 +249,7 @@ impl<'a, B: Backend> Reconstructor<'a, B> {
     }
 }
 
-/// A batch after a grid of codes.
+/// A batch as reconstructed from a grid of codes.
 struct Back<'a, T> {
     /// As decoded, not clamped.
     images: &'a [T],
@@ -258,7 +259,7 @@ struct Back<'a, T> {
 }
 
 impl<B: Backend> Added<'_, B> {
-    /// The codes of latents, at every scale.
+    /// Computes the codes of latents at every scale.
     fn encode(
         &mut self,
         backend: &B,
@@ -271,7 +272,7 @@ impl<B: Backend> Added<'_, B> {
         quantizer.codes(backend, memory, latent, schedule, latents, ids)
     }
 
-    /// The sum of the scales up to that of `grid`, into `map`; the codes of that scale.
+    /// Writes the sum of the scales up to that of `grid` to `map`; returns the codes of that scale.
     fn map(
         &mut self,
         backend: &B,

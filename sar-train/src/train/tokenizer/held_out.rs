@@ -7,21 +7,22 @@ use crate::train::TrainError;
 use sar_math::ScaleSchedule;
 use sar_math::backend::{Backend, Buffers};
 
-/// Images that quality is measured on, at most.
+/// Largest number of images that quality is measured on.
 pub(crate) const MEASURED: usize = 512;
-/// Images that are shown beside what comes back, at most.
+/// Largest number of images that are shown with their reconstructions.
 const SHOWN: usize = 20;
 
 /// Held-out images, and memory to take them through a tokenizer and back.
 pub struct TokenizerHeldOut<'a, B: Buffers> {
     through: Reconstructor<'a, B>,
     images: &'a Dataset,
-    /// Rows and columns of the grids, the last of them the images' full one.
+    /// Rows and columns of the grids; the last is the images' full grid.
     grids: Vec<(usize, usize)>,
 }
 
 impl<'a, B: Backend<Host = f32>> TokenizerHeldOut<'a, B> {
-    /// Images, read when they are needed, at the grids of a schedule that they have and at their full one.
+    /// Takes the grids of the schedule that the images have, and their full one. Images are read
+    /// when they are needed.
     pub fn new(
         through: Reconstructor<'a, B>,
         images: &'a Dataset,
@@ -35,10 +36,10 @@ impl<'a, B: Backend<Host = f32>> TokenizerHeldOut<'a, B> {
         Self { through, images, grids }
     }
 
-    /// Quality at every grid, of 512 images at most, spread over the set; `None` where the user stops it.
+    /// Measures quality at every grid on at most 512 images, spread over the set; `None` if the user stops it.
     ///
     /// # Errors
-    /// Images that cannot be read; the backend's.
+    /// Images cannot be read; an error of the backend.
     pub fn quality(
         &mut self,
         params: &B::Params,
@@ -55,7 +56,7 @@ impl<'a, B: Backend<Host = f32>> TokenizerHeldOut<'a, B> {
         Ok(Some(tally.quality()))
     }
 
-    /// A row of images above what comes back of them at the full grid.
+    /// Returns a picture of a row of images above their reconstructions at the full grid.
     ///
     /// # Errors
     /// As [`TokenizerHeldOut::quality`].

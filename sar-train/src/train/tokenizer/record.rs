@@ -1,4 +1,4 @@
-//! What log and TensorBoard keep of a tokenizer's quality.
+//! Records of a tokenizer's quality in the log and in TensorBoard.
 
 use super::TokenizerQuality;
 use crate::run::{Log, RunError, TensorBoard};
@@ -15,7 +15,7 @@ struct Record {
     perplexity: f64,
 }
 
-/// Keeps the quality of a step.
+/// Writes the quality of a step to the log and to TensorBoard.
 pub(crate) fn keep_quality(
     log: &mut Log,
     board: &mut TensorBoard,

@@ -5,7 +5,7 @@ use num_traits::Zero;
 use sar_math::backend::{OptimizerOps, ShapeError, TokenizerOps};
 use serde::{Deserialize, Serialize};
 
-/// Where training is, beside the parameters and their moments.
+/// State of training, in addition to the parameters and their moments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenizerProgress {
@@ -13,16 +13,16 @@ pub struct TokenizerProgress {
     pub step: u64,
     /// Steps whose gradient was not finite.
     pub skipped: u64,
-    /// How many of them were the last ones.
+    /// Number of skipped steps in a row, up to the latest step.
     #[serde(default)]
     pub skipped_in_a_row: u32,
-    /// For every code, how many steps ago it was last used.
+    /// For every code, the number of steps since it was last used.
     pub unused: Vec<u32>,
 }
 
 impl TokenizerProgress {
     pub(super) fn new(vocab: usize) -> Self {
-        // As if never used: the first batch places every code that it does not use.
+        // As if never used, so that the first batch places every code that it does not use.
         Self { step: 0, skipped: 0, skipped_in_a_row: 0, unused: vec![u32::MAX; vocab] }
     }
 
@@ -66,10 +66,10 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
         &self.progress
     }
 
-    /// Starts from the weights of another training, at step 0 and with moments of zero.
+    /// Starts from the weights of another training run, at step 0 and with moments of zero.
     ///
     /// # Errors
-    /// Shape, where they are of another tokenizer; nothing has changed then.
+    /// A shape error if they are of another tokenizer; nothing is changed then.
     pub fn start_from(&mut self, weights: &[B::Host]) -> Result<(), B::Error> {
         let zeros = vec![B::Host::zero(); self.tokenizer.layout().len()];
         let progress = TokenizerProgress::new(self.tokenizer.config().vocab);
@@ -80,7 +80,7 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
     /// [`TokenizerTrainer::progress`] gave; the steps that follow are the same to the bit.
     ///
     /// # Errors
-    /// Shape, where they are of another tokenizer; nothing has changed then.
+    /// A shape error if they are of another tokenizer; nothing is changed then.
     pub fn restore(
         &mut self,
         weights: &[B::Host],

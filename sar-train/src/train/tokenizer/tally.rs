@@ -1,4 +1,4 @@
-//! What was seen of images that went through a tokenizer, and what that says of its quality.
+//! Counts over images that went through a tokenizer, and the quality that follows from them.
 
 use crate::metrics::ssim;
 use sar_math::Real;
@@ -13,28 +13,29 @@ pub struct ScaleQuality {
     pub psnr: f64,
     /// Mean squared error.
     pub mse: f64,
-    /// Structural similarity with the same image, the mean over colours and images; none of images smaller
-    /// than its window ([`crate::metrics::ssim`]).
+    /// Structural similarity with the same image, the mean over colours and images; `None` for
+    /// images smaller than its window ([`crate::metrics::ssim`]).
     pub ssim: Option<f64>,
-    /// Part of the codebook that was used at this scale.
+    /// Fraction of the codebook that was used at this scale.
     pub codebook_used: f64,
 }
 
 /// Quality over a set of images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenizerQuality {
-    /// In the order asked for.
+    /// Quality of each scale, in the order asked for.
     pub scales: Vec<ScaleQuality>,
-    /// Part of the codebook that was used at all, over all scales.
+    /// Fraction of the codebook that was used at any scale.
     pub codebook_used: f64,
-    /// Perplexity of the codes' frequencies: the number of codes that even use would need.
+    /// Perplexity of the codes' frequencies: the number of codes that would have the same entropy
+    /// if all were used equally.
     pub perplexity: f64,
 }
 
-/// Peak to peak of a pixel is 2, so its square is 4.
+/// The peak-to-peak range of a pixel is 2, so its square is 4.
 const PEAK_SQUARED: f64 = 4.0;
 
-/// What was seen of images at every scale.
+/// Counts over images at every scale.
 pub(super) struct Tally {
     scales: Vec<ScaleTally>,
 }
@@ -84,7 +85,7 @@ impl ScaleTally {
 }
 
 impl Tally {
-    /// At these grids, each with the size of what is decoded, of so many codes.
+    /// Creates a tally for grids, each with the size of its decoded images, and `vocab` codes.
     pub(super) fn new(
         scales: impl Iterator<Item = ((usize, usize), (usize, usize))>,
         vocab: usize,
@@ -96,7 +97,7 @@ impl Tally {
         self.scales.iter().map(|scale| scale.grid).collect()
     }
 
-    /// Adds what some images are after the grid of this number, what they were, and their codes there.
+    /// Adds images as reconstructed at scale number `scale`, the originals, and their codes there.
     pub(super) fn add<T: Real>(&mut self, scale: usize, images: &[T], targets: &[T], ids: &[u32]) {
         self.scales[scale].add(images, targets, ids);
     }
@@ -122,7 +123,7 @@ impl Tally {
     }
 }
 
-/// The part of the counts that is not 0.
+/// Returns the fraction of counts that are not 0.
 fn used(counts: &[u64]) -> f64 {
     counts.iter().filter(|&&n| n > 0).count() as f64 / counts.len().max(1) as f64
 }

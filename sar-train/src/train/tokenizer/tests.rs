@@ -2,10 +2,10 @@ use super::*;
 use crate::model::tokenizer::TokenizerConfig;
 use sar_backend_cpu::CpuBackend;
 
-/// A few roundings of f32, relative.
+/// Relative tolerance of a few roundings in f32.
 const ROUNDING: f32 = 1e-6;
 
-/// Roundings of f64 in some twenty decibels.
+/// Tolerance of roundings in f64 for some twenty decibels.
 const DECIBEL: f64 = 1e-9;
 
 fn tiny() -> Tokenizer {
@@ -33,7 +33,7 @@ fn options() -> TokenizerTrainConfig {
     }
 }
 
-/// Discs of random size and place.
+/// Discs of random size and position.
 fn images(count: usize, side: usize, step: u64) -> Vec<f32> {
     let mut stream = Stream::new(1, Purpose::Test, step);
     let mut all = Vec::new();
@@ -66,7 +66,7 @@ fn training_lowers_the_error_and_counts_what_it_used() {
         assert!(!losses.skipped && losses.grad_norm > 0.0);
         coarse += u32::from(losses.grid != (4, 4));
     }
-    // 59 draws with probability ½: outside 10..50 less than once in a million.
+    // 59 draws with probability ½ fall outside 10..50 less than once in a million times.
     assert!((10..50).contains(&coarse), "{coarse}");
     let after = reconstructor.evaluate(trainer.params(), &held_out, &grids).unwrap();
     for (before, after) in before.scales.iter().zip(&after.scales) {
@@ -120,7 +120,7 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_is_counted() {
     assert_eq!(trainer.weights().unwrap(), weights);
     assert_eq!(trainer.moments().unwrap(), moments);
     assert_eq!((trainer.progress().step, trainer.progress().skipped), (2, 1));
-    // A run that goes on counts on.
+    // A run that goes on continues the count.
     let progress = serde_json::to_string(trainer.progress()).unwrap();
     trainer
         .restore(&weights, [&moments[0], &moments[1]], &serde_json::from_str(&progress).unwrap())
@@ -156,7 +156,7 @@ fn codes(trainer: &TokenizerTrainer<'_, CpuBackend<f32>>, of: &[f32]) -> Vec<Vec
         .collect()
 }
 
-/// Codes go where nothing used them for so many steps, and their moments begin anew.
+/// Codes are moved when nothing has used them for a number of steps, and their moments start anew.
 #[test]
 fn codes_that_nothing_used_are_put_on_latents_in_their_turn() {
     let (backend, tokenizer) = (CpuBackend::<f32>::new(), tiny());
@@ -173,7 +173,7 @@ fn codes_that_nothing_used_are_put_on_latents_in_their_turn() {
         let losses = trainer.step(&blank).unwrap();
         let [after, _] = trainer.moments().unwrap();
         let ages_now = trainer.progress().unused.clone();
-        // Four steps without use, and not before.
+        // Only after four steps without use.
         let ripe = ages.iter().filter(|&&age| age + 1 >= 4).count();
         assert!(losses.revived <= ripe, "step {step}: {} of {ripe}", losses.revived);
         let put: Vec<usize> =
@@ -191,7 +191,8 @@ fn codes_that_nothing_used_are_put_on_latents_in_their_turn() {
     assert!((0..8).all(|_| trainer.step(&blank).unwrap().revived == 0));
 }
 
-/// Each loss has its weight: the codebook follows the latents by one, the encoder its codes by the other.
+/// Each loss has its own weight: one for how the codebook follows the latents, one for how the
+/// encoder follows its codes.
 #[test]
 fn the_weights_of_the_losses_reach_what_they_are_for() {
     let (backend, tokenizer) = (CpuBackend::<f32>::new(), tiny());
