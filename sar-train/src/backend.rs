@@ -1,4 +1,5 @@
-//! Which backend the program runs on: chosen here, once, from the flags of every command.
+//! The choice of the backend that the program runs on: made here, once, from the flags of every
+//! command.
 //!
 //! Commands are generic over [`Compute`]. The macro in this file holds the one `match` that turns a
 //! name into a backend; another backend is another arm there.
@@ -9,25 +10,27 @@ use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{CudaBackend, CudaError, Device, Driver, Storage, Tally};
 use sar_math::backend::{Backend, BackendError as _, Buffers, ErrorKind};
 
-/// What a command needs of a backend: all ops, f32 on the host, and an account of its memory.
+/// What a command needs of a backend: all ops, f32 on the host, and figures on memory and kernel
+/// time.
 pub trait Compute: Backend<Host = f32> {
-    /// The most bytes in use at once so far: of the device, or of the process where it is the device.
+    /// Peak number of bytes in use so far: of the device, or of the process where the CPU is the
+    /// device.
     fn peak_bytes(&self) -> Option<u64>;
-    /// Keeps account of every kernel from now on.
+    /// Starts timing every kernel.
     ///
     /// # Errors
-    /// A backend that keeps none, as this default.
+    /// The backend has no kernel profile, as in this default implementation.
     fn begin_profile(&self) -> anyhow::Result<()> {
         anyhow::bail!("--profile needs --backend cuda: this backend has no kernels to tell apart")
     }
-    /// The account so far, from most time to least.
+    /// Returns the kernel profile so far, longest time first.
     ///
     /// # Errors
     /// A device fault.
     fn end_profile(&self) -> anyhow::Result<Vec<Tally>> {
         Ok(Vec::new())
     }
-    /// What a reader of the account should know of how products were chosen.
+    /// Returns notes for the reader of a profile on how the matrix products were chosen.
     fn product_notes(&self) -> Vec<String> {
         Vec::new()
     }
@@ -57,36 +60,36 @@ impl<S: Storage, D: Device> Compute for CudaBackend<S, D> {
     }
 }
 
-/// A backend that cannot be had as asked for.
+/// A backend choice that cannot be satisfied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChoiceError {
-    /// Activations that the backend does not store.
+    /// An activation type that the backend does not store.
     #[error("--dtype {dtype} needs --backend cuda: the {backend} backend computes in f32")]
     Dtype {
-        /// As asked for.
+        /// The requested type.
         dtype: Dtype,
-        /// As asked for.
+        /// The requested backend.
         backend: BackendName,
     },
     /// A device that the backend does not have.
     #[error("--device {device} needs --backend cuda: the {backend} backend has device 0 alone")]
     Device {
-        /// As asked for.
+        /// The requested device.
         device: usize,
-        /// As asked for.
+        /// The requested backend.
         backend: BackendName,
     },
 }
 
 impl ChoiceError {
-    /// What sort of failure it is: something that is not to be had.
+    /// Returns the kind of failure, which is always that something is not supported.
     pub fn kind(&self) -> ErrorKind {
         ErrorKind::Unsupported
     }
 }
 
-/// What to do where a backend has no room; stands above the backend's own words.
+/// Advice for a backend that has run out of memory; shown above the backend's own message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "no room left on the backend; lower the images at a time: train.batch (a larger \
@@ -95,10 +98,10 @@ impl ChoiceError {
 )]
 pub struct NoRoom;
 
-/// The CPU, as the flags ask for it.
+/// Returns the CPU backend that the flags ask for.
 ///
 /// # Errors
-/// A number type or device that the CPU backend does not have.
+/// The flags ask for a number type or device that the CPU backend does not have.
 pub fn cpu(global: &GlobalArgs) -> Result<CpuBackend<f32>, ChoiceError> {
     let backend = BackendName::Cpu;
     match (global.dtype(), global.device) {
@@ -108,18 +111,19 @@ pub fn cpu(global: &GlobalArgs) -> Result<CpuBackend<f32>, ChoiceError> {
     }
 }
 
-/// The GPU that the flags ask for, with activations stored as `S`.
+/// Returns the GPU backend that the flags ask for, with activations stored as `S`.
 ///
 /// # Errors
-/// No GPU, driver or library that serves; kernels that cannot be compiled.
+/// There is no usable GPU, driver or library, or the kernels cannot be compiled.
 pub fn cuda<S: Storage>(global: &GlobalArgs) -> Result<CudaBackend<S, Driver>, CudaError> {
     CudaBackend::new(Driver::new(global.device)?)
 }
 
-/// As [`cuda`], with advice above the failure: a GPU may be full before anything is begun, or not there.
+/// Like [`cuda`], with advice added to the error: a GPU may be missing, or full before anything has
+/// started.
 ///
 /// # Errors
-/// Those of [`cuda`].
+/// As for [`cuda`].
 pub fn opened<S: Storage>(global: &GlobalArgs) -> anyhow::Result<CudaBackend<S, Driver>> {
     cuda::<S>(global).map_err(with_advice)
 }
@@ -133,10 +137,10 @@ fn with_advice(error: CudaError) -> anyhow::Error {
     }
 }
 
-/// The result of a command on a backend, with [`NoRoom`] above a failure for want of memory.
+/// Adds [`NoRoom`] to the error of a command that failed because the backend ran out of memory.
 ///
 /// # Errors
-/// Those of `result`.
+/// The error of `result`.
 pub fn advised<B: Buffers, T>(_backend: &B, result: anyhow::Result<T>) -> anyhow::Result<T> {
     result.map_err(|error| match kind::<B>(&error) {
         Some(ErrorKind::OutOfMemory) => error.context(NoRoom),
@@ -144,7 +148,7 @@ pub fn advised<B: Buffers, T>(_backend: &B, result: anyhow::Result<T>) -> anyhow
     })
 }
 
-/// What sort of failure of the backend an error comes from, if it comes from one.
+/// Returns the kind of backend failure that an error comes from, if it comes from one.
 fn kind<B: Buffers>(error: &anyhow::Error) -> Option<ErrorKind> {
     error.chain().find_map(|cause| Some(cause.downcast_ref::<B::Error>()?.kind()))
 }

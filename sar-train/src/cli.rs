@@ -1,7 +1,7 @@
-//! The program's flags as they are typed, before any is checked against another.
+//! The program's flags as typed, before they are checked against each other.
 //!
-//! Few flags, and a TOML file for the rest (`--config`, `--set`); what they mean is decided by
-//! [`crate::commands`].
+//! There are few flags; everything else is in a TOML file (`--config`, `--set`). What the flags
+//! mean is decided by [`crate::commands`].
 
 mod data;
 mod machine;
@@ -68,7 +68,7 @@ pub struct GlobalArgs {
 }
 
 impl GlobalArgs {
-    /// The storage of activations asked for, or the backend's own.
+    /// Returns the requested storage of activations, or the backend's default.
     pub fn dtype(&self) -> Dtype {
         self.dtype.unwrap_or(match self.backend {
             BackendName::Cpu => Dtype::F32,
@@ -76,7 +76,7 @@ impl GlobalArgs {
         })
     }
 
-    /// What computes, to be written beside numbers: `cpu f32`.
+    /// Returns the backend and number type as printed next to results: `cpu f32`.
     pub(crate) fn computed(&self) -> String {
         format!("{} {}", self.backend, self.dtype())
     }
@@ -119,7 +119,7 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// A number of threads that a machine can have.
+/// Parses a number of threads that a machine can have.
 fn threads(text: &str) -> Result<usize, String> {
     const MOST: usize = 1024;
     let number: usize = text.parse().map_err(|_| "expected a whole number".to_owned())?;
@@ -129,7 +129,7 @@ fn threads(text: &str) -> Result<usize, String> {
     Ok(number)
 }
 
-/// A seed that a configuration can hold, whose numbers are signed.
+/// Parses a seed that fits into a configuration, whose integers are signed.
 fn seed(text: &str) -> Result<u64, String> {
     let seed: Option<i64> = text.parse().ok();
     let seed = seed.and_then(|seed| u64::try_from(seed).ok());
@@ -168,7 +168,7 @@ pub enum Command {
     /// Compare every op with a plain f64 formula, and every gradient with central differences.
     #[command(after_help = "Example: sar check attention")]
     Check(CheckArgs),
-    /// Measure a generator: Fréchet distance, precision, recall, class accuracy, beside their floors.
+    /// Measure a generator: Fréchet distance, precision, recall, class accuracy, with their floors.
     #[command(after_help = "Example: sar eval runs/sar --guidance 0,0.5,1")]
     Eval(EvalArgs),
     /// Measure images that any program made by what papers give: Inception Score, FID, sFID, precision, recall.
@@ -213,8 +213,8 @@ pub struct ConfigArgs {
     /// Sections and keys to show alone: `train`, `train.lr`. Default: all.
     #[arg(value_name = "SECTION[.KEY]")]
     pub keys: Vec<String>,
-    /// Configuration in TOML to show; absent keys have their defaults, and stand in comments where they were not named
-    /// here. That of a run is `config.toml` in its folder.
+    /// Configuration in TOML to show; absent keys have their defaults and are commented out. That of a run is
+    /// `config.toml` in its folder.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Override one key of the configuration; may be repeated.

@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all.
+//! Writing files so that they exist completely or not at all.
 
 use std::fs::{self, TryLockError};
 use std::io::{self, BufWriter, Write as _};
@@ -7,31 +7,32 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
-/// Bytes that are written at a time: tensors are converted in pieces of this size.
+/// Number of bytes written at a time: tensors are converted in pieces of this size.
 const PIECE: usize = 1 << 20;
 
-/// Writes a file under a temporary name beside it, syncs and renames it, so that no half of it is ever seen
-/// under its own, not even after a loss of power; to a pipe or a device, which a rename would replace, as
-/// it is.
+/// Writes a file under a temporary name in the same folder, syncs it and renames it, so that a
+/// partial file never appears under the final name, not even after a power failure. Pipes and
+/// devices, which a rename would replace, are written directly.
 ///
 /// # Errors
-/// It cannot be written; nothing is left behind.
+/// The file cannot be written; nothing is left behind.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write(path, true, |to| to.write_all(bytes))
 }
 
-/// As [`write_whole`] for what can be made again, one of very many: without waiting for the disk.
+/// Like [`write_whole`], but without waiting for the disk: for one of very many files that can be
+/// made again.
 ///
 /// # Errors
-/// As [`write_whole`].
+/// As for [`write_whole`].
 pub(crate) fn write_quickly(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write(path, false, |to| to.write_all(bytes))
 }
 
-/// As [`write_whole`], of what is too much to be had at once.
+/// Like [`write_whole`], for contents too large to hold in memory at once.
 ///
 /// # Errors
-/// As [`write_whole`]; those of `content`.
+/// As for [`write_whole`], and any error of `content`.
 pub(crate) fn write_whole_by<T>(
     path: &Path,
     content: impl FnOnce(&mut dyn io::Write) -> io::Result<T>,
@@ -56,11 +57,11 @@ fn write<T>(
     put(file, path, sync).map(|()| value)
 }
 
-/// As [`write_whole`] where there is no such file yet: whether there was none. Of several processes that try, one finds
-/// none.
+/// Like [`write_whole`], but only if the file does not exist yet; returns whether it was written.
+/// Of several processes that try at once, exactly one succeeds.
 ///
 /// # Errors
-/// As [`write_whole`].
+/// As for [`write_whole`].
 pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<bool> {
     let mut file = beside(path)?;
     file.write_all(bytes)?;
@@ -85,20 +86,20 @@ pub(crate) fn sync_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Who else may lock a folder meanwhile.
+/// Whether others may lock a folder at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sharing {
-    /// Nobody.
+    /// Nobody else may.
     Alone,
-    /// Those that share it, too.
+    /// Others that share it may, too.
     Shared,
 }
 
-/// Keeps a folder to this process, of those that lock it, until the file is dropped; `None` where folders cannot be
-/// locked.
+/// Locks a folder until the returned file is dropped; only processes that lock it as well are kept
+/// out. Returns `None` where folders cannot be locked.
 ///
 /// # Errors
-/// Another process has kept it for all of `patience`.
+/// Another process held the lock for all of `patience`.
 pub(crate) fn lock_folder(
     folder: &Path,
     sharing: Sharing,
@@ -120,38 +121,39 @@ pub(crate) fn lock_folder(
     }
 }
 
-/// A folder that another process keeps to itself.
+/// The error for a folder that another process has locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InUse;
 
-/// The folder that a path lies in.
+/// Returns the folder that a path lies in.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// The file behind a symbolic link: a rename would replace the link.
+/// Returns the file that a symbolic link points to, since a rename would replace the link itself.
 fn behind(path: &Path) -> PathBuf {
     match path.is_symlink() {
-        // A link to nothing is replaced.
+        // A link to a missing file is replaced.
         true => path.canonicalize().unwrap_or_else(|_| path.to_owned()),
         false => path.to_owned(),
     }
 }
 
-/// A path that a record keeps: it holds from whatever folder it is read.
+/// Makes a path absolute for a record, so that it stays valid wherever the record is read from.
 pub(crate) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Whether there is a pipe or a device, which a file that is renamed would replace.
+/// Whether the path is a pipe or a device, which renaming a file onto it would replace.
 pub(crate) fn is_special(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir())
 }
 
-/// How the names of temporary files begin and end.
+/// Prefix and suffix of the names of temporary files.
 const TEMPORARY: (&str, &str) = (".sar-", ".tmp");
 
-/// Removes the temporary files that processes which were killed have left in a folder. Those of the living are locked.
+/// Removes temporary files that killed processes have left in a folder. Those of running processes
+/// are locked.
 pub(crate) fn remove_left_behind(folder: &Path) {
     let is_ours = |name: &str| name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1);
     for file in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -159,16 +161,16 @@ pub(crate) fn remove_left_behind(folder: &Path) {
         let left = file.file_name().to_str().is_some_and(is_ours)
             && fs::File::open(&path).is_ok_and(|file| file.try_lock().is_ok());
         if left {
-            // One that cannot be removed is in nobody's way.
+            // One that cannot be removed does no harm.
             let _ = fs::remove_file(path);
         }
     }
 }
 
-/// Temporary files that are not [`put`] in their places yet.
+/// Temporary files that have not been [`put`] in place yet.
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
-/// Removes temporary files, where the process is about to end with no chance to do so by itself.
+/// Removes all temporary files when the process is about to exit without running destructors.
 pub(crate) fn remove_unfinished() {
     for path in unfinished().drain(..) {
         let _ = fs::remove_file(path);
@@ -184,20 +186,22 @@ pub(crate) fn beside(path: &Path) -> io::Result<NamedTempFile> {
     let path = behind(path);
     let mut builder = tempfile::Builder::new();
     builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
-    // As any new file, by the user's mask; a temporary one would be its owner's alone.
+    // The user's mask applies, as to any new file; by default a temporary file is readable by its
+    // owner only.
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
     let file = builder.tempfile_in(folder_of(&path))?;
-    // The system releases it with the process. Where it locks no files, what is left behind stays.
+    // The lock ends with the process. On systems that cannot lock files, leftover files are not
+    // removed.
     let _ = file.as_file().try_lock();
     unfinished().push(file.path().to_owned());
     Ok(file)
 }
 
-/// A temporary file that is unfinished until this is dropped.
+/// A temporary file that counts as unfinished until this is dropped.
 struct Listed(PathBuf);
 
 impl Drop for Listed {
@@ -206,7 +210,8 @@ impl Drop for Listed {
     }
 }
 
-/// Puts a temporary file in the place of `path`, whose permissions it takes where it replaces one.
+/// Moves a temporary file to `path`; if it replaces a file there, it takes over that file's
+/// permissions.
 pub(crate) fn put(file: NamedTempFile, path: &Path, sync: bool) -> io::Result<()> {
     let path = &behind(path);
     let _listed = Listed(file.path().to_owned());
@@ -218,7 +223,7 @@ pub(crate) fn put(file: NamedTempFile, path: &Path, sync: bool) -> io::Result<()
     }
     file.persist(path).map_err(|e| e.error)?;
     if sync {
-        // The file is there all the same where a file system cannot do it.
+        // The file is in place even where the file system cannot sync folders.
         let _ = sync_folder(folder_of(path));
     }
     Ok(())

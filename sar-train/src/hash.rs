@@ -5,10 +5,10 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
 
-/// Numbers or bytes hashed at a time.
+/// Number of values or bytes hashed at a time.
 const PIECE: usize = 1 << 16;
 
-/// Of some numbers, as they are stored.
+/// Returns the hash of numbers as they are stored: little-endian f32.
 pub(crate) fn sha256_of(values: &[f32]) -> String {
     let mut hash = Sha256::new();
     for piece in values.chunks(PIECE) {
@@ -17,15 +17,15 @@ pub(crate) fn sha256_of(values: &[f32]) -> String {
     text(hash)
 }
 
-/// Of some bytes.
+/// Returns the hash of bytes.
 pub(crate) fn sha256_of_bytes(bytes: &[u8]) -> String {
     text(Sha256::new_with_prefix(bytes))
 }
 
-/// Of a file.
+/// Returns the hash of a file.
 ///
 /// # Errors
-/// It cannot be read.
+/// The file cannot be read.
 pub(crate) fn sha256_of_file(path: &Path) -> io::Result<String> {
     let (mut file, mut hash, mut piece) = (File::open(path)?, Sha256::new(), vec![0; PIECE]);
     loop {

@@ -1,7 +1,8 @@
 //! Train, refine, sample, edit and measure next-scale image generators.
 //!
-//! The program `sar` is a thin layer over this library ([`commands`]). From a program of one's own, in the order in
-//! which they are needed (`examples/train_and_sample.rs` is all of it in a hundred lines):
+//! The program `sar` is a thin layer over this library ([`commands`]). To use it from another
+//! program, these are the parts in the order in which they are needed
+//! (`examples/train_and_sample.rs` shows all of it in a hundred lines):
 //!
 //! | | |
 //! |---|---|

@@ -19,9 +19,9 @@ fn main() -> ExitCode {
 }
 
 fn set_threads(threads: usize) -> anyhow::Result<()> {
-    // 0 leaves the choice to rayon: RAYON_NUM_THREADS, else one per core. This thread is one of the
-    // pool's, since an op called from outside puts its caller to sleep and wakes a worker: a thousand
-    // switches a step, 2 to 4 % of its time.
+    // 0 leaves the choice to rayon: RAYON_NUM_THREADS, or else one thread per core. This thread
+    // joins the pool, because an op called from outside would put its caller to sleep and wake a
+    // worker: a thousand switches per step, 2 to 4 % of its time.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     Ok(pool.use_current_thread().build_global()?)
 }

@@ -4,21 +4,21 @@ use sar_math::Real as _;
 use sar_math::backend::{Buffers, Slot};
 use std::collections::HashMap;
 
-/// One named tensor.
+/// A named tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
-    /// The published name: `blocks.0.attn.mat_qkv.weight`.
+    /// Published name: `blocks.0.attn.mat_qkv.weight`.
     pub name: String,
-    /// The published shape.
+    /// Published shape.
     pub shape: Vec<usize>,
-    /// Where it lies.
+    /// Place in the flat buffer.
     pub slot: Slot,
     /// Whether weight decay applies to it.
     pub decay: bool,
 }
 
-/// Tensors, or groups of them, begin at multiples of so many elements: a cache line of f32, and in bf16 the 16 bytes that vector
-/// loads and cuBLASLt's fastest algorithms want.
+/// Alignment of tensors, or groups of them, in elements: a cache line of f32, and in bf16 more than
+/// the 16 bytes that vector loads and cuBLASLt's fastest algorithms need.
 pub(crate) const ALIGNMENT: usize = 16;
 
 /// The order in which a model's tensors fill its flat buffer.
@@ -30,21 +30,21 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// An empty layout.
+    /// Creates an empty layout.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Appends a tensor and says where it lies. Elements before it that belong to no tensor are zero, as are
-    /// their gradients.
+    /// Appends a tensor and returns its place. Padding elements before it belong to no tensor; they
+    /// and their gradients are zero.
     ///
     /// Decay follows the published rule: none on 1-D tensors, biases, positions, `lvl_embed` and `scale_mul`.
     pub fn push(&mut self, name: impl Into<String>, shape: &[usize]) -> Slot {
         self.push_together([(name.into(), shape.to_vec())])
     }
 
-    /// Appends tensors that lie one right behind the other, to be used as one, and says where all of them
-    /// lie.
+    /// Appends tensors that lie directly one after the other, so that they can be used as one, and
+    /// returns the slot that covers all of them.
     pub fn push_together(
         &mut self,
         tensors: impl IntoIterator<Item = (String, Vec<usize>)>,
@@ -66,17 +66,17 @@ impl Layout {
         &self.tensors
     }
 
-    /// The tensor of a name.
+    /// Returns the tensor with this name.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
         self.by_name.get(name).map(|&i| &self.tensors[i])
     }
 
-    /// Elements of all tensors.
+    /// Number of elements of all tensors.
     pub fn parameters(&self) -> usize {
         self.tensors.iter().map(|t| t.slot.len).sum()
     }
 
-    /// Elements of the flat buffer, those between tensors included.
+    /// Number of elements of the flat buffer, including padding between tensors.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -86,8 +86,8 @@ impl Layout {
         self.tensors.is_empty()
     }
 
-    /// Slots with (`true`) or without weight decay; neighbours are merged, with
-    /// what lies between them.
+    /// Returns the slots with (`true`) or without weight decay. Neighbours are merged, including
+    /// the padding between them.
     pub fn slots(&self, decay: bool) -> Vec<Slot> {
         let runs = self.tensors.chunk_by(|a, b| a.decay == b.decay);
         let runs = runs.filter(|run| run[0].decay == decay);
@@ -106,7 +106,7 @@ fn decays(name: &str, shape: &[usize]) -> bool {
         && !["pos_1LC", "pos_start", "scale_mul", "lvl_embed"].iter().any(|s| name.contains(s))
 }
 
-/// Values of a file, or of images, in the host's number type.
+/// Converts values of a file or of images to the host's number type.
 pub(crate) fn hosted<B: Buffers>(values: &[f32]) -> Vec<B::Host> {
     values.iter().map(|&v| B::Host::of(f64::from(v))).collect()
 }

@@ -1,4 +1,4 @@
-//! What can be wrong with a checkpoint.
+//! Errors of checkpoints.
 
 use super::{FORMAT, Kind};
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ pub enum CheckpointError {
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -21,9 +21,9 @@ pub enum CheckpointError {
     Write {
         /// The file or folder that was to be written.
         path: PathBuf,
-        /// What is still there and what to do.
+        /// What has been kept, and what to do.
         advice: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -37,10 +37,10 @@ pub enum CheckpointError {
         path: PathBuf,
         /// Its length.
         found: u64,
-        /// The length its header asks for.
+        /// The length that its header implies.
         expected: u64,
     },
-    /// The file goes on after its end.
+    /// The file is longer than it should be.
     #[error(
         "{} is too long: {found} bytes, expected {expected}; another program wrote to it: copy it \
          again or use an earlier checkpoint", path.display()
@@ -50,7 +50,7 @@ pub enum CheckpointError {
         path: PathBuf,
         /// Its length.
         found: u64,
-        /// The length its header or record asks for.
+        /// The length that its header or record implies.
         expected: u64,
     },
     /// Not a safetensors file.
@@ -58,7 +58,7 @@ pub enum CheckpointError {
     NotSafetensors {
         /// The file.
         path: PathBuf,
-        /// Why, and what it looks like.
+        /// Why not, and what it looks like.
         reason: String,
     },
     /// A header or state file that cannot be read.
@@ -69,7 +69,7 @@ pub enum CheckpointError {
         /// What is wrong.
         reason: String,
     },
-    /// Written by a newer version of the format.
+    /// A file written by a newer version of the format.
     #[error(
         "{} has format {found}, this program reads up to {FORMAT}; it was written by sar \
          {program}: update sar", path.display()
@@ -79,7 +79,7 @@ pub enum CheckpointError {
         path: PathBuf,
         /// Its format.
         found: u64,
-        /// The program that wrote it.
+        /// Version of the program that wrote it.
         program: String,
     },
     /// The weights of another kind of model.
@@ -89,7 +89,7 @@ pub enum CheckpointError {
         path: PathBuf,
         /// What it holds.
         found: Kind,
-        /// What was asked for.
+        /// What was requested.
         expected: Kind,
     },
     /// The weights of a model of another shape.
@@ -99,7 +99,7 @@ pub enum CheckpointError {
         path: PathBuf,
         /// What differs, in the configuration's terms.
         cause: String,
-        /// The first tensor at which it shows.
+        /// The first tensor that differs.
         detail: String,
     },
     /// Tensors are missing.
@@ -107,9 +107,9 @@ pub enum CheckpointError {
     Missing {
         /// The file.
         path: PathBuf,
-        /// The first by layout order.
+        /// The first in the order of the layout.
         first: String,
-        /// How many.
+        /// Number of missing tensors.
         count: usize,
     },
     /// Tensors that the model does not have.
@@ -119,7 +119,7 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The first by name.
         first: String,
-        /// How many.
+        /// Number of extra tensors.
         count: usize,
     },
     /// A tensor of another shape.
@@ -131,10 +131,10 @@ pub enum CheckpointError {
         name: String,
         /// Its shape.
         found: Vec<usize>,
-        /// The model's.
+        /// Its shape in the model.
         expected: Vec<usize>,
     },
-    /// A tensor of a number format that is not read.
+    /// A tensor of an unsupported number format.
     #[error("{}: `{name}` is {found}, expected F32, F16, BF16 or F64", path.display())]
     Dtype {
         /// The file.
@@ -152,9 +152,9 @@ pub enum CheckpointError {
     NonFinite {
         /// The file.
         path: PathBuf,
-        /// The first tensor at fault.
+        /// The first tensor with such values.
         name: String,
-        /// How many of its values.
+        /// Number of such values in it.
         count: usize,
     },
     /// A file differs from what its checkpoint recorded.
@@ -168,7 +168,7 @@ pub enum CheckpointError {
     /// No usable checkpoint.
     #[error("{} {reason}", path.display())]
     None {
-        /// Where one was looked for.
+        /// Where a checkpoint was looked for.
         path: PathBuf,
         /// What was found and what to do.
         reason: String,
@@ -180,13 +180,13 @@ pub enum CheckpointError {
         what: &'static str,
         /// Its length.
         found: usize,
-        /// The layout's.
+        /// The length of the layout.
         expected: usize,
     },
 }
 
 impl CheckpointError {
-    /// A failed write with advice that fits the cause.
+    /// Creates the error of a failed write, with advice that fits the cause.
     pub(super) fn write(path: impl Into<PathBuf>, source: std::io::Error, kept: &str) -> Self {
         let advice = if source.kind() == std::io::ErrorKind::StorageFull {
             format!("the disk is full, free some space; {kept}")
@@ -196,7 +196,7 @@ impl CheckpointError {
         Self::Write { path: path.into(), advice, source }
     }
 
-    /// A failed read.
+    /// Creates the error of a failed read.
     pub(super) fn read(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Read { path: path.into(), source }
     }

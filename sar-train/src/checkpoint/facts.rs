@@ -1,36 +1,36 @@
-//! What the shapes of a model's tensors say about it, in the configuration's terms.
+//! What the shapes of a model's tensors reveal about it, in the configuration's terms.
 
 use std::collections::BTreeMap;
 
-/// Dimensions read off tensor shapes; `None` where the tensor that shows it is absent.
+/// Dimensions inferred from tensor shapes; `None` if the tensor that shows it is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Transformer blocks.
+    /// Number of transformer blocks.
     pub depth: Option<usize>,
     /// Width of a token.
     pub width: Option<usize>,
-    /// Attention heads.
+    /// Number of attention heads.
     pub heads: Option<usize>,
     /// Codebook size, of a generator or a tokenizer.
     pub vocab: Option<usize>,
-    /// Latent channels, of a generator or a tokenizer.
+    /// Number of latent channels, of a generator or a tokenizer.
     pub channels: Option<usize>,
-    /// Classes, without the unconditional one.
+    /// Number of classes, without the unconditional one.
     pub classes: Option<usize>,
-    /// Side of the position table, of a generator that has one.
+    /// Side of the position table, if a generator has one.
     pub pos_side: Option<usize>,
-    /// Tokens and scales with positions of their own, of a generator that has such.
+    /// Number of tokens and scales with positions of their own, if a generator has such positions.
     pub levels: Option<(usize, usize)>,
-    /// Width of the FFN over the model's.
+    /// Ratio of the FFN's width to the model's.
     pub mlp_ratio: Option<usize>,
     /// Base channels of a tokenizer.
     pub base_channels: Option<usize>,
-    /// Resolution levels of a tokenizer.
+    /// Number of resolution levels of a tokenizer.
     pub halvings: Option<usize>,
 }
 
 impl Facts {
-    /// Reads the facts off named shapes.
+    /// Infers the facts from named shapes.
     pub fn of<'a>(shapes: impl IntoIterator<Item = (&'a str, &'a [usize])>) -> Self {
         let shapes: BTreeMap<&str, &[usize]> = shapes.into_iter().collect();
         let dim = |name: &str, axis: usize| shapes.get(name).and_then(|s| s.get(axis)).copied();
@@ -58,7 +58,8 @@ impl Facts {
         }
     }
 
-    /// Tokens with positions of their own, 0 where those come from a table that is resized.
+    /// Number of tokens with positions of their own; 0 if positions come from a table that is
+    /// resized.
     fn tokens(&self) -> Option<usize> {
         self.levels.map(|(tokens, _)| tokens).or(self.pos_side.map(|_| 0))
     }
@@ -67,7 +68,7 @@ impl Facts {
         self.levels.map(|(_, scales)| scales).or(self.pos_side.map(|_| 0))
     }
 
-    /// "this file is depth 6, the configuration says depth 4", for all that differ.
+    /// Describes all differences: "this file is depth 6, the configuration says depth 4".
     pub fn differences(&self, expected: &Self) -> Vec<String> {
         [
             ("depth", self.depth, expected.depth),

@@ -1,4 +1,4 @@
-//! Finds weights by what a user types: a run folder, a checkpoint folder or a file.
+//! Finds weights from what a user types: a run folder, a checkpoint folder or a file.
 
 use super::CheckpointError;
 use super::folder::latest_in;
@@ -6,7 +6,7 @@ use super::record::{Purpose, verify};
 use crate::run_files::{CHECKPOINTS, CONFIG};
 use std::path::{Path, PathBuf};
 
-/// The running average of a checkpoint.
+/// File name of the running average of a checkpoint.
 const AVERAGE: &str = "ema.safetensors";
 
 /// Weights that were found.
@@ -14,19 +14,20 @@ const AVERAGE: &str = "ema.safetensors";
 pub struct Located {
     /// The safetensors file.
     pub file: PathBuf,
-    /// The run folder it belongs to, where it lies in one: its `config.toml` says the rest.
+    /// The run folder that contains it, if there is one; its `config.toml` describes the rest.
     pub run: Option<PathBuf>,
     /// Whether they are the running average.
     pub ema: bool,
-    /// Checkpoints that were passed over, one line each.
+    /// Checkpoints that were skipped, one line each.
     pub warnings: Vec<String>,
 }
 
-/// Finds the weights at `path`: of a run folder the newest whole checkpoint, of a checkpoint folder
-/// its model (`ema`: its running average), or the file itself, with which `ema` must agree.
+/// Finds the weights at `path`: in a run folder, those of the newest complete checkpoint; in a
+/// checkpoint folder, its model (with `ema`, its running average); or else the file itself, which
+/// with `ema` must be a running average.
 ///
 /// # Errors
-/// [`CheckpointError::None`] saying what is there instead; a damaged checkpoint.
+/// [`CheckpointError::None`], which says what is there instead; or a damaged checkpoint.
 pub fn locate(path: &Path, ema: bool) -> Result<Located, CheckpointError> {
     let none = |reason: &str| CheckpointError::None { path: path.into(), reason: reason.into() };
     if path.is_file() {
@@ -63,7 +64,7 @@ pub fn locate(path: &Path, ema: bool) -> Result<Located, CheckpointError> {
     Ok(Located { file, run, ema, warnings })
 }
 
-/// The run folder of `checkpoints/step-N`.
+/// Returns the run folder that contains `checkpoints/step-N`.
 fn run_of(step: &Path) -> Option<PathBuf> {
     let step = std::path::absolute(step).ok()?;
     let run = step.parent().filter(|p| p.ends_with(CHECKPOINTS))?.parent()?;

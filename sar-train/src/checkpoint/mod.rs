@@ -1,9 +1,10 @@
 //! Weights and training state on disk.
 //!
-//! Weights are safetensors files under the published tensor names; a small JSON in the header says
-//! what they are ([`Header`]). A training checkpoint is a folder `step-N` with the weights, their
-//! running average, the optimiser's moments and the state of the loop ([`Checkpoints`]). Nothing
-//! partial ever bears a final name: files are written aside, synced and renamed.
+//! Weights are safetensors files under the published tensor names; a small JSON in the header
+//! describes them ([`Header`]). A training checkpoint is a folder `step-N` with the weights, their
+//! running average, the optimiser's moments and the state of the loop ([`Checkpoints`]). An
+//! incomplete file never has its final name: files are written under a temporary one, synced and
+//! renamed.
 
 mod error;
 mod facts;
@@ -30,10 +31,10 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::Path;
 
-/// Format version written and the newest that can be read.
+/// Format version that is written, and the newest that can be read.
 pub const FORMAT: u32 = 1;
 
-/// What a file's weights belong to.
+/// Kind of model that weights belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
@@ -52,25 +53,25 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What a file says about itself, as JSON under the key `sar` of the safetensors metadata.
+/// Description of a file, stored as JSON under the key `sar` of the safetensors metadata.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Header {
     /// Format version, [`FORMAT`].
     pub format: u32,
-    /// What the weights belong to.
+    /// Kind of model that the weights belong to.
     pub kind: Kind,
-    /// Optimiser steps taken.
+    /// Number of optimiser steps taken.
     pub step: u64,
     /// Version of the program that wrote it.
     pub program: String,
     /// The model's configuration, so that it can be rebuilt from the file alone.
     pub config: serde_json::Value,
-    /// Names of a generator's classes, where they are known: the file may be used without its run.
+    /// Names of a generator's classes, if known, because the file may be used without its run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
 }
 
-/// Refuses what a newer program wrote, before its fields are looked at: they may be others.
+/// Refuses records of a newer program before their fields are read, as these may have changed.
 fn check_format(path: &Path, record: &serde_json::Value) -> Result<(), CheckpointError> {
     let found = record.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0);
     if found <= u64::from(FORMAT) {
@@ -81,7 +82,7 @@ fn check_format(path: &Path, record: &serde_json::Value) -> Result<(), Checkpoin
 }
 
 impl Header {
-    /// A header of this program's version.
+    /// Creates a header of this program's version.
     ///
     /// # Errors
     /// The configuration cannot be written as JSON.
@@ -92,10 +93,10 @@ impl Header {
         Ok(Self { format: FORMAT, kind, step, program, config, classes: Vec::new() })
     }
 
-    /// The configuration as its type.
+    /// Returns the configuration as its type.
     ///
     /// # Errors
-    /// [`CheckpointError::State`] where it is not one, naming the key.
+    /// [`CheckpointError::State`], which names the key, if it is not of this type.
     pub fn config<C: serde::de::DeserializeOwned>(&self) -> Result<C, CheckpointError> {
         C::deserialize(&self.config).map_err(|e| CheckpointError::State {
             path: "header".into(),

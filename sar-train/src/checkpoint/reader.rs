@@ -1,4 +1,5 @@
-//! A safetensors file that is open: its header is in memory, its tensors are on disk until they are asked for.
+//! An open safetensors file: its header is in memory, its tensors stay on disk until they are
+//! requested.
 
 use super::pth::otherwise;
 use super::{CheckpointError, Header, Kind, check_format};
@@ -11,17 +12,17 @@ use std::path::Path;
 
 /// Longest header that is read; the safetensors format's own limit.
 const LONGEST_HEADER: u64 = 100_000_000;
-/// Bytes before the header, which say how long it is.
+/// Number of bytes before the header, which give its length.
 const PREFIX: usize = 8;
-/// Bytes that are read at once: few calls, and nothing beside a model of gigabytes.
+/// Number of bytes read at once: few calls, and little memory compared with a model of gigabytes.
 const PIECE: usize = 1 << 20;
 
-/// A file whose header has been read and fits its length.
+/// A file whose header has been read and agrees with its length.
 pub(super) struct Reader<'a> {
     path: &'a Path,
     file: File,
     metadata: Metadata,
-    /// Where the tensors begin.
+    /// Offset at which the tensors begin.
     data: u64,
 }
 
@@ -29,12 +30,13 @@ impl<'a> Reader<'a> {
     /// Opens a file and reads its header.
     ///
     /// # Errors
-    /// It cannot be read, is not safetensors, or is of another length than its header says.
+    /// The file cannot be read, is not safetensors, or does not have the length that its header
+    /// implies.
     pub(super) fn open(path: &'a Path) -> Result<Self, CheckpointError> {
         let read = |e| CheckpointError::read(path, e);
         let mut file = File::open(path).map_err(read)?;
         let found = file.metadata().map_err(read)?.len();
-        // One byte more than the prefix tells text from a header.
+        // One byte more than the prefix distinguishes text from a header.
         let start = at_most(&mut file, PREFIX as u64 + 1).map_err(read)?;
         let length = header_length(path, &start).or_else(|error| {
             let mut head = start.clone();
@@ -67,10 +69,10 @@ impl<'a> Reader<'a> {
         self.path
     }
 
-    /// What the file says about itself; `None` where this program did not write it.
+    /// Returns the file's header; `None` if this program did not write the file.
     ///
     /// # Errors
-    /// It is of a newer format, or of another than the `kind` expected.
+    /// The file has a newer format, or is of another kind than the expected `kind`.
     pub(super) fn header(&self, kind: Option<Kind>) -> Result<Option<Header>, CheckpointError> {
         let Some(text) = self.metadata.metadata().as_ref().and_then(|m| m.get("sar")) else {
             return Ok(None);
@@ -91,12 +93,12 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Name and shape of every tensor.
+    /// Returns name and shape of every tensor.
     pub(super) fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
         self.metadata.tensors().into_iter().map(|(n, info)| (n, info.shape.clone())).collect()
     }
 
-    /// Reads a tensor's values into `to`, which has as many; F16, BF16 and F64 become f32.
+    /// Reads a tensor's values into `to`, which has the same length; F16, BF16 and F64 become f32.
     ///
     /// # Errors
     /// [`CheckpointError::Missing`], [`CheckpointError::Dtype`], or the file cannot be read.
@@ -139,14 +141,14 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The next bytes of a file, so many or as many as there are.
+/// Reads the next `count` bytes of a file, or fewer at its end.
 fn at_most(file: &mut File, count: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(count).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// How long the header is, by the first bytes of a file.
+/// Returns the length of the header, given the first bytes of a file.
 fn header_length(path: &Path, start: &[u8]) -> Result<u64, CheckpointError> {
     if start.is_empty() {
         return Err(not_safetensors(path, "it is empty"));

@@ -1,4 +1,4 @@
-//! `state.json`, the record of a checkpoint, and what it says of the files beside it.
+//! `state.json`, the record of a checkpoint, and the checks of the other files against it.
 
 use super::storage::{Sum, sum_of};
 use super::{CheckpointError, check_format};
@@ -18,16 +18,17 @@ pub(super) struct Record {
     pub(super) step: u64,
     pub(super) files: BTreeMap<String, Sum>,
     pub(super) run: serde_json::Value,
-    /// CRC-32 of the text, as it is with [`NO_SUM`] here; files had none before there was one. It is looked at once
-    /// the format is known, so that a newer one is told as that.
+    /// CRC-32 of this record's text with [`NO_SUM`] in this place; records of older programs have
+    /// none. It is checked only after the format, so that a newer format is reported as such.
     #[serde(default)]
     pub(super) own_crc32: Option<String>,
 }
 
-/// Stands for a record's own sum while it is taken.
+/// Placeholder for a record's own checksum while that is computed.
 pub(super) const NO_SUM: &str = "00000000";
 
-/// The CRC-32 of a record's text in the place of its sum, and the text with it.
+/// Returns the CRC-32 of a record's text whose checksum is `sum`, and the text with the new
+/// checksum.
 pub(super) fn summed(text: &str, sum: &str) -> (String, String) {
     let blank = text.replacen(&own(sum), &own(NO_SUM), 1);
     let sum = format!("{:08x}", crc32fast::hash(blank.as_bytes()));
@@ -35,21 +36,21 @@ pub(super) fn summed(text: &str, sum: &str) -> (String, String) {
     (sum, text)
 }
 
-/// How the sum stands in the text.
+/// Returns the checksum as it is written in the text.
 fn own(sum: &str) -> String {
     format!("\"own_crc32\": \"{sum}\"")
 }
 
-/// What a checkpoint is looked for for, and so which of its files must be whole.
+/// What a checkpoint is needed for, which decides which of its files must be intact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// To go on training: all of them.
+    /// To continue training: all files are needed.
     Resume,
-    /// To use the weights: the optimiser's moments may have been removed to save room.
+    /// To use the weights: the optimiser's moments may have been removed to save space.
     Weights,
 }
 
-/// Fails unless every file of the checkpoint that the purpose needs is as it was written.
+/// Checks that every file of the checkpoint that the purpose needs is as it was written.
 pub(super) fn verify(folder: &Path, purpose: Purpose) -> Result<(), CheckpointError> {
     let files = read_record(folder)?.files.into_iter();
     for (name, expected) in files.filter(|(n, _)| purpose == Purpose::Resume || n != OPTIMIZER) {

@@ -1,4 +1,4 @@
-//! Where checkpoints are written: a seam at which tests can let the disk run full.
+//! Where checkpoints are written: an abstraction that lets tests simulate a full disk.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -9,16 +9,16 @@ pub trait Sink: Write {
     /// Returns when everything written so far would survive a power failure.
     ///
     /// # Errors
-    /// The disk says no, possibly late: of an earlier write.
+    /// The disk reports an error, possibly one of an earlier write.
     fn sync(&mut self) -> io::Result<()>;
 }
 
-/// Makes new files.
+/// Creates new files.
 pub trait Storage: Send + Sync {
-    /// A new, empty file.
+    /// Creates a new, empty file.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The file cannot be created.
     fn create(&self, path: &Path) -> io::Result<Box<dyn Sink>>;
 }
 
@@ -28,7 +28,7 @@ pub struct Disk;
 
 impl Storage for Disk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn Sink>> {
-        // Large writes: tensors are converted in pieces of this size.
+        // Writes are large: tensors are converted in pieces of this size.
         Ok(Box::new(BufWriter::with_capacity(1 << 20, File::create(path)?)))
     }
 }
@@ -40,14 +40,14 @@ impl Sink for BufWriter<File> {
     }
 }
 
-/// Length and CRC-32 of what went through.
+/// Length and CRC-32 of written data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Sum {
     pub(super) bytes: u64,
     pub(super) crc32: u32,
 }
 
-/// Counts and sums what it passes on.
+/// A writer that counts and sums what it passes on.
 pub(super) struct Summing<'a> {
     to: &'a mut dyn Write,
     crc: crc32fast::Hasher,
@@ -77,7 +77,7 @@ impl Write for Summing<'_> {
     }
 }
 
-/// The sum of a file that exists.
+/// Returns length and CRC-32 of an existing file.
 pub(super) fn sum_of(path: &Path) -> io::Result<Sum> {
     let mut nowhere = io::sink();
     let mut summing = Summing::new(&mut nowhere);
@@ -85,7 +85,7 @@ pub(super) fn sum_of(path: &Path) -> io::Result<Sum> {
     Ok(summing.sum())
 }
 
-/// Writes and syncs a file under `path` itself.
+/// Writes and syncs a file directly under `path`.
 pub(super) fn write_synced<T>(
     storage: &dyn Storage,
     path: &Path,

@@ -1,4 +1,4 @@
-//! One safetensors file of named tensors.
+//! A safetensors file of named tensors.
 
 use super::reader::Reader;
 use super::storage::{Sum, Summing};
@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Buffers that published files carry beside the parameters.
+/// Buffers that published files contain in addition to the parameters.
 const BUFFERS: [&str; 5] =
     ["attn_bias_for_masking", "zero_k_bias", "codebook_used", "lvl_1L", "ema_vocab_hit_SV"];
 
-/// What was read from a file.
+/// Contents of a file of weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Weights {
-    /// What the file says about itself; `None` for a file that this program did not write.
+    /// The file's header; `None` for a file that this program did not write.
     pub header: Option<Header>,
     /// The parameters, in the layout's order.
     pub flat: Vec<f32>,
@@ -24,11 +24,11 @@ pub struct Weights {
 
 /// Writes the parameters `flat`, laid out by `layout`, as a safetensors file at `path`.
 ///
-/// The file is written aside, synced and renamed: at any moment `path` is the old file or the whole
-/// new one.
+/// The file is written under a temporary name, synced and renamed: at any moment `path` is either
+/// the old file or the complete new one.
 ///
 /// # Errors
-/// [`CheckpointError::Length`] for a buffer of another length, [`CheckpointError::Write`].
+/// [`CheckpointError::Length`] if the buffer has another length, [`CheckpointError::Write`].
 pub fn save_weights(
     path: &Path,
     header: &Header,
@@ -43,11 +43,11 @@ pub fn save_weights(
 
 /// Reads the parameters of a model of this `kind` and `layout`.
 ///
-/// Published buffers (`attn_bias_for_masking`, `zero_k_bias`, `codebook_used` and the like) are passed over;
-/// F16, BF16 and F64 become f32.
+/// Published buffers (`attn_bias_for_masking`, `zero_k_bias`, `codebook_used` and the like) are
+/// ignored; F16, BF16 and F64 become f32.
 ///
 /// # Errors
-/// Every way in which the file does not fit, naming the likely cause; see [`CheckpointError`].
+/// The file does not fit in some way; the error names the likely cause. See [`CheckpointError`].
 pub fn load_weights(path: &Path, kind: Kind, layout: &Layout) -> Result<Weights, CheckpointError> {
     let file = Reader::open(path)?;
     let header = file.header(Some(kind))?;
@@ -55,15 +55,15 @@ pub fn load_weights(path: &Path, kind: Kind, layout: &Layout) -> Result<Weights,
     Ok(Weights { header, flat })
 }
 
-/// What a file says about itself: `None` where this program did not write it.
+/// Reads a file's header; returns `None` if this program did not write the file.
 ///
 /// # Errors
-/// The file cannot be read, is not safetensors or is of a newer format.
+/// The file cannot be read, is not safetensors or has a newer format.
 pub fn read_header(path: &Path) -> Result<Option<Header>, CheckpointError> {
     Reader::open(path)?.header(None)
 }
 
-/// Name and shape of every tensor but the published buffers.
+/// Reads name and shape of every tensor except the published buffers.
 ///
 /// # Errors
 /// The file cannot be read or is not safetensors.
@@ -73,7 +73,7 @@ pub fn read_shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>, Checkpoi
     Ok(shapes)
 }
 
-/// Reads several sets of one layout (`first_moment.`, …) from a file.
+/// Reads several sets of tensors of one layout (`first_moment.`, …) from a file.
 pub(super) fn load_sets(
     path: &Path,
     layout: &Layout,
@@ -84,7 +84,7 @@ pub(super) fn load_sets(
     prefixes.iter().map(|prefix| read_tensors(&file, layout, prefix)).collect()
 }
 
-/// Whether a buffer has as many values as the layout.
+/// Checks that a buffer has as many values as the layout.
 pub(crate) fn check_length(
     what: &'static str,
     layout: &Layout,
@@ -96,7 +96,8 @@ pub(crate) fn check_length(
     Err(CheckpointError::Length { what, found: flat.len(), expected: layout.len() })
 }
 
-/// Writes the sets, each under its prefix, and says what was written.
+/// Writes the sets of tensors, each under its prefix, and returns length and checksum of what was
+/// written.
 pub(super) fn write_tensors(
     sink: &mut dyn Write,
     header: &Header,
@@ -140,7 +141,8 @@ fn is_buffer(name: &str) -> bool {
     BUFFERS.iter().any(|b| name == *b || name.strip_suffix(b).is_some_and(|p| p.ends_with('.')))
 }
 
-/// The parameters of a layout, in its order, of the tensors whose names begin with `prefix`.
+/// Reads the parameters of a layout, in its order, from the tensors whose names begin with
+/// `prefix`.
 fn read_tensors(
     file: &Reader<'_>,
     layout: &Layout,
@@ -158,7 +160,7 @@ fn read_tensors(
     Ok(flat)
 }
 
-/// Fails unless names and shapes of a file are the layout's.
+/// Checks that names and shapes of a file are those of the layout.
 fn compare(
     path: &Path,
     layout: &Layout,
@@ -210,10 +212,10 @@ fn compare(
     })
 }
 
-/// Lays out tensors that were read from another format; published buffers are passed over.
+/// Lays out tensors that were read from another format; published buffers are ignored.
 ///
 /// # Errors
-/// As [`load_weights`], as far as names, shapes and values go.
+/// As for [`load_weights`], concerning names, shapes and values.
 pub fn arrange(
     path: &Path,
     layout: &Layout,

@@ -19,7 +19,7 @@ pub enum StepMode {
 }
 
 impl StepMode {
-    /// Lets a configuration train this; its other switches stay.
+    /// Makes a configuration train this; its other switches are kept.
     pub(crate) fn choose(self, config: &mut Config) {
         let extent = match self {
             Self::Tf => {

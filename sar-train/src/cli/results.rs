@@ -20,16 +20,17 @@ pub struct SamplerArgs {
     /// Grids to sample in; default: the generator's.
     #[arg(long, value_name = "1_2_4_8")]
     pub schedule: Option<ScaleSchedule>,
-    /// Seed, the first of several: image k of a seed is always the same. Default: the run's (sample.seed), or 0.
+    /// Seed, the first of several; image k of a seed is always the same. Default: the run's
+    /// (sample.seed), or 0.
     #[arg(long, value_name = "N", value_parser = super::seed)]
     pub seed: Option<u64>,
-    /// Greedy on grids outside the published sampler's fixed list, as that is.
+    /// Be greedy on grids outside the published sampler's fixed list, as that sampler is.
     #[arg(long)]
     pub published_greedy: bool,
 }
 
 impl SamplerArgs {
-    /// The settings of a generator's run with what was typed over them, checked.
+    /// Returns the settings of a generator's run, overridden by the flags and checked.
     pub(crate) fn settings(
         &self,
         mut run: SampleConfig,
@@ -46,7 +47,7 @@ impl SamplerArgs {
         Ok(run)
     }
 
-    /// Puts what is given over a configuration.
+    /// Overrides a configuration with the given flags.
     pub(crate) fn over(&self, sample: &mut SampleConfig) {
         sample.batch = self.batch.unwrap_or(sample.batch);
         sample.ramp = self.ramp.unwrap_or(sample.ramp);
@@ -56,7 +57,7 @@ impl SamplerArgs {
     }
 }
 
-/// Which tokens are drawn from.
+/// Filter of the tokens that are drawn from.
 #[derive(Clone, Debug, Args)]
 pub struct FilterArgs {
     /// Keep the k most likely tokens; 0 is off, 1 is greedy. Default: the run's (sample.top_k), or 900.
@@ -67,16 +68,17 @@ pub struct FilterArgs {
     pub top_p: Option<f64>,
 }
 
-/// One of several parts, as equal as may be, that images are made in: `1/8` is the first of eight.
+/// One of several parts, as equal as possible, in which images are made: `1/8` is the first of
+/// eight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// Which, counted from 1.
+    /// Number of the part, counted from 1.
     index: usize,
     of: usize,
 }
 
 impl Part {
-    /// Numbers of its images, of `count`.
+    /// Returns the numbers of its images, of `count` in total.
     pub(crate) fn of(self, count: usize) -> Range<usize> {
         let [from, to] = [self.index - 1, self.index].map(|i| count as u128 * i as u128);
         let at = |of: u128| (of / self.of as u128) as usize;
@@ -108,8 +110,9 @@ pub struct OutArgs {
     /// Folder for the images.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Go on after the images that an earlier call with the same flags left in --out; begin where there are
-    /// none. --count may be larger. Files that are named like its images are taken for them.
+    /// Continue after the images that an earlier call with the same flags left in --out, or begin
+    /// if there are none. --count may be larger. Files that are named like its images are taken for
+    /// them.
     #[arg(long, conflicts_with = "force")]
     pub resume: bool,
     /// Replace the images of an earlier call in --out; `sample` replaces the file of --npz, too.
@@ -147,8 +150,9 @@ pub struct SampleArgs {
     /// Also write all images as one array, uint8 `[n, h, w, 3]`, which published evaluators read.
     #[arg(long, value_name = "FILE")]
     pub npz: Option<PathBuf>,
-    /// Make part I of N alone, in a folder that all parts share: as many calls at once as there are GPUs, or jobs in an
-    /// array. Each takes up what it left. Then the same with --resume in place of --part makes grid and array.
+    /// Make only part I of N, in a folder that all parts share: as many calls at once as there are
+    /// GPUs, or jobs in an array. Each continues what it has left there. Then the same with
+    /// --resume in place of --part makes grid and array.
     #[arg(long, value_name = "I/N", conflicts_with_all = ["force", "npz"])]
     pub part: Option<Part>,
     /// Sample from the running average of the weights, where the checkpoint has one.
@@ -167,14 +171,14 @@ pub struct EditArgs {
     /// The image; the largest square in its middle counts, scaled to what the generator draws.
     #[arg(long, value_name = "FILE")]
     pub image: PathBuf,
-    /// What of it to draw anew: an image of the same size, there lighter than the middle grey (white; what is
-    /// transparent counts as that), elsewhere darker. In the last grid a token
-    /// of which any pixel is masked is drawn anew, whole; in coarser grids, from the second pass on, one of
-    /// which more than half is.
+    /// Which part of it to draw anew: an image of the same size that is lighter than middle grey
+    /// there (white; transparent counts as white) and darker elsewhere. In the last grid, a token
+    /// is drawn anew as a whole if any of its pixels is masked; in coarser grids, from the second
+    /// pass on, if more than half of them are.
     #[arg(long, value_name = "FILE")]
     pub mask: Option<PathBuf>,
-    /// Take the first N grids from the image, under the mask too: its coarse look stays. Without --mask, all
-    /// that is finer is drawn anew.
+    /// Take the first N grids from the image, under the mask too, so that its coarse look stays.
+    /// Without --mask, everything finer is drawn anew.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub keep_scales: usize,
     /// How often to draw what is masked, each time on what was drawn before: 2 fits in better than 1. Goes with
@@ -185,8 +189,8 @@ pub struct EditArgs {
     /// Where the images go.
     #[command(flatten)]
     pub place: OutArgs,
-    /// Classes to draw, in turn, by name or by number from 0; what is both is a name. A default is there only
-    /// for a generator of one class.
+    /// Classes to draw, in turn, by name or by number from 0; what is both is a name. There is a
+    /// default only for a generator of one class.
     #[arg(long, value_delimiter = ',', value_name = "0,cat,…", allow_hyphen_values = true)]
     pub classes: Vec<String>,
     /// Images.
@@ -230,8 +234,8 @@ pub struct EvalArgs {
     /// Keep this cumulative probability; 0 is off. Several are swept, each with every --top-k.
     #[arg(long, value_delimiter = ',', value_name = "P,…", allow_hyphen_values = true)]
     pub top_p: Vec<f64>,
-    /// Samples per point of the sweep and sampling seed; more, where that makes them as many of each class.
-    /// Default: the run's (eval.samples).
+    /// Samples per point of the sweep and sampling seed, rounded up so that each class has equally
+    /// many. Default: the run's (eval.samples).
     #[arg(long, value_name = "N")]
     pub samples: Option<usize>,
     /// Sampling seeds; their spread is reported. Default: the run's (eval.seeds).
@@ -262,16 +266,16 @@ pub struct ScoreArgs {
     /// folder that `sar sample` wrote, or what --data of other commands takes.
     #[arg(value_name = "SAMPLES")]
     pub samples: String,
-    /// What to compare them with: the same, or an .npz file that has statistics (`mu`, `sigma`, `mu_s`,
-    /// `sigma_s`) beside or in place of images.
+    /// What to compare them with: the same, or an .npz file that has statistics (`mu`, `sigma`,
+    /// `mu_s`, `sigma_s`) in addition to or in place of images.
     #[arg(long, value_name = "SOURCE")]
     pub reference: String,
     /// Weights of the published Inception network: `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid's releases
     /// (github.com/mseitzer/pytorch-fid), in torch-fidelity's called weights-inception-2015-12-05-6726825d.pth.
     #[arg(long, value_name = "FILE")]
     pub inception: PathBuf,
-    /// Where to write what was seen of the reference, as an .npz file that --reference takes the next time: to look
-    /// at 50,000 images takes longer than all the rest.
+    /// Where to write the features and statistics of the reference, as an .npz file that
+    /// --reference accepts the next time: looking at 50,000 images takes longer than all the rest.
     #[arg(long, value_name = "FILE")]
     pub save_reference: Option<PathBuf>,
     /// Side that images of a source of any size are cut to, in pixels; default: that of the other images.
@@ -300,14 +304,14 @@ pub struct ConvertArgs {
     pub from: PathBuf,
     /// The `.safetensors` file to write.
     pub to: PathBuf,
-    /// Grids that the generator was trained on; default: those of its mask where its positions are of one schedule
-    /// (VAR), else the published ones, since weights alone do not say it.
+    /// Grids that the generator was trained on, which weights do not say; default: those of its
+    /// mask if its positions are of one schedule (VAR), else the published ones.
     #[arg(long, value_name = "1_2_4_8")]
     pub schedule: Option<ScaleSchedule>,
     /// Groups of a tokenizer's norms (tokenizer.groups), which its weights do not say; default: 32, as published.
     #[arg(long, value_name = "N")]
     pub groups: Option<usize>,
-    /// Replace the target where it exists.
+    /// Replace the target if it exists.
     #[arg(long)]
     pub force: bool,
 }

@@ -1,4 +1,4 @@
-//! Commands that make or continue a run of a generator.
+//! Commands that create or continue a run of a generator.
 
 use crate::checkpoint::any_in;
 use crate::config::{self, Config, ConfigError, Decode, Mode, Preset};
@@ -10,17 +10,17 @@ use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-/// Flags of every command that makes or continues a run folder.
+/// Flags of every command that creates or continues a run folder.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     /// Configuration in TOML, whose keys `sar config` explains; absent ones have their defaults (for `refine`: what the
     /// generator's run has).
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Override one key of the configuration; may be repeated; an empty value takes one away that need not be there
-    /// (train.lr=). With --resume: how long and how often
-    /// (train.steps; of a tokenizer, tokenizer_train.steps), where images and latents are (data.path, train.latents),
-    /// how samples are drawn.
+    /// Override one key of the configuration; may be repeated; an empty value removes an optional
+    /// key (train.lr=). With --resume only these may be set: how long and how often (train.steps;
+    /// of a tokenizer, tokenizer_train.steps), where images and latents are (data.path,
+    /// train.latents), how samples are drawn.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
     /// The run folder; must be new or empty unless --resume or --requeue is given.
@@ -29,9 +29,10 @@ pub struct RunArgs {
     /// Continue the run in --out from its last checkpoint, bit for bit.
     #[arg(long)]
     pub resume: bool,
-    /// Continue the run in --out where it has a checkpoint, and begin it where not: one command for a job that may be
-    /// started again at any time. The settings and images that are asked for must be those that the run began with, but
-    /// for what --resume may change; weights and tokenizer are those that it began with.
+    /// Continue the run in --out if it has a checkpoint, and begin it otherwise: one command for a
+    /// job that may be started again at any time. Settings and images must be those that the run
+    /// began with, except for what --resume may change; weights and tokenizer are those that it
+    /// began with.
     #[arg(long, conflicts_with = "resume")]
     pub requeue: bool,
     /// Images: class folders, a list file, tar archives, a glyph sheet or `builtin:glyphs10`.
@@ -43,24 +44,26 @@ pub struct RunArgs {
     /// Seed of everything random; overrides the configuration.
     #[arg(long, value_name = "N", value_parser = super::seed)]
     pub seed: Option<u64>,
-    /// Leave out images that cannot be read, and count them, instead of stopping; class folders without images likewise.
+    /// Leave out images that cannot be read, and count them, instead of stopping; class folders without images
+    /// likewise.
     #[arg(long)]
     pub skip_bad_images: bool,
-    /// A flag of `sar data check`; a mistake that is told of.
+    /// A flag of `sar data check`; accepted here only to explain the mistake.
     #[arg(long, hide = true)]
     pub unlabelled: bool,
-    /// The keys of the file of --config, which may be a pipe and is read once.
+    /// Keys of the file of --config, which may be a pipe and is read only once.
     #[arg(skip)]
     pub(crate) keys: Arc<OnceLock<toml::Table>>,
 }
 
 impl RunArgs {
-    /// The configuration of a new run: `base`, the keys of the file, those of `--set`, then the flags.
+    /// Returns the configuration of a new run: `base`, overridden by the keys of the file, those of
+    /// `--set`, then the flags.
     ///
     /// # Errors
     /// The file or a `--set` cannot be used.
     pub fn config(&self, mut base: Config) -> Result<Config, ConfigError> {
-        // Those of a run are of its own images.
+        // The latents of another run are of its own images.
         let inherited = base.train.latents.take();
         let mut config = match &self.config {
             Some(path) => {
@@ -97,10 +100,10 @@ impl RunArgs {
         Ok(config)
     }
 
-    /// Whether the run in --out is to go on.
+    /// Whether the run in --out is to be continued.
     ///
     /// # Errors
-    /// Of --requeue, a place for checkpoints that cannot be looked at: there may be some.
+    /// With --requeue, the folder of checkpoints cannot be read, so that there may be some.
     pub(crate) fn goes_on(&self) -> anyhow::Result<bool> {
         let checkpoints = self.out.join(CHECKPOINTS);
         let there = || {
@@ -110,11 +113,12 @@ impl RunArgs {
         Ok(self.resume || self.requeue && there()?)
     }
 
-    /// The configuration of a run that goes on: `had`, and what the flags may still change of it, keys that `free`
-    /// names. Of --requeue `rest` applies the flags that the command has of its own.
+    /// Returns the configuration of a continued run: `had`, changed by the flags where they may
+    /// change it, which is in the keys of `free`. With --requeue, `rest` applies the command's own
+    /// flags.
     ///
     /// # Errors
-    /// Another value for another key, or one that cannot be used.
+    /// Another key is given another value, or a value cannot be used.
     pub(crate) fn continued(
         &self,
         had: &Config,
@@ -134,7 +138,7 @@ impl RunArgs {
             return Ok(config);
         }
         for setting in self.set.iter().filter(|setting| !within(setting, free)) {
-            // What it has already changes nothing.
+            // Setting a key to the value that it already has changes nothing.
             let same = had.clone().set(std::slice::from_ref(setting))? == *had;
             anyhow::ensure!(same, "--set {setting}: {fixed}");
         }
@@ -144,7 +148,7 @@ impl RunArgs {
         Ok(config)
     }
 
-    /// Fails where `--set` names a key that the command does not use: `used` are sections, or single
+    /// Fails if `--set` names a key that the command does not use: `used` are sections or single
     /// keys of them, and `instead` says where to look.
     pub(crate) fn sets_only(&self, used: &[&str], instead: &str) -> anyhow::Result<()> {
         for setting in &self.set {
@@ -154,13 +158,13 @@ impl RunArgs {
         Ok(())
     }
 
-    /// Whether the user asked for a value of `section.key`, in the file or by `--set`.
+    /// Whether the user gave a value for `section.key`, in the file or by `--set`.
     pub(crate) fn names(&self, section: &str, key: &str) -> bool {
         let of = |table: &toml::Table| table.get(section).is_some_and(|s| s.get(key).is_some());
         self.keys.get().is_some_and(of) || self.sets(section, key)
     }
 
-    /// A section of the file of --config, as it is there.
+    /// Returns a section of the file of --config, as written there.
     pub(crate) fn file_section(&self, section: &str) -> Option<&toml::Table> {
         self.keys.get()?.get(section)?.as_table()
     }
@@ -171,7 +175,7 @@ impl RunArgs {
     }
 }
 
-/// The keys that differ, with their values in the one and in the other.
+/// Returns the keys that differ, with their values in both tables.
 pub(crate) fn differences(was: &toml::Table, is: &toml::Table) -> Vec<(String, String, String)> {
     let told =
         |value: Option<&toml::Value>| value.map_or("nothing".to_owned(), ToString::to_string);
@@ -187,9 +191,10 @@ pub(crate) fn differences(was: &toml::Table, is: &toml::Table) -> Vec<(String, S
     parts.collect()
 }
 
-/// Makes the paths of images and latents hold from wherever the run is continued or measured.
+/// Makes the paths of images and latents absolute, so that they hold wherever the run is continued
+/// or measured.
 fn whole_path(config: &mut Config) {
-    // By an empty one a run is told that it trains on its images.
+    // An empty path means that the run trains on its images.
     config.train.latents = config.train.latents.take().filter(|path| !path.as_os_str().is_empty());
     let paths = [config.data.path.as_mut(), config.train.latents.as_mut()];
     for path in paths.into_iter().flatten() {
@@ -199,7 +204,8 @@ fn whole_path(config: &mut Config) {
     }
 }
 
-/// The path without `..`, so that it does not depend on the folders that it leads out of; links after them stay.
+/// Resolves `..` in a path, so that it does not depend on the folders that it leads out of; links
+/// after it are kept.
 fn without_parents(path: &Path) -> PathBuf {
     let parts: Vec<_> = path.components().collect();
     let Some(last) = parts.iter().rposition(|part| *part == Component::ParentDir) else {
@@ -208,18 +214,18 @@ fn without_parents(path: &Path) -> PathBuf {
     let (out, rest) = parts.split_at(last + 1);
     match out.iter().collect::<PathBuf>().canonicalize() {
         Ok(found) => found.join(rest.iter().collect::<PathBuf>()),
-        // What is not there is told by whoever opens it.
+        // A missing folder is reported when the path is opened.
         Err(_) => path.to_owned(),
     }
 }
 
-/// Whether a setting is of one of the sections, or single keys of them, that `names` are.
+/// Whether a setting belongs to one of the sections or single keys in `names`.
 fn within(setting: &str, names: &[&str]) -> bool {
     let key: Vec<&str> = parts(setting).collect();
     names.iter().any(|name| key.starts_with(&name.split('.').collect::<Vec<_>>()))
 }
 
-/// `section` and `key` of `section.key=value`.
+/// Returns `section` and `key` of `section.key=value`.
 fn parts(setting: &str) -> impl Iterator<Item = &str> {
     setting.split('=').next().unwrap_or_default().split('.').map(str::trim)
 }
@@ -234,8 +240,9 @@ pub struct TrainArgs {
     /// .safetensors file; default: the one of the run that --init-from names.
     #[arg(long, value_name = "PATH")]
     pub tokenizer: Option<PathBuf>,
-    /// The images have other classes than the weights of --init-from: those of the same name keep what they
-    /// learned, the others begin anew. A class that is called by its own number counts as without a name.
+    /// The images have other classes than the weights of --init-from: those of the same name keep
+    /// what they learned, the others begin anew. A class whose name is its own number counts as one
+    /// without a name.
     #[arg(long, requires = "init_from")]
     pub new_classes: bool,
     /// Latents of the images, from `sar tokenizer encode --latents`, so that they are not encoded again.
@@ -249,7 +256,8 @@ pub struct TrainArgs {
 /// `sar refine`.
 #[derive(Clone, Debug, Args)]
 pub struct RefineArgs {
-    /// Where other commands have the generator; a mistake that is told of.
+    /// The place where other commands take the generator; accepted here only to explain the
+    /// mistake.
     #[arg(hide = true, value_name = "GENERATOR")]
     pub generator: Option<PathBuf>,
     /// Folder, configuration, resume; `--init-from` names the trained generator.

@@ -5,7 +5,7 @@ use clap::{Args, Subcommand};
 use sar_math::ScaleSchedule;
 use std::path::PathBuf;
 
-/// More views than this are a typing error.
+/// More views than this are taken for a typing error.
 const MOST_VIEWS: u64 = 10_000;
 
 /// `sar tokenizer`.
@@ -67,10 +67,11 @@ pub struct TokenizerEvalArgs {
     /// Grids to measure at, coarse to fine; default: those of the tokenizer's run.
     #[arg(long, value_name = "1_2_4_8")]
     pub schedule: Option<ScaleSchedule>,
-    /// Where to write a grid of images beside their reconstructions.
+    /// Where to write a grid of images next to their reconstructions.
     #[arg(long, value_name = "PNG")]
     pub grid: Option<PathBuf>,
-    /// Of images without a val/ of their own take all, not the part that would be held out.
+    /// Take all images of a set without a val/ of its own, not only the part that would be held
+    /// out.
     #[arg(long, requires = "data")]
     pub all: bool,
     /// Where to write the reconstructions of all images as an array, uint8 `[n, h, w, 3]`. With --originals, `sar score
@@ -97,24 +98,27 @@ pub struct TokenizerEncodeArgs {
     /// Grids of the tokens, coarse to fine; default: those of the tokenizer's run.
     #[arg(long, value_name = "1_2_4_8", conflicts_with = "latents")]
     pub schedule: Option<ScaleSchedule>,
-    /// Write latents, which `sar train --latents FILE` takes in place of encoding the images in every epoch.
+    /// Write latents, from which `sar train --latents FILE` trains instead of encoding the images
+    /// in every epoch.
     #[arg(long)]
     pub latents: bool,
-    /// Latents of each training image: as so many epochs cut, mirror and move it; later ones see them again.
+    /// Number of latents per training image: cut, mirrored and moved as in that many epochs; later
+    /// epochs reuse them.
     #[arg(long, value_name = "N", default_value_t = 1, requires = "latents", value_parser = clap::value_parser!(u64).range(1..=MOST_VIEWS))]
     pub views: u64,
-    /// Seed of the cuts; default: that of the tokenizer's run for training. With the seed of the training run
-    /// its first epochs are the same, bit for bit, as without --latents.
+    /// Seed of the cuts; default: that of the tokenizer's run for training. With the seed of the
+    /// training run its first epochs are the same, bit for bit, as without --latents.
     #[arg(long, value_name = "N", requires = "latents", value_parser = super::seed)]
     pub seed: Option<u64>,
-    /// Store latents in 16 bits, half the size; now and then a code becomes another (on glyphs one in 2,200).
+    /// Store latents in 16 bits, half the size; this changes a code now and then (on glyphs one in
+    /// 2,200).
     #[arg(long, requires = "latents")]
     pub half: bool,
-    /// Override one key of section `data`, such as data.flip: how training images are cut; may be repeated. Goes
-    /// with --latents: tokens are of the images as they are in the middle.
+    /// Override one key of section `data`, such as data.flip: how training images are cut; may be
+    /// repeated. Only with --latents, because tokens are always of the images cut in the middle.
     #[arg(long, value_name = "data.KEY=VALUE", requires = "latents")]
     pub set: Vec<String>,
-    /// Replace the file of --out where it exists.
+    /// Replace the file of --out if it exists.
     #[arg(long)]
     pub force: bool,
 }

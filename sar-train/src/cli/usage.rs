@@ -1,5 +1,5 @@
-//! What is said of flags where the parser of arguments would mislead: numbers below nought, and flags that do not go
-//! together.
+//! Messages about flags where the argument parser's own would mislead: negative numbers, and flags
+//! that do not go together.
 
 use super::{
     BackendName, Cli, Command, GlobalArgs, RefineArgs, RunArgs, TokenizerCommand,
@@ -11,16 +11,17 @@ use clap::{CommandFactory as _, FromArgMatches as _, value_parser};
 use std::path::Path;
 use std::str::FromStr;
 
-/// Flags of a number with a parser of their own, which is of the same type as the one that is replaced.
+/// Flags of numbers that keep their own parser, which has the same type as the one that is
+/// replaced.
 const OWN: [&str; 1] = ["threads"];
 
-/// A number that may be none, and not less; what else it may be is the configuration's to say.
+/// Parses a whole number of at least 0; its range is checked with the configuration.
 fn whole<T: FromStr>(text: &str) -> Result<T, String> {
     text.parse().map_err(|_| "expected a whole number, 0 or more, that 64 bits hold".to_owned())
 }
 
-/// A command whose flags take a negative number for a value, which is one that their own parsers refuse, and not for
-/// a flag that there is not.
+/// Makes the flags of a command accept negative numbers as values, which their own parsers then
+/// refuse, so that these are not taken for unknown flags.
 fn with_numbers(command: clap::Command) -> clap::Command {
     command
         .mut_args(|arg| {
@@ -39,7 +40,8 @@ fn with_numbers(command: clap::Command) -> clap::Command {
 }
 
 impl Cli {
-    /// The flags of this process; wrong ones end it with what is wrong, and with exit code 2.
+    /// Parses the flags of this process; if they are wrong, prints what is wrong and exits with
+    /// code 2.
     pub fn typed() -> Self {
         let matches = with_numbers(Self::command()).get_matches();
         let cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
@@ -49,7 +51,7 @@ impl Cli {
         cli
     }
 
-    /// Checks the flags of commands that make or continue a run against each other.
+    /// Checks the flags of commands that create or continue a run against each other.
     ///
     /// # Errors
     /// What is wrong, and what to type instead.
@@ -66,12 +68,13 @@ impl Cli {
     }
 }
 
-/// The command that goes on with a run: its name, its folder, and what computes it.
+/// Returns the command that continues a run: its name, its folder, and the flags for what computes
+/// it.
 pub(crate) fn going_on(command: &str, out: &Path, global: &GlobalArgs) -> String {
     format!("sar {command} --resume --out {}{}", in_shell(out), computing(global))
 }
 
-/// The flags that say what computes, where that is not the default; with a space before each.
+/// Returns the flags for what computes, if not the default, with a space before each.
 pub(crate) fn computing(global: &GlobalArgs) -> String {
     let backend = match global.backend {
         BackendName::Cpu => String::new(),
@@ -85,7 +88,7 @@ pub(crate) fn computing(global: &GlobalArgs) -> String {
     backend + &dtype + &device
 }
 
-/// A path as it is typed: in quotes where a shell would take it apart.
+/// Returns a path as it is typed: in quotes if a shell would split or expand it.
 pub(crate) fn in_shell(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |c: char| c.is_alphanumeric() || "/._-+=:@,%".contains(c);
@@ -95,7 +98,8 @@ pub(crate) fn in_shell(path: &Path) -> String {
     }
 }
 
-/// Checks the flags of `sar train` against each other: for callers that have not parsed them by [`Cli::typed`].
+/// Checks the flags of `sar train` against each other, for callers that have not parsed them by
+/// [`Cli::typed`].
 pub(crate) fn check_train(args: &TrainArgs, global: &GlobalArgs) -> Result<(), String> {
     let own = [
         ("--tokenizer", args.tokenizer.is_some()),
@@ -116,7 +120,7 @@ pub(crate) fn check_train(args: &TrainArgs, global: &GlobalArgs) -> Result<(), S
     }
 }
 
-/// As [`check_train`], of `sar tokenizer train`.
+/// Like [`check_train`], for `sar tokenizer train`.
 pub(crate) fn check_tokenizer_train(
     args: &TokenizerTrainArgs,
     global: &GlobalArgs,
@@ -124,7 +128,7 @@ pub(crate) fn check_tokenizer_train(
     check_run("tokenizer train", &args.run, &[], global)
 }
 
-/// As [`check_train`], of `sar refine`.
+/// Like [`check_train`], for `sar refine`.
 pub(crate) fn check_refine(args: &RefineArgs, global: &GlobalArgs) -> Result<(), String> {
     if let Some(generator) = &args.generator {
         return Err(format!(
@@ -149,8 +153,8 @@ pub(crate) fn check_refine(args: &RefineArgs, global: &GlobalArgs) -> Result<(),
     check_run("refine", &args.run, &own, global)
 }
 
-/// What `--resume` does not go with: a run goes on with what it began with. `own` are flags of the command itself, and
-/// whether they were given.
+/// Refuses what cannot be combined with `--resume`, since a run continues with what it began with.
+/// `own` are the flags of the command itself, and whether they were given.
 fn check_run(
     command: &str,
     args: &RunArgs,

@@ -1,9 +1,9 @@
 //! `sar check`: every op of a backend against the conformance kit, as a table.
 //!
-//! A backend is checked in two number types, and both are held to every property of the kit. The
-//! table shows values of the one that trains and gradients of the one where differences are sharp: on
-//! the CPU f32 and f64, on a GPU bf16 and f32. Beside a GPU's errors stand those of the CPU backend in f32
-//! on the same cases: rounding alone, which is what the GPU's f32 should come close to.
+//! A backend is checked in two number types, and both are held to every property of the kit. The table
+//! shows values in the type that trains and gradients in the one where differences are sharp: f32 and
+//! f64 on the CPU, bf16 and f32 on a GPU. Next to a GPU's errors it shows those of the CPU backend in
+//! f32 on the same cases: these are rounding alone, which the GPU's f32 should come close to.
 
 use crate::backend;
 use crate::cli::{BackendName, CheckArgs, GlobalArgs};
@@ -18,13 +18,14 @@ use sar_math::conformance::{Case, Mismatch, OpFn, Report, checks};
 pub struct OpCheck {
     /// The op, by its method name.
     pub op: &'static str,
-    /// Largest error of a forward value in the first number type, and what it may be.
+    /// Largest error of a forward value in the first number type, and the largest allowed.
     pub value: (f64, f64),
-    /// Largest error of a gradient in the second, and what it may be; `None` without a backward.
+    /// Largest error of a gradient in the second number type, and the largest allowed; `None`
+    /// without a backward.
     pub gradient: Option<(f64, f64)>,
-    /// The same two errors of the reference, where there is one.
+    /// The same two errors of the reference, if there is one.
     pub reference: Option<(f64, Option<f64>)>,
-    /// What is wrong, first of all: number type, seed of the case, property.
+    /// The first fault: number type, seed of the case, property.
     pub fault: Option<(&'static str, u64, Mismatch)>,
 }
 
@@ -36,7 +37,7 @@ pub struct Numbers<'b, B: Backend> {
     pub backend: &'b B,
 }
 
-/// The backend that a GPU's errors are shown beside.
+/// The backend whose errors are shown next to a GPU's.
 type Reference = CpuBackend<f32>;
 
 /// Runs `cases` cases, from seed `seed` on, of every op whose name contains `only`: values are taken
@@ -80,7 +81,7 @@ pub fn check_ops<T: Backend, S: Backend>(
         .collect()
 }
 
-/// One case of one op; the first fault is kept.
+/// Runs one case of one op; keeps the first fault.
 fn one<B: Backend>(
     numbers: &Numbers<'_, B>,
     check: OpFn<B, Report>,
@@ -96,7 +97,7 @@ fn one<B: Backend>(
     }
 }
 
-/// The findings as a table of one line per op, faults below it.
+/// Formats the findings as a table with one line per op, and the faults below it.
 pub fn table(found: &[OpCheck]) -> String {
     let width = found.iter().map(|f| f.op.len()).max().unwrap_or(0).max("op".len());
     let compared = found.iter().any(|f| f.reference.is_some());
@@ -132,7 +133,7 @@ pub fn table(found: &[OpCheck]) -> String {
 /// Checks the ops and prints the table.
 ///
 /// # Errors
-/// An op that fails, or a name that no op contains.
+/// An op fails, or no op's name contains the given one.
 pub fn run(args: &CheckArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     match global.backend {
         BackendName::Cpu => {
@@ -211,7 +212,7 @@ mod tests {
         assert_eq!(text.lines().last(), Some(last));
     }
 
-    /// The reference on the same cases: of itself, the same errors.
+    /// With the checked backend itself as the reference, the errors are the same.
     #[test]
     fn errors_stand_beside_those_of_the_cpu() {
         let (single, double) = (CpuBackend::<f32>::new(), CpuBackend::<f64>::new());

@@ -1,11 +1,11 @@
-//! Classes by name and by number: as they are typed, and as weights and images have them.
+//! Classes by name and by number, as they are typed and as weights and images have them.
 
 use super::output;
 use crate::data::{Data, some_of};
 use crate::trained::TrainedGenerator;
 use anyhow::Context as _;
 
-/// The classes asked for, or all; images have them in turn.
+/// Returns the classes asked for, or all of them; images get them in turn.
 pub(super) fn asked_classes(
     asked: &[String],
     generator: &TrainedGenerator,
@@ -14,7 +14,7 @@ pub(super) fn asked_classes(
     let names = generator.classes.as_deref().unwrap_or_default();
     let index = |asked: &String| -> anyhow::Result<u32> {
         let asked = asked.trim();
-        // Names first: a folder may be called by a number.
+        // Names come first, because a folder may be named by a number.
         if let Some(index) = names.iter().position(|name| name == asked) {
             if asked.parse().is_ok_and(|number: usize| number != index && number < classes) {
                 output::note(format_args!(
@@ -33,8 +33,8 @@ pub(super) fn asked_classes(
     }
 }
 
-/// What was typed, with the commas that belong to a name put back: of pieces that lie side by side, the most that
-/// are a name are one.
+/// Puts the commas that belong to names back into what was typed: the longest run of adjacent
+/// pieces that forms a known name is joined.
 fn whole_names(pieces: &[String], names: &[String]) -> Vec<String> {
     let most = names.iter().map(|name| name.matches(',').count() + 1).max().unwrap_or(1);
     let (mut all, mut rest) = (Vec::new(), pieces);
@@ -57,7 +57,7 @@ fn whole_names(pieces: &[String], names: &[String]) -> Vec<String> {
     all
 }
 
-/// The classes that there are, told.
+/// Describes the classes that exist.
 pub(super) fn known_classes(generator: &TrainedGenerator) -> String {
     let classes = generator.section.classes;
     match generator.classes.as_deref().unwrap_or_default() {
@@ -74,7 +74,7 @@ pub(super) fn name_classes(generator: &TrainedGenerator, data: &mut Data) {
     name_gaps(&mut data.classes, generator.classes.as_deref().unwrap_or_default());
 }
 
-/// Warns where a label means another class to these images than to those that the generator was trained on.
+/// Warns if a label means another class for these images than for those that the generator was trained on.
 pub(super) fn compare_with_generator(generator: &TrainedGenerator, data: &Data) {
     let Some(before) = generator.classes.as_deref() else {
         output::note(format_args!(
@@ -91,7 +91,7 @@ pub(super) fn compare_with_generator(generator: &TrainedGenerator, data: &Data) 
     }
 }
 
-/// Lets a generator have the classes `names`, those of the same name as they are, the others anew.
+/// Gives a generator the classes `names`: those whose names it has keep their weights, the others start anew.
 pub(super) fn adopt_classes(
     generator: &mut TrainedGenerator,
     names: &[String],
@@ -120,12 +120,12 @@ pub(super) fn adopt_classes(
     Ok(())
 }
 
-/// Whether a class has a name, and not just the number that list files and classes without images have.
+/// Whether a class has a name, rather than just the number that list files and classes without images have.
 fn is_named(label: usize, name: &str) -> bool {
     name != label.to_string()
 }
 
-/// Gives labels without a name the known one, unless another label has that.
+/// Gives labels without a name the known one, unless another label has that name.
 fn name_gaps(names: &mut [String], known: &[String]) {
     for (label, known) in known.iter().enumerate().take(names.len()) {
         if !is_named(label, &names[label]) && !names.contains(known) {
@@ -134,7 +134,7 @@ fn name_gaps(names: &mut [String], known: &[String]) {
     }
 }
 
-/// The first label that means another class in `now` than in `before`, told.
+/// Describes the first label that means another class in `now` than in `before`.
 pub(super) fn other_class(before: &[String], now: &[String]) -> Option<String> {
     let pairs = before.iter().zip(now).enumerate();
     let named = |(label, (a, b)): &(usize, (&String, &String))| {
@@ -188,7 +188,7 @@ mod tests {
             names
         };
         assert_eq!(named(&["a", "1", "2"], &["x", "b", "c"]), ["a", "b", "c"]);
-        // `a` is label 0 to these images, and stays so alone.
+        // `a` is label 0 for these images, and stays only that.
         assert_eq!(named(&["a", "1", "2"], &["b", "a", "c", "d"]), ["a", "1", "c"]);
     }
 }

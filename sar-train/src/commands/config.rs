@@ -1,4 +1,4 @@
-//! `sar config`: what a run would be configured by, each key explained.
+//! `sar config`: the configuration that a run would have, with each key explained.
 
 use crate::cli::ConfigArgs;
 use crate::config::{self, Config};
@@ -7,9 +7,9 @@ use toml::{Table, Value};
 /// Prints a configuration as a file that `--config` takes.
 ///
 /// # Errors
-/// A configuration that cannot be used, or a key that does not exist.
+/// A configuration cannot be used, or a key does not exist.
 pub fn run(args: &ConfigArgs) -> anyhow::Result<()> {
-    // A pipe is read once.
+    // A pipe can be read only once.
     let text = args.config.as_deref().map(config::read).transpose()?.unwrap_or_default();
     let origin = args.config.as_deref().map_or(String::new(), |path| path.display().to_string());
     let config = Config::parse(&text, &origin)?.set(&args.set)?;

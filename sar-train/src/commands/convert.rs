@@ -19,10 +19,10 @@ const PUBLISHED_GROUPS: usize = 32;
 /// Shapes by name.
 type Shapes<'a> = BTreeMap<&'a str, &'a [usize]>;
 
-/// Reads `args.from`, tells the model's shape from its tensors, and writes `args.to`.
+/// Reads `args.from`, derives the model's shape from its tensors, and writes `args.to`.
 ///
 /// # Errors
-/// A file that cannot be read, is of no known model or lacks tensors of it; a target that exists.
+/// A file cannot be read, is of no known model or lacks tensors of it; the target exists.
 pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     check_paths(args)?;
     let _place = super::output::ready(&args.to)?;
@@ -45,7 +45,7 @@ pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails where the two names cannot be what is read and what is written.
+/// Fails if the two paths cannot be what is read and what is written.
 fn check_paths(args: &ConvertArgs) -> anyhow::Result<()> {
     let (from, to) = (&args.from, &args.to);
     anyhow::ensure!(
@@ -76,7 +76,7 @@ fn not_converted(args: &ConvertArgs) -> String {
     format!("{} cannot be converted", args.from.display())
 }
 
-/// A model and its weights from safetensors: a file of this program's own says itself what it is.
+/// Reads a model and its weights from safetensors; a file of this program's own says itself what it is.
 fn of_safetensors(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
     let model = match checkpoint::read_header(&args.from)? {
         Some(header) => {
@@ -99,7 +99,7 @@ fn of_safetensors(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
     Ok((model, flat))
 }
 
-/// A model and its weights from a published file.
+/// Reads a model and its weights from a published file.
 fn of_pth(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
     let tensors = read_pth(&args.from)?;
     let shapes = tensors.iter().map(|(n, t)| (n.as_str(), t.shape.as_slice())).collect();
@@ -110,22 +110,22 @@ fn of_pth(args: &ConvertArgs) -> anyhow::Result<(Model, Vec<f32>)> {
     Ok((model, flat))
 }
 
-/// A model told from its tensors.
+/// A model as derived from its tensors.
 struct Model {
     kind: Kind,
     config: serde_json::Value,
     layout: Layout,
-    /// Optimiser steps it was trained for; 0 for published files, which do not say it.
+    /// Optimiser steps it was trained for; 0 for published files, which do not say.
     step: u64,
-    /// Names of a generator's classes, where they are known.
+    /// Names of a generator's classes, if they are known.
     classes: Vec<String>,
     about: String,
-    /// What its tensors do not tell and was taken for granted.
+    /// What its tensors do not say and was assumed.
     assumed: Option<String>,
 }
 
 impl Model {
-    /// Of which no more is known.
+    /// Creates a model of which no more is known.
     fn new(kind: Kind, config: serde_json::Value, layout: Layout, about: String) -> Self {
         Self { kind, config, layout, step: 0, classes: Vec::new(), about, assumed: None }
     }
@@ -146,7 +146,8 @@ impl Model {
         Ok(model)
     }
 
-    /// `masked` are the grids that the file's mask is of, where they are square.
+    /// Derives a model from its tensors' shapes; `masked` are the grids that the file's mask is
+    /// for, if they are square.
     fn of(
         shapes: &Shapes<'_>,
         args: &ConvertArgs,
@@ -319,15 +320,16 @@ impl Model {
     }
 }
 
-/// The buffer of published generators that says which token sees which.
+/// The buffer of published generators that says which tokens a token sees.
 const MASK: &str = "attn_bias_for_masking";
 
-/// Tokens of the grids that a published file's mask was made for.
+/// Returns the number of tokens of the grids that a published file's mask was made for.
 fn masked_tokens(shapes: &Shapes<'_>) -> Option<usize> {
     shapes.get(MASK)?.last().copied()
 }
 
-/// The grids that a mask `[1, 1, T, T]` is of, if they are square: a token sees all up to the end of its scale.
+/// Returns the grids that a mask `[1, 1, T, T]` is for, if they are square: a token sees all tokens
+/// up to the end of its scale.
 fn masked_grids(mask: &RawTensor) -> Option<ScaleSchedule> {
     let tokens = *mask.shape.last()?;
     let mut sides = Vec::new();
@@ -342,7 +344,7 @@ fn masked_grids(mask: &RawTensor) -> Option<ScaleSchedule> {
     ScaleSchedule::from_sides(&sides).ok()
 }
 
-/// A schedule is a generator's.
+/// Fails if a schedule is given for a tokenizer: only a generator has one.
 fn no_schedule(asked: Option<ScaleSchedule>) -> anyhow::Result<()> {
     anyhow::ensure!(asked.is_none(), "--schedule is for a generator, and this is a tokenizer");
     Ok(())

@@ -6,13 +6,13 @@ use sar_backend_cuda::kernels::SOURCES;
 use sar_backend_cuda::resources::of_log;
 use sar_backend_cuda::{Cache, Nvrtc};
 
-/// Variants of every kernel: how activations are stored.
+/// Variants of every kernel, by how activations are stored.
 const VARIANTS: [&str; 2] = ["bf16", "f32"];
 
-/// Compiles every kernel for every architecture asked for; prints what each needs.
+/// Compiles every kernel for every architecture asked for, and prints what each needs.
 ///
 /// # Errors
-/// No compiler, an architecture that it does not know, a folder that cannot be written.
+/// There is no compiler, it does not know an architecture, or a folder cannot be written.
 pub fn run(args: &KernelsBuildArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     for arch in &args.arch {
         let number = arch.strip_prefix("sm_").unwrap_or("");

@@ -9,19 +9,19 @@ use crate::run::RunFolder;
 use crate::trained::TrainedTokenizer;
 use anyhow::Context as _;
 
-/// Images that are encoded again, to see that the latents are theirs.
+/// Number of images that are encoded again to check that the latents are theirs.
 const LOOKED_AT: usize = 4;
-/// How far such a latent may be from the one in the file, of its norm: bf16 and 16 bits in the file move it by
-/// a hundredth, another image by half of it and more.
+/// Largest distance of such a latent from the one in the file, relative to its norm: bf16 and 16
+/// bits in the file move it by a hundredth, another image by half of it or more.
 const SAME_IMAGE: f64 = 0.1;
-/// Where the file is named, and how to do without.
+/// Advice on naming another file, or doing without one.
 const HOW: &str = "the run trains on latents (train.latents): name others with --latents FILE (with \
                    --resume by --set train.latents=FILE), or train on the images with --set train.latents=";
 
 /// What a run without latents trains on.
 const IMAGES: &str = "the images";
 
-/// What latents of these images through this tokenizer are made of.
+/// Returns the origin of latents that this tokenizer makes of these images.
 pub(super) fn origin<B: Compute>(
     tokenizer: &TrainedTokenizer<B>,
     data: &Data,
@@ -35,10 +35,10 @@ pub(super) fn origin<B: Compute>(
     }
 }
 
-/// The latents that a run trains on, where it does.
+/// Opens the latents that a run trains on, if it does.
 ///
 /// # Errors
-/// A file that is not there, or of something else.
+/// The file does not exist, or is of something else.
 pub(super) fn of_run<B: Compute>(
     backend: &B,
     config: &Config,
@@ -63,7 +63,7 @@ pub(super) fn of_run<B: Compute>(
     Ok(Some(latents))
 }
 
-/// Encodes some training images once more: names alone do not say what is in them.
+/// Encodes some training images again, because names alone do not say what the images show.
 fn look<B: Compute>(
     backend: &B,
     data: &Data,
@@ -88,7 +88,7 @@ fn look<B: Compute>(
         let pairs = || kept.iter().zip(found).map(|(&a, &b)| (f64::from(a), f64::from(b)));
         let norm: f64 = pairs().map(|(_, b)| b * b).sum();
         let apart: f64 = pairs().map(|(a, b)| (a - b) * (a - b)).sum();
-        // A NaN is near nothing.
+        // Written so that a NaN counts as not near.
         let near = apart.sqrt() <= SAME_IMAGE * norm.sqrt();
         if !near {
             let reason = format!(
@@ -101,14 +101,14 @@ fn look<B: Compute>(
     Ok(())
 }
 
-/// Warns where a run goes on with other latents than it began with, or with images in place of them.
+/// Warns if a run goes on with other latents than it began with, or with images in their place.
 pub(super) fn compare(
     folder: &RunFolder,
     latents: Option<&Latents>,
     goes_on: bool,
 ) -> anyhow::Result<()> {
     if goes_on {
-        // A run that does not say so began when there was nothing else to begin on.
+        // A run without this record began when there was nothing else to train on.
         folder.other_source(IMAGES)?;
     }
     let now = latents.map_or_else(|| IMAGES.to_owned(), Latents::describe);

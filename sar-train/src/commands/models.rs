@@ -1,4 +1,4 @@
-//! Models from files, as the commands are told of them: what there is to say of how they were found is said.
+//! Models opened from files for the commands, with warnings about how they were found.
 
 use super::output;
 use crate::backend::Compute;
@@ -15,15 +15,15 @@ pub(crate) fn open_generator(path: &Path, ema: bool) -> Result<TrainedGenerator,
     Ok(generator)
 }
 
-/// As [`open_generator`], of one that images are to be drawn by: says of which step its weights are, and warns where
-/// nothing was learnt.
+/// As [`open_generator`], for a generator that is to draw images: reports the step of its weights,
+/// and warns if nothing was learnt.
 pub(crate) fn open_to_draw(
     path: &Path,
     ema: bool,
     quiet: bool,
 ) -> Result<TrainedGenerator, TrainedError> {
     let generator = open_generator(path, ema)?;
-    // A file of others does not say how long they trained.
+    // A file from elsewhere does not say how long its weights were trained.
     let Some(run) = &generator.run else { return Ok(generator) };
     if generator.step == 0 {
         let what = match Origin::of(run) {
@@ -55,7 +55,7 @@ pub(crate) fn open_tokenizer<B: Compute>(
     Ok(tokenizer)
 }
 
-/// Where the tokenizer named by --tokenizer lies, or the one that the generator's run keeps.
+/// Returns the path named by --tokenizer, or that of the tokenizer that the generator's run keeps.
 pub(crate) fn tokenizer_path(
     generator: &TrainedGenerator,
     named: Option<&Path>,
@@ -68,7 +68,7 @@ pub(crate) fn tokenizer_path(
     }
 }
 
-/// The tokenizer named by --tokenizer, or the one that the generator's run keeps.
+/// Opens the tokenizer named by --tokenizer, or the one that the generator's run keeps.
 pub(crate) fn tokenizer_of<B: Compute>(
     generator: &TrainedGenerator,
     backend: &B,
@@ -82,7 +82,7 @@ pub(crate) fn tokenizer_of<B: Compute>(
     }?;
     tokenizer.fits(&generator.section)?;
     let own = generator.tokenizer_file().ok().filter(|own| own.is_file());
-    // One that cannot be read is no reason against the one that is named.
+    // If the run's own tokenizer cannot be read, that is no reason against the one that is named.
     let other = |own: &PathBuf| {
         let layout = tokenizer.tokenizer.layout();
         load_weights(own, Kind::Tokenizer, layout)

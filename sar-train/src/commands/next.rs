@@ -1,4 +1,4 @@
-//! What to type next: a command that ends well says how what it made is used.
+//! What to type next: a command that succeeds says how to use what it made.
 
 use crate::cli::{GlobalArgs, computing, differences, in_shell};
 use crate::config::{Config, GeneratorSection};
@@ -11,7 +11,7 @@ pub(super) fn tokenizer_train(data: &DataConfig) -> String {
     format!("sar tokenizer train --data {source}{} --out runs/tokenizer", settings(data))
 }
 
-/// The command that trains a generator by the tokenizer in a run's folder, on the images of its configuration.
+/// The command that trains a generator with the tokenizer in a run's folder, on the images of its configuration.
 pub(super) fn train(config: &Config, tokenizer: &Path, global: &GlobalArgs) -> String {
     let schedule = config.generator.schedule;
     let grids = match schedule == GeneratorSection::default().schedule {
@@ -28,13 +28,13 @@ pub(super) fn train(config: &Config, tokenizer: &Path, global: &GlobalArgs) -> S
     )
 }
 
-/// A folder for a generator, beside its tokenizer's.
+/// A folder for a generator, next to its tokenizer's.
 fn base(tokenizer: &Path) -> PathBuf {
     let beside = tokenizer.with_file_name("base");
     if beside == tokenizer { tokenizer.with_file_name("generator") } else { beside }
 }
 
-/// What --data calls the images of a section.
+/// How --data names the images of a section.
 fn named(data: &DataConfig) -> String {
     match (&data.path, &data.builtin) {
         (Some(path), _) => path.display().to_string(),
@@ -47,7 +47,7 @@ fn source(data: &DataConfig) -> String {
     in_shell(named(data).as_ref())
 }
 
-/// The keys of a section that --data does not bring, as they are typed; with a space before each.
+/// The keys of a section that --data does not set, as they are typed, each with a space before it.
 fn settings(data: &DataConfig) -> String {
     let table = |data: &DataConfig| toml::Table::try_from(data).unwrap_or_default();
     let (brought, has) = (table(&DataConfig::from_argument(&named(data))), table(data));

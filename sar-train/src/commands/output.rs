@@ -8,8 +8,8 @@ use std::process::exit;
 
 /// Writes a part of the result to standard output.
 ///
-/// A result that nobody reads, or that has no room, ends the program: what there was to save is saved
-/// before it is told.
+/// If nobody reads the result or it cannot be written, the program ends: whatever had to be saved
+/// has been saved before results are printed.
 pub(crate) fn result(part: Arguments<'_>) {
     let mut out = std::io::stdout();
     match out.write_fmt(part).and_then(|()| out.flush()) {
@@ -25,25 +25,25 @@ pub(crate) fn result(part: Arguments<'_>) {
 /// Folders that were made for a file; those that are still empty when it is dropped are removed.
 #[must_use = "folders that stay empty are removed when it is dropped"]
 pub(crate) struct Place {
-    /// Outermost first.
+    /// The folders, outermost first.
     made: Vec<PathBuf>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         for folder in self.made.iter().rev() {
-            // One that holds something, the file first of all, stays.
+            // A folder that holds something, above all the file itself, stays.
             let _ = std::fs::remove_dir(folder);
         }
     }
 }
 
-/// Sees to it that a file can be written where it is asked for, before the work for it begins: makes
-/// its folder, and tries it.
+/// Makes sure that a file can be written where it is asked for, before the work for it begins:
+/// makes its folder and tries to write there.
 pub(crate) fn ready(file: &Path) -> anyhow::Result<Place> {
     anyhow::ensure!(!file.is_dir(), "{} is a folder; name a file in it", file.display());
     if file.exists() && !file.is_file() {
-        // A pipe or a device, which is written to as it is.
+        // A pipe or a device is written to as it is.
         return Ok(Place { made: Vec::new() });
     }
     let folder = match file.parent() {
@@ -62,8 +62,8 @@ pub(crate) fn ready(file: &Path) -> anyhow::Result<Place> {
     Ok(place)
 }
 
-/// As [`ready`], for a file that must bear the name of its kind: what would replace a file of another kind
-/// is a mistyped name.
+/// As [`ready`], for a file whose name must have the extension of its kind: a name that would
+/// replace a file of another kind is taken for mistyped.
 pub(crate) fn ready_as(file: &Path, extensions: &[&str]) -> anyhow::Result<Place> {
     let regular = !file.exists() || file.is_file();
     let named = extensions

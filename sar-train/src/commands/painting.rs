@@ -14,12 +14,12 @@ use sar_math::guidance::Guidance;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Images whose every scale the strip shows, at most.
+/// Largest number of images whose every scale the strip shows.
 const STRIPS: usize = 8;
-/// Pixels that are decoded for it, at most, but for the first image: eight of FlexVAR's at 256 px, of VAR's, which
-/// decode every scale at full size, two.
+/// Largest number of pixels decoded for the strip, unless its first image alone has more: enough for
+/// eight of FlexVAR's images at 256 px, and for two of VAR's, which decode every scale at full size.
 const STRIP_PIXELS: usize = 3 << 19;
-/// Rows of images in the grid, at most.
+/// Largest number of rows of images in the grid.
 const GRID_ROWS: usize = 10;
 
 /// A generator and its tokenizer, ready to paint in batches.
@@ -35,16 +35,16 @@ pub(super) struct Painting<'a, B: Compute> {
 /// Images of a record that are painted at once.
 pub(super) struct Batch<'r> {
     pub labels: &'r [u32],
-    /// Number of the first of them.
+    /// Number of the first image.
     pub first_image: u64,
-    /// How many of the first of them are wanted at every scale.
+    /// How many images, from the first on, are wanted at every scale.
     pub strips: usize,
 }
 
 /// Where images go.
 pub(super) struct Target<'a> {
     pub folder: &'a SampleFolder,
-    /// Also all of them as one array, and where.
+    /// An array that all images are also written to, and its path.
     pub array: Option<(NpzWriter, PathBuf)>,
     /// Which of the images are made, if not all.
     pub part: Option<Part>,
@@ -54,7 +54,7 @@ pub(super) struct Target<'a> {
 }
 
 impl<'a, B: Compute> Painting<'a, B> {
-    /// Memory for the images of a record, some at a time.
+    /// Allocates memory to paint the images of a record, a batch at a time.
     pub(super) fn new(
         backend: &'a B,
         generator: &'a TrainedGenerator,
@@ -80,7 +80,7 @@ impl<'a, B: Compute> Painting<'a, B> {
         Ok(Self { painter, size, scales: schedule.len(), batch })
     }
 
-    /// How many of so many images are shown at every scale.
+    /// Returns how many of `images` images are shown at every scale.
     fn strips(&self, images: usize) -> usize {
         let area = |scale| {
             let (height, width) = self.painter.size(scale);
@@ -90,7 +90,8 @@ impl<'a, B: Compute> Painting<'a, B> {
         (STRIP_PIXELS / pixels).clamp(1, STRIPS).min(images)
     }
 
-    /// Writes the images of a record, or a part of them, as `draw` makes them, batch by batch, and says where they are.
+    /// Writes the images of a record, or a part of them, batch by batch as `draw` makes them, and
+    /// prints where they are.
     pub(super) fn paint(
         &mut self,
         mut record: SampleRecord,
@@ -111,21 +112,21 @@ impl<'a, B: Compute> Painting<'a, B> {
         let done = sheets.done;
         let earlier = record.npz.clone();
         if drawn.is_ok() && done == count && array.is_some() {
-            // Before it is there: what is told of an array that is not yet made stops no later call.
+            // Recorded before the array exists: naming an array that is not made yet stops no later call.
             record.npz = array.as_deref().map(as_text);
             folder.keep(&record)?;
         }
         let finished = drawn.and_then(|drawn| sheets.finish(target.per_row, count).map(|()| drawn));
         if finished.is_err() || done < count {
-            // A batch may have been written in part, and what an earlier call left may go on behind a gap.
+            // A batch may have been written in part, and images of an earlier call may follow a gap.
             record.labels.truncate(done.max(folder.present(count)));
             record.npz = earlier;
             if record.labels.is_empty() {
-                // Of images that are not there: it would be another's.
+                // The strip shows images that are not there; without a record it would count as somebody else's.
                 let _ = std::fs::remove_file(folder.path().join(SCALES));
             }
             let kept = folder.keep(&record);
-            // If this write fails too, the error says enough.
+            // If this write fails too, the earlier error says enough.
             finished?;
             kept?;
             let path = folder.path().to_owned();
@@ -136,7 +137,7 @@ impl<'a, B: Compute> Painting<'a, B> {
         Ok(())
     }
 
-    /// Writes a part of a record's images, and nothing that is of all of them.
+    /// Writes a part of a record's images, and no file that is about all of them.
     fn paint_part(
         &mut self,
         record: &SampleRecord,
@@ -166,8 +167,8 @@ impl<'a, B: Compute> Painting<'a, B> {
         Ok(())
     }
 
-    /// Draws and writes the images that are not there yet, of those from where the sheets are to the last of `labels`,
-    /// until the user stops it; the first `strips` at every scale, too.
+    /// Draws and writes the images that are missing between where the sheets are and the last of
+    /// `labels`, until the user stops it; the first `strips` images also at every scale.
     fn draw_missing(
         &mut self,
         labels: &[u32],
@@ -178,7 +179,7 @@ impl<'a, B: Compute> Painting<'a, B> {
         mut draw: impl FnMut(&mut Painter<'a, B>, &Batch<'_>) -> Result<Painted, B::Error>,
     ) -> anyhow::Result<Drawn> {
         let (first, count) = (sheets.done, labels.len());
-        // The strip is of the first images, which are drawn again where it has fewer, or is not there.
+        // The strip shows the first images, which are drawn again if it shows fewer or does not exist.
         let rows = || grid::rows_in(&sheets.folder.join(SCALES), self.size.0);
         let has_strip = strips == 0 || rows() == Some(strips);
         if has_strip && (0..strips).all(|k| sheets.load(k).is_some()) {
@@ -203,7 +204,7 @@ impl<'a, B: Compute> Painting<'a, B> {
             sheets.add(&painted.images, labels.len())?;
             drawn.images += labels.len();
             if sheets.done >= strips {
-                // What is there behind a gap, as where another part is missing.
+                // Images may exist after a gap, for example where another part is missing.
                 sheets.take_up(count, interrupt)?;
             }
             drawn.progress.update((sheets.done - first) as u64, "");
@@ -211,7 +212,7 @@ impl<'a, B: Compute> Painting<'a, B> {
         Ok(drawn)
     }
 
-    /// Adds what a batch shows of every scale to the strip.
+    /// Adds the pictures of a batch at every scale to the strip.
     fn save_strips(
         &self,
         pictures: &mut Painted,
@@ -227,10 +228,10 @@ impl<'a, B: Compute> Painting<'a, B> {
     }
 }
 
-/// What there is to say of images that were drawn.
+/// What is reported about images that were drawn.
 struct Drawn {
     progress: Progress,
-    /// How many, without those that were there.
+    /// Number of images drawn, without those that already existed.
     images: usize,
     start: Instant,
 }
@@ -241,7 +242,7 @@ impl Drawn {
         self.progress.finish(&match self.images {
             _ if count == 0 => "no image falls to this part".to_owned(),
             0 => format!("all {count} images were there"),
-            // The first ones again, perhaps, for the strip.
+            // Perhaps only the first ones were drawn again, for the strip.
             drawn if drawn < count => format!("{drawn} images drawn, {count} in all, {speed}"),
             _ => format!("{count} images, {speed}"),
         });
@@ -254,10 +255,10 @@ struct Sheets<'a> {
     /// Height and width of an image.
     size: (usize, usize),
     npz: Option<NpzWriter>,
-    /// Images of the grid so far, and how many values it has room for.
+    /// Images of the grid so far, and the number of values that it has room for.
     shown: Vec<f32>,
     room: usize,
-    /// Images written.
+    /// Number of images written.
     done: usize,
 }
 
@@ -270,12 +271,13 @@ impl<'a> Sheets<'a> {
         Images { images_b3hw, height: self.size.0, width: self.size.1 }
     }
 
-    /// An image of the folder, if it is there and whole.
+    /// Loads an image of the folder if it is there and whole.
     fn load(&self, number: usize) -> Option<Vec<f32>> {
         grid::load(self.folder, number as u64, self.size)
     }
 
-    /// Takes the images that are in the folder already, from the next to one that is not there or not whole.
+    /// Takes images that are already in the folder, from the next one up to the first that is
+    /// missing or damaged.
     fn take_up(&mut self, most: usize, interrupt: &Interrupt) -> anyhow::Result<()> {
         while self.done < most
             && !interrupt.is_asked()
@@ -304,7 +306,7 @@ impl<'a> Sheets<'a> {
         Ok(())
     }
 
-    /// Writes the grid, and the array where all `count` images are there.
+    /// Writes the grid and, if all `count` images are there, the array.
     fn finish(self, per_row: usize, count: usize) -> anyhow::Result<()> {
         if self.done > 0 {
             grid::save_grid(&self.folder.join(GRID), self.images(&self.shown), per_row)?;

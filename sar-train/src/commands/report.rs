@@ -6,7 +6,7 @@ use crate::report::{self, REPORT_FILE};
 /// Writes the report and says where it lies and what was missing.
 ///
 /// # Errors
-/// A path that is no run folder, or a page that cannot be written.
+/// A path is not a run folder, or the page cannot be written.
 pub fn run(args: &ReportArgs) -> anyhow::Result<()> {
     let out = match (&args.out, args.runs.first()) {
         (Some(out), _) => out.clone(),

@@ -12,13 +12,13 @@ use std::path::Path;
 /// What to do about a run without a checkpoint.
 pub(crate) const NOTHING_TO_RESUME: &str = "the run has no checkpoint yet, so there is nothing to resume; start it with the flags of a new one (--requeue goes on where there is one, and begins where not)";
 
-/// Where a run goes on: of steps after the last checkpoint nothing is left.
+/// Says where a run goes on; nothing is left of steps after the last checkpoint.
 pub(crate) fn from_step(step: u64) -> String {
     let nothing = if step == 0 { ": nothing was saved after it" } else { "" };
     format!("goes on from step {step}{nothing}")
 }
 
-/// The error of a run, with the command that goes on with it where the user stopped it.
+/// Adds the command that goes on with the run to its error, if the user stopped it.
 pub(crate) fn with_command(
     error: anyhow::Error,
     command: &str,
@@ -26,7 +26,7 @@ pub(crate) fn with_command(
     global: &GlobalArgs,
 ) -> anyhow::Error {
     let stopped = error.chain().any(|cause| {
-        // A transparent variant stands in the chain in place of what it holds.
+        // A transparent variant is in the chain in place of the error that it holds.
         cause.is::<Interrupted>()
             || matches!(cause.downcast_ref(), Some(TrainError::Interrupted(_)))
     });
@@ -37,10 +37,10 @@ pub(crate) fn with_command(
     }
 }
 
-/// The images that a run was made with.
+/// Opens the images that a run was made with.
 ///
 /// # Errors
-/// As [`data::open`]; where they have moved, what to change.
+/// As [`data::open`]; if the images have moved, the error says what to change.
 pub(crate) fn run_data(config: &Config, run: Option<&Path>) -> anyhow::Result<Data> {
     data::open(&config.data).map_err(|error| match (run, &error) {
         (Some(run), DataError::Missing { .. }) => anyhow::Error::from(error).context(format!(
@@ -53,12 +53,13 @@ pub(crate) fn run_data(config: &Config, run: Option<&Path>) -> anyhow::Result<Da
 }
 
 fn counted(data: &Data) -> String {
-    // What data.limit leaves out changes nothing in what is held out.
+    // What data.limit leaves out does not change what is held out.
     let (training, held_out) = (data.listed, data.validation.len());
     format!("{training} training and {held_out} held-out images of {} classes", data.classes.len())
 }
 
-/// Warns where other images are held out now than when a run was trained, of a `what`: it was trained on some of them.
+/// Warns if other images are held out now than when a run's model (`what`) was trained, since it
+/// was trained on some of them.
 pub(crate) fn compare_with_run(run: Option<&Path>, what: &str, data: &Data) -> anyhow::Result<()> {
     let Some(run) = run else { return Ok(()) };
     let (before, now) = (images_of(run)?, counted(data));
@@ -76,8 +77,8 @@ pub(crate) fn compare_with_run(run: Option<&Path>, what: &str, data: &Data) -> a
     Ok(())
 }
 
-/// Warns where a run goes on with more or fewer images than it began with; whether an image's content has
-/// changed is not looked at.
+/// Warns if a run goes on with more or fewer images than it began with; whether an image's content
+/// has changed is not checked.
 pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<()> {
     let now = counted(data);
     if let Some(before) = folder.other_images(&now)? {
@@ -100,8 +101,8 @@ pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<
     Ok(())
 }
 
-/// Warns where nothing keeps another process from the run's folder, and where a run goes on by another backend or type
-/// of numbers than it began with.
+/// Warns if nothing keeps other processes out of the run's folder, and if a run goes on with
+/// another backend or number type than it began with.
 pub(crate) fn compare_computing(folder: &RunFolder, now: &str) -> anyhow::Result<()> {
     if folder.is_unlocked() {
         output::note(format_args!(
@@ -118,7 +119,7 @@ pub(crate) fn compare_computing(folder: &RunFolder, now: &str) -> anyhow::Result
     Ok(())
 }
 
-/// Tells of class folders that were left out, since no image is in them.
+/// Warns about class folders that were left out because there is no image in them.
 pub(crate) fn tell_empty(data: &Data) {
     if data.empty.is_empty() {
         return;
@@ -132,7 +133,7 @@ pub(crate) fn tell_empty(data: &Data) {
     ));
 }
 
-/// Tells of images that turned out bad while training, and that others were trained on in place of.
+/// Warns about images that turned out bad while training and were replaced by others.
 pub(crate) fn tell_replaced(data: &Data) {
     let replaced = data.train.skipped();
     if let Some((path, reason)) = replaced.first() {
@@ -144,7 +145,7 @@ pub(crate) fn tell_replaced(data: &Data) {
     }
 }
 
-/// Keeps the classes of a new run, and stops one that goes on where its labels would mean others.
+/// Records the classes of a new run, and stops a run that goes on if its labels would mean other classes.
 pub(crate) fn compare_classes(folder: &RunFolder, data: &Data) -> anyhow::Result<()> {
     let Some(before) = folder.other_classes(&data.classes)? else { return Ok(()) };
     let difference = match other_class(&before, &data.classes) {
@@ -159,7 +160,7 @@ pub(crate) fn compare_classes(folder: &RunFolder, data: &Data) -> anyhow::Result
     )
 }
 
-/// Says so where a run goes on to another last step, which must lie before it.
+/// Notes if a run goes on to another last step, and fails if it has already reached that step.
 pub(crate) fn longer(folder: &RunFolder, key: &str, now: u64, before: u64) -> anyhow::Result<()> {
     if now == before {
         return Ok(());

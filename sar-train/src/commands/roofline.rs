@@ -1,4 +1,4 @@
-//! Where a step's time goes: every kernel beside the ceilings that this machine reaches.
+//! Where a step's time goes: every kernel compared with the ceilings that this machine reaches.
 
 use crate::backend::Compute;
 use sar_backend_cuda::Tally;
@@ -12,9 +12,9 @@ use std::time::Instant;
 const COPIED: usize = 1 << 27;
 /// Rows, columns and terms of the product timed.
 const SIDE: usize = 8192;
-/// Numbers of noise that differ; a divisor of all lengths here.
+/// Number of distinct noise values; divides all lengths here.
 const NOISE: usize = 1 << 20;
-/// Repetitions that are timed together, after one that is not.
+/// Repetitions that are timed together, after one that is not timed.
 const REPEATS: u32 = 10;
 
 /// What the machine reaches, measured.
@@ -24,7 +24,7 @@ pub struct Ceilings {
     pub bytes_per_s: f64,
     /// FLOPs per second of a large square product: the better of a layer's forward and its weights' gradient.
     pub flops_per_s: f64,
-    /// The same of a layer's forward, whose algorithm must serve any number of rows.
+    /// The same for a layer's forward alone, whose algorithm must serve any number of rows.
     pub forward_flops_per_s: f64,
 }
 
@@ -58,13 +58,13 @@ pub fn ceilings<B: Compute>(backend: &B, storage: usize) -> anyhow::Result<Ceili
     })
 }
 
-/// Numbers as a model has them: of zeros a GPU draws less power, so its clock is higher than in training.
+/// Values like those of a model: with zeros a GPU draws less power, so its clock is higher than in training.
 fn noise<B: Compute>() -> Vec<B::Host> {
     let mut stream = Stream::new(0, Purpose::Init, 0);
     (0..NOISE).map(|_| B::Host::of(stream.uniform() - 0.5)).collect()
 }
 
-/// `len` numbers, a multiple of the noise's.
+/// Returns a buffer of `len` numbers, a multiple of the noise's length.
 fn filled<B: Compute>(backend: &B, len: usize, noise: &[B::Host]) -> anyhow::Result<B::Activation> {
     let mut buffer = backend.activation(len)?;
     for at in (0..len).step_by(NOISE) {
@@ -73,7 +73,7 @@ fn filled<B: Compute>(backend: &B, len: usize, noise: &[B::Host]) -> anyhow::Res
     Ok(buffer)
 }
 
-/// Seconds of one repetition.
+/// Returns the seconds that one repetition takes.
 fn timed<B: Compute>(
     backend: &B,
     mut work: impl FnMut() -> anyhow::Result<()>,
@@ -88,8 +88,8 @@ fn timed<B: Compute>(
     Ok(start.elapsed().as_secs_f64() / f64::from(REPEATS))
 }
 
-/// The table, from most time to least: of each kernel its calls and time a step, what it moves and
-/// computes in that time, and the fraction of the ceiling that binds it.
+/// Formats the table, from most time to least: for each kernel its calls and time per step, what it
+/// moves and computes per second, and the fraction it reaches of the ceiling that binds it.
 pub fn table(tallies: &[Tally], steps: usize, ceilings: Ceilings) -> String {
     let all: f64 = tallies.iter().map(|tally| tally.seconds).sum();
     let mut text = format!(
@@ -145,7 +145,7 @@ mod tests {
             work: Work { bytes, flops },
         };
         let tallies = [
-            // Floor 1 ms by FLOPs, of 2 ms; floor 0.5 ms by bytes, of 1 ms; unknown.
+            // A floor of 1 ms by FLOPs in 2 ms; a floor of 0.5 ms by bytes in 1 ms; unknown work.
             tally("product", 2e-3, 1_000_000, 800_000_000_000),
             tally("norm", 1e-3, 1_000_000_000, 0),
             tally("rest", 1e-3, 0, 0),

@@ -1,4 +1,4 @@
-//! Whether a run fits into the memory that there is, told before it begins.
+//! Whether a run fits into memory, reported before it begins.
 
 use super::output;
 use crate::cli::{BackendName, Dtype, GlobalArgs};
@@ -9,7 +9,7 @@ use crate::run::memory;
 use crate::train::{MemoryPlan, rehearse_tokenizer};
 use sar_backend_cuda::{CudaBackend, Device as _, Driver, Dry, Storage, bf16};
 
-/// Fails where this machine could not even hold a generator's weights.
+/// Fails if this machine could not even hold a generator's weights.
 pub(crate) fn affordable(section: &GeneratorSection) -> anyhow::Result<()> {
     let parameters = parameters(&GeneratorShape::from(section));
     let (bytes, room) = (parameters.saturating_mul(4), memory::total().unwrap_or(u64::MAX));
@@ -24,8 +24,8 @@ pub(crate) fn affordable(section: &GeneratorSection) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails where a run cannot fit into the memory that there is, which the system would end without a word; warns where
-/// it needs more than is free.
+/// Fails if a run cannot fit into memory, because the system would end it without a message; warns
+/// if it needs more than is free.
 pub(crate) fn fits_in_memory(config: &Config, global: &GlobalArgs) -> anyhow::Result<()> {
     affordable(&config.generator)?;
     const LESS: &str = "a smaller train.batch with a larger train.accumulate takes less for the same step, \
@@ -34,12 +34,12 @@ pub(crate) fn fits_in_memory(config: &Config, global: &GlobalArgs) -> anyhow::Re
         BackendName::Cpu => {
             fits(MemoryPlan::of(config, 4, 0).saved_from_here(config).total(), LESS)
         }
-        // A device says itself when it is full, and before anything is lost.
+        // A device reports itself when it is full, before anything is lost.
         BackendName::Cuda => Ok(()),
     }
 }
 
-/// As [`fits_in_memory`], of a tokenizer's run on images of `side` pixels.
+/// As [`fits_in_memory`], for a tokenizer's run on images of `side` pixels.
 pub(crate) fn tokenizer_fits(
     config: &Config,
     side: usize,
@@ -71,11 +71,11 @@ fn fits(needed: u64, less: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes that training a tokenizer on images of `side` pixels takes, by the memory of small batches: each image of a
-/// larger one takes as much again.
+/// Returns the bytes that training a tokenizer on images of `side` pixels takes, counted for small
+/// batches: each further image takes as much again.
 ///
 /// # Errors
-/// A tokenizer that there is not, or that is not trained here; sides that it does not divide.
+/// The tokenizer's configuration is invalid, it is not trained here, or its factor does not divide the side.
 pub(crate) fn tokenizer_training(
     config: &Config,
     side: usize,
@@ -93,7 +93,8 @@ pub(crate) fn tokenizer_training(
         // Weights and moments are copied while a checkpoint is written.
         BackendName::Cpu => buffers.saturating_add(3 * 4 * parameters),
         BackendName::Cuda => {
-            // Convolutions take parts of a batch, each as much as the next: a step of some images shows it.
+            // Convolutions process a batch in parts, each as large as the next: a step on some
+            // images shows the memory.
             let images = config.tokenizer_train.batch.min((PIXELS / side.pow(2).max(1)).max(1));
             let [_, scratch] = match global.dtype() {
                 Dtype::F32 => counted::<f32>(config, side, images, images)?,
@@ -104,7 +105,8 @@ pub(crate) fn tokenizer_training(
     })
 }
 
-/// Bytes of a tokenizer's buffers in training, and of the inside of ops in a step on so many images.
+/// Returns the bytes of a tokenizer's buffers in training, and of the scratch memory of ops in a
+/// step on `images` images.
 fn counted<S: Storage>(
     config: &Config,
     side: usize,
@@ -119,13 +121,13 @@ fn counted<S: Storage>(
     Ok([peak - scratch, scratch].map(|bytes| bytes as u64))
 }
 
-/// Pixels of a step that is only counted, at most.
+/// Largest number of pixels in a step that is only counted.
 const PIXELS: usize = 1 << 24;
 
-/// How far an estimate may lie over what there is before it is believed: `sar plan` is held to a tenth.
+/// Factor by which an estimate must exceed the memory to be believed: `sar plan` is held to a tenth.
 const NEARLY: f64 = 1.1;
 
-/// Whose memory it is.
+/// Says whose memory it is.
 fn holder() -> &'static str {
     match memory::limit() {
         Some(_) => "this job or container may have",

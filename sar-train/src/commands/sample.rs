@@ -15,7 +15,7 @@ use std::path::Path;
 /// Samples images and writes them.
 ///
 /// # Errors
-/// A checkpoint that cannot be used, a class out of range, a folder that cannot be written.
+/// A checkpoint cannot be used, a class is out of range, or a folder cannot be written.
 pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let mut generator = open_to_draw(&args.generator, args.ema, global.quiet)?;
     let tokenizer = tokenizer_of(&generator, backend, args.tokenizer.as_deref())?;
@@ -31,7 +31,7 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     let earlier = args.place.resume.then(|| SampleFolder::array_of(&args.place.out)).flatten();
     let npz = args.npz.as_deref().map(absolute);
     let own = npz.is_some() && npz.as_deref().map(as_text) == earlier;
-    // An array that is yet to be made is none.
+    // The record does not name an array that is yet to be made.
     let record = SampleRecord {
         npz: earlier,
         ..SampleRecord::new(&generator, from, &schedule, &settings, &classes, by)
@@ -63,7 +63,7 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
     })
 }
 
-/// Notes where published numbers would be of other images.
+/// Notes if there is not the same number of images of each class, as there is for published numbers.
 fn note_uneven(count: usize, classes: usize) {
     if !count.is_multiple_of(classes) {
         eprintln!(

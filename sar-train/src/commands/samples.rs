@@ -6,7 +6,7 @@ pub(super) use record::{EditRecord, SampleRecord, as_text};
 
 use crate::cli::OutArgs;
 use crate::files::{Sharing, absolute, lock_folder, remove_left_behind, write_new, write_whole};
-// What has none beside it was not written here.
+// Images without this record next to them were not written here.
 use crate::run_files::SAMPLES_RECORD as RECORD;
 use crate::run_files::{CHECKPOINTS, CONFIG};
 use anyhow::Context as _;
@@ -16,25 +16,25 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Pictures of several images.
+/// A grid of several images.
 pub(super) const GRID: &str = "grid.png";
 /// The first images at every scale.
 pub(super) const SCALES: &str = "scales.png";
-/// An image that was edited, what is drawn anew in grey.
+/// The image that was edited, with the part that is drawn anew in grey.
 pub(super) const GIVEN: &str = "given.png";
 
-/// A folder for samples, with no others in it.
+/// A folder for samples, with no other images in it.
 pub(super) struct SampleFolder {
     path: PathBuf,
-    /// Nobody else writes to the folder meanwhile; the system releases it with the process.
+    /// Keeps others from writing to the folder; the system releases it when the process ends.
     _lock: Option<File>,
 }
 
-/// Longer than another process takes to write its numbers there.
+/// How long to wait for a lock: longer than another process takes to write its numbers there.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Keeps a folder to this process, or to those that make parts of its images; nothing where the system locks no
-/// folders.
+/// Locks a folder for this process, or for the processes that make parts of its images; `None` if
+/// the system cannot lock folders.
 fn lock(path: &Path, sharing: Sharing) -> anyhow::Result<Option<File>> {
     lock_folder(path, sharing, PATIENCE).map_err(|_| {
         anyhow::anyhow!(
@@ -45,21 +45,21 @@ fn lock(path: &Path, sharing: Sharing) -> anyhow::Result<Option<File>> {
 }
 
 impl SampleFolder {
-    /// Makes the folder for the images of a record, or takes that of an earlier call.
+    /// Makes the folder for the images of a record, or takes over that of an earlier call.
     ///
     /// # Errors
-    /// Images are there that would be replaced, or stay beside the new ones; those that are to be gone on
-    /// with are others; the folder is a run's own, or in use; it cannot be written.
+    /// The folder has images that would be replaced or stay among the new ones; the images to go on
+    /// with are others; the folder is a run's own or is in use; it cannot be written.
     pub(super) fn open(place: &OutArgs, record: &SampleRecord) -> anyhow::Result<Self> {
         let folder = Self::make(&place.out, Sharing::Alone)?;
         let path = folder.path.as_path();
-        // A call that was killed had not painted them all.
+        // A call that was killed may not have painted all of them.
         let there = |mut record: SampleRecord| {
             record.labels.truncate(folder.present(record.labels.len()));
             record
         };
         let earlier = folder.record()?.map(there);
-        // Before anything is removed: what is not ours stays, and so does what is.
+        // Checked before anything is removed: if others' images are there, they stay, and so do ours.
         folder.refuse_others(record, earlier.as_ref())?;
         match earlier {
             None => {}
@@ -76,11 +76,11 @@ impl SampleFolder {
         Ok(folder)
     }
 
-    /// Makes the folder for the images of a record, of which this process makes a part, or takes that of the other
-    /// parts.
+    /// Makes the folder for the images of a record, of which this process makes a part, or joins
+    /// the folder of the other parts.
     ///
     /// # Errors
-    /// As for [`SampleFolder::open`]; what is there is of other images, or of more.
+    /// As for [`SampleFolder::open`]; the folder is for other images, or for more.
     pub(super) fn join(place: &OutArgs, record: &SampleRecord) -> anyhow::Result<Self> {
         let folder = Self::make(&place.out, Sharing::Shared)?;
         let kept = match folder.record()? {
@@ -95,14 +95,15 @@ impl SampleFolder {
             );
         }
         if kept.labels.len() < record.labels.len() {
-            // Those of an earlier call, or of one that was stopped.
+            // The record is of an earlier call with fewer images, or of one that was stopped.
             folder.keep(&SampleRecord { npz: kept.npz, ..record.clone() })?;
         }
-        // Nothing is tidied up: what is temporary may be another part's.
+        // Nothing is tidied up: temporary files may be those of another part.
         Ok(folder)
     }
 
-    /// Says what is in a folder where nothing does; of parts that begin at once one does, for all of them.
+    /// Writes the record of a folder that has none; of parts that begin at the same time, one
+    /// writes it for all of them.
     fn begin(&self, record: &SampleRecord) -> anyhow::Result<SampleRecord> {
         let path = self.path.join(RECORD);
         let others = self.refuse_others(record, None);
@@ -110,7 +111,7 @@ impl SampleFolder {
             let text = serde_json::to_string_pretty(record)?;
             write_new(&path, text.as_bytes()).with_context(|| format!("{}", path.display()))?;
         }
-        // What others there are may be those of a part that was quicker.
+        // The other images may be those of a part that was quicker.
         match self.record()? {
             Some(kept) => Ok(kept),
             None => {
@@ -120,7 +121,7 @@ impl SampleFolder {
         }
     }
 
-    /// Makes a folder, or takes one that is there.
+    /// Makes a folder, or takes one that exists.
     fn make(path: &Path, sharing: Sharing) -> anyhow::Result<Self> {
         anyhow::ensure!(!path.is_file(), "{} is a file; --out names a folder", path.display());
         anyhow::ensure!(
@@ -161,11 +162,11 @@ impl SampleFolder {
         }
     }
 
-    /// Says what is in the folder; without an image there is nothing to say.
+    /// Writes the folder's record; without images, removes it.
     pub(super) fn keep(&self, record: &SampleRecord) -> anyhow::Result<()> {
         let path = self.path.join(RECORD);
         if record.labels.is_empty() {
-            // The record last: until then it says whose the other is.
+            // The record is removed last: until then it says whose the other file is.
             let files = record.edit.iter().map(|_| self.path.join(GIVEN)).chain([path]);
             for path in files {
                 match fs::remove_file(&path) {
@@ -183,7 +184,7 @@ impl SampleFolder {
         &self.path
     }
 
-    /// What it says is in it; `None` where it says nothing.
+    /// Reads the folder's record; `None` if it has none.
     fn record(&self) -> anyhow::Result<Option<SampleRecord>> {
         let path = self.path.join(RECORD);
         let text = match fs::read_to_string(&path) {
@@ -200,23 +201,23 @@ impl SampleFolder {
         self.path.join(format!("{number:06}.png")).exists()
     }
 
-    /// One more than the number of the last image that is there, of so many.
+    /// Returns one more than the number of the last image that exists, among the first `most`.
     pub(super) fn present(&self, most: usize) -> usize {
         (0..most).rev().find(|k| self.has(*k)).map_or(0, |last| last + 1)
     }
 
-    /// The array that the images of a folder were written to, if its record names one.
+    /// Returns the array that the images of a folder were written to, if its record names one.
     pub(super) fn array_of(path: &Path) -> Option<PathBuf> {
         let text = fs::read(path.join(RECORD)).ok()?;
         serde_json::from_slice::<SampleRecord>(&text).ok()?.npz
     }
 
-    /// What a folder's record says, as it is written; `None` where it has none.
+    /// Returns a folder's record as it was written; `None` if it has none.
     pub(super) fn record_of(path: &Path) -> Option<Value> {
         serde_json::from_slice(&fs::read(path.join(RECORD)).ok()?).ok()
     }
 
-    /// How many images there should be in a folder, by its record; `None` where it has none.
+    /// Returns how many images a folder should have by its record; `None` if it has none.
     pub(super) fn images_of(path: &Path) -> anyhow::Result<Option<usize>> {
         let record = path.join(RECORD);
         if !record.is_file() {
@@ -243,8 +244,8 @@ impl SampleFolder {
         Ok(())
     }
 
-    /// The name of an image that this program would write over, or leave beside its own, and that no record
-    /// names.
+    /// Returns the name of an image that no record names and that this program would overwrite or
+    /// leave among its own.
     fn first_of_others(
         &self,
         record: &SampleRecord,
@@ -264,7 +265,7 @@ impl SampleFolder {
     }
 }
 
-/// Whether a folder is a run's, or lies in one that a run keeps its own pictures, weights or curves in.
+/// Whether a folder is a run's, or lies in one where a run keeps its own pictures, weights or curves.
 fn is_of_a_run(path: &Path) -> bool {
     const OWN: [&str; 3] = ["samples", CHECKPOINTS, "tensorboard"];
     let is_run = |path: &Path| path.join(CONFIG).is_file() && path.join(CHECKPOINTS).is_dir();

@@ -1,4 +1,4 @@
-//! `sar score`: the measures that papers give, of images that any program made.
+//! `sar score`: the measures that papers report, for images made by any program.
 
 mod set;
 
@@ -18,14 +18,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
-/// Images that are looked at together.
+/// Number of images that go through the network together.
 const BATCH: usize = 16;
-/// Samples that published numbers are of.
+/// Number of samples that published numbers are computed from.
 const PUBLISHED_SAMPLES: usize = 50_000;
-/// How the SHA-256 of the published weights begins, which is a part of their name.
+/// First digits of the SHA-256 of the published weights, which are a part of their name.
 const PUBLISHED_SHA256: &str = "6726825d";
 
-/// What was measured of what, as it is written to JSON.
+/// What was measured and on what, as it is written to JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct ScoreReport {
     /// The program and its version.
@@ -34,9 +34,9 @@ struct ScoreReport {
     samples: ImageSet,
     /// What it was compared with; no images where a file has statistics alone.
     reference: Option<ImageSet>,
-    /// Where statistics were read that the reference brought itself.
+    /// Where statistics were read, if the reference brought its own.
     reference_statistics: Option<String>,
-    /// Of what the samples are, and by which settings, where they lie in a folder of `sar sample`.
+    /// What the samples are of and the settings they were made with, if they are in a folder of `sar sample`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     made: Option<Value>,
     /// The weights of the network.
@@ -52,7 +52,7 @@ struct ScoreReport {
 /// Measures samples against a reference.
 ///
 /// # Errors
-/// Images or weights that cannot be used.
+/// Images or weights cannot be used.
 pub fn run(args: &ScoreArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let reference = args.save_reference.as_deref();
     let _reference = reference.map(|path| output::ready_as(path, &["npz"])).transpose()?;
@@ -70,15 +70,15 @@ pub fn run(args: &ScoreArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All that is measured, looked at as far as it goes without the work.
+/// Everything that is measured, opened and checked as far as possible before the work begins.
 struct Task {
     samples: Images,
     reference: Option<Images>,
-    /// Statistics that the reference brings itself, and where.
+    /// Statistics that the reference brings itself, and where they were read.
     known: Option<(String, Statistics)>,
-    /// What the network saw of its images, where its file has that.
+    /// What the network saw of the reference's images, if its file has that.
     seen: Option<Sight>,
-    /// What those images were, likewise.
+    /// What those images were, if its file says so.
     remembered: Option<ImageSet>,
     inception: Inception,
     /// The weights' file and its SHA-256.
@@ -180,12 +180,12 @@ impl Task {
     }
 }
 
-/// The first four bytes of a SHA-256.
+/// The first four bytes of a SHA-256, which identify the network.
 fn network(sha256: &str) -> u32 {
     sha256.get(..8).and_then(|head| u32::from_str_radix(head, 16).ok()).unwrap_or(0)
 }
 
-/// A warning where classes have not as many images each, as published numbers are of.
+/// Warns if classes do not have the same number of images, as they have for published numbers.
 fn uneven(made: &Value) -> Option<String> {
     let labels = made["labels"].as_array()?.iter().filter_map(Value::as_u64);
     let classes = made["classes"].as_array().map_or(0, Vec::len);
@@ -209,7 +209,7 @@ fn without_labels(mut made: Value) -> Value {
     made
 }
 
-/// Statistics that a reference's file brings.
+/// Returns the statistics that a reference's file brings, if any.
 fn statistics(reference: &str) -> anyhow::Result<Option<Statistics>> {
     if !set::is_npz(reference) {
         return Ok(None);
@@ -222,7 +222,7 @@ fn cannot_be_used(reference: &str) -> String {
     format!("{reference}: its statistics cannot be used")
 }
 
-/// Shows the network all images of a set.
+/// Passes all images of a set through the network.
 fn look(inception: &Inception, set: Images, what: &str, quiet: bool) -> anyhow::Result<Sight> {
     let ImageSet { count, height, width, .. } = set.about;
     let mut progress = Progress::new(what, count as u64, 0, quiet);
@@ -265,7 +265,7 @@ fn warnings(samples: &ImageSet, reference: Option<&ImageSet>, sha256: &str) -> V
     all
 }
 
-/// The numbers for a terminal, under the names that papers give them.
+/// Formats the numbers for a terminal, under the names that papers give them.
 fn text(report: &ScoreReport) -> String {
     let ScoreReport { samples, reference, reference_statistics, scores, warnings, .. } = report;
     let mut lines = vec![format!("samples           {samples}")];

@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration, with the key and line at fault.
+//! Errors of a configuration, with the key and line at fault.
 
 use super::Config;
 use std::ops::Range;
@@ -14,7 +14,7 @@ pub enum ConfigError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -23,7 +23,7 @@ pub enum ConfigError {
     Invalid {
         /// File and line, or the `--set` argument.
         place: String,
-        /// The key, where known.
+        /// The key, if known.
         key: String,
         /// What is wrong and what was expected.
         reason: String,
@@ -41,13 +41,13 @@ pub enum ConfigError {
     /// A value out of range.
     #[error("{place}{key} is {found}, expected {expected}")]
     Value {
-        /// File and line with a colon, or nothing for a value that came from elsewhere.
+        /// File and line with a colon, or empty if the value came from elsewhere.
         place: String,
         /// The key, with its section.
         key: String,
         /// The value.
         found: String,
-        /// What it may be.
+        /// The values allowed.
         expected: String,
     },
     /// A `--set` argument that is not `section.key=value`.
@@ -59,19 +59,19 @@ pub enum ConfigError {
     /// The configuration cannot be written as TOML.
     #[error("cannot write the configuration as TOML: {reason}")]
     Write {
-        /// Why.
+        /// The cause.
         reason: String,
     },
 }
 
-/// Keys of `[train]` by which a tokenizer's training goes, too.
+/// Keys of `[train]` that also apply to the training of a tokenizer.
 pub(crate) const FOR_TOKENIZERS: [&str; 5] =
     ["keep", "log_every", "save_every", "save_minutes", "non_finite_limit"];
 
-/// What the reader wants where it has several things to say of it, or none that helps.
+/// Replacement for several messages of the TOML reader that do not help, about enums.
 pub(super) const A_WORD: &str = "expected a word in quotes";
 
-/// The reader's names of types, in words.
+/// Replaces the reader's names of types by words.
 fn in_words(message: &str) -> String {
     let words = [
         ("expected u64", "expected a whole number"),
@@ -96,7 +96,7 @@ fn named(key: &str) -> String {
 }
 
 impl ConfigError {
-    /// A value that came from a file, where that is not said.
+    /// Adds the file to an error of a value, if it does not say where the value came from.
     pub(crate) fn within(mut self, file: &Path) -> Self {
         if let Self::Value { place, .. } = &mut self
             && place.is_empty()
@@ -106,13 +106,13 @@ impl ConfigError {
         self
     }
 
-    /// From an error of the TOML reader over `text`, which came from `origin`.
+    /// Converts an error of the TOML reader for `text`, which came from `origin`.
     pub(super) fn from_toml(error: &toml::de::Error, text: &str, origin: &str) -> Self {
         let (line, key) = error.span().map_or((1, String::new()), |span| locate(text, &span));
         Self::from_message(error.message(), format!("{origin}, line {line}"), key)
     }
 
-    /// From the TOML reader's message about the value of `key`.
+    /// Converts the TOML reader's message about the value of `key`.
     pub(super) fn from_message(message: &str, place: String, key: String) -> Self {
         let message = message.trim();
         let Some(unknown) =
@@ -124,7 +124,7 @@ impl ConfigError {
         let path: Vec<&str> = key.split('.').filter(|part| !part.is_empty()).collect();
         let hint = hint(unknown, path.last().copied().unwrap_or(unknown), &known);
         let (section, hint) = match path.iter().position(|&part| part == unknown) {
-            // A section of two words with a dot between them.
+            // The section's name was written as two words with a dot between them.
             Some(1) if path.len() == 3 && path[..2] == ["tokenizer", "train"] => {
                 (&path[..1], format!("did you mean `tokenizer_train.{}`?", path[2]))
             }
@@ -139,7 +139,7 @@ impl ConfigError {
         Self::UnknownKey { place, key: key.join("."), hint }
     }
 
-    /// Of a section or a key that there is not, where there are those that are `known`.
+    /// Creates the error for an unknown section or key, where `known` are the existing ones.
     pub(super) fn unknown(place: &str, key: &str, known: &[&str]) -> Self {
         let last = key.rsplit('.').next().unwrap_or(key);
         Self::UnknownKey {
@@ -149,7 +149,7 @@ impl ConfigError {
         }
     }
 
-    /// The same error with the line of `text` that sets its key, where one does.
+    /// Adds the line of `text` that sets the error's key, if there is one.
     pub(super) fn at(self, text: &str, origin: &str) -> Self {
         match self {
             Self::Value { key, found, expected, .. } => {
@@ -164,9 +164,10 @@ impl ConfigError {
     }
 }
 
-/// What may have been meant by what is unknown, or all that is known; `key` may be one of another section.
+/// Suggests what an unknown name may mean, or lists all known ones; `key` may be one of another
+/// section.
 fn hint(unknown: &str, key: &str, known: &[&str]) -> String {
-    // Whatever there is contains nothing.
+    // Every name contains the empty string.
     let named = Some(unknown).filter(|unknown| !unknown.is_empty());
     named
         .and_then(|unknown| near(unknown, known))
@@ -174,7 +175,7 @@ fn hint(unknown: &str, key: &str, known: &[&str]) -> String {
         .unwrap_or_else(|| format!("known here: {}", quoted(known.iter().copied())))
 }
 
-/// "did you mean" the keys close to `unknown`, where there are any.
+/// Suggests the keys close to `unknown` ("did you mean"), if there are any.
 fn near(unknown: &str, known: &[&str]) -> Option<String> {
     let mut near: Vec<(usize, &str)> = known
         .iter()
@@ -189,11 +190,11 @@ fn near(unknown: &str, known: &[&str]) -> Option<String> {
     (!near.is_empty()).then(|| format!("did you mean {listed}?"))
 }
 
-/// "did you mean" the same key of other sections, where they have it.
+/// Suggests the same key in other sections ("did you mean"), if they have it.
 fn elsewhere(key: &str) -> Option<String> {
     let sections = Table::try_from(Config::default()).unwrap_or_default();
     let has = |section: &&String| {
-        // Whatever is wrong with the value, a key that is there is not unknown.
+        // The value may be wrong, but only a missing key is reported as unknown.
         let keys = Table::from_iter([(key.to_owned(), Value::Array(Vec::new()))]);
         let tried = Table::from_iter([((*section).clone(), Value::Table(keys))]);
         let read = tried.try_into::<Config>();
@@ -208,7 +209,7 @@ fn quoted<'a>(keys: impl Iterator<Item = &'a str>) -> String {
     keys.map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// Edits (insert, delete, replace) from `a` to `b`.
+/// Number of edits (insert, delete, replace) from `a` to `b`.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
@@ -231,7 +232,7 @@ fn distance(a: &str, b: &str) -> usize {
     row.last().copied().unwrap_or(0)
 }
 
-/// Line (from 1) and `section.key` at a span of `text`.
+/// Returns the line (from 1) and `section.key` at a span of `text`.
 fn locate(text: &str, span: &Range<usize>) -> (usize, String) {
     let before = text.get(..span.start).unwrap_or(text);
     let line = before.matches('\n').count() + 1;
@@ -251,7 +252,7 @@ fn locate(text: &str, span: &Range<usize>) -> (usize, String) {
     (line, section.to_owned())
 }
 
-/// The line (from 1) that sets `section.key`.
+/// Returns the line (from 1) that sets `section.key`.
 fn line_of(text: &str, key: &str) -> Option<usize> {
     let mut start = 0;
     for (i, line) in text.split('\n').enumerate() {

@@ -4,7 +4,7 @@ use super::{ConfigError, MOST_GUIDANCE, MOST_IMAGES, require};
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 
-/// Sampling seeds, at most: a spread of more is a mistyped number.
+/// Maximum number of sampling seeds; more are taken for a mistyped number.
 const MOST_SEEDS: u64 = 1000;
 
 /// Section `[eval]`.
@@ -36,7 +36,7 @@ impl EvalConfig {
     /// Checks every value.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] naming the key.
+    /// [`ConfigError::Value`], which names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let found = format!("{:?}", self.guidance);
         let range = -1.0..=MOST_GUIDANCE;

@@ -1,4 +1,4 @@
-//! A configuration as TOML in which each key is explained, by the documentation of its field.
+//! Writes a configuration as TOML in which each key is explained by the documentation of its field.
 
 use super::{
     Config, ConfigError, EvalConfig, GeneratorSection, Preset, SampleConfig, SarConfig,
@@ -9,10 +9,10 @@ use crate::model::tokenizer::TokenizerConfig;
 use documented::DocumentedFields;
 use toml::{Table, Value};
 
-/// Characters of a line, with what marks it as a comment.
+/// Number of characters in a line, including the comment mark.
 const LINE: usize = 100;
 
-/// A section: what it is about, and its keys with what each is, in the order of the fields.
+/// A section with its documentation, and its keys with theirs, in the order of the fields.
 struct Section {
     name: &'static str,
     docs: &'static str,
@@ -54,18 +54,19 @@ fn sections() -> [Section; 8] {
 }
 
 impl Config {
-    /// The configuration as TOML with what each key is, of the sections and keys that `wanted` names (`train`,
-    /// `train.lr`) or, where it names none, of all; [`Config::parse`] reads all of it back equal. What is as it is by
-    /// default and not `named` stands in a comment: a file that names no more than it means leaves the rest to the
-    /// images, the tokenizer or the run that is refined.
+    /// Returns the configuration as TOML with explanations: the sections and keys that `wanted`
+    /// names (`train`, `train.lr`), or all if it is empty; [`Config::parse`] reads all of it back
+    /// equal. Keys that have their default and are not `named` are commented out, so that a file
+    /// fixes no more than intended and leaves the rest to the images, the tokenizer or the run that
+    /// is refined.
     ///
     /// # Errors
-    /// A section or key that does not exist; a value that TOML cannot hold.
+    /// A section or key does not exist, or TOML cannot hold a value.
     pub fn explained(&self, named: &Table, wanted: &[String]) -> Result<String, ConfigError> {
         let table = |config: &Self| {
             Table::try_from(config).map_err(|e| ConfigError::Write { reason: e.to_string() })
         };
-        // Of what a preset stands for, its values are the defaults.
+        // The preset's values are the defaults of the keys that it stands for.
         let sar = SarConfig { preset: Preset::default(), ..SarConfig::preset(self.sar.preset) };
         let defaults = Self { sar, ..Self::default() };
         let [values, defaults] = [with_left_out(table(self)?), with_left_out(table(&defaults)?)];
@@ -81,7 +82,7 @@ impl Config {
 }
 
 impl Section {
-    /// The section with those of its keys that are wanted, if there are any.
+    /// Returns the section with those of its keys that are wanted, if there are any.
     fn text(&self, tables: &Tables<'_>, wanted: &[String]) -> Option<String> {
         let keys = self.keys.iter().filter(|(key, _)| self.is_wanted(key, wanted));
         let keys: Vec<String> = keys
@@ -92,7 +93,7 @@ impl Section {
     }
 }
 
-/// Whether there is what is wanted, a section or a key of one.
+/// Checks that a wanted section or key exists.
 fn check(sections: &[Section], wanted: &str) -> Result<(), ConfigError> {
     const PLACE: &str = "sar config";
     let (name, key) = wanted.split_once('.').map_or((wanted, None), |(s, key)| (s, Some(key)));
@@ -105,7 +106,7 @@ fn check(sections: &[Section], wanted: &str) -> Result<(), ConfigError> {
     }
 }
 
-/// With the keys that files leave out where they are what there was before there was a choice.
+/// Adds the keys that files leave out if they have the value from before the setting existed.
 fn with_left_out(mut table: Table) -> Table {
     let left_out: [(&str, &str, Value); 2] =
         [("generator", "positions", "grid".into()), ("tokenizer", "residual", 0.into())];
@@ -117,7 +118,7 @@ fn with_left_out(mut table: Table) -> Table {
     table
 }
 
-/// A configuration, what it would be by default, and what was named of it.
+/// A configuration, the defaults, and the keys that the user has named.
 struct Tables<'a> {
     values: Table,
     defaults: Table,
@@ -138,7 +139,7 @@ impl Tables<'_> {
     }
 }
 
-/// Documentation as lines of a comment.
+/// Formats documentation as lines of a comment.
 fn comment(docs: &str) -> String {
     let mut lines = vec!["#".to_owned()];
     for word in docs.split_whitespace() {
@@ -167,13 +168,14 @@ mod tests {
             assert!(!section.docs.is_empty(), "{}", section.name);
             for (key, docs) in &section.keys {
                 assert!(docs.ends_with('.'), "{}.{key}: {docs}", section.name);
-                // A key that there is not would be an unknown one; of this value the type is wrong, or nothing.
+                // A missing key would be reported as unknown; otherwise this value has the wrong
+                // type, or is accepted.
                 let text = format!("[{}]\n{key} = [[]]\n", section.name);
                 let error = Config::parse(&text, "").unwrap_err().to_string();
                 assert!(!error.contains("unknown key"), "{error}");
             }
         }
-        // And the other way round: all that a configuration holds.
+        // And vice versa: everything that a configuration holds is explained.
         for (name, keys) in Table::try_from(Config::default()).unwrap() {
             let section = sections().into_iter().find(|section| section.name == name).unwrap();
             for key in keys.as_table().unwrap().keys() {
@@ -188,7 +190,7 @@ mod tests {
         let sets = |line: &&str| !(line.is_empty() || line.starts_with(['#', '[']));
         assert_eq!(plain.lines().find(sets), None);
         assert_eq!(Config::parse(&plain, "").unwrap(), Config::default());
-        // Those without a value are those that need not have one.
+        // Only optional keys have no value.
         let none: Vec<&str> =
             plain.lines().filter_map(|l| l.strip_prefix('#')?.strip_suffix(" =")).collect();
         let optional = [
@@ -202,7 +204,7 @@ mod tests {
             "drop_path",
         ];
         assert_eq!(none, [&optional[..], &["schedule"]].concat());
-        // The defaults that stand in comments are what they say they are.
+        // The commented-out values are the actual defaults.
         let is_value = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
         let values: Vec<&str> = plain.lines().filter(is_value).collect();
         assert!(values.len() > 80, "{}", values.len());
@@ -222,7 +224,7 @@ mod tests {
             let named: Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
             let text = config.explained(&named, &[]).unwrap();
             assert_eq!(Config::parse(&text, "").unwrap(), config, "{text}");
-            // And over another configuration it says what the recipe does.
+            // Applied to another configuration, it also has the same effect as the recipe.
             let other = Config::default().set(&["train.batch=3".into(), "sar.sigma=7".into()]);
             let over = |text: &str| other.as_ref().unwrap().clone().with_text(text, &path).unwrap();
             assert_eq!(over(&text), over(&std::fs::read_to_string(&path).unwrap()), "{text}");
@@ -231,7 +233,7 @@ mod tests {
         assert!(read > 0);
     }
 
-    /// A key that is absent is the preset's, whatever the default preset has.
+    /// An absent key has the preset's value, whatever the default preset has.
     #[test]
     fn every_switch_of_every_preset_reads_back_equal() {
         let presets = [Preset::Paper, Preset::Release];

@@ -12,15 +12,17 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Positions {
-    /// A learned table resized to every grid, as in FlexVAR: any schedule.
+    /// A learned table that is resized to every grid, as in FlexVAR; allows any schedule.
     #[default]
     Grid,
-    /// A learned vector for every token of the schedule and one for every scale, as in VAR: no other grids.
+    /// A learned vector for every token of the schedule and one for every scale, as in VAR; allows
+    /// no other grids.
     Levels,
 }
 
 impl Positions {
-    /// Whether they are what files had before there was a choice, and leave out.
+    /// Whether positions have the value that files from before the setting existed imply, and that
+    /// is left out.
     fn is_grid(&self) -> bool {
         *self == Self::Grid
     }
@@ -87,13 +89,14 @@ impl Default for GeneratorSection {
     }
 }
 
-/// `1_2_4_8`. Built from constants, so the fallback is never taken; it only avoids a panic path.
+/// The schedule `1_2_4_8`. Built from constants, so the fallback is never taken; it only avoids a
+/// panic path.
 fn four_scales() -> ScaleSchedule {
     ScaleSchedule::from_sides(&[1, 2, 4, 8]).unwrap_or_else(|_| ScaleSchedule::published_256())
 }
 
 impl GeneratorSection {
-    /// Fills in the width and the heads that 0 stands for.
+    /// Replaces zeros in width and heads by the values that they stand for.
     pub fn resolve(&mut self) {
         if self.width == 0 {
             self.width = self.depth.saturating_mul(64);
@@ -103,10 +106,10 @@ impl GeneratorSection {
         }
     }
 
-    /// Whether the generator has positions for every grid of a schedule.
+    /// Checks that the generator has positions for every grid of a schedule.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] naming `key` and the first grid that it has none for.
+    /// [`ConfigError::Value`], which names `key` and the first grid without positions.
     pub fn covers(&self, key: &str, schedule: &ScaleSchedule) -> Result<(), ConfigError> {
         let known = self.schedule.scales();
         let other = schedule.scales().iter().find(|scale| !known.contains(scale));
@@ -122,12 +125,13 @@ impl GeneratorSection {
         }
     }
 
-    /// Checks every value, of a resolved section.
+    /// Checks every value of a resolved section.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] naming the key.
+    /// [`ConfigError::Value`], which names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        // Far above what is trained, so that what is computed from them does not overflow.
+        // The limits are far above what is trained, and keep products of these numbers from
+        // overflowing.
         for (key, value, most) in [
             ("generator.depth", self.depth, 256),
             ("generator.width", self.width, 1 << 15),
@@ -139,7 +143,7 @@ impl GeneratorSection {
         ] {
             require((1..=most).contains(&value), key, value, &format!("1 to {most}"))?;
         }
-        // No draw knows more.
+        // Drawing tokens supports no larger vocabulary.
         let codes = 2..=MAX_VOCAB;
         require(codes.contains(&self.vocab), "generator.vocab", self.vocab, "2 to 65536 codes")?;
         require(

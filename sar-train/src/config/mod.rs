@@ -1,7 +1,7 @@
 //! The configuration of a run: one TOML file, every key documented with its unit and default.
 //!
-//! A section or key that is left out has its default; a key that does not exist is an error that
-//! names the nearest ones. What a run resolved to is written to its folder and reads back equal.
+//! Absent sections and keys have their defaults; an unknown key is an error that names the nearest
+//! ones. The resolved configuration of a run is written to its folder and reads back equal.
 
 mod error;
 mod eval;
@@ -28,11 +28,12 @@ use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Images of a batch or of a sampling, at most: products with it stay far below what can be counted.
+/// Maximum number of images of a batch or of a sampling; products with it stay far below overflow.
 const MOST_IMAGES: usize = 1 << 24;
-/// Codes that a filter may name: more than there are, and far below what TOML has room for.
+/// Maximum number of tokens that a filter keeps: more than there are codes, and far below what TOML
+/// can hold.
 const MOST_TOP_K: usize = 1 << 24;
-/// Guidance beyond which logits of f32 would have no room; published are 1 to 4.
+/// Maximum guidance, beyond which f32 logits would overflow; published values are 1 to 4.
 const MOST_GUIDANCE: f64 = 1e6;
 
 /// Everything that decides what a run does.
@@ -61,7 +62,7 @@ impl Config {
     /// Reads a configuration file.
     ///
     /// # Errors
-    /// The file cannot be read; or as [`Config::parse`].
+    /// The file cannot be read; or as for [`Config::parse`].
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         Self::parse(&read(path)?, &path.display().to_string())
     }
@@ -69,8 +70,8 @@ impl Config {
     /// Reads a configuration from `text`; `origin` names it in errors.
     ///
     /// # Errors
-    /// Not TOML, an unknown key, a value of the wrong type or out of range; each names the key and
-    /// the line.
+    /// The text is not TOML, a key is unknown, or a value has the wrong type or is out of range;
+    /// each error names the key and the line.
     pub fn parse(text: &str, origin: &str) -> Result<Self, ConfigError> {
         let mut config: Self =
             toml::from_str(text).map_err(|error| ConfigError::from_toml(&error, text, origin))?;
@@ -79,29 +80,29 @@ impl Config {
         Ok(config)
     }
 
-    /// This configuration with the keys that a file names.
+    /// Overrides this configuration with the keys that a file names.
     ///
     /// # Errors
-    /// As [`Config::load`].
+    /// As for [`Config::load`].
     pub fn with_file(self, path: &Path) -> Result<Self, ConfigError> {
         self.with_text(&read(path)?, path)
     }
 
-    /// As [`Config::with_file`], of what was read from it.
+    /// Like [`Config::with_file`], given the file's text.
     pub(crate) fn with_text(self, text: &str, path: &Path) -> Result<Self, ConfigError> {
         let origin = path.display().to_string();
-        // Its keys and their types, with the line of what is wrong; values are checked with the rest.
+        // Checks keys and types first, to report the line; values are checked with the rest.
         if let Err(error) = toml::from_str::<Self>(text) {
             return Err(ConfigError::from_toml(&error, text, &origin));
         }
         overrides::overlay(&self, text, &origin)
     }
 
-    /// Applies `section.key=value` settings in order, presets before the keys that they stand for; the values are
-    /// checked when all are applied, since some go together.
+    /// Applies `section.key=value` settings in order, presets before the keys that they stand for.
+    /// Values are checked after all are applied, since some depend on each other.
     ///
     /// # Errors
-    /// As [`Config::parse`], naming the setting.
+    /// As for [`Config::parse`], naming the setting.
     pub fn set(self, settings: &[String]) -> Result<Self, ConfigError> {
         let (presets, keys): (Vec<_>, Vec<_>) =
             settings.iter().partition(|setting| overrides::is_preset(setting));
@@ -114,10 +115,10 @@ impl Config {
         Ok(set)
     }
 
-    /// The configuration as TOML; [`Config::parse`] reads it back equal.
+    /// Returns the configuration as TOML; [`Config::parse`] reads it back equal.
     ///
     /// # Errors
-    /// A value TOML cannot hold.
+    /// TOML cannot hold a value.
     pub fn to_toml(&self) -> Result<String, ConfigError> {
         toml::to_string(self).map_err(|e| ConfigError::Write { reason: e.to_string() })
     }
@@ -125,7 +126,7 @@ impl Config {
     /// Checks every value against its range.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] naming the first key at fault.
+    /// [`ConfigError::Value`], which names the first key at fault.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.tokenizer_train.validate()?;
         self.generator.validate()?;
@@ -143,18 +144,18 @@ impl Config {
     }
 }
 
-/// The text of a configuration file.
+/// Reads the text of a configuration file.
 pub(crate) fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.to_owned(), source })
 }
 
-/// Checks how many codes a filter keeps.
+/// Checks the number of tokens that a filter keeps.
 fn check_top_k(key: &str, top_k: usize) -> Result<(), ConfigError> {
     require(top_k <= MOST_TOP_K, key, top_k, &format!("0 (all) to {MOST_TOP_K}"))
 }
 
-/// Fails with the key and what it must be, unless `holds`.
+/// Returns an error with the key and its allowed values unless `holds`.
 pub(crate) fn require(
     holds: bool,
     key: &str,

@@ -4,7 +4,8 @@ use super::error::A_WORD;
 use super::{Config, ConfigError};
 use toml::{Table, Value};
 
-/// `config` with one setting applied: a key there is and a value of its type, not yet checked against others.
+/// Applies one setting to `config`: the key must exist and the value have its type; ranges are not
+/// checked yet.
 pub(super) fn apply(config: &Config, setting: &str) -> Result<Config, ConfigError> {
     let malformed = || ConfigError::Setting { setting: setting.to_owned() };
     let (path, text) = setting.split_once('=').ok_or_else(malformed)?;
@@ -21,8 +22,8 @@ pub(super) fn apply(config: &Config, setting: &str) -> Result<Config, ConfigErro
         {
             with_value(config, sections, key, None, setting)
         }
-        // Digits and underscores are a number in TOML, yet a schedule such as 1_2_4 is text; of a word the error
-        // has those that there are.
+        // Digits and underscores are a number in TOML, but a schedule such as 1_2_4 is text. For a
+        // word, reading it as text gives an error that lists the words allowed.
         Err(ConfigError::Invalid { reason, .. })
             if reason.contains("expected a string") || reason.contains(A_WORD) =>
         {
@@ -32,7 +33,7 @@ pub(super) fn apply(config: &Config, setting: &str) -> Result<Config, ConfigErro
     }
 }
 
-/// An error of all settings together, with the last one that set its key, or else with all of them.
+/// Adds to an error of all settings the last one that set its key, or else all of them.
 pub(super) fn blame(error: ConfigError, settings: &[String]) -> ConfigError {
     let sets = |setting: &&String| match (&error, setting.split_once('=')) {
         (ConfigError::Value { key, .. }, Some((path, _))) => path.trim() == key,
@@ -42,12 +43,13 @@ pub(super) fn blame(error: ConfigError, settings: &[String]) -> ConfigError {
     error.at("", &format!("--set {at_fault}"))
 }
 
-/// Whether a setting is of a preset, which stands for other keys of its section.
+/// Whether a setting is a preset, which stands for other keys of its section.
 pub(super) fn is_preset(setting: &str) -> bool {
     setting.split('=').next().is_some_and(|path| path.trim().ends_with(".preset"))
 }
 
-/// `config` with the keys of a TOML text that reads as a configuration of its own.
+/// Overrides `config` with the keys of a TOML text, which has been checked to be a configuration
+/// itself.
 pub(super) fn overlay(config: &Config, text: &str, origin: &str) -> Result<Config, ConfigError> {
     let write = |e: toml::ser::Error| ConfigError::Write { reason: e.to_string() };
     let read = |e: toml::de::Error| ConfigError::from_toml(&e, text, origin);
@@ -56,12 +58,12 @@ pub(super) fn overlay(config: &Config, text: &str, origin: &str) -> Result<Confi
         match (root.get_mut(&section).and_then(Value::as_table_mut), keys) {
             (Some(table), Value::Table(keys)) => {
                 if keys.contains_key("preset") {
-                    // It stands for all the switches of its section that the text does not name.
+                    // A preset stands for all switches of its section that the text does not name.
                     table.clear();
                 }
                 if section == "data" && (keys.contains_key("path") || keys.contains_key("builtin"))
                 {
-                    // One of them, not both.
+                    // Only one of them may be set.
                     table.remove("path");
                     table.remove("builtin");
                 }
@@ -76,15 +78,15 @@ pub(super) fn overlay(config: &Config, text: &str, origin: &str) -> Result<Confi
     Ok(changed)
 }
 
-/// Whether a key is one that need not be there: then the defaults do not spell it out. Others have no empty value,
-/// so that a forgotten one is an error.
+/// Whether a key is optional, in which case it is absent from the defaults. Other keys have no
+/// empty value, so that a forgotten value is an error.
 fn is_optional(sections: &[&str], key: &str) -> bool {
     let root = Table::try_from(Config::default()).map(Value::Table).ok();
     let section = sections.iter().try_fold(root, |table, name| Some(table?.get(*name).cloned()));
     section.flatten().is_some_and(|section| section.get(key).is_none())
 }
 
-/// With a value for a key, or none for one that is optional.
+/// Sets a key to a value, or removes an optional key.
 fn with_value(
     config: &Config,
     sections: &[&str],
@@ -107,11 +109,11 @@ fn with_value(
         None => drop(table.remove(key)),
     }
     if sections == ["data"] && (key == "path" || key == "builtin") {
-        // One of them, not both.
+        // Only one of them may be set.
         table.remove(if key == "path" { "builtin" } else { "path" });
     }
     if key == "preset" {
-        // A preset stands for all the switches of its section, which the resolved table spells out.
+        // A preset stands for all switches of its section, which the resolved table spells out.
         table.retain(|k, _| k == "preset");
     }
 
@@ -124,7 +126,7 @@ fn with_value(
     Ok(changed)
 }
 
-/// A TOML value, or text where it is not one: `train.mode=ssr` needs no quotes.
+/// Parses a TOML value; anything else is taken as text: `train.mode=ssr` needs no quotes.
 fn value(text: &str) -> Value {
     let text = text.trim();
     let parsed = format!("value = {text}").parse::<Table>().ok();

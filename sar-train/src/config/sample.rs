@@ -65,7 +65,7 @@ impl Default for SampleConfig {
 }
 
 impl Ramp {
-    /// The ramp as a formula, to be written beside numbers.
+    /// Returns the ramp as a formula, to be printed with results.
     pub fn formula(self) -> &'static str {
         match self {
             Self::Flexvar => "t = g·i/min(N−1, 9)",
@@ -75,7 +75,7 @@ impl Ramp {
         }
     }
 
-    /// Guidance g on this ramp; off at 0.
+    /// Returns guidance g with this ramp; off at 0.
     pub fn guidance(self, g: f64) -> Guidance {
         match self {
             _ if g == 0.0 => Guidance::Off,
@@ -88,7 +88,7 @@ impl Ramp {
 }
 
 impl SampleConfig {
-    /// How a painter samples, with this seed.
+    /// Returns the settings for a painter, with this seed.
     pub fn settings(&self, seed: u64) -> SampleSettings {
         SampleSettings {
             guidance: self.ramp.guidance(self.guidance),
@@ -101,9 +101,9 @@ impl SampleConfig {
     /// Checks every value.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] naming the key.
+    /// [`ConfigError::Value`], which names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        // Below −1 the conditional half would count negatively.
+        // Below −1 the weight of the conditional half would be negative.
         let guidance = (-1.0..=MOST_GUIDANCE).contains(&self.guidance);
         let expected = format!("-1 to {MOST_GUIDANCE}");
         require(guidance, "sample.guidance", self.guidance, &expected)?;

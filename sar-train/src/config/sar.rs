@@ -17,7 +17,7 @@ pub enum Decode {
     Sample,
 }
 
-/// Settings of all switches together.
+/// Values for all switches together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
@@ -34,8 +34,8 @@ pub enum Preset {
 pub struct SarConfig {
     /// `release` (default) or `paper`.
     pub preset: Preset,
-    /// Scales of the second pass, each fed by what the first predicted: `all` but the first, the `last` alone, or one at
-    /// `random`.
+    /// Scales of the second pass, each fed by what the first predicted: `all` but the first, the `last` alone, or one
+    /// at `random`.
     #[serde(with = "text")]
     pub extent: Extent,
     /// What the second pass is taught: `teacher-hard` (the tokens that the first chose), `teacher-soft` (its
@@ -55,7 +55,7 @@ pub struct SarConfig {
 }
 
 impl SarConfig {
-    /// A preset as it is.
+    /// Returns an unmodified preset.
     pub fn preset(preset: Preset) -> Self {
         let SarSettings { extent, target, decode, sigma } = match preset {
             Preset::Paper => SarSettings::PAPER,
@@ -77,7 +77,7 @@ impl SarConfig {
         }
     }
 
-    /// The switches as a step takes them.
+    /// Returns the switches in the form that a training step takes.
     pub fn settings(&self) -> SarSettings {
         let guidance =
             if self.guidance == 0.0 { Guidance::Off } else { Guidance::Rollout(self.guidance) };
@@ -92,7 +92,7 @@ impl SarConfig {
     /// Checks every value.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] naming the key.
+    /// [`ConfigError::Value`], which names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let sigma = self.sigma.is_finite() && self.sigma >= 0.0;
         require(sigma, "sar.sigma", self.sigma, "a number of at least 0")?;

@@ -1,7 +1,7 @@
 use super::*;
 use sar_math::rollout::Extent;
 
-/// Roundings of f64, of rates below 1.
+/// f64 rounding errors of rates below 1.
 const ROUNDING: f64 = 1e-12;
 
 fn error(text: &str) -> String {
@@ -67,7 +67,8 @@ fn a_file_over_a_configuration_changes_what_it_names() {
     };
     let config = over("[train]\nbatch = 5\n").unwrap();
     assert_eq!((config.train.batch, config.train.steps, config.sar.sigma), (5, 77, 9.0));
-    // A preset stands for the other switches of its section; a source of images for the other one.
+    // A preset stands for the other switches of its section; a source of images replaces the other
+    // one.
     let config = over("[sar]\npreset = \"paper\"\ntop_k = 3\n[data]\npath = \"x\"\n").unwrap();
     assert_eq!(config.sar, SarConfig { top_k: 3, ..SarConfig::preset(Preset::Paper) });
     assert_eq!((config.data.builtin, config.train.lr), (None, Some(3e-4)));
@@ -76,7 +77,8 @@ fn a_file_over_a_configuration_changes_what_it_names() {
     assert!(over("[train]\nbacth = 1\n").unwrap_err().to_string().contains("did you mean"));
 }
 
-/// Values that go together may be set in any order; what does not fit is told with the setting that set it.
+/// Values that depend on each other may be set in any order; an error names the setting that caused
+/// it.
 #[test]
 fn settings_are_checked_together() {
     let set = |settings: &[&str]| {
@@ -92,7 +94,7 @@ fn settings_are_checked_together() {
     assert_eq!(set(&[heads, width]).unwrap().generator.heads, 5);
     let text = set(&["generator.width=101", "train.steps=5"]).unwrap_err().to_string();
     assert!(text.starts_with("--set generator.width=101: generator.width is 101"), "{text}");
-    // Of a key that none of them names, all may be at fault.
+    // If none of them sets the key, any of them may be at fault.
     let text = set(&[heads, "train.steps=5"]).unwrap_err().to_string();
     assert!(
         text.starts_with("--set generator.heads=5 --set train.steps=5: generator.width"),
@@ -107,11 +109,11 @@ fn settings_override_in_order() {
     let config = set(&["train.steps=7", "train.mode=ssr", "sar.sigma=2", "sar.preset=paper"]);
     let config = config.unwrap();
     assert_eq!((config.train.steps, config.train.mode), (7, Mode::Ssr));
-    // As in a file: a key overrides its section's preset, whichever is named first.
+    // As in a file, a key overrides its section's preset, whichever comes first.
     assert_eq!(config.sar, SarConfig { sigma: 2.0, ..SarConfig::preset(Preset::Paper) });
     let images = set(&["data.builtin=glyphs10", "data.path=images"]).unwrap().data;
     assert_eq!((images.path, images.builtin), (Some("images".into()), None));
-    // What need not be there is taken away by an empty value; a forgotten value of another key is an error.
+    // An empty value removes an optional key; for other keys a missing value is an error.
     let given = ["train.lr=1e-3", "sample.schedule=1_2_4", "data.limit=5"];
     let taken =
         set(&[&given[..], &["train.lr=", "sample.schedule = ", "data.limit="]].concat()).unwrap();
@@ -192,7 +194,8 @@ fn recipes_are_valid() {
     assert!(count >= 4, "{count} recipes in {folder}");
 }
 
-/// Refining goes over the configuration of the run that it refines: what a recipe leaves out is the base's.
+/// Recipes for refining override the configuration of the refined run; what they leave out is kept
+/// from it.
 #[test]
 fn refining_recipes_say_how_their_rate_goes() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../recipes");

@@ -1,4 +1,4 @@
-//! Values that TOML holds as text: schedules, and enums with a parameter.
+//! Values that are stored as text in TOML: schedules, and enums with a parameter.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serializer};
@@ -19,7 +19,7 @@ where
     String::deserialize(from)?.parse().map_err(D::Error::custom)
 }
 
-/// The same for a value that may be absent; combine with `default` and `skip_serializing_if`.
+/// The same for an optional value; combine with `default` and `skip_serializing_if`.
 pub(crate) mod optional {
     use super::{Deserialize, Deserializer, Display, FromStr, Serializer};
     use serde::de::Error as _;

@@ -69,7 +69,7 @@ impl Default for TokenizerTrainConfig {
 }
 
 impl TokenizerTrainConfig {
-    /// Learning rate over the steps.
+    /// Returns the learning rate over the steps.
     pub(crate) fn anneal(&self) -> Anneal {
         Anneal {
             shape: Shape::Cosine,
@@ -86,7 +86,7 @@ impl TokenizerTrainConfig {
     /// Checks every value.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] naming the key.
+    /// [`ConfigError::Value`], which names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         require(self.steps >= 1, "tokenizer_train.steps", self.steps, "at least 1")?;
         let batch = (1..=MOST_IMAGES).contains(&self.batch);

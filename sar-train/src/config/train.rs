@@ -11,22 +11,22 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Instant;
 
-/// Forward passes of a step, at most: each keeps its losses until they are told.
+/// Maximum number of forward passes of a step; each keeps its losses until they are reported.
 const MOST_PASSES: usize = 1 << 16;
 
-/// The way of training: what feeds each scale.
+/// Training method: what feeds each scale.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// Ground truth feeds every scale.
     #[default]
     Teacher,
-    /// Teacher forcing and, beside it, the staggered pass of section `[sar]`.
+    /// Teacher forcing and, in addition, the staggered pass of section `[sar]`.
     Ssr,
     /// Own samples feed every scale, scale by scale.
     Student,
     /// Ground truth feeds the first scales, own samples the others.
     Hybrid {
-        /// Scales fed from ground truth, from the first.
+        /// Number of scales fed from ground truth, from the first.
         teacher_scales: usize,
     },
     /// Own samples and ground truth in turn, scale by scale.
@@ -101,7 +101,7 @@ pub struct TrainConfig {
     pub lr_end: f64,
     /// Decoupled weight decay of matrices. Default 0.05.
     pub weight_decay: f64,
-    /// Where weight decay goes by a cosine; default: it stays.
+    /// Final weight decay, reached along a cosine; default: it stays constant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight_decay_end: Option<f64>,
     /// AdamW's decay of the first moment. Default 0.9.
@@ -122,12 +122,12 @@ pub struct TrainConfig {
     /// Drop path of the last block, linear from 0 at the first; default: 0.1·depth/24.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drop_path: Option<f64>,
-    /// What the backward computes again instead of keeping it: `nothing`, `norms` (default) or
+    /// What the backward recomputes instead of keeping it: `nothing`, `norms` (default) or
     /// `blocks`, from most memory to least.
     #[serde(with = "text")]
     pub recompute: Recompute,
-    /// Tokens whose logits there is room for at a time, those of one image at least; fewer take less
-    /// memory, and on a GPU more time below some thousands. Default 8192.
+    /// Number of tokens whose logits are held at a time, at least those of one image; fewer take
+    /// less memory, but on a GPU more time below some thousands. Default 8192.
     pub head_tokens: usize,
     /// Draw a schedule per step as FlexVAR does, in proportion to the last grid. Default false.
     pub random_schedules: bool,
@@ -135,15 +135,16 @@ pub struct TrainConfig {
     pub log_every: u64,
     /// Steps between sample grids; 0 is never. Default 1000.
     pub sample_every: u64,
-    /// Steps between checkpoints; 0 is none by steps. There is one at the end. Default 1000.
+    /// Steps between checkpoints; 0 makes none by steps. There is always one at the end. Default
+    /// 1000.
     pub save_every: u64,
-    /// Minutes between checkpoints, at most, whatever `save_every` is: what a crash costs; 0 is no limit. They count
-    /// among those that `keep` keeps. Default 10.
+    /// Maximum minutes between checkpoints, whatever `save_every` is, which limits what a crash
+    /// costs; 0 is no limit. These checkpoints count among those that `keep` keeps. Default 10.
     pub save_minutes: f64,
     /// Steps between evaluations on held-out images; 0 is only at the end. Default 500.
     pub eval_every: u64,
-    /// Checkpoints kept: the last so many, and beside them the one whose held-out loss was lowest, of steps that were
-    /// evaluated (`eval_every`) as well as saved. Default 3.
+    /// Number of the latest checkpoints to keep. The one with the lowest held-out loss, of steps
+    /// that were both evaluated (`eval_every`) and saved, is kept in addition. Default 3.
     pub keep: usize,
     /// Non-finite steps in a row, each skipped, before the run stops. Default 5.
     pub non_finite_limit: u32,
@@ -191,19 +192,20 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    /// The peak learning rate: `lr`, or by the rule of the published runs.
+    /// Returns the peak learning rate: `lr`, or by the rule of the published runs.
     pub fn peak_lr(&self) -> f64 {
         let images = (self.batch * self.accumulate) as f64;
         self.lr.unwrap_or(self.base_lr * images / 256.0)
     }
 
-    /// Whether the last checkpoint was made so long ago that the next is due by the clock.
+    /// Whether a checkpoint is due by the clock, given when the last one was made.
     pub(crate) fn overdue(&self, saved: Instant) -> bool {
         let most = 60.0 * self.save_minutes;
         most > 0.0 && saved.elapsed().as_secs_f64() >= most
     }
 
-    /// The highest learning rate that the run reaches: the peak, unless it ends while still rising.
+    /// Returns the highest learning rate that the run reaches: the peak, unless it ends while the
+    /// rate still rises.
     pub fn highest_lr(&self) -> f64 {
         match self.warmup < self.steps {
             true => self.peak_lr(),
@@ -211,7 +213,7 @@ impl TrainConfig {
         }
     }
 
-    /// Learning rate and weight decay over the run.
+    /// Returns learning rate and weight decay over the run.
     pub fn anneal(&self) -> Anneal {
         Anneal {
             shape: self.lr_shape,
@@ -225,7 +227,7 @@ impl TrainConfig {
         }
     }
 
-    /// The way of training, with SAR's extent where it is SAR.
+    /// Returns the training method, including SAR's extent if it is SAR.
     pub fn method(&self, sar: &SarConfig) -> Method {
         match self.mode {
             Mode::Teacher => Method::Teacher,
@@ -236,7 +238,7 @@ impl TrainConfig {
         }
     }
 
-    /// Drop path of the last of `depth` blocks.
+    /// Returns the drop path of the last of `depth` blocks.
     pub fn last_drop_path(&self, depth: usize) -> f64 {
         self.drop_path.unwrap_or(0.1 * depth as f64 / 24.0)
     }
@@ -244,7 +246,7 @@ impl TrainConfig {
     /// Checks every value.
     ///
     /// # Errors
-    /// [`ConfigError::Value`] naming the key.
+    /// [`ConfigError::Value`], which names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         require(self.steps >= 1, "train.steps", self.steps, "at least 1")?;
         for (key, value, most) in [
@@ -291,7 +293,7 @@ impl TrainConfig {
         ] {
             require((0.0..=1.0).contains(&value), key, value, "between 0 and 1")?;
         }
-        // It falls by the same factor again and again, which to nought is at once.
+        // An exponential decay towards 0 would drop to 0 at once.
         let falls = self.lr_shape != Shape::Exponential || self.lr_end > 0.0;
         require(falls, "train.lr_end", self.lr_end, "above 0 where train.lr_shape is exp")?;
         Ok(())

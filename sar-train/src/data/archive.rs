@@ -1,13 +1,14 @@
-//! Images in tar archives, read where they lie: one archive, or a folder of them.
+//! Images in tar archives, read in place: one archive, or a folder of archives.
 //!
 //! | archives | label of an image |
 //! | --- | --- |
-//! | shards, as WebDataset has them | of `key.jpg` the whole number in `key.cls`, or `label` of `key.json` |
-//! | class folders, packed | its folder, as on disk; the same data as if unpacked |
+//! | shards as in WebDataset | for `key.jpg`, the whole number in `key.cls` or the `label` in `key.json` |
+//! | packed class folders | its folder, as on disk; the same data as if unpacked |
 //!
-//! Archives of one set are of one kind: shards if any of them has a label. Training and validation are told
-//! apart by a folder in the archive (`val/cat/1.png`), else by the archive's own (`val/00.tar`) or its name
-//! (`imagenet1k-validation-00.tar`). Names in an archive are never written to.
+//! All archives of a set are of one kind: shards if any of them contains a label. Training and
+//! validation are distinguished by a folder in the archive (`val/cat/1.png`), or else by the
+//! archive's own folder (`val/00.tar`) or name (`imagenet1k-validation-00.tar`). Nothing is ever
+//! written to the names found in an archive.
 
 mod contents;
 mod parts;
@@ -22,10 +23,10 @@ use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Ends of names of archives in which no image can be read without all before it.
+/// Name endings of archives in which an image can only be read after everything before it.
 const COMPRESSED: [&str; 9] =
     [".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip", ".7z"];
-/// What such archives have at which byte: gzip, zstd, xz, bzip2, ZIP.
+/// Magic bytes of such archives and their offsets: gzip, zstd, xz, bzip2, ZIP.
 const COMPRESSED_MAGIC: [(usize, &[u8]); 5] = [
     (0, b"\x1f\x8b"),
     (0, b"\x28\xb5\x2f\xfd"),
@@ -33,18 +34,18 @@ const COMPRESSED_MAGIC: [(usize, &[u8]); 5] = [
     (4, b"1AY&SY"),
     (0, b"PK\x03\x04"),
 ];
-/// Where a tar archive has its magic, and what it is.
+/// Offset and value of the magic bytes of a tar archive.
 const TAR_MAGIC: (usize, &[u8]) = (257, b"ustar");
-/// What images in an archive lack, and what to do about it.
+/// What is missing for images in an archive, and what to do about it.
 const NO_LABELS: &str = "no labels; put a .cls file with the number of its class beside each, or a .json with \
                          such a `label`, or pack one folder per class";
-/// Bytes that tell what a file is.
+/// Number of leading bytes needed to recognise a file's type.
 pub(super) const MAGIC_BYTES: usize = 262;
 
-/// Whether a file is an archive, by its name or its first bytes.
+/// Whether a file is an archive, judging by its name or its first bytes.
 ///
 /// # Errors
-/// [`DataError::Archive`] if it is one that images cannot be read from.
+/// [`DataError::Archive`] if it is an archive from which images cannot be read.
 pub(super) fn is_archive(path: &Path, magic: &[u8]) -> Result<bool, DataError> {
     let has = |(at, mark): (usize, &[u8])| magic.get(at..).is_some_and(|m| m.starts_with(mark));
     if COMPRESSED_MAGIC.into_iter().any(has) {
@@ -53,12 +54,12 @@ pub(super) fn is_archive(path: &Path, magic: &[u8]) -> Result<bool, DataError> {
     Ok(named_tar(path) || has(TAR_MAGIC))
 }
 
-/// Whether a file is called as a tar archive is.
+/// Whether a file has the name of a tar archive.
 pub(super) fn named_tar(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar"))
 }
 
-/// The name of a file of this kind beside an image.
+/// Returns the name of the file of this kind that belongs to an image.
 fn named(key: &Path, kind: &str) -> PathBuf {
     let mut name = key.as_os_str().to_owned();
     name.push(".");
@@ -72,21 +73,22 @@ fn compressed(path: &Path) -> DataError {
     DataError::Archive { path: path.to_path_buf(), reason: reason.into() }
 }
 
-/// An archive, and which part of the data its place or name says it is.
+/// An archive, and the part of the data that its folder or name indicates.
 type Found = (PathBuf, Option<Part>);
 
-/// The archives of a folder.
+/// The archives in a folder.
 struct Archives {
     found: Vec<Found>,
-    /// What lies beside them and is not used.
+    /// Other files and folders next to them, which are not used.
     beside: Vec<PathBuf>,
 }
 
-/// Lists a folder that holds its images in archives, and none in folders; of another there is no such listing.
+/// Lists a folder that holds its images in archives and none in folders; returns `None` for any
+/// other folder.
 ///
 /// # Errors
-/// As [`list`]; the folder cannot be read, or holds compressed archives, or other images than archives beside the
-/// training set's.
+/// As for [`list`]; also if the folder cannot be read, holds compressed archives, or has packed
+/// training archives while another part is not packed.
 pub(super) fn list_folder(
     root: &Path,
     unlabelled: bool,
@@ -114,7 +116,8 @@ fn in_folder(root: &Path, unlabelled: bool) -> Result<Option<Archives>, DataErro
     if tars.is_empty() && packed.is_none() {
         return Ok(None);
     }
-    // Images in folders are data, whatever lies beside them, and so are loose ones where no labels are asked for.
+    // Images in folders take precedence over archives, and so do loose ones if no labels are
+    // required.
     for folder in &folders {
         if folder::holds_image(folder)? {
             return Ok(None);
@@ -132,7 +135,7 @@ fn in_folder(root: &Path, unlabelled: bool) -> Result<Option<Archives>, DataErro
     Ok(Some(Archives { found, beside: [folders, others].concat() }))
 }
 
-/// The first of some files that is called as a compressed archive is.
+/// Returns the first file that has the name of a compressed archive.
 fn first_compressed(files: &[PathBuf]) -> Option<PathBuf> {
     let is_compressed = |path: &&PathBuf| {
         let name = path.to_string_lossy().to_lowercase();
@@ -141,7 +144,8 @@ fn first_compressed(files: &[PathBuf]) -> Option<PathBuf> {
     files.iter().find(is_compressed).cloned()
 }
 
-/// The archives in folders of the parts of the data; none where there are none of training.
+/// Finds archives in folders named after parts of the data; returns `None` if there are none for
+/// training.
 fn in_parts(root: &Path, folders: &[PathBuf]) -> Result<Option<Archives>, DataError> {
     let (mut found, mut beside): (Vec<Found>, Vec<PathBuf>) = (Vec::new(), Vec::new());
     let (mut without, mut packed) = (None, None);
@@ -179,10 +183,10 @@ fn in_parts(root: &Path, folders: &[PathBuf]) -> Result<Option<Archives>, DataEr
     }
 }
 
-/// Lists one archive; its name says nothing of its part.
+/// Lists a single archive; its name does not decide which part of the data it is.
 ///
 /// # Errors
-/// As [`list`].
+/// As for [`list`].
 pub(super) fn list_one(
     path: &Path,
     unlabelled: bool,
@@ -191,9 +195,10 @@ pub(super) fn list_one(
     list(path, vec![(path.to_path_buf(), None)], unlabelled, num_classes)
 }
 
-/// An image to be: its place in its set, and what the archive says of its label.
+/// A member that may be an image: its place in the set and the label given in the archive.
 struct Candidate {
-    /// Its name, later without what all names share and without the folder of its part.
+    /// Name in the archive; later without the prefix that all names share and without the folder of
+    /// its part.
     name: PathBuf,
     part: Option<Part>,
     label: Option<u64>,
@@ -236,8 +241,8 @@ fn list(
 }
 
 impl Contents {
-    /// The images of an archive; files that hold a label of no image and may be of other use become `unused`.
-    /// `folders`: class folders name the labels.
+    /// Returns the images of an archive. Files with a `label` but no image, which may serve another
+    /// purpose, are added to `unused`. With `folders`, labels come from class folders.
     fn candidates(
         self,
         part: Option<Part>,
@@ -245,7 +250,8 @@ impl Contents {
         unused: &mut Vec<PathBuf>,
     ) -> Result<Vec<Candidate>, DataError> {
         let Self { archive, mut files, labels, .. } = self;
-        // All of a class folder is an image, or was meant as one; shards also hold what is said of their images.
+        // Every file of a class folder is meant as an image; shards also hold files that describe
+        // their images.
         files.retain(|m| folders || (is_image(&m.name) && !labels.is_other_part(&m.name)));
         let bad = |name: &Path, reason: &str| {
             Err(DataError::Archive { path: archive.join(name), reason: reason.into() })
@@ -273,7 +279,7 @@ impl Contents {
     }
 }
 
-/// All images as one class.
+/// Lists all images as one class.
 fn of_no_class(root: &Path, split: Split) -> Listing {
     let Split { train, validation, loose } = split;
     let unlabelled = |images: Vec<Candidate>| images.into_iter().map(|i| (i.file, 0)).collect();
@@ -288,7 +294,7 @@ fn of_no_class(root: &Path, split: Split) -> Listing {
     }
 }
 
-/// Images under the numbers that stand beside them.
+/// Lists images under the numeric labels stored with them.
 fn by_number(root: &Path, split: Split, num_classes: Option<usize>) -> Result<Listing, DataError> {
     let labelled = |images: Vec<Candidate>, classes: usize| {
         images.into_iter().map(|image| numbered(image, classes)).collect::<Result<Vec<_>, _>>()
@@ -320,7 +326,7 @@ fn numbered(image: Candidate, classes: usize) -> Result<(ImageFile, u32), DataEr
     }
 }
 
-/// Images under the names of their folders.
+/// Lists images under the names of their folders.
 fn by_folder(root: &Path, split: Split) -> Result<Listing, DataError> {
     let Split { train, validation, mut loose } = split;
     let classes: BTreeSet<OsString> = train.iter().filter_map(Candidate::folder).collect();
@@ -336,7 +342,7 @@ fn by_folder(root: &Path, split: Split) -> Result<Listing, DataError> {
     Ok(Listing { root, kind, classes, train, validation, loose, empty })
 }
 
-/// Images under the labels of their folders, in the order in which a walk through the folders meets them.
+/// Labels images by their folders and sorts them in the order of a walk through the folders.
 fn under(
     root: &Path,
     classes: &[OsString],
@@ -346,7 +352,8 @@ fn under(
     let mut labelled = Vec::with_capacity(images.len());
     for image in images {
         let Some(class) = image.folder() else {
-            // As beside class folders on disk: notes may lie there, an image was meant to be used.
+            // As next to class folders on disk: notes are ignored, but an image was meant to be
+            // used.
             loose.extend(is_image(&image.name).then(|| image.file.path().to_owned()));
             continue;
         };
@@ -360,7 +367,7 @@ fn under(
     Ok(labelled.into_iter().map(|(label, image)| (image.file, label)).collect())
 }
 
-/// A name by which sorting puts the files of a folder before its folders.
+/// Returns a sort key that puts the files of a folder before its subfolders.
 fn walked(name: &Path) -> Vec<(bool, PathBuf)> {
     let parts: Vec<_> = name.iter().collect();
     let last = parts.len().saturating_sub(1);
@@ -368,7 +375,7 @@ fn walked(name: &Path) -> Vec<(bool, PathBuf)> {
 }
 
 impl Candidate {
-    /// The class folder it lies in.
+    /// Returns the class folder that the image lies in.
     fn folder(&self) -> Option<OsString> {
         let mut parts = self.name.iter();
         let first = parts.next()?;

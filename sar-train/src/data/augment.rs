@@ -1,10 +1,10 @@
-//! From a picture of any size to a square image: the published crops, mirroring, shifting.
+//! From a picture of any size to a square image: the published crops, mirroring and shifting.
 //!
-//! The random crop draws the length of the short side between the image side and the side over
-//! 0.88, resizes to it and cuts a random square: the square covers 88 % to 100 % of the short side.
-//! As in the pipelines it follows (guided-diffusion, then FlexVAR), the picture is first halved with
-//! a box filter while its short side is at least twice the wanted one, then resized by cubic
-//! convolution.
+//! The random crop draws the length of the short side between the image side and the side divided
+//! by 0.88, resizes to it and cuts a random square, which thus covers 88 % to 100 % of the short
+//! side. As in the pipelines it follows (guided-diffusion, then FlexVAR), the picture is first
+//! halved with a box filter while its short side is at least twice the wanted one, then resized by
+//! cubic convolution.
 
 use super::decode::Picture;
 use super::resize::{Canvas, Filter, Rows, Window, resample};
@@ -22,7 +22,7 @@ pub enum Crop {
     Center,
 }
 
-/// What is done to a training image.
+/// How training images are cropped and augmented.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Augment {
     /// Side of the result, in pixels.
@@ -31,7 +31,7 @@ pub struct Augment {
     pub crop: Crop,
     /// Mirror every other image.
     pub flip: bool,
-    /// Move by up to so many pixels each way; what comes in from outside has the colour of the
+    /// Maximum shift in pixels, each way. Pixels shifted in from outside get the colour of the
     /// border (the median of each colour over it).
     pub shift: usize,
 }
@@ -40,7 +40,7 @@ pub struct Augment {
 pub const MIN_CROP_RATIO: f64 = 0.88;
 
 impl Augment {
-    /// What is done to training images, in words.
+    /// Describes in words what is done to training images.
     pub fn described(&self) -> String {
         let mut words = match self.crop {
             Crop::Random => "cut at random".to_owned(),
@@ -55,22 +55,23 @@ impl Augment {
         format!("training images are {words} (data.crop, data.flip, data.shift)")
     }
 
-    /// What evaluation does: the largest square in the middle, nothing random.
+    /// Returns what evaluation does: the largest square in the middle, nothing random.
     pub fn evaluation(side: usize) -> Self {
         Self { side, crop: Crop::Center, flip: false, shift: 0 }
     }
 
-    /// One image as evaluation sees it, whatever the other fields say: `[3,side,side]` in \[−1,1\].
+    /// Returns one image as evaluation sees it, regardless of the other fields: `[3,side,side]` in
+    /// \[−1,1\].
     pub fn evaluate(&self, picture: &Picture) -> Vec<f32> {
         self.evaluate_rows(picture)
     }
 
-    /// As [`Augment::evaluate`].
+    /// Like [`Augment::evaluate`], for any source of rows.
     pub(super) fn evaluate_rows(&self, picture: &dyn Rows) -> Vec<f32> {
         Self::evaluation(self.side).apply(picture, &mut Stream::new(0, Purpose::Augment, 0))
     }
 
-    /// One image, `[3,side,side]` in \[−1,1\].
+    /// Returns one augmented image, `[3,side,side]` in \[−1,1\].
     pub(super) fn apply(&self, picture: &dyn Rows, draws: &mut Stream) -> Vec<f32> {
         let side = self.side;
         let short = match self.crop {
@@ -115,15 +116,15 @@ fn halve(picture: &dyn Rows, short: usize) -> Option<Canvas> {
     }
 }
 
-/// Width and height after the short side became `short`.
+/// Returns width and height after resizing the short side to `short`.
 fn resized(width: usize, height: usize, short: usize) -> (usize, usize) {
     let scale = short as f64 / width.min(height) as f64;
-    // Ties to even, as the language of the published pipelines rounds.
+    // Ties are rounded to even, as in the language of the published pipelines.
     let length = |n: usize| ((n as f64 * scale).round_ties_even() as usize).max(short);
     (length(width), length(height))
 }
 
-/// Mirrors, moves right by `dx` and down by `dy`, and separates the colours.
+/// Mirrors, shifts right by `dx` and down by `dy`, and separates the colours into planes.
 fn planar(canvas: &Canvas, flip: bool, dx: isize, dy: isize) -> Vec<f32> {
     let (width, height) = (canvas.width, canvas.height);
     let fill = if (dx, dy) == (0, 0) { [0.0; 3] } else { border(canvas) };
@@ -148,7 +149,7 @@ fn planar(canvas: &Canvas, flip: bool, dx: isize, dy: isize) -> Vec<f32> {
     out
 }
 
-/// Median of each colour over the outermost pixels.
+/// Returns the median of each colour over the outermost pixels.
 fn border(canvas: &Canvas) -> [f32; 3] {
     let (width, height) = (canvas.width, canvas.height);
     [0, 1, 2].map(|c| {
@@ -169,11 +170,11 @@ mod tests {
     use super::*;
     use image::imageops::{FilterType, resize};
 
-    /// Roundings of f32, of levels up to 255.
+    /// f32 rounding errors of levels up to 255.
     const LEVEL: f32 = 1e-4;
 
-    /// 0.5 of an 8-bit step: the other implementation rounds its result to 8 bits; and a little more
-    /// for its rounding between the two directions.
+    /// 0.5 of an 8-bit step, because the other implementation rounds its result to 8 bits, and a
+    /// little more for its rounding between the two directions.
     const EIGHT_BITS: f32 = 1.2 / 127.5;
 
     fn noise(width: usize, height: usize) -> (Picture, Vec<u8>) {

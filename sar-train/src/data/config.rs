@@ -1,4 +1,4 @@
-//! What a configuration file says about data.
+//! The `[data]` section of a configuration file.
 
 use super::{Augment, Crop, DataError, glyphs};
 use documented::DocumentedFields;
@@ -27,11 +27,11 @@ pub struct DataConfig {
     pub flip: bool,
     /// How training images are cut: `random` as published, or `center`.
     pub crop: Crop,
-    /// Move training images by up to so many pixels each way.
+    /// Shift training images by up to this many pixels each way.
     pub shift: usize,
     /// Take a folder without classes as one class.
     pub unlabelled: bool,
-    /// Train on so many images alone, spread over the set evenly: to try something, or to see that a model
+    /// Train on only this many images, spread evenly over the set: to try something, or to see that a model
     /// learns a few by heart. Without it: on all. `refine` and `tokenizer encode` keep it; `sar eval` does not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
@@ -68,15 +68,17 @@ impl Default for DataConfig {
 }
 
 impl DataConfig {
-    /// The embedded ten glyph classes with the recipe of the demo: 32 px, no flip, no crop, moved by
-    /// a pixel each way.
+    /// Returns the embedded ten glyph classes with the recipe of the demo: 32 px, no flip, no crop,
+    /// shifted by up to a pixel each way.
     pub fn glyphs10() -> Self {
         Self { builtin: Some(glyphs::BUILTIN.into()), ..Self::glyph_recipe() }
     }
 
-    /// The configuration of a command-line argument: `builtin:glyphs10` (or just `glyphs10`) or a path.
+    /// Returns the configuration for a command-line argument: `builtin:glyphs10` (or just
+    /// `glyphs10`) or a path.
     ///
-    /// A PNG file is a glyph sheet and gets the glyph recipe, everything else the published one.
+    /// A PNG file is taken as a glyph sheet and gets the glyph recipe, everything else the
+    /// published one.
     pub fn from_argument(argument: &str) -> Self {
         if argument == glyphs::BUILTIN {
             return Self::glyphs10();
@@ -90,8 +92,8 @@ impl DataConfig {
         Self { path: Some(path), ..recipe }
     }
 
-    /// This section with other images. A section that says nothing takes the recipe of what `argument`
-    /// names; one that says something keeps it.
+    /// Returns this section with other images. If nothing has been set, the recipe for `argument`
+    /// is used; otherwise this section's settings are kept.
     pub fn with_source(&self, argument: &str) -> Self {
         let named = Self::from_argument(argument);
         if *self == Self::default() {
@@ -110,15 +112,15 @@ impl DataConfig {
         }
     }
 
-    /// How training images are cut.
+    /// Returns how training images are cropped and augmented.
     pub fn augment(&self) -> Augment {
         Augment { side: self.image_side, crop: self.crop, flip: self.flip, shift: self.shift }
     }
 
-    /// Checks the image side alone, where there are no images yet.
+    /// Checks only the image side, for when there are no images yet.
     ///
     /// # Errors
-    /// [`DataError::Config`] naming the key.
+    /// [`DataError::Config`], which names the key.
     pub(crate) fn validate_side(&self) -> Result<(), DataError> {
         if (1..=MAX_SIDE).contains(&self.image_side) {
             return Ok(());
@@ -127,10 +129,10 @@ impl DataConfig {
         Err(DataError::Config { key: "image_side", reason })
     }
 
-    /// Checks the values against each other.
+    /// Checks the values, also against each other.
     ///
     /// # Errors
-    /// [`DataError::Config`] naming the key.
+    /// [`DataError::Config`], which names the key.
     pub fn validate(&self) -> Result<(), DataError> {
         let fail = |key: &'static str, reason: String| Err(DataError::Config { key, reason });
         match (&self.path, &self.builtin) {
@@ -181,7 +183,7 @@ impl DataConfig {
 const MAX_SIDE: usize = 8192;
 /// Largest `max_pixels`: 16-bit RGBA of this size takes 8 GB to decode.
 const MAX_PIXELS: u64 = 1_000_000_000;
-/// More classes than this are a typing error.
+/// More classes than this are taken for a typing error.
 const MAX_CLASSES: usize = 1 << 24;
-/// More decoding threads than this are a typing error.
+/// More decoding threads than this are taken for a typing error.
 const MAX_WORKERS: usize = 256;

@@ -22,11 +22,11 @@ struct Inner {
     side: usize,
     max_pixels: u64,
     skip_bad: bool,
-    /// What turned out bad while decoding, by index.
+    /// Images that turned out bad while decoding, by index.
     bad: Mutex<BTreeMap<usize, BadImage>>,
 }
 
-/// One labelled image: in memory, or to be read from its file.
+/// One labelled image: in memory, or read from its file when needed.
 #[derive(Clone)]
 pub(super) struct Item {
     pub(super) file: ImageFile,
@@ -37,12 +37,12 @@ pub(super) struct Item {
 /// Examples and labels of one step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Images `[b,3,s,s]` in \[−1,1\], or what else a loader makes batches of.
+    /// Images `[b,3,s,s]` in \[−1,1\], or other examples that a loader makes batches of.
     pub values_b: Vec<f32>,
-    /// `[b]`, indices into the class names.
+    /// Labels `[b]`, indices into the class names.
     pub labels_b: Vec<u32>,
-    /// Place of the first image: in the endless shuffled sequence for a loader's batch, in the data
-    /// set for [`Dataset::batch`].
+    /// Position of the first image: in the endless shuffled sequence for a loader's batch, in the
+    /// data set for [`Dataset::batch`].
     pub first_index: u64,
 }
 
@@ -65,22 +65,22 @@ impl Dataset {
         self.inner.items.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.inner.items.is_empty()
     }
 
-    /// Side of the images it returns, in pixels.
+    /// Side of the returned images, in pixels.
     pub fn side(&self) -> usize {
         self.inner.side
     }
 
-    /// Labels in order, without decoding anything.
+    /// Returns all labels in order, without decoding anything.
     pub fn labels(&self) -> Vec<u32> {
         self.inner.items.iter().map(|item| item.label).collect()
     }
 
-    /// The file of an image, or the place of a cell as `glyphs10/A/12`.
+    /// Returns the path of an image's file, or of a sheet's cell, such as `glyphs10/A/12`.
     ///
     /// # Errors
     /// [`DataError::OutOfBounds`].
@@ -88,8 +88,8 @@ impl Dataset {
         self.item(index).map(|item| item.file.path())
     }
 
-    /// Image `index` as evaluation sees it, the largest square in the middle: `[3,s,s]` in \[−1,1\],
-    /// and its label.
+    /// Returns image `index` as evaluation sees it, the largest square in the middle, `[3,s,s]` in
+    /// \[−1,1\], and its label.
     ///
     /// With `skip_bad_images` a bad image is replaced by the next good one.
     ///
@@ -100,10 +100,11 @@ impl Dataset {
         Ok((Augment::evaluation(self.side()).evaluate(&picture), label))
     }
 
-    /// Images `first` to `first + count` as evaluation sees them, fewer at the end of the set.
+    /// Returns images `first` to `first + count` as evaluation sees them; fewer at the end of the
+    /// set.
     ///
     /// # Errors
-    /// As [`Dataset::image`]; the first in order if there are several.
+    /// As for [`Dataset::image`]; of several errors, the first in order.
     pub fn batch(&self, first: usize, count: usize) -> Result<Batch, DataError> {
         self.item(first)?;
         let end = self.len().min(first.saturating_add(count));
@@ -111,15 +112,15 @@ impl Dataset {
         self.gather(&indices, first as u64)
     }
 
-    /// The images of a list of indices as evaluation sees them, in the order of the list.
+    /// Returns the images with these indices as evaluation sees them, in the order of the list.
     ///
     /// # Errors
-    /// As [`Dataset::image`]; the first in order if there are several.
+    /// As for [`Dataset::image`]; of several errors, the first in order.
     pub fn select(&self, indices: &[usize]) -> Result<Batch, DataError> {
         self.gather(indices, indices.first().map_or(0, |&i| i as u64))
     }
 
-    /// The images of a list of indices as a data set.
+    /// Returns a data set of the images with these indices.
     ///
     /// # Errors
     /// [`DataError::OutOfBounds`].
@@ -135,7 +136,7 @@ impl Dataset {
         })
     }
 
-    /// Bad images met and replaced so far (only with `skip_bad_images`).
+    /// Returns the bad images found and replaced so far (only with `skip_bad_images`).
     pub fn skipped(&self) -> Vec<(PathBuf, BadImage)> {
         let bad = self.inner.bad.lock().unwrap_or_else(PoisonError::into_inner);
         let named = |(&i, reason): (&usize, &BadImage)| {
@@ -144,7 +145,7 @@ impl Dataset {
         bad.iter().filter_map(named).collect()
     }
 
-    /// Appends the names of all images, as they are written below the set's folder, and their labels.
+    /// Appends the names of all images, relative to the set's folder, and their labels.
     pub(super) fn name_to(&self, names: &mut Vec<u8>) {
         for item in &self.inner.items {
             let path = item.file.name_in(&self.inner.root);
@@ -154,7 +155,7 @@ impl Dataset {
         }
     }
 
-    /// Image `index` cut as `augment` says, with random numbers from `draws`.
+    /// Returns image `index` cut as `augment` says, with random numbers from `draws`.
     pub(super) fn cut(
         &self,
         index: usize,
@@ -182,8 +183,8 @@ impl Dataset {
         Ok(Batch { values_b, labels_b, first_index })
     }
 
-    /// The picture at `index`, or with `skip_bad` the next good one: which one depends on the files
-    /// alone, so batches stay reproducible.
+    /// Returns the picture at `index`, or with `skip_bad` the next good one. Which one that is
+    /// depends only on the files, so batches stay reproducible.
     fn picture(&self, index: usize) -> Result<(Arc<Picture>, u32), DataError> {
         let first = self.item(index)?;
         let mut first_reason = None;
@@ -223,8 +224,8 @@ impl Dataset {
     }
 }
 
-/// At most `limit` of `len` images, spread over them evenly, so that every class of a set ordered by class has
-/// its share.
+/// Returns at most `limit` indices spread evenly over `len` images, so that every class of a set
+/// ordered by class has its share.
 pub(crate) fn spread(len: usize, limit: usize) -> Vec<usize> {
     let count = len.min(limit);
     (0..count).map(|i| i * len / count).collect()

@@ -1,4 +1,4 @@
-//! What can be wrong with data.
+//! Errors of data.
 
 use super::BadImage;
 use std::path::PathBuf;
@@ -31,14 +31,14 @@ pub enum DataError {
         /// The system's message.
         reason: String,
     },
-    /// An example that is not as long as the others of its loader.
+    /// An example whose length differs from the others of its loader.
     #[error("example {index} has {found} values, expected {expected}")]
     Example {
-        /// Which.
+        /// Index of the example.
         index: usize,
-        /// As all have.
+        /// Number of values that all examples should have.
         expected: usize,
-        /// As it has.
+        /// Number of values that it has.
         found: usize,
     },
     /// Class folders without images.
@@ -47,9 +47,9 @@ pub enum DataError {
          add images to them, remove them, or leave them out with --skip-bad-images", path.display()
     )]
     EmptyClasses {
-        /// The folder of the class folders.
+        /// The folder that contains the class folders.
         path: PathBuf,
-        /// How many are empty.
+        /// Number of empty class folders.
         count: usize,
         /// The names of the first of them.
         named: String,
@@ -62,7 +62,7 @@ pub enum DataError {
         /// What to do next, beginning with punctuation; may be empty.
         hint: &'static str,
     },
-    /// Two folders could be one part of the data.
+    /// Two folders that could both be the same part of the data.
     #[error(
         "{}: {found} are names of one and the same part of the data; leave one of them there",
         path.display()
@@ -73,7 +73,7 @@ pub enum DataError {
         /// Their names.
         found: String,
     },
-    /// Images lie loose, without class folders or labels.
+    /// Loose images, without class folders or labels.
     #[error(
         "{}: images, but {missing}, \
          or do without classes: train with --set data.unlabelled=true (`sar data check`: --unlabelled)", path.display()
@@ -81,7 +81,7 @@ pub enum DataError {
     NoClasses {
         /// The folder or archive.
         path: PathBuf,
-        /// What they lack, and what to do about it.
+        /// What is missing, and what to do about it.
         missing: &'static str,
     },
     /// Only one class where a class-conditional model needs two.
@@ -94,7 +94,7 @@ pub enum DataError {
         path: PathBuf,
         /// Its only class.
         class: String,
-        /// How many bad images were left out, the others' among them.
+        /// Number of bad images left out, including those of other classes.
         bad: usize,
     },
     /// A validation class that training does not have.
@@ -107,7 +107,7 @@ pub enum DataError {
         path: PathBuf,
         /// The class found.
         class: String,
-        /// How many classes training has.
+        /// Number of training classes.
         known: usize,
     },
     /// A label at or above the number of classes.
@@ -118,7 +118,7 @@ pub enum DataError {
     LabelOutOfRange {
         /// The list file, or the folder with too many classes.
         path: PathBuf,
-        /// Line, counted from 1; 0 where there are no lines.
+        /// Line, counted from 1; 0 if the source has no lines.
         line: usize,
         /// The label found.
         label: u64,
@@ -135,10 +135,10 @@ pub enum DataError {
         /// What is wrong.
         reason: String,
     },
-    /// An archive, or a file in it, that is not as expected.
+    /// An archive, or a file in it, that cannot be used.
     #[error("{}: {reason}", path.display())]
     Archive {
-        /// The archive, or below it the name of a file in it.
+        /// The archive, or the archive's path joined with the name of a file in it.
         path: PathBuf,
         /// What was expected and found, and what to do.
         reason: String,
@@ -156,7 +156,7 @@ pub enum DataError {
     BadImage {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Why it cannot be used.
         reason: BadImage,
     },
     /// Every image is bad.
@@ -167,11 +167,11 @@ pub enum DataError {
     AllBad {
         /// The source.
         path: PathBuf,
-        /// How many were tried.
+        /// Number of images tried.
         count: usize,
         /// The first of them.
         first: PathBuf,
-        /// Why that one is bad.
+        /// Why the first one is bad.
         reason: BadImage,
     },
     /// An index beyond the end of a data set.
@@ -179,20 +179,20 @@ pub enum DataError {
     OutOfBounds {
         /// The index asked for.
         index: usize,
-        /// Images there are.
+        /// Number of images.
         len: usize,
     },
     /// An array whose length does not fit its shape, or a picture too large to draw.
     #[error("{what}: expected {expected}, found {found}")]
     Shape {
-        /// What was to be drawn.
+        /// What was to be drawn or written.
         what: &'static str,
         /// The length or size expected.
         expected: String,
         /// What was found.
         found: String,
     },
-    /// An `.npz` file that does not hold what is asked for.
+    /// An `.npz` file that does not hold what was requested.
     #[error("{}: not usable: {reason}", path.display())]
     Npz {
         /// The file.
@@ -200,7 +200,7 @@ pub enum DataError {
         /// What was expected and found.
         reason: String,
     },
-    /// A file that does not hold the latents that are asked for.
+    /// A file that does not hold the requested latents.
     #[error("{}: {reason}; `sar tokenizer encode TOKENIZER --latents` makes such a file", path.display())]
     Latents {
         /// The file.
@@ -216,13 +216,13 @@ pub enum DataError {
     },
 }
 
-/// That images were left out, where there were some.
+/// Returns a note that bad images were left out, if there were any.
 fn without(bad: usize) -> String {
     if bad == 0 { String::new() } else { format!(" without the {bad} bad images") }
 }
 
 impl DataError {
-    /// An error of the file system; a path that does not exist becomes [`DataError::Missing`].
+    /// Converts a file system error; a path that does not exist becomes [`DataError::Missing`].
     pub(crate) fn io(path: &std::path::Path, action: &'static str, error: &std::io::Error) -> Self {
         let path = path.to_path_buf();
         match error.kind() {

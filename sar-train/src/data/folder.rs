@@ -5,37 +5,38 @@ use crate::run_files::{is_run, is_samples};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-/// Deeper nesting than this means a link that leads back to its own parent.
+/// Deeper nesting than this means that a link leads back to its own parent.
 const MAX_DEPTH: usize = 32;
 
-/// What the folder of training images may be called, in letters of either case.
+/// Names that mark a folder of training images, in upper or lower case.
 const TRAIN: [&str; 2] = ["train", "training"];
-/// What the folder of validation images may be called.
+/// Names that mark a folder of validation images.
 const VALIDATION: [&str; 3] = ["val", "valid", "validation"];
 
-/// Whether a folder is called as one of validation images is.
+/// Whether a folder has the name of one with validation images.
 pub(crate) fn is_validation(folder: &Path) -> bool {
     VALIDATION.iter().any(|known| name(folder).eq_ignore_ascii_case(known))
 }
 
-/// Whether a folder is called as one of training images is.
+/// Whether a folder has the name of one with training images.
 pub(super) fn is_training(folder: &Path) -> bool {
     TRAIN.iter().any(|known| name(folder).eq_ignore_ascii_case(known))
 }
 
-/// What loose images lack, and what to do about it.
+/// What is missing for loose images, and what to do about it.
 const NO_FOLDERS: &str = "no class folders; move them into one folder per class";
-/// What systems leave in folders of images.
+/// Files that operating systems leave in folders of images.
 const LITTER: [&str; 3] = ["thumbs.db", "desktop.ini", "__macosx"];
 
-/// Whether a name is hidden, or what systems leave.
+/// Whether a name is hidden or one that operating systems leave behind.
 pub(super) fn is_litter(name: &OsStr) -> bool {
     let called = name.to_string_lossy().to_lowercase();
     called.starts_with('.') || LITTER.contains(&called.as_str())
 }
 
-/// Lists a folder. Hidden names (leading dot) and what systems leave are passed over; every other file counts
-/// as an image. Folders of runs and of samples are no part of the data.
+/// Lists a folder. Hidden names (leading dot) and files that operating systems leave behind are
+/// skipped; every other file counts as an image. Folders of runs and of samples are not part of the
+/// data.
 pub(super) fn list(root: &Path, config: &DataConfig) -> Result<Listing, DataError> {
     let unlabelled = config.unlabelled;
     let (folders, files) = entries(root)?;
@@ -57,7 +58,7 @@ pub(super) fn list(root: &Path, config: &DataConfig) -> Result<Listing, DataErro
         let called = |names: &[&str]| {
             folders.iter().find(|f| names.iter().any(|m| name(f).eq_ignore_ascii_case(m)))
         };
-        // Two classes of just these names are hardly meant.
+        // Two classes with just these names are hardly intended.
         if let (false, Some(train), Some(_)) = (unlabelled, called(&TRAIN), called(&VALIDATION)) {
             return Err(DataError::NoClasses { path: train.clone(), missing: NO_FOLDERS });
         }
@@ -92,19 +93,19 @@ fn listing(
     Listing { root: root.to_path_buf(), kind, classes, train, validation, loose, empty }
 }
 
-/// What one folder holds.
+/// Contents of one folder.
 struct Labelled {
     classes: Vec<String>,
     files: Vec<(ImageFile, u32)>,
-    /// Images beside the class folders, and folders beside `train` that are no part of the data.
+    /// Images next to the class folders, and folders next to `train` that are not part of the data.
     loose: Vec<PathBuf>,
     /// Class folders without images that are left out.
     empty: Vec<PathBuf>,
 }
 
-/// The classes of one folder and their files, both in the order of their names.
+/// Returns the classes of one folder and their files, both ordered by name.
 ///
-/// Under `skip_bad_images` class folders without images are left out, unless they are all there are.
+/// With `skip_bad_images`, class folders without images are left out, unless all are empty.
 fn labelled(root: &Path, config: &DataConfig) -> Result<Labelled, DataError> {
     let mut found = Walk::default();
     if config.unlabelled {
@@ -143,30 +144,30 @@ fn labelled(root: &Path, config: &DataConfig) -> Result<Labelled, DataError> {
         let (count, named) = (names.len(), some_of(&names));
         return Err(DataError::EmptyClasses { path: root.to_path_buf(), count, named });
     }
-    // Notes and lists of names may lie there; an image was meant to be used.
+    // Notes and lists of names are ignored, but an image was meant to be used.
     loose.retain(|path| may_be_data(path));
     loose.extend(found.samples);
     Ok(Labelled { classes, files: found.files, loose, empty })
 }
 
-/// What is said where nothing is left beside samples, of images without classes.
+/// Hint if only folders of samples are left, when listing images without classes.
 const SAMPLES_ALONE: &str = "; folders that `sar sample` wrote, which have a samples.json, are passed over here: name one of \
                              them to measure it";
-/// As [`SAMPLES_ALONE`], of classes.
+/// Like [`SAMPLES_ALONE`], when listing class folders.
 const PASSED_OVER: &str = " in one folder per class; folders that `sar sample` wrote are passed over, which their \
                            samples.json makes them: remove it from those that are to be trained on";
 
-/// Whether a file is called as an image is, of whatever format.
+/// Whether a file has the name of an image, of whatever format.
 pub(super) fn is_image(path: &Path) -> bool {
     image::ImageFormat::from_path(path).is_ok()
 }
 
-/// Whether a file is called as images are, or archives of them.
+/// Whether a file has the name of an image or of a tar archive.
 fn may_be_data(path: &Path) -> bool {
     is_image(path) || archive::named_tar(path)
 }
 
-/// Gives validation files the labels that training gave to the same class names.
+/// Gives validation files the labels that the same class names have in training.
 fn relabel(
     root: &Path,
     named: Labelled,
@@ -183,16 +184,16 @@ fn relabel(
     Ok(files.map(|(file, label)| (file, labels[label as usize])).collect())
 }
 
-/// What is found in a folder and the folders in it.
+/// Files found in a folder and its subfolders.
 #[derive(Default)]
 struct Walk {
     files: Vec<(ImageFile, u32)>,
-    /// Folders of samples that were passed over.
+    /// Folders of samples that were skipped.
     samples: Vec<PathBuf>,
 }
 
 impl Walk {
-    /// Whether a folder is one of samples, made beside the images: a model would learn its own.
+    /// Whether a folder holds samples, which are skipped: a model would learn from its own images.
     fn passes(&mut self, folder: &Path) -> bool {
         let passes = is_samples(folder);
         self.samples.extend(passes.then(|| folder.to_path_buf()));
@@ -215,7 +216,7 @@ impl Walk {
     }
 }
 
-/// Whether there is a file in a folder, at any depth, that is called as an image is.
+/// Whether a folder contains, at any depth, a file with the name of an image.
 pub(super) fn holds_image(folder: &Path) -> Result<bool, DataError> {
     fn within(folder: &Path, depth: usize) -> Result<bool, DataError> {
         let (folders, files) = entries(folder)?;
@@ -232,7 +233,7 @@ pub(super) fn holds_image(folder: &Path) -> Result<bool, DataError> {
     within(folder, 0)
 }
 
-/// Folders and files in a folder, each sorted by name.
+/// Returns folders and files in a folder, each sorted by name.
 pub(super) fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), DataError> {
     let fail = |e: std::io::Error| DataError::io(folder, "read", &e);
     let (mut folders, mut files) = (Vec::new(), Vec::new());
@@ -242,10 +243,10 @@ pub(super) fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>), Dat
         if path.file_name().is_some_and(is_litter) {
             continue;
         }
-        // Only links need a second look at the disk, which counts with a million images.
+        // Only links need another look at the disk, which matters with a million images.
         let kind = entry.file_type().map_err(fail)?;
         if kind.is_dir() || (kind.is_symlink() && path.is_dir()) {
-            // Trained beside its images, a run is none of them.
+            // A run folder next to the images it was trained on is not part of them.
             if !is_run(&path) {
                 folders.push(path)
             }

@@ -1,6 +1,6 @@
 //! Glyph sheets: one PNG of 32×32 cells, a row per class, a column per font.
 //!
-//! The last 93 columns are validation: fonts, not single images, are held out.
+//! The last 93 columns are for validation: whole fonts are held out, not single images.
 
 use super::decode::{Picture, decode_bytes};
 use super::{DataError, ImageFile};
@@ -9,19 +9,19 @@ use std::path::Path;
 
 /// Side of a cell in pixels.
 pub const CELL: usize = 32;
-/// Columns at the right that are for validation.
+/// Number of columns at the right that are for validation.
 pub const VALIDATION_COLUMNS: usize = 93;
 /// Name of the embedded sheet: the letters A to J in 463 open fonts.
 pub const BUILTIN: &str = "glyphs10";
 
 static GLYPHS10: &[u8] = include_bytes!("../../../data/glyphs10.png");
-/// Larger than the embedded sheet.
+/// Pixel limit for the embedded sheet, which is smaller than this.
 const BUILTIN_PIXELS: u64 = 16_000_000;
 
 /// A decoded sheet.
 pub(crate) struct Sheet {
     pub(crate) name: String,
-    /// One per row.
+    /// Class names, one per row.
     pub(crate) classes: Vec<String>,
     columns: usize,
     picture: Picture,
@@ -41,7 +41,7 @@ impl Sheet {
     }
 }
 
-/// An embedded sheet by name.
+/// Decodes an embedded sheet by name.
 pub(super) fn builtin(name: &str) -> Result<Sheet, DataError> {
     if name != BUILTIN {
         let reason = format!("expected {BUILTIN:?}, found {name:?}");
@@ -52,7 +52,7 @@ pub(super) fn builtin(name: &str) -> Result<Sheet, DataError> {
     sheet(name.to_owned(), picture)
 }
 
-/// A sheet in a file.
+/// Decodes a sheet from a file.
 pub(super) fn from_file(path: &Path, max_pixels: u64) -> Result<Sheet, DataError> {
     let picture = ImageFile::from(path.to_path_buf())
         .decode(max_pixels)
@@ -73,7 +73,8 @@ fn sheet(name: String, picture: Picture) -> Result<Sheet, DataError> {
     Ok(Sheet { name, classes: class_names(rows), columns, picture })
 }
 
-/// Sheets of up to 36 rows show A–Z, then 0–9; rows of others are numbered.
+/// Returns the class names: sheets of up to 36 rows show A–Z, then 0–9; rows of larger ones are
+/// numbered.
 fn class_names(rows: usize) -> Vec<String> {
     let characters = ('A'..='Z').chain('0'..='9');
     if rows <= 36 {

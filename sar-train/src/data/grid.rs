@@ -1,7 +1,7 @@
-//! Images to PNG: grids, single files and strips over the scales.
+//! Writes images as PNG: grids, single files and strips over the scales.
 //!
-//! Pixels go from \[−1,1\] to 0..=255 by `⌊(x+1)/2·255 + 1/2⌋`, clamped; NaN becomes 0. Files appear
-//! whole or not at all: they are written under a temporary name and renamed.
+//! Pixels go from \[−1,1\] to 0..=255 by `⌊(x+1)/2·255 + 1/2⌋`, clamped; NaN becomes 0. Files
+//! appear whole or not at all: they are written under a temporary name and renamed.
 
 use super::DataError;
 use crate::files::write_quickly;
@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 /// Pixels between the images of a grid.
 const GAP: usize = 2;
-/// What lies between them: white, as the page of a report.
+/// Colour between the images: white, like the page of a report.
 const PAPER: Rgb<u8> = Rgb([255; 3]);
-/// More pixels than this no viewer opens (1.5 GB of RGB).
+/// Maximum number of pixels; no viewer opens larger pictures (1.5 GB of RGB).
 const MAX_PIXELS: usize = 1 << 29;
 
 /// Images of one size, `[b,3,h,w]` in \[−1,1\].
@@ -20,19 +20,19 @@ const MAX_PIXELS: usize = 1 << 29;
 pub struct Images<'a> {
     /// The values.
     pub images_b3hw: &'a [f32],
-    /// Rows.
+    /// Number of rows of an image.
     pub height: usize,
-    /// Columns.
+    /// Number of columns of an image.
     pub width: usize,
 }
 
 impl<'a> Images<'a> {
-    /// Images with square sides.
+    /// Creates a view of square images.
     pub fn square(images_b3hw: &'a [f32], side: usize) -> Self {
         Self { images_b3hw, height: side, width: side }
     }
 
-    /// How many they are.
+    /// Number of images.
     ///
     /// # Errors
     /// [`DataError::Shape`] if the length is not a multiple of `3·height·width` or that is 0.
@@ -59,18 +59,18 @@ impl<'a> Images<'a> {
     }
 }
 
-/// One value from \[−1,1\] to 0..=255: round half up, clamp.
+/// Converts one value from \[−1,1\] to 0..=255, rounding half up and clamping.
 pub fn to_u8(value: f32) -> u8 {
-    // The cast saturates and takes NaN to 0.
+    // The cast saturates and turns NaN into 0.
     ((value + 1.0) * 0.5 * 255.0 + 0.5).floor() as u8
 }
 
-/// The pixels of an image `[3, plane]`, three bytes each.
+/// Returns the bytes of an image `[3, plane]`, three per pixel.
 pub(crate) fn pixels(image: &[f32], plane: usize) -> impl Iterator<Item = u8> {
     (0..plane).flat_map(move |at| [0, 1, 2].map(|c| to_u8(image[c * plane + at])))
 }
 
-/// All images, row by row, `columns` to a row.
+/// Draws all images, row by row, with `columns` images per row.
 ///
 /// # Errors
 /// [`DataError::Shape`].
@@ -85,8 +85,8 @@ pub fn grid(images: Images<'_>, columns: usize) -> Result<RgbImage, DataError> {
     Ok(page)
 }
 
-/// What every scale shows: a row per image, a column per scale, all enlarged to the largest size by
-/// repeating pixels.
+/// Draws the images of every scale: a row per image, a column per scale, all enlarged to the
+/// largest size by repeating pixels.
 ///
 /// # Errors
 /// [`DataError::Shape`] if the scales hold different numbers of images.
@@ -111,7 +111,7 @@ pub fn strips(scales: &[Images<'_>]) -> Result<RgbImage, DataError> {
     Ok(page)
 }
 
-/// A PNG file's bytes, as a report embeds them.
+/// Encodes a picture as the bytes of a PNG file, as embedded in reports.
 ///
 /// # Errors
 /// [`DataError::Shape`] if the picture is empty.
@@ -131,7 +131,7 @@ pub fn encode_png(picture: &RgbImage) -> Result<Vec<u8>, DataError> {
 /// Writes a picture as PNG.
 ///
 /// # Errors
-/// [`DataError::Io`] naming the file; nothing is left behind.
+/// [`DataError::Io`], which names the file; nothing is left behind.
 pub fn save_png(path: &Path, picture: &RgbImage) -> Result<(), DataError> {
     let png = encode_png(picture)?;
     write_quickly(path, &png).map_err(|e| DataError::io(path, "write", &e))
@@ -172,9 +172,10 @@ pub fn save_each(dir: &Path, images: Images<'_>, first: u64) -> Result<Vec<PathB
         .collect()
 }
 
-/// An image that [`save_each`] wrote, `[3, h, w]`, if it is there, whole, and of this height and width.
+/// Loads an image that [`save_each`] wrote, `[3, h, w]`, if it exists, is complete and has this
+/// size.
 ///
-/// Its values are those that were written to 8 bits: written once more, they are the same.
+/// Its values are those that were rounded to 8 bits, so writing it again gives the same file.
 pub fn load(dir: &Path, number: u64, (height, width): (usize, usize)) -> Option<Vec<f32>> {
     let picture = image::open(dir.join(format!("{number:06}.png"))).ok()?.to_rgb8();
     let size = (picture.height() as usize, picture.width() as usize);
@@ -182,7 +183,8 @@ pub fn load(dir: &Path, number: u64, (height, width): (usize, usize)) -> Option<
     (size == (height, width)).then(|| (0..3).flat_map(value).collect())
 }
 
-/// Rows of images of a height in a picture that [`strips`] or [`grid`] made; `None` where it is not there or another.
+/// Number of rows of images of this height in a picture made by [`strips`] or [`grid`]; `None` if
+/// it does not exist or its height does not fit.
 pub(crate) fn rows_in(path: &Path, height: usize) -> Option<usize> {
     let (_, found) = image::image_dimensions(path).ok()?;
     let (found, row) = (found as usize + GAP, height + GAP);
@@ -281,7 +283,7 @@ mod tests {
         save_each(dir.path(), Images::square(&loaded, 2), 7).unwrap();
         assert_eq!(std::fs::read(&paths[0]).unwrap(), std::fs::read(&paths[1]).unwrap());
         assert!(load(dir.path(), 8, (2, 3)).is_none() && load(dir.path(), 9, (2, 2)).is_none());
-        // A folder in the way makes the rename fail.
+        // A folder at the path makes the rename fail.
         let blocked = dir.path().join("blocked.png");
         std::fs::create_dir(&blocked).unwrap();
         let error = save_grid(&blocked, Images::square(&values, 2), 2).unwrap_err();

@@ -1,14 +1,15 @@
-//! A picture of which a part is not to be looked at.
+//! A picture with a part that must not be used.
 
 use super::DataError;
 use super::augment::Augment;
 use super::decode::Picture;
 use super::resize::Rows;
 
-/// Weight of what is under the mask in a pixel, once a picture has been scaled, from which on it is masked
-/// itself: less of the filling does not show. (Cubic convolution has weights below zero, too.)
+/// Weight of masked pixels in a scaled pixel from which on that pixel counts as masked, too: with
+/// less, the filling cannot be seen. (Cubic convolution also has negative weights.)
 const TOUCHED: f32 = 0.02;
-/// Value of a mask where it is light, 0 elsewhere: resampled, it cannot leave \[−1,1\], where it would be cut.
+/// Value of a mask where it is light, 0 elsewhere. Resampled, it cannot leave \[−1,1\], where it
+/// would be clamped.
 const LIGHT: f32 = 0.5;
 
 /// A picture with a hole, cut as evaluation cuts it.
@@ -21,13 +22,14 @@ pub struct Known {
 }
 
 impl Augment {
-    /// What is known of a picture where `mask`, which has its size, is dark.
+    /// Cuts the part of a picture that is known, which is where `mask`, an image of the same size,
+    /// is dark.
     ///
-    /// The hole is filled before the picture is scaled, which mixes neighbours: nothing of what is under the
-    /// mask is in the result.
+    /// The hole is filled before the picture is scaled, which mixes neighbours, so that the result
+    /// contains nothing of what is under the mask.
     ///
     /// # Errors
-    /// [`DataError::Shape`] where the mask has another size.
+    /// [`DataError::Shape`] if the mask has another size.
     pub fn evaluate_known(&self, picture: &Picture, mask: &Picture) -> Result<Known, DataError> {
         let size = |of: &Picture| format!("{}×{}", of.width(), of.height());
         if size(picture) != size(mask) {
@@ -44,7 +46,7 @@ impl Augment {
     }
 }
 
-/// A mask in two tones: [`LIGHT`] where it is lighter than the middle, else 0.
+/// A mask in two tones: [`LIGHT`] where it is lighter than medium grey, otherwise 0.
 struct Light<'a>(&'a Picture);
 
 impl Rows for Light<'_> {
@@ -63,7 +65,7 @@ impl Rows for Light<'_> {
     }
 }
 
-/// A picture with one colour where its mask is light.
+/// A picture that is replaced by one colour where its mask is light.
 struct Filled<'a> {
     picture: &'a Picture,
     mask: &'a Light<'a>,
@@ -89,7 +91,7 @@ impl Rows for Filled<'_> {
     }
 }
 
-/// Mean colour of what is not masked; grey where all is.
+/// Returns the mean colour of the unmasked pixels; grey if all are masked.
 fn mean(picture: &Picture, mask: &Light<'_>) -> [f32; 3] {
     let (mut sum, mut count) = ([0.0f64; 3], 0usize);
     let mut row = vec![0.0; 3 * picture.width()];
@@ -110,10 +112,10 @@ fn mean(picture: &Picture, mask: &Light<'_>) -> [f32; 3] {
 mod tests {
     use super::*;
 
-    /// Roundings of f32 in means of two pixels, in each direction, twice.
+    /// f32 rounding errors in means of two pixels, in each direction, twice.
     const ROUNDING: f32 = 1e-5;
 
-    /// `hole` from column 13 of 32 on, else by `rest`; the mask of it.
+    /// Returns a picture that is `hole` from column 13 of 32 on and `rest` before, and its mask.
     fn pictures(hole: u8, rest: impl Fn(usize) -> u8) -> [Picture; 2] {
         let masked = |i: usize| i % 32 >= 13;
         let grey: Vec<u8> = (0..32 * 24).map(|i| if masked(i) { hole } else { rest(i) }).collect();
@@ -142,7 +144,7 @@ mod tests {
                 (cut.evaluate_known(&picture, &mask).unwrap(), cut.evaluate(&picture));
             let pixels = known.image_3hw.iter().zip(&own).zip(known.masked_hw.iter().cycle());
             let apart = pixels.filter(|(_, masked)| !**masked).map(|((a, b), _)| (a - b).abs());
-            // The hole is as far from its filling as two pixels can be: 2.
+            // Pixels of the hole and of its filling differ by at most 2.
             let most = apart.fold(0.0, f32::max);
             assert!(most <= 2.0 * TOUCHED, "side {side}: {most}");
         }
@@ -152,7 +154,8 @@ mod tests {
     fn the_hole_has_the_mean_colour_and_touched_pixels_are_masked() {
         let [picture, mask] = pictures(255, |_| 51);
         let known = Augment::evaluation(6).evaluate_known(&picture, &mask).unwrap();
-        // 24 of 32 columns, from column 4 on, by four: column 13 is in the third.
+        // The square is 24 of 32 columns, from column 4 on, four per pixel: column 13 lies in the
+        // third pixel.
         assert_eq!(known.masked_hw[..6], [false, false, true, true, true, true]);
         assert!(
             known.image_3hw.iter().all(|v| (v + 0.6).abs() < ROUNDING),

@@ -1,9 +1,10 @@
-//! Latents of a data set in a file, so that training does not encode its images again in every epoch.
+//! Latents of a data set in a file, so that training need not encode its images again in every
+//! epoch.
 //!
-//! Random schedules take another grid of every latent in each step, so what is kept are latents and not
-//! tokens. A training image has one latent for each *view*: view e is cut as epoch e of a run of the file's
-//! seed cuts the image. While a run has not taken more epochs than there are views, it is bit for bit
-//! the run that encodes its images (in f32); after that views are seen again.
+//! Random schedules pool every latent to other grids in each step, so latents are stored and not
+//! tokens. A training image has one latent for each *view*: view e is cut as in epoch e of a run
+//! with the file's seed. As long as a run has not taken more epochs than there are views, it
+//! equals, bit for bit, the run that encodes its images (in f32); after that, views are repeated.
 //!
 //! The file is safetensors: `train [views, n, k, h, w]`, `validation [m, k, h, w]`, `train_labels [n]`,
 //! `validation_labels [m]`, and [`Origin`] in the metadata. It may be larger than memory: rows are written
@@ -28,30 +29,30 @@ use std::sync::Arc;
 #[cfg(not(unix))]
 use std::sync::{Mutex, PoisonError};
 
-/// What latents were made of.
+/// What latents were made from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// SHA-256 of the tokenizer's weights.
     pub tokenizer: String,
-    /// SHA-256 of names and labels of the images; see [`Data::fingerprint`].
+    /// SHA-256 of the names and labels of the images; see [`Data::fingerprint`].
     pub images: String,
     /// How training images were cut.
     pub augment: Augment,
-    /// Decides the cuts.
+    /// Seed of the cuts.
     pub seed: u64,
 }
 
 /// How values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// As they are.
+    /// Unchanged.
     F32,
     /// Rounded to IEEE binary16.
     F16,
 }
 
 impl Precision {
-    /// Bytes of a value.
+    /// Number of bytes per value.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -89,7 +90,7 @@ struct Inner {
     path: PathBuf,
     header: Header,
     file: File,
-    /// Held while the file is sought and read, where that is not one call.
+    /// Locked while the file is sought and read, on systems where that takes two calls.
     #[cfg(not(unix))]
     turn: Mutex<()>,
     train_labels: Vec<u32>,
@@ -97,7 +98,7 @@ struct Inner {
 }
 
 impl Latents {
-    /// Opens a file; its latents are read when they are asked for.
+    /// Opens a file; its latents are read on demand.
     ///
     /// # Errors
     /// [`DataError::Latents`] for a file of another kind or a truncated one, [`DataError::Missing`],
@@ -128,22 +129,22 @@ impl Latents {
         })
     }
 
-    /// How many images, views and values there are.
+    /// Number of images, views and values.
     pub fn sizes(&self) -> Sizes {
         self.inner.header.sizes
     }
 
-    /// What they were made of.
+    /// Returns what the latents were made from.
     pub fn origin(&self) -> &Origin {
         &self.inner.header.origin
     }
 
-    /// Labels of held-out images, in order.
+    /// Returns the labels of held-out images, in order.
     pub fn validation_labels(&self) -> &[u32] {
         &self.inner.validation_labels
     }
 
-    /// Latents `[k, h, w]` of a held-out image.
+    /// Returns the latent `[k, h, w]` of a held-out image.
     ///
     /// # Errors
     /// [`DataError::OutOfBounds`], [`DataError::Io`].
@@ -152,7 +153,7 @@ impl Latents {
         self.row(self.inner.header.validation, index)
     }
 
-    /// Latents `[k, h, w]` of a training image as `epoch` sees it.
+    /// Returns the latent `[k, h, w]` of a training image as `epoch` sees it.
     ///
     /// # Errors
     /// [`DataError::OutOfBounds`], [`DataError::Io`].
@@ -163,7 +164,8 @@ impl Latents {
         self.row(self.inner.header.train, view * sizes.train + index)
     }
 
-    /// What they are, for people: two files that give one run say the same.
+    /// Describes the latents for people; two files that lead to the same run have the same
+    /// description.
     pub fn describe(&self) -> String {
         let Header { sizes, precision, origin, .. } = &self.inner.header;
         let bits = 8 * precision.bytes();
@@ -174,13 +176,13 @@ impl Latents {
         )
     }
 
-    /// The error of a file that is not what is asked for.
+    /// Creates the error for a file that is not what was requested.
     pub(crate) fn unfit(&self, reason: String) -> DataError {
         DataError::Latents { path: self.inner.path.clone(), reason }
     }
 
-    /// Fails unless these are the latents of a run: of its images, cut as it cuts them, through its
-    /// tokenizer, which makes latents of these dimensions `[k, h, w]`.
+    /// Checks that these are the latents of a run: of its images, cut as the run cuts them, encoded
+    /// by its tokenizer, whose latents have the dimensions `[k, h, w]`.
     ///
     /// # Errors
     /// [`DataError::Latents`], with what differs.
@@ -210,7 +212,8 @@ impl Latents {
         Err(self.unfit(reason))
     }
 
-    /// Whether there is a latent of the right dimensions for each image, and a class for each label.
+    /// Whether there is a latent of the right dimensions for each image, and a class for each
+    /// label.
     fn belongs_to(&self, data: &Data, latent: [usize; 3]) -> bool {
         let (sizes, inner) = (self.sizes(), &self.inner);
         let labels = inner.train_labels.iter().chain(&inner.validation_labels);
@@ -219,7 +222,7 @@ impl Latents {
             && labels.max().is_none_or(|&label| (label as usize) < data.classes.len())
     }
 
-    /// The latents of row `index` of those that begin at byte `from`.
+    /// Reads row `index` of the latents that begin at byte `from`.
     fn row(&self, from: u64, index: usize) -> Result<Vec<f32>, DataError> {
         let header = &self.inner.header;
         let mut bytes = vec![0; header.sizes.values() * header.precision.bytes()];
@@ -228,7 +231,7 @@ impl Latents {
         Ok(header.precision.decode(&bytes))
     }
 
-    /// Fills `bytes` from place `at` of the file.
+    /// Fills `bytes` from offset `at` of the file.
     #[cfg(unix)]
     fn read_at(&self, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
         use std::os::unix::fs::FileExt as _;
@@ -259,7 +262,7 @@ impl Examples for Latents {
         epoch: u64,
         _draws: &mut Stream,
     ) -> Result<(Vec<f32>, u32), DataError> {
-        // As many labels as images: both are read by the header's count.
+        // There are as many labels as images: both are read by the header's count.
         Ok((self.training(index, epoch)?, self.inner.train_labels[index]))
     }
 }
@@ -278,8 +281,8 @@ impl std::fmt::Debug for Latents {
 }
 
 impl Data {
-    /// SHA-256 of the names and labels of all images, training before held-out ones, in order: of which images
-    /// these are, wherever they lie. What is in the files is not looked at.
+    /// Returns the SHA-256 of the names and labels of all images, training before held-out ones, in
+    /// order. It identifies the images wherever they lie; the contents of the files are not hashed.
     pub fn fingerprint(&self) -> String {
         let mut names = Vec::new();
         for set in [&self.train, &self.validation] {
@@ -289,14 +292,14 @@ impl Data {
         sha256_of_bytes(&names)
     }
 
-    /// As [`Data::fingerprint`], of the images that are trained on alone.
+    /// Like [`Data::fingerprint`], but only of the training images.
     pub fn trained_on_fingerprint(&self) -> String {
         let mut names = Vec::new();
         self.train.name_to(&mut names);
         sha256_of_bytes(&names)
     }
 
-    /// As [`Data::fingerprint`], of the held-out images alone.
+    /// Like [`Data::fingerprint`], but only of the held-out images.
     pub fn held_out_fingerprint(&self) -> String {
         let mut names = Vec::new();
         self.validation.name_to(&mut names);

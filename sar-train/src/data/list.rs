@@ -1,16 +1,17 @@
 //! List files: lines of `relative/path label`, as the published loaders read `train.txt`.
 //!
-//! Paths are relative to the list's folder and may contain blanks: a line is split at its last
-//! one. Labels are whole numbers from 0. Empty lines and lines beginning with `#` are passed over.
-//! A `val.txt` (or `valid.txt`, `validation.txt`) beside a `train.txt` names the validation images.
+//! Paths are relative to the list's folder and may contain blanks: a line is split at its last one.
+//! Labels are whole numbers from 0. Empty lines and lines beginning with `#` are ignored. A
+//! `val.txt` (or `valid.txt`, `validation.txt`) next to a `train.txt` names the validation images.
 
 use super::{DataError, ImageFile, Listing};
 use std::path::Path;
 
-/// A label above this without a stated number of classes is a mistake in the file.
+/// Limit of labels if the number of classes is not given; a higher one is taken for a mistake in
+/// the file.
 pub(super) const MAX_CLASSES: usize = 1 << 20;
 
-/// What the list of validation images may be called.
+/// Names of a list of validation images.
 const VALIDATION: [&str; 3] = ["val.txt", "valid.txt", "validation.txt"];
 
 /// Reads a list file; labels must lie below `num_classes` if given.

@@ -1,9 +1,9 @@
 //! Training batches, decoded ahead on threads.
 //!
-//! The examples of a run are one endless sequence: epoch after epoch, each in an order that depends on
-//! (seed, epoch) alone. Batch n is its places n·b to (n+1)·b; how the image at a place is cut depends
-//! on (seed, place) alone. So a batch is a pure function of (data, seed, n), whatever the number of
-//! threads and wherever the run was resumed.
+//! The examples of a run form one endless sequence: epoch after epoch, each in an order that
+//! depends only on (seed, epoch). Batch n consists of places n·b to (n+1)·b; how the image at a
+//! place is cut depends only on (seed, place). So a batch is a pure function of (data, seed, n),
+//! independent of the number of threads and of where the run was resumed.
 
 use super::DataError;
 use super::augment::Augment;
@@ -13,25 +13,25 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// Batches in the making besides the one that is awaited.
+/// Number of batches prepared ahead, besides the one being waited for.
 const AHEAD: u64 = 2;
-/// Values a thread makes before it takes the lock: one image of 148 px, or 21 of 32 px.
+/// Number of values a thread makes before it takes the lock: one image of 148 px, or 21 of 32 px.
 const CHUNK_VALUES: usize = 1 << 16;
 
-/// What a [`Loader`] makes batches of.
+/// Examples that a [`Loader`] makes batches of.
 pub trait Examples: Send + Sync {
-    /// Examples of an epoch.
+    /// Number of examples of an epoch.
     fn len(&self) -> usize;
-    /// Whether there are none.
+    /// Whether there are no examples.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
-    /// Values of an example.
+    /// Number of values of an example.
     fn values(&self) -> usize;
-    /// Example `index` as `epoch` sees it, and its label; what is random about it comes from `draws`.
+    /// Returns example `index` as `epoch` sees it, and its label; randomness comes from `draws`.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The example cannot be read.
     fn example(
         &self,
         index: usize,
@@ -40,11 +40,11 @@ pub trait Examples: Send + Sync {
     ) -> Result<(Vec<f32>, u32), DataError>;
 }
 
-/// The images of a set, each cut anew in every epoch: `[3, s, s]` in \[−1,1\].
+/// The images of a set, cut differently in every epoch: `[3, s, s]` in \[−1,1\].
 pub struct Cuts {
     /// The images.
     pub images: Dataset,
-    /// How they are cut; its side is the side of the images returned.
+    /// How they are cut; the side is that of the images returned.
     pub augment: Augment,
 }
 
@@ -70,11 +70,11 @@ impl Examples for Cuts {
 /// How a [`Loader`] makes batches.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoaderConfig {
-    /// Examples per batch.
+    /// Number of examples per batch.
     pub batch: usize,
-    /// Decides order and cuts.
+    /// Seed of order and cuts.
     pub seed: u64,
-    /// Threads; 0 picks up to 8 by the machine. The batches do not depend on it.
+    /// Number of threads; 0 picks up to 8, depending on the machine. Batches do not depend on it.
     pub workers: usize,
 }
 
@@ -88,28 +88,28 @@ struct Shared {
     examples: Box<dyn Examples>,
     config: LoaderConfig,
     state: Mutex<State>,
-    /// A batch is complete, or a thread died.
+    /// Signals that a batch is complete, or that a thread died.
     ready: Condvar,
-    /// There is room for another batch, or the loader is dropped.
+    /// Signals that there is room for another batch, or that the loader is dropped.
     room: Condvar,
     orders: Mutex<Vec<(u64, Arc<Vec<u32>>)>>,
 }
 
 struct State {
-    /// Number of the batch that is awaited: the front of `making`.
+    /// Number of the batch being waited for: the front of `making`.
     step: u64,
     making: VecDeque<Making>,
     stop: bool,
     died: bool,
 }
 
-/// A batch in the making.
+/// A batch being made.
 struct Making {
     values_b: Vec<f32>,
     labels_b: Vec<u32>,
-    /// Rows handed to threads.
+    /// Number of rows handed out to threads.
     taken: usize,
-    /// Rows that came back.
+    /// Number of rows completed.
     done: usize,
     /// The error of the lowest row, so that it does not depend on timing.
     error: Option<(usize, DataError)>,
@@ -119,12 +119,12 @@ impl Loader {
     /// Starts at batch 0.
     ///
     /// # Errors
-    /// As [`Loader::start_at`].
+    /// As for [`Loader::start_at`].
     pub fn new(examples: impl Examples + 'static, config: LoaderConfig) -> Result<Self, DataError> {
         Self::start_at(examples, config, 0)
     }
 
-    /// Starts at batch `step`, to resume a run after so many steps.
+    /// Starts at batch `step`, to resume a run after that many steps.
     ///
     /// # Errors
     /// [`DataError::Config`] for an empty batch or data set, [`DataError::Worker`] if no thread
@@ -153,7 +153,7 @@ impl Loader {
             let shared = loader.shared.clone();
             let thread = std::thread::Builder::new().name(format!("decode-{i}"));
             let thread = thread.spawn(move || shared.work());
-            // On failure the loader is dropped and stops the threads that did start.
+            // On failure the loader is dropped, which stops the threads that did start.
             loader.threads.push(thread.map_err(|e| DataError::Worker { reason: e.to_string() })?);
         }
         Ok(loader)
@@ -164,11 +164,11 @@ impl Loader {
         self.shared.lock().step
     }
 
-    /// The next batch; waits for it if it is not ready.
+    /// Returns the next batch, waiting for it if it is not ready.
     ///
     /// # Errors
-    /// [`DataError::BadImage`] or [`DataError::AllBad`] for this batch; the call after it goes on
-    /// with the next batch. [`DataError::Worker`] if a thread died; every later call says so too.
+    /// [`DataError::BadImage`] or [`DataError::AllBad`] for this batch; the next call continues
+    /// with the next batch. [`DataError::Worker`] if a thread died, also from every later call.
     pub fn next_batch(&mut self) -> Result<Batch, DataError> {
         let shared = &self.shared;
         let rows = shared.config.batch;
@@ -234,19 +234,19 @@ fn check(examples: &impl Examples, config: &LoaderConfig) -> Result<(), DataErro
     Ok(())
 }
 
-/// The order in which an epoch of a run sees its examples.
+/// Returns the order in which an epoch of a run sees its examples.
 pub(super) fn epoch_order(seed: u64, epoch: u64, len: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..len as u32).collect();
     Stream::new(seed, Purpose::Shuffle, epoch).shuffle(&mut order);
     order
 }
 
-/// What decides how the image at a place of the sequence is cut.
+/// Returns the random numbers that decide how the image at a place of the sequence is cut.
 pub(super) fn cut_draws(seed: u64, place: u64) -> Stream {
     Stream::new(seed, Purpose::Augment, place)
 }
 
-/// Some rows of one batch, for one thread.
+/// A few rows of one batch, for one thread.
 struct Task {
     step: u64,
     rows: std::ops::Range<usize>,
@@ -279,7 +279,7 @@ impl Shared {
         }
     }
 
-    /// Waits for rows to make; `None` when the loader is dropped.
+    /// Waits for rows to make; returns `None` once the loader is dropped.
     fn next_task(&self) -> Option<Task> {
         let batch = self.config.batch;
         let chunk = (CHUNK_VALUES / self.examples.values()).clamp(1, batch);
@@ -323,7 +323,7 @@ impl Shared {
         }
     }
 
-    /// The order of an epoch; the few in use at a time are kept.
+    /// Returns the order of an epoch; the few in use at a time are cached.
     fn order(&self, epoch: u64) -> Arc<Vec<u32>> {
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, order)) = orders.iter().find(|(e, _)| *e == epoch) {
@@ -366,7 +366,7 @@ impl Shared {
     }
 }
 
-/// Tells the caller if a thread ends by a panic, so that it does not wait for ever.
+/// Reports to the caller if a thread panics, so that it does not wait for ever.
 struct ReportDeath<'a>(&'a Shared);
 
 impl Drop for ReportDeath<'_> {

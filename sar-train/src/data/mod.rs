@@ -1,4 +1,4 @@
-//! Images with labels: where they come from, how they are cut, in which order they are seen.
+//! Labelled images: where they come from, how they are cut, and in which order they are used.
 //!
 //! [`open`] reads one of five kinds of source and returns a [`Data`]: a training set, a validation
 //! set and the names of the classes.
@@ -6,8 +6,8 @@
 //! | source | what it looks like | validation |
 //! | --- | --- | --- |
 //! | class folders | `DIR/cat/*.png`, or `DIR/train/cat/*.png` with `DIR/val/cat/*.png` | `val/` if there, else held out by seed |
-//! | list file | lines `relative/path label`, `#` comments; a folder with `train.txt` counts as one | `val.txt` beside it if there, else held out |
-//! | tar archives | shards of `key.jpg` beside `key.cls`, or class folders, packed; one, or a folder of them | by a folder or name `val`, else held out |
+//! | list file | lines `relative/path label`, `#` comments; a folder with `train.txt` counts as one | `val.txt` next to it if there, else held out |
+//! | tar archives | shards of `key.jpg` with `key.cls`, or class folders, packed; one, or a folder of them | by a folder or name `val`, else held out |
 //! | glyph sheet | a PNG of 32×32 cells, a row per class, a column per font; `glyphs10` is embedded | the last 93 columns |
 //! | loose images | a folder without classes, with `unlabelled = true` | held out by seed |
 //!
@@ -54,15 +54,16 @@ use std::path::PathBuf;
 /// A training set, a validation set and their classes.
 #[derive(Clone, Debug)]
 pub struct Data {
-    /// What parameters are fitted to.
+    /// Images that parameters are fitted to.
     pub train: Dataset,
-    /// What is only measured; empty only if `val_fraction` is 0 and the source names no validation.
+    /// Images used only for measuring; empty only if `val_fraction` is 0 and the source names no
+    /// validation.
     pub validation: Dataset,
-    /// Training images there were before `limit` took some of them.
+    /// Number of training images before `limit` was applied.
     pub(crate) listed: usize,
     /// Class names; a label is an index into them.
     pub classes: Vec<String>,
-    /// Whether validation was drawn from all images, and not named by the source.
+    /// Whether validation was drawn from all images, rather than named by the source.
     pub drawn: bool,
     /// How training images are cut.
     pub augment: Augment,
@@ -76,7 +77,7 @@ pub struct Data {
 }
 
 impl Data {
-    /// The loader of training batches, starting at batch number `step`.
+    /// Returns a loader of training batches that starts at batch number `step`.
     ///
     /// # Errors
     /// [`DataError::Config`] if `batch` is 0, [`DataError::Worker`] if no thread can be started.
@@ -85,7 +86,7 @@ impl Data {
         self.loader_of(cuts, batch, seed, step)
     }
 
-    /// As [`Data::loader`], of what else stands for the training images.
+    /// Like [`Data::loader`], for examples that stand for the training images.
     pub(crate) fn loader_of(
         &self,
         examples: impl Examples + 'static,
@@ -100,8 +101,8 @@ impl Data {
 
 /// Opens the data of a configuration.
 ///
-/// Up to 20,000 files have their headers read here; sets that fit into 256 MiB are decoded here and
-/// stay in memory. Damage deeper inside larger sets is found when the image is first needed.
+/// For up to 20,000 files the headers are read here; sets that fit into 256 MiB are decoded here
+/// and stay in memory. Damage deeper inside larger sets is found when the image is first needed.
 ///
 /// # Errors
 /// A [`DataError`] that names the folder, file or line. Bad images are errors unless

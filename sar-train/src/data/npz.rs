@@ -1,4 +1,5 @@
-//! Images as the array that published evaluators read: `arr_0`, uint8 `[n, h, w, 3]`, in an `.npz` file.
+//! Images as the array that published evaluators read: `arr_0`, uint8 `[n, h, w, 3]`, in an `.npz`
+//! file.
 
 mod reader;
 
@@ -16,14 +17,15 @@ use tempfile::NamedTempFile;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-/// An array that is written batch by batch, under a temporary name until it is whole.
+/// Writes an array batch by batch, under a temporary name until it is complete.
 pub struct NpzWriter {
     path: PathBuf,
-    /// Not dropped unfinished: it would try to end the file, and speak of it where it cannot.
+    /// Never dropped while unfinished: dropping would try to finish the file and print a message on
+    /// failure.
     archive: ManuallyDrop<ZipWriter<BufWriter<File>>>,
-    /// What the archive goes to; removed unless it is put in its place.
+    /// The file that the archive is written to; removed unless it is put in place.
     file: NamedTempFile,
-    /// Bytes of the array that are still to come.
+    /// Number of bytes of the array still to be written.
     left: u64,
 }
 
@@ -39,13 +41,14 @@ impl NpzWriter {
     ) -> Result<Self, DataError> {
         let begin = || {
             if files::is_special(path) {
-                // The directory of an archive comes last and speaks of what came before.
+                // The directory of an archive comes last and refers to what came before.
                 return Err(io::Error::other("an archive is not written to a pipe or a device"));
             }
             let file = files::beside(path)?;
             let archive = ZipWriter::new(BufWriter::new(file.as_file().try_clone()?));
             let mut archive = ManuallyDrop::new(archive);
-            // Pixels hardly shrink, and the published evaluators' own files are stored as well.
+            // Pixels hardly compress, and the published evaluators' own files are stored
+            // uncompressed, too.
             let options = SimpleFileOptions::default()
                 .compression_method(CompressionMethod::Stored)
                 .large_file(true);
@@ -58,10 +61,10 @@ impl NpzWriter {
         Ok(Self { path: path.to_owned(), archive, file, left })
     }
 
-    /// Adds images, of the size that the file was begun with.
+    /// Adds images of the size given to [`NpzWriter::create`].
     ///
     /// # Errors
-    /// [`DataError::Shape`] where there are more than it was begun for.
+    /// [`DataError::Shape`] if there are more images than announced.
     pub fn write(&mut self, images: Images<'_>) -> Result<(), DataError> {
         let plane = images.height * images.width;
         let values = images.images_b3hw;
@@ -80,17 +83,17 @@ impl NpzWriter {
         self.archive.write_all(&bytes).map_err(failed(&self.path))
     }
 
-    /// Puts the file in its place.
+    /// Completes the file and puts it in place.
     ///
     /// # Errors
-    /// [`DataError::Shape`] where images are missing: nothing is left behind then.
+    /// [`DataError::Shape`] if images are missing; nothing is left behind then.
     pub fn finish(self) -> Result<(), DataError> {
         if self.left > 0 {
             let expected = format!("{} values more", self.left);
             return Err(DataError::Shape { what: "npz", expected, found: "0".into() });
         }
         let Self { path, mut archive, file, .. } = self;
-        // What has no room is found while an unfinished archive is not dropped.
+        // Flushing first detects a full disk while the unfinished archive will not be dropped.
         archive.flush().map_err(failed(&path))?;
         let end = || {
             let archive = ManuallyDrop::into_inner(archive);
@@ -104,20 +107,20 @@ impl NpzWriter {
 /// An array of numbers for [`save_numbers`].
 #[derive(Clone, Debug)]
 pub struct Numbers<'a> {
-    /// Its name, without `.npy`.
+    /// Name, without `.npy`.
     pub name: &'static str,
-    /// Its shape.
+    /// Shape.
     pub shape: Vec<usize>,
-    /// Its elements, row by row.
+    /// Elements, row by row.
     pub values: &'a [f64],
-    /// Whether they are written in f32, as which they were computed.
+    /// Whether they are written as f32, the type they were computed in.
     pub narrow: bool,
 }
 
-/// Writes arrays of numbers to a file that NumPy and [`NpzReader`] read.
+/// Writes arrays of numbers to a file that NumPy and [`NpzReader`] can read.
 ///
 /// # Errors
-/// [`DataError::Io`]: nothing is left behind then.
+/// [`DataError::Io`]; nothing is left behind then.
 pub fn save_numbers(path: &Path, arrays: &[Numbers<'_>]) -> Result<(), DataError> {
     let write = || {
         let file = files::beside(path)?;
@@ -146,15 +149,16 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> DataError + '_ {
     |e| DataError::io(path, "write", &e)
 }
 
-/// What stands before the elements of an array: format 1.0 of NumPy, padded to whole 64 bytes.
+/// Returns the header before the elements of an array: NumPy's format 1.0, padded to a multiple of
+/// 64 bytes.
 fn header(kind: &str, shape: &[usize]) -> Vec<u8> {
-    // A tuple of one has a comma too.
+    // A tuple of one element needs a comma, too.
     let shape: String = match shape {
         [one] => format!("{one},"),
         _ => shape.iter().map(usize::to_string).collect::<Vec<_>>().join(", "),
     };
     let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': ({shape}), }}");
-    // The magic bytes, the version and the length of the text come before it, a line break after.
+    // The magic bytes, the version and the length come before the text, a line break after it.
     let length = (10 + text.len() + 1).next_multiple_of(64) - 10;
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
     bytes.extend((length as u16).to_le_bytes());
@@ -172,7 +176,7 @@ mod tests {
     fn the_array_is_as_numpy_writes_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.npz");
-        // Two images of 1×2, the second of the first batch alone.
+        // Two images of 1×2, written in two batches.
         let values: Vec<f32> = (0..12).map(|i| i as f32 / 6.0 - 1.0).collect();
         let mut file = NpzWriter::create(&path, 2, (1, 2)).unwrap();
         for image in values.chunks(6) {
@@ -191,7 +195,7 @@ mod tests {
         let expected = "{'descr': '|u1', 'fortran_order': False, 'shape': (2, 1, 2, 3), }";
         assert_eq!(text.trim_end(), expected);
         assert!(text.ends_with(" \n"));
-        // Planes become pixels.
+        // Planes become interleaved pixels.
         let of = |i: usize| to_u8(values[i]);
         assert_eq!(pixels, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11].map(of));
     }

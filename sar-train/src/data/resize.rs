@@ -1,9 +1,9 @@
 //! Separable resampling of RGB rows, computing only the window that is kept.
 //!
-//! The published pipelines resize with Pillow, whose filters widen when they shrink an image; the
+//! The published pipelines resize with Pillow, whose filters widen when an image is shrunk; the
 //! same taps are computed here, without Pillow's rounding to 8 bits in between.
 
-/// Something with rows of RGB pixels in [−1,1].
+/// A source of rows of RGB pixels in [−1,1].
 pub(super) trait Rows {
     fn width(&self) -> usize;
     fn height(&self) -> usize;
@@ -46,7 +46,7 @@ pub(super) struct Window {
 pub(super) enum Filter {
     /// Mean over the covered pixels.
     Box,
-    /// Cubic convolution with a=−0.5 (Keys 1981), as Pillow's `BICUBIC`.
+    /// Cubic convolution with a=−0.5 (Keys 1981), like Pillow's `BICUBIC`.
     Bicubic,
 }
 
@@ -73,7 +73,7 @@ impl Filter {
 
 /// Resizes `source` to `full` (width, height) and returns the `window` of the result.
 ///
-/// Values are clamped to [−1,1]: cubic convolution overshoots at edges.
+/// Values are clamped to [−1,1], because cubic convolution overshoots at edges.
 pub(super) fn resample(
     source: &dyn Rows,
     full: (usize, usize),
@@ -85,8 +85,8 @@ pub(super) fn resample(
     let (x0, x1) = span(&columns);
     let stride = window.width * 3;
     let mut line = vec![0.0f32; (x1 - x0) * 3];
-    // Rows of the window's width, as many as one output row is made of: all of a photograph's would be tens of
-    // megabytes of fresh memory.
+    // Rows of the window's width, only as many as one output row needs: all rows of a photograph
+    // would take tens of megabytes of fresh memory.
     let held = rows.iter().map(|tap| tap.weights.len()).max().unwrap_or(1);
     let mut narrow = vec![0.0f32; held * stride];
     let place = |y: usize| (y % held) * stride..(y % held + 1) * stride;
@@ -110,7 +110,7 @@ pub(super) fn resample(
     Canvas { width: window.width, height: window.height, rgb }
 }
 
-/// One row of pixels from `x0` on, resized to the columns of a window.
+/// Resizes one row of pixels, given from `x0` on, to the columns of a window.
 fn narrowed(columns: &[Tap], x0: usize, line: &[f32], out: &mut [f32]) {
     out.fill(0.0);
     for (tap, pixel) in columns.iter().zip(out.chunks_exact_mut(3)) {
@@ -123,7 +123,7 @@ fn narrowed(columns: &[Tap], x0: usize, line: &[f32], out: &mut [f32]) {
     }
 }
 
-/// The input pixels one output pixel is made of.
+/// The input pixels that contribute to one output pixel.
 struct Tap {
     start: usize,
     weights: Vec<f32>,
@@ -139,7 +139,7 @@ fn taps(input: usize, output: usize, first: usize, count: usize, filter: Filter)
     (first..first + count)
         .map(|o| {
             let center = (o as f64 + 0.5) * scale;
-            // A cast from a negative float gives 0: the clamp at the left edge.
+            // A cast from a negative float gives 0, which clamps at the left edge.
             let start = ((center - reach + 0.5) as usize).min(input - 1);
             let end = ((center + reach + 0.5) as usize).clamp(start + 1, input);
             let raw: Vec<f64> =

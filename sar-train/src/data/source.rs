@@ -1,4 +1,4 @@
-//! Which kind of source a path is, and from its listing to data sets.
+//! Finds out which kind of source a path is, and turns its listing into data sets.
 
 use super::dataset::{Dataset, Item, spread};
 use super::decode::BadImage;
@@ -13,15 +13,15 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Headers are read at the door for at most so many files: more would delay the start by minutes on
-/// a network disk.
+/// Maximum number of files whose headers are read when opening: more would delay the start by
+/// minutes on a network disk.
 const PROBE_LIMIT: usize = 20_000;
-/// Names told in a message, at most.
+/// Maximum number of names in a message.
 const NAMED: usize = 5;
-/// Sets that decode to at most so many bytes stay in memory.
+/// Sets that decode to at most this many bytes stay in memory.
 const MEMORY_LIMIT: u64 = 256 << 20;
 
-/// A source, found and listed, with no image decoded.
+/// A source that has been found and listed, with no image decoded.
 pub(crate) enum Source {
     /// A grid of glyphs.
     Sheet(Sheet),
@@ -34,26 +34,26 @@ pub(crate) enum Source {
 pub(crate) struct Listing {
     /// The folder or list file.
     pub(crate) root: PathBuf,
-    /// What it is, for the log: `class folders`.
+    /// Kind of source, for the log: `class folders`.
     pub(crate) kind: &'static str,
     pub(crate) classes: Vec<String>,
     pub(crate) train: Vec<(ImageFile, u32)>,
-    /// Where the source names its validation images.
+    /// Validation images, if the source names them.
     pub(crate) validation: Option<Vec<(ImageFile, u32)>>,
-    /// Files beside the class folders, of no class, and folders beside `train` that are no part of the data:
-    /// not used.
+    /// Files next to the class folders, which have no class, and folders next to `train` that are
+    /// not part of the data; none of these are used.
     pub(crate) loose: Vec<PathBuf>,
     /// Class folders without images that were left out under `skip_bad_images`.
     pub(crate) empty: Vec<PathBuf>,
 }
 
-/// A path below a folder as it is written there; a folder ends in a slash.
+/// Returns a path relative to a folder, with a slash after the name of a folder.
 fn named_in(root: &Path, path: &Path) -> String {
     let slash = if path.is_dir() { "/" } else { "" };
     format!("{}{slash}", path.strip_prefix(root).unwrap_or(path).display())
 }
 
-/// The first few of some names.
+/// Joins the first few of the names.
 pub(crate) fn some_of(names: &[&str]) -> String {
     let more = if names.len() > NAMED { ", …" } else { "" };
     format!("{}{more}", names.iter().take(NAMED).copied().collect::<Vec<_>>().join(", "))
@@ -85,7 +85,8 @@ pub(crate) fn locate(config: &DataConfig) -> Result<Source, DataError> {
             Err(DataError::Config { key: "num_classes", reason })
         }
         Some(n) if classes.len() < n => {
-            // A model of more classes than there are images of: the others have numbers for names.
+            // If the model has more classes than there are images of, the others are named by their
+            // numbers.
             if let Source::Files(listing) = &mut source {
                 listing.classes.extend((listing.classes.len()..n).map(|class| class.to_string()));
             }
@@ -127,7 +128,7 @@ fn at_path(path: &Path, config: &DataConfig) -> Result<Source, DataError> {
     }
 }
 
-/// Data of a glyph sheet; all cells stay in memory.
+/// Makes data sets from a glyph sheet; all cells stay in memory.
 pub(super) fn from_sheet(config: &DataConfig, sheet: &Sheet) -> Result<Data, DataError> {
     let root = PathBuf::from(&sheet.name);
     let items = |columns: std::ops::Range<usize>| -> Vec<Item> {
@@ -147,7 +148,8 @@ pub(super) fn from_sheet(config: &DataConfig, sheet: &Sheet) -> Result<Data, Dat
     Ok(assemble(config, root, listing_kind, classes, train, validation, (how, false), vec![]))
 }
 
-/// Data of a listing: looks at the files, drops bad ones if asked to, holds out validation.
+/// Makes data sets from a listing: checks the files, drops bad ones if asked to, and holds out
+/// validation.
 pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, DataError> {
     let Listing { root, kind, classes, train, validation, loose, empty } = listing;
     let mut skipped = Vec::new();
@@ -185,7 +187,7 @@ pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, 
     Ok(Data { empty, ..data })
 }
 
-/// Fails where bad images have left those of a single class.
+/// Fails if only images of a single class are left after bad ones were removed.
 fn refuse_one_class(
     config: &DataConfig,
     root: &Path,
@@ -249,7 +251,8 @@ fn assemble(
     }
 }
 
-/// So many of the images, spread evenly over them as they are listed, which is class by class but in list files.
+/// Returns up to `limit` images, spread evenly over the listing, which is ordered by class except
+/// in list files.
 fn limited(items: Vec<Item>, limit: Option<usize>) -> Vec<Item> {
     let Some(limit) = limit else { return items };
     let chosen = spread(items.len(), limit);
@@ -260,7 +263,7 @@ fn unseen(files: Vec<(ImageFile, u32)>) -> Vec<Item> {
     files.into_iter().map(|(file, label)| Item { file, label, picture: None }).collect()
 }
 
-/// Reads the headers, decodes everything if it fits into memory, and drops or reports what is bad.
+/// Reads the headers, decodes everything if it fits into memory, and drops or reports bad images.
 fn vet(
     config: &DataConfig,
     root: &Path,

@@ -1,4 +1,4 @@
-//! Data from files made on the spot: every colour mode, every kind of damage.
+//! Data from files made by the tests: every colour mode, every kind of damage.
 
 mod archive_sets;
 mod archives;
@@ -12,13 +12,14 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-/// Roundings of f32, of sixteen levels.
+/// f32 rounding errors of sixteen levels.
 const LEVEL: f32 = 1e-5;
 
-/// A few roundings of f32, of numbers of order 1.
+/// A few f32 rounding errors of numbers of order 1.
 const ROUNDING: f32 = 1e-6;
 
-/// Red and a half-transparent black after white, in 8 bits: exact but for one rounding.
+/// Tolerance for red, and half-transparent black on white, in 8 bits: exact except for one
+/// rounding.
 const STEP: f32 = 1.01 / 127.5;
 
 fn red(width: u32, height: u32) -> DynamicImage {
@@ -56,7 +57,8 @@ fn jpeg(image: &DynamicImage) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A PNG of one palette entry a pixel, put together by hand: the writer has no palettes.
+/// Returns a PNG with one palette entry per pixel, put together by hand because the writer has no
+/// palettes.
 fn palette_png(width: u32, height: u32) -> Vec<u8> {
     fn chunk(out: &mut Vec<u8>, kind: &[u8; 4], body: &[u8]) {
         out.extend((body.len() as u32).to_be_bytes());
@@ -139,7 +141,7 @@ fn every_mode_becomes_rgb() {
             ImageFormat::Png,
             [-1.0, 1.0, -1.0],
         ),
-        // Contents decide, not the name.
+        // The content decides, not the name.
         ("i.jpeg", red(12, 12), ImageFormat::Png, red_white),
     ];
     for (name, image, format, _) in &cases {
@@ -158,7 +160,7 @@ fn every_mode_becomes_rgb() {
             assert_eq!(wrong, None, "image {i}, colour {c}, expected {}", expected[c]);
         }
     }
-    // 16 bits are kept: this grey lies between two 8-bit values.
+    // 16-bit precision is kept: this grey lies between two 8-bit values.
     assert!((data.train.image(6).unwrap().0[0] - cases[6].3[0]).abs() < ROUNDING);
     let report = crate::commands::data::check(&config, None, true).unwrap();
     assert_eq!(report.modes.get("PNG palette"), Some(&1), "{report}");
@@ -166,7 +168,7 @@ fn every_mode_becomes_rgb() {
     assert_eq!(report.largest, Some((9, 30)));
 }
 
-/// Of a large file the header is read without the rest, and found all the same where it lies deeper.
+/// The header of a large file is read without the rest, and still found if it lies deeper.
 #[test]
 fn headers_of_large_files_are_those_of_the_whole() {
     let dir = tempfile::tempdir().unwrap();
@@ -182,7 +184,7 @@ fn headers_of_large_files_are_those_of_the_whole() {
         bytes.into_inner()
     };
     let (png, webp, plain) = (written(ImageFormat::Png), written(ImageFormat::WebP), jpeg(&image));
-    // Three segments of a camera's own, 64 KiB each, before the frame's header.
+    // Three segments of the camera's own, 64 KiB each, before the frame's header.
     let segment = [&[0xff, 0xe4, 0xff, 0xff][..], &[7; 65533]].concat();
     let deep = [&plain[..2], &segment, &segment, &segment, &plain[2..]].concat();
     for (name, bytes) in [("a.png", png), ("a.webp", webp), ("a.jpg", deep)] {
@@ -192,17 +194,17 @@ fn headers_of_large_files_are_those_of_the_whole() {
         let header = ImageFile::from(path.clone()).probe(1 << 20).unwrap();
         assert_eq!(header, decode::probe_bytes(&bytes, 1 << 20).unwrap(), "{name}");
         assert_eq!((header.width, header.height), (300, 280));
-        // Some bytes of another kind, as many.
+        // The same number of bytes that are not an image.
         fs::write(&path, vec![b'x'; bytes.len()]).unwrap();
         let error = ImageFile::from(path).probe(1 << 20).unwrap_err();
         assert_eq!(error, BadImage::NotAnImage, "{name}");
     }
 }
 
-/// Each kind of damage, its file and a word of its message.
+/// Returns each kind of damage: file name, contents and a word of the error message.
 fn damage() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let whole = jpeg(&image::RgbImage::from_fn(64, 64, |x, y| Rgb([x as u8, y as u8, 9])).into());
-    // A comment with an end marker in it, as a thumbnail has, and no end of the image itself.
+    // A comment that contains an end marker, as a thumbnail does, and no end of the image itself.
     let comment = [0xff, 0xfe, 0, 6, 1, 0xff, 0xd9, 2];
     let thumbnail = [&whole[..2], &comment, &whole[2..whole.len() - 20]].concat();
     let mut png = std::io::Cursor::new(Vec::new());
@@ -214,7 +216,7 @@ fn damage() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let webp = webp.into_inner();
     let mut bomb = palette_png(8, 8);
     bomb[16..24].copy_from_slice(&[0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff]);
-    // The header's checksum, so that nothing but the size is wrong.
+    // The header's checksum is corrected, so that only the size is wrong.
     let crc = bomb[12..29].iter().fold(!0u32, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |c, _| (c >> 1) ^ (0xedb8_8320 * (c & 1)))
     });
@@ -313,7 +315,7 @@ fn damage_that_appears_later_is_an_error_or_is_skipped_alike_for_all_threads() {
     }
     assert_eq!(set.skipped().len(), 1);
     assert!(set.skipped()[0].0.ends_with("cat/001.png"));
-    // Everything gone: an error, not an endless search.
+    // If every image is bad, the result is an error, not an endless search.
     for i in items(dir.path()) {
         fs::write(i.file.path(), b"gone").unwrap();
     }
@@ -385,7 +387,7 @@ fn configurations_are_checked_and_unknown_keys_refused() {
     assert_eq!(key(DataConfig { max_pixels: u64::MAX, ..config }), "max_pixels");
 }
 
-/// A renamed file would take the place of the pipe, or of /dev/null.
+/// Renaming a file would replace the pipe, or /dev/null.
 #[test]
 #[cfg(unix)]
 fn pipes_and_devices_are_written_to_and_not_replaced() {

@@ -10,12 +10,12 @@ use std::ops::Range;
 pub(crate) struct View<'a> {
     data: &'a Data,
     seed: u64,
-    /// Place of each image in the run's sequence.
+    /// Place of each image in the sequence of the run.
     places: Vec<u64>,
 }
 
 impl<'a> View<'a> {
-    /// As `epoch` of a run with this seed sees them.
+    /// Returns the images as `epoch` of a run with this seed sees them.
     pub(crate) fn new(data: &'a Data, seed: u64, epoch: u64) -> Self {
         let len = data.train.len();
         let mut places = vec![0; len];
@@ -25,18 +25,18 @@ impl<'a> View<'a> {
         Self { data, seed, places }
     }
 
-    /// Images `range`, cut on all threads.
+    /// Returns images `range`, cut on all threads.
     ///
     /// # Errors
-    /// As [`View::select`].
+    /// As for [`View::select`].
     pub(crate) fn batch(&self, range: Range<usize>) -> Result<Batch, DataError> {
         self.select(&range.collect::<Vec<_>>())
     }
 
-    /// The images of a list of indices, cut on all threads.
+    /// Returns the images with these indices, cut on all threads.
     ///
     /// # Errors
-    /// As [`Dataset::image`](super::Dataset::image); the first in order if there are several.
+    /// As for [`Dataset::image`](super::Dataset::image); of several errors, the first in order.
     pub(crate) fn select(&self, indices: &[usize]) -> Result<Batch, DataError> {
         let Data { train, augment, .. } = self.data;
         let cut = |&index: &usize| {

@@ -1,9 +1,10 @@
-//! Measures a generator against validation images, with the floors beside it.
+//! Measures a generator against validation images, and the floors to compare with.
 //!
-//! The features are those of a small classifier ([`crate::model::classifier`]); what the numbers
-//! depend on is kept beside them in [`EvalSettings`]. Three floors say what a number means: the
-//! validation images after the tokenizer, the training images, and as many training images as there
-//! are validation images (so few samples alone cost some distance).
+//! The features are those of a small classifier ([`crate::model::classifier`]); everything that the
+//! numbers depend on is kept with them in [`EvalSettings`]. Three floors put the numbers into
+//! perspective: the validation images after the tokenizer, the training images, and as many
+//! training images as there are validation images (having so few samples alone increases the
+//! distance).
 
 mod prepare;
 mod published;
@@ -18,44 +19,44 @@ use crate::model::classifier::{Classifier, ClassifierError, ClassifierOps, EXTRA
 use sar_math::philox::{Purpose, Stream};
 use thiserror::Error;
 
-/// Neighbours of the manifolds, as published.
+/// Number of neighbours k of the manifolds, as published.
 pub(crate) const NEIGHBOURS: usize = 3;
-/// A manifold of fewer images is mostly gaps.
+/// With fewer images than this, a manifold consists mostly of gaps.
 const FEW: usize = 100;
 
-/// Any error, boxed: what a generator may fail with.
+/// Any error, boxed; the error type of a [`Generate`].
 pub type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why an evaluation failed.
 #[derive(Debug, Error)]
 pub enum EvalError {
-    /// The classifier.
+    /// The classifier failed.
     #[error(transparent)]
     Classifier(#[from] ClassifierError),
-    /// A measure.
+    /// A measure cannot be computed.
     #[error("evaluation: {0}")]
     Metrics(#[from] MetricsError),
-    /// Images of the data set.
+    /// Images of the data set cannot be read.
     #[error("evaluation: {0}")]
     Data(#[from] crate::data::DataError),
-    /// The tokenizer.
+    /// The tokenizer failed.
     #[error("evaluation: reconstructing the validation images: {0}")]
     Reconstruction(#[source] AnyError),
-    /// The generator.
+    /// The generator failed.
     #[error(
         "evaluation: generating {count} images of seed {seed} at guidance {guidance}: {source}"
     )]
     Generator {
-        /// Images asked for.
+        /// Number of images requested.
         count: usize,
         /// Their seed.
         seed: u64,
         /// Their guidance.
         guidance: f64,
-        /// What the generator said.
+        /// Error of the generator.
         source: AnyError,
     },
-    /// There is nothing to train the classifier to tell apart.
+    /// There is only one class, so the classifier has nothing to learn.
     #[error(
         "evaluation: images are measured in the features of a classifier, and these are of one class; \
          name images of several with --data"
@@ -76,13 +77,13 @@ pub enum EvalError {
 /// Images `[n, channels, height, width]` in −1..1 and their labels.
 #[derive(Clone, Copy, Debug)]
 pub struct Labelled<'a> {
-    /// Flat pixels.
+    /// Pixels of all images.
     pub images: &'a [f32],
-    /// One per image.
+    /// Labels, one per image.
     pub labels: &'a [u32],
 }
 
-/// Makes images to measure; any `FnMut(labels, seed, guidance) -> images` does.
+/// Generates images to measure; implemented by any `FnMut(labels, seed, guidance) -> images`.
 pub trait Generate {
     /// One image per label, `[n, channels, height, width]` in −1..1. The same arguments give the
     /// same images.
@@ -101,23 +102,24 @@ impl<F: FnMut(&[u32], u64, f64) -> Result<Vec<f32>, AnyError>> Generate for F {
 /// What to generate for a measurement.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EvalOptions {
-    /// Images per seed; rounded up to a multiple of the classes, so that all have as many.
+    /// Number of images per seed; rounded up to a multiple of the classes, so that each class has
+    /// equally many.
     pub count: usize,
     /// Seeds of the sampler.
     pub seeds: Vec<u64>,
-    /// Which images are compared with, in words; as the next, to be written beside the numbers.
+    /// Description of the images to compare with; like `sampler`, it is recorded with the numbers.
     pub data: String,
-    /// How the sampler is set.
+    /// Settings of the sampler.
     pub sampler: SamplerSettings,
 }
 
-/// `count` labels, rounded up to whole rounds of all classes: 0, 1, 2, …, 0, 1, 2, …
+/// Returns `count` labels, rounded up to whole rounds of all classes: 0, 1, 2, …, 0, 1, 2, …
 pub fn balanced_labels(count: usize, classes: usize) -> Vec<u32> {
     let classes = classes.max(1);
     (0..count.next_multiple_of(classes)).map(|i| (i % classes) as u32).collect()
 }
 
-/// A classifier, and the validation images as it sees them, computed once.
+/// A classifier, and its view of the validation images, computed once.
 pub struct Evaluator<'a, B: ClassifierOps> {
     backend: &'a B,
     classifier: Classifier<B>,
@@ -130,10 +132,11 @@ pub struct Evaluator<'a, B: ClassifierOps> {
 }
 
 impl<'a, B: ClassifierOps> Evaluator<'a, B> {
-    /// Takes the features of the validation images.
+    /// Computes the features of the validation images.
     ///
     /// # Errors
-    /// Images of another shape than the classifier's, too few of them, labels that do not match.
+    /// The images do not have the classifier's shape, there are too few of them, or labels do not
+    /// match.
     pub fn new(
         backend: &'a B,
         classifier: Classifier<B>,
@@ -174,10 +177,10 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
     }
 
     /// Measures the three floors: `reconstructions` of the validation images (with their `labels`),
-    /// all training images, and an equal-count random subset of them.
+    /// all training images, and a random subset of them of the size of the validation set.
     ///
     /// # Errors
-    /// As [`Evaluator::new`].
+    /// As for [`Evaluator::new`].
     pub fn measure_floors(
         &mut self,
         reconstructions: Labelled<'_>,
@@ -196,7 +199,7 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
         Ok(())
     }
 
-    /// A random choice of `count` images, the same every time.
+    /// Chooses `count` images at random; the choice is always the same.
     fn subset(&self, seen: &Extracted, labels: &[u32], count: usize) -> (Extracted, Vec<u32>) {
         let classes = self.classifier.config().classes;
         let mut order: Vec<usize> = (0..seen.features.count()).collect();
@@ -225,7 +228,7 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
         Ok(())
     }
 
-    /// Fréchet distance, precision, recall of a set against the validation images.
+    /// Computes Fréchet distance, precision and recall of a set against the validation images.
     fn compare(&self, features: &Features) -> Result<[f64; 3], EvalError> {
         let frechet = self.gaussian.distance(&Gaussian::fit(features)?)?;
         let precision = self.manifold.share_inside(features)?;
@@ -233,10 +236,11 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
         Ok([frechet, precision, generated.share_inside(self.manifold.features())?])
     }
 
-    /// Quality at one guidance value: mean and spread over the seeds.
+    /// Measures quality at one guidance value: mean and spread over the seeds.
     ///
     /// # Errors
-    /// The generator's, images that are not one per label, no seeds, features that are not finite.
+    /// The generator fails or does not return one image per label, there are no seeds, or features
+    /// are not finite.
     pub fn measure(
         &self,
         generator: &mut impl Generate,
@@ -283,10 +287,11 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
         Ok(images)
     }
 
-    /// Measures at each guidance value, in ascending order, and reports with floors and settings.
+    /// Measures at each guidance value, in ascending order; returns a report with floors and
+    /// settings.
     ///
     /// # Errors
-    /// As [`Evaluator::measure`].
+    /// As for [`Evaluator::measure`].
     pub fn sweep(
         &self,
         generator: &mut impl Generate,
@@ -298,7 +303,7 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
         Ok(self.report(points.collect::<Result<_, _>>()?))
     }
 
-    /// What was measured, with floors and settings.
+    /// Returns the report of these measurements, with floors and settings.
     pub fn report(&self, points: Vec<SweepPoint>) -> EvalReport {
         EvalReport {
             settings: self.settings.clone(),
@@ -308,17 +313,17 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
         }
     }
 
-    /// Everything the numbers depend on.
+    /// Returns everything that the numbers depend on.
     pub fn settings(&self) -> &EvalSettings {
         &self.settings
     }
 
-    /// The floors measured so far.
+    /// Returns the floors measured so far.
     pub fn floors(&self) -> &[Floor] {
         &self.floors
     }
 
-    /// What to keep in mind when reading the numbers.
+    /// Returns what to keep in mind when reading the numbers.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.warnings.clone();
         let (count, dims) = (self.settings.count, self.settings.feature_dims);

@@ -1,13 +1,15 @@
-//! From a data set to an evaluator: classifier trained, validation images seen, floors measured.
+//! From a data set to an evaluator: trains the classifier, looks at the validation images, measures
+//! the floors.
 
 use super::{AnyError, EvalError, EvalOptions, Evaluator, Labelled};
 use crate::data::{Batch, Data, Dataset};
 use crate::model::classifier::{Classifier, ClassifierConfig, ClassifierOps, ClassifierTraining};
 use sar_math::philox::{Purpose, Stream};
 
-/// Channels of the images that a data set gives.
+/// Number of channels of a data set's images.
 const CHANNELS: usize = 3;
-/// Pixels of each set are held at once; of more, a random choice is used, and the report says so.
+/// Maximum number of pixel values of a set held at once; of a larger set a random choice is used
+/// and reported.
 const MOST_VALUES: usize = 128 << 20;
 
 /// Trains the classifier on the training images of `data` and measures the floors against its
@@ -17,7 +19,7 @@ const MOST_VALUES: usize = 128 << 20;
 /// after each step of the classifier's training.
 ///
 /// # Errors
-/// No validation images, images that cannot be read, or the classifier's and the tokenizer's errors.
+/// There are no validation images, images cannot be read, or the classifier or the tokenizer fails.
 pub fn prepare<'a, B: ClassifierOps>(
     backend: &'a B,
     data: &Data,
@@ -62,7 +64,7 @@ pub fn prepare<'a, B: ClassifierOps>(
     Ok(evaluator)
 }
 
-/// The images of a set, or a random choice of them; and how many were left out.
+/// Returns the images of a set, or a random choice of them, and the number of images left out.
 fn collect(set: &Dataset) -> Result<(Batch, usize), EvalError> {
     let each = CHANNELS * set.side() * set.side();
     let most = (MOST_VALUES / each.max(1)).max(1);

@@ -1,9 +1,9 @@
-//! The measures that papers give, in the features of the published Inception network: Inception Score, Fréchet
-//! distance (FID), spatial Fréchet distance (sFID), precision and recall, as the evaluator of
-//! openai/guided-diffusion takes them of `.npz` files.
+//! The measures that papers report, in the features of the published Inception network: Inception
+//! Score, Fréchet distance (FID), spatial Fréchet distance (sFID), precision and recall, as
+//! computed from `.npz` files by the evaluator of openai/guided-diffusion.
 //!
-//! That evaluator compares vectors for precision and recall in half precision, as far as that goes; here they are
-//! compared in f64, which may differ in the third digit.
+//! For precision and recall, that evaluator compares vectors in half precision as far as possible;
+//! here they are compared in f64, which may change the third digit.
 
 use super::NEIGHBOURS;
 use crate::data::DataError;
@@ -16,14 +16,14 @@ use nalgebra::{DMatrix, DVector};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Images in each part of an Inception Score, as published.
+/// Number of images in each part of an Inception Score, as published.
 const SCORE_PART: usize = 5000;
 
-/// What [`Reference::save`] calls the features of a reference's images.
+/// Name under which [`Reference::save`] stores the features of a reference's images.
 const FEATURES: &str = "features";
-/// What it calls how many images there were, and their height and width; 0 is not known.
+/// Name for the number of images and their height and width; 0 means unknown.
 const IMAGES: &str = "images";
-/// What it calls the first four bytes of the SHA-256 of the network's weights.
+/// Name for the first four bytes of the SHA-256 of the network's weights.
 const NETWORK: &str = "network";
 
 /// Why images cannot be measured.
@@ -33,7 +33,7 @@ pub enum PublishedError {
     /// The network failed.
     #[error(transparent)]
     Inception(#[from] InceptionError),
-    /// A measure cannot be taken.
+    /// A measure cannot be computed.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
     /// A file of statistics cannot be used.
@@ -44,51 +44,51 @@ pub enum PublishedError {
         "its features are of other weights: their SHA-256 begins with {found:08x}, not {expected:08x}"
     )]
     Network {
-        /// Of the network at hand.
+        /// Of the network in use.
         expected: u32,
-        /// Of the one that saw the reference.
+        /// Of the network that produced the reference.
         found: u32,
     },
-    /// Statistics of other features.
+    /// Statistics of a different number of features.
     #[error("{array} is of {found} features, expected {expected}, those of the network")]
     Width {
-        /// The array.
+        /// Name of the array.
         array: &'static str,
-        /// Features of the network.
+        /// Number of features of the network.
         expected: usize,
-        /// Features of the statistics.
+        /// Number of features of the statistics.
         found: usize,
     },
 }
 
-/// What the network saw of a set of images, taken up batch by batch.
+/// Features of a set of images, collected batch by batch.
 #[derive(Debug)]
 pub struct Sight {
-    /// `[n, 2048]`, as the measures take them.
+    /// Features `[n, 2048]`, in the type that the measures take.
     features: Vec<f64>,
     moments: Option<(Moments, Moments)>,
     dims: usize,
 }
 
 impl Sight {
-    /// Of no images as yet, with room for `count`.
+    /// Creates an empty set with room for `count` images.
     pub fn new(inception: &Inception, count: usize) -> Self {
         let dims = inception.feature_dims();
-        // As many as there will be: growing would copy them again and again.
+        // Reserving all memory at once avoids copying while the vector grows.
         let mut features = Vec::new();
         let _ = features.try_reserve_exact(count.saturating_mul(dims));
         Self { features, moments: None, dims }
     }
 
-    /// Images seen.
+    /// Number of images seen.
     pub fn count(&self) -> usize {
         self.features.len() / self.dims
     }
 
-    /// Adds what the network saw of further images.
+    /// Adds the features of further images.
     ///
     /// # Errors
-    /// Features that are not finite.
+    /// The features are not finite.
     pub fn add(&mut self, seen: &Seen) -> Result<(), MetricsError> {
         let count = seen.features.len() / self.dims;
         if count == 0 {
@@ -103,10 +103,10 @@ impl Sight {
         Ok(())
     }
 
-    /// Mean and covariance of the pooled features, and of the spatial ones.
+    /// Computes mean and covariance of the pooled features, and of the spatial ones.
     ///
     /// # Errors
-    /// Fewer than two images.
+    /// There are fewer than two images.
     pub fn statistics(&self) -> Result<Statistics, MetricsError> {
         let metric = "frechet_distance";
         let none = MetricsError::TooFewSamples { metric, needed: 2, found: 0 };
@@ -114,10 +114,11 @@ impl Sight {
         Ok(Statistics { pooled: pooled.gaussian()?, spatial: Some(spatial.gaussian()?) })
     }
 
-    /// As [`Reference::save`] kept it, of a network with features of this width; `None` where a file has none.
+    /// Reads what [`Reference::save`] stored for a network with this number of features; `None` if
+    /// the file has none.
     ///
     /// # Errors
-    /// An array of another shape; values that are not finite.
+    /// The array has another shape, or values are not finite.
     pub fn of_file(file: &mut NpzReader, dims: usize) -> Result<Option<Self>, PublishedError> {
         if !file.has(FEATURES) {
             return Ok(None);
@@ -137,21 +138,21 @@ impl Sight {
     }
 }
 
-/// Mean and covariance of a set's features: of its images, or from a file.
+/// Mean and covariance of a set's features, computed from its images or read from a file.
 #[derive(Clone, Debug)]
 pub struct Statistics {
     /// Of the pooled features, which FID compares.
     pub pooled: Gaussian,
-    /// Of the spatial ones, which sFID compares, where they are known.
+    /// Of the spatial ones, which sFID compares, if known.
     pub spatial: Option<Gaussian>,
 }
 
 impl Statistics {
-    /// Those that a file holds beside or in place of images: `mu` and `sigma`, and `mu_s` and `sigma_s` of the
-    /// spatial features. `None` where it has none.
+    /// Reads the statistics that a file holds in addition to images or instead of them: `mu` and
+    /// `sigma`, and `mu_s` and `sigma_s` for the spatial features. Returns `None` if it has none.
     ///
     /// # Errors
-    /// Arrays of other shapes; values that are not finite.
+    /// Arrays have other shapes, or values are not finite.
     pub fn of_file(file: &mut NpzReader) -> Result<Option<Self>, PublishedError> {
         let count = Self::images(file)?.map(|[count, ..]| count).filter(|count| *count > 0);
         let mut pair = |mean: &str, covariance: &str| -> Result<_, PublishedError> {
@@ -162,7 +163,7 @@ impl Statistics {
             let (shape, covariance) = file.numbers(covariance)?;
             let (rows, columns) = match shape.as_slice() {
                 [rows, columns] => (*rows, *columns),
-                // The lengths say that it is none.
+                // Its dimensions will be reported as not those of a covariance.
                 _ => (covariance.len(), 1),
             };
             let covariance = DMatrix::from_row_slice(rows, columns, &covariance);
@@ -172,11 +173,11 @@ impl Statistics {
         Ok(Some(Self { pooled, spatial: pair("mu_s", "sigma_s")? }))
     }
 
-    /// Of a file that [`Reference::save`] wrote, how many images there were, and their height and width; 0 is not
-    /// known.
+    /// Reads the number of images and their height and width from a file that [`Reference::save`]
+    /// wrote; 0 means unknown.
     ///
     /// # Errors
-    /// An array that cannot be read.
+    /// The array cannot be read.
     pub fn images(file: &mut NpzReader) -> Result<Option<[usize; 3]>, PublishedError> {
         if !file.has(IMAGES) {
             return Ok(None);
@@ -186,8 +187,8 @@ impl Statistics {
         Ok(about.try_into().ok())
     }
 
-    /// Whether a file that [`Reference::save`] wrote is of the network whose weights have a SHA-256 that begins so; of
-    /// others nothing is known.
+    /// Checks that a file that [`Reference::save`] wrote belongs to the network whose weights have
+    /// a SHA-256 beginning with `expected`. Other files do not record it and are accepted.
     ///
     /// # Errors
     /// [`PublishedError::Network`].
@@ -203,7 +204,7 @@ impl Statistics {
         }
     }
 
-    /// Whether they are of features of the network's widths.
+    /// Checks that the statistics have as many features as the network.
     ///
     /// # Errors
     /// [`PublishedError::Width`].
@@ -219,22 +220,24 @@ impl Statistics {
     }
 }
 
-/// What samples are compared with.
+/// The reference that samples are compared with.
 #[derive(Debug)]
 pub struct Reference {
     statistics: Statistics,
-    /// What the network saw of its images, where they are at hand: precision and recall are of them.
+    /// Features of its images, if available; precision and recall need them.
     images: Option<Sight>,
 }
 
 impl Reference {
-    /// Of statistics, of images, or of both: then what the statistics lack is taken of the images.
+    /// Creates a reference from statistics, images, or both; what the statistics lack is computed
+    /// from the images.
     ///
     /// # Errors
-    /// Neither, or fewer than two images.
+    /// There are neither, or fewer than two images.
     pub fn new(known: Option<Statistics>, images: Option<Sight>) -> Result<Self, MetricsError> {
         let metric = "frechet_distance";
-        // Those of a file were taken when it was written.
+        // Features read from a file have no moments: their statistics were computed when it was
+        // written.
         let looked = images.as_ref().filter(|sight| sight.moments.is_some());
         let seen = looked.map(Sight::statistics).transpose()?;
         let statistics = match (known, seen) {
@@ -248,11 +251,12 @@ impl Reference {
         Ok(Self { statistics, images })
     }
 
-    /// Writes all that samples are compared with to an `.npz` file: `mu`, `sigma`, `mu_s` and `sigma_s`, as published
-    /// ones have, the features of its images for precision and recall, and of which network all that is.
+    /// Writes the reference to an `.npz` file: `mu`, `sigma`, `mu_s` and `sigma_s`, as in published
+    /// files, the features of its images for precision and recall, and an identifier of the
+    /// network.
     ///
-    /// `size` is height and width of the images, where they are known. Features of more images than can be read again
-    /// are left out; whether they are kept.
+    /// `size` is height and width of the images, if known. Features are left out if they are too
+    /// many to be read again; returns whether they were written.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -268,7 +272,7 @@ impl Reference {
         for (mean, covariance, of) in [("mu", "sigma", pooled)].into_iter().chain(both) {
             let (dims, values) = (of.mean().len(), of.mean().as_slice());
             arrays.push(Numbers { name: mean, shape: vec![dims], values, narrow: false });
-            // Its own transpose, so that it does not matter how it lies.
+            // The order does not matter for a covariance, which is its own transpose.
             let values = of.covariance().as_slice();
             arrays.push(Numbers {
                 name: covariance,
@@ -280,7 +284,7 @@ impl Reference {
         let images = self.images.as_ref().filter(|of| of.features.len() <= MOST_NUMBERS);
         if let Some(Sight { features: values, dims, .. }) = images {
             let shape = vec![values.len() / dims, *dims];
-            // As they were seen, in f32.
+            // Stored in f32, as they were computed.
             arrays.push(Numbers { name: FEATURES, shape, values, narrow: true });
         }
         let about = [pooled.count(), size.map(|s| s.0), size.map(|s| s.1)];
@@ -292,12 +296,12 @@ impl Reference {
         Ok(images.is_some())
     }
 
-    /// Whether it has images, or what was seen of them.
+    /// Whether it has images, or at least their features.
     pub fn has_images(&self) -> bool {
         self.images.is_some()
     }
 
-    /// A sentence of warning where its images are too few for its statistics.
+    /// Returns a warning if there are too few images for these statistics.
     pub fn warning(&self) -> Option<String> {
         self.statistics.pooled.warning()
     }
@@ -312,16 +316,17 @@ pub struct Scores {
     pub fid: f64,
     /// Fréchet distance in the spatial features.
     pub sfid: Option<f64>,
-    /// Share of the samples in the reference's manifold, where its images are at hand.
+    /// Share of the samples in the reference's manifold, if the features of its images are known.
     pub precision: Option<f64>,
-    /// Share of the reference in the samples' manifold, likewise.
+    /// Share of the reference in the samples' manifold, under the same condition.
     pub recall: Option<f64>,
 }
 
 /// Measures samples against a reference.
 ///
 /// # Errors
-/// Too few images; features that are not finite; statistics of another width.
+/// There are too few images, features are not finite, or the statistics have another number of
+/// features.
 pub fn scores(
     inception: &Inception,
     samples: Sight,
@@ -353,7 +358,7 @@ pub fn scores(
 fn score(inception: &Inception, samples: &Sight) -> Result<f64, PublishedError> {
     let mut all = Vec::new();
     for part in samples.features.chunks(SCORE_PART * samples.dims) {
-        // As they were seen, in f32.
+        // Back to f32, as they were computed.
         let part: Vec<f32> = part.iter().map(|&v| v as f32).collect();
         let probabilities = inception.probabilities(&part)?;
         all.push(inception_score(&probabilities, inception.classes(), 1)?.mean);

@@ -1,36 +1,37 @@
-//! What an evaluation found, with every setting that it depends on.
+//! Results of an evaluation, with every setting that they depend on.
 
 use crate::metrics::Measured;
 use serde::{Deserialize, Serialize};
 
-/// How the images were generated: told by the sampler, kept beside the numbers.
+/// How the images were generated, as reported by the sampler; recorded with the numbers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SamplerSettings {
     /// How guidance grows over the scales: `t=g·i/min(N−1,9)`.
     pub ramp: String,
-    /// Largest logits kept; 0 is off.
+    /// Number of largest logits kept; 0 is off.
     pub top_k: usize,
     /// Probability mass kept; 0 is off.
     pub top_p: f64,
     /// Scale schedule, `1_2_4_8`.
     pub schedule: String,
-    /// Greedy on grids outside the published sampler's list.
+    /// Whether grids outside the published sampler's list are sampled greedily.
     pub published_greedy: bool,
-    /// The program that sampled, and what on: `sar 0.1.0, cpu f32`.
+    /// The program that sampled, and its backend and number type: `sar 0.1.0, cpu f32`.
     pub program: String,
-    /// The tokenizer's file; empty where it came from none.
+    /// The tokenizer's file; empty if it did not come from a file.
     pub tokenizer: String,
-    /// The file of the weights; empty where they came from none.
+    /// The file of the weights; empty if they did not come from a file.
     pub weights: String,
-    /// Optimiser steps that they were trained for.
+    /// Number of optimiser steps that the weights were trained for.
     pub step: u64,
-    /// Whether they are the averaged ones (EMA), not those of that step alone.
+    /// Whether the weights are a running average (EMA) rather than those of that step.
     pub ema: bool,
 }
 
 impl SamplerSettings {
-    /// Which weights were sampled from, in words that go on a sentence; nothing where they are of no file.
+    /// Describes the weights in words that continue a sentence; empty if they did not come from a
+    /// file.
     pub fn described(&self) -> String {
         if self.weights.is_empty() {
             return String::new();
@@ -41,31 +42,32 @@ impl SamplerSettings {
     }
 }
 
-/// Everything the numbers of an evaluation depend on, guidance aside.
+/// Everything that the numbers of an evaluation depend on, except guidance.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EvalSettings {
-    /// What the features are, in words.
+    /// Description of the features.
     pub extractor: String,
     /// The extractor's class accuracy on the validation images, 0..1.
     pub extractor_accuracy: f64,
-    /// Steps that the extractor was trained for, where it was trained here.
+    /// Number of steps that the extractor was trained for, if it was trained here.
     pub extractor_steps: Option<u64>,
     /// Seed of that training.
     pub extractor_seed: Option<u64>,
-    /// Width of the features.
+    /// Number of features.
     pub feature_dims: usize,
-    /// Which images, in words.
+    /// Description of the images.
     pub data: String,
-    /// A fingerprint of the validation images' names and labels, wherever they lie; empty where it was not kept.
+    /// Fingerprint of the validation images' names and labels, independent of where they lie; empty
+    /// if not recorded.
     pub data_fingerprint: String,
-    /// Their side in pixels; 0 where that was not kept.
+    /// Side of the images in pixels; 0 if not recorded.
     pub side: usize,
-    /// Validation images compared with.
+    /// Number of validation images compared with.
     pub reference_count: usize,
-    /// Generated images per seed, the same number of each class.
+    /// Number of generated images per seed, equally many of each class.
     pub count: usize,
-    /// Seeds of the sampler; one evaluation each.
+    /// Seeds of the sampler; one evaluation for each.
     pub seeds: Vec<u64>,
     /// k of the k-nearest-neighbour manifolds of precision and recall.
     pub neighbours: usize,
@@ -74,17 +76,18 @@ pub struct EvalSettings {
 }
 
 impl EvalSettings {
-    /// Whether numbers of both may be held against each other: the same images, as many of them, and the
-    /// same way to measure, in the features of one classifier.
+    /// Whether numbers of both can be compared: measured against the same images, with equally many
+    /// samples, in the same way and in the features of one classifier.
     pub fn comparable(&self, other: &Self) -> bool {
         let of = |s: &Self| {
             let measure = (s.extractor.clone(), s.feature_dims, s.neighbours);
             (measure, s.reference_count, s.count, s.seeds.len())
         };
-        // What a file does not say is not held against it.
+        // What a file does not record is not counted as a difference.
         let same = |a: &str, b: &str| a.is_empty() || b.is_empty() || a == b;
-        // In words they have a path, and the same images may be moved or go by several: then names and labels
-        // are theirs, and a classifier that was trained on them tells as many apart.
+        // Descriptions contain a path, and the same images may be moved or have several. Then equal
+        // names and labels identify them, together with an equal accuracy of the classifier trained
+        // on them.
         let moved = !self.data_fingerprint.is_empty()
             && self.data_fingerprint == other.data_fingerprint
             && self.extractor_accuracy == other.extractor_accuracy;
@@ -106,7 +109,8 @@ impl EvalSettings {
 pub struct SweepPoint {
     /// Guidance g.
     pub guidance: f64,
-    /// Largest logits kept, where several filters were measured; else the sampler's. 0 is off.
+    /// Number of largest logits kept, if several filters were measured; otherwise the sampler's
+    /// applies. 0 is off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
     /// Probability mass kept, likewise.
@@ -118,17 +122,17 @@ pub struct SweepPoint {
     pub precision: Measured,
     /// Share of validation images in the generated manifold.
     pub recall: Measured,
-    /// Share of images that the classifier takes for the class they were asked to be.
+    /// Share of images that the classifier assigns to the class they were generated for.
     pub class_accuracy: Measured,
 }
 
 impl SweepPoint {
-    /// What is particular about it: `guidance 0.5, top-k 900, top-p 0.95`.
+    /// Returns the settings specific to this point: `guidance 0.5, top-k 900, top-p 0.95`.
     pub fn name(&self) -> String {
         format!("guidance {}{}", self.guidance, self.filter())
     }
 
-    /// Its filter, where several were measured: `, top-k 900, top-p 0.95`.
+    /// Returns its filter, if several were measured: `, top-k 900, top-p 0.95`.
     pub fn filter(&self) -> String {
         let mut name = String::new();
         if let Some(top_k) = self.top_k {
@@ -141,20 +145,20 @@ impl SweepPoint {
     }
 }
 
-/// What a perfect generator could reach: the distance of real or reconstructed images.
+/// What a perfect generator could reach: the measures of real or reconstructed images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Floor {
     /// Which images: "validation images, reconstructed by the tokenizer".
     pub name: String,
-    /// How many.
+    /// Number of images.
     pub count: usize,
     /// Fréchet distance to the validation images.
     pub frechet: f64,
-    /// Share of them in the validation manifold.
+    /// Share of these images in the validation manifold.
     pub precision: f64,
-    /// Share of validation images in their manifold.
+    /// Share of validation images in the manifold of these.
     pub recall: f64,
-    /// Class accuracy, where their labels are known.
+    /// Class accuracy, if their labels are known.
     #[serde(default)]
     pub class_accuracy: Option<f64>,
 }
@@ -162,31 +166,31 @@ pub struct Floor {
 /// The result of `sar eval`, as written to JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalReport {
-    /// Every knob.
+    /// All settings.
     pub settings: EvalSettings,
-    /// What real and reconstructed images reach.
+    /// Measures of real and reconstructed images.
     pub floors: Vec<Floor>,
-    /// One per guidance value and filter.
+    /// Measurements, one per guidance value and filter.
     pub points: Vec<SweepPoint>,
     /// What to keep in mind when reading the numbers (too few samples …).
     pub warnings: Vec<String>,
 }
 
 impl EvalReport {
-    /// How much was measured, in words.
+    /// Describes in words how much was measured.
     pub fn extent(&self) -> String {
         let (points, s) = (self.points.len(), &self.settings);
         let what = if self.sweeps_filters() { "settings" } else { "guidance values" };
         format!("{points} {what} of {} samples by {} seeds", s.count, s.seeds.len())
     }
 
-    /// Whether several filters were measured: then each point names its own.
+    /// Whether several filters were measured; then each point names its own.
     pub fn sweeps_filters(&self) -> bool {
         self.points.iter().any(|p| p.top_k.is_some() || p.top_p.is_some())
     }
 
-    /// Takes the points of another that it does not have, where both were measured in the same way, filters and guidance
-    /// aside; whether they were.
+    /// Adds the points of another report that this one lacks, provided that both were measured in
+    /// the same way except for filters and guidance; returns whether that is the case.
     pub fn take_up(&mut self, other: &Self) -> bool {
         let (own, others) = (self.settings.sampler.clone(), &other.settings.sampler);
         let alike = SamplerSettings { top_k: others.top_k, top_p: others.top_p, ..own.clone() };
@@ -214,7 +218,7 @@ impl EvalReport {
             let ((k, p, g), (l, q, h)) = (of(a), of(b));
             k.cmp(&l).then(p.total_cmp(&q)).then(g.total_cmp(&h))
         });
-        // Of a single filter the settings speak.
+        // A single filter is given by the settings.
         let several = all.windows(2).any(|w| (w[0].top_k, w[0].top_p) != (w[1].top_k, w[1].top_p));
         if !several {
             all.iter_mut().for_each(|point| (point.top_k, point.top_p) = (None, None));
@@ -223,7 +227,7 @@ impl EvalReport {
         true
     }
 
-    /// Whether it has every point of another, each of no fewer samples.
+    /// Whether it has every point of another report, each with at least as many samples.
     pub fn covers(&self, other: &Self) -> bool {
         let images = |of: &Self| of.settings.count * of.settings.seeds.len();
         let filter = |of: &Self, p: &SweepPoint| {
@@ -265,7 +269,8 @@ mod tests {
         let sweep = of(&[0.0, 0.5, 1.0], 300, None);
         assert!(sweep.covers(&sweep) && sweep.covers(&of(&[0.5], 300, None)));
         assert!(sweep.covers(&of(&[1.0, 0.0], 200, Some(0.0))));
-        // One point of many samples is no sweep; nor is a sweep of few, or by another filter.
+        // One point of many samples does not cover a sweep; nor does a sweep with few samples or
+        // another filter.
         assert!(!of(&[0.5], 9000, None).covers(&sweep) && !sweep.covers(&of(&[0.5], 9000, None)));
         assert!(!sweep.covers(&of(&[0.5], 300, Some(0.9))));
     }
@@ -285,11 +290,11 @@ mod tests {
             settings.comparable(&other)
         };
         assert!(with(|_| {}));
-        // The sampler is what is compared, and its seeds may be others.
+        // Samplers are what is being compared, and their seeds may differ.
         assert!(with(|s| s.sampler.top_k = 5) && with(|s| s.extractor_seed = None));
         assert!(!with(|s| s.extractor_steps = Some(400)) && !with(|s| s.extractor_seed = Some(1)));
         assert!(!with(|s| s.data = "letters".into()) && !with(|s| s.count = 931));
-        // The same images by another path; others by the same.
+        // The same images under another path; other images under the same path.
         let known = EvalSettings { data_fingerprint: "a".into(), ..settings.clone() };
         let moved = EvalSettings { data: "/mnt/glyphs".into(), ..known.clone() };
         let other = EvalSettings { data_fingerprint: "b".into(), ..known.clone() };

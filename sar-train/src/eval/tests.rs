@@ -2,7 +2,7 @@ use super::*;
 use crate::model::classifier::ClassifierConfig;
 use sar_backend_cpu::CpuBackend;
 
-/// A set from itself: roots of roundings of f64.
+/// Distance of a set from itself: square roots of f64 rounding errors.
 const SELF_DISTANCE: f64 = 1e-6;
 
 const SIDE: usize = 8;
@@ -59,7 +59,7 @@ fn a_worse_generator_is_further_away_and_the_knobs_are_kept() {
     assert_eq!(floors[2].count, 80);
     assert!(floors[1].frechet < floors[2].frechet);
 
-    // Guidance plays the part of a contrast that is right at 0.5.
+    // Guidance acts as a contrast whose correct value is 0.5.
     let mut generator = |labels: &[u32], seed: u64, guidance: f64| -> Result<Vec<f32>, AnyError> {
         Ok(images(labels, 100 + seed, guidance as f32))
     };

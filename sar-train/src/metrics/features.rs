@@ -1,4 +1,4 @@
-//! A set of feature vectors, checked once.
+//! A set of feature vectors, validated on creation.
 
 use super::MetricsError;
 use nalgebra::DMatrix;
@@ -15,7 +15,7 @@ impl Features {
     /// Takes `values` as rows of `dims` features.
     ///
     /// # Errors
-    /// `dims` zero, a length that is not whole rows, or a value that is not finite.
+    /// `dims` is zero, the length is not whole rows, or a value is not finite.
     pub fn new(values: Vec<f64>, dims: usize) -> Result<Self, MetricsError> {
         let metric = "features";
         if dims == 0 || !values.len().is_multiple_of(dims) {
@@ -34,39 +34,39 @@ impl Features {
         self.values.len() / self.dims
     }
 
-    /// Features of each.
+    /// Number of features per vector.
     pub fn dims(&self) -> usize {
         self.dims
     }
 
-    /// One vector; `None` past the last.
+    /// Returns one vector; `None` past the last.
     pub fn row(&self, index: usize) -> Option<&[f64]> {
         self.values.get(index.checked_mul(self.dims)?..)?.get(..self.dims)
     }
 
-    /// All vectors in order.
+    /// Returns all vectors in order.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f64]> {
         self.values.chunks_exact(self.dims)
     }
 
-    /// The first `count` vectors (all, where there are fewer).
+    /// Returns the first `count` vectors, or all if there are fewer.
     pub fn first(&self, count: usize) -> Self {
         let len = count.min(self.count()) * self.dims;
         Self { values: self.values[..len].to_vec(), dims: self.dims }
     }
 
-    /// The vectors at `indices`, in that order; indices past the last are left out.
+    /// Returns the vectors at `indices`, in that order; indices past the last are left out.
     pub fn select(&self, indices: &[usize]) -> Self {
         let values = indices.iter().filter_map(|&i| self.row(i)).flatten().copied().collect();
         Self { values, dims: self.dims }
     }
 
-    /// All values, row-major.
+    /// Returns all values, row-major.
     pub fn values(&self) -> &[f64] {
         &self.values
     }
 
-    /// `[n, dims]` as a matrix, for the linear algebra.
+    /// Returns the vectors as a matrix `[n, dims]`, for linear algebra.
     pub(super) fn matrix(&self) -> DMatrix<f64> {
         DMatrix::from_row_slice(self.count(), self.dims, &self.values)
     }

@@ -1,23 +1,24 @@
-//! Fréchet distance between two sets of features, each taken as a Gaussian (Heusel et al. 2017).
+//! Fréchet distance between two sets of features, each modelled as a Gaussian (Heusel et al. 2017).
 //!
-//! `d² = ‖μ_a − μ_b‖² + tr Σ_a + tr Σ_b − 2·tr (Σ_a Σ_b)^½`, covariances with N−1. For any `L_a·L_aᵀ = Σ_a` and
-//! `L_b·L_bᵀ = Σ_b` the last trace is the sum of the singular values of `L_bᵀ·L_a`: no complex square root, and no
-//! square whose small eigenvalues are lost beside the large ones. The roots are Cholesky's, of as many columns as
-//! the covariance has rank: of a few vectors of thousands of features they are small.
+//! `d² = ‖μ_a − μ_b‖² + tr Σ_a + tr Σ_b − 2·tr (Σ_a Σ_b)^½`, covariances with N−1. For any
+//! `L_a·L_aᵀ = Σ_a` and `L_b·L_bᵀ = Σ_b` the last trace is the sum of the singular values of
+//! `L_bᵀ·L_a`. This needs no complex square root, and no square whose small eigenvalues are lost
+//! next to the large ones. The roots are Cholesky factors with as many columns as the covariance
+//! has rank; for a few vectors of thousands of features they are small.
 
 use super::{Features, MetricsError};
 use nalgebra::{DMatrix, DVector, SVD};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
-/// Pivots below this many units of rounding (times the width and the largest variance) are rounding noise of a
-/// singular matrix and count as zero.
+/// Pivots below this many units of rounding (times the width and the largest variance) are rounding
+/// noise of a singular matrix and count as zero.
 const ROUNDING_UNITS: f64 = 4.0;
-/// QR iterations allowed; each singular value needs two or three.
+/// Maximum number of QR iterations per dimension; each singular value needs two or three.
 const ITERATIONS_PER_DIM: usize = 64;
-/// Of the largest variance: what a file of f32 may have lost on one side of the diagonal.
+/// Tolerated asymmetry, relative to the largest variance: the rounding of a file of f32.
 const ASYMMETRY: f64 = 1e-5;
-/// Columns of a covariance that one task computes.
+/// Number of columns of a covariance that one task computes.
 const BLOCK: usize = 64;
 
 /// Mean, covariance and a root of the covariance of a set of features.
@@ -25,7 +26,7 @@ const BLOCK: usize = 64;
 /// Fit the reference once and compare it with many sets.
 #[derive(Clone, Debug)]
 pub struct Gaussian {
-    /// Vectors it was fitted to, where that is known.
+    /// Number of vectors it was fitted to, if known.
     count: Option<usize>,
     mean: DVector<f64>,
     covariance: DMatrix<f64>,
@@ -33,10 +34,10 @@ pub struct Gaussian {
 }
 
 impl Gaussian {
-    /// Mean and covariance (N−1) of `features`.
+    /// Fits mean and covariance (N−1) of `features`.
     ///
     /// # Errors
-    /// Fewer than two vectors.
+    /// There are fewer than two vectors.
     pub fn fit(features: &Features) -> Result<Self, MetricsError> {
         let (count, dims) = (features.count(), features.dims());
         if count < 2 {
@@ -57,11 +58,11 @@ impl Gaussian {
         Self::of(mean, covariance(&centred), Some(count))
     }
 
-    /// Of a mean and a covariance that were taken elsewhere, and the number of vectors they are of, where that
-    /// is known.
+    /// Creates a Gaussian from a mean and a covariance computed elsewhere, and the number of
+    /// vectors that they were computed from, if known.
     ///
     /// # Errors
-    /// A covariance of another width, one that is none, or values that are not finite.
+    /// The covariance has another width or is not a covariance, or values are not finite.
     pub fn of(
         mean: DVector<f64>,
         covariance: DMatrix<f64>,
@@ -75,7 +76,7 @@ impl Gaussian {
                 return Err(MetricsError::Shape { metric, what, expected, found });
             }
         }
-        // The mean is row 0 of what is named, the covariance comes after it.
+        // In the error, row 0 is the mean, and the rows of the covariance follow.
         let rows =
             std::iter::once(mean.as_slice()).chain(covariance.as_slice().chunks(expected.max(1)));
         for (row, values) in rows.enumerate() {
@@ -87,30 +88,30 @@ impl Gaussian {
         Ok(Self { count, mean, covariance, root: None })
     }
 
-    /// The mean.
+    /// Returns the mean.
     pub fn mean(&self) -> &DVector<f64> {
         &self.mean
     }
 
-    /// The covariance.
+    /// Returns the covariance.
     pub fn covariance(&self) -> &DMatrix<f64> {
         &self.covariance
     }
 
-    /// Finds the root of the covariance now, so that [`Gaussian::distance`] does not find it every time. The
-    /// distances are the same to the bit.
+    /// Computes the root of the covariance now, so that [`Gaussian::distance`] need not compute it
+    /// every time. The distances are the same to the bit.
     pub fn prepared(mut self) -> Self {
         self.root = Some(root(&self.covariance));
         self
     }
 
-    /// Number of vectors it was fitted to, where that is known.
+    /// Number of vectors it was fitted to, if known.
     pub fn count(&self) -> Option<usize> {
         self.count
     }
 
-    /// A sentence of warning where there are too few samples for a covariance of full rank: the
-    /// distance is then defined, but too large, and comparable only at this very count.
+    /// Returns a warning if there are too few samples for a covariance of full rank: the distance
+    /// is then defined, but too large, and comparable only with the same number of samples.
     pub fn warning(&self) -> Option<String> {
         let dims = self.mean.len();
         self.count.filter(|&count| count <= dims).map(|count| {
@@ -121,7 +122,7 @@ impl Gaussian {
         })
     }
 
-    /// The root of the covariance.
+    /// Returns the root of the covariance.
     fn root(&self) -> Cow<'_, DMatrix<f64>> {
         match &self.root {
             Some(root) => Cow::Borrowed(root),
@@ -129,12 +130,12 @@ impl Gaussian {
         }
     }
 
-    /// The Fréchet distance to another set: 0 where mean and covariance are the same. Symmetric.
+    /// Returns the Fréchet distance to another set: 0 if mean and covariance are equal. Symmetric.
     ///
-    /// A result below zero can only be rounding, and is given as 0.
+    /// A negative result can only be due to rounding, and is returned as 0.
     ///
     /// # Errors
-    /// Features of another width, or singular values that do not converge.
+    /// The numbers of features differ, or singular values do not converge.
     pub fn distance(&self, other: &Self) -> Result<f64, MetricsError> {
         let metric = "frechet_distance";
         let (expected, found) = (self.mean.len(), other.mean.len());
@@ -149,7 +150,8 @@ impl Gaussian {
     }
 }
 
-/// Refuses what cannot be a covariance: negative variances, or halves that differ by more than rounding.
+/// Refuses matrices that cannot be covariances: with negative variances, or asymmetric by more than
+/// rounding.
 fn check_covariance(covariance: &DMatrix<f64>) -> Result<(), MetricsError> {
     let metric = "frechet_distance";
     let dims = covariance.nrows();
@@ -168,7 +170,8 @@ fn check_covariance(covariance: &DMatrix<f64>) -> Result<(), MetricsError> {
     Ok(())
 }
 
-/// `L` with `L·Lᵀ = Σ`, of as many columns as Σ has rank: Cholesky's, the largest pivot first.
+/// Returns `L` with `L·Lᵀ = Σ` and as many columns as Σ has rank, by Cholesky decomposition with
+/// pivoting.
 fn root(covariance: &DMatrix<f64>) -> DMatrix<f64> {
     let dims = covariance.nrows();
     let mut left = covariance.diagonal();
@@ -185,19 +188,19 @@ fn root(covariance: &DMatrix<f64>) -> DMatrix<f64> {
         column.gemv(-1.0, &found, &found.row(pivot).transpose(), 1.0);
         column /= left[pivot].sqrt();
         left.zip_apply(&column, |left, value| *left -= value * value);
-        // Done with, whatever rounding leaves.
+        // This pivot is finished, whatever rounding has left of it.
         left[pivot] = 0.0;
     }
     root
 }
 
-/// Below this a pivot is rounding.
+/// Returns the bound below which a pivot is rounding noise.
 fn noise_floor(variances: &[f64]) -> f64 {
     let largest = variances.iter().fold(0.0f64, |m, v| m.max(v.abs()));
     ROUNDING_UNITS * f64::EPSILON * variances.len() as f64 * largest
 }
 
-/// The sum of the singular values of a matrix.
+/// Returns the sum of the singular values of a matrix.
 fn sum_of_singular_values(matrix: DMatrix<f64>) -> Result<f64, MetricsError> {
     let dims = matrix.nrows().max(matrix.ncols());
     if matrix.is_empty() {
@@ -209,21 +212,21 @@ fn sum_of_singular_values(matrix: DMatrix<f64>) -> Result<f64, MetricsError> {
     sum.ok_or(MetricsError::NoConvergence { metric: "frechet_distance", dims })
 }
 
-/// Fréchet distance between two sets of features.
+/// Computes the Fréchet distance between two sets of features.
 ///
 /// # Errors
-/// Fewer than two vectors in a set, or as [`Gaussian::distance`].
+/// A set has fewer than two vectors; or as for [`Gaussian::distance`].
 pub fn frechet_distance(reference: &Features, generated: &Features) -> Result<f64, MetricsError> {
     Gaussian::fit(reference)?.distance(&Gaussian::fit(generated)?)
 }
 
-/// `XᵀX/(n−1)` of centred rows.
+/// Computes `XᵀX/(n−1)` of centred rows.
 fn covariance(centred: &DMatrix<f64>) -> DMatrix<f64> {
     let scale = 1.0 / (centred.nrows() as f64 - 1.0);
     parallel_product(&centred.transpose(), centred) * scale
 }
 
-/// `a·b`, a block of columns per task; a block does not depend on how many threads there are.
+/// Computes `a·b`, a block of columns per task; the blocks do not depend on the number of threads.
 pub(super) fn parallel_product(a: &DMatrix<f64>, b: &DMatrix<f64>) -> DMatrix<f64> {
     let blocks: Vec<DMatrix<f64>> = (0..b.ncols().div_ceil(BLOCK))
         .into_par_iter()
@@ -241,10 +244,10 @@ mod tests {
     use super::*;
     use crate::metrics::spread::tests::noise;
 
-    /// Roundings of f64 through two decompositions, relative to distances of order 1 and more.
+    /// f64 rounding errors through two decompositions, relative to distances of order 1 and more.
     const RELATIVE: f64 = 1e-9;
 
-    /// Rounding of a few hundred sums and their singular values.
+    /// Rounding of sums of a few hundred terms and their singular values.
     const SELF_DISTANCE: f64 = 1e-7;
 
     fn features(count: usize, dims: usize, seed: u64) -> Features {
@@ -294,7 +297,8 @@ mod tests {
 
     #[test]
     fn features_that_hardly_vary_leave_the_others_their_distance() {
-        // The squares of such covariances underflow; so it is with sets of thousands of features, some constant.
+        // The squares of such covariances underflow, as with sets of thousands of features, some of
+        // them constant.
         let (count, dims, tiny) = (40, 5, 1e-80);
         let set = |seed: u64, dims: usize| -> Vec<f64> {
             let value = |(i, v): (usize, f64)| if i % dims < 2 { v } else { tiny * v };
@@ -309,7 +313,7 @@ mod tests {
         let whole = frechet_distance(&of(1), &of(2)).unwrap();
         let alone = frechet_distance(&first(1), &first(2)).unwrap();
         assert!((whole - alone).abs() < RELATIVE * alone, "{whole} {alone}");
-        // Whichever is the reference.
+        // The result does not depend on which one is the reference.
         let (varies, hardly) = (features(count, dims, 3), of(2));
         let (there, back) = (
             frechet_distance(&hardly, &varies).unwrap(),
@@ -326,8 +330,9 @@ mod tests {
 
     #[test]
     fn directions_of_little_variance_count() {
-        // Variances that fall by seven decades, as those of images do: a set has no distance from itself, and by
-        // one number in every direction it has what the formula says.
+        // Variances that fall by seven decades, as those of images do: the distance of a set from
+        // itself is 0, and that to the set scaled equally in every direction is given by the
+        // formula.
         let dims = 400;
         let set = |by: f64| {
             let variances = DVector::from_fn(dims, |i, _| by * ((i + 1) as f64).powf(-2.7));

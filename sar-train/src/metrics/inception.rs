@@ -1,26 +1,28 @@
-//! Inception Score (Salimans et al. 2016), of any classifier's probabilities.
+//! Inception Score (Salimans et al. 2016), from the probabilities of any classifier.
 
 use super::MetricsError;
 
-/// Rows must sum to 1 within this: softmax in f32 over a thousand classes is good to 1e-4.
+/// Tolerance for the sums of rows, which must be 1: softmax in f32 over a thousand classes is
+/// accurate to 1e-4.
 const SUM_TOLERANCE: f64 = 1e-3;
 
-/// The score's mean and population standard deviation over the splits.
+/// Mean and population standard deviation of the score over the splits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InceptionScore {
     /// Mean over the splits.
     pub mean: f64,
-    /// Standard deviation over the splits (divided by their number, as published); 0 for one.
+    /// Standard deviation over the splits (divided by their number, as published); 0 for a single
+    /// one.
     pub deviation: f64,
 }
 
-/// `exp(mean_x KL(p(y|x) ‖ p(y)))` in each of `splits` consecutive parts of the rows.
+/// Computes `exp(mean_x KL(p(y|x) ‖ p(y)))` in each of `splits` consecutive parts of the rows.
 ///
-/// `probabilities` is `[n, classes]`, row-major; part s holds rows `⌊s·n/splits⌋..⌊(s+1)·n/splits⌋`.
-/// `0·ln 0` is 0.
+/// `probabilities` is `[n, classes]`, row-major; part s holds rows
+/// `⌊s·n/splits⌋..⌊(s+1)·n/splits⌋`. `0·ln 0` is 0.
 ///
 /// # Errors
-/// No splits, fewer rows than splits, or rows that are not probability distributions.
+/// There are no splits or fewer rows than splits, or rows are not probability distributions.
 pub fn inception_score(
     probabilities: &[f64],
     classes: usize,
@@ -61,7 +63,7 @@ fn check_rows(metric: &'static str, values: &[f64], classes: usize) -> Result<()
     Ok(())
 }
 
-/// Score of one part; it has at least one row.
+/// Returns the score of one part, which has at least one row.
 fn score(rows: &[f64], classes: usize) -> f64 {
     let count = (rows.len() / classes) as f64;
     let mut marginal = vec![0.0; classes];
@@ -85,7 +87,7 @@ fn score(rows: &[f64], classes: usize) -> f64 {
 mod tests {
     use super::*;
 
-    /// A few roundings of f64, of numbers of order 1.
+    /// A few f64 rounding errors of numbers of order 1.
     const ROUNDING: f64 = 1e-12;
 
     #[test]

@@ -7,16 +7,18 @@ use sar_backend_cpu::{Buffer, CpuBackend, CpuError};
 use sar_math::backend::{Buffers, Linear, LinearDims, Slot, TransformerOps};
 use std::borrow::Cow;
 
-/// Vectors of one set, and of the other, whose products are taken at a time.
+/// Number of vectors of one set (block), and of the other (tile), whose products are computed at a
+/// time.
 const BLOCK: usize = 256;
 const TILE: usize = 2048;
-/// Running sums of a squared distance, so that it can be computed several features at a time.
+/// Number of partial sums of a squared distance, which lets several features be processed at a
+/// time.
 const LANES: usize = 8;
-/// A squared distance that is smaller than this share of the squared lengths has lost digits in their
-/// difference, and is taken directly: so that equal vectors have none.
+/// A squared distance below this share of the squared lengths has lost digits by cancellation and
+/// is computed directly, so that equal vectors have distance 0.
 const CANCELLED: f64 = 1e-6;
 
-/// The two sets, by name, so that they cannot be given the wrong way round.
+/// The two sets, by name, so that they cannot be swapped.
 #[derive(Clone, Copy, Debug)]
 pub struct PrecisionRecall<'a> {
     /// Real images.
@@ -33,11 +35,11 @@ pub struct Manifold<'a> {
 }
 
 impl<'a> Manifold<'a> {
-    /// The manifold of `features` with `neighbours` = k (3 as published); a vector is not its own
-    /// neighbour.
+    /// Builds the manifold of `features` with `neighbours` = k (3 as published); a vector is not
+    /// its own neighbour.
     ///
     /// # Errors
-    /// k zero, or no more than k vectors.
+    /// k is zero, or there are no more than k vectors.
     pub fn new(
         features: impl Into<Cow<'a, Features>>,
         neighbours: usize,
@@ -62,15 +64,15 @@ impl<'a> Manifold<'a> {
         Ok(Self { features, radii })
     }
 
-    /// The vectors.
+    /// Returns the vectors.
     pub fn features(&self) -> &Features {
         &self.features
     }
 
-    /// The share of `others` within the radius of at least one vector of this manifold.
+    /// Returns the share of `others` within the radius of at least one vector of this manifold.
     ///
     /// # Errors
-    /// No vectors, or vectors of another width.
+    /// There are no vectors, or they have another number of features.
     pub fn share_inside(&self, others: &Features) -> Result<f64, MetricsError> {
         let metric = "precision_recall";
         let (expected, found) = (self.features.dims(), others.dims());
@@ -90,11 +92,11 @@ impl<'a> Manifold<'a> {
     }
 }
 
-/// A set laid out for the distances of others to all of its vectors.
+/// A set prepared for computing the distances of others to all of its vectors.
 struct Space<'a> {
     set: &'a Features,
     lengths: Vec<f64>,
-    /// The set as the weights of a linear layer: its products with other vectors are that layer.
+    /// The set as the weights of a linear layer, which computes its products with other vectors.
     weights: Buffer<f64>,
     block: Buffer<f64>,
     products: Buffer<f64>,
@@ -113,8 +115,9 @@ impl<'a> Space<'a> {
         Ok(Self { set, lengths: squared_lengths(set), weights, block, products })
     }
 
-    /// Calls `each(state, row, column, squared distance)` for every vector of `others`, in whose state it
-    /// leaves what it finds, and every vector of the set, in order.
+    /// Calls `each(state, row, column, squared distance)` for every vector of `others` and every
+    /// vector of the set, in order; `state` is the one of the vector of `others` and collects the
+    /// results.
     fn visit<S: Send>(
         &mut self,
         others: &Features,
@@ -165,22 +168,23 @@ fn no_room(error: CpuError) -> MetricsError {
     MetricsError::Backend { metric: "precision_recall", reason: error.to_string() }
 }
 
-/// Precision (the share of generated vectors in the reference manifold) and recall (the share of
-/// reference vectors in the generated manifold), in this order.
+/// Computes precision (the share of generated vectors in the reference manifold) and recall (the
+/// share of reference vectors in the generated manifold), in this order.
 ///
 /// # Errors
-/// As [`Manifold::new`] and [`Manifold::share_inside`].
+/// As for [`Manifold::new`] and [`Manifold::share_inside`].
 pub fn precision_recall(
     sets: PrecisionRecall<'_>,
     neighbours: usize,
 ) -> Result<(f64, f64), MetricsError> {
-    // One after the other: of 50,000 vectors what a manifold is computed with takes most of a gigabyte.
+    // One after the other, because a manifold of 50,000 vectors takes most of a gigabyte to
+    // compute.
     let precision = Manifold::new(sets.reference, neighbours)?.share_inside(sets.generated)?;
     let recall = Manifold::new(sets.generated, neighbours)?.share_inside(sets.reference)?;
     Ok((precision, recall))
 }
 
-/// `‖a−b‖²`, summed in an order that depends on the width alone.
+/// Computes `‖a−b‖²`, summed in an order that depends only on the number of features.
 fn squared_distance(a: &[f64], b: &[f64]) -> f64 {
     let mut sums = [0.0f64; LANES];
     let (a, b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
@@ -202,7 +206,7 @@ mod tests {
     use super::*;
     use crate::metrics::spread::tests::noise;
 
-    /// Roundings of f64 in a distance of order 1.
+    /// f64 rounding errors in a distance of order 1.
     const ROUNDING: f64 = 1e-12;
 
     fn features(count: usize, dims: usize, seed: u64) -> Features {
@@ -261,7 +265,8 @@ mod tests {
 
     #[test]
     fn equal_vectors_have_no_distance_however_long_they_are() {
-        // Of four equal ones each has three at no distance; another is not among them.
+        // Each of four equal vectors has three neighbours at distance 0; another vector is not
+        // within their radius.
         let mut values = [[1e8, 3.0]; 4].concat();
         values.extend([1e8, 3.5, 1e8, 9.0]);
         let set = Features::new(values, 2).unwrap();

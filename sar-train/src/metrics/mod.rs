@@ -1,9 +1,9 @@
-//! Measures of images: of generated ones from features and class probabilities, of reconstructions from
-//! pixels ([`ssim`]).
+//! Measures of images: of generated ones from features and class probabilities, of reconstructions
+//! from pixels ([`ssim`]).
 //!
-//! All in `f64`, all independent of the thread count: work is cut into blocks that do not depend on
-//! it and combined in a fixed order. What the features are (which network, which layer) is the
-//! caller's to say, beside every number.
+//! All are computed in `f64` and do not depend on the thread count: work is cut into blocks that do
+//! not depend on it and combined in a fixed order. The caller has to say with every number what the
+//! features are (which network, which layer).
 
 mod features;
 mod frechet;
@@ -23,7 +23,7 @@ pub use ssim::ssim;
 
 use thiserror::Error;
 
-/// Why a measure cannot be taken.
+/// Why a measure cannot be computed.
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum MetricsError {
     /// A feature or probability is NaN or infinite.
@@ -32,7 +32,7 @@ pub enum MetricsError {
          broken, look at the images first"
     )]
     NotFinite {
-        /// The measure, by its function's name.
+        /// The measure, by the name of its function.
         metric: &'static str,
         /// Row of the value.
         row: usize,
@@ -44,12 +44,12 @@ pub enum MetricsError {
     TooFewSamples {
         /// The measure.
         metric: &'static str,
-        /// Rows needed.
+        /// Number of rows needed.
         needed: usize,
-        /// Rows given.
+        /// Number of rows given.
         found: usize,
     },
-    /// Two sets of different width, or values that are not whole rows.
+    /// Two sets with different numbers of features, or values that are not whole rows.
     #[error("{metric}: {what}: expected {expected}, found {found}")]
     Shape {
         /// The measure.
@@ -74,7 +74,7 @@ pub enum MetricsError {
         /// Its sum.
         sum: f64,
     },
-    /// The products that a measure is made of cannot be taken: no memory.
+    /// The products that a measure needs cannot be computed for want of memory.
     #[error("{metric}: {reason}")]
     Backend {
         /// The measure.
@@ -82,7 +82,7 @@ pub enum MetricsError {
         /// The backend's message.
         reason: String,
     },
-    /// A matrix that is no covariance.
+    /// A matrix that is not a covariance.
     #[error(
         "{metric}: row {row}, column {column} of a covariance is negative on the diagonal, or not what it is on \
          the other side of it"
@@ -103,17 +103,17 @@ pub enum MetricsError {
     NoConvergence {
         /// The measure.
         metric: &'static str,
-        /// Width of the features.
+        /// Number of features.
         dims: usize,
     },
 }
 
-/// The share of rows whose largest logit (the lowest index on ties) is the intended label.
+/// Returns the share of rows whose largest logit (the lowest index on ties) is the intended label.
 ///
-/// `logits` is `[n, classes]`, row-major, n the number of labels.
+/// `logits` is `[n, classes]`, row-major, where n is the number of labels.
 ///
 /// # Errors
-/// No labels, no classes, a length that is not n·classes, or a logit that is NaN.
+/// There are no labels or classes, the length is not n·classes, or a logit is NaN.
 pub fn class_accuracy(logits: &[f64], classes: usize, labels: &[u32]) -> Result<f64, MetricsError> {
     let metric = "class_accuracy";
     if labels.is_empty() || classes == 0 {

@@ -1,29 +1,30 @@
-//! Mean and covariance of more features than are held at once.
+//! Mean and covariance of more features than fit into memory at once.
 
 use super::frechet::parallel_product;
 use super::{Gaussian, MetricsError};
 use nalgebra::{DMatrix, DVector};
 
-/// Rows that are taken up at a time: enough for a product, and few beside the sums.
+/// Number of rows summed at a time: enough for a product, but small compared with the sums.
 const BLOCK: usize = 512;
 
-/// Sums over features that are given row by row; the result does not depend on how many are given at a time.
+/// Sums over features that are given row by row; the result does not depend on how many are given
+/// at a time.
 ///
-/// Deviations are summed from the mean of the first block, so that large means cost no digits.
+/// Deviations from the mean of the first block are summed, so that large means cost no precision.
 #[derive(Clone, Debug)]
 pub struct Moments {
     dims: usize,
     count: usize,
-    /// Rows that are yet to be summed, fewer than [`BLOCK`].
+    /// Rows that have not been summed yet, fewer than [`BLOCK`].
     waiting: Vec<f64>,
     origin: Option<DVector<f64>>,
-    /// Sums of deviations and of their products.
+    /// Sums of the deviations and of their products.
     sum: DVector<f64>,
     products: DMatrix<f64>,
 }
 
 impl Moments {
-    /// Of features of this width, none as yet.
+    /// Creates empty sums for this number of features.
     pub fn new(dims: usize) -> Self {
         Self {
             dims,
@@ -38,7 +39,7 @@ impl Moments {
     /// Adds whole rows.
     ///
     /// # Errors
-    /// Values that are not whole rows, or not finite.
+    /// The values are not whole rows, or not finite.
     pub fn add(&mut self, rows: &[f32]) -> Result<(), MetricsError> {
         let (metric, dims) = ("frechet_distance", self.dims);
         if dims == 0 || !rows.len().is_multiple_of(dims) {
@@ -60,7 +61,7 @@ impl Moments {
         Ok(())
     }
 
-    /// Sums what waits.
+    /// Sums the waiting rows.
     fn take_up(&mut self) {
         let mut rows =
             DMatrix::from_row_slice(self.waiting.len() / self.dims, self.dims, &self.waiting);
@@ -75,10 +76,10 @@ impl Moments {
         self.products += parallel_product(&rows.transpose(), &rows);
     }
 
-    /// Mean and covariance (N−1).
+    /// Returns mean and covariance (N−1).
     ///
     /// # Errors
-    /// Fewer than two rows.
+    /// There are fewer than two rows.
     pub fn gaussian(mut self) -> Result<Gaussian, MetricsError> {
         if self.count < 2 {
             let (metric, found) = ("frechet_distance", self.count);
@@ -106,13 +107,15 @@ mod tests {
     use crate::metrics::Features;
     use crate::metrics::spread::tests::noise;
 
-    /// Roundings of f64 in sums of a thousand terms, of numbers of order 1 about a mean of 1,000.
+    /// f64 rounding errors in sums of a thousand terms, of numbers of order 1 about a mean of
+    /// 1,000.
     const ROUNDING: f64 = 1e-9;
 
     #[test]
     fn any_pieces_give_the_mean_and_covariance_of_all() {
         let dims = 5;
-        // Beside a spread of 1 the means are large, which naive sums of squares would feel.
+        // The means are large compared with the spread of 1, which would hurt naive sums of
+        // squares.
         let values: Vec<f32> =
             noise((2 * BLOCK + 37) * dims, 3).iter().map(|v| (1000.0 + v) as f32).collect();
         let of = |rows: usize| {

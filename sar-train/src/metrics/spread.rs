@@ -8,17 +8,17 @@ use serde::{Deserialize, Serialize};
 pub struct Measured {
     /// Mean of `values`.
     pub mean: f64,
-    /// Sample standard deviation (N−1); none of a single value.
+    /// Sample standard deviation (N−1); `None` for a single value.
     pub spread: Option<f64>,
-    /// One per seed, in the order of the seeds.
+    /// The values, one per seed, in the order of the seeds.
     pub values: Vec<f64>,
 }
 
 impl Measured {
-    /// Of at least one value, all finite.
+    /// Computes mean and spread of at least one value, all finite.
     ///
     /// # Errors
-    /// None, or one that is not finite.
+    /// There are no values, or one is not finite.
     pub fn of(values: Vec<f64>) -> Result<Self, MetricsError> {
         let metric = "mean and spread";
         if values.is_empty() {
@@ -34,15 +34,15 @@ impl Measured {
         Ok(Self { mean, spread, values })
     }
 
-    /// A number measured once.
+    /// Wraps a number that was measured once.
     ///
     /// # Errors
-    /// Not finite.
+    /// The number is not finite.
     pub fn once(value: f64) -> Result<Self, MetricsError> {
         Self::of(vec![value])
     }
 
-    /// `43.3 ± 0.5` with `decimals` digits; without the spread where there is none.
+    /// Formats as `43.3 ± 0.5` with `decimals` digits; without the spread if there is none.
     pub fn text(&self, decimals: usize) -> String {
         match self.spread {
             Some(spread) => format!("{:.decimals$} ± {spread:.decimals$}", self.mean),
@@ -55,7 +55,7 @@ impl Measured {
 pub(super) mod tests {
     use super::*;
 
-    /// A rounding or two of f64, of numbers of order 1.
+    /// One or two f64 rounding errors of numbers of order 1.
     const ROUNDING: f64 = 1e-15;
 
     /// Uniform numbers in 0..1 for tests.

@@ -4,16 +4,16 @@
 const WINDOW: usize = 11;
 /// Standard deviation of the Gaussian, in pixels.
 const SIGMA: f64 = 1.5;
-/// Peak to peak of a pixel in \[−1,1\].
+/// Peak-to-peak range of a pixel in \[−1,1\].
 const RANGE: f64 = 2.0;
-/// Keeps the ratio of luminances from 0/0: (0.01·range)².
+/// Prevents 0/0 in the ratio of luminances: (0.01·range)².
 const C1: f64 = (0.01 * RANGE) * (0.01 * RANGE);
 /// The same for contrasts: (0.03·range)².
 const C2: f64 = (0.03 * RANGE) * (0.03 * RANGE);
 
-/// Mean structural similarity of two planes `[height, width]` of pixels in \[−1,1\], over all places of a
-/// Gaussian window of 11×11 that lies inside: 1 for equal ones. None where it lies nowhere inside, or where
-/// the planes are not of this size.
+/// Returns the mean structural similarity of two planes `[height, width]` of pixels in \[−1,1\],
+/// over all positions at which an 11×11 Gaussian window lies inside: 1 for equal planes. Returns
+/// `None` if the window does not fit, or if the planes are not of this size.
 pub fn ssim(a: &[f64], b: &[f64], height: usize, width: usize) -> Option<f64> {
     if height.min(width) < WINDOW || [a, b].iter().any(|plane| plane.len() != height * width) {
         return None;
@@ -32,7 +32,7 @@ pub fn ssim(a: &[f64], b: &[f64], height: usize, width: usize) -> Option<f64> {
     Some((0..places).map(at).sum::<f64>() / places as f64)
 }
 
-/// Sums of a plane under the window, wherever it lies inside.
+/// Returns the weighted sums of a plane under the window, for all positions inside.
 fn blurred(plane: &[f64], width: usize) -> Vec<f64> {
     let weights = window();
     let across: Vec<f64> = plane
@@ -47,7 +47,7 @@ fn blurred(plane: &[f64], width: usize) -> Vec<f64> {
     (0..places).map(down).collect()
 }
 
-/// The window's weights in one direction; they add up to 1.
+/// Returns the window's weights in one direction; they add up to 1.
 fn window() -> [f64; WINDOW] {
     let raw: [f64; WINDOW] = std::array::from_fn(|i| {
         let distance = i as f64 - (WINDOW / 2) as f64;
@@ -61,10 +61,10 @@ fn window() -> [f64; WINDOW] {
 mod tests {
     use super::*;
 
-    /// Of scikit-image 0.26, `structural_similarity` with `gaussian_weights`, σ 1.5, without sample covariance,
-    /// data range 2, on the planes below.
+    /// Result of scikit-image 0.26, `structural_similarity` with `gaussian_weights`, σ 1.5, without
+    /// sample covariance, data range 2, for the planes below.
     const OTHER: f64 = 0.540361694737442;
-    /// A few roundings of f64, in another order.
+    /// A few f64 rounding errors, in another order of summation.
     const ROUNDING: f64 = 1e-12;
 
     #[test]

@@ -1,4 +1,5 @@
-//! The models: next-scale generator, tokenizer; classifier and Inception network, which measure.
+//! The models: next-scale generator and tokenizer, and the classifier and Inception network used
+//! for metrics.
 
 pub mod classifier;
 pub mod generator;

@@ -1,4 +1,4 @@
-//! Runs that were evaluated on their own, beside each other where nothing compares them.
+//! Runs that were evaluated on their own, side by side where no summary compares them.
 
 use super::curves::{self, Figures, gallery};
 use super::html::{escape, list, paragraph, section};
@@ -10,15 +10,16 @@ use crate::metrics::Measured;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-/// Over evaluations that cannot be compared.
+/// Text above evaluations that cannot be compared.
 const UNLIKE: &str = "These runs were not measured alike (other images, another number of them or of seeds, \
                       or other features): their numbers do not say which is better.";
 
-/// Over what several runs of one configuration have in common.
+/// Text above the means of several runs of one configuration.
 const TRAINING_SEEDS: &str = "Runs that differ in their seed alone, taken together: each is the mean over its own \
                               sampling seeds, and ± is the sample standard deviation over training seeds.";
 
-/// Their sweeps in one chart and table, over training seeds where there are several, and how they were measured.
+/// Shows their sweeps in one chart and table, means over training seeds if there are several, and
+/// how they were measured.
 pub(super) fn evaluations(runs: &[Run], figures: &mut Figures) -> String {
     let evaluated: Vec<(&Run, &EvalReport)> =
         runs.iter().filter_map(|run| Some((run, run.eval.as_ref()?))).collect();
@@ -47,7 +48,8 @@ pub(super) fn evaluations(runs: &[Run], figures: &mut Figures) -> String {
     section("Evaluations", &out)
 }
 
-/// A run whose numbers are of fewer steps than it has now: its name, theirs and its own.
+/// Returns name, measured step and current step of a run that was measured at fewer steps than it
+/// has now.
 fn outdated(run: &Run) -> Option<(&str, u64, u64)> {
     let sampler = &run.eval.as_ref()?.settings.sampler;
     let reached = run.saved?;
@@ -55,7 +57,7 @@ fn outdated(run: &Run) -> Option<(&str, u64, u64)> {
     known.then_some((run.name.as_str(), sampler.step, reached))
 }
 
-/// One sweep over guidance for every run and filter, and their styles.
+/// Returns one sweep over guidance for every run and filter, and their styles.
 fn sweeps(evaluated: &[(&Run, &EvalReport)]) -> (Vec<Arm>, Vec<usize>) {
     let (mut arms, mut styles) = (Vec::new(), Vec::new());
     let mut next = evaluated.iter().map(|(run, _)| run.style + 1).max().unwrap_or(0);
@@ -71,7 +73,7 @@ fn sweeps(evaluated: &[(&Run, &EvalReport)]) -> (Vec<Arm>, Vec<usize>) {
     (arms, styles)
 }
 
-/// The points of each filter in the order of their guidance, by its name where there are several.
+/// Returns the points of each filter in the order of guidance, under its name if there are several.
 fn by_filter(eval: &EvalReport) -> Vec<(String, Vec<SweepPoint>)> {
     let mut found: Vec<(String, Vec<SweepPoint>)> = Vec::new();
     for point in &eval.points {
@@ -87,14 +89,15 @@ fn by_filter(eval: &EvalReport) -> Vec<(String, Vec<SweepPoint>)> {
     found
 }
 
-/// Floors that are the same in all evaluations.
+/// Returns the floors that are the same in all evaluations.
 fn shared_floors(evaluated: &[(&Run, &EvalReport)]) -> Vec<Floor> {
     let in_all = |f: &&Floor| evaluated.iter().all(|(_, eval)| eval.floors.contains(f));
     let first = evaluated.first().map(|(_, eval)| eval.floors.iter());
     first.map_or_else(Vec::new, |floors| floors.filter(in_all).cloned().collect())
 }
 
-/// Mean and spread over training seeds of runs that differ in nothing else; nothing where there are none.
+/// Shows mean and spread over training seeds of runs that differ in nothing else; empty if there
+/// are none.
 fn over_training_seeds(
     evaluated: &[(&Run, &EvalReport)],
     floors: &[Floor],
@@ -105,7 +108,8 @@ fn over_training_seeds(
     let mut order: Vec<String> = Vec::new();
     for (run, eval) in evaluated.iter().filter(|(_, eval)| alike && !eval.sweeps_filters()) {
         let Some(key) = run.apart_from_seed() else { continue };
-        // Measured after as many steps, by the same weights and sampler.
+        // They must have been measured after the same number of steps, with the same kind of
+        // weights and sampler.
         let s = &eval.settings.sampler;
         let sampler = (s.step, s.ema, s.top_k, s.top_p, &s.ramp, &s.schedule, s.published_greedy);
         let key = format!("{key}\n{sampler:?}");
@@ -115,7 +119,7 @@ fn over_training_seeds(
         }
         groups.entry((place, key)).or_default().push((run, eval));
     }
-    // A copy of a run is no other seed.
+    // A copy of a run does not count as another seed.
     let seeds = |group: &[(&Run, &EvalReport)]| {
         group.iter().map(|(run, _)| run.seed()).collect::<BTreeSet<_>>().len()
     };
@@ -134,7 +138,7 @@ fn over_training_seeds(
         + &tables::sweep(&arms, true)
 }
 
-/// Each guidance that all runs of a group were measured at: mean and spread of their means.
+/// Returns mean and spread of the runs' means, at each guidance at which all of them were measured.
 fn means(group: &[(&Run, &EvalReport)]) -> Vec<SweepPoint> {
     let Some((_, first)) = group.first() else { return Vec::new() };
     let mut points: Vec<SweepPoint> = Vec::new();
@@ -157,7 +161,8 @@ fn means(group: &[(&Run, &EvalReport)]) -> Vec<SweepPoint> {
     points
 }
 
-/// What the names of runs begin with, without what numbers them: `tf` of `tf-s0` and `tf-s1`.
+/// Returns the common beginning of the names of runs, without what numbers them: `tf` for `tf-s0`
+/// and `tf-s1`.
 fn shared_name(group: &[(&Run, &EvalReport)]) -> String {
     let names: Vec<&str> = group.iter().map(|(run, _)| run.name.as_str()).collect();
     let first = names.first().copied().unwrap_or_default();
@@ -165,7 +170,8 @@ fn shared_name(group: &[(&Run, &EvalReport)]) -> String {
     let end = (0..=first.len()).rev().find(|end| first.is_char_boundary(*end) && shared(*end));
     let separators = ['-', '_', '.', ' ', '/'];
     let shared = &first[..end.unwrap_or(0)];
-    // What goes on within a number or a word is no common part of it: `tf-s1` of `tf-s10` and `tf-s11`.
+    // A common beginning must not end within a number or a word, as `tf-s1` for `tf-s10` and
+    // `tf-s11` would.
     let inside = |name: &&str| {
         let next = name[shared.len()..].chars().next();
         next.is_some_and(char::is_alphanumeric) && shared.ends_with(char::is_alphanumeric)
@@ -185,7 +191,7 @@ fn shared_name(group: &[(&Run, &EvalReport)]) -> String {
     }
 }
 
-/// How the runs were measured: what all have in common once, the rest run by run.
+/// Describes how the runs were measured: once what all have in common, the rest run by run.
 fn how_measured(evaluated: &[(&Run, &EvalReport)]) -> String {
     let items = |eval: &EvalReport| -> Vec<String> {
         let mut items = tables::settings_items(&eval.settings, eval.sweeps_filters());

@@ -1,8 +1,8 @@
-//! Escaping and the few pieces of HTML that several sections share.
+//! Escaping, and the few pieces of HTML that several sections share.
 
 use std::borrow::Cow;
 
-/// Text as it may stand in HTML, in an element or a quoted attribute.
+/// Escapes text for HTML, in an element or a quoted attribute.
 pub(super) fn escape(text: &str) -> Cow<'_, str> {
     if !text.contains(['&', '<', '>', '"', '\'']) {
         return Cow::Borrowed(text);
@@ -26,7 +26,7 @@ pub(super) fn unbroken(text: &str) -> String {
     text.replace(" ± ", "\u{a0}±\u{a0}").replace(" %", "\u{a0}%").replace(" MiB", "\u{a0}MiB")
 }
 
-/// A section with a heading; nothing where there is no body.
+/// Returns a section with a heading; empty if there is no body.
 pub(super) fn section(title: &str, body: &str) -> String {
     if body.is_empty() {
         return String::new();
@@ -34,7 +34,7 @@ pub(super) fn section(title: &str, body: &str) -> String {
     format!("<section>\n<h2>{}</h2>\n{body}</section>\n", escape(title))
 }
 
-/// A paragraph; nothing where there is no text.
+/// Returns a paragraph; empty if there is no text.
 pub(super) fn paragraph(class: &str, text: &str) -> String {
     match text.trim() {
         "" => String::new(),
@@ -42,7 +42,7 @@ pub(super) fn paragraph(class: &str, text: &str) -> String {
     }
 }
 
-/// A list; nothing where it is empty.
+/// Returns a list; empty if there are no items.
 pub(super) fn list(class: &str, items: &[String]) -> String {
     if items.is_empty() {
         return String::new();
@@ -51,7 +51,7 @@ pub(super) fn list(class: &str, items: &[String]) -> String {
     format!("<ul class=\"{class}\">\n{items}</ul>\n")
 }
 
-/// A table in a box of its own that scrolls where it is too wide for the page.
+/// Returns a table in a box that scrolls if it is too wide for the page.
 ///
 /// The first cell of each row is its heading.
 pub(super) fn table(label: &str, head: &[String], rows: &[Vec<Cell>]) -> String {
@@ -87,13 +87,13 @@ pub(super) struct Cell {
 }
 
 impl Cell {
-    /// A cell of this text; a dash where there is none.
+    /// Creates a cell with this text; a dash if it is empty.
     pub(super) fn new(text: impl Into<String>) -> Self {
         let text = unbroken(&text.into());
         Self { text: if text.is_empty() { "–".into() } else { text }, best: false }
     }
 
-    /// A cell of a value that may be missing.
+    /// Creates a cell for a value that may be missing.
     pub(super) fn of<T>(value: Option<T>, text: impl Fn(T) -> String) -> Self {
         Self::new(value.map(text).unwrap_or_default())
     }
@@ -116,7 +116,7 @@ mod tests {
             + &list("x", &[evil.into()])
             + &table(evil, &[evil.into()], &[vec![Cell::new(evil), Cell::new(evil)]]);
         assert!(!all.contains("<script"), "{all}");
-        // Heading, paragraph, list, the table's label, its head, and two cells.
+        // Heading, paragraph, list, the table's label and head, and two cells.
         assert_eq!(all.matches("&lt;script&gt;").count(), 7);
     }
 

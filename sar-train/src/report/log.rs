@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
-/// What a value in a log is: the record's kind, the field, and the scale that it is of, where it is of one.
+/// Identifies a number in a log: the record's kind, the field, and the scale, if it belongs to one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Field {
     pub kind: String,
@@ -14,7 +14,8 @@ pub(super) struct Field {
     pub scale: Option<Scale>,
 }
 
-/// What a scale is called, from coarse to fine: by its grid, or by its place in a list where that is not known.
+/// Name of a scale, ordered from coarse to fine: its grid, or its position in a list if the grid is
+/// unknown.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Scale {
     Grid { tokens: usize, height: usize, width: usize },
@@ -22,7 +23,7 @@ pub(super) enum Scale {
 }
 
 impl Scale {
-    /// Of the scale at `place`, counted from 0, whose grid is called `4` or `2x4`, where it is called.
+    /// Names the scale at `place`, counted from 0, whose grid is `4` or `2x4`, if known.
     fn of(place: usize, grid: Option<&str>) -> Self {
         let sides = |grid: &str| {
             let (height, width) = grid.split_once('x').unwrap_or((grid, grid));
@@ -36,7 +37,7 @@ impl Scale {
         }
     }
 
-    /// Its name in a chart or a table.
+    /// Returns its name in a chart or a table.
     pub(super) fn title(&self) -> String {
         match self {
             Self::Grid { height, width, .. } => format!("Grid {height}×{width}"),
@@ -45,49 +46,50 @@ impl Scale {
     }
 }
 
-/// Numbers of a tokenizer's step that are of the one grid that it trained.
+/// Fields of a tokenizer's step that refer to the one grid it trained.
 const OF_ONE_GRID: [&str; 2] = ["loss", "quantization"];
 
-/// Of every record, and no curves: its step and when it was written.
+/// Fields of every record that are not curves: its step and when it was written.
 const OF_RECORDS: [&str; 2] = ["step", "time"];
 
-/// Numbers of `log.jsonl`, by field, in ascending order of steps.
+/// Numbers of a `log.jsonl`, by field, in ascending order of steps.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     fields: BTreeMap<Field, Vec<(f64, f64)>>,
-    /// Grids of the run's own schedule, by which numbers of single scales are told apart; none: by their place.
+    /// Grids of the run's own schedule, which identify scales; if empty, scales are identified by
+    /// position.
     grids: Vec<String>,
 }
 
 impl Log {
-    /// Steps and values of a field.
+    /// Returns steps and values of a field.
     pub(super) fn get(&self, kind: &str, name: &str, scale: Option<&Scale>) -> &[(f64, f64)] {
         let field = Field { kind: kind.into(), name: name.into(), scale: scale.cloned() };
         self.fields.get(&field).map_or(&[], Vec::as_slice)
     }
 
-    /// The last value of a field, with its step.
+    /// Returns the last value of a field, with its step.
     pub(super) fn last(&self, kind: &str, name: &str, scale: Option<&Scale>) -> Option<(f64, f64)> {
         self.get(kind, name, scale).last().copied()
     }
 
-    /// The scales that a field is of, from coarse to fine.
+    /// Returns the scales that a field has values for, from coarse to fine.
     pub(super) fn scales(&self, kind: &str, name: &str) -> BTreeSet<Scale> {
         let of = self.fields().filter(|f| f.kind == kind && f.name == name);
         of.filter_map(|f| f.scale.clone()).collect()
     }
 
-    /// All fields.
+    /// Returns all fields.
     pub(super) fn fields(&self) -> impl Iterator<Item = &Field> {
         self.fields.keys()
     }
 
-    /// Whether there is no number at all.
+    /// Whether there are no numbers at all.
     pub(super) fn is_empty(&self) -> bool {
         self.fields.is_empty()
     }
 
-    /// Adds one record; false where it is none.
+    /// Adds one record; returns false if the line is not one.
     fn record(&mut self, line: &[u8]) -> bool {
         let Ok(Value::Object(record)) = serde_json::from_slice(line) else {
             return false;
@@ -120,7 +122,8 @@ impl Log {
         true
     }
 
-    /// The scale at a place of a record's lists; none where it is of no grid of the run's own schedule.
+    /// Returns the scale at a position of a record's lists; `None` if its grid is not in the run's
+    /// own schedule.
     fn scale(&self, record: &Map<String, Value>, place: usize) -> Option<Scale> {
         let named =
             record.get("grids").and_then(Value::as_array).and_then(|grids| grids.get(place));
@@ -128,7 +131,7 @@ impl Log {
             return Some(Scale::of(place, Some(grid)));
         }
         let own = self.grids.get(place).map(String::as_str);
-        // The third scale of one step is not that of the next where schedules are drawn.
+        // With drawn schedules, the third scale of one step may not be that of the next.
         let drawn =
             record.get("schedule").and_then(Value::as_str).filter(|_| !self.grids.is_empty());
         match drawn.map(|schedule| schedule.split('_').nth(place)) {
@@ -140,7 +143,7 @@ impl Log {
         }
     }
 
-    /// A resumed run writes some steps twice; the later record is the one that counts.
+    /// Removes duplicates: a resumed run writes some steps twice, and the later record counts.
     fn settle(&mut self) {
         for values in self.fields.values_mut() {
             values.reverse();
@@ -150,7 +153,7 @@ impl Log {
     }
 }
 
-/// Reads the log of a run; one that is `expected` is missed.
+/// Reads the log of a run; if `expected`, a missing log is noted.
 pub(super) fn read_log(folder: &Path, expected: bool, run: &mut Run) {
     let file = match std::fs::File::open(folder.join("log.jsonl")) {
         Ok(file) => file,
@@ -185,7 +188,7 @@ pub(super) fn read_log(folder: &Path, expected: bool, run: &mut Run) {
     }
 }
 
-/// The grids that a run's configuration says its generator draws.
+/// Returns the grids of the generator's schedule in a run's configuration.
 fn grids_of(config: &str) -> Vec<String> {
     let table = config.parse::<toml::Table>().unwrap_or_default();
     let schedule =

@@ -1,8 +1,8 @@
 //! `sar report`: one self-contained HTML file about one or more run folders.
 //!
-//! Styles, curves (SVG) and images (PNG as base64) are in the file; it makes no request and runs no
-//! script. Every text that comes from a file is escaped. What is missing or damaged in a run folder
-//! is said in the page.
+//! Styles, curves (SVG) and images (PNG as base64) are in the file; it makes no requests and runs
+//! no scripts. Every text that comes from a file is escaped. Missing or damaged files of a run
+//! folder are mentioned in the page.
 
 mod curves;
 mod evaluations;
@@ -27,7 +27,7 @@ pub const REPORT_FILE: &str = "report.html";
 /// Why there is no report.
 #[derive(Debug, Error)]
 pub enum ReportError {
-    /// A path that is no folder.
+    /// A path that is not a folder.
     #[error("{path}: not a run folder ({problem}); give the folder that --out named")]
     Folder {
         /// The path.
@@ -59,14 +59,14 @@ pub enum ReportError {
 pub struct Report {
     /// The whole file.
     pub html: String,
-    /// What was missing or damaged, as said in the page too.
+    /// What was missing or damaged, as also stated in the page.
     pub notes: Vec<String>,
 }
 
 /// Renders the report on `runs`, in this order.
 ///
 /// # Errors
-/// A path that is no folder, or a folder with nothing to show.
+/// A path is not a folder, or a folder has nothing to show.
 pub fn render(runs: &[PathBuf]) -> Result<Report, ReportError> {
     let material = read::read(runs)?;
     Ok(Report { html: page::page(&material), notes: material.notes() })
@@ -75,7 +75,7 @@ pub fn render(runs: &[PathBuf]) -> Result<Report, ReportError> {
 /// Renders the report on `runs` and writes it to `out`, through a temporary name.
 ///
 /// # Errors
-/// As [`render`], or the file cannot be written.
+/// As for [`render`], or the file cannot be written.
 pub fn write(runs: &[PathBuf], out: &Path) -> Result<Report, ReportError> {
     let report = render(runs)?;
     crate::files::write_whole(out, report.html.as_bytes())

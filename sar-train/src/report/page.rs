@@ -1,4 +1,4 @@
-//! The page: sections in the order in which they are read.
+//! The page: its sections in reading order.
 
 use super::curves::{self, Figures, gallery};
 use super::evaluations::evaluations;
@@ -11,16 +11,16 @@ use std::fmt::Write as _;
 
 const STYLE: &str = include_str!("style.css");
 
-/// The largest side at which a small picture is shown, in CSS pixels.
+/// Largest width of an enlarged small picture, in CSS pixels.
 const SHOWN_WIDTH: u32 = 640;
-/// Nor higher than a screen, where they are enlarged.
+/// Largest height of an enlarged picture, about that of a screen.
 const SHOWN_HEIGHT: u32 = 800;
-/// The largest width at which strips stand beside each other: that of a column.
+/// Largest width at which strips are shown side by side: that of a column.
 const BESIDE_WIDTH: u32 = 400;
-/// Pictures of a kind shown per run; of more, the first and the last.
+/// Maximum number of pictures of a kind shown per run; of more, the first and the last are shown.
 const PICTURES: usize = 6;
 
-/// Digits of a checksum that tell files apart.
+/// Number of shown digits of a checksum, enough to distinguish files.
 const HASH_SHOWN: usize = 12;
 
 const WHAT: &str = "SAR (Self-Autoregressive Refinement, arXiv 2512.06421) refines a next-scale \
@@ -28,12 +28,12 @@ const WHAT: &str = "SAR (Self-Autoregressive Refinement, arXiv 2512.06421) refin
                     extra pass and is pulled towards what it predicted with the truth before it. \
                     This page shows what a run measured, whichever way it turned out.";
 
-/// In its place where there are tokenizers alone.
+/// Introduction used instead if there are only tokenizers.
 const WHAT_TOKENIZERS: &str = "A tokenizer turns an image into codes of a codebook, at grids from coarse to fine, \
                                and back. A generator predicts these codes; its pictures are at best as good as \
                                what the tokenizer gives back.";
 
-/// Below the table of tokenizers.
+/// Text below the table of tokenizers.
 const RECONSTRUCTED: &str = "Images that were held out (training images, where none are), encoded at each grid and \
                              decoded again. PSNR and SSIM: higher is closer to the image. Perplexity: how many codes \
                              evenly used would carry as much.";
@@ -156,8 +156,8 @@ fn pictures(runs: &[Run], kind: Shows) -> String {
     if out.is_empty() { out } else { format!("<div class=\"{class}\">\n{out}</div>\n") }
 }
 
-/// Width and height at which a picture is shown: small ones grow by a whole factor, so that their pixels stay square
-/// and sharp.
+/// Returns width and height at which a picture is shown: small ones are enlarged by a whole factor,
+/// so that their pixels stay square and sharp.
 fn shown_size(picture: &Picture) -> (u32, u32) {
     let factor = SHOWN_WIDTH / picture.width.max(1);
     let factor = factor.min(SHOWN_HEIGHT / picture.height.max(1)).max(1);
@@ -197,7 +197,7 @@ fn logs(runs: &[Run], figures: &mut Figures) -> String {
     out
 }
 
-/// Quality and curves of tokenizers.
+/// Shows quality and curves of tokenizers.
 fn of_tokenizers(runs: &[&Run], figures: &mut Figures) -> String {
     let quality = tables::tokenizers(runs);
     let told =
@@ -207,7 +207,7 @@ fn of_tokenizers(runs: &[&Run], figures: &mut Figures) -> String {
     section("Tokenizers", &told) + &section("Training of tokenizers", &curves)
 }
 
-/// A body that opens on demand; nothing where there is none.
+/// Returns a body that opens on demand; empty if there is none.
 fn folded(title: &str, body: &str) -> String {
     match body {
         "" => String::new(),

@@ -4,13 +4,13 @@ use super::read::Run;
 use base64::Engine as _;
 use std::path::{Path, PathBuf};
 
-/// Larger images are left out: the page would no longer open everywhere.
+/// Largest image file that is included; with larger ones, not every browser could open the page.
 const LARGEST_IMAGE: u64 = 8 << 20;
 
 /// A sample grid or strip.
 #[derive(Debug)]
 pub(super) struct Picture {
-    /// The file's name without its ending.
+    /// File name without extension.
     pub name: String,
     pub base64: String,
     pub width: u32,
@@ -26,7 +26,7 @@ pub(super) enum Shows {
 }
 
 impl Shows {
-    /// The kind in words.
+    /// Describes the kind in words.
     pub(super) fn described(self) -> &'static str {
         match self {
             Self::Samples => "samples",
@@ -37,7 +37,7 @@ impl Shows {
 }
 
 impl Picture {
-    /// What it shows, by its name.
+    /// Returns what the picture shows, judging by its name.
     pub(super) fn shows(&self) -> Shows {
         let name = self.name.to_lowercase();
         match name.as_str() {
@@ -81,7 +81,7 @@ fn read_picture(path: &Path) -> Result<Picture, String> {
         return Err(format!("{size} bytes, more than {LARGEST_IMAGE}"));
     }
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
-    // Decoded in full: a truncated file would show as a broken image.
+    // Decoded completely, because a truncated file would appear as a broken image.
     let image = image::load_from_memory_with_format(&bytes, image::ImageFormat::Png)
         .map_err(|e| e.to_string())?;
     Ok(Picture {
@@ -92,7 +92,7 @@ fn read_picture(path: &Path) -> Result<Picture, String> {
     })
 }
 
-/// A sort key by which step-2 comes before step-10.
+/// Returns a sort key by which step-2 comes before step-10.
 fn natural(name: &str) -> Vec<(u128, String)> {
     let mut parts = vec![(0u128, String::new())];
     let mut digits = String::new();

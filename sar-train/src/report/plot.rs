@@ -1,7 +1,7 @@
-//! A small plotter: line charts as inline SVG, the legend as HTML so that it wraps.
+//! A small plotter: line charts as inline SVG, with the legend as HTML so that it wraps.
 //!
-//! Colours, dashes and marker shapes all tell series apart, so that none depends on colour alone;
-//! the colours themselves are in `style.css`, for a light and a dark page.
+//! Series differ in colours, dashes and marker shapes, so that none is distinguished by colour
+//! alone. The colours themselves are in `style.css`, for a light and a dark page.
 
 use super::html::escape;
 use super::ticks::Axis;
@@ -11,18 +11,19 @@ use std::fmt::Write as _;
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 270.0;
 const LEFT: f64 = 60.0;
-/// Half of the label of the last tick stands out on the right.
+/// Half of the last tick's label extends beyond the axis on the right.
 const RIGHT: f64 = 18.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 42.0;
 
-/// Number of colours in `style.css`; further series start again, with other markers, which their lines have too.
+/// Number of colours in `style.css`; further series reuse them with other markers, which then are
+/// also on their lines.
 pub(super) const COLOURS: usize = 7;
 
-/// Shapes of markers.
+/// Number of marker shapes.
 const MARKERS: usize = 4;
 
-/// A value and, where it is known, its spread.
+/// A value and its spread, if known.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Point {
     pub x: f64,
@@ -35,27 +36,28 @@ pub(super) struct Point {
 pub(super) struct Series {
     pub name: String,
     pub points: Vec<Point>,
-    /// Which colour and marker; the same in every chart of a page for the same run.
+    /// Index of colour and marker; the same in every chart of a page for the same run.
     pub style: usize,
     pub dashed: bool,
     pub markers: bool,
 }
 
-/// Markers on a line that needs some to be told from that of another run.
+/// Number of markers on a line that needs some to distinguish it from another run's.
 const SOME_MARKERS: usize = 6;
 
 impl Series {
-    /// Whether point `i` has a marker: where all have, or, of a colour that another run has too, here and there.
+    /// Whether point `i` has a marker: all points do if the series has markers, and some do if its
+    /// colour is used twice.
     fn is_marked(&self, i: usize) -> bool {
         let every = self.points.len().div_ceil(SOME_MARKERS);
         self.markers || self.style >= COLOURS && i % every == every / 2
     }
 }
 
-/// Kinds of dashes in the style sheet that tell levels apart.
+/// Number of dash patterns in the style sheet that distinguish levels.
 const DASHES: usize = 3;
 
-/// A level to compare with.
+/// A horizontal level to compare with.
 #[derive(Clone, Debug)]
 pub(super) struct Level {
     pub name: String,
@@ -68,20 +70,20 @@ pub(super) struct Chart {
     pub title: String,
     pub x: String,
     pub y: String,
-    /// A logarithmic y axis, where all values allow it.
+    /// Whether the y axis is logarithmic, if all values allow it.
     pub log: bool,
-    /// x counts things (scales): a tick at each whole number.
+    /// Whether x counts things (scales), with a tick at each whole number.
     pub whole: bool,
-    /// Room beside the first and last x, for markers.
+    /// Whether to leave room for markers before the first and after the last x.
     pub roomy: bool,
     pub series: Vec<Series>,
     pub levels: Vec<Level>,
-    /// What the chart says, for those who do not see it, and as its caption.
+    /// What the chart says, as its caption and for those who cannot see it.
     pub caption: String,
 }
 
 impl Chart {
-    /// The figure; `id` is unique in the page. Nothing where no series has a finite point.
+    /// Returns the figure; `id` must be unique in the page. Empty if no series has a finite point.
     pub(super) fn figure(&self, id: &str) -> String {
         let (Some(x), Some(y)) = self.axes() else { return String::new() };
         let mut out = format!(
@@ -205,7 +207,7 @@ fn place_y(axis: &Axis, value: f64) -> f64 {
     HEIGHT - BOTTOM - axis.place(value) * (HEIGHT - TOP - BOTTOM)
 }
 
-/// First and last value of a series, for screen readers.
+/// Describes a series for screen readers by its first and last value.
 fn describe(series: &Series) -> String {
     match (series.points.first(), series.points.last()) {
         (Some(first), Some(last)) => {
@@ -246,9 +248,9 @@ fn draw(series: &Series, x: &Axis, y: &Axis, out: &mut String) {
     let _ = writeln!(out, "<path class=\"line\" d=\"{path}\"/>{marks}</g>");
 }
 
-/// A marker whose shape goes with the colour.
+/// Returns a marker whose shape goes with the colour.
 fn marker(style: usize, x: f64, y: f64) -> String {
-    // Another one for each round of the colours.
+    // Each time the colours repeat, another shape is used.
     let path = match (style % COLOURS + style / COLOURS) % MARKERS {
         0 => return format!("<circle class=\"mark\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\"/>"),
         1 => format!("M{:.1} {:.1}h7v7h-7z", x - 3.5, y - 3.5),

@@ -1,4 +1,4 @@
-//! Reads run folders: what is there, and what is missing or damaged.
+//! Reads run folders, and notes what is missing or damaged.
 
 use super::ReportError;
 use super::log::{Log, read_log};
@@ -21,7 +21,7 @@ pub(super) struct Material {
     seen: BTreeSet<PathBuf>,
 }
 
-/// A summary and where it lies.
+/// A summary, and the style of its first arm.
 #[derive(Debug)]
 pub(super) struct Comparison {
     pub summary: Summary,
@@ -34,21 +34,21 @@ pub(super) struct Comparison {
 pub(super) struct Run {
     pub name: String,
     pub folder: PathBuf,
-    /// Colour and marker of its curves: those of its arm, where it has one.
+    /// Colour and marker of its curves: those of its arm, if it has one.
     pub style: usize,
     pub config: Option<String>,
     pub log: Log,
     pub pictures: Vec<Picture>,
     pub eval: Option<EvalReport>,
-    /// The weights it started from, where they were not new.
+    /// The weights that it started from, if they were not new.
     pub origin: Option<Origin>,
-    /// The step of its newest checkpoint, where it has one.
+    /// Step of its newest checkpoint, if it has one.
     pub saved: Option<u64>,
     pub notes: Vec<String>,
 }
 
 impl Material {
-    /// Runs of one name take that of the folder around them before it.
+    /// Prefixes runs that have the same name with the name of their parent folder.
     fn tell_apart(&mut self) {
         let names: Vec<String> = self.runs.iter().map(|run| run.name.clone()).collect();
         for run in &mut self.runs {
@@ -60,7 +60,7 @@ impl Material {
         }
     }
 
-    /// What is missing or damaged, run by run.
+    /// Returns what is missing or damaged, run by run.
     pub(super) fn notes(&self) -> Vec<String> {
         self.runs
             .iter()
@@ -69,7 +69,7 @@ impl Material {
     }
 }
 
-/// Reads the folders, and the runs within them that a summary names.
+/// Reads the folders, and the runs inside them that a summary names.
 pub(super) fn read(folders: &[PathBuf]) -> Result<Material, ReportError> {
     let mut material = Material::default();
     for folder in folders {
@@ -82,7 +82,8 @@ pub(super) fn read(folders: &[PathBuf]) -> Result<Material, ReportError> {
         if let Some(problem) = problem {
             return Err(ReportError::Folder { path: folder.clone(), problem });
         }
-        // A comparison shows its arms; naming their folders as well does not show them twice.
+        // A comparison shows its arms; if their folders are given as well, they are not shown
+        // twice.
         if material.seen.contains(&canonical(folder)) {
             continue;
         }
@@ -105,7 +106,7 @@ fn read_folder(folder: &Path, material: &mut Material) {
         match Summary::read(folder) {
             Ok(summary) => {
                 for (i, arm) in summary.arms.iter().enumerate() {
-                    // A summary names folders beneath its own, never others.
+                    // A summary may only name folders below its own.
                     if let Some(run) = arm.run.as_deref().filter(|r| is_beneath(r)) {
                         children.push((arm.name.clone(), folder.join(run), next_style + i));
                     }
@@ -130,7 +131,7 @@ fn read_folder(folder: &Path, material: &mut Material) {
         next_style += 1;
     }
     for (name, folder, style) in children {
-        // Named on its own before the comparison.
+        // The folder was already given before the comparison.
         if !material.seen.insert(canonical(&folder)) {
             continue;
         }
@@ -144,7 +145,7 @@ fn is_beneath(relative: &str) -> bool {
     Path::new(relative).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
 }
 
-/// Runs in a comparison's folder that its summary does not name (the tokenizer's).
+/// Returns the runs in a comparison's folder that its summary does not name (the tokenizer's).
 fn other_children(folder: &Path, known: &[(String, PathBuf, usize)]) -> Vec<(String, PathBuf)> {
     let mut found: Vec<(String, PathBuf)> = std::fs::read_dir(folder)
         .into_iter()
@@ -169,7 +170,7 @@ fn folder_name(folder: &Path) -> String {
 }
 
 impl Run {
-    /// Whether its log is a generator's: others' losses are of another kind.
+    /// Whether its log is a generator's; losses of other models are of another kind.
     pub(super) fn is_generator(&self) -> bool {
         let of_generators = ["loss_tf", "loss_first_pass", "scale_loss", "heldout_loss"];
         self.log.fields().any(|f| of_generators.contains(&f.name.as_str()))
@@ -188,18 +189,18 @@ impl Run {
             && self.notes.is_empty()
     }
 
-    /// Its seed of training.
+    /// Returns its training seed.
     pub(super) fn seed(&self) -> Option<i64> {
         let table = self.config.as_deref()?.parse::<toml::Table>().ok()?;
         table.get("train")?.get("seed")?.as_integer()
     }
 
-    /// What the run is but for its seed of training: configuration, tokenizer and starting weights. None of a run
-    /// without a configuration.
+    /// Identifies the run except for its training seed: configuration, tokenizer and starting
+    /// weights. `None` for a run without a configuration.
     pub(super) fn apart_from_seed(&self) -> Option<String> {
         let mut table = self.config.as_deref()?.parse::<toml::Table>().ok()?;
         table.get_mut("train")?.as_table_mut()?.remove("seed");
-        // Of a tokenizer that the run does not train.
+        // This section is about a tokenizer that the run does not train.
         table.remove("tokenizer_train");
         let from = self.origin.as_ref().map_or("", |origin| origin.sha256.as_str());
         let tokenizer = sha256_of_file(&self.folder.join(RUN_TOKENIZER)).unwrap_or_default();
@@ -207,7 +208,7 @@ impl Run {
     }
 }
 
-/// Reads one folder; in a folder of a comparison nothing but the summary is expected.
+/// Reads one folder; in the folder of a comparison, only the summary is expected.
 fn read_run(name: &str, folder: &Path, compares: bool) -> Run {
     let mut run = Run { name: name.into(), folder: canonical(folder), ..Run::default() };
     if !folder.is_dir() {
@@ -240,7 +241,7 @@ fn read_config(folder: &Path, expected: bool, run: &mut Run) {
     }
 }
 
-/// The step of the newest checkpoint, by its name.
+/// Returns the step of the newest checkpoint, judging by its name.
 fn newest(folder: &Path) -> Option<u64> {
     let entries = std::fs::read_dir(folder.join("checkpoints")).ok()?;
     let step = |name: &str| name.strip_prefix("step-")?.parse().ok();

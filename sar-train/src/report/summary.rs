@@ -1,4 +1,4 @@
-//! `summary.json`: the numbers of a comparison, written by the demo, read by the report.
+//! `summary.json`: the numbers of a comparison, written by the demo and read by the report.
 
 use crate::eval::{EvalSettings, Floor, SweepPoint};
 use crate::files::write_whole;
@@ -6,23 +6,23 @@ use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// The layout of `summary.json` that this program writes.
+/// Version of the format of `summary.json` that this program writes.
 pub const SUMMARY_FORMAT: u32 = 1;
 
 /// Name of the file in a run folder.
 pub const SUMMARY_FILE: &str = "summary.json";
 
-/// What an arm of a comparison is for.
+/// Role of an arm of a comparison.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ArmRole {
     /// The generator that the others start from.
     Base,
-    /// The same number of further steps without the method.
+    /// Trained for the same number of further steps without the method.
     Control,
-    /// The same number of further steps with the method.
+    /// Trained for the same number of further steps with the method.
     Refined,
-    /// Any other.
+    /// Any other role.
     #[default]
     Other,
 }
@@ -31,13 +31,13 @@ pub enum ArmRole {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Arm {
-    /// As shown: "SAR, preset release".
+    /// Name as shown: "SAR, preset release".
     pub name: String,
-    /// What it is for.
+    /// Role in the comparison.
     pub role: ArmRole,
     /// How it was trained, in a sentence.
     pub description: String,
-    /// Optimiser steps of this arm, those of the checkpoint it started from not counted.
+    /// Optimiser steps of this arm, not counting those of the checkpoint it started from.
     pub steps: u64,
     /// Teacher-forcing loss on held-out images, nats per token.
     pub heldout_loss: Option<f64>,
@@ -58,21 +58,22 @@ pub struct Arm {
 }
 
 impl Arm {
-    /// The point of lowest Fréchet distance; the lower guidance on ties.
+    /// Returns the point of lowest Fréchet distance; the lower guidance on ties.
     pub fn best(&self) -> Option<&SweepPoint> {
         self.sweep.iter().min_by(|a, b| a.frechet.mean.total_cmp(&b.frechet.mean))
     }
 
-    /// The point at a guidance value, where it was measured.
+    /// Returns the point at a guidance value, if it was measured.
     pub fn at(&self, guidance: f64) -> Option<&SweepPoint> {
         self.sweep.iter().find(|p| same_guidance(p.guidance, guidance))
     }
 }
 
-/// Guidance values are apart by hundredths; numbers that were written and read back by less than this.
+/// Tolerance for equal guidance values: different ones are hundredths apart, writing and reading
+/// changes less than this.
 const AS_WRITTEN: f64 = 1e-9;
 
-/// Whether two guidance values are the same setting, up to how they were written.
+/// Whether two guidance values are the same setting, apart from rounding when written.
 pub(crate) fn same_guidance(a: f64, b: f64) -> bool {
     (a - b).abs() < AS_WRITTEN
 }
@@ -83,19 +84,19 @@ pub(crate) fn same_guidance(a: f64, b: f64) -> bool {
 pub struct Verdict {
     /// One sentence.
     pub headline: String,
-    /// What it rests on, a sentence each.
+    /// The reasons, one sentence each.
     pub details: Vec<String>,
 }
 
-/// Tokenizer quality, where the run trained one.
+/// Tokenizer quality, if the run trained a tokenizer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TokenizerSummary {
-    /// Optimiser steps.
+    /// Number of optimiser steps.
     pub steps: u64,
     /// Peak signal-to-noise ratio on validation images, dB.
     pub psnr: Option<f64>,
-    /// Codebook entries used on the validation images.
+    /// Number of codebook entries used on the validation images.
     pub codes_used: Option<usize>,
     /// Codebook size.
     pub vocab: Option<usize>,
@@ -105,9 +106,9 @@ pub struct TokenizerSummary {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Summary {
-    /// [`SUMMARY_FORMAT`].
+    /// Version of the format, [`SUMMARY_FORMAT`].
     pub format: u32,
-    /// "Ten glyph classes, 32×32".
+    /// Title: "Ten glyph classes, 32×32".
     pub title: String,
     /// What was done, in a paragraph.
     pub description: String,
@@ -115,9 +116,9 @@ pub struct Summary {
     pub data: String,
     /// Which arm is better.
     pub verdict: Verdict,
-    /// In the order in which they are shown.
+    /// Arms in the order in which they are shown.
     pub arms: Vec<Arm>,
-    /// What real and reconstructed images reach.
+    /// Measures of real and reconstructed images.
     pub floors: Vec<Floor>,
     /// How quality was measured.
     pub settings: EvalSettings,
@@ -125,9 +126,9 @@ pub struct Summary {
     pub tokenizer: Option<TokenizerSummary>,
     /// Seed of training.
     pub seed: u64,
-    /// Wall time of the whole, seconds.
+    /// Total wall time in seconds.
     pub seconds: Option<f64>,
-    /// Largest resident memory of the whole, bytes.
+    /// Largest resident memory overall, in bytes.
     pub peak_memory: Option<u64>,
     /// What to keep in mind when reading the numbers.
     pub notes: Vec<String>,
@@ -164,15 +165,15 @@ pub enum SummaryError {
         /// The system's error.
         source: std::io::Error,
     },
-    /// Not JSON, or not of this layout.
+    /// The file is not JSON, or does not have this format.
     #[error("{path}: not a summary that this program reads: {source}")]
     Json {
         /// The file.
         path: PathBuf,
-        /// Where and what.
+        /// Position and cause.
         source: serde_json::Error,
     },
-    /// Written by a later version.
+    /// The file was written by a later version.
     #[error(
         "{path}: summary format {found}, but this program reads up to {SUMMARY_FORMAT}; use the \
          newer program that wrote it"
@@ -189,7 +190,7 @@ impl Summary {
     /// Reads `summary.json` of a run folder.
     ///
     /// # Errors
-    /// Unreadable, not JSON of this layout, or of a later format.
+    /// The file cannot be read, is not JSON of this format, or has a later format.
     pub fn read(folder: &Path) -> Result<Self, SummaryError> {
         let path = folder.join(SUMMARY_FILE);
         let text = std::fs::read_to_string(&path)

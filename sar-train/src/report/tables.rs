@@ -5,7 +5,7 @@ use super::read::Run;
 use super::summary::{Arm, Summary, same_guidance};
 use crate::eval::{EvalSettings, Floor, SweepPoint};
 
-/// Arms against measures, each at its best guidance.
+/// Shows the arms and their measures, each arm at its best guidance.
 pub(super) fn arms(summary: &Summary) -> String {
     let head = [
         "arm",
@@ -54,13 +54,13 @@ pub(super) fn arms(summary: &Summary) -> String {
     table("Arms compared", &head.map(String::from), &rows) + &paragraph("caption", note)
 }
 
-/// What each arm is, in a list.
+/// Lists the descriptions of the arms.
 pub(super) fn descriptions(arms: &[Arm]) -> String {
     let known = arms.iter().filter(|a| !a.description.is_empty());
     list("", &known.map(|a| format!("{}: {}", a.name, a.description)).collect::<Vec<_>>())
 }
 
-/// Held-out loss of each scale, arm by arm.
+/// Shows the held-out loss of each scale, by arm.
 pub(super) fn scales(arms: &[Arm]) -> String {
     let count = arms.iter().map(|a| a.scale_loss.len()).max().unwrap_or(0);
     if count == 0 {
@@ -81,7 +81,7 @@ pub(super) fn scales(arms: &[Arm]) -> String {
     table("Held-out loss of each scale", &head, &rows)
 }
 
-/// What the last evaluation of each tokenizer found, grid by grid and over all of them.
+/// Shows the results of each tokenizer's last evaluation, by grid and over all grids.
 pub(super) fn tokenizers(runs: &[&Run]) -> String {
     let head = ["tokenizer", "grid", "PSNR, dB", "SSIM", "codebook used", "perplexity", "steps"];
     let percent = |v: (f64, f64)| format!("{:.1} %", 100.0 * v.1);
@@ -121,8 +121,8 @@ pub(super) fn tokenizers(runs: &[&Run]) -> String {
     }
 }
 
-/// Fréchet distance (precision, recall) at every guidance value. Of arms that were not measured `alike`, none is
-/// the best.
+/// Shows the Fréchet distance (precision, recall) at every guidance value. Unless the arms were
+/// measured `alike`, none is marked as the best.
 pub(super) fn sweep(arms: &[Arm], alike: bool) -> String {
     let mut guidances: Vec<f64> =
         arms.iter().flat_map(|a| a.sweep.iter().map(|p| p.guidance)).collect();
@@ -167,7 +167,7 @@ pub(super) fn sweep(arms: &[Arm], alike: bool) -> String {
     table("Sweep over guidance", &head, &rows) + &paragraph("caption", &caption)
 }
 
-/// More arms than these have a row each, and guidance values a column.
+/// With more arms than this, each has a row and guidance values have columns.
 const ARMS_BESIDE: usize = 4;
 
 fn quality(p: &SweepPoint) -> String {
@@ -175,7 +175,7 @@ fn quality(p: &SweepPoint) -> String {
     format!("{} / {precision:.3} / {recall:.3} / {accuracy:.3}", p.frechet.text(2))
 }
 
-/// What real and reconstructed images reach.
+/// Shows the measures of real and reconstructed images.
 pub(super) fn floors(floors: &[Floor]) -> String {
     if floors.is_empty() {
         return String::new();
@@ -199,12 +199,13 @@ pub(super) fn floors(floors: &[Floor]) -> String {
         )
 }
 
-/// How quality was measured.
+/// Lists how quality was measured.
 pub(super) fn settings(s: &EvalSettings) -> String {
     list("", &settings_items(s, false))
 }
 
-/// The same, item by item; of an evaluation that `swept` filters each is beside its numbers.
+/// Returns the items of [`settings`]; if filters were `swept`, they are left out, because the
+/// numbers name theirs.
 pub(super) fn settings_items(s: &EvalSettings, swept: bool) -> Vec<String> {
     if s.extractor.is_empty() {
         return Vec::new();
@@ -248,7 +249,7 @@ pub(super) fn settings_items(s: &EvalSettings, swept: bool) -> Vec<String> {
     items.into_iter().filter(|item| !item.is_empty()).collect()
 }
 
-/// How the classifier was trained, where that is known.
+/// Describes how the classifier was trained, if known.
 fn trained(s: &EvalSettings) -> String {
     match (s.extractor_steps, s.extractor_seed) {
         (Some(steps), Some(seed)) => format!(" after {steps} steps, seed {seed}"),
@@ -256,7 +257,7 @@ fn trained(s: &EvalSettings) -> String {
     }
 }
 
-/// Seed, time, memory and tokenizer of the whole.
+/// Lists seed, time, memory and tokenizer of the whole comparison.
 pub(super) fn whole(summary: &Summary) -> String {
     let mut items = vec![format!("Training seed {}.", summary.seed)];
     if let Some(t) = &summary.tokenizer {

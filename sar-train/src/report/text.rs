@@ -1,11 +1,11 @@
-//! The same numbers as plain text, for a terminal and a log.
+//! Evaluations as plain text, for a terminal and a log.
 
 use crate::eval::{EvalReport, EvalSettings, Floor, SweepPoint};
 
-/// Widest line that prose is broken at.
+/// Maximum line width of prose.
 const WIDTH: usize = 100;
 
-/// The result of `sar eval`.
+/// Formats the result of `sar eval`.
 pub fn evaluation(report: &EvalReport) -> String {
     let swept = report.sweeps_filters();
     let what = if swept { "sweep" } else { "guidance sweep" };
@@ -95,12 +95,13 @@ fn settings(s: &EvalSettings, swept: bool) -> String {
     wrapped(&text, "")
 }
 
-/// The images, where it is known which.
+/// Returns the description of the images, if there is one.
 fn named(data: &str) -> &str {
     if data.is_empty() { "data that it does not name" } else { data }
 }
 
-/// Columns as wide as their widest cell, the first to the left, the others to the right.
+/// Formats a table: columns as wide as their widest cell, the first left-aligned, the others
+/// right-aligned.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |i: usize| {
@@ -122,7 +123,8 @@ fn table(rows: &[Vec<String>]) -> String {
     out
 }
 
-/// Prose in lines of at most [`WIDTH`] characters; later lines are indented as far as `lead` reaches.
+/// Wraps prose to lines of at most [`WIDTH`] characters; later lines are indented by the width of
+/// `lead`.
 fn wrapped(text: &str, lead: &str) -> String {
     let indent = " ".repeat(lead.chars().count());
     let mut out = String::new();

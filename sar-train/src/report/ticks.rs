@@ -1,11 +1,11 @@
-//! Where an axis has its ticks, and how they are labelled.
+//! Ticks of an axis and their labels.
 
-/// A span below this share of its numbers is their rounding.
+/// Values whose relative span is below this differ only by rounding.
 const FLAT: f64 = 1e-12;
-/// What a step that is 1, 2 or 5 times a power of ten may be above it by rounding.
+/// Relative rounding by which a step of 1, 2 or 5 times a power of ten may exceed that.
 const ROUNDING: f64 = 1e-9;
 
-/// A number line of a chart, linear or logarithmic.
+/// A number axis of a chart, linear or logarithmic.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Axis {
     low: f64,
@@ -15,10 +15,11 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// An axis over the range of `values` with about `count` ticks at round numbers.
+    /// Creates an axis over the range of `values` with about `count` ticks at round numbers.
     ///
-    /// `log` takes effect only where all values are positive and span at least a factor of 3: less
-    /// needs no logarithm, and has none of its ticks. None where there are no values.
+    /// `log` takes effect only if all values are positive and span at least a factor of 3: a
+    /// smaller range needs no logarithm, and would have too few of its ticks. Returns `None` if
+    /// there are no values.
     pub(super) fn over(
         values: impl Iterator<Item = f64>,
         count: usize,
@@ -38,10 +39,10 @@ impl Axis {
             return Some(Self { low: low / 1.1, high: high * 1.1, log: true, ticks });
         }
         if low == 0.0 && high == 0.0 {
-            // Counts, parts and rates are not below nothing.
+            // Counts, shares and rates are not negative.
             high = 1.0;
         }
-        // One value only, or values whose difference is rounding: an axis around them.
+        // For a single value, or values that differ only by rounding, the axis extends around them.
         let span = high - low;
         let margin = if span > FLAT * low.abs().max(high.abs()) {
             if pad { 0.06 * span } else { 0.0 }
@@ -56,7 +57,7 @@ impl Axis {
         Some(Self { low, high, log: false, ticks })
     }
 
-    /// Where a value lies, 0 at the low end and 1 at the high end.
+    /// Returns the position of a value: 0 at the low end, 1 at the high end.
     pub(super) fn place(&self, value: f64) -> f64 {
         if self.log {
             (value / self.low).ln() / (self.high / self.low).ln()
@@ -65,7 +66,7 @@ impl Axis {
         }
     }
 
-    /// Values and labels of the ticks.
+    /// Returns values and labels of the ticks.
     pub(super) fn ticks(&self) -> impl Iterator<Item = (f64, String)> + '_ {
         let gap = match self.ticks[..] {
             [first, second, ..] if !self.log => second - first,
@@ -80,7 +81,7 @@ impl Axis {
     }
 }
 
-/// The next 1, 2 or 5 times a power of ten.
+/// Returns the next 1, 2 or 5 times a power of ten.
 fn nice(step: f64) -> f64 {
     let power = 10f64.powf(step.log10().floor());
     let factor = match step / power {
@@ -92,7 +93,7 @@ fn nice(step: f64) -> f64 {
     factor * power
 }
 
-/// Powers of ten, with 2 and 5 times them where there are few.
+/// Returns the powers of ten in a range, and 2 and 5 times them if there are few.
 fn log_ticks(low: f64, high: f64) -> Vec<f64> {
     let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
     let factors: &[f64] = if (high / low).log10() < 3.0 { &[1.0, 2.0, 5.0] } else { &[1.0] };
@@ -100,12 +101,13 @@ fn log_ticks(low: f64, high: f64) -> Vec<f64> {
         .flat_map(|d| factors.iter().map(move |f| f * 10f64.powi(d)))
         .filter(|t| (low / 1.1..=high * 1.1).contains(t))
         .collect();
-    // Many decades: keep at most eight labels.
+    // With many decades, at most eight labels are kept.
     let every = all.len().div_ceil(8).max(1);
     all.into_iter().step_by(every).collect()
 }
 
-/// `0.25`, `4k`, `1e-4`: as many digits as the gap between ticks needs.
+/// Formats a tick's label, `0.25`, `4k`, `1e-4`, with as many digits as the gap between ticks
+/// needs.
 pub(super) fn label(value: f64, gap: f64) -> String {
     let size = value.abs();
     if size < gap.abs() * 1e-6 || value == 0.0 {
@@ -149,7 +151,7 @@ mod tests {
             ["1e−5", "2e−5", "5e−5", "1e−4", "2e−4", "5e−4", "0.001"]
         );
         assert_eq!(labels(&[1.0, 1e6], true).len(), 7);
-        // Of one value alone: around it, and what is nothing has no less.
+        // The axis extends around a single value, but not below 0 if that value is 0.
         assert_eq!(labels(&[0.5], false), ["0.48", "0.49", "0.5", "0.51", "0.52"]);
         assert_eq!(labels(&[0.0, 0.0], false), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
     }

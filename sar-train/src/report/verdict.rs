@@ -1,14 +1,14 @@
 //! Says which arm is better, whichever it is.
 //!
-//! A difference counts as clear where the 95 % interval of the difference of the two means over
-//! sampling seeds leaves out 0 (Welch's t, which does not take the arms for equally spread). The
+//! A difference counts as clear if the 95 % interval of the difference of the two means over
+//! sampling seeds excludes 0 (Welch's t, which does not assume equal variances of the arms). The
 //! interval says nothing about other training seeds, and the text says so.
 
 use super::summary::{Arm, ArmRole, Summary, Verdict};
 use crate::eval::SweepPoint;
 use crate::metrics::Measured;
 
-/// How one arm stands against another.
+/// How one arm compares with another.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Standing {
     /// Lower by more than the interval.
@@ -17,20 +17,22 @@ pub enum Standing {
     Worse,
     /// Within the interval.
     NoClearDifference,
-    /// Measured once each, so that no spread is known.
+    /// Either was measured only once, so that no spread is known.
     SpreadUnknown,
 }
 
-/// 97.5 % quantiles of Student's t by degrees of freedom, from 1; with more it is smaller by less than 0.09.
+/// 97.5 % quantiles of Student's t by degrees of freedom, from 1; beyond the table they decrease by
+/// less than 0.09.
 const STUDENT: [f64; 30] = [
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160,
     2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056,
     2.052, 2.048, 2.045, 2.042,
 ];
 
-/// Half of the 95 % interval of the difference of two means by Welch's t; none where either was measured once.
+/// Returns half of the 95 % interval of the difference of two means by Welch's t; `None` if either
+/// was measured once.
 fn interval(a: &Measured, b: &Measured) -> Option<f64> {
-    // Squared standard error of a mean, and the degrees of freedom it is known by.
+    // Squared standard error of a mean, and its degrees of freedom.
     let of = |m: &Measured| {
         let (spread, count) = (m.spread?, m.values.len() as f64);
         (count > 1.0).then(|| (spread * spread / count, count - 1.0))
@@ -44,8 +46,8 @@ fn interval(a: &Measured, b: &Measured) -> Option<f64> {
     Some(student(freedom) * error.sqrt())
 }
 
-/// The quantile for degrees of freedom between those of the table: linear in their inverse, of which it is a convex
-/// function, so that an interval is never too narrow.
+/// Interpolates the quantile between the degrees of freedom of the table, linearly in their
+/// inverse. It is a convex function of that, so an interval is never too narrow.
 fn student(freedom: f64) -> f64 {
     let freedom = freedom.clamp(1.0, STUDENT.len() as f64);
     let below = (freedom as usize).min(STUDENT.len() - 1);
@@ -54,7 +56,8 @@ fn student(freedom: f64) -> f64 {
     STUDENT[below - 1] + part * (STUDENT[below] - STUDENT[below - 1])
 }
 
-/// Difference `a − b` of two Fréchet distances, half of its 95 % interval, and how a stands; lower is better.
+/// Returns the difference `a − b` of two Fréchet distances, half of its 95 % interval, and how a
+/// stands; lower is better.
 pub fn compare(a: &Measured, b: &Measured) -> (f64, Option<f64>, Standing) {
     let difference = a.mean - b.mean;
     let Some(spread) = interval(a, b) else {
@@ -70,9 +73,9 @@ pub fn compare(a: &Measured, b: &Measured) -> (f64, Option<f64>, Standing) {
     (difference, Some(spread), standing)
 }
 
-/// The verdict on the refined arm against the control arm of a summary.
+/// Returns the verdict on the refined arm compared with the control arm of a summary.
 ///
-/// Where either is missing or was not measured, the text says that there is no verdict, and why.
+/// If either is missing or was not measured, the text says that there is no verdict, and why.
 pub fn verdict(summary: &Summary) -> Verdict {
     let find = |role| summary.arms.iter().find(|a| a.role == role);
     let (Some(control), Some(refined)) = (find(ArmRole::Control), find(ArmRole::Refined)) else {
@@ -143,7 +146,7 @@ fn at_best(control: &Arm, c: &SweepPoint, refined: &Arm, r: &SweepPoint) -> Stri
     format!("At its best guidance {}; {}.", one(refined, r), one(control, c))
 }
 
-/// Sorts the guidance values that both arms were measured at by who is better there.
+/// Groups the guidance values at which both arms were measured by which arm is better there.
 fn at_equal_guidance(control: &Arm, refined: &Arm) -> String {
     let (mut better, mut worse, mut same, mut unknown) = (vec![], vec![], vec![], vec![]);
     for r in &refined.sweep {
@@ -185,7 +188,7 @@ fn at_equal_guidance(control: &Arm, refined: &Arm) -> String {
     )
 }
 
-/// Says where a best guidance lies at the edge of the sweep: the true best may lie outside.
+/// Says so if the best guidance is at the edge of the sweep, since the true best may lie outside.
 fn at_edge(arm: &Arm, best: &SweepPoint) -> Option<String> {
     let first = arm.sweep.first()?.guidance;
     let last = arm.sweep.last()?.guidance;
@@ -211,17 +214,17 @@ fn heldout(control: &Arm, refined: &Arm) -> Option<String> {
     ))
 }
 
-/// A number as it is, with a minus sign.
+/// Formats a number unrounded, with a minus sign.
 fn plain(value: f64) -> String {
     value.to_string().replace('-', "−")
 }
 
-/// `−2.20`.
+/// Formats a difference: `−2.20`.
 fn signed(difference: f64) -> String {
     format!("{difference:+.2}").replace('-', "−")
 }
 
-/// `−3.1 %`; "equal" where it rounds to nothing.
+/// Formats a relative difference: `−3.1 %`; "equal" if it rounds to zero.
 fn relative(difference: f64, of: f64) -> String {
     let percent = 100.0 * difference / of;
     match percent {
@@ -276,10 +279,11 @@ mod tests {
     #[test]
     fn the_interval_is_welchs() {
         let of = |values: &[f64]| Measured::of(values.to_vec()).unwrap();
-        // Spreads 1 and 3 of three each: √(10/3) by (1/3+3)²/((1/9+9)/2) = 2.44 degrees of freedom.
+        // Spreads 1 and 3 of three values each: √(10/3), with (1/3+3)²/((1/9+9)/2) = 2.44 degrees
+        // of freedom.
         let (wide, narrow) = (of(&[7.0, 10.0, 13.0]), of(&[1.0, 2.0, 3.0]));
         let half = interval(&narrow, &wide).unwrap();
-        // The quantile of 2.44 degrees is 3.66; between 4.303 of two and 3.182 of three.
+        // The quantile for 2.44 degrees is 3.66, between 4.303 for two and 3.182 for three.
         let quantile = half / (10.0f64 / 3.0).sqrt();
         assert!((3.66..3.75).contains(&quantile), "{quantile}");
         assert_eq!(
@@ -289,7 +293,8 @@ mod tests {
         assert!((student(4.0 - 1e-15) - 2.776).abs() < 1e-9);
         assert_eq!(interval(&of(&[1.0, 1.0]), &of(&[2.0, 2.0])), Some(0.0));
         assert_eq!(interval(&of(&[1.0]), &narrow), None);
-        // A difference of more than the spread of one draw, and yet by chance once in six.
+        // A difference larger than the spread of one draw, which still occurs by chance once in six
+        // times.
         assert_eq!(
             compare(&of(&[1.0, 2.0, 3.0]), &of(&[2.5, 3.5, 4.5])).2,
             Standing::NoClearDifference

@@ -1,4 +1,4 @@
-//! How a run's folder begins, and what is taken away where it came to nothing.
+//! How a run's folder is created, and removed again if the run came to nothing.
 
 use super::folder::{
     CLASSES, COMPUTED, EVENTS, HELD_OUT, IMAGES, LATENTS, LOG, RUN_TOKENIZER, SAMPLES, TRAINED_ON,
@@ -15,10 +15,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 impl RunFolder {
-    /// Makes the folder of a new run and writes its resolved configuration there.
+    /// Creates the folder of a new run and writes its resolved configuration there.
     ///
     /// # Errors
-    /// The folder holds something, is in use, or cannot be written.
+    /// The folder is not empty, is in use, or cannot be written.
     pub fn create(path: &Path, config: &Config) -> Result<Self, RunError> {
         if path.is_file() {
             return Err(RunError::NotAFolder { path: path.to_owned() });
@@ -28,7 +28,8 @@ impl RunFolder {
         fs::create_dir_all(path).map_err(RunError::write(path))?;
         let at = path.join(LOCK);
         let locked_before = at.exists();
-        // Who is in the folder is more to the point than that it is not empty.
+        // That another process uses the folder is more important to report than that it is not
+        // empty.
         let mut run = Self::lock(path)?;
         run.made = made;
         if locked_before {
@@ -38,11 +39,12 @@ impl RunFolder {
             let name = entry.map_err(RunError::read(path))?.file_name();
             if name != LOCK {
                 if !locked_before {
-                    // What is no run's stays none. Where it cannot be removed, an empty lock is no harm.
+                    // A folder that was not a run's is left as it was. If the lock cannot be
+                    // removed, an empty one does no harm.
                     let _ = fs::remove_file(&at);
                 }
                 let found = name.to_string_lossy().into_owned();
-                // What cannot be looked at may be one.
+                // If the folder cannot be read, there may be a checkpoint in it.
                 let saved = any_in(&run.checkpoints_folder()).unwrap_or(true);
                 return Err(RunError::NotEmpty { path: path.to_owned(), found, saved });
             }
@@ -50,7 +52,8 @@ impl RunFolder {
         match run.begin(config) {
             Ok(()) => {
                 for folder in run.made.iter().map(|made| folder_of(made)) {
-                    // A run in a folder whose name is lost with the power is lost.
+                    // If the new folder's name were lost in a power failure, so would be the run in
+                    // it.
                     let _ = sync_folder(folder);
                 }
                 Ok(run)
@@ -62,9 +65,10 @@ impl RunFolder {
         }
     }
 
-    /// Takes the place of a start that was killed before it had anything to go on with, and leaves all else.
+    /// Cleans up after a start that was killed before it saved anything, and leaves everything
+    /// else.
     fn take_over(&self) -> Result<(), RunError> {
-        // What it was about to write when it was killed.
+        // Temporary files that were being written when it was killed.
         remove_left_behind(self.path());
         let checkpoints = self.checkpoints_folder();
         if !checkpoints.is_symlink() && checkpoints.is_dir() {
@@ -80,7 +84,7 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Writes what every run has from its beginning.
+    /// Writes what every run has from the beginning.
     fn begin(&self, config: &Config) -> Result<(), RunError> {
         self.write(CONFIG, config.to_toml()?.as_bytes())?;
         for folder in [self.samples(), self.checkpoints_folder()] {
@@ -89,27 +93,28 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Takes away what the start of a run has written where it failed before a checkpoint or a picture was saved,
-    /// and the folders that were made for it; nothing where somebody has put something there, or where that cannot
-    /// be told.
+    /// Removes what the start of a run has written if it failed before a checkpoint or a picture
+    /// was saved, and the folders that were created for it. Does nothing if there are other files
+    /// in the folder, or if that cannot be determined.
     pub fn discard(mut self) {
-        // Read before anything is removed.
+        // Determined before anything is removed.
         let Some((files, events)) = self.only_begun() else { return };
-        // As far as it goes: the error that ended the run is the one to tell.
+        // Best effort: the error that ended the run is the one to report.
         for file in files.into_iter().chain(events) {
             let _ = fs::remove_file(file);
         }
         for folder in [self.path().join(EVENTS), self.samples(), self.checkpoints_folder()] {
             let _ = fs::remove_dir(folder);
         }
-        // Last: until then the place is not another's.
+        // The lock goes last, because until then no other process can take the folder.
         let _ = fs::remove_file(self.path().join(LOCK));
         for folder in std::mem::take(&mut self.made) {
             let _ = fs::remove_dir(folder);
         }
     }
 
-    /// The files of a run that has only begun, and its curves; `None` where there is anything else.
+    /// Returns the files of a run that has only begun, and its curves; `None` if there is anything
+    /// else.
     fn only_begun(&self) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
         const FILES: [&str; 10] = [
             CONFIG,
@@ -126,7 +131,7 @@ impl RunFolder {
         const OTHERS: [&str; 4] = [LOCK, EVENTS, SAMPLES, CHECKPOINTS];
         let within = |folder: &Path| match fs::symlink_metadata(folder) {
             Err(e) if e.kind() == ErrorKind::NotFound => Some(Vec::new()),
-            // A link leads to what is somebody's, also where that cannot be looked at now.
+            // A link leads to a folder of somebody else's, even if that cannot be read now.
             Ok(found) if found.is_dir() => inside(folder).ok(),
             _ => None,
         };
@@ -143,7 +148,7 @@ impl RunFolder {
     }
 }
 
-/// Names of what is in a folder.
+/// Returns the names of a folder's entries.
 fn inside(folder: &Path) -> std::io::Result<Vec<OsString>> {
     fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name())).collect()
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with a run's folder.
+//! Errors of run folders.
 
 use std::path::PathBuf;
 
@@ -14,10 +14,10 @@ pub enum RunError {
     InUse {
         /// The folder.
         path: PathBuf,
-        /// The process, as far as it is known.
+        /// The other process, as far as it is known.
         holder: String,
     },
-    /// A new run in a folder that holds something.
+    /// The folder of a new run is not empty.
     #[error(
         "{} is not empty ({found} is in it); {}remove it, or choose another --out", path.display(),
         if *saved { "continue the run there with --resume, " } else { "" }
@@ -25,18 +25,18 @@ pub enum RunError {
     NotEmpty {
         /// The folder.
         path: PathBuf,
-        /// One of the things in it.
+        /// One of its entries.
         found: String,
-        /// Whether it has a checkpoint that a run can go on from.
+        /// Whether it has a checkpoint that a run can continue from.
         saved: bool,
     },
-    /// Not a folder at all.
+    /// The path is a file.
     #[error("{} is a file, expected a folder; choose another --out", path.display())]
     NotAFolder {
         /// The file.
         path: PathBuf,
     },
-    /// Nothing to continue.
+    /// There is no run to continue.
     #[error(
         "{} is not a run folder: it has no config.toml; check --out, or start anew without --resume",
         path.display()
@@ -53,7 +53,7 @@ pub enum RunError {
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -65,16 +65,16 @@ pub enum RunError {
     Write {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
-    /// A record that JSON cannot hold.
+    /// A record cannot be written as JSON.
     #[error("{}: a record cannot be written as JSON: {reason}", path.display())]
     Record {
         /// The log.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         reason: String,
     },
 }

@@ -1,4 +1,4 @@
-//! The folder of a run, and the lock that keeps it to one process.
+//! The folder of a run, and the lock that reserves it for one process.
 
 use super::{Log, RunError, TensorBoard};
 use crate::checkpoint::{CheckpointError, Checkpoints};
@@ -19,26 +19,26 @@ pub(super) const COMPUTED: &str = "computed.txt";
 pub(super) const LOG: &str = "log.jsonl";
 pub(super) const EVENTS: &str = "tensorboard";
 pub(super) const SAMPLES: &str = "samples";
-/// The tokenizer that a generator's run keeps, so that it is whole on its own.
+/// The tokenizer's file in a generator's run, which makes the run self-contained.
 pub(crate) const RUN_TOKENIZER: &str = "tokenizer.safetensors";
 
-/// A run folder that this process alone may write to, until this is dropped.
+/// A run folder that only this process may write to until this is dropped.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
-    /// The system releases the lock with the file, also when the process is killed.
+    /// The system releases the lock when the file is closed, even if the process is killed.
     lock: File,
-    /// Whether the file system has no locks.
+    /// Whether the file system does not support locks.
     unlocked: bool,
-    /// Folders that were made for it, the innermost first.
+    /// Folders that were created for it, innermost first.
     pub(super) made: Vec<PathBuf>,
 }
 
 impl RunFolder {
-    /// Opens the folder of a run to continue it, with the configuration it had.
+    /// Opens the folder of a run to continue it, with the run's configuration.
     ///
     /// # Errors
-    /// Not a run folder, in use, or an unusable configuration.
+    /// It is not a run folder, is in use, or has an unusable configuration.
     pub fn open_for_resume(path: &Path) -> Result<(Self, Config), RunError> {
         let config = path.join(CONFIG);
         if !config.is_file() {
@@ -66,14 +66,15 @@ impl RunFolder {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
-                // The name of the holder is a courtesy: without it the message still stands.
+                // The name of the holder is optional: the message is also useful without it.
                 if file.read_to_string(&mut holder).is_err() || holder.trim().is_empty() {
                     holder = "another process".to_owned();
                 }
                 let holder = holder.trim().to_owned();
                 return Err(RunError::InUse { path: path.to_owned(), holder });
             }
-            // Some network file systems have no locks: training there is better than none.
+            // Some network file systems have no locks: training without one is better than not
+            // training.
             Err(TryLockError::Error(e)) if has_no_locks(&e) => unlocked = true,
             Err(TryLockError::Error(e)) => return Err(RunError::write(at)(e)),
         }
@@ -85,43 +86,45 @@ impl RunFolder {
         Ok(Self { path: path.to_owned(), lock: file, unlocked, made: Vec::new() })
     }
 
-    /// Whether the file system has no locks, so that nothing keeps another process from the folder.
+    /// Whether the file system has no locks, so that nothing keeps another process out of the
+    /// folder.
     pub fn is_unlocked(&self) -> bool {
         self.unlocked
     }
 
-    /// The folder.
+    /// Returns the path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where pictures go.
+    /// Returns the folder for pictures.
     pub fn samples(&self) -> PathBuf {
         self.path.join(SAMPLES)
     }
 
-    /// Where checkpoints lie.
+    /// Returns the folder of the checkpoints.
     pub fn checkpoints_folder(&self) -> PathBuf {
         self.path.join(CHECKPOINTS)
     }
 
-    /// The run's checkpoints, of which the last `keep` stay.
+    /// Opens the run's checkpoints, of which the last `keep` are kept.
     ///
     /// # Errors
-    /// The folder cannot be made or read.
+    /// The folder cannot be created or read.
     pub fn checkpoints(&self, keep: usize) -> Result<Checkpoints, CheckpointError> {
         Checkpoints::open(&self.checkpoints_folder(), keep)
     }
 
-    /// The log of a run that has reached `step`: later records, of work that is done again, go.
+    /// Opens the log of a run that has reached `step`; records of later steps, which will be
+    /// repeated, are removed.
     ///
     /// # Errors
-    /// It cannot be read or written.
+    /// The log cannot be read or written.
     pub fn log(&self, step: u64) -> Result<Log, RunError> {
         Log::open(&self.path.join(LOG), step)
     }
 
-    /// The TensorBoard events of a run that has reached `step`.
+    /// Opens the TensorBoard events of a run that has reached `step`.
     ///
     /// # Errors
     /// They cannot be written.
@@ -129,8 +132,8 @@ impl RunFolder {
         TensorBoard::open(&self.path.join(EVENTS), step)
     }
 
-    /// Writes a file of the folder so that it is there whole or not at all; folders on the way are
-    /// made.
+    /// Writes a file of the folder so that it exists completely or not at all; missing parent
+    /// folders are created.
     ///
     /// # Errors
     /// [`RunError::Write`].
@@ -143,7 +146,8 @@ impl RunFolder {
         Ok(path)
     }
 
-    /// Keeps what the run's images were when it began; says what they were where that has changed.
+    /// Records the number of the run's images when it begins; returns the recorded text if it
+    /// differs from `now`.
     ///
     /// # Errors
     /// [`RunError::Read`], [`RunError::Write`].
@@ -151,7 +155,8 @@ impl RunFolder {
         self.other(IMAGES, now)
     }
 
-    /// Keeps which images the run holds out when it begins; says which those were where they have changed.
+    /// Records which images the run holds out when it begins; returns the recorded text if it
+    /// differs from `now`.
     ///
     /// # Errors
     /// [`RunError::Read`], [`RunError::Write`].
@@ -159,7 +164,8 @@ impl RunFolder {
         self.other(HELD_OUT, now)
     }
 
-    /// Keeps which images the run trains on when it begins; says which those were where they have changed.
+    /// Records which images the run trains on when it begins; returns the recorded text if it
+    /// differs from `now`.
     ///
     /// # Errors
     /// [`RunError::Read`], [`RunError::Write`].
@@ -167,8 +173,8 @@ impl RunFolder {
         self.other(TRAINED_ON, now)
     }
 
-    /// Keeps what the run trains on when it begins, its images or latents of them; says what it was where that
-    /// has changed.
+    /// Records whether the run trains on its images or on latents of them when it begins; returns
+    /// the recorded text if it differs from `now`.
     ///
     /// # Errors
     /// [`RunError::Read`], [`RunError::Write`].
@@ -176,8 +182,8 @@ impl RunFolder {
         self.other(LATENTS, now)
     }
 
-    /// Keeps what computes the run when it begins, backend and type of numbers; says what did where that has
-    /// changed.
+    /// Records backend and number type of the run when it begins; returns the recorded text if it
+    /// differs from `now`.
     ///
     /// # Errors
     /// [`RunError::Read`], [`RunError::Write`].
@@ -185,8 +191,8 @@ impl RunFolder {
         self.other(COMPUTED, now)
     }
 
-    /// Keeps a line in a file of the run that is not there yet; says what one says that is there, where it is
-    /// not the same.
+    /// Writes a line to a file of the run unless the file exists; returns the line in an existing
+    /// file if it differs.
     fn other(&self, file: &str, now: &str) -> Result<Option<String>, RunError> {
         match line_of(&self.path.join(file))? {
             Some(before) => Ok((before != now).then_some(before)),
@@ -194,8 +200,8 @@ impl RunFolder {
         }
     }
 
-    /// Keeps the names of the run's classes, in the order of their labels, when it begins; says what they
-    /// were where that has changed.
+    /// Records the names of the run's classes, in the order of their labels, when it begins;
+    /// returns the recorded names if they differ from `now`.
     ///
     /// # Errors
     /// [`RunError::Read`], [`RunError::Write`].
@@ -210,7 +216,7 @@ impl RunFolder {
         }
     }
 
-    /// Writes the configuration that the run goes on with in the place of the one it had.
+    /// Replaces the stored configuration by the one that the run continues with.
     ///
     /// # Errors
     /// [`RunError::Write`].
@@ -218,7 +224,7 @@ impl RunFolder {
         self.write(CONFIG, config.to_toml()?.as_bytes()).map(drop)
     }
 
-    /// Writes a picture as PNG, as [`RunFolder::write`].
+    /// Writes a picture as PNG, like [`RunFolder::write`].
     ///
     /// # Errors
     /// [`RunError::Write`].
@@ -228,15 +234,16 @@ impl RunFolder {
     }
 }
 
-/// Whether a lock failed because there are none.
+/// Whether locking failed because locks are not supported.
 fn has_no_locks(error: &std::io::Error) -> bool {
-    // "No locks available", of NFS without its lock service.
+    // "No locks available", from NFS without its lock service.
     const ENOLCK: i32 = 37;
     error.kind() == std::io::ErrorKind::Unsupported
         || cfg!(target_os = "linux") && error.raw_os_error() == Some(ENOLCK)
 }
 
-/// This process, as another one that finds it in the folder is told: on a cluster a number alone says little.
+/// Describes this process to another one that finds the folder locked; on a cluster a number alone
+/// says little.
 fn this_process() -> String {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let job = std::env::var("SLURM_JOB_ID").ok();
@@ -245,7 +252,7 @@ fn this_process() -> String {
     format!("process {}{on}{of}", std::process::id())
 }
 
-/// What the images of the run in a folder were when it began, where it kept that.
+/// Returns the description of the run's images from when it began, if recorded.
 ///
 /// # Errors
 /// [`RunError::Read`].
@@ -253,7 +260,7 @@ pub fn images_of(run: &Path) -> Result<Option<String>, RunError> {
     line_of(&run.join(IMAGES))
 }
 
-/// Which images the run in a folder held out when it began, where it kept that.
+/// Returns which images the run held out when it began, if recorded.
 ///
 /// # Errors
 /// [`RunError::Read`].
@@ -261,7 +268,7 @@ pub fn held_out_of(run: &Path) -> Result<Option<String>, RunError> {
     line_of(&run.join(HELD_OUT))
 }
 
-/// What a file of a run says, where it is there.
+/// Returns the content of a file of a run, if it exists.
 fn line_of(path: &Path) -> Result<Option<String>, RunError> {
     match path.is_file() {
         true => fs::read_to_string(path).map(Some).map_err(RunError::read(path)),
@@ -269,7 +276,7 @@ fn line_of(path: &Path) -> Result<Option<String>, RunError> {
     }
 }
 
-/// Names of the classes of the run in a folder, in the order of their labels, where it kept them.
+/// Returns the names of the run's classes in the order of their labels, if recorded.
 ///
 /// # Errors
 /// [`RunError::Read`].

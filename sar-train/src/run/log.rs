@@ -9,7 +9,7 @@ use std::io::{BufRead as _, BufReader, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// An append-only log. Every record is on its way to the disk when [`Log::record`] returns.
+/// An append-only log. Every record has been handed to the system when [`Log::record`] returns.
 #[derive(Debug)]
 pub struct Log {
     path: PathBuf,
@@ -20,10 +20,10 @@ impl Log {
     /// Opens the log of a run that has reached `step`.
     ///
     /// Records of later steps are removed, and so is a last line that a killed process left
-    /// unfinished: curves have no duplicates and no gaps.
+    /// unfinished, so that curves have no duplicates and no gaps.
     ///
     /// # Errors
-    /// It cannot be read or written.
+    /// The log cannot be read or written.
     pub fn open(path: &Path, step: u64) -> Result<Self, RunError> {
         match File::open(path) {
             Ok(file) => keep_until(path, file, step)?,
@@ -34,11 +34,11 @@ impl Log {
         Ok(Self { path: path.to_owned(), file: file.map_err(RunError::write(path))? })
     }
 
-    /// Appends `values`, which must serialise as an object, with `step`, `kind` (`train`, `eval`, …) and `time` (seconds
-    /// since 1970) before them. Numbers that are not finite become `null`.
+    /// Appends `values`, which must serialise as an object, preceded by `step`, `kind` (`train`,
+    /// `eval`, …) and `time` (seconds since 1970). Numbers that are not finite become `null`.
     ///
     /// # Errors
-    /// [`RunError::Record`] for values that are no object, [`RunError::Write`].
+    /// [`RunError::Record`] if the values are not an object, [`RunError::Write`].
     pub fn record(
         &mut self,
         step: u64,
@@ -58,11 +58,11 @@ impl Log {
         record.extend(fields);
         let mut line = Value::Object(record).to_string();
         line.push('\n');
-        // One write per record: readers and a killed process see whole lines.
+        // One write per record: other readers see whole lines, also after the process is killed.
         self.file.write_all(line.as_bytes()).map_err(RunError::write(&self.path))
     }
 
-    /// Whether the log at a path, if there is one, has no record of a step that was trained.
+    /// Whether the log at a path contains no record of a training step, or does not exist.
     pub(super) fn has_only_begun(path: &Path) -> bool {
         let of_start = |line: &[u8]| {
             let record = serde_json::from_slice::<Value>(line);
@@ -77,15 +77,15 @@ impl Log {
     /// Whether there is a record of a kind at a step.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The log cannot be read.
     pub fn has(&self, step: u64, kind: &str) -> Result<bool, RunError> {
         Ok(self.records(kind)?.iter().any(|record| record["step"] == step))
     }
 
-    /// Step and value of a key of all records of a kind, in their order.
+    /// Returns step and value of a key in all records of a kind, in order.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The log cannot be read.
     pub fn values(&self, kind: &str, key: &str) -> Result<Vec<(u64, f64)>, RunError> {
         let value = |record: &Value| Some((record["step"].as_u64()?, record[key].as_f64()?));
         Ok(self.records(kind)?.iter().filter_map(value).collect())

@@ -3,36 +3,40 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Most memory this process has held at once, as far as it was asked for; `None` where the system does not say.
+/// Returns the peak memory of this process, as far as it was queried; `None` if the system does not
+/// report it.
 pub fn peak() -> Option<u64> {
-    // The system counts loosely: what it says later may be some pages less.
+    // The system's counts are inexact: a later one may be some pages lower.
     static HIGHEST: AtomicU64 = AtomicU64::new(0);
     let peak = kilobytes("/proc/self/status", "VmHWM:")?;
     Some(HIGHEST.fetch_max(peak, Ordering::Relaxed).max(peak))
 }
 
-/// Memory that this process may have: of the machine, or what a job or container is limited to.
+/// Returns the memory that this process may use: that of the machine, or the limit of its job or
+/// container.
 pub fn total() -> Option<u64> {
     let machine = kilobytes("/proc/meminfo", "MemTotal:")?;
     Some(limit().map_or(machine, |limit| limit.min(machine)))
 }
 
-/// Memory that can still be had without swapping: of the machine, or of what this process is limited to and has not
-/// taken itself.
+/// Returns the memory that is available without swapping: that of the machine, or what is left of
+/// this process's limit.
 pub fn available() -> Option<u64> {
     let machine = kilobytes("/proc/meminfo", "MemAvailable:")?;
     let own = kilobytes("/proc/self/status", "VmRSS:").unwrap_or(0);
     Some(limit().map_or(machine, |limit| limit.saturating_sub(own).min(machine)))
 }
 
-/// The least limit of the control groups that this process is in, where one is below the machine's memory.
+/// Returns the smallest limit of this process's control groups, if it is below the machine's
+/// memory.
 pub fn limit() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let machine = kilobytes("/proc/meminfo", "MemTotal:")?;
     limit_of(&groups, Path::new("/sys/fs/cgroup")).filter(|limit| *limit < machine)
 }
 
-/// The least limit of the groups of a `/proc/PID/cgroup` and of all above them, of the versions 1 and 2.
+/// Returns the smallest limit of the groups in a `/proc/PID/cgroup` and all their parents, in
+/// versions 1 and 2.
 fn limit_of(groups: &str, root: &Path) -> Option<u64> {
     let limits = groups.lines().filter_map(|line| {
         let (_, rest) = line.split_once(':')?;
@@ -45,7 +49,8 @@ fn limit_of(groups: &str, root: &Path) -> Option<u64> {
             _ => return None,
         };
         let path = Path::new(path.trim_start_matches('/'));
-        // In a container the path may be that outside of it: then the root's is its own.
+        // In a container the path may be the one outside of it; then the limit of the root is its
+        // own.
         let above = path.ancestors().filter_map(|group| {
             let text = std::fs::read_to_string(root.join(group).join(file)).ok()?;
             text.trim().parse::<u64>().ok()
@@ -55,7 +60,7 @@ fn limit_of(groups: &str, root: &Path) -> Option<u64> {
     limits.min()
 }
 
-/// Bytes for people: `1.5 GiB`.
+/// Formats a number of bytes for people: `1.5 GiB`.
 pub fn text(bytes: u64) -> String {
     const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
     let mut value = bytes as f64;

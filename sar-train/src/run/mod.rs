@@ -1,21 +1,21 @@
 //! A run: its folder, its logs, its progress, and how it stops.
 //!
 //! ```text
-//! config.toml      what the run resolved to
+//! config.toml      the resolved configuration
 //! classes.json     names of the classes, in the order of their labels
 //! images.txt       how many images there were
 //! held-out.txt     which of them are held out
 //! trained-on.txt   which are trained on
-//! started.json     the weights that the run started from, where they were not new
-//! computed.txt     by which backend, in which type of numbers
+//! started.json     the weights that the run started from, if they were not new
+//! computed.txt     the backend and type of numbers that compute it
 //! tokenizer.safetensors  the tokenizer of a generator's run
-//! latents.txt      whether the run trains on them or on latents of them
+//! latents.txt      whether the run trains on its images or on latents of them
 //! log.jsonl        one object per record, `step` in each
-//! tensorboard/     its numbers as TensorBoard events, and sample grids
+//! tensorboard/     the log's numbers as TensorBoard events, and sample grids
 //! samples/         PNGs
 //! checkpoints/     step-N, see [`crate::checkpoint`]
-//! eval.json        what `sar eval` measured; the demo's: summary.json
-//! report.html      of `sar report`
+//! eval.json        results of `sar eval`; those of the demo: summary.json
+//! report.html      the page of `sar report`
 //! run.lock         held while a process writes to the folder
 //! ```
 
@@ -41,7 +41,8 @@ pub(crate) use progress::{duration, rate};
 pub use signals::{Interrupt, Interrupted, survive_file_limits};
 pub use tensorboard::TensorBoard;
 
-/// Name of the numbers that `sar eval` leaves in a run folder, where `sar report` looks for them.
+/// Name of the file of results that `sar eval` writes to a run folder, where `sar report` looks for
+/// it.
 pub const EVAL_FILE: &str = "eval.json";
 
 #[cfg(test)]

@@ -1,19 +1,19 @@
-//! What to do about a loss or gradient that is not a finite number.
+//! Handling of losses and gradients that are not finite.
 
 use serde::{Deserialize, Serialize};
 
-/// Counts skipped steps and gives up after a few in a row. Part of the state of a run.
+/// Counts skipped steps and gives up after too many in a row. Part of the state of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NonFinite {
-    /// Steps skipped so far.
+    /// Number of steps skipped so far.
     pub skipped: u64,
-    /// Steps skipped since the last finite one.
+    /// Number of steps skipped since the last finite one.
     pub in_a_row: u32,
-    /// How many in a row end the run.
+    /// Number of skipped steps in a row that ends the run.
     pub limit: u32,
 }
 
-/// Too many steps in a row whose loss or gradient was not finite.
+/// Too many steps in a row with a loss or gradient that is not finite.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "step {step}: loss or gradient was not finite {in_a_row} steps in a row; the weights are those \
@@ -24,20 +24,21 @@ pub struct NonFinite {
 pub struct NonFiniteError {
     /// The step at which the run gave up.
     pub step: u64,
-    /// How many in a row.
+    /// Number of such steps in a row.
     pub in_a_row: u32,
 }
 
 impl NonFinite {
-    /// Nothing skipped yet; `limit` in a row are too many (`train.non_finite_limit`).
+    /// Creates a counter with nothing skipped yet; `limit` steps in a row are too many
+    /// (`train.non_finite_limit`).
     pub fn new(limit: u32) -> Self {
         Self { skipped: 0, in_a_row: 0, limit }
     }
 
-    /// Notes whether a step was finite; `true` where it was skipped.
+    /// Records whether a step was finite; returns `true` if it was skipped.
     ///
     /// # Errors
-    /// [`NonFiniteError`] where it is the last one allowed in a row.
+    /// [`NonFiniteError`] if `limit` steps in a row have been skipped.
     pub fn note(&mut self, step: u64, finite: bool) -> Result<bool, NonFiniteError> {
         if finite {
             self.in_a_row = 0;

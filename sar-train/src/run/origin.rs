@@ -1,34 +1,34 @@
-//! What a run's weights were when it began.
+//! The weights that a run started from.
 
 use super::{RunError, RunFolder};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Name of the record in a run folder; there is none where weights were new.
+/// Name of the record in a run folder; there is none if the weights were new.
 pub(super) const ORIGIN: &str = "started.json";
 
 /// The weights that a run started from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// Their file, when the run began.
+    /// Their file at that time.
     pub weights: PathBuf,
-    /// Optimiser steps that they had been trained for.
+    /// Number of optimiser steps that they had been trained for.
     pub step: u64,
     /// Whether they were the averaged ones (EMA).
     pub ema: bool,
-    /// SHA-256 of them, as 32-bit floats in the order of the file's tensors.
+    /// SHA-256 of the weights, as 32-bit floats in the order of the file's tensors.
     pub sha256: String,
 }
 
 impl Origin {
-    /// Of a run, where it has one that can be read.
+    /// Reads the origin of a run, if it has one that can be read.
     pub fn of(folder: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(folder.join(ORIGIN)).ok()?).ok()
     }
 }
 
 impl RunFolder {
-    /// Keeps what the run started from.
+    /// Records what the run started from.
     ///
     /// # Errors
     /// [`RunError::Write`].

@@ -1,23 +1,23 @@
-//! Progress for people: a bar on a terminal, a line now and then elsewhere.
+//! Progress for people: a bar on a terminal, occasional lines elsewhere.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
-/// Shortest time between two plain lines: a log file of a day stays readable.
+/// Shortest time between two plain lines, so that a log file of a day stays readable.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
-/// Time between two redraws of a bar that nothing moves.
+/// Time between two redraws of a bar that does not move.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Images a second, for people: with decimals where there are few.
+/// Formats images per second, with decimals for small numbers.
 pub(crate) fn rate(images_per_s: f64) -> String {
     let decimals = usize::from(images_per_s < 10.0) + usize::from(images_per_s < 1.0);
     format!("{images_per_s:.decimals$} images/s")
 }
 
-/// `0.38 ms`, `1.5 s`, `3 min 20 s`, `5 h 10 min`, `2 d 4 h`.
+/// Formats a duration: `0.38 ms`, `1.5 s`, `3 min 20 s`, `5 h 10 min`, `2 d 4 h`.
 pub(crate) fn duration(seconds: f64) -> String {
     const UNITS: [(&str, f64); 4] = [("d", 86_400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)];
     let digits = |value: f64| [10.0, 1.0].iter().filter(|&&least| value < least).count();
@@ -39,7 +39,8 @@ pub(crate) fn duration(seconds: f64) -> String {
     format!("{seconds:.0} s")
 }
 
-/// Shows how far a piece of work is, on standard error. Never fails: progress is not a result.
+/// Shows the progress of a piece of work on standard error. Never fails, because progress is not a
+/// result.
 #[derive(Debug)]
 pub struct Progress {
     what: String,
@@ -57,7 +58,7 @@ enum Shown {
 }
 
 impl Progress {
-    /// Begins work `what` of `total` steps, `done` of which were done before.
+    /// Begins work `what` of `total` steps, of which `done` were completed before.
     pub fn new(what: &str, total: u64, done: u64, quiet: bool) -> Self {
         let shown = if quiet {
             Shown::Nothing
@@ -69,7 +70,7 @@ impl Progress {
         Self { what: what.to_owned(), total, first: done, started: Instant::now(), shown }
     }
 
-    /// Says that `done` steps are done; `message` is shown beside the time left.
+    /// Reports that `done` steps are completed; `message` is shown next to the time left.
     pub fn update(&mut self, done: u64, message: &str) {
         let line = match &self.shown {
             Shown::Bar(bar) => {
@@ -90,14 +91,14 @@ impl Progress {
         say(&line);
     }
 
-    /// Moves a bar to `done` steps and leaves its message; elsewhere nothing.
+    /// Moves a bar to `done` steps and keeps its message; does nothing elsewhere.
     pub fn moved(&self, done: u64) {
         if let Shown::Bar(bar) = &self.shown {
             bar.set_position(done);
         }
     }
 
-    /// Prints a warning, also when quiet.
+    /// Prints a warning, even when quiet.
     pub fn warn(&self, line: &str) {
         let line = format!("warning: {line}");
         match &self.shown {
@@ -106,7 +107,7 @@ impl Progress {
         }
     }
 
-    /// Ends with a last line.
+    /// Ends the progress with a last line.
     pub fn finish(self, message: &str) {
         if let Shown::Bar(bar) = &self.shown {
             bar.finish_and_clear();
@@ -125,7 +126,7 @@ impl Progress {
         format!("{}: {done}/{} ({percent} %{left}) {message}", self.what, self.total)
     }
 
-    /// Time left at the average speed since the beginning.
+    /// Returns the time left at the average speed since the beginning.
     fn left(&self, done: u64) -> Option<Duration> {
         let made = done.checked_sub(self.first).filter(|&n| n > 0)?;
         let per_step = self.started.elapsed().as_secs_f64() / made as f64;
@@ -134,12 +135,12 @@ impl Progress {
 }
 
 fn bar(what: &str, total: u64, done: u64) -> ProgressBar {
-    // At most 4 redraws a second; no colours, so NO_COLOR has nothing to turn off.
+    // At most 4 redraws per second; no colours, so NO_COLOR has nothing to turn off.
     let target = ProgressDrawTarget::stderr_with_hz(4);
     let bar = ProgressBar::with_draw_target(Some(total), target);
     let template = "{prefix} {wide_bar} {pos}/{len} {elapsed}, {left} left  {msg}";
     if let Ok(style) = ProgressStyle::with_template(template) {
-        // Nothing is known of the time before the first step is done.
+        // The remaining time is unknown before the first step is completed.
         let left = move |state: &ProgressState, to: &mut dyn fmt::Write| {
             let _ = match state.pos() > done {
                 true => to.write_str(&clock(state.eta())),
@@ -151,7 +152,7 @@ fn bar(what: &str, total: u64, done: u64) -> ProgressBar {
     bar.set_prefix(what.to_owned());
     bar.set_position(done);
     bar.reset_eta();
-    // A step may take minutes, in which the clock says that nothing hangs.
+    // A step may take minutes; the running clock shows that nothing hangs.
     bar.enable_steady_tick(TICK);
     bar
 }
@@ -161,7 +162,7 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// `1:02:03` or `2:03`.
+/// Formats a time as `1:02:03` or `2:03`.
 fn clock(time: Duration) -> String {
     let (s, m, h) = (time.as_secs() % 60, time.as_secs() / 60 % 60, time.as_secs() / 3600);
     if h > 0 { format!("{h}:{m:02}:{s:02}") } else { format!("{m}:{s:02}") }

@@ -9,25 +9,28 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("interrupted at step {step}; its state is saved, continue with --resume")]
 pub struct Interrupted {
-    /// The step the run can continue from.
+    /// The step from which the run can continue.
     pub step: u64,
 }
 
-/// Signals that come within this time are one wish: a batch system and a script that passes its signal on both send it.
+/// Signals within this time count as one: a batch system and a script that forwards its signal both
+/// send it.
 const ONE_WISH: Duration = Duration::from_secs(1);
 
 /// Whether the user has asked to stop.
 ///
-/// The first Ctrl-C (or SIGTERM, SIGUSR1 and SIGUSR2, by which batch systems tell that time is running out, or the end
-/// of the terminal unless `nohup` says to outlive it) sets a flag, which the training loop turns into a saved checkpoint
-/// and [`Interrupted`]; one that comes more than a second later ends the process at once, with exit code 130.
+/// The first Ctrl-C sets a flag, which the training loop turns into a saved checkpoint and
+/// [`Interrupted`]; one that comes more than a second later ends the process at once, with exit
+/// code 130. The same holds for SIGTERM, SIGUSR1 and SIGUSR2, with which batch systems announce
+/// that time is running out, and for the end of the terminal unless the process was started with
+/// `nohup`.
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt {
     asked: Arc<AtomicU32>,
 }
 
 impl Interrupt {
-    /// Starts to listen for the signals. Call once per process.
+    /// Starts to listen for the signals. To be called once per process.
     ///
     /// # Errors
     /// The handlers cannot be installed.
@@ -53,7 +56,8 @@ impl Interrupt {
         Ok(interrupt)
     }
 
-    /// One that no signal reaches, for library use and tests; [`Interrupt::ask`] still does.
+    /// Creates one that no signal reaches, for library use and tests; [`Interrupt::ask`] still
+    /// works.
     pub fn none() -> Self {
         Self::default()
     }
@@ -63,14 +67,14 @@ impl Interrupt {
         self.asked.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Whether to stop.
+    /// Whether the user has asked to stop.
     pub fn is_asked(&self) -> bool {
         self.asked.load(Ordering::SeqCst) > 0
     }
 }
 
-/// From here on a file that would grow beyond the process's limit is an error of the write, like a full disk,
-/// and not the end of the process.
+/// Makes writing beyond the process's file size limit fail with an error, like a full disk, instead
+/// of ending the process.
 ///
 /// # Errors
 /// The handler cannot be installed.
@@ -80,10 +84,10 @@ pub fn survive_file_limits() -> std::io::Result<()> {
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, seen).map(drop)
 }
 
-/// As elsewhere: there is no such signal.
+/// Does nothing: there is no such signal on this system.
 ///
 /// # Errors
-/// None.
+/// Never fails.
 #[cfg(not(unix))]
 pub fn survive_file_limits() -> std::io::Result<()> {
     Ok(())
@@ -102,7 +106,7 @@ fn on_signal(mut act: impl FnMut() + Send + 'static) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether the process was started with SIGHUP ignored, as `nohup` does; Linux tells it.
+/// Whether the process was started with SIGHUP ignored, as by `nohup`; only Linux reports it.
 #[cfg(unix)]
 fn outlives_the_terminal() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

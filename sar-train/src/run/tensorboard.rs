@@ -1,7 +1,7 @@
 //! TensorBoard events.
 //!
-//! The framing and its checksums come from the `tensorboard-rs` crate; the messages, of which four
-//! are needed, are encoded here, because that crate's own writer panics where the disk is full.
+//! The framing and its checksums come from the `tensorboard-rs` crate. The messages, of which four
+//! are needed, are encoded here, because that crate's own writer panics if the disk is full.
 
 use super::RunError;
 use crate::data::grid::encode_png;
@@ -10,21 +10,22 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tensorboard_rs::record_writer::RecordWriter;
 
-/// Writes scalars and pictures that TensorBoard shows.
+/// Writes scalars and pictures for TensorBoard.
 pub struct TensorBoard {
     path: PathBuf,
     writer: RecordWriter<File>,
 }
 
 impl TensorBoard {
-    /// Opens a new event file in `folder` for a run that has reached `step`; TensorBoard drops what
-    /// earlier files say about later steps.
+    /// Opens a new event file in `folder` for a run that has reached `step`; TensorBoard discards
+    /// the events of earlier files about later steps.
     ///
     /// # Errors
     /// [`RunError::Write`].
     pub fn open(folder: &Path, step: u64) -> Result<Self, RunError> {
         fs::create_dir_all(folder).map_err(RunError::write(folder))?;
-        // Files are read in the order of their names: the number keeps a resumed run's after.
+        // Files are read in the order of their names; the number sorts a resumed run's file after
+        // earlier ones.
         let earlier = fs::read_dir(folder).map_err(RunError::read(folder))?.count();
         let name = format!("events.out.tfevents.{:010}.{earlier:04}.sar", now() as u64);
         let path = folder.join(name);
@@ -92,7 +93,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64())
 }
 
-/// A protocol buffer message under construction; methods take the field's number.
+/// A protocol buffer message under construction; the methods take field numbers.
 #[derive(Default)]
 struct Message(Vec<u8>);
 

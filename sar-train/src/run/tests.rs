@@ -18,7 +18,7 @@ fn a_folder_belongs_to_one_process_at_a_time() {
         assert!(text.contains(&holder) && text.contains("another --out"), "{text}");
     }
     drop(run);
-    // It has only begun, as one that was killed.
+    // The run has only begun, like one that was killed.
     drop(RunFolder::create(&path, &config).unwrap());
     fs::write(path.join("notes.txt"), "somebody's").unwrap();
     let text = RunFolder::create(&path, &config).unwrap_err().to_string();
@@ -42,7 +42,7 @@ fn a_start_that_failed_takes_away_what_it_wrote_and_nothing_else() {
     };
     begun(&path).discard();
     assert!(!parent.path().join("runs").exists(), "folders made for it are gone");
-    // A folder that was there stays, empty.
+    // A folder that existed before stays, empty.
     fs::create_dir_all(&path).unwrap();
     begun(&path).discard();
     assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
@@ -54,7 +54,7 @@ fn a_start_that_failed_takes_away_what_it_wrote_and_nothing_else() {
         assert!(path.join(kept).exists() && path.join("config.toml").exists(), "{kept}");
         fs::remove_dir_all(&path).unwrap();
     }
-    // What was trained is no beginning, even if nothing of it was saved.
+    // A run that has trained is more than a beginning, even if nothing was saved.
     let run = begun(&path);
     run.write("log.jsonl", b"{\"step\":1,\"kind\":\"train\"}\n").unwrap();
     run.discard();
@@ -122,7 +122,7 @@ fn events_are_what_tensorboard_reads() {
     files.sort();
     assert_eq!(files.len(), 2);
     let bytes = fs::read(&files[0]).unwrap();
-    // Each record: length, checksum of it, that many bytes, their checksum.
+    // Each record: length, checksum of the length, that many bytes, checksum of the bytes.
     let mut records = Vec::new();
     let mut rest = &bytes[..];
     while let Some(length) = rest.first_chunk::<8>() {

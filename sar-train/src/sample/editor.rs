@@ -1,10 +1,11 @@
 //! Parts of an image drawn anew: the codes of the rest are kept while a generator samples.
 //!
 //! What lies under the mask is not looked at: it is filled with the mean colour before the image is
-//! encoded, since codes beside the mask see across its edge, and a code stays where its whole cell is known.
-//! Coarse cells rarely are, so the first pass draws the coarse look with little to go by. Every further
-//! pass encodes what was drawn, known pixels put back, takes coarse codes from it where at least half of the cell is
-//! known, and draws the rest again: what is drawn and what is known come to agree.
+//! encoded, because codes next to the mask see across its edge, and a code is kept only where its
+//! whole cell is known. Coarse cells rarely are, so the first pass draws the coarse scales with
+//! little to go by. Every further pass encodes what was drawn, with the known pixels put back,
+//! takes coarse codes from it where at least half of the cell is known, and draws the rest again,
+//! so that the drawn and the known parts come to agree.
 
 use super::{Decoder, Given, Mask, Painted, Painter, SampleSettings};
 use crate::model::tokenizer::{EncoderMemory, QuantizerMemory};
@@ -12,21 +13,21 @@ use crate::params::hosted;
 use sar_math::backend::{Backend, LatentDims, ShapeError};
 use sar_math::{MAX_SCALES, ScaleSchedule};
 
-/// Share of a coarse cell that may be masked where a further pass keeps its code.
+/// Largest share of a coarse cell that may be masked for a further pass to keep its code.
 pub(crate) const MASKED_SHARE: f64 = 0.5;
 
-/// What is done to an image.
+/// How an image is edited.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Edit {
     /// The image, `[3, side, side]` in [−1, 1].
     pub image_3hw: Vec<f32>,
-    /// What of it is drawn anew; without it, all that is finer than the scales that it keeps.
+    /// The part that is drawn anew; `None` draws everything finer than the kept scales anew.
     pub hole: Option<Hole>,
-    /// How many scales, from the coarsest on, are the image's own, under the mask too.
+    /// Number of scales, from the coarsest on, that are the image's own, even under the mask.
     pub keep_scales: usize,
-    /// How often the hole is drawn, each time on what was drawn before.
+    /// How many times the hole is drawn, each time based on the picture drawn before.
     pub passes: usize,
-    /// Leave pictures as decoded, the image's own pixels not put back.
+    /// Whether pictures are left as decoded, without putting the image's own pixels back.
     pub decoded: bool,
 }
 
@@ -35,7 +36,7 @@ pub struct Edit {
 pub struct Hole {
     /// Which part.
     pub mask: Mask,
-    /// The image with something else in its place, which tells nothing of it; `[3, side, side]`.
+    /// The image with the masked part filled, so that nothing of it remains; `[3, side, side]`.
     pub known_3hw: Vec<f32>,
 }
 
@@ -43,9 +44,9 @@ pub struct Hole {
 pub struct Editor<'a, B: Backend> {
     edit: Edit,
     batch: usize,
-    /// The scales that are the image's own whole.
+    /// Which scales are taken whole from the image.
     scales: [bool; MAX_SCALES],
-    /// Codes `[b, T]` of the image, for every picture of a batch alike, and which of them stay.
+    /// Codes `[b, T]` of the image, the same for every picture of a batch, and which are kept.
     first: Codes<B>,
     latent_dims: LatentDims,
     again: Option<Again<'a, B>>,
@@ -54,25 +55,25 @@ pub struct Editor<'a, B: Backend> {
 struct Codes<B: Backend> {
     ids: B::Ids,
     kept: B::Ids,
-    /// What the codes are of, `[b, k, h, w]`.
+    /// Latents `[b, k, h, w]` that the codes are of.
     latents_bkhw: B::Activation,
 }
 
-/// What the passes after the first take.
+/// What the passes after the first need.
 struct Again<'a, B: Backend> {
     encoding: Encoding<'a, B>,
-    /// Which codes `[b, T]` of what was drawn stay.
+    /// Which codes `[b, T]` of the drawn pictures are kept.
     kept: B::Ids,
-    /// The image's own codes `[b, T]`, which some scales keep.
+    /// The image's own codes `[b, T]`, for the scales that are kept whole.
     own: B::Ids,
 }
 
 impl<'a, B: Backend> Editor<'a, B> {
-    /// Encodes the image for pictures in a schedule that ends in a square, `batch` at a time.
+    /// Encodes the image, to paint `batch` pictures at a time in a schedule that ends in a square.
     ///
     /// # Errors
-    /// Out of memory, a device fault; shape: a schedule that ends in no square, an image or a mask of another
-    /// size than what the last grid decodes to, more scales kept than there are.
+    /// Out of memory or a device fault; a shape error if the schedule does not end in a square, the image or
+    /// mask does not have the size that the last grid decodes to, or more scales are kept than there are.
     pub fn new(
         backend: &'a B,
         decoder: Decoder<'a, B>,
@@ -112,11 +113,11 @@ impl<'a, B: Backend> Editor<'a, B> {
         Ok(Self { edit, batch, scales, first, latent_dims, again })
     }
 
-    /// Paints one picture per label, `batch` of them at most: the k-th gives picture `first_image + k` of the
-    /// seed. The first `strips` of them are decoded at every scale, too.
+    /// Paints one picture per label, at most `batch`: the k-th is picture `first_image + k` of the
+    /// seed. The first `strips` of them are also decoded at every scale.
     ///
     /// # Errors
-    /// A device fault; shape: more labels than there is room for, here or in the painter.
+    /// A device fault; a shape error if there are more labels than this editor or the painter has room for.
     pub fn paint(
         &mut self,
         painter: &mut Painter<'_, B>,
@@ -151,7 +152,7 @@ impl<'a, B: Backend> Editor<'a, B> {
         Ok(painted)
     }
 
-    /// Puts the image's own pixels into pictures that were painted, where they are not drawn anew.
+    /// Puts the image's own pixels back into painted pictures where they are not drawn anew.
     fn put_back(&self, painted: &mut Painted) {
         let Some(hole) = &self.edit.hole else { return };
         hole.mask.put_back(&hole.known_3hw, &mut painted.images);
@@ -161,7 +162,7 @@ impl<'a, B: Backend> Editor<'a, B> {
         }
     }
 
-    /// The image `[3, side, side]`, in grey what is drawn anew.
+    /// Returns the image `[3, side, side]` with the part that is drawn anew in grey.
     pub fn shown(&self) -> Vec<f32> {
         let Some(hole) = &self.edit.hole else { return self.edit.image_3hw.clone() };
         let mut grey = vec![0.0; hole.known_3hw.len()];
@@ -170,7 +171,7 @@ impl<'a, B: Backend> Editor<'a, B> {
     }
 }
 
-/// Side of the pictures, if all that is given has it.
+/// Returns the side of the pictures, after checking that all parts of the edit have it.
 fn check(edit: &Edit, schedule: &ScaleSchedule, factor: usize) -> Result<usize, ShapeError> {
     const OP: &str = "edit";
     let last = schedule.last();
@@ -198,7 +199,7 @@ impl<B: Backend> Again<'_, B> {
     }
 }
 
-/// Takes pictures to their codes.
+/// Encodes pictures to codes.
 struct Encoding<'a, B: Backend> {
     backend: &'a B,
     decoder: Decoder<'a, B>,
@@ -233,7 +234,7 @@ impl<'a, B: Backend> Encoding<'a, B> {
         })
     }
 
-    /// Encodes pictures `[b, 3, side, side]`; how many they are.
+    /// Encodes pictures `[b, 3, side, side]` and returns their number.
     fn encode(&mut self, images_b3hw: &[f32]) -> Result<usize, B::Error> {
         let Decoder { tokenizer, params, quantizer } = self.decoder;
         let images = hosted::<B>(images_b3hw);
@@ -254,7 +255,7 @@ impl<'a, B: Backend> Encoding<'a, B> {
         LatentDims { batch, channels, height: grid, width: grid }
     }
 
-    /// The latents of the picture encoded last, so many times.
+    /// Returns `batch` copies of the latents of the picture encoded last.
     fn repeated(&self, batch: usize) -> Result<B::Activation, B::Error> {
         let LatentDims { channels, height, width, .. } = self.dims(1);
         let len = channels * height * width;
@@ -265,7 +266,7 @@ impl<'a, B: Backend> Encoding<'a, B> {
         Ok(all)
     }
 
-    /// Codes `[T]` of one picture, on the host.
+    /// Returns the codes `[T]` of one picture, on the host.
     fn codes(&mut self, image_3hw: &[f32]) -> Result<Vec<u32>, B::Error> {
         self.encode(image_3hw)?;
         let mut codes = vec![0; self.schedule.tokens()];
@@ -274,7 +275,7 @@ impl<'a, B: Backend> Encoding<'a, B> {
     }
 }
 
-/// Seed of a pass: each has draws of its own.
+/// Seed of a pass, so that each pass has draws of its own.
 fn seed_of(seed: u64, pass: usize) -> u64 {
     seed.wrapping_add((pass as u64) << 32)
 }

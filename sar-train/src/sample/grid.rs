@@ -1,6 +1,6 @@
 //! Which classes stand where in a grid of samples.
 
-/// Images of a grid, at most; whole rounds of the classes.
+/// Largest number of images in a grid, in whole rounds of the classes.
 const GRID: usize = 40;
 
 /// Labels of a grid: every class in each row.
@@ -10,7 +10,7 @@ pub(crate) fn grid_labels(classes: usize) -> Vec<u32> {
     (0..rows * columns).map(|i| (i % columns) as u32).collect()
 }
 
-/// Columns of a grid: the classes, as many as are readable.
+/// Number of columns of a grid: one per class, up to as many as are readable.
 pub(crate) fn columns(classes: usize) -> usize {
     classes.clamp(1, 10)
 }

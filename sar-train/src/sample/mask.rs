@@ -1,4 +1,4 @@
-//! What of an image is drawn anew: pixel by pixel, and token by token.
+//! Which parts of an image are drawn anew, pixel by pixel and token by token.
 
 use sar_math::ScaleSchedule;
 use sar_math::backend::ShapeError;
@@ -14,10 +14,10 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// From pixels `[height, width]`, row by row: whether each is drawn anew.
+    /// Creates a mask from pixels `[height, width]`, row by row: `true` where a pixel is drawn anew.
     ///
     /// # Errors
-    /// Another number of them.
+    /// The number of pixels is not `height * width`.
     pub fn new(height: usize, width: usize, drawn_hw: Vec<bool>) -> Result<Self, ShapeError> {
         ShapeError::equal("mask", "pixels (height*width)", height * width, drawn_hw.len())?;
         Ok(Self { height, width, drawn: drawn_hw })
@@ -33,10 +33,10 @@ impl Mask {
         &self.drawn
     }
 
-    /// Which tokens of a schedule stay: 1, the others 0; `[T]`.
+    /// Returns which tokens of a schedule are kept, `[T]`: 1 for these, 0 for the others.
     ///
-    /// Of the last scale, which is decoded, those of whose cells nothing is masked; of the others, those of
-    /// whose cells at most `share` is.
+    /// A token of the last scale, which is decoded, is kept if nothing in its cell is masked; a
+    /// token of another scale if at most `share` of its cell is.
     pub fn kept(&self, schedule: &ScaleSchedule, share: f64) -> Vec<u32> {
         let (last, scales) = (schedule.len() - 1, schedule.scales().iter().enumerate());
         let of_scale = |(index, scale): (usize, &sar_math::Scale)| {
@@ -56,8 +56,8 @@ impl Mask {
         scales.flat_map(of_scale).collect()
     }
 
-    /// Puts an image's own pixels `[3, height, width]` back into pictures `[b, 3, height, width]`, where they
-    /// are not drawn anew.
+    /// Puts an image's own pixels `[3, height, width]` back into pictures `[b, 3, height, width]`
+    /// where they are not drawn anew.
     pub fn put_back(&self, image_3hw: &[f32], pictures_b3hw: &mut [f32]) {
         let own = image_3hw.iter().cycle().zip(self.drawn.iter().cycle());
         for (value, (own, drawn)) in pictures_b3hw.iter_mut().zip(own) {
@@ -72,7 +72,7 @@ impl Mask {
 mod tests {
     use super::*;
 
-    /// Of a square of side 4, the columns from `first` on.
+    /// Masks the columns from `first` on of a square of side 4.
     fn columns_from(first: usize) -> Mask {
         Mask::new(4, 4, (0..16).map(|i| i % 4 >= first).collect()).unwrap()
     }

@@ -13,15 +13,15 @@ use sar_math::{Real, ScaleSchedule};
 pub struct SampleSettings {
     /// Strength and ramp of guidance.
     pub guidance: Guidance,
-    /// What remains of each distribution.
+    /// Filter of the distributions that codes are drawn from.
     pub filter: Filter,
-    /// Image k of a seed is always the same.
+    /// Seed of the draws: image k of a seed is always the same.
     pub seed: u64,
-    /// Greedy on grids outside the published sampler's list.
+    /// Whether codes are chosen greedily on grids outside the published sampler's list.
     pub published_greedy: bool,
 }
 
-/// A tokenizer with its weights on a backend: from codes to pictures, and from latents to codes.
+/// A tokenizer with its weights on a backend: takes codes to pictures, and latents to codes.
 pub struct Decoder<'a, B: Backend> {
     /// The model.
     pub tokenizer: &'a Tokenizer,
@@ -44,8 +44,8 @@ impl<B: Backend> Copy for Decoder<'_, B> {}
 pub struct Painted {
     /// `[n, 3, h·f, w·f]` in [−1, 1], of the last scale.
     pub images: Vec<f32>,
-    /// The first of them after every scale, each at its own size or, where scales add up, at that of the last;
-    /// empty unless asked for.
+    /// The first of them after every scale, each at its own size or, where scales add up, at that
+    /// of the last scale; empty unless asked for.
     pub scales: Vec<Vec<f32>>,
 }
 
@@ -64,7 +64,7 @@ impl<'a, B: Backend> Painter<'a, B> {
     /// Memory for `batch` images at a time; `guided` runs need twice as much.
     ///
     /// # Errors
-    /// Out of memory; a batch of none.
+    /// Out of memory; a batch of 0.
     pub fn new(
         backend: &'a B,
         generator: &'a Generator,
@@ -92,7 +92,7 @@ impl<'a, B: Backend> Painter<'a, B> {
         (height * factor, width * factor)
     }
 
-    /// What was painted at every scale, a strip for each image.
+    /// Returns what was painted at every scale, as a strip for each image.
     pub fn strips<'p>(&self, painted: &'p Painted) -> Vec<Images<'p>> {
         let strip = |(scale, images_b3hw): (usize, &'p Vec<f32>)| {
             let (height, width) = self.size(scale);
@@ -101,8 +101,8 @@ impl<'a, B: Backend> Painter<'a, B> {
         painted.scales.iter().enumerate().map(strip).collect()
     }
 
-    /// Paints one image per label: the k-th gives image `first_image + k` of the seed. The first `strips` of them
-    /// are decoded at every scale, too.
+    /// Paints one image per label: the k-th is image `first_image + k` of the seed. The first
+    /// `strips` of them are also decoded at every scale.
     ///
     /// # Errors
     /// A device fault.
@@ -117,10 +117,10 @@ impl<'a, B: Backend> Painter<'a, B> {
         self.paint_on(params, labels, first_image, settings, None, strips)
     }
 
-    /// As [`Painter::paint`], around codes that are `given` of one batch.
+    /// As [`Painter::paint`], around `given` codes, which are of one batch.
     ///
     /// # Errors
-    /// As [`Painter::paint`]; shape: given codes, and more labels than a batch.
+    /// As [`Painter::paint`]; a shape error if codes are given and there are more labels than a batch.
     pub fn paint_on(
         &mut self,
         params: &B::Params,
@@ -175,7 +175,7 @@ impl<'a, B: Backend> Painter<'a, B> {
         Ok(painted)
     }
 
-    /// Pictures of a scale of the codes sampled last.
+    /// Decodes the codes sampled last to the pictures of a scale.
     fn decode(&mut self, batch: usize, scale: usize) -> Result<Vec<f32>, B::Error> {
         let (height, width) = self.size(scale);
         let Decoder { tokenizer, params, quantizer } = self.decoder;

@@ -4,7 +4,7 @@ use crate::model::generator::GeneratorShape;
 use sar_math::backend::next_replay_key;
 use std::collections::HashMap;
 
-/// Keys for `Buffers::replay`: one for each call that issues other ops.
+/// Keys for `Buffers::replay`, one for each call that issues different ops.
 #[derive(Debug, Default)]
 pub(super) struct Recordings {
     keys: HashMap<Call, u64>,
@@ -12,18 +12,18 @@ pub(super) struct Recordings {
     of: Option<(u64, GeneratorShape)>,
 }
 
-/// What the ops of a call depend on, of one schedule.
+/// What the ops of a call depend on, within one schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Call {
     pub scale: usize,
     /// Images.
     pub batch: usize,
-    /// Images with their unconditional half.
+    /// Images together with their unconditional half.
     pub rows: usize,
 }
 
 impl Recordings {
-    /// The key of a call; those of other weights or another generator are forgotten.
+    /// Returns the key of a call; keys of other weights or of another generator are forgotten.
     pub(super) fn key(&mut self, params: u64, generator: &GeneratorShape, call: Call) -> u64 {
         if self.of.as_ref().is_none_or(|(p, g)| (*p, g) != (params, generator)) {
             *self = Self { keys: HashMap::new(), of: Some((params, generator.clone())) };
@@ -39,7 +39,7 @@ mod tests {
     #[test]
     fn a_key_stands_for_one_call_on_one_set_of_weights() {
         let one = GeneratorShape::of_depth(1, 8, 4, 2);
-        // As many weights, of other heads.
+        // The same number of weights, with other heads.
         let other = GeneratorShape { heads: 2, ..one.clone() };
         let mut recordings = Recordings::default();
         let call = Call { scale: 0, batch: 2, rows: 4 };
@@ -47,7 +47,7 @@ mod tests {
         let mut drawn = vec![first];
         for (params, generator, call) in [
             (5, &one, Call { scale: 1, ..call }),
-            // As many rows, all conditional.
+            // The same number of rows, all of them conditional.
             (5, &one, Call { batch: 4, ..call }),
             (6, &one, call),
             (6, &other, call),

@@ -26,14 +26,15 @@ pub struct Given<'a, B: Buffers> {
     pub ids: &'a B::Ids,
     /// Which scales to take from them whole.
     pub scales: [bool; MAX_SCALES],
-    /// Which tokens to take from them of the other scales: those that are not 0, `[b, T]`.
+    /// Which tokens of the other scales to take from them, `[b, T]`: those that are not 0 here.
     pub kept: Option<&'a B::Ids>,
-    /// Latents `[b, k, h, w]` that the kept codes are of. Where scales add up, such a code says what the scales before
-    /// it left of them, whichever codes those got: it is looked up when its scale comes, and `ids` has none of it.
+    /// Latents `[b, k, h, w]` that the kept codes are of. Where scales add up, a kept code stands
+    /// for what the scales before it leave of the latents, whichever codes those got: it is looked
+    /// up when its scale comes, instead of being taken from `ids`.
     pub latents: Option<(&'a B::Activation, LatentDims)>,
 }
 
-/// Codes that stay, looked up while others are generated.
+/// Kept codes that are looked up while others are generated.
 struct Known<B: Buffers> {
     memory: QuantizerMemory<B>,
     ids: B::Ids,
@@ -45,12 +46,12 @@ struct Known<B: Buffers> {
 /// [`Buffers::replay`]: a backend may record them once.
 pub struct Sampler<B: Buffers> {
     schedule: ScaleSchedule,
-    /// The schedule that room was asked for.
+    /// The schedule that memory was allocated for.
     room: ScaleSchedule,
     recordings: Recordings,
-    /// Scales whose codes are the most likely ones, whatever the decoding says of the others.
+    /// Scales whose codes are the most likely ones, whatever the decoding says about the others.
     greedy: [bool; MAX_SCALES],
-    /// Rows of a batch with its unconditional half.
+    /// Rows that there is room for: a batch together with its unconditional half.
     rows: usize,
     labels: B::Ids,
     cond: B::Activation,
@@ -129,13 +130,13 @@ impl<B: Backend> Sampler<B> {
 
     /// Generates the codes of `labels.len()` images; they are left in `self.ids`.
     ///
-    /// Image `k` of a seed is the same whatever batch it is generated in. `given` scales are taken as
-    /// they are and feed the next scale; they are not generated. Of the others, the tokens that are kept
-    /// stand in the place of generated ones, and feed the next scale with them. `observe` sees each
-    /// generated scale after its codes are chosen, with its logits still in place.
+    /// Image `k` of a seed is the same whatever batch it is generated in. `given` scales are not
+    /// generated: they are taken as they are and feed the next scale. In the other scales, the tokens
+    /// that are kept replace generated ones, and feed the next scale together with the generated rest.
+    /// `observe` sees each generated scale after its codes are chosen, with its logits still in place.
     ///
     /// # Errors
-    /// Shape, where there are more labels than room; a device fault.
+    /// A shape error if there are more labels than room; a device fault.
     pub fn run(
         &mut self,
         backend: &B,
@@ -153,7 +154,8 @@ impl<B: Backend> Sampler<B> {
         )
     }
 
-    /// Greedy on grids outside the published sampler's fixed list, as that is; or nowhere.
+    /// Chooses codes greedily on grids outside the published sampler's fixed list, as that sampler
+    /// does, or on no grid.
     pub(crate) fn set_published_greedy(&mut self, on: bool) {
         self.greedy = [false; MAX_SCALES];
         for (greedy, scale) in self.greedy.iter_mut().zip(self.schedule.scales()) {
@@ -162,12 +164,12 @@ impl<B: Backend> Sampler<B> {
         }
     }
 
-    /// Takes another schedule, of no more tokens in all, in its largest scale and in its last.
+    /// Switches to another schedule, with no more tokens in all, in its largest scale and in its last.
     pub(crate) fn set_schedule(&mut self, schedule: &ScaleSchedule) {
         self.schedule = *schedule;
     }
 
-    /// As [`Sampler::run`], for the first `scales` scales alone.
+    /// As [`Sampler::run`], for only the first `scales` scales.
     ///
     /// # Errors
     /// As [`Sampler::run`].
@@ -213,8 +215,8 @@ impl<B: Backend> Sampler<B> {
         Ok(())
     }
 
-    /// The features of a scale, recorded where the schedule is the one that there is room for: random schedules of
-    /// training are too many to be worth it.
+    /// Computes the features of a scale. They are recorded only if the schedule is the one that
+    /// memory was allocated for: the random schedules of training are too many to be worth it.
     fn features(
         &mut self,
         backend: &B,
@@ -232,8 +234,8 @@ impl<B: Backend> Sampler<B> {
         backend.replay(key, &mut || self.trunk(backend, generator, params, batch, rows, scale))
     }
 
-    /// Draws the codes of a scale from its features. Not recorded: the strength of guidance is the caller's, run by
-    /// run.
+    /// Draws the codes of a scale from its features. This is not recorded, because the caller may
+    /// set another strength of guidance in every run.
     fn choose(
         &mut self,
         backend: &B,
@@ -251,14 +253,14 @@ impl<B: Backend> Sampler<B> {
             schedule: self.schedule,
             scales: scale..scale + 1,
             vocab: generator.shape().vocab,
-            // The features were guided, before the head.
+            // Guidance was applied to the features, before the head.
             guidance: None,
             choice: if self.greedy[scale] { Choice::Argmax } else { decoding.choice },
         };
         backend.choose_codes(&dims, &self.logits, &mut self.ids)
     }
 
-    /// Begins to look up what is kept; whether it is to be.
+    /// Prepares to look up kept codes; returns whether they are to be looked up.
     fn look_at(
         &mut self,
         backend: &B,
@@ -283,7 +285,7 @@ impl<B: Backend> Sampler<B> {
         Ok(true)
     }
 
-    /// Puts what is kept of a scale in the place of what was generated.
+    /// Replaces the generated codes of a scale by those that are kept.
     fn keep(
         &mut self,
         backend: &B,
@@ -303,7 +305,7 @@ impl<B: Backend> Sampler<B> {
         self.take_off(backend, quantizer, batch, scale)
     }
 
-    /// Takes the codes of a scale off what is looked up.
+    /// Subtracts the codes of a scale from the latents that kept codes are looked up for.
     fn take_off(
         &mut self,
         backend: &B,
@@ -320,7 +322,7 @@ impl<B: Backend> Sampler<B> {
         }
     }
 
-    /// Class vectors, modulation and positions: once per batch.
+    /// Computes class vectors, modulation and positions, once per batch.
     fn begin(
         &mut self,
         backend: &B,
@@ -347,7 +349,7 @@ impl<B: Backend> Sampler<B> {
         generator.position(backend, params, &self.schedule, places, pos)
     }
 
-    /// Inputs of a scale from the codes before it.
+    /// Computes the inputs of a scale from the codes before it.
     fn feed(
         &mut self,
         backend: &B,
@@ -360,7 +362,8 @@ impl<B: Backend> Sampler<B> {
         quantizer.next_inputs(backend, &mut self.coded, batch, schedule, scales, ids, inputs)
     }
 
-    /// Logits of one scale, guided by t: the features are, which the head is linear in.
+    /// Computes the logits of one scale. The features are guided with strength `t`, which guides
+    /// the logits too because the head is linear in them.
     fn head(
         &mut self,
         backend: &B,

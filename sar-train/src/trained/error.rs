@@ -1,4 +1,4 @@
-//! Why a trained model cannot be opened.
+//! Errors of trained models.
 
 use crate::checkpoint::{CheckpointError, Kind};
 use crate::config::ConfigError;
@@ -15,19 +15,19 @@ pub enum TrainedError {
     /// The weights cannot be found, read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// The run that they belong to cannot be read.
+    /// The run that the weights belong to cannot be read.
     #[error(transparent)]
     Run(#[from] RunError),
-    /// The configuration of that run, or a schedule that the generator has no positions for.
+    /// The configuration of that run is invalid, or the generator has no positions for a schedule.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A generator of a shape that there is not.
+    /// The generator has an invalid shape.
     #[error(transparent)]
     Generator(#[from] GeneratorError),
-    /// A tokenizer of a shape that there is not.
+    /// The tokenizer has an invalid shape.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerConfigError),
-    /// A file of weights alone.
+    /// The file holds weights without a configuration.
     #[error(
         "{}: holds tensors but not the configuration of their {kind}; `sar convert` makes a file \
          that does of a published {kind}'s weights", path.display()
@@ -35,36 +35,36 @@ pub enum TrainedError {
     NoConfiguration {
         /// The file.
         path: PathBuf,
-        /// What was looked for.
+        /// The expected kind of model.
         kind: Kind,
     },
-    /// A generator that does not lie in a run, which would keep its tokenizer.
+    /// The generator is not in a run folder, which would contain its tokenizer.
     #[error("{} is a file of its own, so its tokenizer is not known", path.display())]
     NoTokenizer {
         /// The generator's file.
         path: PathBuf,
     },
-    /// A tokenizer and a generator that do not belong together.
+    /// The tokenizer and the generator do not belong together.
     #[error(
         "the tokenizer has {codes} codes of {channels} channels, the generator expects {vocab} of \
          {latent}; they were not trained together"
     )]
     NotTogether {
-        /// The tokenizer's codes.
+        /// Number of the tokenizer's codes.
         codes: usize,
-        /// Their channels.
+        /// Number of their channels.
         channels: usize,
-        /// The codes that the generator tells apart.
+        /// Number of codes that the generator expects.
         vocab: usize,
-        /// The channels that it reads.
+        /// Number of channels that the generator expects.
         latent: usize,
     },
-    /// A model that the backend cannot hold.
+    /// The backend cannot hold the model.
     #[error("the weights of the {kind} cannot be brought to the backend")]
     Backend {
-        /// What it is.
+        /// Kind of the model.
         kind: Kind,
-        /// Why; its [kind](BackendError::kind) can be asked for.
+        /// The cause, from which the [kind](BackendError::kind) can be obtained.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }

@@ -16,29 +16,30 @@ use std::path::{Path, PathBuf};
 pub struct TrainedGenerator {
     /// The model.
     pub generator: Generator,
-    /// Its shape, and the schedule that it was trained on.
+    /// Its shape, and the schedule that it was trained with.
     pub section: GeneratorSection,
     /// Its weights on the host, in the order of its layout.
     pub weights: Vec<f32>,
-    /// The file they were in.
+    /// The file that contained the weights.
     pub file: PathBuf,
-    /// Optimiser steps they were trained for.
+    /// Number of optimiser steps that they were trained for.
     pub step: u64,
-    /// The run folder it came from.
+    /// The run folder that it came from.
     pub run: Option<PathBuf>,
     /// Whether its weights are a running average.
     pub ema: bool,
-    /// Names of its classes, where its run or its file kept them.
+    /// Names of its classes, if its run or its file recorded them.
     pub classes: Option<Vec<String>>,
-    /// What there is to know of how it was found: damaged checkpoints that were passed over.
+    /// Warnings from finding it: damaged checkpoints that were skipped.
     pub warnings: Vec<String>,
 }
 
 impl TrainedGenerator {
-    /// From a run folder, a checkpoint of one, or a file; `ema` takes the running average of a folder.
+    /// Opens a run folder, one of its checkpoints, or a file; `ema` selects the running average of
+    /// a folder.
     ///
     /// # Errors
-    /// There are no such weights of a generator, or they or its run's records are damaged.
+    /// There are no such weights of a generator, or they or the run's records are damaged.
     pub fn open(path: &Path, ema: bool) -> Result<Self, TrainedError> {
         let found = checkpoint::locate(path, ema)?;
         let header = header_of(&found.file, Kind::Generator)?;
@@ -50,25 +51,27 @@ impl TrainedGenerator {
         let weights = checkpoint::load_weights(&found.file, Kind::Generator, layout)?.flat;
         let (file, step, ema) = (found.file, header.step, found.ema);
         let mut warnings = found.warnings;
-        // Good weights are not worth less for what lies beside them, and the file has the names, too.
+        // Unreadable names in the run folder do not make the weights worse, and the file has the
+        // names, too.
         let named = found.run.as_deref().map(class_names).transpose().unwrap_or_else(|error| {
             warnings.push(error.to_string());
             None
         });
         let named = named.flatten();
-        // Of a run that was edited by hand, perhaps.
+        // The names may not match if the run was edited by hand.
         let of_all = |names: &Vec<String>| names.len() == section.classes;
         let classes = named.filter(of_all).or(Some(header.classes).filter(of_all));
         let run = found.run;
         Ok(Self { generator, section, weights, file, step, run, ema, classes, warnings })
     }
 
-    /// Weights as [`Trainer::export`](crate::train::Trainer::export) gives them after `step` steps, written to a file
-    /// that [`TrainedGenerator::open`] takes; the names of its classes are in it, where there are some.
+    /// Writes weights, as [`Trainer::export`](crate::train::Trainer::export) returns them after
+    /// `step` steps, to a file that [`TrainedGenerator::open`] accepts, together with the names of
+    /// the classes if there are any.
     ///
     /// # Errors
-    /// A shape that there is not, weights that are not as many as the layout's; a file that cannot be written:
-    /// what was there is there still.
+    /// The shape is invalid, the number of weights is not that of the layout, or the file cannot be
+    /// written; a previous file is kept then.
     pub fn keep(
         path: &Path,
         section: &GeneratorSection,
@@ -85,17 +88,17 @@ impl TrainedGenerator {
         Ok(Self { generator, section, weights, file, step, run, ema, classes, warnings })
     }
 
-    /// The schedule that is asked for, or the one it was trained on.
+    /// Returns the requested schedule, or the one that it was trained with.
     ///
     /// # Errors
-    /// [`TrainedError::Config`] for a grid that it has no positions for.
+    /// [`TrainedError::Config`] if it has no positions for a grid.
     pub fn schedule(&self, asked: Option<ScaleSchedule>) -> Result<ScaleSchedule, TrainedError> {
         let schedule = asked.unwrap_or(self.section.schedule);
         self.section.covers("sample.schedule", &schedule)?;
         Ok(schedule)
     }
 
-    /// Its weights on the backend, to sample with ([`Generator::frozen`]).
+    /// Uploads its weights to the backend for sampling ([`Generator::frozen`]).
     ///
     /// # Errors
     /// [`TrainedError::Backend`]: out of memory. [`CheckpointError::Length`](checkpoint::CheckpointError::Length)
@@ -106,10 +109,11 @@ impl TrainedGenerator {
         frozen.map_err(|error: B::Error| TrainedError::backend(Kind::Generator, error))
     }
 
-    /// Its weights on the backend, and no longer here: those of gigabytes are held once.
+    /// Uploads its weights to the backend and frees them here, so that gigabytes are not held
+    /// twice.
     ///
     /// # Errors
-    /// As [`TrainedGenerator::params`].
+    /// As for [`TrainedGenerator::params`].
     pub fn hand_over<B: Backend<Host = f32>>(
         &mut self,
         backend: &B,
@@ -119,18 +123,19 @@ impl TrainedGenerator {
         Ok(params)
     }
 
-    /// The configuration of its run, where it came from one.
+    /// Reads the configuration of its run, if it came from one.
     ///
     /// # Errors
-    /// As [`config_of`].
+    /// As for [`config_of`].
     pub fn run_config(&self) -> Result<Option<Config>, TrainedError> {
         Ok(self.run.as_deref().map(config_of).transpose()?.flatten())
     }
 
-    /// The tokenizer that its run keeps.
+    /// Opens the tokenizer that its run contains.
     ///
     /// # Errors
-    /// [`TrainedError::NoTokenizer`] where it is in no run; as [`TrainedTokenizer::open`]; one of other codes.
+    /// [`TrainedError::NoTokenizer`] if it is not in a run; as for [`TrainedTokenizer::open`]; or
+    /// if the codes do not fit.
     pub fn tokenizer<B: Backend<Host = f32>>(
         &self,
         backend: &B,
@@ -140,10 +145,10 @@ impl TrainedGenerator {
         Ok(tokenizer)
     }
 
-    /// Where its run keeps its tokenizer.
+    /// Returns the path of the tokenizer in its run.
     ///
     /// # Errors
-    /// [`TrainedError::NoTokenizer`] where it is in no run.
+    /// [`TrainedError::NoTokenizer`] if it is not in a run.
     pub fn tokenizer_file(&self) -> Result<PathBuf, TrainedError> {
         match &self.run {
             Some(run) => Ok(run.join(RUN_TOKENIZER)),
@@ -151,7 +156,7 @@ impl TrainedGenerator {
         }
     }
 
-    /// What a run that starts from it keeps of that.
+    /// Returns the record that a run started from these weights keeps.
     ///
     /// # Errors
     /// [`CheckpointError::Length`](checkpoint::CheckpointError::Length) after [`TrainedGenerator::hand_over`].

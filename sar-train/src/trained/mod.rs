@@ -1,4 +1,4 @@
-//! Trained models, opened by what one has of them: a run folder, a checkpoint of it, a file.
+//! Trained models, opened from a run folder, a checkpoint in it, or a file.
 //!
 //! ```no_run
 //! use sar_backend_cpu::CpuBackend;
@@ -33,7 +33,7 @@ use crate::config::Config;
 use crate::run_files::CONFIG;
 use std::path::Path;
 
-/// What a file of weights says about itself, where those are of this kind of model.
+/// Reads the header of a file of weights, which must be of this kind of model.
 fn header_of(file: &Path, kind: Kind) -> Result<Header, TrainedError> {
     let Some(header) = read_header(file)? else {
         return Err(TrainedError::NoConfiguration { path: file.to_owned(), kind });
@@ -45,10 +45,10 @@ fn header_of(file: &Path, kind: Kind) -> Result<Header, TrainedError> {
     Ok(header)
 }
 
-/// The configuration of the run in a folder, where it has one.
+/// Reads the configuration of the run in a folder, if it has one.
 ///
 /// # Errors
-/// It cannot be read, or has keys or values that there are not.
+/// The configuration cannot be read, or has unknown keys or invalid values.
 pub fn config_of(run: &Path) -> Result<Option<Config>, TrainedError> {
     let path = run.join(CONFIG);
     Ok(path.is_file().then(|| Config::load(&path)).transpose()?)

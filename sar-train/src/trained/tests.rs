@@ -68,7 +68,7 @@ fn weights_that_are_not_all_there_are_refused() {
     assert!(matches!(error, TrainedError::Checkpoint(CheckpointError::Length { .. })), "{error}");
 }
 
-/// A header is not to be believed: sizes that nothing could hold are refused before anything is laid out by them.
+/// Headers are not trusted: impossibly large sizes are refused before anything is laid out by them.
 #[test]
 fn a_shape_that_nothing_could_hold_is_named_with_its_file() {
     let folder = tempfile::tempdir().unwrap();
@@ -83,7 +83,7 @@ fn a_shape_that_nothing_could_hold_is_named_with_its_file() {
     }
 }
 
-/// What lies beside weights may be damaged or another version's: they are as good as they were.
+/// Other files of a run may be damaged or of another version: the weights are as good as before.
 #[test]
 fn records_of_a_run_do_not_stand_in_the_way_of_its_weights() {
     let backend = CpuBackend::<f32>::new();

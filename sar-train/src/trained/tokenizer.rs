@@ -17,25 +17,26 @@ pub struct TrainedTokenizer<B: Backend> {
     pub weights: Vec<f32>,
     /// Its weights on the backend.
     pub params: B::Params,
-    /// What its codes stand for.
+    /// Its codebook, and how scales use it.
     pub quantizer: Quantizer<B>,
-    /// Optimiser steps it was trained for.
+    /// Number of optimiser steps that it was trained for.
     pub step: u64,
-    /// Side in pixels of the images that it was trained on, where its run says it.
+    /// Side in pixels of the images that it was trained on, if its run records it.
     pub side: Option<usize>,
-    /// The file it was in, where it was in one.
+    /// The file that it was read from, if any.
     pub file: Option<PathBuf>,
-    /// What there is to know of how it was found: damaged checkpoints that were passed over.
+    /// Warnings from finding it: damaged checkpoints that were skipped.
     pub warnings: Vec<String>,
 }
 
 impl<B: Backend<Host = f32>> TrainedTokenizer<B> {
-    /// Of weights on the host, as [`TokenizerTrainer::weights`](crate::train::tokenizer::TokenizerTrainer::weights)
-    /// gives them after `step` steps.
+    /// Creates a tokenizer from weights on the host, as
+    /// [`TokenizerTrainer::weights`](crate::train::tokenizer::TokenizerTrainer::weights) returns
+    /// them after `step` steps.
     ///
     /// # Errors
-    /// [`CheckpointError::Length`](checkpoint::CheckpointError::Length) for weights that are not as many as the
-    /// layout's, [`TrainedError::Backend`] for a backend without room for them.
+    /// [`CheckpointError::Length`](checkpoint::CheckpointError::Length) if the number of weights is
+    /// not that of the layout, [`TrainedError::Backend`] if the backend has no room for them.
     pub fn new(
         backend: &B,
         tokenizer: Tokenizer,
@@ -51,7 +52,8 @@ impl<B: Backend<Host = f32>> TrainedTokenizer<B> {
         Ok(Self { tokenizer, weights, params, quantizer, step, side, file, warnings })
     }
 
-    /// From a run folder, of a tokenizer or of a generator, which keeps its own; a checkpoint; or a file.
+    /// Opens the run folder of a tokenizer, or of a generator, which contains one; a checkpoint; or
+    /// a file.
     ///
     /// # Errors
     /// There are no weights of a tokenizer, they are damaged, or the backend has no room for them.
@@ -63,7 +65,7 @@ impl<B: Backend<Host = f32>> TrainedTokenizer<B> {
         let layout = tokenizer.layout();
         let weights = checkpoint::load_weights(&found.file, Kind::Tokenizer, layout)?.flat;
         let mut warnings = found.warnings;
-        // Good weights are not worth less for what lies beside them.
+        // An unreadable configuration in the run folder does not make the weights worse.
         let side = match found.run.as_deref().map(config_of).transpose() {
             Ok(config) => config.flatten().map(|config| config.data.image_side),
             Err(error) => {
@@ -75,30 +77,31 @@ impl<B: Backend<Host = f32>> TrainedTokenizer<B> {
         Ok(Self { side, file: Some(found.file), warnings, ..trained })
     }
 
-    /// Writes it to a file that [`TrainedTokenizer::open`] takes.
+    /// Writes it to a file that [`TrainedTokenizer::open`] accepts.
     ///
     /// # Errors
-    /// It cannot be written; what was there is there still.
+    /// The file cannot be written; a previous file is kept then.
     pub fn save(&self, path: &Path) -> Result<(), TrainedError> {
         let header = Header::new(Kind::Tokenizer, self.step, self.tokenizer.config())?;
         Ok(save_weights(path, &header, self.tokenizer.layout(), &self.weights)?)
     }
 
-    /// Keeps it in the run of a generator, so that the run is whole on its own; one that is kept there stays.
+    /// Stores it in the run of a generator, to make the run self-contained; one that is already
+    /// there is kept.
     ///
     /// # Errors
-    /// As [`TrainedTokenizer::save`].
+    /// As for [`TrainedTokenizer::save`].
     pub fn keep_in(&self, run: &RunFolder) -> Result<(), TrainedError> {
         let path = run.path().join(RUN_TOKENIZER);
         if path.is_file() { Ok(()) } else { self.save(&path) }
     }
 
-    /// As a [`Painter`](crate::sample::Painter) takes it.
+    /// Returns it as a [`Painter`](crate::sample::Painter) takes it.
     pub fn decoder(&self) -> Decoder<'_, B> {
         Decoder { tokenizer: &self.tokenizer, params: &self.params, quantizer: &self.quantizer }
     }
 
-    /// Whether a generator's tables have the tokenizer's sizes.
+    /// Checks that a generator's tables have the tokenizer's sizes.
     ///
     /// # Errors
     /// [`TrainedError::NotTogether`].

@@ -1,5 +1,5 @@
-//! Reads the published `.pth` files: the ZIP form of PyTorch and the older one, bare state
-//! dictionaries and the wrapped forms `{'model': …}` and `{'trainer': {'var_wo_ddp': …}}`.
+//! Reads the published `.pth` files: PyTorch's ZIP format and the older one, with bare state
+//! dictionaries or the wrapped forms `{'model': …}` and `{'trainer': {'var_wo_ddp': …}}`.
 
 mod pickle;
 
@@ -10,14 +10,14 @@ use std::fs::File;
 use std::io::{BufReader, Read as _, Seek as _};
 use std::path::Path;
 
-/// Longest description of the tensors that is read; the published ones have a few hundred kB.
+/// Longest pickle of tensor descriptions that is read; the published ones have a few hundred kB.
 const LONGEST_PICKLE: u64 = 256 << 20;
 
-/// Where the tensors lie in the files that are known, outermost key first.
+/// Paths to the state dictionary in the known kinds of files, outermost key first.
 const WRAPPERS: [&[&str]; 5] =
     [&["trainer", "var_wo_ddp"], &["var_wo_ddp"], &["model"], &["state_dict"], &[]];
 
-/// A tensor in f32.
+/// A tensor of f32 values.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RawTensor {
     /// Its shape.
@@ -30,7 +30,7 @@ pub struct RawTensor {
 /// executed.
 ///
 /// # Errors
-/// [`CheckpointError::Read`]; [`CheckpointError::State`] for a file that is damaged or has no state
+/// [`CheckpointError::Read`]; [`CheckpointError::State`] if the file is damaged or has no state
 /// dictionary in one of the known places.
 pub fn read_pth(path: &Path) -> Result<BTreeMap<String, RawTensor>, CheckpointError> {
     let bad = |reason: String| CheckpointError::State { path: path.to_owned(), reason };
@@ -47,7 +47,7 @@ pub fn read_pth(path: &Path) -> Result<BTreeMap<String, RawTensor>, CheckpointEr
     tensors.map(bare).map_err(|reason| bad(format!("not a usable PyTorch file: {reason}")))
 }
 
-/// What lies in the place of weights where a download has gone wrong, by how it begins.
+/// Recognises by its beginning what a failed download has left in place of weights.
 pub(super) fn otherwise(head: &[u8]) -> Option<&'static str> {
     let text = String::from_utf8_lossy(head.get(..64).unwrap_or(head)).trim_start().to_lowercase();
     let is = |begins: &str| text.starts_with(begins);
@@ -60,7 +60,7 @@ pub(super) fn otherwise(head: &[u8]) -> Option<&'static str> {
         .then_some("a web page: the link leads to the page about the file, not to the file")
 }
 
-/// The names without the prefix that data-parallel training puts before all of them.
+/// Removes the prefix that data-parallel training puts before all names.
 fn bare(tensors: BTreeMap<String, RawTensor>) -> BTreeMap<String, RawTensor> {
     const PREFIX: &str = "module.";
     match tensors.keys().all(|name| name.starts_with(PREFIX)) {
@@ -73,7 +73,7 @@ fn read_zip(path: &Path) -> Result<BTreeMap<String, RawTensor>, String> {
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let file = File::open(path).map_err(|e| text(&e))?;
     let length = file.metadata().map_err(|e| text(&e))?.len();
-    // What the archive holds is said at its end.
+    // The directory of the archive is at its end.
     let mut archive = zip::ZipArchive::new(BufReader::new(file))
         .map_err(|e| format!("{e}; it is cut off or damaged, fetch it again"))?;
     let names: Vec<String> =
@@ -95,8 +95,8 @@ fn read_zip(path: &Path) -> Result<BTreeMap<String, RawTensor>, String> {
     })
 }
 
-/// The form before PyTorch 1.6: three small pickles, the object, the storages' keys, then each
-/// storage as its length and its elements.
+/// Reads the format used before PyTorch 1.6: three small pickles, the object, the storages' keys,
+/// then the length and elements of each storage.
 fn read_legacy(path: &Path) -> Result<BTreeMap<String, RawTensor>, String> {
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
     let mut at = 0;
@@ -130,7 +130,7 @@ fn read_legacy(path: &Path) -> Result<BTreeMap<String, RawTensor>, String> {
     })
 }
 
-/// Bytes per element of every storage that some tensor names.
+/// Returns the number of bytes per element of every storage that a tensor refers to.
 fn storages(pickle: &Pickle) -> BTreeMap<String, usize> {
     pickle
         .all()
@@ -142,7 +142,7 @@ fn storages(pickle: &Pickle) -> BTreeMap<String, usize> {
         .collect()
 }
 
-/// What a persistent id says: `('storage', class, key, location, elements, …)`.
+/// Contents of a persistent id: `('storage', class, key, location, elements, …)`.
 struct Storage {
     key: String,
     class: String,
@@ -177,7 +177,7 @@ impl Storage {
         Ok(bytes as u64)
     }
 
-    /// The elements as f32, or `None` of a storage of integers.
+    /// Returns the elements as f32, or `None` for a storage of integers.
     fn decode(&self, bytes: &[u8]) -> Option<Vec<f32>> {
         Some(match self.class.as_str() {
             "FloatStorage" => values(bytes, f32::from_le_bytes),
@@ -193,7 +193,7 @@ fn values<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32) -> Vec<f
     bytes.as_chunks::<N>().0.iter().map(|b| value(*b)).collect()
 }
 
-/// The tensors of the state dictionary; `fetch` brings the bytes of a storage.
+/// Returns the tensors of the state dictionary; `fetch` reads the bytes of a storage.
 fn tensors(
     pickle: &Pickle,
     fetch: &mut dyn FnMut(&Storage) -> Result<Vec<u8>, String>,
@@ -218,7 +218,7 @@ fn tensors(
     Ok(all)
 }
 
-/// A tensor from `(storage, offset, shape, strides, …)`; `None` for one of integers.
+/// Reads a tensor from `(storage, offset, shape, strides, …)`; `None` if it has integers.
 fn tensor(
     pickle: &Pickle,
     arguments: Id,
@@ -248,7 +248,7 @@ fn tensor(
     }
     let mut gathered = Vec::with_capacity(length);
     for i in 0..length {
-        // The place in the storage of the i-th element in row-major order.
+        // Computes the position in the storage of the i-th element in row-major order.
         let (mut rest, mut at) = (i, Some(offset));
         for (&side, &stride) in shape.iter().zip(&strides).rev() {
             at = at.and_then(|at| at.checked_add((rest % side).checked_mul(stride)?));

@@ -1,9 +1,9 @@
-//! Reads the pickles of PyTorch files without running anything.
+//! Reads the pickles of PyTorch files without executing anything in them.
 //!
-//! A pickle is a program for a stack machine. This one knows how to build plain values and tensors;
-//! every other object (`argparse.Namespace`, …) becomes [`Node::Opaque`], and an instruction that
-//! is not listed is an error. Values live in an arena and refer to each other by index, so neither
-//! cycles nor deep nesting can hurt.
+//! A pickle is a program for a stack machine. This one can build plain values and tensors; every
+//! other object (`argparse.Namespace`, …) becomes [`Node::Opaque`], and an unknown instruction is
+//! an error. Values live in an arena and refer to each other by index, so neither cycles nor deep
+//! nesting can do harm.
 
 use std::collections::HashMap;
 
@@ -23,7 +23,7 @@ pub(super) enum Node {
     Dict(Vec<(Id, Id)>),
     /// A class or function, `module name`.
     Global(String),
-    /// What `BINPERSID` names: in PyTorch files, the tuple that describes a storage.
+    /// The object that `BINPERSID` refers to: in PyTorch files, the tuple that describes a storage.
     Persistent(Id),
     /// A call of `torch._utils _rebuild_tensor_v2` with this tuple.
     Tensor(Id),
@@ -39,7 +39,7 @@ pub(super) struct Pickle {
 }
 
 impl Pickle {
-    /// Runs the program at the start of `bytes` and says how many bytes it took.
+    /// Runs the program at the start of `bytes`; also returns the number of bytes it took.
     pub(super) fn read(bytes: &[u8]) -> Result<(Self, usize), String> {
         let mut machine = Machine { bytes, ..Machine::default() };
         while machine.step()? {}
@@ -47,12 +47,12 @@ impl Pickle {
         Ok((Self { nodes: machine.nodes, root }, machine.at))
     }
 
-    /// The value the pickle stands for.
+    /// Returns the value that the pickle stands for.
     pub(super) fn root(&self) -> Id {
         self.root
     }
 
-    /// All values, in the order they were made.
+    /// Returns all values in the order in which they were made.
     pub(super) fn all(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter()
     }
@@ -61,13 +61,13 @@ impl Pickle {
         self.nodes.get(id).unwrap_or(&Node::None)
     }
 
-    /// The entries of a dictionary whose keys are text.
+    /// Returns the entries of a dictionary whose keys are text.
     pub(super) fn entries(&self, id: Id) -> Option<Vec<(&str, Id)>> {
         let Node::Dict(entries) = self.node(id) else { return None };
         Some(entries.iter().filter_map(|&(k, v)| Some((self.text(k)?, v))).collect())
     }
 
-    /// The value of a dictionary's key.
+    /// Returns the value of a key in a dictionary.
     pub(super) fn get(&self, id: Id, key: &str) -> Option<Id> {
         self.entries(id)?.into_iter().rev().find(|(k, _)| *k == key).map(|(_, v)| v)
     }
@@ -86,7 +86,7 @@ impl Pickle {
         }
     }
 
-    /// The items of a tuple or list.
+    /// Returns the items of a tuple or list.
     pub(super) fn items(&self, id: Id) -> Option<&[Id]> {
         match self.node(id) {
             Node::Tuple(items) | Node::List(items) => Some(items),
@@ -107,7 +107,7 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Runs one instruction; false after STOP.
+    /// Executes one instruction; returns false after STOP.
     fn step(&mut self) -> Result<bool, String> {
         let at = self.at;
         let code = self.take(1)?.first().copied().unwrap_or(b'.');
@@ -225,7 +225,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// REDUCE and NEWOBJ: the few calls that matter, without calling anything.
+    /// REDUCE and NEWOBJ: recognises the few calls that matter, without calling anything.
     fn call(&mut self) -> Result<(), String> {
         let (arguments, callee) = (self.pop()?, self.pop()?);
         let Node::Global(callee) = self.peek(callee) else {
@@ -235,7 +235,7 @@ impl<'a> Machine<'a> {
         match callee.as_str() {
             "collections OrderedDict" => self.push(Node::Dict(Vec::new())),
             "torch._utils _rebuild_tensor_v2" => self.push(Node::Tensor(arguments)),
-            // A parameter is its tensor.
+            // A parameter is replaced by its tensor.
             "torch._utils _rebuild_parameter" => match self.peek(arguments) {
                 Node::Tuple(items) if !items.is_empty() => self.stack.extend(items.first()),
                 _ => return Err("a parameter without a tensor".into()),

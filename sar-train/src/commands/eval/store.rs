@@ -1,4 +1,4 @@
-//! Where the numbers of an evaluation go, beside those that are there.
+//! Where the numbers of an evaluation go, and what happens to those already there.
 
 use crate::commands::output;
 use crate::eval::EvalReport;
@@ -11,7 +11,8 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// To read a file of numbers and to write it takes milliseconds, on a network disk perhaps a second.
+/// Longest wait for other processes: reading and writing a file of numbers takes milliseconds, on a
+/// network disk perhaps a second.
 const LONGEST_TURN: Duration = Duration::from_secs(10);
 
 /// Prints the numbers, and writes them to a file.
@@ -21,7 +22,7 @@ pub(super) fn keep(
     json: Option<&Path>,
     quiet: bool,
 ) -> anyhow::Result<()> {
-    // First: a file that cannot be written does not lose them.
+    // Printed first, so that a file that cannot be written does not lose them.
     print!("{}", text::evaluation(report));
     let Some(json) = json else { return Ok(()) };
     let file = json.display();
@@ -55,17 +56,17 @@ pub(super) fn keep(
 
 /// What became of the numbers.
 pub(super) enum Stored {
-    /// They are in the file, with so many points of the same evaluation that they do not have.
+    /// They are in the file, with `others` points of the same evaluation that they do not include.
     With { others: usize },
-    /// They are in the file, and what was there is aside.
+    /// They are in the file, and what was there before has been renamed.
     InPlaceOf { there: String, aside: PathBuf },
-    /// They are a part, and would have replaced what they do not cover: they are in a file beside it.
+    /// They are only a part and would have replaced points that they do not cover: they are in a separate file.
     Beside { there: String, partial: PathBuf },
 }
 
-/// Writes the numbers to a file, with those there that were measured in the same way: a sweep may be measured in parts,
-/// by several processes at once. A part does not replace what it does not cover; what a whole one replaces and does
-/// not cover is kept aside.
+/// Writes the numbers to a file, together with those there that were measured in the same way: a
+/// sweep may be measured in parts, by several processes at once. A part does not replace what it
+/// does not cover; what a whole evaluation replaces and does not cover is kept in another file.
 pub(super) fn store(report: &EvalReport, whole: bool, json: &Path) -> anyhow::Result<Stored> {
     let _turn = turn_in(folder_of(json));
     let mut report = report.clone();
@@ -85,7 +86,7 @@ pub(super) fn store(report: &EvalReport, whole: bool, json: &Path) -> anyhow::Re
     };
     write(&report, json)?;
     if begun {
-        // They are in the file now.
+        // They are in the main file now.
         let _ = fs::remove_file(partial);
     }
     Ok(stored)
@@ -96,27 +97,28 @@ fn write(report: &EvalReport, json: &Path) -> anyhow::Result<()> {
     write_whole(json, numbers.as_bytes()).with_context(|| format!("{}", json.display()))
 }
 
-/// A name beside that of a file: `eval-1.json`.
+/// Returns the file's name with `what` appended to its stem, such as `eval-1.json`.
 fn numbered(json: &Path, what: impl Display) -> PathBuf {
     let part = |part: Option<&OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
     let (stem, extension) = (part(json.file_stem()), part(json.extension()));
     json.with_file_name(format!("{stem}-{what}.{extension}"))
 }
 
-/// Waits for other processes that write numbers in a folder, and keeps them waiting until it is dropped. Where folders
-/// cannot be locked nobody waits, and who locks one for long, as `sar sample` does, is not waited for.
+/// Waits for other processes that write numbers in a folder, and keeps them waiting until the lock
+/// is dropped. Where folders cannot be locked nobody waits, and a process that locks one for long,
+/// as `sar sample` does, is not waited for.
 fn turn_in(folder: &Path) -> Option<File> {
     lock_folder(folder, Sharing::Alone, LONGEST_TURN).ok().flatten()
 }
 
-/// An evaluation that a file has.
+/// Reads the evaluation in a file, if there is one.
 fn read(json: &Path) -> Option<EvalReport> {
     // A pipe or a device is not read.
     let text = json.is_file().then(|| fs::read(json).ok())??;
     serde_json::from_slice(&text).ok()
 }
 
-/// Gives a file the next free name with a number: `eval-1.json`.
+/// Renames a file to the next free name with a number, such as `eval-1.json`.
 fn keep_aside(json: &Path) -> anyhow::Result<PathBuf> {
     let name = |n: usize| numbered(json, n);
     let aside = (1..).map(name).find(|name| !name.exists()).unwrap_or_else(|| name(0));

@@ -1,4 +1,4 @@
-//! What a folder's images are, and how they came about.
+//! What a folder's images are, and how they were made.
 
 use super::{GIVEN, GRID, SCALES};
 use crate::backend::Compute;
@@ -31,47 +31,47 @@ pub(in crate::commands) struct SampleRecord {
     pub step: u64,
     /// Whether the generator's weights are the averaged ones (EMA).
     pub ema: bool,
-    /// What computed: `cpu f32`.
+    /// What computed them, such as `cpu f32`.
     #[serde(default)]
     pub computed: String,
     /// Schedule sampled in.
     pub schedule: String,
     /// The other settings.
     pub settings: SampleConfig,
-    /// What they are edits of, if they are.
+    /// The edit that made them, if they are edits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub edit: Option<EditRecord>,
-    /// Where they, or the first of them, are one array, too.
+    /// The array that they, or the first of them, were also written to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub npz: Option<PathBuf>,
-    /// Names of all classes, in the order of their labels; none where they are not known.
+    /// Names of all classes in the order of their labels; empty if they are not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
     /// Class of image k, which is `{k:06}.png`.
     pub labels: Vec<u32>,
 }
 
-/// What an image was edited by.
+/// How an image was edited.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(in crate::commands) struct EditRecord {
     /// The image.
     pub image: PathBuf,
-    /// What of it was drawn anew.
+    /// The mask of what was drawn anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<PathBuf>,
     /// SHA-256 of image and mask as cut and scaled.
     #[serde(default)]
     pub pixels_sha256: String,
-    /// How many scales were taken from it whole.
+    /// Number of scales that were taken whole from the image.
     pub keep_scales: usize,
-    /// How often what is masked was drawn.
+    /// How many times the masked part was drawn.
     pub passes: usize,
-    /// Whether the pictures are as decoded, the image's own pixels not put back.
+    /// Whether the pictures are as decoded, without the image's own pixels put back.
     pub decoded: bool,
 }
 
 impl SampleRecord {
-    /// Of images that are about to be made, of some classes in turn.
+    /// Describes images that are about to be made, with the given classes in turn.
     pub(in crate::commands) fn new<B: Compute>(
         generator: &TrainedGenerator,
         tokenizer: (&TrainedTokenizer<B>, &Path),
@@ -104,7 +104,7 @@ impl SampleRecord {
         self.settings.batch.min(self.labels.len())
     }
 
-    /// Why the images of `earlier` are not the first of these, if they are not.
+    /// Returns why the images of `earlier` are not the first of these; `None` if they are.
     pub(super) fn difference_from(&self, earlier: &Self) -> anyhow::Result<Option<String>> {
         if earlier.generator_sha256.is_empty() {
             return Ok(Some("an earlier version of the program made them".to_owned()));
@@ -131,9 +131,9 @@ impl SampleRecord {
         }))
     }
 
-    /// All that an image depends on, but its class and number.
+    /// Everything that an image depends on, except its class and its number.
     fn essence(&self) -> anyhow::Result<Value> {
-        // What is in the files counts, wherever they are, and the schedule that was sampled in.
+        // What counts is what the files contain, wherever they are, and the schedule that was sampled in.
         let essence = Self {
             generator: PathBuf::new(),
             tokenizer: PathBuf::new(),
@@ -153,7 +153,7 @@ impl SampleRecord {
         Ok(serde_json::to_value(essence)?)
     }
 
-    /// Names of the files that it stands for.
+    /// Returns the names of the files that the record covers.
     pub(super) fn files(&self) -> impl Iterator<Item = String> {
         let images = (0..self.labels.len()).map(|k| format!("{k:06}.png"));
         let given = self.edit.iter().map(|_| GIVEN.to_owned());
@@ -161,12 +161,12 @@ impl SampleRecord {
     }
 }
 
-/// A path that can be written to a record, also where it is no text.
+/// Returns a path that can be written to a record, even if it is not valid text.
 pub(in crate::commands) fn as_text(path: &Path) -> PathBuf {
     path.to_string_lossy().into_owned().into()
 }
 
-/// The first value that differs in two records: its name, what it was and what it is.
+/// Returns the first value that differs between two records: its name, what it was and what it is.
 fn difference(name: &str, was: &Value, is: &Value) -> Option<(String, String, String)> {
     let told =
         |value: &Value| if value.is_null() { "not given".to_owned() } else { value.to_string() };

@@ -1,4 +1,4 @@
-//! Images to be measured, wherever they lie: an array, a folder that `sar sample` wrote, or a source of data.
+//! Images to be measured, wherever they are: in an array, a folder that `sar sample` wrote, or a source of data.
 
 use crate::cli::ScoreArgs;
 use crate::commands::samples::SampleFolder;
@@ -12,16 +12,16 @@ use serde_json::Value;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// What a set of images is.
+/// Description of a set of images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct ImageSet {
-    /// Where they were read.
+    /// Where they were read from.
     pub source: String,
-    /// How many.
+    /// Number of images.
     pub count: usize,
-    /// Pixels.
+    /// Height in pixels.
     pub height: usize,
-    /// Pixels.
+    /// Width in pixels.
     pub width: usize,
 }
 
@@ -32,29 +32,29 @@ impl fmt::Display for ImageSet {
     }
 }
 
-/// Images that are yet to be read.
+/// Images that have yet to be read.
 pub(super) struct Images {
     pub about: ImageSet,
-    /// The record beside them, where `sar sample` made them.
+    /// The record next to them, if `sar sample` made them.
     pub made: Option<Value>,
     source: Source,
 }
 
 enum Source {
     Array(NpzReader),
-    /// `000000.png` and so on.
+    /// A folder with `000000.png` and so on.
     Samples(PathBuf),
-    /// One after the other.
+    /// Data sets, one after the other.
     Data(Vec<Dataset>),
 }
 
-/// Whether a file is called as an array is.
+/// Whether a file has the extension of an array.
 pub(super) fn is_npz(source: &str) -> bool {
     Path::new(source).extension().is_some_and(|e| e.eq_ignore_ascii_case("npz"))
 }
 
-/// The samples, and the reference's images unless its file has `statistics` alone. What is to be cut is cut to
-/// `--image-side`, or to the size of the other set.
+/// Opens the samples, and the reference's images unless its file has only `statistics`. Images that
+/// are to be cut are cut to `--image-side`, or to the size of the other set.
 pub(super) fn open(args: &ScoreArgs, statistics: bool) -> anyhow::Result<(Images, Option<Images>)> {
     let alone = statistics && !NpzReader::open(Path::new(&args.reference))?.has(IMAGES);
     let samples = as_made(&args.samples)?;
@@ -77,7 +77,7 @@ pub(super) fn open(args: &ScoreArgs, statistics: bool) -> anyhow::Result<(Images
     Ok((samples, reference))
 }
 
-/// Images that have a size of their own; `None` for what is to be cut.
+/// Opens images that have a size of their own; `None` if they are to be cut.
 fn as_made(source: &str) -> anyhow::Result<Option<Images>> {
     let path = Path::new(source);
     if is_npz(source) {
@@ -94,7 +94,7 @@ fn as_made(source: &str) -> anyhow::Result<Option<Images>> {
         "{source}: an .npy file; give an .npz file with the images as `{IMAGES}`"
     );
     let Some(count) = SampleFolder::images_of(path)? else { return Ok(None) };
-    // Before the work: a call that was interrupted has not painted all that its record names.
+    // Checked before the work: a call that was interrupted has not painted all images that its record names.
     let missing = (0..count).find(|k| !path.join(format!("{k:06}.png")).is_file());
     if let Some(missing) = missing {
         anyhow::bail!(
@@ -113,7 +113,7 @@ fn as_made(source: &str) -> anyhow::Result<Option<Images>> {
     }))
 }
 
-/// All images of a source of data, the largest square in the middle of each.
+/// Opens all images of a source of data, cut to the largest square in the middle of each.
 fn cut(source: &str, side: Option<usize>) -> anyhow::Result<Images> {
     let config = DataConfig::from_argument(source);
     if let Some(path) = config.path.as_ref().filter(|path| !path.exists()) {
@@ -122,7 +122,7 @@ fn cut(source: &str, side: Option<usize>) -> anyhow::Result<Images> {
     let side = side.with_context(|| {
         format!("{source}: images of any size; say with --image-side to what they are cut")
     })?;
-    // Whatever lies in a folder is measured, unless a list says what is.
+    // Everything in a folder is measured, unless a list says what is.
     let listed = Path::new(source).join("train.txt").is_file();
     let config = DataConfig {
         image_side: side,
@@ -141,7 +141,7 @@ fn cut(source: &str, side: Option<usize>) -> anyhow::Result<Images> {
 }
 
 impl Images {
-    /// Calls `each` with all images in order, at most `most` at a time: bytes `[b, h, w, 3]`.
+    /// Calls `each` with all images in order, at most `most` at a time, as bytes `[b, h, w, 3]`.
     pub(super) fn each_batch(
         self,
         most: usize,
@@ -194,7 +194,7 @@ impl Images {
     }
 }
 
-/// An error of data, of which none may be left out here: what is measured is the whole set.
+/// Converts an error of the data: no image may be left out here, since the whole set is measured.
 fn whole(error: DataError) -> anyhow::Error {
     match error {
         DataError::BadImage { path, reason } => {

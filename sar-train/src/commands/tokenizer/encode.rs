@@ -13,9 +13,9 @@ use crate::run::{Interrupt, Progress};
 use crate::trained::TrainedTokenizer;
 use sar_math::backend::LatentDims;
 
-/// Pixels encoded at a time: 64 images of 128 px, 16 of 256 px, so that a request to stop waits for seconds.
+/// Pixels encoded at a time: 64 images of 128 px or 16 of 256 px, so that a request to stop waits only seconds.
 const PIXELS: usize = 1 << 20;
-/// Images encoded at a time, at most.
+/// Largest number of images encoded at a time.
 const BATCH: usize = 64;
 
 pub(super) fn run<B: Compute>(
@@ -49,12 +49,12 @@ pub(super) fn run<B: Compute>(
     Ok(())
 }
 
-/// Takes images to their latents, some at a time.
+/// Encodes images to latents, a batch at a time.
 struct Encoder<'a, B: Compute> {
     backend: &'a B,
     tokenizer: &'a TrainedTokenizer<B>,
     side: usize,
-    /// Images at a time.
+    /// Number of images at a time.
     batch: usize,
     memory: EncoderMemory<B>,
     latents: B::Activation,
@@ -75,7 +75,7 @@ impl<'a, B: Compute> Encoder<'a, B> {
         Ok(Self { backend, tokenizer, side, batch, memory, latents, interrupt })
     }
 
-    /// Encodes some images, a batch of them at most; their latents are in `self.latents` then.
+    /// Encodes at most a batch of images, and leaves their latents in `self.latents`.
     fn encode(&mut self, images_b3hw: &[f32]) -> anyhow::Result<LatentDims> {
         if self.interrupt.is_asked() {
             return Err(EncodingInterrupted.into());
@@ -100,7 +100,7 @@ fn latent<B: Compute>(tokenizer: &TrainedTokenizer<B>, side: usize) -> [usize; 3
 #[error("interrupted; nothing was written")]
 pub(in crate::commands) struct EncodingInterrupted;
 
-/// The progress of so many images.
+/// Returns the progress of encoding `images` images.
 fn progress(images: usize, quiet: bool) -> Progress {
     Progress::new("encoding", images as u64, 0, quiet)
 }

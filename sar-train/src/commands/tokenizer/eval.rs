@@ -34,7 +34,7 @@ pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::
     );
     check_grids(&loaded, &schedule, images.side())?;
     let mut measured = held_out(backend, &loaded, images, &schedule)?;
-    // Nobody listens: it is ended at once, and nothing is lost.
+    // There is no interrupt to listen to: Ctrl-C ends the program at once, and nothing is lost.
     let quality = measured.quality(&loaded.params, &Interrupt::none())?;
     let quality = quality.context("the evaluation was stopped")?;
     let (count, seen) = (images.len(), images.len().min(MEASURED));
@@ -44,7 +44,7 @@ pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::
     println!("{:>8}  {:>9}  {:>6}  {:>10}", "grid", "PSNR (dB)", "SSIM", "codes used");
     for scale in &quality.scales {
         let grid = format!("{}x{}", scale.grid.0, scale.grid.1);
-        // Images smaller than its window have none.
+        // Images smaller than SSIM's window have no SSIM.
         let ssim = scale.ssim.map_or("–".to_owned(), |ssim| format!("{ssim:.4}"));
         let used = 100.0 * scale.codebook_used;
         println!("{grid:>8}  {:>9.2}  {ssim:>6}  {used:>9.1}%", scale.psnr);
@@ -68,7 +68,7 @@ pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::
     Ok(())
 }
 
-/// Writes the reconstructions of all images as an array, and the images as another where one is named.
+/// Writes the reconstructions of all images as an array and, if a path is given for them, the images as another.
 fn arrays_of<B: Compute>(
     backend: &B,
     of: &TrainedTokenizer<B>,

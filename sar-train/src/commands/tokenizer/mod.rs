@@ -19,13 +19,13 @@ use crate::trained::{TrainedTokenizer, config_of};
 use sar_math::ScaleSchedule;
 use std::path::Path;
 
-/// Images that go through a tokenizer at a time where they are not trained on.
+/// Images that go through a tokenizer at a time when it is not trained.
 const BATCH: usize = 32;
 
 /// Dispatches the subcommands.
 ///
 /// # Errors
-/// A configuration, data or checkpoint that cannot be used.
+/// A configuration, data or a checkpoint cannot be used.
 pub fn run<B: Compute>(
     backend: &B,
     args: &TokenizerArgs,
@@ -38,7 +38,7 @@ pub fn run<B: Compute>(
     }
 }
 
-/// Images must be whole latents.
+/// Fails if images are not a whole number of latents wide.
 fn check_side(tokenizer: &Tokenizer, data: &Data) -> anyhow::Result<()> {
     let (side, factor) = (data.train.side(), tokenizer.downsample_factor());
     anyhow::ensure!(
@@ -49,8 +49,8 @@ fn check_side(tokenizer: &Tokenizer, data: &Data) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Images through the tokenizer and back, `[n, 3, s, s]`; by the scales of a schedule that ends in their full grid where
-/// scales add up.
+/// Takes images through the tokenizer and back, `[n, 3, s, s]`; where scales add up, by the scales
+/// of a schedule that ends in the images' full grid.
 pub(crate) fn reconstruct<B: Compute>(
     backend: &B,
     of: &TrainedTokenizer<B>,
@@ -63,7 +63,7 @@ pub(crate) fn reconstruct<B: Compute>(
     through.adding(&of.quantizer, schedule)?.reconstruct(&of.params, images, (grid, grid))
 }
 
-/// Some of the images, to measure a tokenizer on at every scale of the generator's schedule.
+/// Prepares some of the images to measure a tokenizer on, at every scale of the generator's schedule.
 fn held_out<'a, B: Compute>(
     backend: &'a B,
     of: &'a TrainedTokenizer<B>,
@@ -75,7 +75,7 @@ fn held_out<'a, B: Compute>(
     Ok(TokenizerHeldOut::new(through.adding(&of.quantizer, schedule)?, images, schedule))
 }
 
-/// Fails where scales that add up do not end in the images' full grid.
+/// Fails if scales add up and do not end in the images' full grid.
 fn check_grids<B: Compute>(
     of: &TrainedTokenizer<B>,
     schedule: &ScaleSchedule,
@@ -91,12 +91,12 @@ fn check_grids<B: Compute>(
     Ok(())
 }
 
-/// Images that need no classes: those of class folders with theirs, and loose ones.
+/// Opens images that need no classes: class folders with their classes, and loose images.
 fn open_any(config: &mut DataConfig) -> Result<Data, DataError> {
     (config.allow_one_class, config.unlabelled) = (true, false);
     match data::open(config) {
-        // Not where validation images alone are loose, and the others have classes; a folder that was named is all
-        // there is, whatever it is called.
+        // Not if only the validation images are loose and the others have classes; but a folder
+        // that was named is all there is, whatever it is called.
         Err(DataError::NoClasses { path, .. })
             if !data::is_validation(&path) || config.path.as_ref() == Some(&path) =>
         {
@@ -107,15 +107,16 @@ fn open_any(config: &mut DataConfig) -> Result<Data, DataError> {
     }
 }
 
-/// What a tokenizer that was trained elsewhere is used on.
+/// What a tokenizer that was trained elsewhere is used with.
 struct Use {
-    /// Of its run, or the defaults.
+    /// That of its run, or the defaults.
     config: Config,
     data: Data,
 }
 
 impl Use {
-    /// The images that the flags name, or those of the tokenizer's run; `scheduled` where grids are named too.
+    /// Opens the images that the flags name, or those of the tokenizer's run; `scheduled` says that
+    /// grids are named too.
     fn open(
         path: &Path,
         tokenizer: &Tokenizer,
@@ -149,7 +150,7 @@ impl Use {
         };
         check_side(tokenizer, &data)?;
         let published = ScaleSchedule::published_256();
-        // What the released models have at 256 px; their files do not say it.
+        // The grids of the released models at 256 px, which their files do not say.
         if run.is_none()
             && tokenizer.config().residual > 0
             && tokenizer.latent_side(data.train.side()) == published.last().height

@@ -37,7 +37,7 @@ const USED: [&str; 9] = [
     "train.save_minutes",
     "train.non_finite_limit",
 ];
-/// Of these, what may change while a run goes on.
+/// Those of them that may change when a run goes on.
 const FREE: [&str; 10] = [
     "tokenizer_train.steps",
     "tokenizer_train.eval_every",
@@ -106,7 +106,7 @@ struct Begun {
 }
 
 impl Begun {
-    /// One that goes on.
+    /// Opens a run that goes on.
     fn again(args: &TokenizerTrainArgs, global: &GlobalArgs) -> anyhow::Result<Self> {
         let (folder, had) = RunFolder::open_for_resume(&args.run.out)?;
         let config = args.run.continued(&had, &FREE, |_, _| ())?;
@@ -130,7 +130,7 @@ impl Begun {
         Ok(Self { folder, config, data, start: None })
     }
 
-    /// A new one.
+    /// Makes a new run.
     fn new<B: Compute>(
         backend: &B,
         args: &TokenizerTrainArgs,
@@ -146,7 +146,7 @@ impl Begun {
             }
             None => None,
         };
-        // Before the folder: a run that cannot start leaves none behind.
+        // Before the folder is made: a run that cannot start leaves none behind.
         anyhow::ensure!(
             config.tokenizer.residual == 0,
             "a tokenizer whose scales add up (tokenizer.residual={}), as VAR's, is read and not trained here; train \
@@ -161,7 +161,7 @@ impl Begun {
     }
 }
 
-/// Notes which grids of the schedule these images do not have: the tokenizer is not measured on them.
+/// Notes which grids of the schedule these images do not have; the tokenizer is not measured on them.
 fn note_left_out(config: &Config, data: &Data) -> anyhow::Result<()> {
     let full = data.train.side() / Tokenizer::new(&config.tokenizer)?.downsample_factor();
     let scales = config.generator.schedule;
@@ -178,7 +178,7 @@ fn note_left_out(config: &Config, data: &Data) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A run that starts from weights has their shape, and its user may not have asked for another.
+/// Gives a run that starts from weights their shape; fails if its user asked for another.
 fn adopt(config: &mut Config, weights: &TokenizerConfig, args: &RunArgs) -> anyhow::Result<()> {
     let (asked, found) =
         (toml::Table::try_from(&config.tokenizer)?, toml::Table::try_from(weights)?);
@@ -199,8 +199,8 @@ pub(crate) struct Trained<B: Compute> {
     pub quality: TokenizerQuality,
 }
 
-/// Trains (or goes on training) the tokenizer of a run folder to its last step, from `start` where it
-/// has weights to start from, and measures it.
+/// Trains (or goes on training) the tokenizer of a run folder to its last step, from the weights
+/// `start` if there are any, and measures it.
 pub(crate) fn train_in<B: Compute>(
     backend: &B,
     folder: &RunFolder,
@@ -239,7 +239,7 @@ pub(crate) fn train_in<B: Compute>(
     tell_replaced(data);
     let progress = trained?;
     let (weights, steps) = (trainer.weights()?, trainer.steps());
-    // Its memory goes before that of what measures it is had.
+    // The trainer's memory is freed before that for measuring is allocated.
     drop(trainer);
     let loaded = TrainedTokenizer::new(backend, tokenizer, weights, steps)?;
     let quality = measure(backend, folder, &loaded, held, schedule, interrupt)?;
@@ -251,7 +251,7 @@ pub(crate) fn train_in<B: Compute>(
     Ok(Trained { loaded, quality })
 }
 
-/// Quality at the end of a run, which keeps it, with a picture.
+/// Measures the quality at the end of a run, and keeps it and a picture in the run's folder.
 fn measure<B: Compute>(
     backend: &B,
     folder: &RunFolder,
@@ -264,7 +264,7 @@ fn measure<B: Compute>(
     let mut held_out = held_out(backend, of, held, schedule)?;
     let quality = held_out.quality(&of.params, interrupt)?.ok_or(Interrupted { step })?;
     let mut log = folder.log(step)?;
-    // A run that was done already is measured again, and kept once.
+    // A run that was already finished is measured again, but recorded only once.
     if !log.has(step, "eval")? {
         keep_quality(&mut log, &mut folder.tensorboard(step)?, step, &quality)?;
     }
@@ -272,7 +272,7 @@ fn measure<B: Compute>(
     Ok(quality)
 }
 
-/// Whether there was a checkpoint to go on from.
+/// Restores the checkpoint to go on from; returns whether there was one.
 fn resume<B: Compute>(
     trainer: &mut TokenizerTrainer<'_, B>,
     checkpoints: &Checkpoints,

@@ -1,4 +1,4 @@
-//! What one tar archive holds, and where.
+//! Contents of one tar archive, and where they lie in it.
 
 use super::super::{DataError, folder};
 use std::collections::{HashMap, HashSet};
@@ -8,85 +8,86 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use tar::{Entry, EntryType};
 
-/// Longer label files are none.
+/// Files longer than this are not label files.
 const LABEL_BYTES: u64 = 1 << 20;
-/// Characters of a label told in a message, at most.
+/// Maximum number of characters of a label quoted in a message.
 const QUOTED: usize = 40;
-/// Bytes of a block; a block of zeros ends an archive.
+/// Size of a tar block in bytes; a block of zeros ends an archive.
 const BLOCK: u64 = 512;
 
-/// What one archive holds: regular files, with no byte of an image read.
+/// Regular files of one archive; their image data has not been read.
 pub(super) struct Contents {
     pub(super) archive: Arc<Path>,
-    /// In the order of the archive; of files of one name the last, as after unpacking.
+    /// Files in the order of the archive; of several with the same name only the last, as after
+    /// unpacking.
     pub(super) files: Vec<Member>,
     pub(super) labels: Labels,
-    /// Names of what is no file of its own: links to other places, files with holes.
+    /// Names of members that are not complete files: links to other places, sparse files.
     pub(super) odd: Vec<PathBuf>,
 }
 
 /// A file in an archive.
 #[derive(Clone)]
 pub(super) struct Member {
-    /// Below no root: what leads out of the archive is left out of it.
+    /// Relative path; entries whose names lead out of the archive are left out.
     pub(super) name: PathBuf,
-    /// Bytes from the start of the archive.
+    /// Offset in bytes from the start of the archive.
     pub(super) offset: u64,
-    /// Bytes.
+    /// Size in bytes.
     pub(super) size: u64,
 }
 
-/// Labels beside images, by the [`key`] that they share.
+/// Labels of images, by the [`key`] that image and label share.
 #[derive(Default)]
 pub(super) struct Labels {
-    /// Of .cls files, where they were read.
+    /// Labels from .cls files, if they were read.
     numbers: HashMap<PathBuf, u64>,
-    /// Of .json files.
+    /// Labels from .json files.
     written: HashMap<PathBuf, u64>,
-    /// Keys of files that may hold one, read or not.
+    /// Keys of all files that may hold a label, whether read or not.
     keys: HashSet<PathBuf>,
 }
 
-/// What an image and its label share: their path without its extension.
+/// Returns what an image and its label have in common: their path without extension.
 pub(super) fn key(name: &Path) -> PathBuf {
     name.with_extension("")
 }
 
 impl Labels {
-    /// Whether there is none.
+    /// Whether there are no labels.
     pub(super) fn is_empty(&self) -> bool {
         self.numbers.is_empty() && self.written.is_empty()
     }
 
-    /// The label of an image: where a .cls and a .json have one, that of the .cls.
+    /// Returns the label of an image; a .cls file takes precedence over a .json file.
     pub(super) fn of(&self, image: &Path) -> Option<u64> {
         let key = key(image);
         self.numbers.get(&key).or_else(|| self.written.get(&key)).copied()
     }
 
-    /// Keys of .cls files.
+    /// Returns the keys of .cls files.
     pub(super) fn numbers(&self) -> impl Iterator<Item = &PathBuf> {
         self.numbers.keys()
     }
 
-    /// Keys of .json files that have a label.
+    /// Returns the keys of .json files that contain a label.
     pub(super) fn written(&self) -> impl Iterator<Item = &PathBuf> {
         self.written.keys()
     }
 
-    /// Whether a file is another part of an example than its image, as `key.mask.png`: the key of the example ends
-    /// at the first dot.
+    /// Whether a file is a part of an example other than its image, such as `key.mask.png`: the key
+    /// of an example ends at the first dot.
     pub(super) fn is_other_part(&self, name: &Path) -> bool {
         let file = name.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
         let example = name.with_file_name(file.split('.').next().unwrap_or_default());
         !self.keys.contains(&key(name)) && self.keys.contains(&example)
     }
 
-    /// Keeps the label that a file holds; whether it holds one.
+    /// Stores the label that a file holds; returns whether it holds one.
     fn take(&mut self, archive: &Path, name: &Path, text: &[u8]) -> Result<bool, DataError> {
         if extension_is(name, "json") {
             let label = json_label(text);
-            // A later file of the name takes the place of the one before, as after unpacking.
+            // A later file of the same name replaces the earlier one, as after unpacking.
             self.written.remove(&key(name));
             if let Some(label) = label {
                 self.written.insert(key(name), label);
@@ -104,10 +105,11 @@ impl Labels {
 }
 
 impl Contents {
-    /// Lists an archive, with the labels in it or without.
+    /// Lists an archive, with or without the labels in it.
     ///
     /// # Errors
-    /// It cannot be read, is no tar archive or has lost its end, holds no file, or a label that is no number.
+    /// The archive cannot be read, is not a tar archive, is truncated or holds no file, or a label
+    /// is not a number.
     pub(super) fn read(path: &Path, labelled: bool) -> Result<Self, DataError> {
         let file = File::open(path).map_err(|e| DataError::io(path, "read", &e))?;
         let length = file.metadata().map_err(|e| DataError::io(path, "read", &e))?.len();
@@ -117,7 +119,7 @@ impl Contents {
         };
         let mut listing = Listing::new(path, labelled);
         let mut archive = tar::Archive::new(file);
-        // Archives may be put behind one another.
+        // Archives may be concatenated.
         archive.set_ignore_zeros(true);
         for entry in archive.entries_with_seek().map_err(damaged)? {
             let mut entry = entry.map_err(damaged)?;
@@ -126,7 +128,8 @@ impl Contents {
             let blocks = entry.size().div_ceil(BLOCK).saturating_mul(BLOCK);
             listing.end = entry.raw_file_position().saturating_add(blocks);
             if path.components().any(|part| part == Component::ParentDir) {
-                // Without what leads out of the archive it would stand for another file.
+                // Stripped of the parts that lead out of the archive, the name would denote another
+                // file.
                 listing.contents.odd.push(name);
             } else if !name.iter().any(folder::is_litter) {
                 listing.add(name, &mut entry, damaged)?;
@@ -143,15 +146,15 @@ impl Contents {
     }
 }
 
-/// An archive while it is listed.
+/// An archive while it is being listed.
 struct Listing {
     contents: Contents,
     labelled: bool,
-    /// Where in `files` each name is.
+    /// Index in `files` of each name.
     places: HashMap<PathBuf, usize>,
-    /// The text of files that hold labels, which links may share.
+    /// Contents of label files, which links may refer to.
     texts: HashMap<PathBuf, Vec<u8>>,
-    /// Where what was listed ends, in bytes.
+    /// End of the entries listed so far, in bytes.
     end: u64,
 }
 
@@ -171,7 +174,7 @@ impl Listing {
     ) -> Result<(), DataError> {
         match entry.header().entry_type() {
             EntryType::Directory | EntryType::XGlobalHeader => {}
-            // As the oldest archives have folders.
+            // The oldest tar format marks folders this way.
             EntryType::Regular if entry.path_bytes().ends_with(b"/") => {}
             EntryType::Link => {
                 let target = entry.link_name().map_err(&damaged)?.map(|target| within(&target));
@@ -216,7 +219,7 @@ impl Listing {
         Ok(())
     }
 
-    /// A second name for a file that came before.
+    /// Adds another name for an earlier file.
     fn link(&mut self, name: PathBuf, target: PathBuf) -> Result<(), DataError> {
         if let Some(text) = self.texts.get(&target).cloned() {
             return self.file(Member { name, offset: 0, size: 0 }, Some(text));
@@ -231,7 +234,7 @@ impl Listing {
     }
 }
 
-/// Whether only parts of a file are there, as tar -S packs those with long runs of zeros.
+/// Whether a file is sparse, as `tar -S` packs files with long runs of zeros.
 fn has_holes(entry: &mut Entry<'_, File>) -> std::io::Result<bool> {
     let Some(extensions) = entry.pax_extensions()? else { return Ok(false) };
     for extension in extensions {
@@ -246,7 +249,7 @@ fn extension_is(name: &Path, extension: &str) -> bool {
     name.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))
 }
 
-/// Whether a file may hold a label: `key.cls`, which is a number, or `key.json`, an object that has a `label`.
+/// Whether a file may hold a label: `key.cls`, a number, or `key.json`, an object with a `label`.
 fn is_label(name: &Path) -> bool {
     ["cls", "json"].iter().any(|kind| extension_is(name, kind))
 }
@@ -259,7 +262,7 @@ fn json_label(text: &[u8]) -> Option<u64> {
     serde_json::from_slice::<serde_json::Value>(text).ok()?.get("label")?.as_u64()
 }
 
-/// A name in an archive without what leads out of it.
+/// Strips a name of the components that lead out of the archive.
 fn within(name: &Path) -> PathBuf {
     name.components().filter(|part| matches!(part, Component::Normal(_))).collect()
 }

@@ -1,4 +1,4 @@
-//! Which part of the data what lies in archives is.
+//! Which part of the data the members of archives belong to.
 
 use super::super::folder::{self, is_image};
 use super::Candidate;
@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 pub(super) enum Part {
     Training,
     Validation,
-    /// Of no use here.
+    /// Not used here.
     Test,
 }
 
 impl Part {
-    /// The part of a folder that is called so.
+    /// Returns the part that a folder of this name holds.
     pub(super) fn of_folder(name: &OsStr) -> Option<Self> {
         let path = Path::new(name);
         match (folder::is_training(path), folder::is_validation(path)) {
@@ -26,7 +26,8 @@ impl Part {
         }
     }
 
-    /// The part that the last such word of an archive's name says, as `imagenet1k-validation-00.tar`.
+    /// Returns the part given by the last such word in an archive's name, as in
+    /// `imagenet1k-validation-00.tar`.
     pub(super) fn of_archive(path: &Path) -> Option<Self> {
         let stem = path.file_stem()?.to_str()?;
         let words = stem.split(|c: char| !c.is_ascii_alphabetic());
@@ -37,8 +38,8 @@ impl Part {
     }
 }
 
-/// Takes off what the names of all images of a set begin with, and then the folder of a part, as far as it leaves
-/// names of `depth` parts: a class folder and a file, or a file.
+/// Strips the folders that the names of all images of a set share, and then the folder of a part,
+/// as long as names of `depth` components remain: a class folder and a file, or a file.
 pub(super) fn strip(candidates: &mut [Candidate], depth: usize) {
     let shared = shared(candidates, depth);
     for candidate in candidates.iter_mut() {
@@ -66,12 +67,12 @@ pub(super) fn strip(candidates: &mut [Candidate], depth: usize) {
 }
 
 fn images(candidates: &[Candidate]) -> impl Iterator<Item = &Candidate> {
-    // What else lies about says nothing of how the images are packed.
+    // Other files say nothing about how the images are packed.
     let any = candidates.iter().any(|c| is_image(&c.name));
     candidates.iter().filter(move |c| !any || is_image(&c.name))
 }
 
-/// How many folders the names of all images share, around those of classes.
+/// Number of leading folders that the names of all images share outside of the class folders.
 fn shared(candidates: &[Candidate], depth: usize) -> usize {
     let below = |at: usize| {
         let first = images(candidates).next()?.name.iter().nth(at)?.to_owned();
@@ -89,7 +90,8 @@ fn shared(candidates: &[Candidate], depth: usize) -> usize {
                 [folder, ..] => drop(folders.insert(folder.to_owned())),
             }
         }
-        // Beside one folder, files are of a class with a folder in it; beside several, they lie about.
+        // Files next to a single folder belong to a class that has a subfolder; next to several
+        // folders they are strays.
         let around = match depth {
             1 => true,
             _ => folders.len() > 1 || (folders.len() == 1 && !files),
@@ -99,18 +101,19 @@ fn shared(candidates: &[Candidate], depth: usize) -> usize {
     (0..).take_while(|&at| below(at).is_some()).count()
 }
 
-/// The parts of a set.
+/// A set divided into its parts.
 pub(super) struct Split {
     pub(super) train: Vec<Candidate>,
     pub(super) validation: Option<Vec<Candidate>>,
-    /// What is named otherwise than what is used.
+    /// Images of a part that is not used.
     pub(super) loose: Vec<PathBuf>,
 }
 
-/// Names tell parts apart only where there are two.
+/// Divides images into parts. Names matter only if they distinguish two parts.
 pub(super) fn split(candidates: Vec<Candidate>) -> Split {
     let has = |part: Option<Part>| candidates.iter().any(|c| c.part == part);
-    // What is trained on: what is named so, else what has no name, else what there is.
+    // Training uses what is named so, or else what is not named after a part, or else whatever
+    // there is.
     let training = [Some(Part::Training), None, Some(Part::Validation), Some(Part::Test)];
     let training = training.into_iter().find(|part| has(*part)).unwrap_or_default();
     let (mut train, mut validation, mut loose) = (Vec::new(), Vec::new(), Vec::new());

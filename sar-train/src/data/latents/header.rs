@@ -1,4 +1,4 @@
-//! What a file of latents says at its beginning.
+//! The header of a file of latents.
 
 use super::{Origin, Precision, Sizes};
 use crate::data::DataError;
@@ -8,14 +8,14 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-/// The form of file that is written, and the newest that is read.
+/// Version of the file format: the one written, and the newest that is read.
 const FORMAT: u32 = 1;
-/// Key of the metadata.
+/// Key in the metadata.
 const KEY: &str = "sar.latents";
-/// Longest header that is read: this program's have a few hundred bytes.
+/// Longest header that is read; those of this program have a few hundred bytes.
 const LONGEST: u64 = 1 << 20;
 
-/// [`Origin`] with the number of the file's form.
+/// [`Origin`] with the version of the file format.
 #[derive(Serialize, Deserialize)]
 struct About {
     format: u32,
@@ -23,7 +23,7 @@ struct About {
     origin: Origin,
 }
 
-/// What is in a file, and the byte each tensor begins at.
+/// Contents of a file, and the byte at which each tensor begins.
 pub(super) struct Header {
     pub origin: Origin,
     pub sizes: Sizes,
@@ -34,7 +34,7 @@ pub(super) struct Header {
     pub validation_labels: u64,
 }
 
-/// The header of a file of such latents, and the bytes that follow it.
+/// Returns the header of a file of such latents, and the number of bytes that follow it.
 pub(super) fn encode(
     origin: &Origin,
     sizes: Sizes,
@@ -75,7 +75,7 @@ pub(super) fn encode(
 }
 
 impl Header {
-    /// Of an open file.
+    /// Reads the header of an open file.
     pub(super) fn read(path: &Path, file: &mut File) -> Result<Self, DataError> {
         let found = file.metadata().map_err(|e| DataError::io(path, "read", &e))?.len();
         let text = beginning(file).ok_or_else(|| not_latents(path, "it is no safetensors file"))?;
@@ -136,7 +136,7 @@ impl Header {
     }
 }
 
-/// The text of the header, where there can be one.
+/// Reads the text of the header; `None` if there cannot be one.
 fn beginning(file: &mut File) -> Option<Vec<u8>> {
     let mut length = [0; 8];
     file.read_exact(&mut length).ok()?;

@@ -1,4 +1,4 @@
-//! Writing latents as they are encoded.
+//! Writes latents as they are encoded.
 
 use super::{Origin, Precision, header};
 use crate::data::DataError;
@@ -7,51 +7,51 @@ use std::io::{self, BufWriter, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
-/// Why a file of this size cannot be, whatever the file system.
+/// Errors that mean that there is no room for a file of this size, whatever the file system.
 const NO_ROOM: [ErrorKind; 3] =
     [ErrorKind::StorageFull, ErrorKind::FileTooLarge, ErrorKind::QuotaExceeded];
 
-/// How many latents a file holds.
+/// Number of latents in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Views of each training image.
+    /// Number of views of each training image.
     pub views: usize,
-    /// Training images.
+    /// Number of training images.
     pub train: usize,
-    /// Held-out images.
+    /// Number of held-out images.
     pub validation: usize,
     /// Channels, height and width of a latent.
     pub latent: [usize; 3],
 }
 
 impl Sizes {
-    /// Values of a latent.
+    /// Number of values of a latent.
     pub fn values(&self) -> usize {
         self.latent.iter().product()
     }
 
-    /// Latents in all.
+    /// Total number of latents.
     pub fn rows(&self) -> usize {
         self.views * self.train + self.validation
     }
 }
 
-/// A file in the making, which is there under its name once it is whole.
+/// A file being written; it appears under its name once it is complete.
 pub struct LatentsWriter {
     path: PathBuf,
     to: BufWriter<NamedTempFile>,
     sizes: Sizes,
     precision: Precision,
-    /// Values that are still to come.
+    /// Number of values still to be written.
     missing: usize,
 }
 
 impl LatentsWriter {
-    /// Begins a file beside `path`, and has the system keep the room for all of it.
+    /// Begins a temporary file in the folder of `path` and reserves disk space for all of it.
     ///
     /// # Errors
-    /// [`DataError::Io`] where there is no room or the file cannot be made, [`DataError::Latents`] where `path`
-    /// is a pipe or a device.
+    /// [`DataError::Io`] if there is no room or the file cannot be created, [`DataError::Latents`]
+    /// if `path` is a pipe or a device.
     pub fn create(
         path: &Path,
         origin: &Origin,
@@ -68,7 +68,7 @@ impl LatentsWriter {
             let room = (header.len() + data) as u64;
             match fs4::FileExt::allocate(file.as_file(), room) {
                 Err(e) if NO_ROOM.contains(&e.kind()) => return Err(e),
-                // A file system that cannot promise it says so when it is full.
+                // A file system that cannot reserve space reports an error later, when it is full.
                 _ => {}
             }
             let mut to = BufWriter::new(file);
@@ -80,10 +80,10 @@ impl LatentsWriter {
         Ok(Self { path: path.to_owned(), to, sizes, precision, missing })
     }
 
-    /// Adds the next latents: view by view, then those of held-out images.
+    /// Appends the next latents: view by view, then those of held-out images.
     ///
     /// # Errors
-    /// [`DataError::Io`]; [`DataError::Shape`] where there are more than was said at the beginning.
+    /// [`DataError::Io`]; [`DataError::Shape`] if there are more than announced at the beginning.
     pub fn push(&mut self, latents: &[f32]) -> Result<(), DataError> {
         let left = self.missing.checked_sub(latents.len());
         self.missing = left.ok_or_else(|| self.counts(self.missing, latents.len()))?;
@@ -91,10 +91,10 @@ impl LatentsWriter {
         self.to.write_all(&bytes).map_err(|e| DataError::io(&self.path, "write", &e))
     }
 
-    /// Adds the labels, training images first, and gives the file its name.
+    /// Appends the labels, training images first, and gives the file its name.
     ///
     /// # Errors
-    /// As [`LatentsWriter::push`], and where latents or labels are missing.
+    /// As for [`LatentsWriter::push`], and if latents or labels are missing.
     pub fn finish(self, train: &[u32], validation: &[u32]) -> Result<(), DataError> {
         if self.missing > 0 {
             return Err(self.counts(0, self.missing));

@@ -1,4 +1,4 @@
-//! Arrays of an `.npz` file: images as bytes, piece by piece, and statistics as numbers.
+//! Reads arrays of an `.npz` file: images as bytes, piece by piece, and statistics as numbers.
 
 use crate::data::DataError;
 use std::fs::File;
@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 use zip::ZipArchive;
 use zip::read::ZipFile;
 
-/// The array of images in published files.
+/// Name of the array of images in published files.
 pub const IMAGES: &str = "arr_0";
 
-/// Longest description of an array that is read; NumPy's own have some hundred bytes.
+/// Longest array header that is read; NumPy's own have about a hundred bytes.
 const LONGEST_HEADER: usize = 1 << 16;
 
-/// More numbers than this are no statistics: a covariance of 2,048 features has 4 million, the features of 50,000 images
-/// have 102 million.
+/// Maximum number of elements of an array of statistics: a covariance of 2,048 features has 4
+/// million, the features of 50,000 images have 102 million.
 pub(crate) const MOST_NUMBERS: usize = 1 << 27;
 
-/// The arrays of a file.
+/// The arrays in a file.
 pub struct NpzReader {
     path: PathBuf,
     archive: ZipArchive<BufReader<File>>,
@@ -27,7 +27,8 @@ impl NpzReader {
     /// Opens a file.
     ///
     /// # Errors
-    /// [`DataError::Io`] for a file that cannot be read, [`DataError::Npz`] for one that is no such archive.
+    /// [`DataError::Io`] if the file cannot be read, [`DataError::Npz`] if it is not such an
+    /// archive.
     pub fn open(path: &Path) -> Result<Self, DataError> {
         let file = File::open(path).map_err(|e| DataError::io(path, "read", &e))?;
         let archive = ZipArchive::new(BufReader::new(file))
@@ -40,10 +41,10 @@ impl NpzReader {
         self.archive.index_for_name(&member(name)).is_some()
     }
 
-    /// The images, `arr_0`: uint8 `[n, h, w, 3]`.
+    /// Opens the images, `arr_0`: uint8 `[n, h, w, 3]`.
     ///
     /// # Errors
-    /// [`DataError::Npz`] where there are none, or of another type or shape.
+    /// [`DataError::Npz`] if there are none, or they have another type or shape.
     pub fn images(&mut self) -> Result<ImageArray<'_>, DataError> {
         let array = self.array(IMAGES)?;
         let Array { path, header, data } = array;
@@ -71,10 +72,10 @@ impl NpzReader {
         }
     }
 
-    /// The numbers of an array in f64, row-major, and its shape.
+    /// Reads the numbers of an array, as f64 and row-major, and its shape.
     ///
     /// # Errors
-    /// [`DataError::Npz`] where there is no such array, or it is of another type or cut off.
+    /// [`DataError::Npz`] if there is no such array, or it has another type or is truncated.
     pub fn numbers(&mut self, name: &str) -> Result<(Vec<usize>, Vec<f64>), DataError> {
         let Array { path, header, mut data } = self.array(name)?;
         let width = match header.kind.as_str() {
@@ -86,7 +87,7 @@ impl NpzReader {
                 return Err(bad(path, found));
             }
         };
-        // A covariance is its own transpose.
+        // The order does not matter for a covariance, which is its own transpose.
         let symmetric =
             header.shape.len() < 2 || header.shape.iter().all(|d| *d == header.shape[0]);
         if header.fortran && !symmetric {
@@ -131,7 +132,7 @@ fn member(name: &str) -> String {
     format!("{name}.npy")
 }
 
-/// Reads to the end of an array, where an archive's checksum is compared: nothing more is to be there.
+/// Checks that an array ends here. Reading to the end also makes the archive check its checksum.
 fn check_end(path: &Path, name: &str, data: &mut impl Read) -> Result<(), DataError> {
     match data.read(&mut [0]) {
         Ok(0) => Ok(()),
@@ -144,7 +145,7 @@ fn bad(path: &Path, reason: String) -> DataError {
     DataError::Npz { path: path.to_owned(), reason }
 }
 
-/// An array whose elements are yet to be read.
+/// An array whose elements have not been read yet.
 struct Array<'a> {
     path: &'a Path,
     header: Header,
@@ -158,31 +159,32 @@ pub struct ImageArray<'a> {
     count: usize,
     height: usize,
     width: usize,
-    /// Of an image.
+    /// Number of bytes of an image.
     bytes: usize,
     left: usize,
 }
 
 impl ImageArray<'_> {
-    /// Images in all.
+    /// Total number of images.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Rows and columns.
+    /// Returns the number of rows and columns of an image.
     pub fn size(&self) -> (usize, usize) {
         (self.height, self.width)
     }
 
-    /// At most so many further images, `[b, h, w, 3]`; none after the last.
+    /// Reads up to `most` further images, `[b, h, w, 3]`; none after the last.
     ///
     /// # Errors
-    /// [`DataError::Npz`] where they are cut off or damaged.
+    /// [`DataError::Npz`] if they are truncated or damaged.
     pub fn next(&mut self, most: usize) -> Result<Vec<u8>, DataError> {
         let count = self.left.min(most);
         let mut images = Vec::new();
         let wanted = (count as u64).saturating_mul(self.bytes as u64);
-        // Grows with what is there: a header alone does not ask for memory.
+        // The buffer grows with what is actually read, so a forged header cannot make it allocate
+        // memory.
         let read = (&mut self.data).take(wanted).read_to_end(&mut images);
         let read = read.map_err(|e| bad(self.path, format!("{IMAGES}: {e}")))?;
         if (read as u64) < wanted {
@@ -198,7 +200,7 @@ impl ImageArray<'_> {
     }
 }
 
-/// What an array says about itself.
+/// The header of an array.
 #[derive(Debug, PartialEq)]
 struct Header {
     /// NumPy's name of the number type: `|u1`, `<f8`.
@@ -208,7 +210,7 @@ struct Header {
 }
 
 impl Header {
-    /// Reads what stands before the elements.
+    /// Reads the header in front of the elements.
     fn read(from: &mut impl Read) -> Result<Self, String> {
         let text = |e: std::io::Error| e.to_string();
         let mut begin = [0; 8];
@@ -238,7 +240,7 @@ impl Header {
         Self::parse(&description).ok_or_else(|| format!("described as {}", description.trim_end()))
     }
 
-    /// Of `{'descr': '|u1', 'fortran_order': False, 'shape': (2, 1, 2, 3), }`.
+    /// Parses a text such as `{'descr': '|u1', 'fortran_order': False, 'shape': (2, 1, 2, 3), }`.
     fn parse(text: &str) -> Option<Self> {
         let value = |key: &str| Some(text.split_once(&format!("'{key}':"))?.1.trim_start());
         let kind = value("descr")?.strip_prefix('\'')?.split('\'').next()?.to_owned();
@@ -263,7 +265,7 @@ mod tests {
     use zip::CompressionMethod::{Deflated, Stored};
     use zip::write::SimpleFileOptions;
 
-    /// An array file as NumPy writes it, of the first version or the second.
+    /// Returns an array file as NumPy writes it, in version 1 or 2 of the format.
     fn array(kind: &str, shape: &str, version: u8, data: &[u8]) -> Vec<u8> {
         let text = format!("{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}\n");
         let mut bytes = b"\x93NUMPY".to_vec();
@@ -301,7 +303,7 @@ mod tests {
         assert_eq!((images.count(), images.size()), (3, (2, 2)));
         let pieces = [2, 2, 2].map(|most| images.next(most).unwrap());
         assert_eq!(pieces.each_ref().map(Vec::len), [24, 12, 0]);
-        // The first pixel's three planes.
+        // The first pixel takes one value from each of the three planes.
         let of = |i: usize| crate::data::grid::to_u8(values[i]);
         assert_eq!(pieces[0][..3], [of(0), of(4), of(8)]);
         assert_eq!(pieces[1][11], of(35));
@@ -348,11 +350,11 @@ mod tests {
         is(told(&[("arr_0", array("|u1", "(1, 1, 1, 3)", 1, &[0; 7]))]), "goes on after its last");
         is(told(&[("arr_0", array("|u1", "(x, 1, 1, 3)", 1, &[]))]), "described as");
         is(told(&[("arr_0", array("|u1", "(1, 1, 1, 3)", 7, &[0; 3]))]), "version 7");
-        // More than there can be asks for no memory.
+        // A header that claims more than can exist does not make the reader allocate memory.
         let huge = "(9000000000000, 9000, 9000, 3)";
         assert!(!told(&[("arr_0", array("|u1", huge, 1, &[0; 3]))]).is_empty());
 
-        // A byte that was changed: its checksum is compared at the end.
+        // A changed byte is detected, because the checksum is compared at the end.
         file(&path, &[("arr_0", array("|u1", "(1, 9, 9, 3)", 1, &[7; 243]))], Stored);
         let mut bytes = std::fs::read(&path).unwrap();
         let at = bytes.windows(9).position(|w| w == [7; 9]).unwrap();

@@ -1,4 +1,4 @@
-//! Sets of several archives: which images are in them, of which class and which part.
+//! Sets of several archives: which images they contain, of which class and in which part.
 
 use super::archives::{grey, greys, pack};
 use super::*;
@@ -11,11 +11,11 @@ fn images_beside_archives_are_not_lost() {
     fs::write(dir.path().join("loose.png"), grey(1)).unwrap();
     let data = open(&at(dir.path())).unwrap();
     assert!(data.summary.contains("not used: 1 (loose.png)"), "{}", data.summary);
-    // Without labels, loose images are data, and an archive among them is said.
+    // Without labels, loose images are data, and an archive among them is reported.
     let unlabelled = DataConfig { unlabelled: true, ..at(dir.path()) };
     let text = open(&unlabelled).unwrap_err().to_string();
     assert!(text.contains("0.tar: not a PNG"), "{text}");
-    // Class folders win over an archive that lies beside them.
+    // Class folders take precedence over an archive next to them.
     for class in ["cat", "dog"] {
         write(&dir.path().join(class).join("a.png"), &red(8, 8), ImageFormat::Png);
     }
@@ -37,12 +37,12 @@ fn classes_are_those_of_all_archives_together() {
         let data = open(&DataConfig { allow_one_class: true, ..at(&root) }).unwrap();
         (data.classes.join(" "), data.train.len() + data.validation.len(), data.summary)
     };
-    // One archive for each class, with folders in them; and classes that go over two.
+    // One archive per class, with folders in them; and classes that are spread over two archives.
     let nested = [&["cat/siamese/1.png", "cat/tabby/1.png"][..], &["dog/poodle/1.png"]];
     assert_eq!(classes("nested", &nested).0, "cat dog");
     let over = [&["cat/1/a.png", "cat/2/b.png"][..], &["cat/3/a.png", "dog/1/b.png"]];
     assert_eq!(classes("over", &over).0, "cat dog");
-    // What lies beside the class folders is told as on disk, and notes are passed over.
+    // Images next to the class folders are reported as on disk, and notes are ignored.
     let beside =
         [&["images/cat/1.png", "images/dog/1.png"][..], &["images/cover.png", "images/cat/2.png"]];
     let (found, count, summary) = classes("beside", &beside);
@@ -51,7 +51,7 @@ fn classes_are_those_of_all_archives_together() {
     let notes = [&["images/README.md", "images/cat/1.png", "images/dog/1.png", "README"][..]];
     let (found, count, summary) = classes("notes", &notes);
     assert_eq!((found.as_str(), count, summary.contains("not used")), ("cat dog", 2, false));
-    // Names that are no text are told apart all the same.
+    // Names that are not valid text are still distinguished.
     #[cfg(unix)]
     {
         use std::os::unix::ffi::OsStrExt as _;
@@ -66,7 +66,7 @@ fn classes_are_those_of_all_archives_together() {
         archive.finish().unwrap();
         assert_eq!(open(&at(&path)).unwrap().train.labels(), [0, 1, 2]);
     }
-    // A folder called `train` is a part only where classes are in it.
+    // A folder named `train` is a part only if it contains classes.
     let vehicles = [&["train/1.png", "plane/1.png"][..], &["val/1.png"]];
     assert_eq!(classes("vehicles", &vehicles).0, "plane train val");
 }
@@ -86,7 +86,7 @@ fn links_repetitions_and_holes_are_as_after_unpacking() {
     add("a.cls", b"0");
     add("b.png", &grey(20));
     add("b.cls", b"1");
-    // The later file of a name replaces the earlier one, label and all.
+    // The later file of a name replaces the earlier one, including its label.
     add("a.png", &grey(30));
     add("a.cls", b"1");
     for (kind, name, target) in [
@@ -105,7 +105,8 @@ fn links_repetitions_and_holes_are_as_after_unpacking() {
     let data = open(&config).unwrap();
     assert_eq!(greys(&data.train), [(1, 31), (1, 21), (1, 21)]);
     assert!(data.summary.contains("not used: 2 (d.png, e.png)"), "{}", data.summary);
-    // What leads out of the archive stands for no file in it; a label of a note is told.
+    // A name that leads out of the archive denotes no file in it; a label without an image is
+    // reported.
     let mut archive = tar::Builder::new(fs::File::create(dir.path().join("c.tar")).unwrap());
     let stale =
         [("a.png", image), ("a.json", &br#"{"label": 1}"#[..]), ("a.json", b"{}"), ("a.cls", b"0")];
@@ -123,7 +124,7 @@ fn links_repetitions_and_holes_are_as_after_unpacking() {
         open(&DataConfig { path: Some(dir.path().join("c.tar")), ..config.clone() }).unwrap();
     assert_eq!(data.train.labels(), [0]);
     assert!(data.summary.contains("not used: 2 (a.png, b.json)"), "{}", data.summary);
-    // Two archives behind one another are both read.
+    // Two concatenated archives are both read.
     let mut both = fs::read(&path).unwrap();
     let other = dir.path().join("b.tar");
     pack(&other, &[("f.png", &grey(40)[..]), ("f.cls", b"0")]);
@@ -141,21 +142,21 @@ fn no_part_of_the_data_takes_the_place_of_another() {
         pack(&dir.path().join(path), &files);
     };
     let fails = |root: &str| open(&at(&dir.path().join(root))).unwrap_err().to_string();
-    // A part that was not fetched whole.
+    // An archive that was not downloaded completely.
     for (bad, good) in [("a/train-0.tar", "a/val-0.tar"), ("b/val-0.tar", "b/train-0.tar")] {
         shard(good);
         fs::write(dir.path().join(bad), b"").unwrap();
         let root = bad.split('/').next().unwrap();
         assert!(fails(root).contains("cut off after 0 bytes"), "{root}");
     }
-    // Parts of which one is packed and the other is not, and parts of two names.
+    // Parts of which only one is packed, and one part under two names.
     shard("c/train/0.tar");
     write(&dir.path().join("c/val/cat/1.png"), &red(8, 8), ImageFormat::Png);
     assert!(fails("c").contains("val: expected .tar archives"), "{}", fails("c"));
     shard("d/train/0.tar");
     shard("d/training/0.tar");
     assert!(matches!(open(&at(&dir.path().join("d"))), Err(DataError::SeveralParts { .. })));
-    // What is of neither part is told.
+    // What belongs to neither part is reported.
     for path in ["e/train/0.tar", "e/test/0.tar", "e/more.tar"] {
         shard(path);
     }
@@ -171,18 +172,18 @@ fn no_part_of_the_data_takes_the_place_of_another() {
     }
     let data = open(&at(&dir.path().join("f"))).unwrap();
     assert_eq!(data.train.len() + data.validation.len(), 2);
-    // A folder beside shards that holds no image is no class.
+    // A folder next to shards that holds no image is not a class.
     shard("g/0.tar");
     fs::create_dir(dir.path().join("g/logs")).unwrap();
     let data = open(&at(&dir.path().join("g"))).unwrap();
     assert!(data.summary.contains("not used: 1 (logs/)"), "{}", data.summary);
-    // Of several words the last says the part.
+    // If several words name a part, the last one counts.
     for path in ["i/test-run-train-0.tar", "i/test-run-val-0.tar"] {
         shard(path);
     }
     let data = open(&at(&dir.path().join("i"))).unwrap();
     assert_eq!((data.train.len(), data.validation.len(), data.drawn), (2, 2, false));
-    // A part that is packed otherwise, or not there.
+    // A part that is packed differently, or missing.
     shard("j/train/0.tar");
     fs::create_dir(dir.path().join("j/val")).unwrap();
     assert!(fails("j").contains("val: expected .tar archives"), "{}", fails("j"));
@@ -196,7 +197,7 @@ fn no_part_of_the_data_takes_the_place_of_another() {
     shard("k/val.tar");
     let data = open(&at(&dir.path().join("k"))).unwrap();
     assert!(data.summary.contains("not used: 1 (val.tar)"), "{}", data.summary);
-    // Masks are no images where labels are not read either.
+    // Masks are not images, even if labels are not read.
     pack(&dir.path().join("h.tar"), &[("a.png", image), ("a.mask.png", image), ("a.cls", b"0")]);
     let config = DataConfig { unlabelled: true, ..at(&dir.path().join("h.tar")) };
     assert_eq!(open(&config).unwrap().train.len(), 1);

@@ -1,9 +1,9 @@
-//! Images in tar archives: as shards, and as class folders that were packed.
+//! Images in tar archives: as shards, and as packed class folders.
 
 use super::*;
 use proptest::prelude::*;
 
-/// A small PNG with a grey of its own.
+/// Returns a small PNG with its own shade of grey.
 pub(super) fn grey(value: u8) -> Vec<u8> {
     let image = image::GrayImage::from_fn(9, 7, |x, y| Luma([value + (x + y) as u8]));
     let mut bytes = std::io::Cursor::new(Vec::new());
@@ -11,7 +11,7 @@ pub(super) fn grey(value: u8) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// Writes an archive of these files in this order.
+/// Writes an archive with these files in this order.
 pub(super) fn pack<B: AsRef<[u8]>>(path: &Path, files: &[(&str, B)]) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let mut archive = tar::Builder::new(fs::File::create(path).unwrap());
@@ -24,14 +24,14 @@ pub(super) fn pack<B: AsRef<[u8]>>(path: &Path, files: &[(&str, B)]) {
     archive.finish().unwrap();
 }
 
-/// Labels, and the first value of each image, which is its grey.
+/// Returns the labels, and the first value of each image, which is its grey.
 fn seen(set: &Dataset) -> Vec<(u32, f32)> {
     let batch = set.batch(0, set.len()).unwrap();
     let size = batch.values_b.len() / batch.labels_b.len();
     batch.labels_b.iter().copied().zip(batch.values_b.iter().step_by(size).copied()).collect()
 }
 
-/// The greys of [`grey`] as a set of 8 px shows their corners: one pixel to the right.
+/// Returns the greys of [`grey`] as seen in the corners of an 8 px set: one pixel to the right.
 pub(super) fn greys(set: &Dataset) -> Vec<(u32, u8)> {
     let back = |v: f32| ((v + 1.0) * 127.5).round() as u8;
     seen(set).into_iter().map(|(label, value)| (label, back(value))).collect()
@@ -51,7 +51,8 @@ fn packed_class_folders_are_the_same_data() {
         fs::write(path, image).unwrap();
     }
     let expected = open(&at(&folders)).unwrap();
-    // As they are, in another order, below one folder of all or the current one, and among what systems leave.
+    // Unchanged, in another order, below one common folder or the current one, and among files that
+    // systems leave.
     for below in ["", "./", "set/of/images/"] {
         let mut files: Vec<(String, &[u8])> = Vec::new();
         for (name, image) in names.iter().zip(&images).rev() {
@@ -77,7 +78,7 @@ fn packed_class_folders_are_the_same_data() {
             path.join(below.trim_start_matches("./")).join(name)
         );
     }
-    // In two archives, one for each part, in a folder.
+    // In two archives in a folder, one for each part.
     let parts = dir.path().join("parts");
     for part in ["train", "val"] {
         let prefix = format!("{part}/");
@@ -88,7 +89,8 @@ fn packed_class_folders_are_the_same_data() {
     let found = open(&at(&parts)).unwrap();
     assert_eq!(seen(&found.train), seen(&expected.train));
     assert_eq!(seen(&found.validation), seen(&expected.validation));
-    // The one of validation alone is data as well: its name tells it from nothing.
+    // The validation archive alone is data as well; there is nothing that its name distinguishes it
+    // from.
     let alone = open(&DataConfig { val_fraction: 0.0, ..at(&parts.join("val.tar")) }).unwrap();
     assert_eq!((alone.train.len(), alone.validation.len()), (2, 0));
     pack(&parts.join("val.tar"), &[("emu/a.png", grey(0))]);
@@ -107,19 +109,19 @@ fn shards_have_their_labels_beside_the_images() {
         ("b.txt", b"a caption"),
         ("a.v2.png", &grey(20)),
         ("a.v2.cls", b" 0"),
-        // Parts of an example that are not its image, and a note that is no label.
+        // Parts of an example other than its image, and a note that is not a label.
         ("a.mask.png", &grey(99)),
         ("notes.json", b"[]"),
         (&long, &grey(30)),
         (&long.replace("png", "json"), json),
-        // Where both are there, the number counts.
+        // If both exist, the .cls file counts.
         ("c.json", json),
         ("c.cls", b"0"),
     ];
     let mut train = files.to_vec();
     let c = grey(40);
     train.push(("c.png", &c));
-    // a.mask is of the example a: it is told by the first dot.
+    // a.mask belongs to the example a: the first dot decides.
     train.push(("a.json", b"{}"));
     let root = dir.path().join("shards");
     pack(&root.join("set-train-0001.tar"), &train);
@@ -128,14 +130,14 @@ fn shards_have_their_labels_beside_the_images() {
     pack(&root.join("set-test-00.tar"), &[("x.cls", &b"2"[..]), ("x.png", &grey(61))]);
     fs::write(root.join("README.md"), "about").unwrap();
     let data = open(&at(&root)).unwrap();
-    // A corner is one pixel to the right of the picture's.
+    // A corner lies one pixel to the right of the picture's corner.
     assert_eq!(greys(&data.train), [(1, 51), (2, 11), (0, 21), (1, 31), (0, 41)]);
     assert_eq!(greys(&data.validation), [(2, 61)]);
     assert_eq!(data.classes, ["0", "1", "2"]);
     for part in ["tar shards", "not used: 1 (set-test-00.tar/x.png)", "as the source names it"] {
         assert!(data.summary.contains(part), "{}", data.summary);
     }
-    // Folders of parts, and all of it as one class.
+    // Folders named after parts, and all of it as one class.
     let parts = dir.path().join("parts");
     fs::create_dir_all(parts.join("train")).unwrap();
     fs::create_dir(parts.join("val")).unwrap();
@@ -148,7 +150,7 @@ fn shards_have_their_labels_beside_the_images() {
     assert_eq!(seen(&found.validation), seen(&data.validation));
     let unlabelled = open(&DataConfig { unlabelled: true, ..at(&parts) }).unwrap();
     assert_eq!((unlabelled.train.len(), unlabelled.validation.len()), (5, 1));
-    // One shard, its validation drawn; more classes than there are images of.
+    // One shard whose validation is drawn, with more classes than there are images of.
     let one = DataConfig { num_classes: Some(4), ..at(&root.join("set-train-0001.tar")) };
     let one = open(&one).unwrap();
     assert_eq!((one.classes.len(), one.drawn, one.validation.len()), (4, true, 1));
@@ -185,7 +187,7 @@ fn archives_that_cannot_be_read_are_told_apart() {
     let one = said(&[("cat/a.png", image), ("cat/b.png", image)]);
     assert!(matches!(one, DataError::OneClass { class, .. } if class == "cat"));
 
-    // All of a class folder was meant as an image.
+    // Every file of a class folder was meant as an image.
     let files = [("cat/a.png", image), ("dog/a.png", image), ("dog/b.png", b"none")];
     let bad = said(&files).to_string();
     assert!(bad.contains("shard.tar/dog/b.png: not a PNG"), "{bad}");
@@ -193,7 +195,8 @@ fn archives_that_cannot_be_read_are_told_apart() {
     let skip = DataConfig { skip_bad_images: true, val_fraction: 0.0, ..at(&path) };
     assert_eq!(open(&skip).unwrap().train.len(), 2);
 
-    // Cut within its last image, in what fills its last block, between two files, within a header, and to nothing.
+    // Truncated within the last image, in the padding of its last block, between two files, within
+    // a header, and to nothing.
     pack(&path, &[files[1], files[0]]);
     let whole = fs::read(&path).unwrap();
     let last = whole.len() - 2 * 512;
@@ -210,20 +213,20 @@ fn archives_that_cannot_be_read_are_told_apart() {
         let text = open(&at(&path)).unwrap_err().to_string();
         assert!(text.contains(expected), "{bytes} of {}: {text}", whole.len());
     }
-    // It was whole when it was listed.
+    // The archive was complete when it was listed.
     fs::write(&path, &whole).unwrap();
     let Source::Files(listing) = locate(&at(&path)).unwrap() else { panic!("no files") };
     fs::write(&path, &whole[..image_ends - 3]).unwrap();
     let bad: Vec<_> = listing.train.iter().map(|(file, _)| file.decode(1 << 20)).collect();
     assert!(matches!(&bad[0], Err(BadImage::Truncated(text)) if text.contains("ends within it")));
     assert!(bad[1].is_ok());
-    // A header that is another's.
+    // A header that does not match its checksum.
     let mut other = whole.clone();
     other[0] ^= 1;
     fs::write(&path, &other).unwrap();
     assert!(open(&at(&path)).unwrap_err().to_string().contains("checksum"));
 
-    // Compressed ones, alone and in a folder.
+    // Compressed archives, alone and in a folder.
     for (name, magic) in [("a.tar.gz", &b"\x1f\x8b\x08\x00"[..]), ("a.zip", b"PK\x03\x04")] {
         let packed = dir.path().join("packed").join(name);
         fs::create_dir_all(packed.parent().unwrap()).unwrap();
@@ -232,7 +235,8 @@ fn archives_that_cannot_be_read_are_told_apart() {
             let text = open(&at(path)).unwrap_err().to_string();
             assert!(text.contains("a compressed archive"), "{text}");
         }
-        // Beside others it was meant to be used; beside loose images it is one that is none.
+        // Next to other archives it was meant to be used; next to loose images it is a file that is
+        // not an image.
         let beside = packed.with_file_name("b.tar");
         pack(&beside, &files[..2]);
         let text = open(&at(packed.parent().unwrap())).unwrap_err().to_string();
@@ -249,7 +253,7 @@ fn archives_that_cannot_be_read_are_told_apart() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// Whatever bytes an archive has: images, or an error.
+    /// Whatever bytes an archive contains, the result is images or an error.
     #[test]
     fn damage_is_no_panic(
         changes in proptest::collection::vec((0usize..6000, any::<u8>()), 0..12),
@@ -264,7 +268,7 @@ proptest! {
         let mut bytes = fs::read(&path).unwrap();
         let end = bytes.len();
         changes.iter().for_each(|&(at, byte)| bytes[at % end] = byte);
-        // Sums of headers are made right again, so that what they say is believed.
+        // Header checksums are corrected, so that the damaged headers are accepted.
         for at in (0..end.saturating_sub(512)).step_by(512).filter(|_| length % 2 == 0) {
             let sum: u32 = (0..512).map(|i| if (148..156).contains(&i) { 32 } else { u32::from(bytes[at + i]) }).sum();
             if bytes[at + 257..at + 262] == *b"ustar" {
@@ -278,7 +282,7 @@ proptest! {
         }
     }
 
-    /// What every archive holds is listed whole, under its labels, wherever the shards were cut.
+    /// All contents of every archive are listed with their labels, wherever the shards were cut.
     #[test]
     fn every_example_is_found(labels in proptest::collection::vec(0u64..5, 2..40), shard in 1usize..12) {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Which images a loader's batches hold, and in which order.
+//! Which images a loader's batches contain, and in which order.
 
 use super::*;
 use proptest::prelude::*;
@@ -43,7 +43,7 @@ fn an_epoch_shows_every_image_once() {
     assert_eq!(sorted(second), all);
 }
 
-/// Examples of somebody's own, one of which is not as long as it says.
+/// User-defined examples, one of which does not have the length it claims.
 struct Uneven;
 
 impl Examples for Uneven {
@@ -106,7 +106,7 @@ fn a_loader_can_be_dropped_at_any_time() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Batch n depends on the data, the seed and n alone, not on threads, nor on where a run was
+    /// Batch n depends only on the data, the seed and n, not on threads or on where a run was
     /// resumed; images do not even depend on the batch size.
     #[test]
     fn batches_are_a_function_of_seed_and_number(

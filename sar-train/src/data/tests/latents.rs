@@ -4,7 +4,7 @@ use super::*;
 use sar_math::philox::{Purpose, Stream};
 
 const SIZES: Sizes = Sizes { views: 2, train: 3, validation: 2, latent: [2, 1, 3] };
-/// Of 11 bits: of a value below 2.
+/// Rounding error of 11-bit significands, for values below 2.
 const HALF: f32 = 1.0 / 1024.0;
 
 fn origin() -> Origin {
@@ -117,7 +117,7 @@ fn a_fingerprint_is_of_names_labels_and_what_is_held_out() {
     assert_ne!(own, of(&DataConfig { split_seed: 1, ..at(dir.path()) }));
     fs::rename(twin.path().join("cat/000.png"), twin.path().join("cat/x.png")).unwrap();
     assert_ne!(own, of(&at(twin.path())));
-    // A list names the same files, wherever it lies.
+    // A list names the same files, wherever it lies,
     let lines: String = (0..12)
         .map(|i| format!("{}/{:03}.png {}\n", ["cat", "dog"][i / 6], i % 6, i / 6))
         .collect();
@@ -127,7 +127,7 @@ fn a_fingerprint_is_of_names_labels_and_what_is_held_out() {
         of(&at(&folder.join("list.txt")))
     });
     assert_eq!(listed[0], listed[1]);
-    // By whole paths, too.
+    // also by absolute paths.
     let whole: String =
         lines.lines().map(|line| format!("{}/{line}\n", dir.path().display())).collect();
     fs::write(dir.path().join("list.txt"), whole).unwrap();

@@ -1,4 +1,4 @@
-//! Which files of a folder or a list are data, and as what.
+//! Which files of a folder or a list are data, and in which role.
 
 use super::*;
 
@@ -59,7 +59,7 @@ fn samples_among_images_are_none_of_them() {
     let data = open(&at(dir.path())).unwrap();
     assert_eq!(data.classes, ["cat", "dog"]);
     assert_eq!(data.train.len() + data.validation.len(), 4);
-    // Passed over aloud.
+    // Skipped, but reported.
     assert!(data.summary.contains("not used: 2 (drawn/, cat/drawn/)"), "{}", data.summary);
     let data = open(&DataConfig { unlabelled: true, ..at(dir.path()) }).unwrap();
     assert_eq!(data.train.len() + data.validation.len(), 4);
@@ -78,7 +78,7 @@ fn train_and_val_folders_share_labels() {
     let unknown = open(&at(dir.path())).unwrap_err();
     assert!(matches!(unknown, DataError::UnknownClass { class, .. } if class == "emu"));
 
-    // A class may be called train.
+    // A class may be named `train`.
     let vehicles = tempfile::tempdir().unwrap();
     for name in ["train/a.png", "plane/a.png", ".hidden/a.png"] {
         write(&vehicles.path().join(name), &red(8, 8), ImageFormat::Png);
@@ -114,7 +114,7 @@ fn lists_name_files_with_blanks_and_wrong_lines() {
     }
     fs::write(&list, "a.png 99999999999\n").unwrap();
     assert!(matches!(open(&config), Err(DataError::LabelOutOfRange { label: 99999999999, .. })));
-    // No archive, whatever it begins with.
+    // Not an archive, although it begins like one.
     fs::create_dir(dir.path().join("BZhang")).unwrap();
     fs::copy(dir.path().join("dog/000.png"), dir.path().join("BZhang/0.png")).unwrap();
     fs::write(&list, "BZhang/0.png 0\ndog/000.png 1\n").unwrap();
@@ -152,13 +152,13 @@ fn parts_of_the_data_are_known_by_several_names() {
     assert!(
         matches!(&error, DataError::SeveralParts { found, .. } if found == "valid, validation")
     );
-    // Images directly in the parts are of no class, and `train` is none.
+    // Images directly in the parts have no class, and `train` is not a class.
     let flat = tempfile::tempdir().unwrap();
     for part in ["train", "val"] {
         write(&flat.path().join(part).join("a.png"), &red(8, 8), ImageFormat::Png);
     }
     assert!(matches!(open(&at(flat.path())), Err(DataError::NoClasses { .. })));
-    // The list of validation images as well.
+    // The same for the list of validation images.
     let listed = tempfile::tempdir().unwrap();
     for name in ["a.png", "b.png", "c.png"] {
         write(&listed.path().join(name), &red(8, 8), ImageFormat::Png);

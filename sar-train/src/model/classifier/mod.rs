@@ -1,8 +1,8 @@
 //! A small convolutional classifier whose features stand in for Inception's.
 //!
 //! Distances between generated and real images are taken in the features before its last layer. It
-//! is trained on the very training images of a run, so its numbers compare generators *of the same
-//! data set* with each other, and with nothing published.
+//! is trained on the training images of the run itself, so its numbers compare generators *of the
+//! same data set* with each other, but not with published numbers.
 //!
 //! Per stage: convolution 3×3 of stride 2 and one of stride 1, each followed by group norm and SiLU;
 //! then the mean over all positions and one linear layer. The features are the [`FEATURES`] sums over
@@ -20,17 +20,17 @@ use sar_math::Real as _;
 use sar_math::backend::{BackendError, LossOps, OptimizerOps, TokenizerOps, TransformerOps};
 use thiserror::Error;
 
-/// How the features are named wherever a number depends on them.
+/// Description of the features, written wherever a number depends on them.
 pub const EXTRACTOR: &str = "features of a small classifier trained on the training images; not \
                              Inception; comparable only within this data set";
 
-/// Features before the last layer.
+/// Number of features before the last layer.
 pub const FEATURES: usize = 64;
 
-/// Channels of the first stage; later ones have [`FEATURES`]. Twice as many cost half as much time
-/// again and tell glyphs apart no better.
+/// Channels of the first stage; later ones have [`FEATURES`]. Twice as many take 50 % more time and
+/// distinguish glyphs no better.
 const FIRST_STAGE: usize = 16;
-/// Groups of the norms: 2 and 8 channels each.
+/// Groups of the norms: 2 or 8 channels each.
 const GROUPS: usize = 8;
 /// Stages halve the map until its longer side is at most this.
 const SMALLEST_SIDE: usize = 8;
@@ -52,7 +52,7 @@ pub struct ClassifierConfig {
     pub height: usize,
     /// Columns of an image.
     pub width: usize,
-    /// Classes told apart.
+    /// Number of classes to distinguish.
     pub classes: usize,
     /// Channels of each stage; the last is [`FEATURES`].
     pub stages: Vec<usize>,
@@ -61,7 +61,8 @@ pub struct ClassifierConfig {
 }
 
 impl ClassifierConfig {
-    /// The network for images of this shape: stages until a side is 8 or less.
+    /// Returns the network for images of this shape: stages are added until the longer side is 8 or
+    /// less.
     pub fn for_images(channels: usize, height: usize, width: usize, classes: usize) -> Self {
         let mut stages = vec![FIRST_STAGE];
         let mut side = height.max(width).div_ceil(2);
@@ -72,7 +73,7 @@ impl ClassifierConfig {
         Self { channels, height, width, classes, stages, groups: GROUPS }
     }
 
-    /// Values of one image.
+    /// Number of values of an image.
     pub fn image_len(&self) -> usize {
         self.channels * self.height * self.width
     }
@@ -80,7 +81,7 @@ impl ClassifierConfig {
     /// Checks that the network can be built.
     ///
     /// # Errors
-    /// [`ClassifierError::Config`], naming the quantity.
+    /// [`ClassifierError::Config`], which names the invalid quantity.
     pub fn validate(&self) -> Result<(), ClassifierError> {
         let bad = |what: &'static str, found: usize| Err(ClassifierError::Config { what, found });
         match self {
@@ -104,7 +105,7 @@ pub enum ClassifierError {
     /// The backend failed.
     #[error("classifier: {0}")]
     Backend(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A network that cannot be.
+    /// A network that cannot be built.
     #[error("classifier: {what}, found {found}")]
     Config {
         /// The rule.
@@ -122,7 +123,7 @@ pub enum ClassifierError {
         /// What it is.
         found: usize,
     },
-    /// A label that is no class.
+    /// A label that is not a class.
     #[error("classifier: label {label} of image {image} is not below the {classes} classes")]
     Label {
         /// The image.
@@ -152,7 +153,7 @@ impl ClassifierError {
     }
 }
 
-/// What the classifier says about a set of images.
+/// Features and logits of a set of images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Extracted {
     /// `[n, FEATURES]`.
@@ -162,7 +163,8 @@ pub struct Extracted {
 }
 
 impl Extracted {
-    /// Softmax of the logits, `[n, classes]`: what the Inception Score takes.
+    /// Returns the softmax of the logits, `[n, classes]`, from which the Inception Score is
+    /// computed.
     pub fn probabilities(&self) -> Vec<f64> {
         let classes = self.logits.len() / self.features.count().max(1);
         let mut out = self.logits.clone();
@@ -183,10 +185,10 @@ pub struct Classifier<B: ClassifierOps> {
 }
 
 impl<B: ClassifierOps> Classifier<B> {
-    /// A network with random weights: the same for the same seed.
+    /// Creates a network with random weights, which are the same for the same seed.
     ///
     /// # Errors
-    /// A network that cannot be, or the backend's.
+    /// The network cannot be built, or the backend failed.
     pub fn new(backend: &B, config: ClassifierConfig, seed: u64) -> Result<Self, ClassifierError> {
         let network = Network::new(config)?;
         let host: Vec<B::Host> = network.initial(seed).into_iter().map(B::Host::of).collect();
@@ -205,20 +207,20 @@ impl<B: ClassifierOps> Classifier<B> {
         self.network.layout()
     }
 
-    /// All weights, in the order of the layout.
+    /// Returns all weights in the order of the layout.
     ///
     /// # Errors
-    /// The backend's.
+    /// The backend failed.
     pub fn weights(&self, backend: &B) -> Result<Vec<f64>, ClassifierError> {
         let mut host = vec![B::Host::default(); self.layout().len()];
         backend.download_params(&self.params, 0, &mut host).map_err(ClassifierError::backend)?;
         Ok(host.into_iter().map(|v| v.wide()).collect())
     }
 
-    /// Features and logits of `images`, `[n, channels, height, width]` in −1..1.
+    /// Returns features and logits of `images`, `[n, channels, height, width]` in −1..1.
     ///
     /// # Errors
-    /// Not whole images, none, or values that are not finite.
+    /// There are no images, the last one is incomplete, or values are not finite.
     pub fn extract(&self, backend: &B, images: &[f32]) -> Result<Extracted, ClassifierError> {
         let len = self.config().image_len();
         let count = whole_images(images, len)?;
@@ -237,10 +239,10 @@ impl<B: ClassifierOps> Classifier<B> {
         Ok(Extracted { features: Features::new(features, dims)?, logits })
     }
 
-    /// Share of images whose class it names.
+    /// Returns the share of images that are classified correctly.
     ///
     /// # Errors
-    /// As [`Classifier::extract`], or labels that do not match the images.
+    /// As for [`Classifier::extract`], or the number of labels does not match that of the images.
     pub fn accuracy(
         &self,
         backend: &B,

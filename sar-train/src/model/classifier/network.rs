@@ -1,4 +1,4 @@
-//! The network: layout, forward and backward, from the backend's ops.
+//! The network: layout, forward and backward, built from the backend's ops.
 
 use super::{ClassifierConfig, ClassifierError, ClassifierOps, FEATURES};
 use crate::params::Layout;
@@ -99,10 +99,10 @@ impl Network {
         weights
     }
 
-    /// From the images in `space` to features and logits there.
+    /// Runs the network from the images in `space` to features and logits, which are left there.
     ///
     /// # Errors
-    /// The backend's; likewise below.
+    /// The backend failed; likewise below.
     pub(super) fn forward<B: ClassifierOps>(
         &self,
         backend: &B,
@@ -123,7 +123,8 @@ impl Network {
         backend.linear(self.head_dims(batch), &space.features, params, self.head, &mut space.logits)
     }
 
-    /// From the gradient of the logits, left in `space.logits`, to parameter gradients.
+    /// Computes parameter gradients from the gradient of the logits, which is expected in
+    /// `space.logits`.
     pub(super) fn backward<B: ClassifierOps>(
         &self,
         backend: &B,
@@ -157,7 +158,7 @@ impl Network {
                 dx,
                 grads,
             )?;
-            // The images take no gradient.
+            // The images need no gradient.
             let into = if i == 0 { None } else { Some(&mut *dy) };
             let (dims, x) = (layer.conv(batch), &space.maps[i]);
             backend.conv2d_backward(dims, dx, x, params, layer.slots, into, grads)?;
@@ -168,7 +169,7 @@ impl Network {
     /// Uploads a batch, runs it and appends its features and logits.
     ///
     /// Features are sums over n positions divided by √n, not by n: means would have variances far
-    /// below 1, and distances that are all noughts.
+    /// below 1, and distances would have many leading zeros.
     pub(super) fn extract<B: ClassifierOps>(
         &self,
         backend: &B,
@@ -195,7 +196,7 @@ impl Network {
         LinearDims { rows: batch, inputs: self.last.channels, outputs: self.config.classes }
     }
 
-    /// Elements of the largest map behind a convolution, per sample.
+    /// Number of elements of the largest convolution output, per sample.
     fn largest_map(&self) -> usize {
         self.layers.iter().map(|l| l.map.len()).max().unwrap_or(FEATURES)
     }
@@ -249,7 +250,7 @@ pub struct Workspace<B: ClassifierOps> {
 }
 
 impl<B: ClassifierOps> Workspace<B> {
-    /// Room for `batch` images.
+    /// Allocates buffers for `batch` images.
     ///
     /// # Errors
     /// Out of memory.

@@ -2,10 +2,11 @@ use super::train::ClassifierTraining;
 use super::*;
 use sar_backend_cpu::CpuBackend;
 
-/// A few roundings of f64, of numbers of order 1.
+/// A few f64 rounding errors of numbers of order 1.
 const ROUNDING: f64 = 1e-12;
 
-/// Bright upper or left half, with noise: two classes that a small network tells apart at once.
+/// Images with a bright upper or left half, plus noise: two classes that a small network learns at
+/// once.
 fn halves(count: usize) -> (Vec<f32>, Vec<u32>) {
     let mut stream =
         sar_math::philox::Stream::new(1, sar_math::philox::Purpose::Test, count as u64);
@@ -69,7 +70,7 @@ fn one_seed_gives_one_set_of_bits_on_any_number_of_threads() {
 
 #[test]
 fn gradients_are_those_of_central_differences() {
-    /// Step of the differences, and what their error of order ε² and rounding leave.
+    /// Step of the differences, and the tolerance for their error of order ε² and rounding.
     const STEP: f64 = 1e-5;
     const TOLERANCE: f64 = 1e-6;
     let backend = CpuBackend::<f64>::new();

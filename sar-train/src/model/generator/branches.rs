@@ -5,7 +5,7 @@ use super::{Generator, Gradients, Recompute, Trace};
 use sar_math::backend::Backend;
 
 impl Generator {
-    /// The attention of block i, into its branch.
+    /// Computes the attention of block i, written to its branch output.
     pub(super) fn attention<B: Backend>(
         &self,
         backend: &B,
@@ -31,7 +31,7 @@ impl Generator {
         backend.linear(dims.linear(c, c), &t.attended[at], params, slots.proj, out)
     }
 
-    /// From the gradient of the branch to that of the norm before it.
+    /// Computes the gradient of the preceding norm's output from that of the branch.
     pub(super) fn attention_backward<B: Backend>(
         &self,
         backend: &B,
@@ -64,7 +64,7 @@ impl Generator {
         backend.linear_backward_weight(qkv, &t.wide, normed, slots.qkv, g.blocks, &mut g.params)
     }
 
-    /// The feed-forward network of block i, into its branch.
+    /// Computes the feed-forward network of block i, written to its branch output.
     pub(super) fn ffn<B: Backend>(
         &self,
         backend: &B,
@@ -87,7 +87,7 @@ impl Generator {
         backend.linear(dims.linear(wide, c), activated, params, slots.fc2, out)
     }
 
-    /// As the backward of attention.
+    /// Like [`Generator::attention_backward`], for the feed-forward network.
     pub(super) fn ffn_backward<B: Backend>(
         &self,
         backend: &B,
@@ -102,7 +102,8 @@ impl Generator {
         let rows = dims.tokens.rows();
         let (at, fc1, fc2) = (t.block(i), dims.linear(c, wide), dims.linear(wide, c));
         backend.linear_backward_input(fc2, &g.dbranch, params, slots.fc2, &mut t.wide)?;
-        // Nothing reads the hidden layer after this: where its activation was not kept, it becomes that.
+        // Nothing reads the hidden layer after this: if its activation was not kept, it is
+        // overwritten by it.
         let activated = match t.recompute {
             Recompute::Nothing => {
                 let (hidden, bias) = (&t.hidden[at], slots.fc1.bias);

@@ -1,15 +1,16 @@
-//! A trained generator for other classes.
+//! Adapting a trained generator to other classes.
 
 use super::{Generator, GeneratorError, GeneratorShape};
 
 impl Generator {
-    /// This generator and `weights` of it, with `rows.len()` classes.
+    /// Returns this generator and its `weights` changed to `rows.len()` classes.
     ///
-    /// Row i of the class table is row `rows[i]` of the one that `weights` has, or where that is none (or
-    /// no class) an initial value by `seed`. The unconditional row stays, and so does all else.
+    /// Row i of the new class table is row `rows[i]` of the old one, or, where `rows[i]` is `None`
+    /// or not a class, an initial value drawn with `seed`. The unconditional row and all other
+    /// weights are kept.
     ///
     /// # Errors
-    /// No classes at all; weights that are not as many as the layout's.
+    /// `rows` is empty, or the number of weights is not that of the layout.
     pub fn with_classes(
         &self,
         weights: &[f32],

@@ -1,25 +1,25 @@
-//! The head: logits of some samples of a pass at a time, so that those of a whole batch, `b·l·v`
-//! numbers, are never needed at once.
+//! The head: computes logits for a part of a batch at a time, so that those of a whole batch,
+//! `b·l·v` numbers, are never held at once.
 //!
-//! A part of the batch goes all the way: head, loss, the loss's gradient, and the head's backward,
-//! which leaves the gradient of the last norm's output for [`Generator::backward`].
+//! Each part goes all the way: head, loss, gradient of the loss and backward of the head, which
+//! leaves the gradient of the last norm's output for [`Generator::backward`].
 
 use super::{Generator, Gradients};
 use sar_math::backend::{Backend, Buffers, LinearDims, ShapeError, Write};
 use std::ops::Range;
 
-/// Room for the logits of a part of a batch.
+/// Buffers for the logits of a part of a batch.
 pub struct Head<B: Buffers> {
-    /// Tokens that there is room for.
+    /// Number of tokens that fit.
     rows: usize,
-    /// What they are made from: the last norm's output, `[n, l, c]`.
+    /// Input of the head: the last norm's output, `[n, l, c]`.
     normed: B::Activation,
     /// Logits `[n, l, v]`; the loss turns them into their gradient.
     pub logits: B::Activation,
 }
 
 impl<B: Backend> Head<B> {
-    /// Room for `rows` tokens: those of all samples of a part together.
+    /// Allocates buffers for `rows` tokens, counting those of all samples of a part.
     ///
     /// # Errors
     /// Out of memory.
@@ -32,25 +32,28 @@ impl<B: Backend> Head<B> {
         })
     }
 
-    /// How many samples of `tokens` tokens there is room for; one at least.
+    /// Number of samples of `tokens` tokens that fit; at least one.
     pub(crate) fn samples(&self, tokens: usize) -> usize {
         (self.rows / tokens.max(1)).max(1)
     }
 }
 
-/// `batch` samples in as few parts of at most `most` as it takes, all of nearly the same size.
+/// Splits `batch` samples into as few parts of at most `most` as possible, all of nearly the same
+/// size.
 pub(crate) fn parts(batch: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
     let count = batch.div_ceil(most.max(1));
     (0..count).map(move |i| batch * i / count..batch * (i + 1) / count)
 }
 
 impl Generator {
-    /// Logits of `samples`, a range of the batch and perhaps another, one behind the other.
+    /// Computes the logits of `samples`, one or more ranges of the batch, stored one after the
+    /// other.
     ///
-    /// `normed` is the last norm's output of samples of `tokens` tokens, `[b, l, c]`.
+    /// `normed` is the last norm's output for samples of `tokens` tokens each, `[b, l, c]`.
     ///
     /// # Errors
-    /// Shape, where `head` has no room for them or `normed` ends before; a device fault.
+    /// Shape, if the samples do not fit into `head` or lie beyond the end of `normed`; a device
+    /// fault.
     pub fn head<B: Backend>(
         &self,
         backend: &B,
@@ -77,13 +80,13 @@ impl Generator {
         backend.linear(dims, &head.normed, params, self.head, &mut head.logits)
     }
 
-    /// From the gradient of the logits of `samples`, left in `head`, to the head's parameter gradients
-    /// and the gradient of the last norm's output of these samples.
+    /// Computes the head's parameter gradients and the gradient of the last norm's output for
+    /// `samples`, from the gradient of their logits in `head`.
     ///
-    /// `head` may hold logits of further samples behind them, which have no gradient.
+    /// `head` may hold logits of further samples after these; they have no gradient.
     ///
     /// # Errors
-    /// As [`Generator::head`].
+    /// As for [`Generator::head`].
     pub fn head_backward<B: Backend>(
         &self,
         backend: &B,
@@ -94,7 +97,7 @@ impl Generator {
         grads: &mut Gradients<B>,
     ) -> Result<(), B::Error> {
         let (width, rows) = (self.shape().width, samples.len() * tokens);
-        // No branch has a gradient yet: its buffer is free.
+        // No branch has a gradient yet, so its buffer can be used as scratch.
         let (scratch, dy) = (&mut grads.dbranch, &mut grads.dy);
         let (dims, d_logits) = (self.head_dims(rows), &head.logits);
         backend.linear_backward_input(dims, d_logits, params, self.head, scratch)?;

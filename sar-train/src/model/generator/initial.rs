@@ -5,12 +5,12 @@ use rayon::prelude::*;
 use sar_math::philox::{Purpose, Stream};
 
 impl Generator {
-    /// Initial parameters, as published (`docs/method.md`, initialisation), from a seed.
+    /// Returns initial parameters for a seed, as published (`docs/method.md`, initialisation).
     pub fn initial(&self, seed: u64) -> Vec<f32> {
         let mut values = vec![0f32; self.layout().len()];
         let mut rest = values.as_mut_slice();
         let mut at = 0;
-        // Tensors in the order of their slots, each with its own part of the values.
+        // Tensors in the order of their slots, each with its own part of `values`.
         let parts = self.layout().tensors().iter().enumerate().map(|(index, t)| {
             let (_, from_slot) = std::mem::take(&mut rest).split_at_mut(t.slot.offset - at);
             let (out, after) = from_slot.split_at_mut(t.slot.len);
@@ -18,12 +18,13 @@ impl Generator {
             (index, t.name.as_str(), out)
         });
         let parts: Vec<_> = parts.collect();
-        // A stream for each tensor: the same bits, however many threads there are.
+        // Each tensor has its own random stream, so the bits do not depend on the number of
+        // threads.
         parts.into_par_iter().for_each(|(index, name, out)| self.fill(seed, index, name, out));
         values
     }
 
-    /// Initial values of one tensor.
+    /// Fills one tensor with its initial values.
     fn fill(&self, seed: u64, index: usize, name: &str, out: &mut [f32]) {
         let c = self.shape().width;
         let sigma = (1.0 / (3.0 * c as f64)).sqrt();
@@ -38,7 +39,7 @@ impl Generator {
         }
     }
 
-    /// The factors that published initialisation puts on some layers.
+    /// Applies the factors that the published initialisation puts on some layers.
     fn rescale(&self, name: &str, out: &mut [f32]) {
         let c = self.shape().width;
         let scale = |out: &mut [f32], by: f64| out.iter_mut().for_each(|v| *v *= by as f32);
@@ -79,13 +80,14 @@ mod tests {
     use super::*;
     use crate::model::generator::GeneratorShape;
 
-    /// A rounding to f32 of numbers up to 1, and of what their sine is taken of.
+    /// Rounding to f32 of numbers up to 1, and of the arguments of their sines.
     const STORED: f64 = 1e-6;
-    /// Four deviations of a standard deviation of n samples, 4/√(2n): of ten thousand and more,
+    /// Tolerance of a sample standard deviation: four of its own deviations, 4/√(2n), for n ≥
+    /// 10,000,
     const OF_MANY: f64 = 0.03;
-    /// of 1,024 and 1,408,
+    /// for n = 1,024 and 1,408,
     const OF_A_THOUSAND: f64 = 0.09;
-    /// and of 128.
+    /// and for n = 128.
     const OF_A_HUNDRED: f64 = 0.25;
 
     #[test]
@@ -100,7 +102,7 @@ mod tests {
         };
         let spread = |name: &str| deviation(of(name));
         let sigma = (1.0f64 / (3.0 * 128.0)).sqrt();
-        // 16k samples and more: the sample deviation lies within 3 % of the true one.
+        // With 16k samples or more, the sample deviation lies within 3 % of the true one.
         for (name, factor) in [
             ("blocks.0.attn.mat_qkv.weight", 1.0),
             ("blocks.1.attn.proj.weight", 0.5),

@@ -35,10 +35,10 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Lays out the parameters of a generator.
+    /// Lays out the parameters of a generator of this shape.
     ///
     /// # Errors
-    /// [`GeneratorError`], as [`GeneratorShape::validate`].
+    /// As for [`GeneratorShape::validate`].
     pub fn new(shape: &GeneratorShape) -> Result<Self, GeneratorError> {
         shape.validate()?;
         let (d, c) = (shape.depth, shape.width);
@@ -54,27 +54,29 @@ impl Generator {
         Ok(Self { shape, layout, ada, blocks, head, class_emb, positions, word, pos_start })
     }
 
-    /// Its shape.
+    /// Returns the generator's shape.
     pub fn shape(&self) -> &GeneratorShape {
         &self.shape
     }
 
-    /// Names and places.
+    /// Returns names, shapes and places of the parameters.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Columns of the matrix of all modulation vectors: 6 per block, 2 of the head, each C.
+    /// Number of columns of the matrix of all modulation vectors: 6 C per block and 2 C for the
+    /// head.
     pub(crate) fn ada_stride(&self) -> usize {
         (6 * self.shape.depth + 2) * self.shape.width
     }
 
-    /// Column of the gate γ of norm `n`'s branch: attention of block n/2 for even n, else its FFN.
+    /// Column of the gate γ of a branch: attention of block `branch`/2 if `branch` is even, its FFN
+    /// if odd.
     pub(crate) fn gate(&self, branch: usize) -> usize {
         (6 * (branch / 2) + branch % 2) * self.shape.width
     }
 
-    /// Columns of scale and shift of norm `n`: two per block, then the head's.
+    /// Columns of scale and shift of norm `norm`: two norms per block, then the head's.
     pub(crate) fn modulation(&self, norm: usize) -> Modulation {
         let (c, stride) = (self.shape.width, self.ada_stride());
         let base = 6 * (norm / 2) * c;
@@ -85,23 +87,25 @@ impl Generator {
         Modulation { stride, scale: base + (2 + j) * c, shift: base + (4 + j) * c }
     }
 
-    /// Parameters of the token embedding, with or without `pos_start` on the class token.
+    /// Returns the parameters of the token embedding, with or without `pos_start` on the class
+    /// token.
     pub(crate) fn embedding(&self, with_start: bool) -> EmbeddingSlots {
         EmbeddingSlots { word: self.word, pos_start: with_start.then_some(self.pos_start) }
     }
 
-    /// The layers that are matrix products.
+    /// Returns the layers that are matrix products.
     fn layers(&self) -> impl Iterator<Item = Linear> {
         let blocks = self.blocks.iter().flat_map(|b| [b.qkv, b.proj, b.fc1, b.fc2]);
         blocks.chain([self.ada, self.head])
     }
 
-    /// Their weights: nearly all parameters.
+    /// Returns the weights of the matrix products: nearly all parameters.
     pub(crate) fn weights_of_layers(&self) -> Vec<Slot> {
         self.layers().map(|layer| layer.weight).collect()
     }
 
-    /// Tensors that ops read as wide as they are trained: all but those of the layers that are matrix products.
+    /// Returns the tensors that ops read in full precision: all but weights and biases of the
+    /// matrix products.
     pub(crate) fn exact(&self) -> Vec<Slot> {
         let layers = self.layers();
         let narrow: Vec<Slot> =
@@ -113,11 +117,11 @@ impl Generator {
         tensors.filter(|&slot| !within(slot)).collect()
     }
 
-    /// Weights on a backend to sample with, which are not trained: on a GPU a third of what those take that are,
-    /// in bf16.
+    /// Uploads weights for sampling only. On a GPU they are bf16 and take a third of the memory of
+    /// trainable ones.
     ///
     /// # Errors
-    /// Out of memory; shape, where they are not as many as the layout's.
+    /// Out of memory; shape, if the number of weights is not that of the layout.
     pub fn frozen<B: Buffers>(
         &self,
         backend: &B,
@@ -158,7 +162,7 @@ fn block(layout: &mut Layout, i: usize, shape: &GeneratorShape) -> BlockSlots {
     BlockSlots { qkv, attention, proj, fc1, fc2 }
 }
 
-/// Parameters of a generator; each tensor as published.
+/// Returns the number of parameters of a generator; each tensor as published.
 pub fn parameters(g: &GeneratorShape) -> u64 {
     let [c, k, v, h] = [g.width, g.channels, g.vocab, g.heads].map(|n| n as u64);
     let positions = c + match &g.levels {
@@ -179,7 +183,7 @@ mod tests {
     use super::*;
     use sar_math::ScaleSchedule;
 
-    /// Of widths that are no multiple of what tensors are aligned to as well.
+    /// Also for widths that are not a multiple of the alignment of tensors.
     #[test]
     fn modulation_is_one_matrix_without_gaps() {
         for width in [4, 20, 36, 64] {
@@ -210,7 +214,8 @@ mod tests {
         }
     }
 
-    /// Every tensor of a published model has its name and shape here, and there are no others.
+    /// Checks that this layout has exactly the tensors of a published model, with the same names
+    /// and shapes.
     fn compare(generator: &Generator, published: &serde_json::Value, model: &str) {
         let buffer = |n: &str| {
             ["attn_bias_for_masking", "lvl_1L"].contains(&n) || n.ends_with("attn.zero_k_bias")
@@ -242,7 +247,8 @@ mod tests {
         }
     }
 
-    /// None of 1-D tensors, biases, `pos_1LC`, `pos_start`, `scale_mul` (`docs/method.md`, optimiser).
+    /// 1-D tensors, biases, `pos_1LC`, `pos_start` and `scale_mul` do not decay (`docs/method.md`,
+    /// optimiser).
     #[test]
     fn weights_decay_but_for_positions_scales_and_biases() {
         let generator = Generator::new(&GeneratorShape::of_depth(1, 50, 8, 10)).unwrap();

@@ -1,7 +1,8 @@
 //! The next-scale generator: layout, forward, backward.
 //!
-//! The graph is fixed: `2·depth + 1` modulated norms with a branch between each two, attention after
-//! even norms and the FFN after odd ones; the last norm feeds the head, some samples at a time.
+//! The graph is fixed: `2·depth + 1` modulated norms with a branch between any two of them,
+//! attention after even norms and the FFN after odd ones. The last norm feeds the head, which takes
+//! some samples at a time.
 
 mod branches;
 mod classes;

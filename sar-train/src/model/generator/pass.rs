@@ -7,17 +7,17 @@ use sar_math::backend::{
     TokenDims, Write,
 };
 
-/// What a pass is given.
+/// The input of a pass.
 pub struct PassInput<'a, B: Buffers> {
-    /// Samples B.
+    /// Number of samples B.
     pub batch: usize,
     /// The scales of this pass.
     pub schedule: ScaleSchedule,
     /// Classes `[b]`.
     pub labels: &'a B::Ids,
-    /// Codes that feed scales 2.., `[input_batch, T−1, k]`.
+    /// Codes that feed scales 2 and up, `[input_batch, T−1, k]`.
     pub inputs: &'a B::Activation,
-    /// Samples of the inputs: B, or B/2 where an unconditional half runs on the same inputs.
+    /// Number of samples in `inputs`: B, or B/2 if an unconditional half runs on the same inputs.
     pub input_batch: usize,
     /// Whether the class token carries `pos_start` (a student pass does not).
     pub with_start: bool,
@@ -47,11 +47,11 @@ impl Dims {
 }
 
 impl Generator {
-    /// Runs the model up to its head; the last norm's output ([`Trace::output`], which
-    /// [`Generator::head`] takes) and all that the backward needs are left in `trace`.
+    /// Runs the model up to its head. The last norm's output ([`Trace::output`], the input of
+    /// [`Generator::head`]) and everything that the backward needs are left in `trace`.
     ///
     /// # Errors
-    /// Shape, where the trace is too small; a device fault.
+    /// Shape, if the trace is too small; a device fault.
     pub fn forward<B: Backend>(
         &self,
         backend: &B,
@@ -64,7 +64,7 @@ impl Generator {
         for norm in 0..=2 * self.shape().depth {
             self.norm(backend, input, input.batch, dims, norm, trace)?;
             match norm % 2 {
-                // The last norm is the head's.
+                // The last norm is followed by the head.
                 _ if norm == 2 * self.shape().depth => {}
                 0 => self.attention(backend, params, dims, norm / 2, trace)?,
                 _ => self.ffn(backend, params, dims, norm / 2, trace)?,
@@ -73,15 +73,15 @@ impl Generator {
         Ok(())
     }
 
-    /// Gradients of all parameters but the head's, from the gradient of the last norm's output that
-    /// [`Generator::head_backward`] has left in `grads` for every sample.
+    /// Computes gradients of all parameters except the head's from the gradient of the last norm's
+    /// output, which [`Generator::head_backward`] has left in `grads` for every sample.
     ///
-    /// `input.batch` may be smaller than the forward's: then only the first samples take part
-    /// (guided rollouts run unconditional samples beside, which have no loss). A trace serves one backward:
-    /// what is computed again takes the place of what it is computed from.
+    /// `input.batch` may be smaller than the forward's; then only the first samples take part
+    /// (guided rollouts also run unconditional samples, which have no loss). A trace serves one
+    /// backward only, because recomputed values overwrite what they are computed from.
     ///
     /// # Errors
-    /// As [`Generator::forward`].
+    /// As for [`Generator::forward`].
     pub fn backward<B: Backend>(
         &self,
         backend: &B,
@@ -98,13 +98,14 @@ impl Generator {
                 self.renorm(backend, input, forward_batch, dims, norm, trace)?;
             }
             match norm % 2 {
-                // What stands behind the last norm is the head's.
+                // What follows the last norm belongs to the head.
                 _ if norm == 2 * depth => {}
                 0 => self.attention_backward(backend, params, dims, norm / 2, trace, grads)?,
                 _ => self.ffn_backward(backend, params, dims, norm / 2, trace, grads)?,
             }
             if trace.recompute == Recompute::Blocks && norm % 2 == 0 && norm > 0 {
-                // The block before this norm, whose last branch the norm's backward needs first.
+                // Recompute the block before this norm, since the norm's backward first needs that
+                // block's last branch.
                 self.block_again(backend, params, input, forward_batch, dims, norm / 2 - 1, trace)?;
             }
             self.norm_backward(backend, input, forward_batch, dims, norm, trace, grads)?;
@@ -142,7 +143,7 @@ impl Generator {
         }
     }
 
-    /// The class vectors, and every block's modulation from them.
+    /// Computes the class vectors, and from them the modulation of every block.
     pub(crate) fn condition<B: Backend>(
         &self,
         backend: &B,
@@ -218,7 +219,7 @@ impl Generator {
         backend.class_embedding_backward(batch, c, input.labels, &g.dcond, table, &mut g.params)
     }
 
-    /// Branch n, of this output; `keep` is laid out for `keep_batch` samples.
+    /// Returns branch n with this output; `keep` is laid out for `keep_batch` samples.
     fn branch<'a, B: Backend>(
         &self,
         input: &PassInput<'a, B>,
@@ -230,7 +231,7 @@ impl Generator {
         Branch { value_blc, gate: self.gate(n), keep }
     }
 
-    /// The output of norm n once more, unless it was kept.
+    /// Recomputes the output of norm n, unless it was kept.
     fn renorm<B: Backend>(
         &self,
         backend: &B,
@@ -261,7 +262,8 @@ impl Generator {
         )
     }
 
-    /// Block i forward once more, from its input: all that its backward needs, to the same bits.
+    /// Recomputes the forward of block i from its input, to the same bits: everything its backward
+    /// needs.
     fn block_again<B: Backend>(
         &self,
         backend: &B,
@@ -278,8 +280,8 @@ impl Generator {
         self.ffn(backend, params, dims, i, t)
     }
 
-    /// Norm n, with the branch before it added to the residual stream. `keep` is laid out for
-    /// `keep_batch` samples.
+    /// Computes norm n, after adding the branch before it to the residual stream. `keep` is laid
+    /// out for `keep_batch` samples.
     fn norm<B: Backend>(
         &self,
         backend: &B,
@@ -290,7 +292,7 @@ impl Generator {
         t: &mut Trace<B>,
     ) -> Result<(), B::Error> {
         let normed = t.normed_of(norm);
-        // Without a branch nothing is written to the sum: any other buffer serves.
+        // Without a branch nothing is written to the sum, so any other buffer will do.
         let places = [t.sum_of(norm.saturating_sub(1)), t.sum_of(norm.max(1))];
         let value = t.branch_of(norm.saturating_sub(1));
         let branch =
@@ -331,7 +333,7 @@ impl Generator {
         } else {
             Seen::Before(&t.sums[t.sum_of(norm - 1)])
         };
-        // The layer that made the branch, of an attention or of a feed-forward network.
+        // The layer that ends the branch, in attention or in the feed-forward network.
         let bias = norm.checked_sub(1).and_then(|n| {
             let block = &self.blocks[n / 2];
             [block.proj, block.fc2][n % 2].bias

@@ -1,27 +1,28 @@
-//! The positions of tokens: a table resized to every grid (FlexVAR), or vectors of tokens and of scales (VAR).
+//! Token positions: a table resized to every grid (FlexVAR), or vectors per token and per scale
+//! (VAR).
 
 use super::{Generator, GeneratorShape};
 use crate::params::Layout;
 use sar_math::ScaleSchedule;
 use sar_math::backend::{Backend, Buffers, ShapeError, Slot};
 
-/// Places of the parameters that positions come from.
+/// Slots of the parameters that positions are computed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PositionSlots {
     /// `[1, C, side, side]`, area-resized to every scale.
     Grid(Slot),
-    /// `[1, T, C]` for the tokens of the generator's schedule, and `[scales, C]` for its scales.
+    /// `[1, T, C]` for the tokens of the generator's schedule and `[scales, C]` for its scales.
     Levels { tokens: Slot, scales: Slot },
 }
 
-/// Which vectors the tokens of a schedule take, where they are not made from a table.
+/// The vectors that the tokens of a schedule use, if positions do not come from a resized table.
 pub(crate) struct Places<B: Buffers> {
-    /// Rows of the tokens' vectors and of the scales', `[t]`.
+    /// Row of each token's own vector and of its scale's vector, `[t]`.
     tokens: B::Ids,
     scales: B::Ids,
-    /// The scales' part, `[t, c]`.
+    /// The contribution of the scales, `[t, c]`.
     of_scales: B::Activation,
-    /// The schedule that the rows are of.
+    /// The schedule that the rows were looked up for.
     of: Option<ScaleSchedule>,
 }
 
@@ -39,7 +40,7 @@ impl PositionSlots {
 }
 
 impl Generator {
-    /// Room for the places of `tokens` tokens; none where positions come from a table.
+    /// Allocates places for `tokens` tokens; `None` if positions come from a table.
     pub(crate) fn places<B: Buffers>(
         &self,
         backend: &B,
@@ -53,7 +54,7 @@ impl Generator {
         Ok(Some(Places { tokens, scales, of_scales, of: None }))
     }
 
-    /// Positions `pos[t, c]` of the tokens of a schedule.
+    /// Computes the positions `pos[t, c]` of the tokens of a schedule.
     pub(crate) fn position<B: Backend>(
         &self,
         backend: &B,
@@ -78,7 +79,7 @@ impl Generator {
         }
     }
 
-    /// Backward of [`Generator::position`], of the same schedule.
+    /// Backward of [`Generator::position`] for the same schedule.
     pub(crate) fn position_backward<B: Backend>(
         &self,
         backend: &B,
@@ -102,7 +103,7 @@ impl Generator {
         }
     }
 
-    /// Looks up which vectors the tokens of a schedule take, by their grids.
+    /// Looks up the vectors that the tokens of a schedule use, matching scales by their grids.
     fn place<B: Backend>(
         &self,
         backend: &B,
@@ -149,7 +150,8 @@ mod tests {
         Generator::new(&GeneratorShape { width: WIDTH, heads: 2, levels, ..shape }).unwrap()
     }
 
-    /// Of every token its own vector and its scale's, also of a part of the scales, and gradients to both.
+    /// Each token takes its own vector and its scale's, even for a part of the scales, and both get
+    /// gradients.
     #[test]
     fn tokens_of_some_scales_have_their_own_vectors_and_their_scales() {
         let (b, g) = (CpuBackend::<f64>::new(), generator());
@@ -189,7 +191,7 @@ mod tests {
         assert!(g.position(&b, &params, &other, &mut places, &mut pos).is_err());
     }
 
-    /// As matrices begin, and without decay.
+    /// They are initialised like matrices, and do not decay.
     #[test]
     fn vectors_begin_at_random_and_do_not_decay() {
         let g = generator();
@@ -198,7 +200,7 @@ mod tests {
             let tensor = g.layout().get(name).unwrap();
             assert!(!tensor.decay, "{name}");
             let largest = values[tensor.slot.range()].iter().fold(0f32, |m, v| m.max(v.abs()));
-            // Of a normal of σ = √(1/12), fewer than 60 of them.
+            // Fewer than 60 draws of a normal with σ = √(1/12).
             assert!(largest > 0.2 && largest < 1.5, "{name}: {largest}");
         }
     }

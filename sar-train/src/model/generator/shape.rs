@@ -2,9 +2,9 @@
 
 use sar_math::ScaleSchedule;
 
-/// Width of the FFN over the model's, in the published models.
+/// Ratio of the FFN's width to the model's, in the published models.
 pub const MLP_RATIO: usize = 4;
-/// Under the root of every layer norm, in the published models.
+/// ε under the root of every layer norm, in the published models.
 pub const NORM_EPS: f64 = 1e-6;
 /// Side of the learned position table of the published models.
 pub const POSITION_SIDE: usize = 32;
@@ -22,17 +22,19 @@ pub struct GeneratorShape {
     pub vocab: usize,
     /// Latent channels K.
     pub channels: usize,
-    /// Classes; class number `classes` is the unconditional one.
+    /// Number of classes; class number `classes` is the unconditional one.
     pub classes: usize,
-    /// Side of the learned position table, where positions come from one.
+    /// Side of the learned position table, if positions come from one.
     pub pos_side: usize,
-    /// The schedule that has a learned vector for each token and each scale (VAR), instead of a table that is resized.
+    /// The schedule with a learned vector for each token and each scale (VAR), instead of a resized
+    /// table.
     pub levels: Option<ScaleSchedule>,
-    /// Width of the FFN over the model's.
+    /// Ratio of the FFN's width to the model's.
     pub mlp_ratio: usize,
     /// ε under the root of every layer norm.
     pub norm_eps: f64,
-    /// Factor on the initial rows of γ1, γ2 (published `alng`): 1e-3; 1e-4 from depth 24 on, 1e-5 from 30.
+    /// Factor on the initial rows of γ1 and γ2 (published `alng`): 1e-3; 1e-4 from depth 24 on,
+    /// 1e-5 from 30.
     pub alng: f64,
 }
 
@@ -43,10 +45,10 @@ pub enum GeneratorError {
     /// A dimension of zero.
     #[error("generator: {field} is 0, expected at least 1")]
     Zero {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
     },
-    /// Heads that do not divide the width.
+    /// A number of heads that does not divide the width.
     #[error(
         "generator: width {width} is not a multiple of {heads} heads; choose heads that divide it"
     )]
@@ -56,18 +58,18 @@ pub enum GeneratorError {
         /// Heads H.
         heads: usize,
     },
-    /// Weights of another generator.
+    /// A number of weights that does not fit the generator.
     #[error("generator: {found} weights, expected {expected}")]
     Weights {
-        /// How many there are.
+        /// Number of weights given.
         found: usize,
-        /// How many the layout has.
+        /// Number of weights in the layout.
         expected: usize,
     },
 }
 
 impl GeneratorShape {
-    /// A published-style generator: width 64·depth, heads = depth.
+    /// Returns a published-style shape: width 64·depth, heads = depth.
     pub fn of_depth(depth: usize, vocab: usize, channels: usize, classes: usize) -> Self {
         Self {
             depth,
@@ -88,10 +90,10 @@ impl GeneratorShape {
         }
     }
 
-    /// Checks that such a generator can be built.
+    /// Checks that a generator of this shape can be built.
     ///
     /// # Errors
-    /// [`GeneratorError`] naming the field at fault.
+    /// [`GeneratorError`], which names the invalid field.
     pub fn validate(&self) -> Result<(), GeneratorError> {
         for (field, value) in [
             ("depth", self.depth),
@@ -113,7 +115,8 @@ impl GeneratorShape {
         Ok(())
     }
 
-    /// Columns of the widest rows in a block: the FFN's hidden layer, or q, k and v together.
+    /// Number of columns of the widest rows in a block: the FFN's hidden layer, or q, k and v
+    /// together.
     pub fn widest(&self) -> usize {
         self.mlp_ratio.max(3) * self.width
     }

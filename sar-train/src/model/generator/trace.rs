@@ -5,18 +5,18 @@ use sar_math::backend::{Backend, Buffers, Slot, Write};
 use std::fmt;
 use std::str::FromStr;
 
-/// What a backward pass computes again instead of keeping it: memory against time.
+/// What a backward pass recomputes instead of keeping it, trading time for memory.
 ///
-/// Gradients have the same bits whichever is chosen.
+/// The choice does not change a bit of the gradients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recompute {
-    /// Everything is kept: 18 tensors of the width a block.
+    /// Nothing: 18 tensors of the model's width are kept per block.
     Nothing,
-    /// Norm outputs, GELU and the residual sum in the middle of a block, which cost next to nothing: 11
-    /// tensors a block.
+    /// Norm outputs, GELU and the residual sum in the middle of a block, which cost next to
+    /// nothing: 11 tensors are kept per block.
     #[default]
     Norms,
-    /// Whole blocks from their input, a third more work: 1 tensor a block.
+    /// Whole blocks from their input, which takes a third more time: 1 tensor is kept per block.
     Blocks,
 }
 
@@ -48,26 +48,26 @@ impl FromStr for Recompute {
 
 /// Everything a pass writes, allocated once for the longest schedule and the largest batch.
 ///
-/// Kept per block are its input, the normalised q, k, v, the attention output, the branch outputs and
-/// the hidden layer before GELU; more or less of it as [`Recompute`] says. What is not kept shares one
-/// buffer among the blocks.
+/// Kept per block are its input, the normalised q, k, v, the attention output, the branch outputs
+/// and the hidden layer before GELU, or more or less than that, depending on [`Recompute`]. All
+/// blocks share one buffer for what is not kept.
 pub struct Trace<B: Buffers> {
     pub(crate) recompute: Recompute,
     pub(crate) max_batch: usize,
     pub(crate) max_tokens: usize,
-    /// Class vectors `[b, c]` and SiLU of them.
+    /// Class vectors `[b, c]`, and their SiLU.
     pub(crate) cond: B::Activation,
     pub(crate) silu_cond: B::Activation,
     /// All modulation vectors `[b, (6d+2)c]`.
     pub(crate) ada: B::Activation,
     pub(crate) pos_lc: B::Activation,
     pub(crate) places: Option<Places<B>>,
-    /// What norm n saw, `[b, l, c]`, at [`Trace::sum_of`].
+    /// Input of norm n, `[b, l, c]`, at [`Trace::sum_of`].
     pub(crate) sums: Vec<B::Activation>,
     pub(crate) stats: Vec<B::Accum>,
-    /// What branch n added, `[b, l, c]`, at [`Trace::branch_of`].
+    /// Output of branch n, `[b, l, c]`, at [`Trace::branch_of`].
     pub(crate) branches: Vec<B::Activation>,
-    /// Of block i at [`Trace::block`]; likewise the four below.
+    /// q, k, v of block i, at [`Trace::block`]; likewise the four below.
     pub(crate) qkv: Vec<B::Activation>,
     pub(crate) inverse_norms: Vec<B::Accum>,
     pub(crate) lse: Vec<B::Accum>,
@@ -75,15 +75,15 @@ pub struct Trace<B: Buffers> {
     pub(crate) hidden: Vec<B::Activation>,
     /// Output of norm n at [`Trace::normed_of`].
     pub(crate) normed: Vec<B::Activation>,
-    /// GELU's of block i, where it is kept.
+    /// GELU output of block i, if it is kept.
     pub(crate) activated: Vec<B::Activation>,
-    /// GELU's output in a forward, where it is not kept; in a backward the gradient of the hidden layer or
-    /// of qkv. Never two of them at once.
+    /// In a forward, the GELU output if it is not kept; in a backward, the gradient of the hidden
+    /// layer or of qkv. Only one of these at a time.
     pub(crate) wide: B::Activation,
 }
 
 impl<B: Backend> Trace<B> {
-    /// Room for `batch` samples of `tokens` tokens.
+    /// Allocates memory for `batch` samples of `tokens` tokens.
     ///
     /// # Errors
     /// Out of memory.
@@ -126,18 +126,19 @@ impl<B: Backend> Trace<B> {
         })
     }
 
-    /// The last norm's output of the last forward, `[b, l, c]`, until the backward begins.
+    /// Returns the last norm's output of the last forward, `[b, l, c]`; valid until the backward
+    /// begins.
     pub fn output(&self) -> &B::Activation {
         &self.normed[self.normed_of(self.stats.len() - 1)]
     }
 
-    /// Where block i keeps what is its own.
+    /// Index of the tensors that belong to block i.
     pub(crate) fn block(&self, i: usize) -> usize {
         if self.recompute == Recompute::Blocks { 0 } else { i }
     }
 
-    /// Where the sum that norm n saw is; where it is not kept, the one in the middle of a block is
-    /// shared by them all and stands last.
+    /// Index of the sum that is the input of norm n. If the sums in the middle of blocks are not
+    /// kept, all blocks share the last one.
     pub(crate) fn sum_of(&self, norm: usize) -> usize {
         match self.recompute {
             Recompute::Nothing => norm,
@@ -146,26 +147,27 @@ impl<B: Backend> Trace<B> {
         }
     }
 
-    /// Whether the sum that norm n saw is there in the backward, or to be added up again.
+    /// Whether the input of norm n is available in the backward; otherwise it has to be added up
+    /// again.
     pub(crate) fn keeps_sum(&self, norm: usize) -> bool {
-        // A block that was computed again has made its own.
+        // Recomputing a block has also recomputed its sum.
         self.recompute != Recompute::Norms || norm.is_multiple_of(2)
     }
 
-    /// Where the output of branch n is.
+    /// Index of the output of branch n.
     pub(crate) fn branch_of(&self, branch: usize) -> usize {
         if self.recompute == Recompute::Blocks { branch % 2 } else { branch }
     }
 
-    /// Where the output of norm n is.
+    /// Index of the output of norm n.
     pub(crate) fn normed_of(&self, norm: usize) -> usize {
         if self.recompute == Recompute::Nothing { norm } else { 0 }
     }
 }
 
-/// How many tensors of each kind a trace holds.
+/// Number of tensors of each kind that a trace holds.
 pub(crate) struct Counts {
-    /// Of q, k, v, of attention's output and of the hidden layer.
+    /// Tensors of q, k, v, of the attention output and of the hidden layer.
     pub(crate) blocks: usize,
     pub(crate) sums: usize,
     pub(crate) branches: usize,
@@ -174,7 +176,7 @@ pub(crate) struct Counts {
 }
 
 impl Recompute {
-    /// The counts of a generator of `depth` blocks.
+    /// Returns the counts for a generator of `depth` blocks.
     pub(crate) const fn counts(self, depth: usize) -> Counts {
         let all = Counts {
             blocks: depth,
@@ -183,7 +185,7 @@ impl Recompute {
             normed: 2 * depth + 1,
             activated: depth,
         };
-        // Every block's input and the last sum; one sum in the middle of a block.
+        // Every block's input, the last sum, and one shared sum for the middle of a block.
         let norms = Counts { sums: depth + 2, normed: 1, activated: 0, ..all };
         match self {
             Self::Nothing => all,
@@ -201,17 +203,19 @@ pub struct Gradients<B: Buffers> {
     pub(crate) d_ada: B::Activation,
     pub(crate) dcond: B::Activation,
     pub(crate) dpos: B::Activation,
-    /// Parameter gradients, in the generator's layout; they accumulate from [`Gradients::begin`] on.
+    /// Parameter gradients in the generator's layout, accumulated since [`Gradients::begin`].
     pub params: B::Accum,
-    /// Whether the weights of the head, and those of the blocks and of modulation, have gradients of this step.
+    /// Whether the next pass overwrites or adds to the weight gradients of the head, and of the
+    /// blocks and modulation.
     pub(crate) head: Write,
     pub(crate) blocks: Write,
-    /// What the first pass of a step adds to: all but the weights of layers, which it overwrites.
+    /// Slots that the first pass of a step adds to: all but the weights of layers, which it
+    /// overwrites.
     added_to: Vec<Slot>,
 }
 
 impl<B: Backend> Gradients<B> {
-    /// Room for the backward of `batch` samples of `tokens` tokens.
+    /// Allocates memory for the backward of `batch` samples of `tokens` tokens.
     ///
     /// # Errors
     /// Out of memory.
@@ -231,14 +235,14 @@ impl<B: Backend> Gradients<B> {
             dcond: backend.activation(batch * c)?,
             dpos: backend.activation(tokens * c)?,
             params: backend.accum(generator.layout().len())?,
-            // They are zeros.
+            // New buffers are zero.
             head: Write::Accumulate,
             blocks: Write::Accumulate,
             added_to: between(generator.weights_of_layers(), generator.layout().len()),
         })
     }
 
-    /// Begins a step, of gradients of nothing.
+    /// Begins a step with empty gradients.
     ///
     /// # Errors
     /// A device fault.
@@ -249,7 +253,7 @@ impl<B: Backend> Gradients<B> {
     }
 }
 
-/// What of `len` elements lies in none of these, in ascending order.
+/// Returns the gaps that `taken` leaves in `0..len`, in ascending order.
 fn between(mut taken: Vec<Slot>, len: usize) -> Vec<Slot> {
     taken.sort_by_key(|slot| slot.offset);
     let mut free = Vec::new();

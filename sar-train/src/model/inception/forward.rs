@@ -1,17 +1,18 @@
-//! From an image to features: maps with their channels innermost, so that a convolution is one product of
-//! rows, and branches lie side by side.
+//! From an image to features. Channels are the innermost dimension of maps, so that a convolution
+//! is one matrix product of rows, and the outputs of branches lie side by side.
 
 use super::network::{Conv, Node, SPATIAL, WINDOW};
 use rayon::prelude::*;
 use sar_backend_cpu::{Buffer, CpuBackend, CpuError};
 use sar_math::backend::{Buffers, Linear, LinearDims, TransformerOps};
 
-/// Elements of the rows that are multiplied at a time: with their products they stay in a core's own cache.
+/// Number of elements of the rows multiplied at a time: with their products they fit into a core's
+/// own cache.
 const PIECE: usize = 1 << 18;
 
-/// Channels of [`SPATIAL`] that count, as published: 7 of them make 2,023 features.
+/// Number of channels of [`SPATIAL`] that are used, as published: 7 of them make 2,023 features.
 pub(super) const SPATIAL_CHANNELS: usize = 7;
-/// Rows and columns of that map.
+/// Rows and columns of the [`SPATIAL`] map.
 pub(super) const SPATIAL_SIDE: usize = 17;
 
 /// A map `[batch, height, width, channels]`.
@@ -25,26 +26,26 @@ pub(super) struct Map {
 }
 
 impl Map {
-    /// All zero.
+    /// Creates a map of zeros.
     pub(super) fn new(batch: usize, height: usize, width: usize, channels: usize) -> Self {
         let values = vec![0.0; batch * height * width * channels];
         Self { batch, height, width, channels, values }
     }
 
-    /// Channels at a position of an image.
+    /// Returns the channels at a position of an image.
     fn at(&self, image: usize, y: usize, x: usize) -> &[f32] {
         let first = ((image * self.height + y) * self.width + x) * self.channels;
         &self.values[first..][..self.channels]
     }
 
-    /// Image, row and column of the i-th position.
+    /// Returns image, row and column of the i-th position.
     fn place(&self, i: usize) -> (usize, usize, usize) {
         let (line, x) = (i / self.width, i % self.width);
         (line / self.height, line % self.height, x)
     }
 }
 
-/// Windows over a map: which positions of it an output sees.
+/// Sliding windows over a map: the positions that each output sees.
 #[derive(Clone, Copy)]
 struct Windows {
     kernel: (usize, usize),
@@ -53,13 +54,14 @@ struct Windows {
 }
 
 impl Windows {
-    /// Rows and columns of windows.
+    /// Number of rows and columns of windows.
     fn of(self, map: &Map) -> (usize, usize) {
         let along = |n: usize, kernel: usize, pad: usize| (n + 2 * pad - kernel) / self.stride + 1;
         (along(map.height, self.kernel.0, self.pad.0), along(map.width, self.kernel.1, self.pad.1))
     }
 
-    /// The channels under each tap of the window at (y, x) of an image, row by row; `None` in the border.
+    /// Returns the channels under each tap of the window at (y, x) of an image, row by row; `None`
+    /// in the border.
     fn taps(
         self,
         map: &Map,
@@ -76,15 +78,15 @@ impl Windows {
     }
 }
 
-/// Weights and the way through them.
+/// A pass through the network with its weights.
 pub(super) struct Pass<'a> {
     pub(super) params: &'a Buffer<f32>,
-    /// The first channels of the map that spatial features are, once it was computed.
+    /// The first channels of the [`SPATIAL`] map, once it has been computed.
     pub(super) spatial: Vec<f32>,
 }
 
 impl Pass<'_> {
-    /// Takes a map through a part of the network.
+    /// Runs a map through a part of the network.
     pub(super) fn run(&mut self, node: &Node, map: &Map) -> Result<Map, CpuError> {
         match node {
             Node::Conv(conv) => {
@@ -146,7 +148,7 @@ fn convolve(params: &Buffer<f32>, conv: &Conv, map: &Map) -> Result<Map, CpuErro
                 y,
             )?;
             for (to, &y) in to.iter_mut().zip(y.as_slice()) {
-                // What is not a number stays so, to be told.
+                // NaN is kept, so that it is reported.
                 *to = if y < 0.0 { 0.0 } else { y };
             }
             Ok(())
@@ -155,8 +157,8 @@ fn convolve(params: &Buffer<f32>, conv: &Conv, map: &Map) -> Result<Map, CpuErro
     Ok(out)
 }
 
-/// For every window the channels of its first tap, which `each` is then called on with those of every further
-/// one; and how many taps lie in the map.
+/// Pools every window: starts from the channels of the first tap inside the map and calls `each`
+/// with those of every further one. Also returns the number of taps inside the map.
 fn pool(map: &Map, windows: Windows, each: impl Fn(&mut [f32], &[f32]) + Sync) -> (Map, Vec<f32>) {
     let (height, width) = windows.of(map);
     let mut out = Map::new(map.batch, height, width, map.channels);
@@ -179,7 +181,7 @@ fn largest(map: &Map, stride: usize, pad: usize) -> Map {
     let windows = Windows { kernel: (WINDOW, WINDOW), stride, pad: (pad, pad) };
     let (out, _) = pool(map, windows, |to, tap| {
         for (to, &v) in to.iter_mut().zip(tap) {
-            // The same for what is not a number.
+            // NaN is kept here, too.
             *to = if *to < v || v.is_nan() { v } else { *to };
         }
     });
@@ -199,7 +201,7 @@ fn means(map: &Map) -> Map {
     out
 }
 
-/// The channels of maps of the same size, one behind the other.
+/// Concatenates maps of the same size along their channels.
 fn side_by_side(parts: &[Map]) -> Map {
     let channels = parts.iter().map(|part| part.channels).sum();
     let Some(&Map { batch, height, width, .. }) = parts.first() else {
@@ -216,7 +218,7 @@ fn side_by_side(parts: &[Map]) -> Map {
     out
 }
 
-/// The mean of every channel over all positions of an image, `[batch, channels]`.
+/// Returns the mean of every channel over all positions of an image, `[batch, channels]`.
 pub(super) fn mean_of_positions(map: &Map) -> Vec<f32> {
     let positions = map.height * map.width;
     let mut out = Vec::with_capacity(map.batch * map.channels);

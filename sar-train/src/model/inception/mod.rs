@@ -1,9 +1,11 @@
-//! The Inception network that published Fréchet distances and scores are measured with: the one of
-//! 2015-12-05 (Szegedy et al. 2015, trained on ImageNet, 1,008 outputs), which differs from torchvision's.
+//! The Inception network with which published Fréchet distances and scores are measured: the one of
+//! 2015-12-05 (Szegedy et al. 2015, trained on ImageNet, 1,008 outputs), which differs from
+//! torchvision's.
 //!
-//! Weights are read from `pt_inception-2015-12-05-6726825d.pth`, the same network taken from TensorFlow, as
-//! pytorch-fid offers it; torch-fidelity has the same file as `weights-inception-2015-12-05-6726825d.pth`. Images
-//! are scaled as TensorFlow 1 does. Runs on the CPU, in f32.
+//! Weights are read from `pt_inception-2015-12-05-6726825d.pth`, a conversion of the TensorFlow
+//! network that pytorch-fid distributes; torch-fidelity has the same file as
+//! `weights-inception-2015-12-05-6726825d.pth`. Images are resized as in TensorFlow 1. Runs on the
+//! CPU, in f32.
 
 mod forward;
 mod network;
@@ -19,20 +21,20 @@ use sar_math::backend::{Buffers, Linear, LinearDims, TransformerOps};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The file that holds the weights, as it is offered.
+/// Published name of the file that holds the weights.
 pub const WEIGHTS: &str = "pt_inception-2015-12-05-6726825d.pth";
 
-/// Under the root of every batch norm, as published.
+/// ε under the root of every batch norm, as published.
 const NORM_EPS: f64 = 1e-3;
 
 /// Why the network cannot be loaded or run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InceptionError {
-    /// The file cannot be read or lacks tensors.
+    /// The file cannot be read, or tensors are missing.
     #[error(transparent)]
     Weights(#[from] CheckpointError),
-    /// Another Inception network.
+    /// The file does not hold this Inception network.
     #[error(
         "{}: {found}; published numbers are of the network of 2015-12-05, which has 1008 outputs: \
          give {WEIGHTS}, as pytorch-fid offers it (torch-fidelity: weights-inception-2015-12-05-6726825d.pth)", path.display()
@@ -46,24 +48,24 @@ pub enum InceptionError {
     /// The backend failed.
     #[error("inception: {0}")]
     Backend(#[from] CpuError),
-    /// Values that are not whole images or rows.
+    /// A number of values that is not a whole number of images or rows.
     #[error("inception: {what}: expected a multiple of {expected}, found {found}")]
     Shape {
         /// Which values.
         what: &'static str,
-        /// Values of an image or row.
+        /// Number of values of an image or row.
         expected: usize,
         /// What was given.
         found: usize,
     },
 }
 
-/// What the network makes of images.
+/// Features of images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Seen {
     /// The pooled features, `[b, 2048]`.
     pub features: Vec<f32>,
-    /// The spatial features: 7 channels of an inner map of 17×17, `[b, 2023]`, in the published order.
+    /// Spatial features: 7 channels of an inner 17×17 map, `[b, 2023]`, in the published order.
     pub spatial: Vec<f32>,
 }
 
@@ -75,16 +77,18 @@ pub struct Inception {
 }
 
 impl Inception {
-    /// Reads the published weights; or those of a network whose channels are all fewer by the same factor, of
-    /// whose numbers nothing is published, to try things with.
+    /// Reads the published weights, or those of a network whose channels are all reduced by the
+    /// same factor. No numbers are published for the latter; it is for trying things out.
     ///
     /// # Errors
-    /// [`InceptionError::OtherNetwork`] for torchvision's; [`InceptionError::Weights`].
+    /// [`InceptionError::OtherNetwork`] for another network, such as torchvision's;
+    /// [`InceptionError::Weights`].
     pub fn load(path: &Path) -> Result<Self, InceptionError> {
         let mut tensors = read_pth(path)?;
         let network = Network::new(narrowed(&tensors));
         check_network(path, &network, &tensors)?;
-        // Counts batches of its training; a number of no use, in some files one of floating point.
+        // A counter of training batches, not needed here; in some files it is a floating-point
+        // number.
         tensors.retain(|name, _| !name.ends_with(".num_batches_tracked"));
         Self::of(path, network, &tensors)
     }
@@ -106,25 +110,26 @@ impl Inception {
         Ok(Self { network, params })
     }
 
-    /// Pooled features of an image.
+    /// Number of pooled features of an image.
     pub fn feature_dims(&self) -> usize {
         self.network.features
     }
 
-    /// Spatial features of an image.
+    /// Number of spatial features of an image.
     pub fn spatial_dims(&self) -> usize {
         SPATIAL_CHANNELS * SPATIAL_SIDE * SPATIAL_SIDE
     }
 
-    /// Classes that the network tells apart.
+    /// Number of classes of the network.
     pub fn classes(&self) -> usize {
         self.network.class_count
     }
 
-    /// Features of images `[b, height, width, 3]` of bytes. An image's do not depend on the others.
+    /// Returns the features of images of bytes, `[b, height, width, 3]`. Each image's features are
+    /// independent of the other images.
     ///
     /// # Errors
-    /// Values that are not whole images; no memory.
+    /// The values are not whole images, or memory runs out.
     pub fn see(&self, images: &[u8], height: usize, width: usize) -> Result<Seen, InceptionError> {
         let expected = height * width * 3;
         let found = images.len();
@@ -137,11 +142,11 @@ impl Inception {
         Ok(Seen { features: mean_of_positions(&last), spatial: pass.spatial })
     }
 
-    /// Class probabilities `[b, classes]` of features `[b, 2048]`: without the last layer's bias, as the
-    /// published Inception Scores have it.
+    /// Returns class probabilities `[b, classes]` of features `[b, 2048]`, without the last layer's
+    /// bias, as in the published Inception Scores.
     ///
     /// # Errors
-    /// Values that are not whole rows; no memory.
+    /// The values are not whole rows, or memory runs out.
     pub fn probabilities(&self, features: &[f32]) -> Result<Vec<f64>, InceptionError> {
         let (inputs, outputs) = (self.feature_dims(), self.classes());
         let found = features.len();
@@ -160,7 +165,8 @@ impl Inception {
     }
 }
 
-/// By what the channels of a network are divided, by its first convolution; 1 where that is none.
+/// Returns the factor by which a network's channels are reduced, judged by its first convolution; 1
+/// if unknown.
 fn narrowed(tensors: &BTreeMap<String, RawTensor>) -> usize {
     const FIRST: usize = 32;
     let outputs = tensors.get("Conv2d_1a_3x3.conv.weight").and_then(|t| t.shape.first());
@@ -168,7 +174,7 @@ fn narrowed(tensors: &BTreeMap<String, RawTensor>) -> usize {
     narrowed.filter(|n| [1, 2, 4, 8, 16].contains(n)).unwrap_or(1)
 }
 
-/// Refuses what is no Inception network, or torchvision's.
+/// Refuses files that hold no Inception network, or torchvision's.
 fn check_network(
     path: &Path,
     network: &Network,
@@ -194,8 +200,8 @@ fn softmax(logits: &[f32]) -> Vec<f64> {
     powers.into_iter().map(|p| p / sum).collect()
 }
 
-/// Takes every batch norm into the convolution before it, whose weights are then `[outputs, rows, columns,
-/// inputs]`: what a window holds lies in one piece.
+/// Folds every batch norm into the convolution before it. The folded weights are
+/// `[outputs, rows, columns, inputs]`, so that the values of a window are contiguous.
 fn fold(network: &Network, node: &Node, published: &[f32], folded: &mut [f32]) {
     let conv = match node {
         Node::Conv(conv) => conv,

@@ -1,31 +1,31 @@
-//! What the network is made of: 94 convolutions, in the published order and under the published names.
+//! Structure of the network: 94 convolutions, in the published order and under the published names.
 
 use crate::params::Layout;
 use sar_math::backend::Slot;
 
-/// Side of every pool, and of the convolutions that make a map smaller.
+/// Side of every pool, and of the convolutions that shrink a map.
 pub(super) const WINDOW: usize = 3;
 
 /// The convolution that spatial features are taken from: `mixed_6/conv` of the published graph.
 pub(super) const SPATIAL: &str = "Mixed_6d.branch1x1";
 
-/// A part of the network: from one map to another.
+/// A part of the network, from one map to another.
 #[derive(Clone, Debug)]
 pub(super) enum Node {
     /// A convolution with its batch norm and ReLU.
     Conv(Conv),
-    /// The largest of each window.
+    /// The maximum of each window.
     Max {
         /// Step between windows.
         stride: usize,
-        /// Border that counts as smaller than everything.
+        /// Border, which counts as smaller than every value.
         pad: usize,
     },
-    /// The mean of each window of stride 1, over those of its positions that lie in the map.
+    /// The mean of each window of stride 1, over its positions inside the map.
     Mean,
-    /// One after the other.
+    /// Nodes applied one after the other.
     Chain(Vec<Node>),
-    /// All of the same map, their channels one behind the other.
+    /// Nodes applied to the same map, their output channels concatenated.
     Join(Vec<Node>),
 }
 
@@ -35,18 +35,18 @@ pub(super) struct Conv {
     pub(super) name: String,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
-    /// Rows and columns.
+    /// Rows and columns of the kernel.
     pub(super) kernel: (usize, usize),
     pub(super) stride: usize,
     /// Zeros around the map, in rows and columns.
     pub(super) pad: (usize, usize),
-    /// Folded: `[outputs, kernel rows, kernel columns, inputs]`, then `[outputs]`.
+    /// Folded weight `[outputs, kernel rows, kernel columns, inputs]` and bias `[outputs]`.
     pub(super) weight: Slot,
     pub(super) bias: Slot,
 }
 
 impl Conv {
-    /// Products that make one output.
+    /// Number of products summed for one output.
     pub(super) fn terms(&self) -> usize {
         self.inputs * self.kernel.0 * self.kernel.1
     }
@@ -60,17 +60,17 @@ pub(super) struct Network {
     pub(super) published: Layout,
     /// Folded weights and biases, and the last layer's weight.
     pub(super) folded: Layout,
-    /// `[classes, features]`.
+    /// The last layer's weight, `[classes, features]`.
     pub(super) classes: Slot,
-    /// Channels of the last map.
+    /// Number of channels of the last map.
     pub(super) features: usize,
-    /// Outputs of the last layer.
+    /// Number of outputs of the last layer.
     pub(super) class_count: usize,
 }
 
 impl Network {
-    /// Lays out the network with all channels but those of the image divided by `narrowed`: 1 as published,
-    /// 16 at most.
+    /// Lays out the network with all channels except the image's divided by `narrowed`: 1 as
+    /// published, at most 16.
     pub(super) fn new(narrowed: usize) -> Self {
         let mut of = Builder { narrowed, published: Layout::new(), folded: Layout::new() };
         let root = Node::Chain(of.all());
@@ -114,7 +114,7 @@ impl Builder {
             self.sevens("Mixed_6e", 768, 192),
             self.halve_17("Mixed_7a", 768),
             self.forked("Mixed_7b", 1280, Node::Mean),
-            // Of the published weights, which were trained so.
+            // A maximum here, because the published weights were trained that way.
             self.forked("Mixed_7c", 2048, Node::Max { stride: 1, pad: 1 }),
         ]
     }
@@ -151,7 +151,8 @@ impl Builder {
         ])
     }
 
-    /// 7×7 as rows and columns, `inner` channels between them: `InceptionC`.
+    /// 7×7 convolutions split into rows and columns, with `inner` channels between them:
+    /// `InceptionC`.
     fn sevens(&mut self, name: &str, inputs: usize, inner: usize) -> Node {
         let of = |branch: &str| format!("{name}.{branch}");
         Node::Join(vec![
@@ -190,7 +191,7 @@ impl Builder {
         ])
     }
 
-    /// Branches that end in a row and a column side by side: `InceptionE`.
+    /// Branches that end in a row and a column convolution side by side: `InceptionE`.
     fn forked(&mut self, name: &str, inputs: usize, pool: Node) -> Node {
         let of = |branch: &str| format!("{name}.{branch}");
         Node::Join(vec![
@@ -218,7 +219,7 @@ impl Builder {
         Node::Chain(vec![pool, self.keeping(name, inputs, outputs, (1, 1))])
     }
 
-    /// A convolution that leaves rows and columns as many as they are.
+    /// A convolution that keeps the number of rows and columns.
     fn keeping(
         &mut self,
         name: &str,
@@ -242,7 +243,7 @@ impl Builder {
         stride: usize,
         pad: (usize, usize),
     ) -> Node {
-        // Colours are three in any width.
+        // The three colour channels are never reduced.
         let inputs = if inputs == 3 { inputs } else { self.width(inputs) };
         let outputs = self.width(outputs);
         self.published.push(format!("{name}.conv.weight"), &[outputs, inputs, kernel.0, kernel.1]);
@@ -256,5 +257,5 @@ impl Builder {
     }
 }
 
-/// What a batch norm has in the published file.
+/// Tensors of a batch norm in the published file.
 pub(super) const NORM: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];

@@ -1,15 +1,16 @@
-//! Images to the size and the range that the network takes.
+//! Brings images to the size and range that the network takes.
 
 use super::forward::Map;
 use rayon::prelude::*;
 
-/// Rows and columns that the network takes.
+/// Number of rows and columns that the network takes.
 pub(super) const SIDE: usize = 299;
 
-/// Half the range of a byte: pixels become `(v − 128)/128`.
+/// Middle of the range of a byte: pixels become `(v − 128)/128`.
 const MIDDLE: f32 = 128.0;
 
-/// Which two of n elements an element lies between, and how far along, for every one of [`SIDE`].
+/// For each of [`SIDE`] elements, returns the two of n elements it lies between and its position
+/// between them.
 fn places(n: usize) -> Vec<(usize, usize, f32)> {
     // In f32, as the published graph has it.
     let scale = n as f32 / SIDE as f32;
@@ -22,10 +23,10 @@ fn places(n: usize) -> Vec<(usize, usize, f32)> {
         .collect()
 }
 
-/// Images `[b, height, width, 3]` of bytes as the network's input.
+/// Converts images of bytes, `[b, height, width, 3]`, to the network's input.
 ///
-/// Bilinear between elements that lie at multiples of `n/299`, without half-pixel centres and without
-/// antialiasing: TensorFlow 1's, which published numbers were measured with.
+/// Interpolates bilinearly between elements at multiples of `n/299`, without half-pixel centres and
+/// without antialiasing, as in TensorFlow 1, with which the published numbers were measured.
 pub(super) fn network_input(images: &[u8], height: usize, width: usize) -> Map {
     let batch = images.len() / (height * width * 3);
     let mut map = Map::new(batch, SIDE, SIDE, 3);
@@ -61,8 +62,8 @@ mod tests {
 
     #[test]
     fn elements_lie_at_their_corners() {
-        // Two rows of one column, black and white: the first of 299 is the first, the middle one the mean,
-        // and from the second element on there is nothing to go on to.
+        // Two rows of one column, black and white: output row 0 is the first, row 75 is
+        // interpolated, and beyond the second row there is nothing left to interpolate with.
         let map = network_input(&[0, 0, 0, 255, 255, 255], 2, 1);
         let at = |row: usize| map.values[row * SIDE * 3];
         assert_eq!(at(0), -1.0);

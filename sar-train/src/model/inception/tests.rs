@@ -1,18 +1,20 @@
-//! The network with channels divided by 16 and weights by formula, against the published code on the same.
+//! Compares the network, with channels divided by 16 and weights from a formula, with the published
+//! code.
 //!
-//! `reference.safetensors` was recorded in f64 from pytorch-fid's network (torchvision's with its patches, every
-//! convolution narrowed) behind torch-fidelity's TensorFlow 1 resize.
+//! `reference.safetensors` was recorded in f64 from pytorch-fid's network (torchvision's with its
+//! patches, every convolution narrowed) after torch-fidelity's TensorFlow 1 resize.
 
 use super::*;
 use safetensors::SafeTensors;
 
 const NARROWED: usize = 16;
-/// Of the largest: sums of up to 252 products in f32, one after the other through 94 layers (7e-7 was seen).
+/// Relative to the largest: sums of up to 252 products in f32 through 94 layers (7e-7 was
+/// observed).
 const ROUNDING: f64 = 1e-5;
-/// Of the largest probability (8e-7 was seen).
+/// Relative to the largest probability (8e-7 was observed).
 const PROBABILITY: f64 = 1e-5;
 
-/// Numbers in −1..1 that another language has as well.
+/// Numbers in −1..1 by a formula that the recording script repeats in another language.
 fn numbers(len: usize, seed: usize) -> impl Iterator<Item = f64> {
     (0..len).map(move |i| ((i * 7919 + seed * 104_729) % 2003) as f64 / 1001.0 - 1.0)
 }

@@ -6,10 +6,10 @@ use super::layout::IMAGE_CHANNELS;
 use crate::params::Layout;
 use sar_math::backend::{Conv, GroupNorm, Slot};
 
-/// Under the root of the group norms, as published.
+/// ε under the root of the group norms, as published.
 const GROUP_NORM_EPS: f64 = 1e-6;
 
-/// How a published tokenizer calls its layers.
+/// How a published tokenizer names its layers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Names {
     FlexVar,
@@ -71,7 +71,7 @@ impl Builder {
         })
     }
 
-    /// Three 1×1 convolutions that are one in the file.
+    /// Returns the three 1×1 convolutions that the file stores as one.
     fn thirds(&mut self, name: &str, channels: usize) -> [ConvLayer; 3] {
         let whole = self.conv(name, channels, 3 * channels, 1);
         [0, 1, 2].map(|third| {
@@ -94,8 +94,8 @@ impl Builder {
         layers.push(self.residual(&format!("{name}.mid.{second}"), channels, channels));
     }
 
-    /// `count` residual blocks, each followed by attention where asked for. The file holds all
-    /// blocks before all attention layers.
+    /// Appends `count` residual blocks, each followed by attention where asked for. In the file,
+    /// all blocks come before all attention layers.
     fn level(
         &mut self,
         name: &str,
@@ -157,7 +157,7 @@ impl Builder {
         for i in 0..levels {
             let level = levels - 1 - i;
             let outputs = config.channels(level);
-            // VAR counts levels from full resolution here too.
+            // VAR numbers decoder levels from full resolution, too.
             let name = match self.names {
                 Names::FlexVar => format!("decoder.conv_blocks.{i}"),
                 Names::Var => format!("decoder.up.{level}"),

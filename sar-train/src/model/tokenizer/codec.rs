@@ -1,30 +1,30 @@
-//! Encoding and decoding with a trained tokenizer, some images at a time.
+//! Encoding and decoding with a trained tokenizer, a few images at a time.
 
 use super::layout::{IMAGE_CHANNELS, Tokenizer};
 use super::network::{Network, Trace};
 use sar_math::Real;
 use sar_math::backend::{Buffers, ShapeError, TokenizerOps};
 
-/// Elements of the largest map of one pass, which bounds the images that go through it at a time.
+/// Number of elements of the largest map of one pass, which limits the images processed at a time.
 ///
-/// Four images of 256×256 pixels at the published width, for which all maps together take 0.4 GiB in
-/// bf16; images of a few dozen pixels go through by the hundred.
+/// It allows four images of 256×256 pixels at the published width, for which all maps together take
+/// 0.4 GiB in bf16; images of a few dozen pixels are processed by the hundred.
 const LARGEST_MAP: usize = 1 << 25;
 
-/// Memory to encode images.
+/// Memory for encoding images.
 pub struct EncoderMemory<B: Buffers> {
     at_a_time: usize,
     trace: Trace<B>,
 }
 
 impl<B: Buffers> EncoderMemory<B> {
-    /// Images that go through the encoder at a time.
+    /// Number of images that are encoded at a time.
     pub(crate) fn at_a_time(&self) -> usize {
         self.at_a_time
     }
 }
 
-/// Memory to decode code maps, and the maps.
+/// Memory for decoding code maps, including the maps.
 pub struct DecoderMemory<B: Buffers> {
     at_a_time: usize,
     codes: B::Activation,
@@ -32,22 +32,22 @@ pub struct DecoderMemory<B: Buffers> {
 }
 
 impl<B: Buffers> DecoderMemory<B> {
-    /// The maps `[b, K, h, w]` of codes, or of their sums, that are decoded.
+    /// Returns the maps `[b, K, h, w]` of codes, or of their sums, that are to be decoded.
     pub fn codes_mut(&mut self) -> &mut B::Activation {
         &mut self.codes
     }
 }
 
-/// How many of `batch` maps of `height`×`width` go through a chain at a time.
+/// Number of `batch` maps of `height`×`width` that are run through a chain at a time.
 fn at_a_time(network: &Network, batch: usize, (height, width): (usize, usize)) -> usize {
     (LARGEST_MAP / network.largest_map(height, width).max(1)).clamp(1, batch.max(1))
 }
 
 impl Tokenizer {
-    /// Memory to encode up to `batch` images of up to `height`×`width` pixels.
+    /// Allocates memory for encoding up to `batch` images of up to `height`×`width` pixels.
     ///
     /// # Errors
-    /// Out of memory; a batch of none.
+    /// Out of memory; a batch of zero images.
     pub fn encoder_memory<B: Buffers>(
         &self,
         backend: &B,
@@ -69,10 +69,10 @@ impl Tokenizer {
         Ok(EncoderMemory { at_a_time, trace })
     }
 
-    /// Memory to decode up to `batch` maps of up to `height`×`width` codes.
+    /// Allocates memory for decoding up to `batch` maps of up to `height`×`width` codes.
     ///
     /// # Errors
-    /// Out of memory; a batch of none.
+    /// Out of memory; a batch of zero maps.
     pub fn decoder_memory<B: Buffers>(
         &self,
         backend: &B,
@@ -95,8 +95,8 @@ impl Tokenizer {
         Ok(DecoderMemory { at_a_time, codes, trace })
     }
 
-    /// Elements of both memories, activations and wide numbers: to encode `images` of `pixels` (nothing
-    /// where there are none) and to decode `maps` of `codes`.
+    /// Number of elements of both memories, activations and wide numbers: for encoding `images` of
+    /// `pixels` (nothing if there are none) and decoding `maps` of `codes`.
     pub(crate) fn memory_elements(
         &self,
         (images, pixels): (usize, (usize, usize)),
@@ -112,17 +112,18 @@ impl Tokenizer {
         (narrow + more_narrow + held as u64, wide + more_wide)
     }
 
-    /// The next larger size that the encoder halves to whole pixels.
+    /// Rounds a size up to the next one that the downsampling divides.
     fn whole(&self, height: usize, width: usize) -> (usize, usize) {
         let f = self.downsample_factor();
         (height.next_multiple_of(f), width.next_multiple_of(f))
     }
 
-    /// Latents `[b, K, h/f, w/f]` of images `[b, 3, h, w]` in [−1, 1], before quantisation.
+    /// Computes latents `[b, K, h/f, w/f]` of images `[b, 3, h, w]` in [−1, 1], before
+    /// quantisation.
     ///
     /// # Errors
-    /// Shape: sides that the downsampling does not divide, a length that is not whole images, images
-    /// larger than the memory was made for, more latents than there is room for.
+    /// Shape: sides that the downsampling does not divide, a length that is not whole images,
+    /// images larger than the memory was made for, or more latents than fit.
     pub fn encode<B: TokenizerOps>(
         &self,
         backend: &B,
@@ -150,11 +151,11 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// Images `[count, 3, h·f, w·f]` in [−1, 1] of the first `count` maps in
-    /// [`DecoderMemory::codes_mut`], each `height`×`width`; a coarse map gives a small image.
+    /// Decodes the first `count` maps in [`DecoderMemory::codes_mut`], each `height`×`width`, to
+    /// images `[count, 3, h·f, w·f]` in [−1, 1]; a coarse map gives a small image.
     ///
     /// # Errors
-    /// Shape: more maps or larger ones than the memory was made for, or another length of `images`.
+    /// Shape: more maps or larger ones than the memory was made for, or a wrong length of `images`.
     pub fn decode<B: TokenizerOps>(
         &self,
         backend: &B,
@@ -184,7 +185,7 @@ impl Tokenizer {
     }
 }
 
-/// To [−1, 1], by comparisons, so that a NaN stays one.
+/// Clamps to [−1, 1] by comparisons, so that NaN is kept.
 fn clamp<T: Real>(values: &mut [T]) {
     let one = T::one();
     for v in values {
@@ -220,7 +221,7 @@ mod tests {
         params
     }
 
-    /// Numbers in [−1, 1) of no pattern.
+    /// Numbers in [−1, 1) without a pattern.
     fn noise(len: usize) -> Vec<f32> {
         let number = |i: usize| (i as u32).wrapping_mul(2_654_435_761) >> 8;
         (0..len).map(|i| number(i) as f32 / (1 << 23) as f32 - 1.0).collect()
@@ -285,7 +286,7 @@ mod tests {
         assert_eq!(at_a_time(t.encoder(), 64, (256, 256)), 4);
         assert_eq!(at_a_time(t.encoder(), 3, (256, 256)), 3);
         assert_eq!(at_a_time(t.encoder(), 64, (4096, 4096)), 1);
-        // Attention on 64×64 latents: its probabilities are the largest.
+        // The probabilities of attention on 64×64 latents are the largest map.
         let small = Tokenizer::new(&TokenizerConfig::default()).unwrap();
         assert_eq!(at_a_time(small.encoder(), 64, (256, 256)), 2);
         assert_eq!(at_a_time(small.encoder(), 64, (32, 32)), 64);

@@ -1,4 +1,4 @@
-//! From latents to codes: of all scales at once, or of one after the other where scales add up.
+//! From latents to codes: for all scales at once, or, where scales add up, for one after the other.
 
 use super::quantizer::{Maps, Quantizer, QuantizerMemory, Residual, TO_ADD_UP, no_memory};
 use sar_math::ScaleSchedule;
@@ -6,18 +6,20 @@ use sar_math::backend::{
     Backend, Buffers, CodeDims, Distance, LatentDims, MapDims, ShapeError, TokenSpan,
 };
 
-/// What [`Quantizer::memory`] has.
+/// Name of what [`Quantizer::memory`] provides, for errors.
 const TO_LOOK_UP: &str = "memory to look up (of this quantizer)";
 
-/// What scales that add up are looked up with: their codebook, the means of a scale and the maps.
+/// What looking up codes needs where scales add up: their codebook, the means of a scale and the
+/// maps.
 type LookUp<'a, B> = (&'a Residual<B>, &'a mut <B as Buffers>::Activation, &'a mut Maps<B>);
 
 impl<B: Backend> Quantizer<B> {
-    /// Codes `[b, T]` of latents `[b, k, h, w]`, in memory of [`Quantizer::memory`].
+    /// Computes codes `[b, T]` of latents `[b, k, h, w]`, using memory of [`Quantizer::memory`].
     ///
     /// Latents larger than the last grid are area-pooled to it.
     ///
     /// # Errors
+    /// Shape: memory that is too small, or latents with other channels; a device fault.
     /// Shape: too little room, latents of other channels; a device fault.
     pub fn codes(
         &self,
@@ -47,10 +49,10 @@ impl<B: Backend> Quantizer<B> {
         backend.nearest_code(latent.batch, &span, codes, tokens, &self.codebook, ids_bt)
     }
 
-    /// Where scales add up: begins with latents, of which nothing has been taken off.
+    /// Where scales add up: starts with latents from which nothing has been subtracted yet.
     ///
     /// # Errors
-    /// As [`Quantizer::codes`].
+    /// As for [`Quantizer::codes`].
     pub(crate) fn look_at(
         &self,
         backend: &B,
@@ -61,7 +63,7 @@ impl<B: Backend> Quantizer<B> {
     ) -> Result<(), B::Error> {
         ShapeError::equal("codes", "latents (channels)", self.channels, latent.channels)?;
         let (_, _, maps) = self.added(memory)?;
-        // What is left of a latent is no sum that another call could go on with.
+        // The remainder of a latent is not a sum that a later call could continue.
         maps.summed = 0;
         let LatentDims { batch, channels, height, width } = latent;
         let map = MapDims { batch, channels, height, width };
@@ -69,10 +71,10 @@ impl<B: Backend> Quantizer<B> {
         backend.area_resize(map, last.height, last.width, latents_bkhw, &mut maps.sum)
     }
 
-    /// Codes of one scale of what is left of the latents: its columns of `ids[b, T]`.
+    /// Looks up one scale's codes for the remainder of the latents: its columns of `ids[b, T]`.
     ///
     /// # Errors
-    /// As [`Quantizer::codes`].
+    /// As for [`Quantizer::codes`].
     pub(crate) fn look_up(
         &self,
         backend: &B,
@@ -90,10 +92,10 @@ impl<B: Backend> Quantizer<B> {
         backend.nearest_code(batch, &span, codes, tokens, &residual.lifted, ids_bt)
     }
 
-    /// Takes a scale's codes off what is left of the latents.
+    /// Subtracts a scale's codes from the remainder of the latents.
     ///
     /// # Errors
-    /// As [`Quantizer::codes`].
+    /// As for [`Quantizer::codes`].
     pub(crate) fn take_off(
         &self,
         backend: &B,

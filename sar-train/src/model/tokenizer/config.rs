@@ -30,7 +30,8 @@ pub struct TokenizerConfig {
     pub residual: usize,
 }
 
-/// Whether a number is what files had before there was a choice, and leave out.
+/// Whether a number has the value that files from before the setting existed imply, and that is
+/// left out.
 fn is_zero(number: &usize) -> bool {
     *number == 0
 }
@@ -58,7 +59,7 @@ pub enum TokenizerConfigError {
     /// A dimension of zero.
     #[error("tokenizer: {field} is 0, expected at least 1")]
     Zero {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
     },
     /// A codebook without a choice.
@@ -66,13 +67,13 @@ pub enum TokenizerConfigError {
         "tokenizer: vocab is {found}, expected at least 2: of one code there is nothing to predict"
     )]
     OneCode {
-        /// Its codes.
+        /// Number of codes.
         found: usize,
     },
-    /// No levels, or more than an image has halvings.
+    /// No levels, or more than an image can be halved.
     #[error("tokenizer: ch_mult has {found} levels, expected 1 to {MAX_LEVELS}")]
     Levels {
-        /// How many.
+        /// Number of levels.
         found: usize,
     },
     /// Groups that do not divide the channels of a level.
@@ -81,17 +82,17 @@ pub enum TokenizerConfigError {
          choose groups that divide ch times every entry of ch_mult"
     )]
     Groups {
-        /// Groups of the norms.
+        /// Number of groups of the norms.
         groups: usize,
         /// Channels of the level.
         channels: usize,
-        /// The level, from 0 at full resolution.
+        /// The level, counted from 0 at full resolution.
         level: usize,
     },
     /// Sizes whose product no machine can hold.
     #[error("tokenizer: {field} is {found}, expected at most {most}")]
     TooLarge {
-        /// Which.
+        /// Name of the field.
         field: &'static str,
         /// Its value.
         found: usize,
@@ -100,7 +101,7 @@ pub enum TokenizerConfigError {
     },
 }
 
-/// Levels beyond which a side of one position would stand for more than 32 thousand pixels.
+/// Most levels: with more, one position would span more than 32 thousand pixels per side.
 const MAX_LEVELS: usize = 16;
 /// A bound that keeps every product of two widths far from overflow.
 const MAX_WIDTH: usize = 1 << 16;
@@ -128,10 +129,10 @@ impl TokenizerConfig {
         Self { ch, z_channels, vocab, residual: 4, ..Self::published() }
     }
 
-    /// Checks that such a tokenizer can be built.
+    /// Checks that a tokenizer of this shape can be built.
     ///
     /// # Errors
-    /// [`TokenizerConfigError`] naming the field at fault.
+    /// [`TokenizerConfigError`], which names the invalid field.
     pub fn validate(&self) -> Result<(), TokenizerConfigError> {
         for (field, value, most) in [
             ("ch", self.ch, MAX_WIDTH),
@@ -161,7 +162,7 @@ impl TokenizerConfig {
                 return Err(TokenizerConfigError::Groups { groups: self.groups, channels, level });
             }
         }
-        // The first convolution's width is that of no level where ch_mult does not begin with 1.
+        // The first convolution's width is not that of any level unless `ch_mult` begins with 1.
         if !self.ch.is_multiple_of(self.groups) {
             let (groups, channels) = (self.groups, self.ch);
             return Err(TokenizerConfigError::Groups { groups, channels, level: 0 });
@@ -169,12 +170,12 @@ impl TokenizerConfig {
         Ok(())
     }
 
-    /// Channels of a level, from 0 at full resolution.
+    /// Number of channels of a level, counted from 0 at full resolution.
     pub(super) fn channels(&self, level: usize) -> usize {
         self.ch * self.ch_mult.get(level).copied().unwrap_or(1)
     }
 
-    /// Pixels of an image side per position of the latent.
+    /// Pixels along an image side per position of the latent.
     pub fn downsample_factor(&self) -> usize {
         1 << (self.ch_mult.len().max(1) - 1)
     }

@@ -1,4 +1,4 @@
-//! The tokenizer's tensors under their published names, and its two chains.
+//! The tokenizer's tensors under their published names, and its encoder and decoder chains.
 
 use super::builder::Builder;
 use super::config::{TokenizerConfig, TokenizerConfigError};
@@ -12,7 +12,7 @@ use sar_math::philox::{Purpose, Stream};
 /// Channels of an image: red, green, blue in [−1, 1].
 pub const IMAGE_CHANNELS: usize = 3;
 
-/// A convolutional VQ tokenizer: where its parameters lie, and how they are applied.
+/// A convolutional VQ tokenizer: the places of its parameters, and how they are applied.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     config: TokenizerConfig,
@@ -24,10 +24,10 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// A tokenizer of this shape.
+    /// Creates a tokenizer of this shape.
     ///
     /// # Errors
-    /// [`TokenizerConfigError`] naming the field at fault.
+    /// [`TokenizerConfigError`], which names the invalid field.
     pub fn new(config: &TokenizerConfig) -> Result<Self, TokenizerConfigError> {
         config.validate()?;
         let mut build = Builder::new(config);
@@ -35,7 +35,7 @@ impl Tokenizer {
         let mut decoder = build.decoder(config);
         let (k, z) = (config.latent_channels, config.z_channels);
         let codebook = build.layout.push("quantize.embedding.weight", &[config.vocab, k]);
-        // VAR's look at what is around a position.
+        // VAR uses 3×3 convolutions around the quantizer.
         let kernel = if config.residual > 0 { 3 } else { 1 };
         encoder.push(Layer::Conv(build.conv("quant_conv", z, k, kernel)));
         decoder.insert(0, Layer::Conv(build.conv("post_quant_conv", k, z, kernel)));
@@ -51,49 +51,54 @@ impl Tokenizer {
         })
     }
 
-    /// The shape.
+    /// Returns the tokenizer's shape.
     pub fn config(&self) -> &TokenizerConfig {
         &self.config
     }
 
-    /// Names, shapes and places of the parameters. Checkpoints also hold a published buffer,
-    /// `quantize.codebook_used` (of VAR's, `quantize.ema_vocab_hit_SV`), which is no parameter.
+    /// Returns names, shapes and places of the parameters. Checkpoints also hold a published
+    /// buffer, `quantize.codebook_used` (VAR: `quantize.ema_vocab_hit_SV`), which is not a
+    /// parameter.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Image `[b, 3, h, w]` to latent `[b, K, h/f, w/f]`, `quant_conv` included.
+    /// Returns the chain from image `[b, 3, h, w]` to latent `[b, K, h/f, w/f]`, including
+    /// `quant_conv`.
     pub fn encoder(&self) -> &Network {
         &self.encoder
     }
 
-    /// Codes `[b, K, h, w]` to image `[b, 3, h·f, w·f]`, `post_quant_conv` included.
+    /// Returns the chain from codes `[b, K, h, w]` to image `[b, 3, h·f, w·f]`, including
+    /// `post_quant_conv`.
     pub fn decoder(&self) -> &Network {
         &self.decoder
     }
 
-    /// The codebook `[V, K]`, as trained: its rows are normalised where they are used, unless scales add up.
+    /// Returns the codebook `[V, K]` as trained: its rows are normalised on use, unless scales add
+    /// up.
     pub fn codebook(&self) -> Slot {
         self.codebook
     }
 
-    /// Convolutions `[K, K, 3, 3]` through which the maps of the scales add up; none where each stands for itself.
+    /// Returns the convolutions `[K, K, 3, 3]` through which the maps of the scales add up; empty
+    /// if they do not.
     pub(super) fn phis(&self) -> &[Conv] {
         &self.phis
     }
 
-    /// Pixels of an image side per position of the latent.
+    /// Pixels along an image side per position of the latent.
     pub fn downsample_factor(&self) -> usize {
         self.config.downsample_factor()
     }
 
-    /// Side of the latent of an image side; what does not divide is cut off.
+    /// Side of the latent for an image side; a remainder is cut off.
     pub fn latent_side(&self, image_side: usize) -> usize {
         image_side / self.downsample_factor()
     }
 
-    /// Initial parameters of a seed: convolutions as PyTorch's default (weight and bias uniform in
-    /// ±1/√fan_in), norms 1 and 0, codebook rows uniform directions.
+    /// Returns initial parameters for a seed: convolutions as PyTorch's default (weight and bias
+    /// uniform in ±1/√fan_in), norms 1 and 0, codebook rows uniform directions.
     pub fn initial(&self, seed: u64) -> Vec<f32> {
         let mut values = vec![0f32; self.layout.len()];
         let mut fan_in = 1;
@@ -108,14 +113,14 @@ impl Tokenizer {
             } else if tensor.name.contains("norm") {
                 to.fill(if tensor.name.ends_with("weight") { 1.0 } else { 0.0 });
             } else {
-                // A bias follows its weight.
+                // A bias follows its weight and has the same fan-in.
                 uniform(to, fan_in, &mut stream);
             }
         }
         values
     }
 
-    /// Memory for the gradients of both chains.
+    /// Allocates memory for the gradients of both chains.
     ///
     /// # Errors
     /// Out of memory.
@@ -154,7 +159,7 @@ fn uniform(to: &mut [f32], fan_in: usize, stream: &mut Stream) {
     }
 }
 
-/// Fills rows with uniform directions of length 1.
+/// Fills rows with uniformly distributed directions of length 1.
 pub(crate) fn directions(to: &mut [f32], width: usize, stream: &mut Stream) {
     for row in to.chunks_exact_mut(width) {
         for v in row.iter_mut() {
@@ -170,7 +175,7 @@ mod tests {
 
     #[test]
     fn names_shapes_and_order_are_the_published_ones() {
-        // The file keeps its order; a map would not.
+        // The order of tensors in the file matters; a map would lose it.
         let text = include_str!("../../../../golden/checkpoint_shapes.json");
         let all: serde_json::Value = serde_json::from_str(text).unwrap();
         let published = all["FlexVAE"].as_object().unwrap();

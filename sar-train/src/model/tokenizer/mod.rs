@@ -1,10 +1,10 @@
 //! The convolutional VQ tokenizer (VQ-16 of FlexVAE, and VAR's): configuration, layout, forward, backward.
 //!
 //! An encoder and a decoder are each a chain of layers; between them the latent's positions are
-//! L2-normalised and replaced by the nearest row of the L2-normalised codebook, or, as in VAR's, by codes of all
-//! scales that add up ([`Quantizer`]). Both chains are fully
-//! convolutional: any size that the downsampling divides can be encoded, and any grid of codes, a
-//! coarse one too, decodes to an image of its own size.
+//! L2-normalised and replaced by the nearest row of the L2-normalised codebook, or, as in VAR's, by
+//! codes of all scales that add up ([`Quantizer`]). Both chains are fully convolutional: any size
+//! that the downsampling divides can be encoded, and any grid of codes, including a coarse one,
+//! decodes to an image of its own size.
 
 mod builder;
 mod codec;

@@ -10,32 +10,32 @@ pub struct Network {
     pub(super) inputs: usize,
 }
 
-/// What one layer's forward keeps for its backward.
+/// What the forward of one layer keeps for its backward.
 pub(super) struct Saved<B: Buffers> {
     pub maps: Vec<B::Activation>,
     pub stats: Vec<B::Accum>,
 }
 
-/// Memory of a chain: every layer's input and what it keeps, or, where no backward follows, two maps
-/// that take turns and one layer's worth of the rest.
+/// Memory of a chain: every layer's input and what it keeps, or, if no backward follows, two
+/// alternating maps and one layer's worth of the rest.
 pub struct Trace<B: Buffers> {
     maps: Vec<B::Activation>,
     saved: Vec<Saved<B>>,
-    /// Of every layer's input, and of the output; of the last forward.
+    /// Dimensions of every layer's input and of the output, in the last forward.
     dims: Vec<MapDims>,
     keeps: bool,
 }
 
 /// Gradients on their way back through a chain.
 pub struct Gradients<B: Buffers> {
-    /// Of the last layer's output before a backward, of the first layer's input after it.
+    /// Gradient of the last layer's output before a backward, of the first layer's input after it.
     pub current: B::Activation,
-    /// As large as `current`, for callers between two chains to swap with it.
+    /// A buffer as large as `current`, for callers to swap with it between two chains.
     pub other: B::Activation,
     pub(super) inner: [B::Activation; 4],
 }
 
-/// The map with index `from`, and that with index `to` to write; they differ.
+/// Returns the map with index `from`, and that with index `to` for writing; the indices differ.
 fn pair<T>(maps: &mut [T], from: usize, to: usize) -> (&T, &mut T) {
     if from < to {
         let (low, high) = maps.split_at_mut(to);
@@ -57,18 +57,19 @@ impl Network {
         all
     }
 
-    /// Channels of the input.
+    /// Number of channels of the input.
     pub fn inputs(&self) -> usize {
         self.inputs
     }
 
-    /// Dimensions of the output of an input of `batch` maps of `height`×`width`.
+    /// Returns the dimensions of the output for `batch` maps of `height`×`width`.
     pub fn output(&self, batch: usize, height: usize, width: usize) -> MapDims {
         let input = MapDims { batch, channels: self.inputs, height, width };
         self.layers.iter().fold(input, |x, layer| layer.output(x))
     }
 
-    /// Memory for up to `batch` maps of up to `height`×`width`; `keeps` where a backward will follow.
+    /// Allocates memory for up to `batch` maps of up to `height`×`width`; `keeps` if a backward
+    /// will follow.
     ///
     /// # Errors
     /// Out of memory.
@@ -98,7 +99,7 @@ impl Network {
         Ok(Trace { maps, saved, dims, keeps })
     }
 
-    /// Elements of the memory of a trace that keeps nothing: of activations, and of statistics.
+    /// Number of elements of a trace that keeps nothing: of activations, and of statistics.
     pub(super) fn elements(&self, batch: usize, height: usize, width: usize) -> (u64, u64) {
         let dims = self.dims(MapDims { batch, channels: self.inputs, height, width });
         let kept: Vec<_> = self.layers.iter().zip(&dims).map(|(l, &d)| l.kept(d)).collect();
@@ -108,10 +109,10 @@ impl Network {
         (2 * largest as u64 + sum(&maps), sum(&stats))
     }
 
-    /// Elements of the largest map or kept map, the size that [`Gradients`] needs.
+    /// Number of elements of the largest map or kept map, the size that [`Gradients`] needs.
     pub(super) fn largest(&self, batch: usize, height: usize, width: usize) -> usize {
         let dims = self.dims(MapDims { batch, channels: self.inputs, height, width });
-        // Attention's probabilities take no gradient buffer; they are the sixth kept map.
+        // The probabilities of attention, the sixth kept map, need no gradient buffer.
         let inner = self
             .layers
             .iter()
@@ -120,18 +121,19 @@ impl Network {
         dims.iter().map(|d| d.len()).chain(inner).max().unwrap_or(0)
     }
 
-    /// Elements of the largest map that a pass over one map of `height`×`width` has memory for.
+    /// Number of elements of the largest map that a pass over one map of `height`×`width`
+    /// allocates.
     pub(super) fn largest_map(&self, height: usize, width: usize) -> usize {
         let dims = self.dims(MapDims { batch: 1, channels: self.inputs, height, width });
         let kept = self.layers.iter().zip(&dims).flat_map(|(l, &d)| l.kept(d).0);
         dims.iter().map(|d| d.len()).chain(kept).max().unwrap_or(0)
     }
 
-    /// Runs the chain on `trace.input_mut()`, which holds `batch` maps of `height`×`width`; the
-    /// result is `trace.output()`, of the dimensions returned. Allocates nothing.
+    /// Runs the chain on `trace.input_mut()`, which holds `batch` maps of `height`×`width`. The
+    /// result is in `trace.output()` and has the returned dimensions. Allocates nothing.
     ///
     /// # Errors
-    /// Shape, where the trace is too small.
+    /// Shape, if the trace is too small.
     pub fn forward<B: TokenizerOps>(
         &self,
         backend: &B,
@@ -156,11 +158,11 @@ impl Network {
         Ok(dims)
     }
 
-    /// Backward of the last [`Network::forward`]: from the output's gradient in `space.current` to,
-    /// where asked for, the input's in the same place. Parameter gradients accumulate.
+    /// Backward of the last [`Network::forward`]: replaces the output's gradient in `space.current`
+    /// by the input's, if that is asked for. Parameter gradients accumulate.
     ///
     /// # Errors
-    /// Shape; a trace that keeps nothing.
+    /// Shape, or a trace that keeps nothing.
     pub fn backward<B: TokenizerOps>(
         &self,
         backend: &B,
@@ -181,7 +183,7 @@ impl Network {
     }
 }
 
-/// What serves each layer in its turn: the largest of what any of them keeps.
+/// Returns what all layers can use in turn: the largest of what any of them keeps.
 fn in_turns(kept: &[Kept]) -> Kept {
     let mut all = (vec![], vec![]);
     for (maps, stats) in kept {
@@ -203,17 +205,17 @@ impl<B: Buffers> Trace<B> {
         if self.keeps { layer } else { layer % 2 }
     }
 
-    /// Where the chain reads its input.
+    /// Returns the buffer that the chain reads its input from.
     pub fn input_mut(&mut self) -> &mut B::Activation {
         &mut self.maps[0]
     }
 
-    /// The input.
+    /// Returns the input.
     pub fn input(&self) -> &B::Activation {
         &self.maps[0]
     }
 
-    /// The output of the last forward.
+    /// Returns the output of the last forward.
     pub fn output(&self) -> &B::Activation {
         &self.maps[self.map_index(self.dims.len() - 1)]
     }

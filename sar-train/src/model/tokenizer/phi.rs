@@ -1,4 +1,4 @@
-//! The convolutions φ through which the maps of scales add up.
+//! The convolutions φ through which the maps of the scales add up.
 
 use crate::params::ALIGNMENT;
 use sar_math::Real;
@@ -7,14 +7,15 @@ use sar_math::backend::{Conv, Slot};
 /// Share of the convolution in φ(h) = (1−r)·h + r·conv(h), as published (`quant_resi`).
 const CONVOLVED: f64 = 0.5;
 
-/// φ as one convolution, and its negative, which takes off.
+/// φ as one convolution, and its negative, which subtracts.
 #[derive(Clone, Copy)]
 pub(super) struct Phi {
     pub(super) add: Conv,
     pub(super) take: Conv,
 }
 
-/// Appends φ, or its negative, as a convolution: the share of h that stays is added to the kernels' centres.
+/// Appends φ, or its negative, as one convolution: the unchanged share of h is added to the
+/// kernels' centres.
 pub(super) fn fold<T: Real>(weight: &[T], bias: &[T], sign: f64, to: &mut Vec<T>) -> Conv {
     const PLACES: usize = 9;
     const CENTRE: usize = 4;
@@ -31,14 +32,14 @@ pub(super) fn fold<T: Real>(weight: &[T], bias: &[T], sign: f64, to: &mut Vec<T>
     Conv { weight, bias: Slot { offset: bias_at, len: channels } }
 }
 
-/// Lets what is appended begin where a model's tensor may; where that is.
+/// Pads to the alignment of a model's tensors; returns the new length.
 fn align<T: Real>(values: &mut Vec<T>) -> usize {
     values.resize(values.len().next_multiple_of(ALIGNMENT), T::zero());
     values.len()
 }
 
-/// Which of `count` convolutions is scale i's of n: the published rule, in the same arithmetic, since several
-/// scales lie half-way between two.
+/// Returns which of `count` convolutions scale i of n uses: the published rule, in the same
+/// arithmetic, since several scales lie half-way between two.
 pub(super) fn phi_of(count: usize, i: usize, n: usize) -> usize {
     // `numpy.linspace(first, 1 − first, count)`.
     let first = if count == 4 { 1.0 / 3.0 / count as f64 } else { 0.5 / count as f64 };
@@ -56,7 +57,7 @@ pub(super) fn phi_of(count: usize, i: usize, n: usize) -> usize {
 mod tests {
     use super::*;
 
-    /// As numpy's `argmin(|ticks − i/(n−1)|)` chooses, half-way cases among them.
+    /// The same choices as numpy's `argmin(|ticks − i/(n−1)|)`, including the half-way cases.
     #[test]
     fn scales_take_the_published_convolutions() {
         let chosen = |count, n| (0..n).map(|i| phi_of(count, i, n)).collect::<Vec<_>>();
@@ -75,7 +76,7 @@ mod tests {
         assert_eq!(conv.weight, Slot { offset: ALIGNMENT, len: 36 });
         assert_eq!(folded[conv.bias.range()], [-0.5, 1.5]);
         let kernel = &folded[conv.weight.range()];
-        // The centres of input 0 in output 0 and of input 1 in output 1.
+        // The centres: input 0 of output 0, and input 1 of output 1.
         assert_eq!([kernel[4], kernel[31]], [-2.5, -16.0]);
         assert_eq!([kernel[0], kernel[13], kernel[22]], [0.0, -6.5, -11.0]);
     }

@@ -1,10 +1,11 @@
-//! From latents to codes, and from codes to what the next scale reads and to what is decoded.
+//! From latents to codes, and from codes to the input of the next scale and of the decoder.
 //!
-//! Where each scale stands for the latent itself (FlexVAR), a scale's codes are the nearest to the latent's area
-//! means by angle, the next scale reads them bicubic, and the last scale's are decoded. Where scales add up
-//! (VAR: `VectorQuantizer2`), each takes the codes nearest by distance to the means of what the scales before left
-//! of the latent, `φ(bicubic(codes))` being taken off; the next scale reads the means of the sum so far, and that
-//! sum is decoded.
+//! Where each scale stands for the latent itself (FlexVAR), a scale's codes are those nearest by
+//! angle to the latent's area means, the next scale reads them resized bicubically, and the last
+//! scale's are decoded. Where scales add up (VAR: `VectorQuantizer2`), each takes the codes nearest
+//! by distance to the means of what the scales before have left of the latent, from which
+//! `φ(bicubic(codes))` is then subtracted; the next scale reads the means of the sum so far, and
+//! that sum is decoded.
 
 use super::layout::{Tokenizer, normalise};
 use super::phi::{Phi, fold, phi_of};
@@ -15,46 +16,49 @@ use sar_math::backend::{
 use sar_math::{Real, ScaleSchedule};
 use std::ops::Range;
 
-/// A codebook on a backend, and how scales make use of it.
+/// A codebook on a backend, and how scales use it.
 pub struct Quantizer<B: Buffers> {
     pub(super) vocab: usize,
     pub(super) channels: usize,
-    /// What a code stands for, `[v, k]`; L2-normalised where scales stand for themselves.
+    /// The vectors of the codes, `[v, k]`; L2-normalised where each scale stands for the latent
+    /// itself.
     pub(super) codebook: B::Accum,
     pub(super) residual: Option<Residual<B>>,
 }
 
-/// What scales that add up need beside.
+/// What is needed in addition where scales add up.
 pub(super) struct Residual<B: Buffers> {
     /// `[v, k+1]`, as [`Distance::Euclidean`] takes it.
     pub(super) lifted: B::Accum,
-    /// All φ as one convolution each, and behind each its negative, which takes off.
+    /// Each φ as one convolution, followed by its negative, which subtracts.
     params: B::Params,
     phis: Vec<Phi>,
 }
 
-/// Memory of a quantizer for one schedule's grids and a largest batch.
+/// Memory of a quantizer for one schedule's grids and a maximum batch.
 pub struct QuantizerMemory<B: Buffers> {
-    /// Means of the latent that are looked up, `[b, tokens, k]`: of all scales, or of the largest where scales add up.
+    /// Means of the latent to look up, `[b, tokens, k]`: of all scales, or of the largest one where
+    /// scales add up.
     pub(super) tokens: Option<B::Activation>,
     pub(super) maps: Option<Maps<B>>,
 }
 
-/// Maps `[b, k, h, w]` of the last grid.
+/// Maps `[b, k, h, w]` of the size of the last grid.
 pub(super) struct Maps<B: Buffers> {
-    /// The sum of the scales before [`Maps::summed`]; or what they left of a latent, while codes are looked up.
+    /// The sum of the scales before [`Maps::summed`], or, while codes are looked up, the remainder
+    /// of a latent.
     pub(super) sum: B::Activation,
-    /// A scale's codes, and φ of them.
+    /// A scale's codes at full size, and φ of them.
     grown: B::Activation,
     pub(super) step: B::Activation,
     pub(super) summed: usize,
 }
 
 impl Tokenizer {
-    /// The quantizer of these parameters.
+    /// Builds the quantizer of these parameters.
     ///
     /// # Errors
-    /// Out of memory; shape, where `params` are of another model.
+    /// Out of memory; shape, if `params` belong to another model.
     pub fn quantizer<B: Buffers>(
         &self,
         backend: &B,
@@ -87,7 +91,7 @@ impl Tokenizer {
     }
 }
 
-/// A code e and, behind it, `−|e|²/2`.
+/// Returns a code e followed by `−|e|²/2`.
 fn lift<T: Real>(code: &[T]) -> Vec<T> {
     let square: f64 = code.iter().map(|e| e.wide() * e.wide()).sum();
     code.iter().copied().chain([T::of(-0.5 * square)]).collect()
@@ -100,10 +104,11 @@ fn upload<B: Buffers>(backend: &B, values: &[B::Host]) -> Result<B::Accum, B::Er
 }
 
 impl<B: Buffers> Quantizer<B> {
-    /// Of L2-normalised codes `[v, k]`, scales standing for themselves.
+    /// Creates a quantizer of L2-normalised codes `[v, k]`, with each scale standing for the latent
+    /// itself.
     ///
     /// # Errors
-    /// Out of memory; shape, where the codes are no whole rows.
+    /// Out of memory; shape, if the codes are not whole rows.
     pub fn direct(backend: &B, codes: &[B::Host], vocab: usize) -> Result<Self, B::Error> {
         ShapeError::at_least("quantizer", "vocab", 1, vocab)?;
         ShapeError::equal("quantizer", "codes % vocab", 0, codes.len() % vocab)?;
@@ -111,17 +116,17 @@ impl<B: Buffers> Quantizer<B> {
         Ok(Self { vocab, channels, codebook: upload(backend, codes)?, residual: None })
     }
 
-    /// Codes V.
+    /// Number of codes V.
     pub fn vocab(&self) -> usize {
         self.vocab
     }
 
-    /// Latent channels K.
+    /// Number of latent channels K.
     pub fn channels(&self) -> usize {
         self.channels
     }
 
-    /// What codes stand for, `[v, k]`.
+    /// Returns the vectors of the codes, `[v, k]`.
     pub fn codebook(&self) -> &B::Accum {
         &self.codebook
     }
@@ -131,14 +136,14 @@ impl<B: Buffers> Quantizer<B> {
         self.residual.is_some()
     }
 
-    /// Rows and columns of the map that is decoded after `scale`.
+    /// Returns rows and columns of the map that is decoded after `scale`.
     pub fn grid(&self, schedule: &ScaleSchedule, scale: usize) -> (usize, usize) {
         let own = schedule.scales().get(scale).copied();
         let of = if self.adds_up() { own.map(|_| schedule.last()) } else { own };
         of.map_or((0, 0), |scale| (scale.height, scale.width))
     }
 
-    /// Memory to look up and to add up codes of `batch` images in a schedule.
+    /// Allocates memory for looking up and adding up codes of `batch` images in a schedule.
     ///
     /// # Errors
     /// Out of memory.
@@ -154,7 +159,8 @@ impl<B: Buffers> Quantizer<B> {
         Ok(QuantizerMemory { tokens, ..self.adding_memory(backend, batch, schedule)? })
     }
 
-    /// Memory to add codes up alone, as a sampler does; none where scales stand for themselves.
+    /// Allocates memory for adding up codes only, as a sampler does; nothing where scales do not
+    /// add up.
     ///
     /// # Errors
     /// Out of memory.
@@ -172,7 +178,7 @@ impl<B: Buffers> Quantizer<B> {
         Ok(QuantizerMemory { tokens: None, maps })
     }
 
-    /// Dimensions of the maps that scales add up in.
+    /// Returns the dimensions of the maps in which scales add up.
     pub(super) fn sum_dims(&self, batch: usize, schedule: &ScaleSchedule) -> LatentDims {
         let last = schedule.last();
         let (height, width) = (last.height, last.width);
@@ -196,7 +202,7 @@ impl<B: Buffers> Quantizer<B> {
 }
 
 impl<B: Buffers> QuantizerMemory<B> {
-    /// Lets what is added up next begin with the first scale.
+    /// Makes the next sum start again at the first scale.
     pub fn begin(&mut self) {
         if let Some(maps) = &mut self.maps {
             maps.summed = 0;
@@ -205,10 +211,11 @@ impl<B: Buffers> QuantizerMemory<B> {
 }
 
 impl<B: Backend> Quantizer<B> {
-    /// Inputs `[b, tokens of the scales, k]` of `scales`, each from the codes before it.
+    /// Computes the inputs `[b, tokens of the scales, k]` of `scales`, each from the codes before
+    /// it.
     ///
     /// # Errors
-    /// Shape: too little room; a device fault.
+    /// Shape, if the memory is too small; a device fault.
     pub fn inputs(
         &self,
         backend: &B,
@@ -223,11 +230,11 @@ impl<B: Backend> Quantizer<B> {
         self.next_inputs(backend, memory, batch, schedule, scales, ids_bt, inputs)
     }
 
-    /// As [`Quantizer::inputs`], what was added up since [`QuantizerMemory::begin`] going on: the codes of those
-    /// scales must be the same.
+    /// Like [`Quantizer::inputs`], but continues the sum begun at [`QuantizerMemory::begin`]: the
+    /// codes of the scales added so far must not have changed.
     ///
     /// # Errors
-    /// As [`Quantizer::inputs`].
+    /// As for [`Quantizer::inputs`].
     pub fn next_inputs(
         &self,
         backend: &B,
@@ -254,11 +261,11 @@ impl<B: Backend> Quantizer<B> {
         Ok(())
     }
 
-    /// What is decoded after `scale`: a map `[b, k, h, w]` of [`Quantizer::grid`]. Where scales add up, those after
-    /// [`QuantizerMemory::begin`] come in ascending order.
+    /// Computes the map `[b, k, h, w]` of [`Quantizer::grid`] that is decoded after `scale`. Where
+    /// scales add up, calls after [`QuantizerMemory::begin`] must be in ascending order of scales.
     ///
     /// # Errors
-    /// As [`Quantizer::inputs`].
+    /// As for [`Quantizer::inputs`].
     pub fn map(
         &self,
         backend: &B,
@@ -280,7 +287,7 @@ impl<B: Backend> Quantizer<B> {
         backend.copy(&maps.sum, 0, map_bkhw, 0, len)
     }
 
-    /// Lets the sum be that of the scales before `end`.
+    /// Continues the sum up to the scales before `end`.
     fn add_up(
         &self,
         backend: &B,
@@ -308,7 +315,7 @@ impl<B: Backend> Quantizer<B> {
         Ok(())
     }
 
-    /// φ of a scale's codes at the size of the last grid, into `maps.step`.
+    /// Computes φ of a scale's codes at the size of the last grid, into `maps.step`.
     pub(super) fn grow(
         &self,
         backend: &B,
@@ -337,7 +344,8 @@ impl<B: Backend> Quantizer<B> {
     }
 }
 
-/// What [`Quantizer::memory`] and [`Quantizer::adding_memory`] have, of a tokenizer where scales add up.
+/// Name of what [`Quantizer::memory`] and [`Quantizer::adding_memory`] provide where scales add up,
+/// for errors.
 pub(super) const TO_ADD_UP: &str = "memory to add up (of this quantizer)";
 
 pub(super) fn no_memory(operand: &'static str) -> ShapeError {
@@ -345,7 +353,7 @@ pub(super) fn no_memory(operand: &'static str) -> ShapeError {
 }
 
 impl<B: Buffers> Residual<B> {
-    /// φ of scale i of n.
+    /// Returns φ of scale i of n.
     pub(super) fn phi(&self, i: usize, n: usize) -> Phi {
         self.phis[phi_of(self.phis.len(), i, n)]
     }

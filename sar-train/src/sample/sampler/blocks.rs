@@ -1,4 +1,4 @@
-//! The generator's blocks on the tokens of one scale, keys and values of the scales before it in the cache.
+//! The generator's blocks on the tokens of one scale, with keys and values of earlier scales cached.
 
 use super::Sampler;
 use crate::model::generator::Generator;
@@ -7,10 +7,11 @@ use sar_math::backend::{
 };
 
 impl<B: Backend> Sampler<B> {
-    /// Runs all blocks on the tokens of one scale; leaves what the head takes. Ops alone, to be replayed.
+    /// Runs all blocks on the tokens of one scale and leaves the input of the head. Issues ops
+    /// only, so that it can be replayed.
     ///
-    /// `x` and `sum` change places twice per block, an even number of times: they end where they
-    /// began, so the next call issues its ops on the same buffers.
+    /// `x` and `sum` are swapped twice per block, an even number of times in all, so they end where
+    /// they began and the next call issues its ops on the same buffers.
     pub(super) fn trunk(
         &mut self,
         backend: &B,
@@ -32,7 +33,7 @@ impl<B: Backend> Sampler<B> {
         self.add_and_norm(backend, generator, dims, 2 * generator.shape().depth)
     }
 
-    /// Adds the branch of the norm before this one, if there was one, and norms and modulates the sum.
+    /// Adds the branch that follows the previous norm, if there is one, then normalises and modulates the sum.
     fn add_and_norm(
         &mut self,
         backend: &B,
@@ -63,7 +64,8 @@ impl<B: Backend> Sampler<B> {
         Ok(())
     }
 
-    /// Attention of a scale's tokens, the first of them number `past`, on themselves and all before.
+    /// Attention of a scale's tokens, the first of which has number `past`, to themselves and to
+    /// all tokens before them.
     fn attend(
         &mut self,
         backend: &B,

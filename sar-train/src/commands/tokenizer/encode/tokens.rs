@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use sar_math::ScaleSchedule;
 use std::path::Path;
 
-/// Writes them as safetensors.
+/// Writes the tokens as safetensors.
 pub(super) fn write<B: Compute>(
     encoder: Encoder<'_, B>,
     args: &TokenizerEncodeArgs,
@@ -42,7 +42,7 @@ pub(super) fn write<B: Compute>(
     Ok(())
 }
 
-/// Takes images to their codes, some at a time.
+/// Encodes images to codes, a batch at a time.
 struct Coder<'a, B: Compute> {
     encoder: Encoder<'a, B>,
     schedule: ScaleSchedule,
@@ -61,7 +61,7 @@ impl<'a, B: Compute> Coder<'a, B> {
         })
     }
 
-    /// Adds the codes of images `first..` of a set, a batch of them at most.
+    /// Adds the codes of images `first..` of a set, at most a batch.
     fn code(
         &mut self,
         set: &Dataset,
@@ -95,7 +95,7 @@ struct Coded {
 }
 
 impl Coded {
-    /// Writes all of it as safetensors, the schedule in the metadata.
+    /// Writes all of it as safetensors, with the schedule in the metadata.
     fn write(&self, path: &Path, tokens: usize, schedule: &str) -> anyhow::Result<()> {
         use safetensors::tensor::{Dtype, TensorView};
         let bytes = |v: &[u32]| v.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();

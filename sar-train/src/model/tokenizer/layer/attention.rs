@@ -1,4 +1,4 @@
-//! Attention over the places of a map.
+//! Attention over the positions of a map.
 
 use super::super::network::{Gradients, Saved};
 use super::pass::{Backward, ConvLayer, Forward};
@@ -14,7 +14,8 @@ pub(in super::super) struct AttentionBlock {
 }
 
 impl AttentionBlock {
-    /// After the norm, q, k, v and what attention gives; its probabilities last.
+    /// Returns the sizes of what is kept: the norm's output, q, k, v, the attention output and, last,
+    /// the probabilities.
     pub(super) fn kept(&self, x: MapDims) -> Kept {
         let (n, len) = (x.height * x.width, x.len());
         (vec![len, len, len, len, len, x.batch * n * n], vec![stats_of(&self.norm, x)])
@@ -52,7 +53,8 @@ impl AttentionBlock {
         let ([a, q, k, v, o, p, ..], [stats, ..]) = (&saved.maps[..], &saved.stats[..]) else {
             return Err(too_few("trace"));
         };
-        // The first holds the gradient of what attention gave, and when that is used that of `a`.
+        // `da` holds the gradient of the attention output and, once that has been used, the
+        // gradient of `a`.
         let Gradients { current, inner: [da, dq, dk, dv], .. } = space;
         let [to_q, to_k, to_v] = &self.qkv;
         pass.conv(&self.proj_out, dims, current, o, Some(da))?;

@@ -17,13 +17,13 @@ pub(super) enum Layer {
     Conv(ConvLayer),
     Residual(ResidualBlock),
     Attention(AttentionBlock),
-    /// Nearest ×2, then a convolution.
+    /// Nearest-neighbour upsampling by 2, then a convolution.
     Upsample(ConvLayer),
     /// Norm and SiLU, then a convolution.
     Out(GroupNorm, ConvLayer),
 }
 
-/// Lengths of the maps, and numbers of statistics, that a layer keeps.
+/// Lengths of the maps and of the statistics that a layer keeps.
 pub(super) type Kept = (Vec<usize>, Vec<usize>);
 
 fn doubled(x: MapDims) -> MapDims {
@@ -39,7 +39,7 @@ fn stats_of(norm: &GroupNorm, x: MapDims) -> usize {
 }
 
 impl Layer {
-    /// Dimensions of the layer's output.
+    /// Returns the dimensions of the layer's output.
     pub(super) fn output(&self, x: MapDims) -> MapDims {
         match self {
             Self::Conv(conv) | Self::Out(_, conv) => conv.output(x),
@@ -49,7 +49,7 @@ impl Layer {
         }
     }
 
-    /// What the layer keeps of an input of these dimensions.
+    /// Returns what the layer keeps for an input of these dimensions.
     pub(super) fn kept(&self, x: MapDims) -> Kept {
         match self {
             Self::Conv(_) => (vec![], vec![]),
@@ -60,7 +60,7 @@ impl Layer {
         }
     }
 
-    /// `y` from `x`, keeping in `saved` what the backward needs.
+    /// Computes `y` from `x`, keeping in `saved` what the backward needs.
     pub(super) fn forward<B: TokenizerOps>(
         &self,
         pass: &Forward<'_, B>,
@@ -85,8 +85,8 @@ impl Layer {
         }
     }
 
-    /// From the gradient of y in `space.current` to that of x in the same place, where a convolution that begins a
-    /// chain is asked for it.
+    /// Replaces the gradient of y in `space.current` by that of x. A convolution does so only if
+    /// the gradient of its input is asked for, which it need not be at the beginning of a chain.
     pub(super) fn backward<B: TokenizerOps>(
         &self,
         pass: &mut Backward<'_, B>,
@@ -120,7 +120,7 @@ impl Layer {
     }
 }
 
-/// A trace made for another tokenizer.
+/// Returns the error for a trace made for another tokenizer.
 pub(super) fn too_few<E: From<ShapeError>>(operand: &'static str) -> E {
     ShapeError { op: "tokenizer", operand, expected: 1, found: 0 }.into()
 }

@@ -1,4 +1,4 @@
-//! The ops that layers are made of, over one set of parameters: on the way there and on the way back.
+//! The ops that layers are made of, over one set of parameters: forward and backward.
 
 use sar_math::backend::{Buffers, Conv, ConvDims, GroupNorm, MapDims, TokenizerOps, Write};
 
@@ -36,7 +36,7 @@ impl ConvLayer {
     }
 }
 
-/// A pass through layers.
+/// A forward pass through layers.
 pub(in super::super) struct Forward<'a, B: Buffers> {
     pub backend: &'a B,
     pub params: &'a B::Params,
@@ -53,7 +53,7 @@ impl<B: TokenizerOps> Forward<'_, B> {
         self.backend.conv2d(layer.dims(dims), x, self.params, layer.slots, y)
     }
 
-    /// Norm and SiLU where `norm` has it, keeping its statistics.
+    /// Computes norm, and SiLU if `norm` includes it, keeping the norm's statistics.
     pub(super) fn norm(
         &self,
         norm: GroupNorm,
@@ -66,7 +66,7 @@ impl<B: TokenizerOps> Forward<'_, B> {
     }
 }
 
-/// A pass back; gradients of parameters accumulate.
+/// A backward pass; gradients of parameters accumulate.
 pub(in super::super) struct Backward<'a, B: Buffers> {
     pub backend: &'a B,
     pub params: &'a B::Params,
@@ -74,7 +74,8 @@ pub(in super::super) struct Backward<'a, B: Buffers> {
 }
 
 impl<B: TokenizerOps> Backward<'_, B> {
-    /// From the gradient of a convolution's output, and its input, to the gradient of the input where asked for.
+    /// Computes parameter gradients of a convolution from its output's gradient and its input, and
+    /// `dx` if asked for.
     pub(super) fn conv(
         &mut self,
         layer: &ConvLayer,
@@ -87,7 +88,8 @@ impl<B: TokenizerOps> Backward<'_, B> {
         self.backend.conv2d_backward(dims, dy, x, self.params, slots, dx, self.grads)
     }
 
-    /// From the gradient of a norm's output, its input and statistics to the gradient of the input.
+    /// Computes the gradient of a norm's input from its output's gradient, its input and its
+    /// statistics.
     pub(super) fn norm(
         &mut self,
         norm: GroupNorm,

@@ -5,7 +5,8 @@ use super::pass::{Backward, ConvLayer, Forward};
 use super::{Kept, stats_of, too_few, with_channels};
 use sar_math::backend::{GroupNorm, MapDims, TokenizerOps, Write};
 
-/// x + conv(silu(norm(conv(silu(norm(x)))))), the first x through a 1×1 where channels change.
+/// x + conv(silu(norm(conv(silu(norm(x)))))); the first x passes a 1×1 convolution if the channels
+/// change.
 #[derive(Clone, Debug)]
 pub(in super::super) struct ResidualBlock {
     pub norm1: GroupNorm,
@@ -16,7 +17,8 @@ pub(in super::super) struct ResidualBlock {
 }
 
 impl ResidualBlock {
-    /// After the first norm, the first convolution and the second norm, and the shortcut's.
+    /// Returns the sizes of what is kept: the outputs of the first norm, the first convolution, the
+    /// second norm and the shortcut.
     pub(super) fn kept(&self, x: MapDims) -> Kept {
         let out = with_channels(x, self.conv2.outputs).len();
         let shortcut = if self.nin_shortcut.is_some() { out } else { 0 };
