@@ -1,9 +1,9 @@
 //! Executes the kernels on the CPU, thread by thread, and looks for faults: a device for tests.
 //!
 //! Kernels are the same sources, compiled by the build script; `emu/` explains what is modelled.
-//! Matrix products are computed here, since cuBLASLt is not one of these kernels. Memory is filled with
-//! NaN before it is first written and stands between guards that are checked whenever it is read or
-//! released.
+//! Matrix products are computed here, since cuBLASLt is not one of these kernels. Memory is zero before it
+//! is first written, but for scratch, which is NaN, and stands between guards that are checked whenever it is
+//! read or released.
 
 mod replays;
 

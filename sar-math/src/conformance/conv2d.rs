@@ -160,7 +160,7 @@ impl<B: TokenizerOps> Subject<B> for Operands {
     }
 }
 
-/// Kernel, stride, padding before and after: those of the tokenizer, and one that is none of them.
+/// Kernel, stride, padding before and after: those of the tokenizer, and two that it does not use.
 const FORMS: [(usize, usize, usize, usize); 5] =
     [(3, 1, 1, 1), (3, 2, 0, 1), (1, 1, 0, 0), (2, 1, 0, 0), (3, 3, 2, 0)];
 

@@ -27,33 +27,34 @@ pub struct Snapshot<'a, S> {
     pub layout: &'a Layout,
     /// The parameters.
     pub weights: &'a [f32],
-    /// Their running average, where one is kept.
+    /// Running average of the parameters, if one is kept.
     pub ema: Option<&'a [f32]>,
     /// AdamW's first moment.
     pub first_moment: &'a [f32],
     /// AdamW's second moment.
     pub second_moment: &'a [f32],
-    /// What else the loop needs to go on bit for bit: seeds, data cursor, counters.
+    /// Everything else that the training loop needs to continue bit for bit: seeds, data cursor,
+    /// counters.
     pub state: &'a S,
 }
 
-/// A checkpoint that was written.
+/// A checkpoint that has been written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Saved {
-    /// Its folder.
+    /// The folder of the checkpoint.
     pub folder: PathBuf,
-    /// What else went wrong, which does not touch it.
+    /// A problem that does not affect the checkpoint itself.
     pub warning: Option<String>,
 }
 
 /// A complete checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Its step.
+    /// The step of the checkpoint.
     pub step: u64,
-    /// Its folder.
+    /// The folder of the checkpoint.
     pub folder: PathBuf,
-    /// Later checkpoints that were passed over because they are damaged, one line each.
+    /// Later checkpoints that were skipped because they are damaged, one line each.
     pub warnings: Vec<String>,
 }
 
@@ -64,13 +65,13 @@ pub struct Resumed<S> {
     pub header: Header,
     /// The parameters.
     pub weights: Vec<f32>,
-    /// Their running average, where one was kept.
+    /// Running average of the parameters, if one was kept.
     pub ema: Option<Vec<f32>>,
     /// AdamW's first moment.
     pub first_moment: Vec<f32>,
     /// AdamW's second moment.
     pub second_moment: Vec<f32>,
-    /// The loop's state.
+    /// State of the training loop.
     pub state: S,
 }
 
@@ -78,26 +79,27 @@ pub struct Resumed<S> {
 pub struct Checkpoints {
     folder: PathBuf,
     keep: usize,
-    /// A step whose checkpoint stays beside those.
+    /// A step whose checkpoint is kept in addition to the last few.
     kept_also: Option<u64>,
     storage: Arc<dyn Storage>,
 }
 
 impl Checkpoints {
-    /// Opens (and makes) the folder, and removes what an interrupted save left behind.
+    /// Opens the folder, creating it if necessary, and removes what an interrupted save left
+    /// behind.
     ///
     /// Only the process that holds the run's lock may call this; readers use [`latest_in`].
     ///
     /// # Errors
-    /// The folder cannot be made or read.
+    /// The folder cannot be created or read.
     pub fn open(folder: &Path, keep: usize) -> Result<Self, CheckpointError> {
         Self::open_on(folder, keep, Arc::new(Disk))
     }
 
-    /// As [`Checkpoints::open`], on another storage.
+    /// Like [`Checkpoints::open`], on another storage.
     ///
     /// # Errors
-    /// As [`Checkpoints::open`].
+    /// As for [`Checkpoints::open`].
     pub fn open_on(
         folder: &Path,
         keep: usize,
@@ -109,13 +111,13 @@ impl Checkpoints {
         Ok(Self { folder: folder.to_owned(), keep: keep.max(1), kept_also: None, storage })
     }
 
-    /// Saves a checkpoint as `step-N` and removes the oldest beyond the number kept.
+    /// Saves a checkpoint as `step-N` and removes the oldest ones beyond the number to keep.
     ///
-    /// When this returns the checkpoint is durable. However it fails, or is killed, the checkpoints
-    /// that were there before still are.
+    /// When this returns, the checkpoint is durable. If it fails or the process is killed, the
+    /// earlier checkpoints are still there.
     ///
     /// # Errors
-    /// [`CheckpointError::Length`], [`CheckpointError::Write`] (a full disk among them).
+    /// [`CheckpointError::Length`], [`CheckpointError::Write`] (for example if the disk is full).
     pub fn save<S: Serialize>(&self, snapshot: &Snapshot<'_, S>) -> Result<Saved, CheckpointError> {
         for (what, flat) in [
             ("weights", snapshot.weights),
@@ -133,7 +135,7 @@ impl Checkpoints {
             .and_then(|()| replace(&aside, &folder))
             .and_then(|()| sync_folder(&self.folder));
         if let Err(source) = saved {
-            // Best effort: what remains is removed at the next start as well.
+            // Best effort: what remains is removed at the next start.
             let _ = fs::remove_dir_all(&aside);
             let kept = match steps(&self.folder).ok().and_then(|s| s.last().copied()) {
                 Some(step) => format!("the checkpoint of step {step} is still there"),
@@ -147,29 +149,30 @@ impl Checkpoints {
         Ok(Saved { folder, warning })
     }
 
-    /// The newest checkpoint that is whole, or `None` where none was ever saved.
+    /// Returns the newest complete checkpoint, or `None` if none was ever saved.
     ///
     /// # Errors
-    /// As [`latest_in`].
+    /// As for [`latest_in`].
     pub fn latest(&self) -> Result<Option<Found>, CheckpointError> {
         latest_in(&self.folder, Purpose::Resume)
     }
 
-    /// Lets the checkpoint of a step stay, whatever comes after it, and no longer that of an earlier call.
+    /// Protects the checkpoint of a step from removal, instead of the one of an earlier call.
     pub fn keep_also(&mut self, step: u64) {
         self.kept_also = Some(step);
     }
 
-    /// Whether a checkpoint of a step is there; whether it is whole is not looked at.
+    /// Whether there is a checkpoint of a step; it may be damaged.
     pub fn has(&self, step: u64) -> bool {
         self.folder.join(format!("step-{step}")).join(STATE).is_file()
     }
 
-    /// The checkpoint to go on from, as [`Checkpoints::latest`]. Damaged ones after it are renamed, since the
-    /// run will come by their steps again: under their own names they would stand for it.
+    /// Returns the checkpoint to continue from, like [`Checkpoints::latest`]. Damaged ones after it
+    /// are renamed, because the run will reach their steps again, and they would be taken for its
+    /// new checkpoints.
     ///
     /// # Errors
-    /// As [`latest_in`]; one cannot be renamed.
+    /// As for [`latest_in`]; also if one cannot be renamed.
     pub fn take_up(&self) -> Result<Option<Found>, CheckpointError> {
         let Some(mut found) = self.latest()? else { return Ok(None) };
         let later = steps(&self.folder).map_err(|e| CheckpointError::read(&self.folder, e))?;
@@ -195,7 +198,7 @@ impl Checkpoints {
     /// Reads a checkpoint back.
     ///
     /// # Errors
-    /// A file is damaged, or does not fit the layout or the state's type.
+    /// A file is damaged, or does not fit the layout or the type of the state.
     pub fn load<S: DeserializeOwned>(
         found: &Found,
         kind: Kind,
@@ -251,7 +254,8 @@ impl Checkpoints {
         sync_folder(aside)
     }
 
-    /// Removes the oldest before `saved`, so that so many are kept with it.
+    /// Removes the oldest checkpoints before `saved`, so that with it the configured number is
+    /// left.
     fn remove_old(&self, saved: u64) -> io::Result<()> {
         let mut steps = steps(&self.folder)?;
         steps.retain(|step| *step < saved);
@@ -259,23 +263,27 @@ impl Checkpoints {
         let old = steps.iter().take((steps.len() + 1).saturating_sub(self.keep));
         for step in old.filter(|step| Some(**step) != self.kept_also) {
             let folder = self.folder.join(format!("step-{step}"));
-            // Renamed first: a removal that is cut short must not look like a checkpoint.
+            // Renamed first, so that a removal that is cut short does not look like a checkpoint.
             let aside = self.folder.join(format!(".step-{step}.old.tmp"));
             let removed = fs::rename(&folder, &aside).and_then(|()| fs::remove_dir_all(&aside));
-            // One that cannot be removed keeps no other.
+            // Failing to remove one does not prevent the removal of others.
             outcome = outcome.and(removed);
         }
         outcome
     }
 }
 
-/// The newest whole checkpoint of a `checkpoints/` folder; `None` where there is no `step-N` at all.
+/// Returns the newest intact checkpoint of a `checkpoints/` folder, or `None` if it has no `step-N` at all.
+///
+/// A run goes on from the newest intact one, with warnings about damaged ones after it. Weights are those of the newest
+/// alone: older ones in their place would be another model.
 ///
 /// # Errors
-/// [`CheckpointError::None`] where all of them are damaged, [`CheckpointError::Newer`] where the
+/// [`CheckpointError::None`] if all are damaged, or for weights if the newest is; [`CheckpointError::Newer`] if the
 /// newest was written by a newer program.
 pub fn latest_in(folder: &Path, purpose: Purpose) -> Result<Option<Found>, CheckpointError> {
-    // While a run goes on in the folder, what was listed may be gone when it is looked at: list anew.
+    // While a run is active, a listed checkpoint may be gone when it is read; then the folder is
+    // listed again.
     const LISTINGS: usize = 10;
     let mut last = Ok(None);
     for _ in 0..LISTINGS {
@@ -288,7 +296,7 @@ pub fn latest_in(folder: &Path, purpose: Purpose) -> Result<Option<Found>, Check
     last
 }
 
-/// The newest whole checkpoint, and whether one disappeared meanwhile.
+/// Returns the newest complete checkpoint, and whether one disappeared in the meantime.
 fn list(folder: &Path, purpose: Purpose) -> (Result<Option<Found>, CheckpointError>, bool) {
     let mut damaged = Vec::new();
     let mut gone = false;
@@ -301,6 +309,14 @@ fn list(folder: &Path, purpose: Purpose) -> (Result<Option<Found>, CheckpointErr
         let candidate = folder.join(format!("step-{step}"));
         match verify(&candidate, purpose) {
             Ok(()) => {
+                if let (Purpose::Weights, Some(damage)) = (purpose, damaged.first()) {
+                    let reason = format!(
+                        "has a newest checkpoint that is damaged: {damage}; the one before it is whole: name {} to \
+                         use its weights",
+                        candidate.display()
+                    );
+                    return (Err(CheckpointError::None { path: folder.to_owned(), reason }), gone);
+                }
                 let warning = |damage| format!("{damage}; trying the checkpoint before it");
                 let warnings = damaged.into_iter().map(warning).collect();
                 return (Ok(Some(Found { step, folder: candidate, warnings })), gone);
@@ -324,24 +340,25 @@ fn list(folder: &Path, purpose: Purpose) -> (Result<Option<Found>, CheckpointErr
     (Err(CheckpointError::None { path: folder.to_owned(), reason }), gone)
 }
 
-/// The steps of the `step-N` folders, ascending.
+/// Returns the steps of the `step-N` folders in ascending order.
 fn steps(folder: &Path) -> io::Result<Vec<u64>> {
     let mut steps = Vec::new();
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name();
         let step: Option<u64> =
             name.to_str().and_then(|n| n.strip_prefix("step-")).and_then(|n| n.parse().ok());
-        // `step-007` is somebody's, and not what is written here.
+        // A name such as `step-007` was not written by this program.
         steps.extend(step.filter(|step| *name == *format!("step-{step}")));
     }
     steps.sort_unstable();
     Ok(steps)
 }
 
-/// Whether a `checkpoints/` folder has any, whole or not.
+/// Whether a `checkpoints/` folder contains any checkpoints, complete or not.
 ///
 /// # Errors
-/// It is there and cannot be looked at: a link to a disk that is not, say.
+/// The folder exists but cannot be read, for example because it is a link to a disk that is not
+/// mounted.
 pub(crate) fn any_in(folder: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(folder) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -349,7 +366,7 @@ pub(crate) fn any_in(folder: &Path) -> io::Result<bool> {
     }
 }
 
-/// Puts `aside` in the place of `folder`, which may exist: a run that resumed saves a step again.
+/// Moves `aside` to `folder`, which may exist: a resumed run saves the same step again.
 fn replace(aside: &Path, folder: &Path) -> io::Result<()> {
     if !folder.exists() {
         return fs::rename(aside, folder);
@@ -359,13 +376,14 @@ fn replace(aside: &Path, folder: &Path) -> io::Result<()> {
     if replaced.exists() {
         fs::remove_dir_all(&replaced)?;
     }
-    // Between the two renames there is no `folder`; `clean` puts `replaced` back if we die here.
+    // Between the two renames there is no `folder`; `clean` restores `replaced` if the process dies
+    // here.
     fs::rename(folder, &replaced)?;
     if let Err(e) = fs::rename(aside, folder) {
         fs::rename(&replaced, folder)?;
         return Err(e);
     }
-    // The new one is in its place. What somebody holds open may stay, and goes at a later start.
+    // The new one is in place. Files that are still held open may remain until a later start.
     let _ = fs::remove_dir_all(&replaced);
     Ok(())
 }
@@ -383,7 +401,7 @@ pub(crate) fn clean(folder: &Path) -> io::Result<()> {
                 fs::rename(&path, original)?;
             }
         } else if name.starts_with(".step-") && name.ends_with(".tmp") {
-            // What somebody holds open may stay, and goes at a later start.
+            // Files that are still held open may remain until a later start.
             let _ = fs::remove_dir_all(&path);
         }
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A generator's tensors as far as they tell its shape.
+/// The tensors of a generator that determine its shape.
 fn layout(depth: usize, width: usize, vocab: usize) -> Layout {
     let mut layout = Layout::new();
     layout.push("pos_start", &[1, 1, width]);
@@ -20,7 +20,7 @@ fn layout(depth: usize, width: usize, vocab: usize) -> Layout {
     layout
 }
 
-/// Values of every sign, size and class of exponent that f32 has, subnormals included; zero between tensors.
+/// Values of every sign, magnitude and class of f32, including subnormals; zero between tensors.
 fn values(layout: &Layout, seed: u32) -> Vec<f32> {
     let mut flat = vec![0.0; layout.len()];
     for i in layout.tensors().iter().flat_map(|t| t.slot.range()) {
@@ -60,12 +60,12 @@ fn weights_come_back_bit_for_bit() {
     assert_eq!(read_header(&path).unwrap(), Some(header(7)));
     assert_eq!(read_shapes(&path).unwrap()["pos_start"], [1, 1, 8]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside the file");
-    // The file is what other readers of the format expect.
+    // Other readers of the format can read the file.
     let bytes = fs::read(&path).unwrap();
     assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().len(), 8);
 }
 
-/// More than any machine holds that runs the tests, and no block of the disk.
+/// More memory than any machine that runs the tests has, but not a single block on disk.
 const SPARSE: u64 = 1 << 42;
 
 #[test]
@@ -80,7 +80,7 @@ fn a_header_is_read_without_its_tensors() {
     let json = json.unwrap();
     fs::write(&path, [&(json.len() as u64).to_le_bytes()[..], json.as_bytes()].concat()).unwrap();
     let file = fs::File::options().write(true).open(&path).unwrap();
-    // ext4 ends at 16 TiB, other file systems earlier: there is nothing to be seen then.
+    // ext4 files end at 16 TiB, those of other file systems earlier; then this cannot be tested.
     if file.set_len(8 + json.len() as u64 + SPARSE).is_err() {
         eprintln!("SKIPPED: this file system has no files of {SPARSE} bytes");
         return;
@@ -118,7 +118,7 @@ fn single_tensors_are_named() {
     let text = error(&path, &layout(2, 8, 24));
     assert!(text.contains("the model lacks") && text.contains("`head.bias`"), "{text}");
 
-    // Published buffers are passed over.
+    // Published buffers are ignored.
     let mut buffers = layout(2, 8, 24);
     buffers.push("blocks.0.attn.zero_k_bias", &[8]);
     buffers.push("attn_bias_for_masking", &[1, 1, 4, 4]);
@@ -141,7 +141,7 @@ fn unusable_files_say_why() {
     let path = saved(folder.path(), 2, 24);
     let layout = layout(2, 8, 24);
     let whole = fs::read(&path).unwrap();
-    // Every truncation is an error, and one that says so as soon as the header can be told.
+    // Every truncation is an error, reported as a truncation once the header length can be read.
     for length in (0..whole.len()).step_by(41).chain([1, 7, 8, 9, whole.len() - 1]) {
         fs::write(&path, &whole[..length]).unwrap();
         let text = error(&path, &layout);
@@ -189,7 +189,7 @@ struct State {
     best: f64,
 }
 
-/// Saves a checkpoint whose content follows from its step.
+/// Saves a checkpoint whose content is derived from its step.
 fn save(to: &Checkpoints, step: u64) -> Result<Saved, CheckpointError> {
     let layout = layout(2, 8, 24);
     let flat = |k: u32| values(&layout, step as u32 * 8 + k);
@@ -204,7 +204,7 @@ fn save(to: &Checkpoints, step: u64) -> Result<Saved, CheckpointError> {
     })
 }
 
-/// Fails unless the checkpoint is the one that [`save`] made of its step.
+/// Asserts that a checkpoint is the one that [`save`] made for its step.
 fn assert_whole(found: &Found) {
     let layout = layout(2, 8, 24);
     let back: Resumed<State> = Checkpoints::load(found, Kind::Generator, &layout).unwrap();
@@ -243,7 +243,7 @@ fn the_last_checkpoints_are_kept_and_found() {
     }
     let average = locate(run.path(), true).unwrap();
     assert!(average.file.ends_with("ema.safetensors") && average.ema);
-    // A file is what it is: its name says it, and nothing else is taken for it.
+    // The name of a file decides what it is, and no other file is used instead.
     assert!(locate(&average.file, false).unwrap().ema && !locate(&file, false).unwrap().ema);
     assert_eq!(locate(&average.file, true).unwrap(), locate(&average.file, false).unwrap());
     let text = locate(&file, true).unwrap_err().to_string();
@@ -269,7 +269,7 @@ fn a_download_that_went_wrong_is_told() {
     }
 }
 
-/// Folders that somebody has made beside them.
+/// Folders of other origin next to them.
 #[test]
 fn names_that_are_not_written_here_are_not_taken_for_checkpoints() {
     let folder = tempfile::tempdir().unwrap();
@@ -306,8 +306,16 @@ fn damage_falls_back_to_the_checkpoint_before() {
     assert_eq!(found.step, 2);
     assert!(found.warnings[0].contains("optimizer.safetensors is damaged"), "{:?}", found.warnings);
     assert_whole(&found);
+    // To use the weights, moments are not looked at; other weights than the newest are not taken in their place.
+    let weights = || latest_in(run.path(), Purpose::Weights);
+    assert_eq!(weights().unwrap().unwrap().step, 3);
+    let model = fs::read(file(3, "model.safetensors")).unwrap();
+    fs::write(file(3, "model.safetensors"), b"").unwrap();
+    let text = weights().unwrap_err().to_string();
+    assert!(text.contains("is damaged") && text.contains("step-2"), "{text}");
+    fs::write(file(3, "model.safetensors"), model).unwrap();
 
-    // A record that still reads, of another number or name.
+    // A record that can still be read, but has another step or key.
     let record = fs::read_to_string(file(2, "state.json")).unwrap();
     for (was, is) in
         [("\"step\": 2", "\"step\": 6"), ("\"run\"", "\"rum\""), ("own_crc32", "own_crc33")]
@@ -315,7 +323,7 @@ fn damage_falls_back_to_the_checkpoint_before() {
         assert!(record.contains(was), "{record}");
         fs::write(file(2, "state.json"), record.replacen(was, is, 1)).unwrap();
         let step = checkpoints.latest().unwrap().unwrap().step;
-        // Without a sum there is nothing to compare: as files were before there was one.
+        // Without a checksum there is nothing to compare, as in records of older programs.
         assert_eq!(step, if was == "own_crc32" { 2 } else { 1 }, "{is}");
     }
     fs::write(file(2, "state.json"), record).unwrap();
@@ -346,7 +354,7 @@ fn a_run_that_goes_on_before_damaged_checkpoints_does_not_lose_its_own_to_them()
         assert_eq!(found.step, 10);
         let told = format!("step-30 is kept as step-30.{again}");
         assert_eq!(found.warnings.last().unwrap(), &told);
-        // Nor where fewer are kept than there were after it.
+        // This also holds if fewer are kept than there were after it.
         assert_eq!(save(&checkpoints, 18).unwrap().warning, None);
         assert_whole(&checkpoints.latest().unwrap().unwrap());
         let mut names: Vec<_> =
@@ -355,7 +363,7 @@ fn a_run_that_goes_on_before_damaged_checkpoints_does_not_lose_its_own_to_them()
         assert_eq!(names, ["step-18"]);
         fs::remove_dir_all(run.path().join("step-18")).unwrap();
     }
-    // Without going on from the one before, too, what was just saved stays.
+    // What was just saved also stays if the run did not continue from the one before.
     save(&all, 30).unwrap();
     damaged(30).unwrap();
     save(&checkpoints, 18).unwrap();
@@ -367,7 +375,7 @@ fn one_that_cannot_be_removed_stops_nothing() {
     let run = tempfile::tempdir().unwrap();
     let checkpoints = Checkpoints::open(run.path(), 1).unwrap();
     save(&checkpoints, 1).unwrap();
-    // Something stands where it is put before it is removed.
+    // The place to which it is moved before removal is occupied.
     fs::create_dir_all(run.path().join(".step-1.old.tmp/held")).unwrap();
     for step in [2, 3] {
         let saved = save(&checkpoints, step).unwrap();
@@ -382,7 +390,7 @@ fn an_interrupted_save_leaves_nothing_behind() {
     let run = tempfile::tempdir().unwrap();
     let checkpoints = Checkpoints::open(run.path(), 3).unwrap();
     save(&checkpoints, 5).unwrap();
-    // Killed while writing step 6, and between the two renames of saving step 5 again.
+    // As if killed while writing step 6, and between the two renames of saving step 5 again.
     fs::create_dir(run.path().join(".step-6.tmp")).unwrap();
     fs::write(run.path().join(".step-6.tmp/model.safetensors"), b"part").unwrap();
     fs::rename(run.path().join("step-5"), run.path().join(".step-5.replaced")).unwrap();
@@ -391,7 +399,7 @@ fn an_interrupted_save_leaves_nothing_behind() {
     assert_eq!(fs::read_dir(run.path()).unwrap().count(), 1);
 }
 
-/// A disk with room for so many bytes.
+/// A disk with room for a limited number of bytes.
 struct Small(Arc<AtomicU64>);
 
 struct SmallFile(Box<dyn Sink>, Arc<AtomicU64>);

@@ -13,13 +13,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Side of a preview image in pixels, at most.
+/// Largest side of a preview image, in pixels.
 const PREVIEW_SIDE: usize = 256;
 /// Images of a class shown in the preview.
 const PREVIEW_COLUMNS: usize = 8;
-/// Images decoded between two signs of life.
+/// Images decoded between two updates of the progress.
 const AT_ONCE: usize = 64;
-/// Images without a class named at the end.
+/// Largest number of images without a class that are named at the end.
 const LOOSE_SHOWN: usize = 10;
 /// Classes shown in the preview.
 const PREVIEW_CLASSES: usize = 16;
@@ -27,14 +27,14 @@ const PREVIEW_CLASSES: usize = 16;
 /// `sar data …`.
 ///
 /// # Errors
-/// As [`check`]; and images that cannot be used, unless `--skip-bad-images` accepts them.
+/// As [`check`]; images cannot be used and `--skip-bad-images` does not accept them.
 pub fn run(args: &DataArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let DataCommand::Check(args) = &args.command;
     let mut config = DataConfig::from_argument(&args.source);
     config.image_side = args.size.unwrap_or(config.image_side);
     config.unlabelled = args.unlabelled;
     config.skip_bad_images = args.skip_bad_images;
-    // It is said below, with what training has to be told.
+    // A single class is reported below, along with what training needs to be told.
     config.allow_one_class = true;
     let _place = args.preview.as_deref().map(|path| ready_as(path, &["png"])).transpose()?;
     let report = check(&config, args.preview.as_deref(), global.quiet)?;
@@ -55,17 +55,23 @@ pub fn run(args: &DataArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         );
     }
     let shown = report.classes.iter().filter(|(_, images)| *images > 0).count();
-    // Where files cannot be used, theirs may be the others.
+    // If some files cannot be used, the other classes may be theirs.
     if shown == 1 && !args.unlabelled && report.bad.is_empty() {
         println!("only one class: if that is meant, train with --set data.allow_one_class=true");
     }
     let accepted = args.skip_bad_images && report.total > 0;
-    anyhow::ensure!(
-        report.exit_code() == 0 || accepted,
-        "{} of {} images cannot be used; remove them, or train with --skip-bad-images",
-        report.bad.len(),
-        report.bad.len() + report.total
-    );
+    anyhow::ensure!(report.exit_code() == 0 || accepted, "{}", report.fault());
+    let trained: Vec<bool> = report.classes.iter().map(|(_, images)| *images > 0).collect();
+    if let Some(last) = trained.iter().rposition(|trained| *trained) {
+        let gaps = trained[..last].iter().filter(|trained| !**trained).count();
+        if gaps > 0 {
+            println!(
+                "warning: {gaps} of {} classes have no images; they are trained on nothing, and samples of them mean \
+                 nothing",
+                trained.len()
+            );
+        }
+    }
     if !global.quiet {
         config.allow_one_class = shown == 1 && !args.unlabelled;
         eprintln!("next: {}", next::tokenizer_train(&config));
@@ -82,26 +88,49 @@ pub struct DataReport {
     pub classes: Vec<(String, usize)>,
     /// Good images, validation included.
     pub total: usize,
-    /// How many of them the source names as validation (0: held out when training starts).
+    /// How many of them the source names as validation (0: some are held out when training starts).
     pub validation: usize,
     /// Files that cannot be used, in order, and why.
     pub bad: Vec<(PathBuf, BadImage)>,
-    /// Images beside the class folders, of no class, and folders beside `train`: not used.
+    /// Not used: images next to the class folders, which have no class, and folders next to `train`.
     pub loose: Vec<PathBuf>,
     /// Class folders without images, left out under `skip_bad_images`.
     pub empty: Vec<PathBuf>,
-    /// Width and height of the image of fewest pixels.
+    /// Width and height of the image with the fewest pixels.
     pub smallest: Option<(u32, u32)>,
-    /// Width and height of the image of most pixels.
+    /// Width and height of the image with the most pixels.
     pub largest: Option<(u32, u32)>,
     /// Formats and colour modes with their counts.
     pub modes: BTreeMap<String, usize>,
 }
 
 impl DataReport {
-    /// 0 if every image can be used, else 1.
+    /// 0 if every image can be used and every class has some, else 1.
     pub fn exit_code(&self) -> u8 {
-        u8::from(!self.bad.is_empty() || self.total == 0)
+        u8::from(!self.bad.is_empty() || !self.empty.is_empty() || self.total == 0)
+    }
+
+    /// What keeps the data from being trained on, and what to do about it.
+    fn fault(&self) -> String {
+        let (bad, empty) = (self.bad.len(), self.empty.len());
+        let gone = |(_, reason): &(PathBuf, BadImage)| matches!(reason, BadImage::Missing);
+        if bad > 0 && self.total == 0 && self.bad.iter().all(gone) {
+            return format!(
+                "none of the {bad} images is there; the paths of a list are relative to its folder, {}",
+                self.source.display()
+            );
+        }
+        let images = format!("{bad} of {} images cannot be used", bad + self.total);
+        let folders = match empty {
+            1 => "a class folder has no images".to_owned(),
+            _ => format!("{empty} class folders have no images"),
+        };
+        let what = match (bad, empty) {
+            (_, 0) => images,
+            (0, _) => folders,
+            _ => format!("{images}, and {folders}"),
+        };
+        format!("{what}; remove them, or train with --skip-bad-images")
     }
 }
 
@@ -112,14 +141,16 @@ impl DataReport {
 ///
 /// # Errors
 /// A [`DataError`] if the source cannot be listed (missing, empty, one class, bad line) or the
-/// preview not written.
+/// preview cannot be written.
 pub fn check(
     config: &DataConfig,
     preview: Option<&Path>,
     quiet: bool,
 ) -> Result<DataReport, DataError> {
     config.validate()?;
-    let (report, listing) = match locate(config)? {
+    // Class folders without images are listed with the bad files, in place of an error that would hide those.
+    let listed = DataConfig { skip_bad_images: true, ..config.clone() };
+    let (report, listing) = match locate(&listed)? {
         Source::Sheet(_) => (check_sheet(config)?, None),
         Source::Files(listing) => (check_files(config, &listing, quiet), Some(listing)),
     };
@@ -217,7 +248,7 @@ fn preview_sheet(config: &DataConfig, path: &Path) -> Result<(), DataError> {
     save_grid(path, Images::square(&batch.values_b, data.train.side()), PREVIEW_COLUMNS)
 }
 
-/// Classes with fewer images than columns leave the rest of their row white.
+/// Writes the preview; classes with fewer images than columns leave the rest of their row white.
 fn preview_files(
     config: &DataConfig,
     listing: &Listing,
@@ -275,7 +306,7 @@ impl fmt::Display for DataReport {
             writeln!(f, "  {}: {reason}", path.display())?;
         }
         for path in &self.empty {
-            writeln!(f, "\nwarning: {}/ has no images, and is left out", path.display())?;
+            writeln!(f, "\nwarning: {}/ has no images", path.display())?;
         }
         if !self.loose.is_empty() {
             let n = self.loose.len();

@@ -85,7 +85,8 @@ pub fn run<B: Compute>(backend: &B, args: &DemoArgs, global: &GlobalArgs) -> any
         interrupt: Interrupt::listen()?,
         quiet: global.quiet,
     };
-    let summary = demo.run(start).map_err(|error| match demo.interrupt.is_asked() {
+    // Only an interruption is reported as one: after Ctrl-C, too, a full disk may keep a run from being saved.
+    let summary = demo.run(start).map_err(|error| match super::is_interruption(&error) {
         true => DemoInterrupted { path: args.out.clone() }.into(),
         false => error,
     })?;
@@ -112,6 +113,11 @@ pub fn run<B: Compute>(backend: &B, args: &DemoArgs, global: &GlobalArgs) -> any
 pub(super) struct DemoInterrupted {
     path: PathBuf,
 }
+
+/// The measuring of an arm that the user stopped.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted while sampling")]
+pub(super) struct MeasuringInterrupted;
 
 /// The demonstration's configuration: what `sar train` and `sar refine` would be given.
 fn configuration(budget: &Budget, seed: u64) -> anyhow::Result<Config> {
@@ -321,7 +327,7 @@ impl<B: Compute> Demo<'_, B> {
         let mut done = 0;
         let mut generate = |labels: &[u32], seed: u64, guidance: f64| {
             if self.interrupt.is_asked() {
-                return Err("interrupted while sampling".into());
+                return Err(AnyError::from(MeasuringInterrupted));
             }
             let start = Instant::now();
             let painted = painter.paint(&params, labels, 0, &settings(guidance, seed), 0);

@@ -22,8 +22,8 @@ use std::path::Path;
 /// Draws variants of an image and writes them.
 ///
 /// # Errors
-/// A checkpoint, an image or a mask that cannot be used, flags that leave nothing to keep or to draw, a class
-/// out of range, a folder that cannot be written.
+/// A checkpoint, an image or a mask cannot be used; the flags leave nothing to keep or to draw; a
+/// class is out of range; a folder cannot be written.
 pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let mut generator = open_to_draw(&args.generator, args.ema, global.quiet)?;
     let tokenizer = tokenizer_of(&generator, backend, args.tokenizer.as_deref())?;
@@ -61,7 +61,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     let per_row = record.labels.len().min(10);
     let target = Target { folder: &folder, array: None, part: None, per_row, quiet: global.quiet };
     let settings = record.settings.settings(record.settings.seed);
-    // What the folder is for, before the first file is in it.
+    // Recorded before the first file is written: what the folder is for.
     folder.keep(&record)?;
     grid::save_grid(&folder.path().join(GIVEN), Images::square(&editor.shown(), side), 1)?;
     painting.paint(record, target, |painter, batch| {
@@ -70,7 +70,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     })
 }
 
-/// Notes where nothing of the image is left in its coarsest code.
+/// Notes if nothing of the image is left in its coarsest code.
 fn note_large(edit: &Edit, schedule: &ScaleSchedule) {
     let Some(hole) = edit.hole.as_ref().filter(|_| edit.keep_scales == 0) else { return };
     if hole.mask.kept(schedule, MASKED_SHARE).first() == Some(&0) {
@@ -81,7 +81,7 @@ fn note_large(edit: &Edit, schedule: &ScaleSchedule) {
     }
 }
 
-/// SHA-256 of the image, and of what its mask leaves of it.
+/// Returns the SHA-256 of the image, of what its mask leaves of it, and of the mask.
 fn fingerprint(edit: &Edit) -> String {
     let mut pixels = edit.image_3hw.clone();
     if let Some(hole) = &edit.hole {
@@ -91,7 +91,7 @@ fn fingerprint(edit: &Edit) -> String {
     sha256_of(&pixels)
 }
 
-/// Side of what a schedule that ends in a square draws.
+/// Returns the side of the images that a schedule ending in a square draws.
 fn side<B: Compute>(schedule: &ScaleSchedule, tokenizer: &TrainedTokenizer<B>) -> usize {
     schedule.last().height * tokenizer.tokenizer.downsample_factor()
 }
@@ -115,7 +115,7 @@ fn check(args: &EditArgs, schedule: &ScaleSchedule) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Image and mask, cut alike to what the schedule draws.
+/// Reads image and mask, cut alike to what the schedule draws.
 fn read<B: Compute>(
     args: &EditArgs,
     schedule: &ScaleSchedule,
@@ -136,7 +136,7 @@ fn read<B: Compute>(
     let (height, width) = (picture.height(), picture.width());
     if height != width {
         output::note(format_args!(
-            "note: {} is {height}×{width} px, and the square in its middle counts, of the mask likewise",
+            "note: {} is {width}×{height} px, and the square in its middle counts, of the mask likewise",
             args.image.display()
         ));
     }
@@ -165,7 +165,7 @@ fn read<B: Compute>(
     })
 }
 
-/// What a mask leaves of an image, the mask being in a file.
+/// Returns what a mask, read from the file at `path`, leaves of an image.
 fn hole(cut: &Augment, picture: &Picture, mask: &Picture, path: &Path) -> anyhow::Result<Hole> {
     let known = cut.evaluate_known(picture, mask);
     let known = known.with_context(|| format!("{} is no mask of the image", path.display()))?;

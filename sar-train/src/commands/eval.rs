@@ -19,6 +19,7 @@ use crate::model::classifier::ClassifierTraining;
 use crate::run::{EVAL_FILE, Interrupt, Progress};
 use crate::sample::Painter;
 use crate::trained::{TrainedGenerator, TrainedTokenizer};
+use anyhow::Context as _;
 use sar_math::ScaleSchedule;
 use sar_math::backend::Filter;
 use std::cell::Cell;
@@ -40,7 +41,9 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     let _place = json
         .as_deref()
         .filter(|_| !piped)
-        .map(|path| output::ready_as(path, &["json"]))
+        .map(|path| {
+            output::ready_as(path, &["json"]).context("no place for the numbers; --json names one")
+        })
         .transpose()?;
     if json.is_none() {
         output::note(format_args!(

@@ -95,10 +95,16 @@ pub fn describe(error: &anyhow::Error) -> String {
 
 /// The exit code of a failed command: 130 after an interruption, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let interrupted = error.chain().any(|cause| {
+    if is_interruption(error) { 130 } else { 1 }
+}
+
+/// Whether a command failed because the user stopped it.
+fn is_interruption(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
         // A transparent variant stands in the chain in place of what it holds.
         cause.is::<Interrupted>()
             || cause.is::<demo::DemoInterrupted>()
+            || cause.is::<demo::MeasuringInterrupted>()
             || cause.is::<painting::SamplingInterrupted>()
             || cause.is::<eval::EvalInterrupted>()
             || cause.is::<tokenizer::EncodingInterrupted>()
@@ -106,6 +112,5 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
                 cause.downcast_ref(),
                 Some(TrainError::Interrupted(_) | TrainError::NotBegun)
             )
-    });
-    if interrupted { 130 } else { 1 }
+    })
 }

@@ -31,7 +31,7 @@ pub struct Plan {
     /// FLOPs of one teacher-forced forward pass of one image.
     pub flops_forward: u64,
     /// FLOPs of one optimiser step: all passes, forward and backward, of all its images.
-    pub flops_step: u64,
+    pub flops_step: u128,
     /// Estimated bytes, by what they hold.
     pub memory: MemoryPlan,
     /// Bytes of training the tokenizer, a run of its own; `None` of one that is not trained here.
@@ -204,7 +204,7 @@ pub fn plan(config: &Config, storage: u64, own: u64) -> anyhow::Result<Plan> {
         tokens: g.schedule.tokens() as u64,
         tokens_trained: tokens_trained / count,
         flops_forward: whole(&g.schedule),
-        flops_step: (flops / count).saturating_mul(images),
+        flops_step: u128::from(flops / count) * u128::from(images),
         memory: MemoryPlan::of(config, storage, own),
         tokenizer_training: None,
         sampling: MemoryPlan::of_sampling(config, storage, 0),
@@ -223,7 +223,7 @@ fn table(config: &Config, plan: &Plan) -> String {
         ("schedule", format!("{}: {} tokens", g.schedule, plan.tokens)),
         ("parameters", grouped(plan.parameters)),
         ("tokens", format!("{at_most}{} per image and step, all passes", plan.tokens_trained)),
-        ("forward", format!("{} per image", flops(plan.flops_forward))),
+        ("forward", format!("{} per image", flops(plan.flops_forward.into()))),
         ("step", format!("{at_most}{} forward and backward", flops(plan.flops_step))),
         ("memory", format!("about {}, of which:", memory::text(m.total()))),
         ("  weights", memory::text(m.weights)),
@@ -284,7 +284,7 @@ fn grouped(n: u64) -> String {
     text
 }
 
-fn flops(n: u64) -> String {
+fn flops(n: u128) -> String {
     if n >= 1_000_000_000_000 {
         format!("{:.2} TFLOP", n as f64 / 1e12)
     } else {
@@ -355,7 +355,7 @@ mod tests {
         let tf = of("teacher", Extent::All, 1.2);
         assert_eq!((tf.tokens, tf.tokens_trained), (680, 680));
         let forward = tf.flops_forward;
-        assert_eq!(tf.flops_step, 3 * forward * images);
+        assert_eq!(tf.flops_step, u128::from(3 * forward * images));
         // 2 FLOPs per weight that every token meets, and attention on top.
         let matrices = 2 * 680 * (16 * 12 * 1024 * 1024 + 1024 * (8912 + 32));
         assert!(forward > matrices && forward < matrices * 11 / 10, "{forward} {matrices}");
@@ -363,8 +363,11 @@ mod tests {
         let last = of("ssr", Extent::Last, 0.0);
         assert_eq!(last.tokens_trained, 680 + 257);
         let both = of("ssr", Extent::All, 0.0);
-        assert_eq!((both.tokens_trained, both.flops_step), (2 * 680, 6 * forward * images));
-        assert_eq!(of("ssr", Extent::All, 1.2).flops_step, 7 * forward * images);
+        assert_eq!(
+            (both.tokens_trained, both.flops_step),
+            (2 * 680, u128::from(6 * forward * images))
+        );
+        assert_eq!(of("ssr", Extent::All, 1.2).flops_step, u128::from(7 * forward * images));
         // One of nine transitions a step, with the class token each.
         let random = of("ssr", Extent::Random, 0.0);
         assert_eq!(random.tokens_trained, 680 + (679 + 9) / 9);
@@ -372,7 +375,8 @@ mod tests {
         // Own samples up to the scale before the last, scale by scale, then a pass.
         let own = of("student", Extent::All, 1.2);
         let g = published(16).generator;
-        assert_eq!(own.flops_step, (3 * forward + forward_flops(&g, &all, 9)) * images);
+        let flops = (3 * forward + forward_flops(&g, &all, 9)) * images;
+        assert_eq!(own.flops_step, flops.into());
         assert_eq!(own.tokens_trained, 680);
     }
 

@@ -2,6 +2,7 @@
 
 use crate::cli::ReportArgs;
 use crate::report::{self, REPORT_FILE};
+use anyhow::Context as _;
 
 /// Writes the report and says where it lies and what was missing.
 ///
@@ -14,7 +15,11 @@ pub fn run(args: &ReportArgs) -> anyhow::Result<()> {
         (None, None) => anyhow::bail!("no run folder given"),
     };
     let there = args.runs.iter().all(|run| run.is_dir());
-    let _place = there.then(|| super::output::ready_as(&out, &["html", "htm"])).transpose()?;
+    let place = there.then(|| super::output::ready_as(&out, &["html", "htm"])).transpose();
+    let _place = match args.out {
+        Some(_) => place,
+        None => place.context("no place for the report in the run's folder; name one with --out"),
+    }?;
     let report = report::write(&args.runs, &out)?;
     for note in &report.notes {
         eprintln!("note: {note}");

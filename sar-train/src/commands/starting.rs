@@ -9,13 +9,64 @@ use crate::data::Data;
 use crate::run::RUN_TOKENIZER;
 use crate::trained::{TrainedGenerator, config_of};
 use std::fmt::Display;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// How many times the rate that weights were trained to is worth a word.
+/// Ratio of a run's learning rate to the one that its weights were trained to, above which a note is printed.
 const HIGHER: f64 = 3.0;
 
-/// Who has decided a shape.
+/// What has decided a shape, as errors say it.
 const WEIGHTS: &str = "the weights of --init-from have";
+
+/// Gives a new run what its images must share with those that its weights, or else its tokenizer, were trained on,
+/// unless the user asked for something else: their side, of the same images which are held out, and the schedule
+/// that the tokenizer was trained for.
+pub(super) fn inherit(
+    config: &mut Config,
+    from: Option<&TrainedGenerator>,
+    tokenizer: Option<&Path>,
+    side: Option<usize>,
+    args: &RunArgs,
+) -> anyhow::Result<()> {
+    let (of, whose) = match from {
+        Some(from) => (from.run_config()?, "weights'"),
+        None => (tokenizer.and_then(run_of_tokenizer).map(|(_, of)| of), "tokenizer's"),
+    };
+    let of = of.as_ref();
+    let mut taken = Vec::new();
+    let side = of.map(|of| of.data.image_side).or(side).unwrap_or(config.data.image_side);
+    let free = |section, key| !args.names(section, key);
+    if free("data", "image_side") && side != config.data.image_side {
+        config.data.image_side = side;
+        taken.push(format!("data.image_side={side}"));
+    }
+    if let Some(of) = of.filter(|of| same_images(of, config)) {
+        let (had, data) = (&of.data, &mut config.data);
+        if free("data", "val_fraction") && had.val_fraction != data.val_fraction {
+            data.val_fraction = had.val_fraction;
+            taken.push(format!("data.val_fraction={}", had.val_fraction));
+        }
+        if free("data", "split_seed") && had.split_seed != data.split_seed {
+            data.split_seed = had.split_seed;
+            taken.push(format!("data.split_seed={}", had.split_seed));
+        }
+    }
+    // Weights have their schedule by themselves.
+    let schedule = of
+        .filter(|_| from.is_none() && free("generator", "schedule"))
+        .map(|of| of.generator.schedule)
+        .filter(|schedule| *schedule != config.generator.schedule);
+    if let Some(schedule) = schedule {
+        config.generator.schedule = schedule;
+        taken.push(format!("generator.schedule={schedule}"));
+    }
+    if !taken.is_empty() {
+        output::note(format_args!(
+            "note: taken over from the {whose} run: {}; --set takes others",
+            taken.join(", ")
+        ));
+    }
+    Ok(())
+}
 
 /// Notes what a new run does not take over from the one whose weights it starts from.
 pub(super) fn note_other_settings(
@@ -25,13 +76,7 @@ pub(super) fn note_other_settings(
 ) -> anyhow::Result<()> {
     let Some(of) = from.run_config()? else { return Ok(()) };
     let (was, is) = (toml::Table::try_from(&of)?, toml::Table::try_from(config)?);
-    let kept = [
-        ("data", "image_side"),
-        ("data", "crop"),
-        ("data", "flip"),
-        ("data", "shift"),
-        ("train", "lr"),
-    ];
+    let kept = [("data", "crop"), ("data", "flip"), ("data", "shift"), ("train", "lr")];
     let differs = |(section, key): &&(&str, &str)| {
         let value = |of: &toml::Table| of.get(*section).and_then(|s| s.get(*key)).cloned();
         let was = value(&was).filter(|was| value(&is).as_ref() != Some(was));
@@ -48,7 +93,7 @@ pub(super) fn note_other_settings(
     note_rate(from, config)
 }
 
-/// Notes where a run goes on at a much higher rate than its weights were trained to.
+/// Notes if a run goes on at a much higher learning rate than its weights were trained to.
 pub(super) fn note_rate(from: &TrainedGenerator, config: &Config) -> anyhow::Result<()> {
     let Some(of) = from.run_config()? else { return Ok(()) };
     let (ended, highest) = (of.train.anneal().learning_rate(from.step), config.train.highest_lr());
@@ -66,7 +111,7 @@ pub(super) fn note_rate(from: &TrainedGenerator, config: &Config) -> anyhow::Res
 /// Notes which switches of the file of --config a preset has replaced.
 pub(super) fn note_replaced(sar: &SarConfig, args: &RunArgs) -> anyhow::Result<()> {
     let Some(file) = args.file_section("sar") else { return Ok(()) };
-    // Both as the program writes them: a number may be written in several ways.
+    // Both as the program writes them, because a number may be written in several ways.
     let was = toml::Table::try_from(file.clone().try_into::<SarConfig>()?)?;
     let now = toml::Table::try_from(sar)?;
     let named = file.keys().filter(|key| *key != "preset" && !args.sets("sar", key));
@@ -82,7 +127,8 @@ pub(super) fn note_replaced(sar: &SarConfig, args: &RunArgs) -> anyhow::Result<(
     Ok(())
 }
 
-/// Warns where a run on the images of the one that it starts from holds out what that one was trained on.
+/// Warns if a run uses the images of the run that it starts from, but holds out some that the
+/// latter was trained on.
 pub(super) fn compare_held_out(
     from: &TrainedGenerator,
     config: &Config,
@@ -94,31 +140,40 @@ pub(super) fn compare_held_out(
     }
 }
 
-/// Warns where a run on the images of its tokenizer's holds out what the tokenizer was trained on.
+/// Warns if a run uses the images of its tokenizer's run, but holds out some that the tokenizer was trained on.
 pub(super) fn compare_with_tokenizer(
     named: Option<&Path>,
     config: &Config,
     data: &Data,
 ) -> anyhow::Result<()> {
     let Some(path) = named.filter(|_| data.drawn) else { return Ok(()) };
-    // A run of a generator keeps a tokenizer, and not what that was trained on.
-    let run = locate(path, false).ok().and_then(|found| found.run);
-    let Some(run) = run.filter(|run| !run.join(RUN_TOKENIZER).exists()) else { return Ok(()) };
-    // Where it cannot be read, that has been told.
-    let of = config_of(&run).ok().flatten();
-    match of.is_some_and(|of| same_images(&of, config)) {
-        true => compare_with_run(Some(&run), "tokenizer", data),
-        false => Ok(()),
+    match run_of_tokenizer(path) {
+        Some((run, of)) if same_images(&of, config) => {
+            compare_with_run(Some(&run), "tokenizer", data)
+        }
+        _ => Ok(()),
     }
 }
 
-/// Whether two configurations are of images in the same place.
+/// The run in which a tokenizer was trained, and its configuration; `None` for a file without a run, or one that cannot
+/// be read, which has been reported.
+fn run_of_tokenizer(path: &Path) -> Option<(PathBuf, Config)> {
+    let run = locate(path, false).ok().and_then(|found| found.run)?;
+    // A generator's run keeps a tokenizer, but not what that tokenizer was trained on.
+    if run.join(RUN_TOKENIZER).exists() {
+        return None;
+    }
+    let of = config_of(&run).ok().flatten()?;
+    Some((run, of))
+}
+
+/// Whether two configurations use images in the same place.
 fn same_images(one: &Config, other: &Config) -> bool {
     let real = |config: &Config| config.data.path.as_ref()?.canonicalize().ok();
     real(one) == real(other)
 }
 
-/// A run that starts from weights has their shape; a schedule of its own it may have.
+/// Gives a run that starts from weights their shape; it may have a schedule of its own.
 pub(super) fn adopt(
     config: &mut Config,
     from: &TrainedGenerator,
@@ -152,7 +207,7 @@ pub(super) fn adopt(
     Ok(())
 }
 
-/// Fails where the user asked for a value of a key that something else has decided.
+/// Fails if the user asked for a value of a key that something else has decided.
 pub(super) fn fixed<T: PartialEq + Display>(
     args: &RunArgs,
     key: &str,

@@ -8,8 +8,8 @@ use super::resuming::{
 };
 use super::room::fits_in_memory;
 use super::starting::{
-    adopt, compare_held_out, compare_with_tokenizer, fixed, note_other_settings, note_rate,
-    note_replaced,
+    adopt, compare_held_out, compare_with_tokenizer, fixed, inherit, note_other_settings,
+    note_rate, note_replaced,
 };
 use super::{latents, output};
 use crate::backend::Compute;
@@ -28,7 +28,7 @@ use std::path::Path;
 
 /// Sections that training a generator uses.
 const USED: [&str; 6] = ["data", "generator", "train", "sar", "sample", "eval"];
-/// Of these, what may change while a run goes on: how long and how often, and where the images are.
+/// Those of their keys that may change when a run goes on: how long and how often, and where the images are.
 const FREE: [&str; 14] = [
     "train.steps",
     "train.log_every",
@@ -45,7 +45,7 @@ const FREE: [&str; 14] = [
     "data.workers",
     "data.skip_bad_images",
 ];
-/// Why the others change nothing.
+/// Why settings of other sections change nothing.
 const TRAINED_ALREADY: &str = "the tokenizer is used as it was trained";
 
 /// What a command asks for.
@@ -64,7 +64,7 @@ impl Task {
         }
     }
 
-    /// What the progress bar calls it.
+    /// Label of its progress bar.
     fn label(self) -> &'static str {
         match self {
             Self::Train => "training",
@@ -76,12 +76,12 @@ impl Task {
 /// `sar train`.
 ///
 /// # Errors
-/// A configuration, data or checkpoint that cannot be used; see [`TrainError`].
+/// A configuration, data or a checkpoint cannot be used; see [`TrainError`].
 pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     check_train(args, global).map_err(anyhow::Error::msg)?;
     if args.run.goes_on()? {
         return resume(backend, &args.run, global, Task::Train, |config, had| {
-            // Its tokenizer is the one that it keeps, whatever shape a file has for a new one.
+            // The run keeps its own tokenizer, whatever shape a file gives for a new one.
             config.tokenizer = had.tokenizer.clone();
             on_latents(config, args.latents.as_deref());
             config.train.mode = args.mode.unwrap_or(config.train.mode);
@@ -99,10 +99,12 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
         (None, Some(path)) => open_named(backend, path, args.run.data.as_deref())?,
         (None, None) => anyhow::bail!("no tokenizer given; name it with --tokenizer"),
     };
+    let (named, side) = (args.tokenizer.as_deref(), tokenizer.side);
+    inherit(&mut config, from.as_ref(), named, side, &args.run)?;
     let mut data = open_data(&config, &args.run, Task::Train).map_err(|error| {
         let named = args.run.config.is_some() || config.data.path.is_some();
         match from.as_ref().and_then(|from| from.run.as_deref()).filter(|_| !named) {
-            // Flips and cuts come with them, which other arms of the same run have too.
+            // The run's settings include its flips and crops, which other arms of the same run have, too.
             Some(run) => error.context(format!(
                 "no images; --config {} takes them and every other setting from the run of these weights",
                 run.join("config.toml").display()
@@ -110,7 +112,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
             None => error,
         }
     })?;
-    compare_with_tokenizer(args.tokenizer.as_deref(), &config, &data)?;
+    compare_with_tokenizer(named, &config, &data)?;
     if let Some(from) = &mut from {
         compare_held_out(from, &config, &data)?;
         note_other_settings(from, &config, &args.run)?;
@@ -135,7 +137,8 @@ pub fn refine<B: Compute>(
     check_refine(args, global).map_err(anyhow::Error::msg)?;
     let mut run = args.run.clone();
     if let Some(preset) = args.sar.preset.and_then(|p| p.to_possible_value()) {
-        // It replaces the file's switches, and --set's preset but not its keys: presets come first.
+        // The preset replaces the file's switches and --set's preset, but not other keys of --set:
+        // presets come first.
         run.set.push(format!("sar.preset={}", preset.get_name()));
     }
     if args.run.goes_on()? {
@@ -146,7 +149,7 @@ pub fn refine<B: Compute>(
             args.run.out.display()
         );
         return resume(backend, &run, global, Task::Refine, |config, had| {
-            // Its tokenizer is the one that it keeps, whatever shape a file has for a new one.
+            // The run keeps its own tokenizer, whatever shape a file gives for a new one.
             config.tokenizer = had.tokenizer.clone();
             on_latents(config, args.latents.as_deref());
             config.train.mode = Mode::Ssr;
@@ -166,7 +169,7 @@ pub fn refine<B: Compute>(
         note_replaced(&config.sar, &run)?;
     }
     on_latents(&mut config, args.latents.as_deref());
-    // A file may be that of the run to be refined, which says how it was trained.
+    // The file may be that of the run to be refined, which says how that run was trained.
     anyhow::ensure!(
         config.train.mode == Mode::Ssr || !args.run.sets("train", "mode"),
         "train.mode is {}, but `sar refine` trains by ssr; leave the key out, or use `sar train \
@@ -191,7 +194,7 @@ pub fn refine<B: Compute>(
     begin(backend, config, &args.run, global, (&tokenizer, &data), Some(from), Task::Refine)
 }
 
-/// The tokenizer at a path; where nothing is there, how to train it on the images of --data.
+/// Opens the tokenizer at a path; if nothing is there, the error says how to train one on the images of --data.
 fn open_named<B: Compute>(
     backend: &B,
     path: &Path,
@@ -209,14 +212,14 @@ fn open_named<B: Compute>(
     })
 }
 
-/// Lets a run train on the latents of a flag.
+/// Makes a run train on the latents that a flag names.
 fn on_latents(config: &mut Config, flag: Option<&Path>) {
     if let Some(path) = flag {
         config.train.latents = Some(absolute(path));
     }
 }
 
-/// Fails where `--set` names a switch of SAR that the way of training has no use for.
+/// Fails if `--set` names a switch of SAR that the training mode does not use.
 fn used_by(mode: Mode, args: &RunArgs) -> anyhow::Result<()> {
     let mut used: Vec<&str> = USED.into_iter().filter(|section| *section != "sar").collect();
     let what = match mode {
@@ -230,7 +233,7 @@ fn used_by(mode: Mode, args: &RunArgs) -> anyhow::Result<()> {
     args.sets_only(&used, &format!("this run's mode is {mode}, and {what}"))
 }
 
-/// The images of a configuration.
+/// Opens the images of a configuration.
 fn open_data(config: &Config, args: &RunArgs, task: Task) -> anyhow::Result<Data> {
     data::open(&config.data).map_err(|error| match &error {
         DataError::Missing { .. }
@@ -243,7 +246,7 @@ fn open_data(config: &Config, args: &RunArgs, task: Task) -> anyhow::Result<Data
     })
 }
 
-/// Flags over what the preset, the file and --set say.
+/// Applies the flags, which override the preset, the file and --set.
 fn switch(sar: &mut SarConfig, args: &SarArgs) {
     sar.extent = args.extent.unwrap_or(sar.extent);
     sar.target = args.target.unwrap_or(sar.target);
@@ -287,10 +290,10 @@ fn begin<B: Compute>(
             data.train.side()
         );
     }
-    // What is resolved is what is used.
+    // The resolved configuration says what is used.
     config.tokenizer = tokenizer.tokenizer.config().clone();
     config.validate()?;
-    // Before the folder: a run that cannot start leaves none behind.
+    // Before the folder is made: a run that cannot start leaves none behind.
     fits_in_memory(&config, global)?;
     check(&config, data, tokenizer)?;
     let latents = latents::of_run(backend, &config, data, tokenizer)?;
@@ -310,7 +313,7 @@ fn begin<B: Compute>(
     Ok(())
 }
 
-/// Trains what has its folder.
+/// Trains a run that has its folder.
 fn started<B: Compute>(
     work: &Work<'_, B>,
     start: Start,
@@ -323,7 +326,7 @@ fn started<B: Compute>(
     trained.map(drop).map_err(|error| with_command(error, task.command(), work.folder, global))
 }
 
-/// Goes on with the run in --out; `rest` applies a command's own flags, where --requeue has some.
+/// Goes on with the run in --out; `rest` applies the command's own flags, which --requeue may have.
 fn resume<B: Compute>(
     backend: &B,
     args: &RunArgs,
@@ -335,7 +338,7 @@ fn resume<B: Compute>(
     let config = args.continued(&had, &FREE, rest)?;
     let kept = folder.path().join(RUN_TOKENIZER);
     if !kept.is_file() {
-        // It is written before the first checkpoint.
+        // The tokenizer is written before the first checkpoint.
         let path = folder.path().display();
         match folder.checkpoints(config.train.keep)?.latest()? {
             None => anyhow::bail!("{path}: {NOTHING_TO_RESUME}"),
@@ -353,7 +356,7 @@ fn resume<B: Compute>(
     let latents = latents::of_run(backend, &config, &data, &tokenizer)?;
     longer(&folder, "train.steps", config.train.steps, had.train.steps)?;
     if config != had {
-        // Once nothing stands in its way.
+        // Only once nothing stands in the way of the run.
         folder.reconfigure(&config)?;
     }
     compare_computing(&folder, &global.computed())?;

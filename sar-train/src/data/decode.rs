@@ -1,8 +1,10 @@
-//! The contents of an image file to pixels, with every way a file can be bad.
+//! Decodes the contents of an image file to pixels, and detects every way in which a file can be
+//! bad.
 //!
-//! The format is told by content, not by name. Grey becomes RGB, a palette is looked up, alpha is
-//! composited on white (in stored values, as viewers do), 16-bit samples keep their precision, and
-//! the orientation noted by a camera is applied. Of an animation the first frame counts.
+//! The format is detected from the content, not the name. Grey becomes RGB, palettes are looked up,
+//! alpha is composited on white (in stored values, as viewers do), 16-bit samples keep their
+//! precision, and the orientation recorded by a camera is applied. Only the first frame of an
+//! animation is used.
 
 use super::resize::Rows;
 use image::{
@@ -15,7 +17,7 @@ use std::io::Cursor;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BadImage {
-    /// Nothing in the file.
+    /// The file is empty.
     #[error("the file is empty (0 bytes)")]
     ZeroByte,
     /// Not PNG, JPEG or WebP.
@@ -27,46 +29,49 @@ pub enum BadImage {
     /// The file ends before the image does.
     #[error("the image is truncated: {0}")]
     Truncated(String),
-    /// A side of one pixel.
+    /// A side is only one pixel long.
     #[error("{width}×{height} pixels; expected at least 2×2")]
     TooSmall {
-        /// Pixels.
+        /// Width in pixels.
         width: u32,
-        /// Pixels.
+        /// Height in pixels.
         height: u32,
     },
-    /// More pixels than allowed.
+    /// The image has more pixels than allowed.
     #[error("{width}×{height} pixels; expected at most {limit} in all (data.max_pixels)")]
     TooLarge {
-        /// Pixels.
+        /// Width in pixels.
         width: u32,
-        /// Pixels.
+        /// Height in pixels.
         height: u32,
-        /// The limit.
+        /// Maximum number of pixels.
         limit: u64,
     },
     /// The contents contradict the format.
     #[error("the image is damaged: {0}")]
     Damaged(String),
-    /// The system refuses to read it.
+    /// There is no such file.
+    #[error("cannot be read: there is no such file")]
+    Missing,
+    /// The system cannot read the file.
     #[error("cannot be read: {0}")]
     Unreadable(String),
 }
 
-/// What the first bytes of an image file say.
+/// Information from the first bytes of an image file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Pixels.
+    /// Width in pixels.
     pub width: u32,
-    /// Pixels.
+    /// Height in pixels.
     pub height: u32,
-    /// Format and colour mode, as `PNG palette` or `JPEG RGB`.
+    /// Format and colour mode, such as `PNG palette` or `JPEG RGB`.
     pub mode: String,
-    /// Bytes the decoded RGB picture takes.
+    /// Size of the decoded RGB picture in bytes.
     pub bytes: u64,
 }
 
-/// A decoded image: RGB, interleaved, 8 or 16 bits a sample.
+/// A decoded image: RGB, interleaved, 8 or 16 bits per sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Picture {
     width: usize,
@@ -81,7 +86,7 @@ enum Samples {
 }
 
 impl Picture {
-    /// A picture of grey values 0 to 255, row by row.
+    /// Creates a picture of grey values 0 to 255, row by row.
     #[cfg(test)]
     pub(super) fn from_grey(width: usize, height: usize, grey: &[u8]) -> Self {
         assert_eq!(grey.len(), width * height);
@@ -89,7 +94,7 @@ impl Picture {
         Self { width, height, samples }
     }
 
-    /// The rectangle at (x, y), which must lie inside.
+    /// Returns the rectangle at (x, y), which must lie inside.
     pub(super) fn cell(&self, x: usize, y: usize, width: usize, height: usize) -> Self {
         let rows = (y..y + height).map(|row| {
             let start = (row * self.width + x) * 3;
@@ -104,12 +109,12 @@ impl Picture {
         Self { width, height, samples }
     }
 
-    /// Pixels.
+    /// Width in pixels.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Pixels.
+    /// Height in pixels.
     pub fn height(&self) -> usize {
         self.height
     }
@@ -139,7 +144,8 @@ impl Rows for Picture {
 /// Reads the header of an image file's contents.
 ///
 /// # Errors
-/// [`BadImage`] for all that shows without decoding: empty, no image, too small, too large.
+/// [`BadImage`] for everything that can be detected without decoding: empty, no image, too small,
+/// too large.
 pub fn probe_bytes(bytes: &[u8], max_pixels: u64) -> Result<Header, BadImage> {
     let (decoder, format) = open(bytes, max_pixels)?;
     let (width, height) = decoder.dimensions();
@@ -156,7 +162,7 @@ pub fn probe_bytes(bytes: &[u8], max_pixels: u64) -> Result<Header, BadImage> {
 pub fn decode_bytes(bytes: &[u8], max_pixels: u64) -> Result<Picture, BadImage> {
     let (mut decoder, format) = open(bytes, max_pixels)?;
     if format == ImageFormat::Jpeg && !jpeg_is_whole(bytes) {
-        // The decoder would paint the missing part grey.
+        // The decoder would fill the missing part with grey.
         return Err(BadImage::Truncated("no end-of-image marker".into()));
     }
     let turn = decoder.orientation().unwrap_or(Orientation::NoTransforms);
@@ -179,7 +185,7 @@ fn open(bytes: &[u8], max_pixels: u64) -> Result<(impl ImageDecoder + '_, ImageF
         && let Some([_, _, _, _, a, b, c, d]) = bytes.first_chunk()
         && u64::from(u32::from_le_bytes([*a, *b, *c, *d])) + 8 > bytes.len() as u64
     {
-        // The decoder would call it corrupt, which sends the reader looking for another cause.
+        // The decoder would call it corrupt, which points the reader to the wrong cause.
         return Err(BadImage::Truncated("shorter than its header says".into()));
     }
     let mut limits = Limits::default();
@@ -196,9 +202,9 @@ fn open(bytes: &[u8], max_pixels: u64) -> Result<(impl ImageDecoder + '_, ImageF
     Ok((decoder, format))
 }
 
-/// What is not read, by its name where it has one.
+/// Returns the error for a format that is not supported, with its name if known.
 fn not_read(bytes: &[u8], format: Option<ImageFormat>) -> BadImage {
-    // Where a box of a file of ISO base media begins, with its brand: what telephones write.
+    // The first box of an ISO base media file, with its brand: the formats that telephones write.
     let brand = bytes.get(4..12).and_then(|head| head.strip_prefix(b"ftyp"));
     let name = match (format, brand) {
         (Some(ImageFormat::Gif), _) => "GIF",
@@ -234,8 +240,8 @@ fn explain(error: image::ImageError) -> BadImage {
 
 /// Whether an end-of-image marker follows the first scan.
 ///
-/// Segments before the scan are stepped over by their lengths: a thumbnail inside them has an end
-/// marker of its own. In a scan's data 0xFF is always followed by 0x00 or a restart marker.
+/// Segments before the scan are skipped by their lengths, because a thumbnail inside them has an
+/// end marker of its own. In a scan's data 0xFF is always followed by 0x00 or a restart marker.
 fn jpeg_is_whole(bytes: &[u8]) -> bool {
     const START_OF_SCAN: u8 = 0xda;
     const END_OF_IMAGE: u8 = 0xd9;
@@ -268,7 +274,7 @@ fn mode(bytes: &[u8], format: ImageFormat, decoder: &impl ImageDecoder) -> Strin
     format!("{name} {}", colours(decoder.original_color_type()))
 }
 
-/// A colour mode in words; of 8 bits a channel or fewer where none are named.
+/// Returns a colour mode in words; 8 bits per channel or fewer unless stated otherwise.
 fn colours(colours: ExtendedColorType) -> String {
     use ExtendedColorType as C;
     let known = match colours {
@@ -315,7 +321,7 @@ fn flatten(image: DynamicImage) -> Picture {
     Picture { width, height, samples }
 }
 
-/// `color` with opacity `alpha` over white, all in 0..=max, rounded.
+/// Composites `color` with opacity `alpha` over white, all in 0..=max, rounded.
 fn on_white(color: u64, alpha: u64, max: u64) -> u64 {
     (color * alpha + max * (max - alpha) + max / 2) / max
 }

@@ -408,7 +408,6 @@ fn pipes_and_devices_are_written_to_and_not_replaced() {
     }
 }
 
-/// Parts go by the names that people give them; what is no part is told, and two of one are refused.
 #[test]
 fn a_check_prints_a_table_and_a_preview() {
     let dir = two_classes(3);

@@ -255,6 +255,26 @@ fn read_eval(folder: &Path, run: &mut Run) {
         Ok(eval) => run.eval = Some(eval),
         Err(e) => run.notes.push(format!("{EVAL_FILE} is damaged: {e}")),
     }
+    let replaced = replaced_evaluations(folder);
+    if !replaced.is_empty() {
+        run.notes.push(format!(
+            "{EVAL_FILE} is of the last evaluation; those that it replaced are not shown: {}",
+            replaced.join(", ")
+        ));
+    }
+}
+
+/// Names of the evaluations, such as `eval-1.json`, that another one has replaced.
+fn replaced_evaluations(folder: &Path) -> Vec<String> {
+    let number = |name: &str| -> Option<u64> {
+        name.strip_prefix("eval-")?.strip_suffix(".json")?.parse().ok()
+    };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut numbered: Vec<(u64, String)> =
+        names.filter_map(|name| Some((number(&name)?, name))).collect();
+    numbered.sort();
+    numbered.into_iter().map(|(_, name)| name).collect()
 }
 
 #[cfg(test)]

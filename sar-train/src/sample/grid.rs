@@ -3,7 +3,7 @@
 /// Largest number of images in a grid, in whole rounds of the classes.
 const GRID: usize = 40;
 
-/// Labels of a grid: every class in each row.
+/// Labels of a grid: in each row every class, or the first ones if there are more than [`columns`].
 pub(crate) fn grid_labels(classes: usize) -> Vec<u32> {
     let columns = columns(classes);
     let rows = (GRID / columns).max(1);

@@ -52,7 +52,7 @@ pub enum TrainError {
         /// Why training stopped.
         source: Box<TrainError>,
     },
-    /// Weights that do not belong to the model.
+    /// A buffer of another length than the model or the images have.
     #[error("training: {what}: expected {expected} values, found {found}")]
     Length {
         /// Which values.

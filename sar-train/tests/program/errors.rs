@@ -257,10 +257,25 @@ fn data_is_refused_with_its_name() {
     two_classes(&folder.path().join("some"), 3);
     fs::create_dir(folder.path().join("some/images/c")).unwrap();
     let some = ["data", "check", "some/images"];
-    says(&fails(1, &some, folder.path()), &["no images in 1 of the class folders (c)"]);
+    // One look lists everything: the folder without images, and files that are none.
+    fs::write(folder.path().join("some/images/b/none.png"), "none").unwrap();
+    let output = sar(&some, folder.path());
+    let (text, said) = (String::from_utf8(output.stdout), String::from_utf8(output.stderr));
+    says(&text.unwrap(), &["some/images/c/ has no images", "1 bad file", "b/none.png"]);
+    says(&said.unwrap(), &["1 of 7 images cannot be used, and a class folder has no images"]);
+    fs::remove_file(folder.path().join("some/images/b/none.png")).unwrap();
+    says(&fails(1, &some, folder.path()), &["a class folder has no images; remove them"]);
     let skipping = prints(&[&some[..], &["--skip-bad-images"]].concat(), folder.path());
     says(&skipping, &["warning: some/images/c/ has no images", "0 bad files"]);
     fs::remove_dir(folder.path().join("some/images/c")).unwrap();
+    let list = folder.path().join("some/images/list.txt");
+    fs::write(&list, "a/0.png 0\na/1.png 1\nb/0.png 4\n").unwrap();
+    let listed = ["data", "check", "some/images/list.txt"];
+    says(&prints(&listed, folder.path()), &["warning: 2 of 5 classes have no images"]);
+    fs::write(&list, "images/a/0.png 0\nimages/b/1.png 1\n").unwrap();
+    let said = fails(1, &listed, folder.path());
+    says(&said, &["none of the 2 images is there", "relative to its folder, some/images"]);
+    fs::remove_file(&list).unwrap();
     let next = "next: sar tokenizer train --data some/images --out runs/tokenizer\n";
     says(&succeeds(&some, folder.path()), &[next]);
     let quiet = succeeds(&[&some[..], &["-q"]].concat(), folder.path());

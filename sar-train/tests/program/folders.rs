@@ -4,6 +4,35 @@ use super::*;
 
 /// Where the system locks folders.
 #[cfg(unix)]
+/// What a run's images must share with those of its tokenizer or weights is taken over, unless it is named.
+#[test]
+fn a_run_takes_over_what_its_images_share_with_the_tokenizers() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    two_classes(folder, 20);
+    on_images(folder);
+    let small = fs::read_to_string(folder.join("small.toml")).unwrap();
+    fs::write(folder.join("small.toml"), small.replace("image_side = 32\n", "")).unwrap();
+    let other = ["data.image_side=16", "data.val_fraction=0.3", "generator.schedule=1_2_4"];
+    let set: Vec<&str> = other.iter().flat_map(|key| ["--set", key]).collect();
+    let tokenizer = ["tokenizer", "train", "--config", "small.toml", "--out", "tok"];
+    succeeds(&[&tokenizer[..], &set].concat(), folder);
+    let said = succeeds(&[&TRAIN[..], &["--out", "base"]].concat(), folder);
+    says(&said, &[&format!("taken over from the tokenizer's run: {}", other.join(", "))]);
+    assert!(!said.contains("trained on some of these"), "{said}");
+    let config = fs::read_to_string(folder.join("base/config.toml")).unwrap();
+    says(&config, &["image_side = 16", "val_fraction = 0.3", "schedule = \"1_2_4\""]);
+    let from = ["train", "--config", "small.toml", "--init-from", "base", "--out", "more"];
+    let said = succeeds(&from, folder);
+    let taken = "taken over from the weights' run: data.image_side=16, data.val_fraction=0.3;";
+    says(&said, &[taken]);
+    let own = ["--set", "data.image_side=32", "--set", "generator.schedule=1_2_4_8"];
+    let own = [&TRAIN[..], &own, &["--set", "data.val_fraction=0.1", "--out", "own"]].concat();
+    let said = succeeds(&own, folder);
+    says(&said, &["trained on images of 16 px, and here they are 32 px", "some of these"]);
+    assert!(!said.contains("taken over"), "{said}");
+}
+
 #[test]
 fn two_calls_do_not_sample_into_one_folder() {
     let folder = trained();

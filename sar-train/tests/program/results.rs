@@ -55,11 +55,18 @@ fn weights_are_used_without_their_moments() {
         fs::remove_file(of).unwrap();
     }
     succeeds(&["sample", "base", "--count", "1", "--out", "s"], folder);
-    let step = format!("base/checkpoints/{}", steps(&folder.join("base")).pop().unwrap());
+    let newest = steps(&folder.join("base")).pop().unwrap();
+    let step = format!("base/checkpoints/{newest}");
     succeeds(&["sample", &step, "--count", "1", "--out", "t"], folder);
     let said = fails(1, &["train", "--resume", "--out", "base"], folder);
     says(&said, &["all damaged; the newest: cannot read", "optimizer.safetensors"]);
     assert!(!said.contains("trying the checkpoint before it"), "{said}");
+    // Of a damaged newest checkpoint no older weights take the place.
+    fs::write(folder.join(&step).join("model.safetensors"), b"").unwrap();
+    for command in [&["sample", "base", "--out", "u"][..], &["eval", "base"]] {
+        let said = fails(1, command, folder);
+        says(&said, &["is damaged", "name base/checkpoints/step-0"]);
+    }
 }
 
 #[test]
@@ -118,6 +125,8 @@ fn a_sweep_may_be_measured_in_parts() {
     let said =
         succeeds(&["eval", "base", "--samples", "20", "--seeds", "1", "--guidance", "1"], folder);
     says(&said, &["kept as", "eval-1.json"]);
+    let said = succeeds(&["report", "base"], folder);
+    says(&said, &["eval.json is of the last evaluation", "not shown: eval-1.json"]);
     assert_eq!(guidances(), [1.0]);
 }
 

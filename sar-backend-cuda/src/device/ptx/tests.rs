@@ -379,7 +379,7 @@ fn whole_numbers_are_those_of_the_isa() {
 fn fractions_are_those_of_the_isa() {
     let bits = |value: f32| u64::from(value.to_bits());
     let nan = bits(f32::NAN);
-    // 1 + 2⁻²⁴ lies between two numbers: to nearest even it is 1, and 1 - 2⁻²⁵ below.
+    // 1 ± 2⁻²⁶ lies between two numbers, of which 1 is the nearest; rounded down, 1 - 2⁻²⁶ is the one below 1.
     let tiny = 2f32.powi(-13);
     assert_eq!(value("fma.rn.f32", &[bits(tiny), bits(tiny), bits(1.0)]), bits(1.0));
     assert_eq!(value("fma.rm.f32", &[bits(tiny), bits(-tiny), bits(1.0)]), bits(1f32.next_down()));
