@@ -111,7 +111,7 @@ pub trait LossOps: Buffers {
         targets_bl: &Self::Ids,
         out: &mut TokenLoss<Self>,
     ) -> Result<(), Self::Error>;
-    /// In place: logits become `weight_scale·(softmax − target)`.
+    /// In place: logits of a token of scale s become `weights[s]·(softmax − target)`.
     fn cross_entropy_backward(
         &self,
         dims: &LossDims,
@@ -130,7 +130,7 @@ pub trait LossOps: Buffers {
         teacher_blv: &Self::Activation,
         out: &mut TokenLoss<Self>,
     ) -> Result<(), Self::Error>;
-    /// In place: logits become `weight_scale·(softmax(logits) − softmax(teacher))`.
+    /// In place: logits of a token of scale s become `weights[s]·(softmax(logits) − softmax(teacher))`.
     fn soft_cross_entropy_backward(
         &self,
         dims: &LossDims,

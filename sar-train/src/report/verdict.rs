@@ -224,7 +224,7 @@ fn signed(difference: f64) -> String {
     format!("{difference:+.2}").replace('-', "−")
 }
 
-/// Formats a relative difference: `−3.1 %`; "equal" if it rounds to zero.
+/// Formats a relative difference: `−3.1 %`, or `0.0 %` if it rounds to that.
 fn relative(difference: f64, of: f64) -> String {
     let percent = 100.0 * difference / of;
     match percent {

@@ -17,7 +17,7 @@ pub(crate) struct BlockSlots {
     pub fc2: Linear,
 }
 
-/// Places of all parameters of a generator.
+/// A generator without its weights: its shape, and where each parameter lies in a flat buffer.
 ///
 /// The ada-linear layers of all blocks and of the head lie next to each other, weights first, so that
 /// the whole model's modulation is one matrix product of a batch's class vectors.
