@@ -121,7 +121,8 @@ impl Gemm {
         let row = whole.a.leading.max(other.leading).max(1);
         let fit = most / row / PART_ROWS * PART_ROWS;
         let parted = whole.batch == 1 && (of_sums || !whole.a.transposed);
-        let step = if parted { fit.max(PART_ROWS) } else { side.max(1) };
+        let whole_fits = side.saturating_mul(row) <= most;
+        let step = if parted && !whole_fits { fit.max(PART_ROWS) } else { side.max(1) };
         // Sums without terms are a result too, and take one product.
         let end = if whole.is_empty() { 0 } else { side.max(1) };
         (0..end).step_by(step).map(move |first| {

@@ -18,12 +18,10 @@ pub struct Located {
     pub run: Option<PathBuf>,
     /// Whether they are the running average.
     pub ema: bool,
-    /// Checkpoints that were skipped, one line each.
-    pub warnings: Vec<String>,
 }
 
-/// Finds the weights at `path`: in a run folder, those of the newest complete checkpoint; in a
-/// checkpoint folder, its model (with `ema`, its running average); or else the file itself, which
+/// Finds the weights at `path`: in a run folder, those of the newest checkpoint, which must
+/// be intact; in a checkpoint folder, its model (with `ema`, its running average); or else the file itself, which
 /// with `ema` must be a running average.
 ///
 /// # Errors
@@ -40,16 +38,16 @@ pub fn locate(path: &Path, ema: bool) -> Result<Located, CheckpointError> {
                  folder, or its ema.safetensors",
             ));
         }
-        return Ok(Located { file: path.to_owned(), run, ema: average, warnings: Vec::new() });
+        return Ok(Located { file: path.to_owned(), run, ema: average });
     }
     if !path.exists() {
         return Err(none("does not exist; give a run folder, a checkpoint or a .safetensors file"));
     }
-    let (folder, run, warnings) = if path.join("state.json").is_file() {
+    let (folder, run) = if path.join("state.json").is_file() {
         verify(path, Purpose::Weights)?;
-        (path.to_owned(), run_of(path), Vec::new())
+        (path.to_owned(), run_of(path))
     } else if let Some(found) = latest_in(&path.join("checkpoints"), Purpose::Weights)? {
-        (found.folder, Some(path.to_owned()), found.warnings)
+        (found.folder, Some(path.to_owned()))
     } else {
         return Err(none("holds no checkpoint; give a run folder that has saved one"));
     };
@@ -61,7 +59,7 @@ pub fn locate(path: &Path, ema: bool) -> Result<Located, CheckpointError> {
             "holds no model.safetensors"
         }));
     }
-    Ok(Located { file, run, ema, warnings })
+    Ok(Located { file, run, ema })
 }
 
 /// Returns the run folder that contains `checkpoints/step-N`.

@@ -116,7 +116,8 @@ impl DataReport {
         let gone = |(_, reason): &(PathBuf, BadImage)| matches!(reason, BadImage::Missing);
         if bad > 0 && self.total == 0 && self.bad.iter().all(gone) {
             return format!(
-                "none of the {bad} images is there; the paths of a list are relative to its folder, {}",
+                "none of the {bad} images is there: they are links that lead nowhere, or paths of a list, which are \
+                 relative to its folder, {}",
                 self.source.display()
             );
         }

@@ -38,13 +38,18 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     let measured = Measured::open(backend, args, global.quiet)?;
     let json = measured.json(args);
     let piped = json.as_deref() == Some(Path::new(STDOUT));
-    let _place = json
-        .as_deref()
-        .filter(|_| !piped)
-        .map(|path| {
-            output::ready_as(path, &["json"]).context("no place for the numbers; --json names one")
-        })
-        .transpose()?;
+    let _place =
+        json.as_deref()
+            .filter(|_| !piped)
+            .map(|path| {
+                let place = output::ready_as(path, &["json"]);
+                match args.json {
+                    Some(_) => place,
+                    None => place
+                        .context("no place for the numbers in the run's folder; --json names one"),
+                }
+            })
+            .transpose()?;
     if json.is_none() {
         output::note(format_args!(
             "note: the numbers are printed and not kept; --json FILE does that"

@@ -77,7 +77,11 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     if config.tokenizer.residual == 0 && side >= factor && side.is_multiple_of(factor) {
         plan.tokenizer_training = Some(tokenizer_training(&config, side, global)?);
     }
+    if !args.json {
+        print!("{}", table(&config, &plan));
+    }
     if args.time {
+        // What does not fit is seen in the table, which is printed before.
         fits_in_memory(&config, global)?;
         if !global.quiet {
             eprintln!(
@@ -85,12 +89,14 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
             );
         }
         let tokenizer = plan.tokenizer_training.is_some();
-        plan.times = Some(with_backend!(global, |b| Times::of(b, &config, tokenizer))?);
+        let times = with_backend!(global, |b| Times::of(b, &config, tokenizer))?;
+        if !args.json {
+            print!("{}", lines(&times.rows(&config)));
+        }
+        plan.times = Some(times);
     }
     if args.json {
         println!("{}", serde_json::to_string(&plan)?);
-    } else {
-        print!("{}", table(&config, &plan));
     }
     Ok(())
 }
@@ -257,9 +263,13 @@ fn table(config: &Config, plan: &Plan) -> String {
     let without = if m.tokenizer.is_none() { ", without the tokenizer" } else { "" };
     let sampling = format!("about {about}, {images} images at a time{guided}{without}");
     let sampling = ("sampling", sampling);
-    let times = plan.times.map_or_else(Vec::new, |times| times.rows(config));
-    let rows = rows.chain(training.as_ref()).chain([&sampling]).chain(&times);
-    rows.map(|(what, value)| format!("{what:<14} {value}\n")).collect()
+    let rows = rows.chain(training.as_ref()).chain([&sampling]);
+    lines(rows)
+}
+
+/// Rows of a table as text.
+fn lines<'r>(rows: impl IntoIterator<Item = &'r (&'static str, String)>) -> String {
+    rows.into_iter().map(|(what, value)| format!("{what:<14} {value}\n")).collect()
 }
 
 /// Why the tokenizer's memory is not known.

@@ -27,8 +27,8 @@ pub(super) fn inherit(
     side: Option<usize>,
     args: &RunArgs,
 ) -> anyhow::Result<()> {
-    let (of, whose) = match from {
-        Some(from) => (from.run_config()?, "weights'"),
+    let (of, whose) = match from.map(TrainedGenerator::run_config).transpose()?.flatten() {
+        Some(of) => (Some(of), "weights'"),
         None => (tokenizer.and_then(run_of_tokenizer).map(|(_, of)| of), "tokenizer's"),
     };
     let of = of.as_ref();
@@ -41,7 +41,9 @@ pub(super) fn inherit(
     }
     if let Some(of) = of.filter(|of| same_images(of, config)) {
         let (had, data) = (&of.data, &mut config.data);
-        if free("data", "val_fraction") && had.val_fraction != data.val_fraction {
+        // A tokenizer may do without held-out images; a generator's run is measured on them.
+        let held_out = had.val_fraction > 0.0;
+        if held_out && free("data", "val_fraction") && had.val_fraction != data.val_fraction {
             data.val_fraction = had.val_fraction;
             taken.push(format!("data.val_fraction={}", had.val_fraction));
         }
@@ -52,6 +54,7 @@ pub(super) fn inherit(
     }
     // Weights have their schedule by themselves.
     let schedule = of
+        .filter(|of| of.data.image_side == config.data.image_side)
         .filter(|_| from.is_none() && free("generator", "schedule"))
         .map(|of| of.generator.schedule)
         .filter(|schedule| *schedule != config.generator.schedule);

@@ -93,7 +93,10 @@ fn notes(material: &Material) -> String {
     if notes.is_empty() {
         return String::new();
     }
-    format!("<aside class=\"notes\">\n<h2>Missing or damaged</h2>\n{}</aside>\n", list("", &notes))
+    format!(
+        "<aside class=\"notes\">\n<h2>Missing, damaged or not shown</h2>\n{}</aside>\n",
+        list("", &notes)
+    )
 }
 
 fn compared(comparison: &Comparison, several: bool, figures: &mut Figures) -> String {

@@ -30,7 +30,7 @@ pub struct TrainedGenerator {
     pub ema: bool,
     /// Names of its classes, if its run or its file recorded them.
     pub classes: Option<Vec<String>>,
-    /// Warnings from finding it: damaged checkpoints that were skipped.
+    /// Warnings from opening it: records of its run that cannot be read.
     pub warnings: Vec<String>,
 }
 
@@ -50,7 +50,7 @@ impl TrainedGenerator {
         let layout = generator.layout();
         let weights = checkpoint::load_weights(&found.file, Kind::Generator, layout)?.flat;
         let (file, step, ema) = (found.file, header.step, found.ema);
-        let mut warnings = found.warnings;
+        let mut warnings = Vec::new();
         // Unreadable names in the run folder do not make the weights worse, and the file has the
         // names, too.
         let named = found.run.as_deref().map(class_names).transpose().unwrap_or_else(|error| {

@@ -25,7 +25,7 @@ pub struct TrainedTokenizer<B: Backend> {
     pub side: Option<usize>,
     /// The file that it was read from, if any.
     pub file: Option<PathBuf>,
-    /// Warnings from finding it: damaged checkpoints that were skipped.
+    /// Warnings from opening it: records of its run that cannot be read.
     pub warnings: Vec<String>,
 }
 
@@ -64,7 +64,7 @@ impl<B: Backend<Host = f32>> TrainedTokenizer<B> {
         let tokenizer = Tokenizer::new(&header.config::<TokenizerConfig>()?)?;
         let layout = tokenizer.layout();
         let weights = checkpoint::load_weights(&found.file, Kind::Tokenizer, layout)?.flat;
-        let mut warnings = found.warnings;
+        let mut warnings = Vec::new();
         // An unreadable configuration in the run folder does not make the weights worse.
         let side = match found.run.as_deref().map(config_of).transpose() {
             Ok(config) => config.flatten().map(|config| config.data.image_side),

@@ -2,8 +2,6 @@
 
 use super::*;
 
-/// Where the system locks folders.
-#[cfg(unix)]
 /// What a run's images must share with those of its tokenizer or weights is taken over, unless it is named.
 #[test]
 fn a_run_takes_over_what_its_images_share_with_the_tokenizers() {
@@ -31,8 +29,17 @@ fn a_run_takes_over_what_its_images_share_with_the_tokenizers() {
     let said = succeeds(&own, folder);
     says(&said, &["trained on images of 16 px, and here they are 32 px", "some of these"]);
     assert!(!said.contains("taken over"), "{said}");
+    // Images of a side that is named have a schedule for it, and some of them are held out.
+    let all = ["--set", "data.val_fraction=0", "--out", "all"];
+    succeeds(&[&tokenizer[..4], &set[..2], &set[4..], &all].concat(), folder);
+    let on_all = ["train", "--config", "small.toml", "--tokenizer", "all", "--out", "on-all"];
+    let said = succeeds(&[&on_all[..], &["--set", "data.image_side=32"]].concat(), folder);
+    says(&said, &["trained on some of these"]);
+    assert!(!said.contains("taken over"), "{said}");
 }
 
+/// Where the system locks folders.
+#[cfg(unix)]
 #[test]
 fn two_calls_do_not_sample_into_one_folder() {
     let folder = trained();
