@@ -85,7 +85,7 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         fits_in_memory(&config, global)?;
         if !global.quiet {
             eprintln!(
-                "timing steps and samples on noise: some ten seconds, or a minute of what is slow"
+                "timing a few steps and samples on noise; this takes ten seconds, or a minute if they are slow"
             );
         }
         let tokenizer = plan.tokenizer_training.is_some();
