@@ -44,8 +44,8 @@ impl Matrix {
     }
 }
 
-/// Most elements of a matrix that libraries index in 32 bits. For larger ones cuBLASLt was seen to offer
-/// algorithms that then fail (a part of 2³¹ elements and more, in f32).
+/// Largest number of elements of a product's matrix. From 2³¹ on, an algorithm that a library offers may fail when it
+/// runs: cuBLASLt 13.6.0 has one in f32 (NVIDIA/raft, issue 3097), and what serves a layer is chosen for fewer rows.
 pub(crate) const MOST_ELEMENTS: usize = i32::MAX as usize;
 /// Number of rows that parts of a product are multiples of, except for the last part, so that they have
 /// whole vectors and whole tiles.
