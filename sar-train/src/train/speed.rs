@@ -1,4 +1,4 @@
-//! How fast a configuration runs on a backend: what it does again and again, done a few times on noise, and timed.
+//! Measures how fast a configuration runs on a backend, by timing a few of its own steps and samples on noise.
 
 use super::coder::Coder;
 use super::tokenizer::TokenizerTrainer;
@@ -15,31 +15,34 @@ use sar_math::philox::{Purpose, Stream};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// The time that images take.
+/// Measured throughput.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Pace {
-    /// Images that were timed at once: those of a step or a batch, or fewer, where all would take long.
+    /// Number of images in a timed call: all of a step or a batch, or fewer if all would take too long.
     pub timed_images: usize,
-    /// Images a second.
+    /// Images per second.
     pub images_per_s: f64,
 }
 
 impl Pace {
-    /// Seconds that so many images take.
+    /// Returns the seconds that this number of images takes.
     pub fn seconds(&self, images: u64) -> f64 {
         images as f64 / self.images_per_s
     }
 }
 
-/// How long is spent on timing.
+/// How long timing may take.
 struct Patience {
-    /// A call of which several are timed takes at most about as long.
+    /// About the longest time of a call that is repeated; batches are made smaller to stay within it.
     call: Duration,
-    /// Calls before them, at least: the first compiles, allocates and waits for clocks to rise.
+    /// Least time spent on untimed calls first: they compile kernels, allocate, and let clock rates rise.
     warm: Duration,
-    /// Calls that are timed, at least.
+    /// Least total time of the timed calls.
     timed: Duration,
 }
+
+/// A learning rate at which the weights stay what they are, in f32.
+const UNCHANGED: f64 = 1e-30;
 
 const PATIENCE: Patience = Patience {
     call: Duration::from_secs(3),
@@ -47,13 +50,14 @@ const PATIENCE: Patience = Patience {
     timed: Duration::from_secs(1),
 };
 
-/// How fast a generator is trained: optimiser steps of `config` as they are, on noise, which the tokenizer encodes where
-/// its codes are the generator's and none are kept as latents. Schedules that are drawn are taken to be the whole one.
+/// Measures how fast a generator is trained, with whole optimiser steps of `config` on noise. The tokenizer encodes the
+/// noise as images, unless the run trains on kept latents or the tokenizer has other codes than the generator. If
+/// schedules are drawn at random, every step takes the longest one.
 ///
-/// Not in it: reading images, held-out losses, pictures, checkpoints.
+/// Reading images, held-out losses, pictures and checkpoints are not included.
 ///
 /// # Errors
-/// A configuration out of range; the backend's.
+/// A configuration out of range, or a failure of the backend.
 pub fn training_pace<B: Backend>(
     backend: &B,
     config: &Config,
@@ -71,6 +75,8 @@ pub fn training_pace<B: Backend>(
         config.train.batch = config.train.batch.min(images);
         config.train.accumulate = images / config.train.batch;
         config.train.random_schedules = false;
+        // Noise teaches nothing, and at the run's own rate the weights might diverge.
+        config.train.lr = Some(UNCHANGED);
         let mut noise = Noise::new(backend, &config, coder.decoder(), encodes)?;
         let (generator, quantizer) = (generator.clone(), &coder.quantizer);
         let size = (latent, latent);
@@ -80,10 +86,10 @@ pub fn training_pace<B: Backend>(
     })
 }
 
-/// How fast the tokenizer of `config` is trained; every step decodes the whole grid, which takes longest.
+/// Measures how fast the tokenizer of `config` is trained. Every step decodes the whole grid, which takes longest.
 ///
 /// # Errors
-/// Sides that the tokenizer does not divide; a tokenizer whose scales add up; the backend's.
+/// An image side that the tokenizer's factor does not divide, a residual tokenizer, or a failure of the backend.
 pub fn tokenizer_pace<B: Backend>(
     backend: &B,
     config: &Config,
@@ -93,6 +99,7 @@ pub fn tokenizer_pace<B: Backend>(
     pace(backend, settings.batch, |images| {
         let mut settings = settings.clone();
         (settings.batch, settings.coarse_probability) = (images, 0.0);
+        settings.lr = UNCHANGED;
         let trainer = TokenizerTrainer::new(backend, tokenizer, &settings, (side, side));
         let mut trainer = trainer.map_err(TrainError::backend)?;
         let pixels = hosted::<B>(&noise(images * IMAGE_CHANNELS * side * side));
@@ -100,11 +107,11 @@ pub fn tokenizer_pace<B: Backend>(
     })
 }
 
-/// How fast images are sampled and decoded, `sample.batch` at a time; `None` where the tokenizer's codes are not the
-/// generator's.
+/// Measures how fast images are sampled and decoded, `sample.batch` at a time. Returns `None` if the tokenizer has other
+/// codes than the generator.
 ///
 /// # Errors
-/// A configuration out of range; the backend's.
+/// A configuration out of range, or a failure of the backend.
 pub fn sampling_pace<B: Backend>(
     backend: &B,
     config: &Config,
@@ -131,8 +138,8 @@ pub fn sampling_pace<B: Backend>(
     pace.map(Some)
 }
 
-/// Times calls on as many of `images` as [`PATIENCE`] allows, by the time of one. `make` says of how many its call is,
-/// which may be fewer than it was asked for.
+/// Times one image, and then as many of `images` at once as [`PATIENCE`] allows. `make` returns a call and the number of
+/// images that it processes, which may be smaller than the number asked for.
 fn pace<B: Backend, R: FnMut() -> Result<(), TrainError>>(
     backend: &B,
     images: usize,
@@ -170,10 +177,10 @@ impl Patience {
         let mut clocked = || {
             let start = Instant::now();
             call()?;
-            // Images a second are a number, too, where a clock sees no time pass.
+            // Never zero, which the number of images is divided by.
             Ok::<_, TrainError>(start.elapsed().max(Duration::from_nanos(1)))
         };
-        // The first of a GPU compiles and chooses among algorithms: only the second says what takes long.
+        // The first call on a GPU compiles kernels and tries algorithms; only the second shows whether calls are slow.
         let mut spent = clocked()?;
         let second = clocked()?;
         if second > self.call {
@@ -187,15 +194,15 @@ impl Patience {
         while times.len() < 3 || times.iter().sum::<Duration>() < self.timed {
             times.push(clocked()?);
         }
-        // The mean: of steps that draw what they do, the middle one is none in particular.
+        // The mean, since the cost of a step may depend on what it draws at random.
         Ok(times.iter().sum::<Duration>().as_secs_f64() / times.len() as f64)
     }
 }
 
-/// Images or latents that mean nothing, of the first class.
+/// Batches of noise, as images or as latents, labelled with the first class.
 struct Noise<'a, B: Backend> {
     coder: Decoder<'a, B>,
-    /// Where images are encoded, memory for it.
+    /// Memory for encoding, if the noise stands for images.
     encoder: Option<EncoderMemory<B>>,
     side: usize,
     values: Vec<B::Host>,
@@ -237,7 +244,7 @@ impl<B: Backend> Batches<B> for Noise<'_, B> {
     }
 }
 
-/// Values in [−1, 1), as pixels are.
+/// Returns random values in [−1, 1), the range of pixels.
 fn noise(len: usize) -> Vec<f32> {
     let mut stream = Stream::new(0, Purpose::Evaluation, 0);
     (0..len).map(|_| (2.0 * stream.uniform() - 1.0) as f32).collect()
@@ -250,7 +257,7 @@ mod tests {
     use std::cell::RefCell;
     use std::thread::sleep;
 
-    /// The pace of `images` that take two milliseconds each, and the images of every call.
+    /// Times `images` that take two milliseconds each; returns the pace and the number of images of every call.
     fn of(images: usize, call: u64) -> (Pace, Vec<usize>) {
         let millis = Duration::from_millis;
         let patience = Patience { call: millis(call), warm: millis(4), timed: millis(10) };
@@ -284,7 +291,7 @@ mod tests {
         let (pace, calls) = of(1_000_000, 20);
         assert!((1..=10).contains(&pace.timed_images), "{pace:?}");
         assert!(calls.iter().all(|&n| n <= 10), "{calls:?}");
-        // What takes longer than that by itself is called twice.
+        // An image that takes longer than that by itself is timed by its second call.
         assert_eq!(of(64, 0).1, [1, 1]);
     }
 }

@@ -166,7 +166,9 @@ fn a_plan_says_how_long_it_takes() {
     let small = ["plan", "--depth", "1", "--width", "32", "--heads", "1", "--batch", "2"];
     let one = ["--set", "sample.batch=1", "--set", "tokenizer_train.batch=1"];
     let steps = ["--set", "train.steps=3000", "--set", "train.accumulate=2", "--time"];
-    let flags = [&small[..], &one, &steps].concat();
+    // At rates by which noise would have the weights diverge.
+    let rates = ["--set", "train.lr=1e6", "--set", "tokenizer_train.lr=0.9"];
+    let flags = [&small[..], &one, &steps, &rates].concat();
     let text = prints(&[&flags[..], &["--json"]].concat(), folder.path());
     let plan: serde_json::Value = serde_json::from_str(&text).unwrap();
     let times = &plan["times"];
