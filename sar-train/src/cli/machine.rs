@@ -70,7 +70,7 @@ pub struct PlanArgs {
     /// What a step trains; default: as the configuration, whose guidance counts either way.
     #[arg(long)]
     pub mode: Option<StepMode>,
-    /// Say how long it takes, too: some of it is run on noise, on this machine.
+    /// Also say how long it takes on this machine, by running a few steps and samples on noise.
     #[arg(long)]
     pub time: bool,
     /// Print one JSON object instead of a table.

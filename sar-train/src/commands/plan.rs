@@ -38,7 +38,7 @@ pub struct Plan {
     pub tokenizer_training: Option<u64>,
     /// Bytes of sampling, `sample.batch` images at a time; without the tokenizer where `memory` has none.
     pub sampling: u64,
-    /// How long it takes on this machine, where that was asked for.
+    /// Measured times on this machine, if asked for with `--time`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub times: Option<Times>,
 }
@@ -46,7 +46,7 @@ pub struct Plan {
 /// Prints the plan.
 ///
 /// # Errors
-/// The configuration cannot be read or is not valid; with `--time`, what cannot run here.
+/// The configuration cannot be read or is not valid; with `--time`, it cannot run here.
 pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let config = configuration(args)?;
     let storage = match global.dtype() {
@@ -81,7 +81,7 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         print!("{}", table(&config, &plan));
     }
     if args.time {
-        // What does not fit is seen in the table, which is printed before.
+        // After the table, which shows what takes the memory if it does not fit.
         fits_in_memory(&config, global)?;
         if !global.quiet {
             eprintln!(
@@ -267,7 +267,7 @@ fn table(config: &Config, plan: &Plan) -> String {
     lines(rows)
 }
 
-/// Rows of a table as text.
+/// Formats the rows of a table.
 fn lines<'r>(rows: impl IntoIterator<Item = &'r (&'static str, String)>) -> String {
     rows.into_iter().map(|(what, value)| format!("{what:<14} {value}\n")).collect()
 }

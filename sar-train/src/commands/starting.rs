@@ -17,9 +17,9 @@ const HIGHER: f64 = 3.0;
 /// What has decided a shape, as errors say it.
 const WEIGHTS: &str = "the weights of --init-from have";
 
-/// Gives a new run what its images must share with those that its weights, or else its tokenizer, were trained on,
-/// unless the user asked for something else: their side, of the same images which are held out, and the schedule
-/// that the tokenizer was trained for.
+/// Takes settings over from the run of the weights that a new run starts from, or else of its tokenizer: the side of
+/// the images; which images are held out, if both use the same ones; and the tokenizer's schedule. Settings that the
+/// user named stay as they are.
 pub(super) fn inherit(
     config: &mut Config,
     from: Option<&TrainedGenerator>,
@@ -41,7 +41,7 @@ pub(super) fn inherit(
     }
     if let Some(of) = of.filter(|of| same_images(of, config)) {
         let (had, data) = (&of.data, &mut config.data);
-        // A tokenizer may do without held-out images; a generator's run is measured on them.
+        // A tokenizer may be trained on all images, but a generator's run is measured on held-out ones.
         let held_out = had.val_fraction > 0.0;
         if held_out && free("data", "val_fraction") && had.val_fraction != data.val_fraction {
             data.val_fraction = had.val_fraction;
@@ -52,7 +52,7 @@ pub(super) fn inherit(
             taken.push(format!("data.split_seed={}", had.split_seed));
         }
     }
-    // Weights have their schedule by themselves.
+    // Weights bring their own schedule, in `adopt`; a schedule for another side may not fit.
     let schedule = of
         .filter(|of| of.data.image_side == config.data.image_side)
         .filter(|_| from.is_none() && free("generator", "schedule"))

@@ -1,8 +1,8 @@
 //! Parts of an image drawn anew: the codes of the rest are kept while a generator samples.
 //!
-//! What lies under the mask is not looked at, except for scales that are kept whole: it is filled with the mean colour before the image is
-//! encoded, because codes next to the mask see across its edge, and a code is kept only where its
-//! whole cell is known. Coarse cells rarely are, so the first pass draws the coarse scales with
+//! What lies under the mask is not looked at, except for scales that are kept whole: it is filled with
+//! the mean colour before the image is encoded, because codes next to the mask see across its edge,
+//! and a code is kept only where its whole cell is known. Coarse cells rarely are, so the first pass draws the coarse scales with
 //! little to go by. Every further pass encodes what was drawn, with the known pixels put back,
 //! takes coarse codes from it where at least half of the cell is known, and draws the rest again,
 //! so that the drawn and the known parts come to agree.

@@ -1,4 +1,4 @@
-//! A tokenizer that stands in for a trained one, where what it makes of images does not matter.
+//! A stand-in for a trained tokenizer, for runs whose results do not matter.
 
 use crate::model::generator::Generator;
 use crate::model::tokenizer::{Quantizer, Tokenizer, directions};
@@ -7,17 +7,18 @@ use crate::sample::Decoder;
 use sar_math::backend::Backend;
 use sar_math::philox::{Purpose, Stream};
 
-/// A tokenizer's weights and codes; codes of the generator's alone, where the tokenizer has others.
+/// An untrained tokenizer on a backend. If its codes are not the generator's, the quantizer has codes of the generator's
+/// shape instead.
 pub(super) struct Coder<'a, B: Backend> {
     tokenizer: &'a Tokenizer,
     params: B::Params,
     pub(super) quantizer: Quantizer<B>,
-    /// Whether the tokenizer's codes are the generator's.
+    /// Whether the tokenizer's codes have the generator's shape, so that it can encode and decode for it.
     pub(super) is_the_generators: bool,
 }
 
 impl<'a, B: Backend> Coder<'a, B> {
-    /// With new weights and codes of a seed, or all of them zero.
+    /// Takes initial weights and codes of a seed, or zeros without one.
     pub(super) fn new(
         backend: &B,
         tokenizer: &'a Tokenizer,

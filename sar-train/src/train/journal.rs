@@ -19,7 +19,7 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens the files of a run that has reached the step `first` of `steps`; `progress` says what it is called.
+    /// Opens the files of a run that has reached step `first` of `steps`; `progress` names the work in its progress bar.
     pub(super) fn open(
         run: &RunFolder,
         keep: usize,
@@ -37,12 +37,12 @@ impl Journal {
         })
     }
 
-    /// Whether `step` is the last one that was saved, or the one that the run started from.
+    /// Returns whether `step` is the last one that was saved, or the one that the run started from.
     pub(super) fn is_saved(&self, step: u64) -> bool {
         self.saved == step
     }
 
-    /// Whether a checkpoint is due at `step`, by the count of steps or by the clock.
+    /// Returns whether a checkpoint is due at `step`, by the count of steps or by the clock.
     pub(super) fn save_is_due(&self, train: &TrainConfig, step: u64) -> bool {
         let by_steps = train.save_every > 0 && step.is_multiple_of(train.save_every);
         by_steps || train.overdue(self.saved_at)

@@ -8,38 +8,38 @@ use sar_math::backend::Backend;
 use sar_math::loss::{StudentForcing, Supervision, TeacherForcing};
 use sar_math::rollout::Pass;
 
-/// What a way of training needs beside teacher forcing.
+/// Memory that a way of training needs in addition to that of teacher forcing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Needs {
-    /// An unconditional half beside the teacher pass (guided rollouts).
+    /// An unconditional half of the teacher pass (guided rollouts).
     pub guided: bool,
-    /// What the teacher's logits are made from, and room for some (soft targets).
+    /// The teacher's last norm, and room for some of its logits (soft targets).
     pub soft: bool,
-    /// Generation scale by scale (student, hybrid, interleaved forcing).
+    /// A sampler that generates scale by scale (student, hybrid, interleaved forcing).
     pub sampler: bool,
-    /// Forward passes that make one optimiser step.
+    /// Number of micro-batches in one optimiser step.
     pub accumulate: usize,
-    /// What the backward computes again.
+    /// What the backward pass recomputes.
     pub recompute: Recompute,
-    /// Tokens whose logits there is room for, but for those of one image, which always fit.
+    /// Number of tokens whose logits there is room for; those of one image always fit.
     pub head_tokens: usize,
 }
 
 impl Needs {
-    /// Samples of the teacher pass of `batch` images.
+    /// Returns the number of samples in the teacher pass of `batch` images.
     pub(crate) fn rows(&self, batch: usize) -> usize {
         if self.guided { 2 * batch } else { batch }
     }
 
-    /// Tokens of the head's room: those of one image at least (and of its unconditional twin), and no
-    /// more than a pass has.
+    /// Returns the number of tokens whose logits fit: at least those of one image (and of its unconditional
+    /// twin), and at most those of a pass.
     pub(crate) fn head_rows(&self, batch: usize, tokens: usize) -> usize {
         let image = self.rows(1) * tokens;
         image * (self.head_tokens / image.max(1)).clamp(1, batch.max(1))
     }
 }
 
-/// What a pass is given.
+/// Inputs of a pass.
 pub(crate) struct Given<B: Backend> {
     pub(crate) inputs: B::Activation,
     /// Labels of the samples and, where guided, of their unconditional half.
@@ -49,7 +49,7 @@ pub(crate) struct Given<B: Backend> {
 }
 
 impl<B: Backend> Given<B> {
-    /// The input of a pass of `batch` samples, of which the first `input_batch` have inputs of their
+    /// Returns the input of a pass of `batch` samples, of which the first `input_batch` have inputs of their
     /// own; `keep` says whether there is drop path.
     pub(crate) fn input(
         &self,
@@ -70,14 +70,14 @@ impl<B: Backend> Given<B> {
     }
 }
 
-/// What soft targets are made from: the teacher's last norm and room for some of its logits.
+/// The source of soft targets: the teacher's last norm, and room for some of its logits.
 pub(crate) struct SoftTeacher<B: Backend> {
     /// `[b, T, c]`.
     pub(crate) normed: B::Activation,
     pub(crate) head: Head<B>,
 }
 
-/// Buffers of a step: nothing is allocated after they are.
+/// Buffers of a step; no step allocates any others.
 pub struct StepMemory<B: Backend> {
     pub(crate) trace: Trace<B>,
     pub(crate) head: Head<B>,
@@ -86,14 +86,14 @@ pub struct StepMemory<B: Backend> {
     pub(crate) coding: QuantizerMemory<B>,
     /// Codes of the images, `[b, T]`.
     pub(crate) truth: B::Ids,
-    /// Codes of the model's own, `[b, T]`.
+    /// Codes that the model chose, `[b, T]`.
     pub(crate) own: B::Ids,
-    /// Codes that feed a pass where truth and own are mixed, `[b, T]`.
+    /// Codes that feed a pass which reads some of both, `[b, T]`.
     pub(crate) mixed: B::Ids,
     pub(crate) given: Given<B>,
     pub(crate) teacher_loss: TeacherForcing<B>,
     pub(crate) student_loss: StudentForcing<B>,
-    /// What the losses of each micro-batch of the step were asked for: teacher's, student's.
+    /// What supervised the passes of each micro-batch of the step: the teacher's, the student's.
     pub(crate) supervised: Vec<(Supervision, Option<Supervision>)>,
     /// Labels of the forward pass after class dropout, with those of the unconditional half.
     pub(crate) labels: Vec<u32>,
@@ -103,7 +103,8 @@ pub struct StepMemory<B: Backend> {
 }
 
 impl<B: Backend> StepMemory<B> {
-    /// Room for steps of `batch` images on a schedule, or on others of no more tokens that end in the same grid.
+    /// Allocates memory for steps of `batch` images on a schedule, or on others with no more tokens that end in the same
+    /// grid.
     ///
     /// # Errors
     /// Out of memory.

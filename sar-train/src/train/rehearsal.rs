@@ -1,4 +1,5 @@
-//! A run in little: images encoded, a step, pictures. On a backend that computes nothing it tells what a run holds.
+//! Rehearses a run: encodes images, takes a step, paints pictures. On a backend that computes nothing, this shows how much
+//! memory a run takes.
 
 use super::batches::ENCODE_BATCH;
 use super::coder::Coder;
@@ -12,7 +13,7 @@ use crate::sample::{Decoder, Painter, grid_labels};
 use sar_math::backend::Backend;
 use sar_math::guidance::Guidance;
 
-/// So many blank images of the first class, which are encoded already.
+/// Batches of this many blank images of the first class, already encoded.
 struct Blank(usize);
 
 impl<B: Backend> Batches<B> for Blank {
@@ -101,7 +102,7 @@ pub fn rehearse_tokenizer<B: Backend>(
     step().map_err(TrainError::backend)
 }
 
-/// Encodes as many of `batch` images as go through the encoder at a time; returns its memory.
+/// Encodes as many of `batch` images as the encoder takes at a time; returns its memory.
 fn encode<B: Backend>(
     backend: &B,
     of: Decoder<'_, B>,

@@ -16,15 +16,15 @@ use sar_math::rollout::{Pass, Plan, Rollout, Target};
 use sar_math::{MAX_SCALES, ScaleSchedule};
 use std::ops::Range;
 
-/// The model that a step trains, how, and one micro-batch of its images.
+/// The model that a step trains, its settings, and one micro-batch of its images.
 pub struct StepInput<'a, B: Buffers> {
-    /// How it is trained.
+    /// What every step of the run has in common.
     pub settings: &'a StepSettings,
     /// The model.
     pub generator: &'a Generator,
     /// Its weights.
     pub params: &'a B::Params,
-    /// What codes are, and what they stand for.
+    /// Turns latents into codes, and codes into inputs.
     pub quantizer: &'a Quantizer<B>,
     /// Latents of the images, `[b, k, h, w]`.
     pub latents: &'a B::Activation,
@@ -32,16 +32,16 @@ pub struct StepInput<'a, B: Buffers> {
     pub latent_dims: LatentDims,
     /// Classes of the images, before class dropout.
     pub labels: &'a [u32],
-    /// What to do, on which scales.
+    /// Passes of the step: which scales feed which, and what supervises them.
     pub plan: &'a Plan,
-    /// Number of the step, which names the random numbers.
+    /// Number of the step, which selects its random numbers.
     pub step: u64,
     /// Which of the step's images these are.
     pub micro_batch: MicroBatch,
 }
 
-/// The place of a forward pass's images among those of their step. Random numbers are drawn by it, so that a step draws
-/// the same however its images are split.
+/// The place of a forward pass's images among all images of their step. Random numbers depend on it, so that a step draws
+/// the same ones however its images are split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MicroBatch {
     /// Number of the micro-batch; the first, 0, begins a step.
@@ -52,7 +52,7 @@ pub struct MicroBatch {
     pub images_in_step: usize,
 }
 
-/// Whose codes a pass reads or is pulled towards.
+/// Source of the codes that a pass reads.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Codes {
     Truth,
@@ -61,12 +61,11 @@ enum Codes {
 }
 
 impl<B: Backend> StepMemory<B> {
-    /// Adds the gradients of a micro-batch to those of the step, which the first one begins anew; losses stay on the
-    /// device.
+    /// Adds the gradients of a micro-batch to those of its step; the first one begins a new step. Losses stay on the device.
     ///
     /// # Errors
-    /// Shape, where the batch or schedule is larger than the memory, or the plan needs memory that was not asked for
-    /// (see [`Needs`](super::Needs)); a device fault.
+    /// A shape error, if the batch or schedule is larger than the memory, or if the plan needs memory that was not asked
+    /// for (see [`Needs`](super::Needs)); a device fault.
     pub fn accumulate(&mut self, backend: &B, input: &StepInput<'_, B>) -> Result<(), B::Error> {
         let (plan, part) = (input.plan, input.micro_batch.index);
         if part == 0 {
@@ -91,7 +90,7 @@ impl<B: Backend> StepMemory<B> {
         Ok(())
     }
 
-    /// Codes of the images on every scale.
+    /// Computes the codes of the images on every scale.
     pub(crate) fn tokenise(
         &mut self,
         backend: &B,
@@ -118,8 +117,8 @@ impl<B: Backend> StepMemory<B> {
         backend.upload_ids(&self.labels, &mut self.given.labels, 0)
     }
 
-    /// Own samples for the scales that the first pass reads; ground truth for the others. A sample whose
-    /// label was dropped is decoded without it as well: the pass repeats what was decoded.
+    /// Samples the scales that the first pass reads from the model itself, and takes ground truth for the others. An image
+    /// whose label was dropped is sampled without it as well, so that the pass repeats what was sampled.
     fn decode_scale_by_scale(
         &mut self,
         backend: &B,
@@ -156,7 +155,7 @@ impl<B: Backend> StepMemory<B> {
         backend.merge_ids(batch, schedule, all, &sampler.ids, &mut self.own)
     }
 
-    /// The first pass with its rollout, loss and gradients; what its loss was asked for.
+    /// Runs the first pass with its rollout, loss and gradients; returns what supervised it.
     fn teacher_pass(
         &mut self,
         backend: &B,
@@ -181,7 +180,7 @@ impl<B: Backend> StepMemory<B> {
         Ok(supervised)
     }
 
-    /// Head, rollout and loss of the first pass, some samples at a time, and the head's gradients.
+    /// Runs head, rollout and loss of the first pass and the head's backward, in chunks of samples.
     fn teacher_head(
         &mut self,
         backend: &B,
@@ -209,7 +208,7 @@ impl<B: Backend> StepMemory<B> {
         Ok(supervised)
     }
 
-    /// The second pass with its loss and gradients, times σ; what its loss was asked for.
+    /// Runs the second pass with its loss and gradients, weighted by σ; returns what supervised it.
     fn student_pass(
         &mut self,
         backend: &B,
@@ -228,7 +227,7 @@ impl<B: Backend> StepMemory<B> {
         Ok(supervised)
     }
 
-    /// Head and loss of the second pass, some samples at a time, and the head's gradients.
+    /// Runs head and loss of the second pass and the head's backward, in chunks of samples.
     fn student_head(
         &mut self,
         backend: &B,
@@ -264,7 +263,7 @@ impl<B: Backend> StepMemory<B> {
         Ok(supervised)
     }
 
-    /// The inputs of a pass: codes of the scale before, or of all before, from the image or the rollout.
+    /// Makes the inputs of a pass from codes of the image, of the rollout, or of both.
     fn feed(&mut self, backend: &B, input: &StepInput<'_, B>, pass: &Pass) -> Result<(), B::Error> {
         let (whole, batch) = (input.plan.first.schedule, input.labels.len());
         let scales = pass.schedule.len();
@@ -288,7 +287,7 @@ impl<B: Backend> StepMemory<B> {
         input.quantizer.inputs(backend, coding, batch, &whole, range, ids, inputs)
     }
 
-    /// Draws which samples skip which branch; whether any can.
+    /// Draws which samples skip which branch (drop path); returns whether any can.
     fn draw_keep(
         &mut self,
         backend: &B,
@@ -322,7 +321,7 @@ impl<B: Backend> StepMemory<B> {
     }
 }
 
-/// How the codes of all scales are chosen from the logits of `samples` of the first pass.
+/// Describes how the codes of all scales are chosen from the first pass's logits of `samples`.
 fn parallel_decode<B: Buffers>(
     input: &StepInput<'_, B>,
     guided: bool,
@@ -341,8 +340,8 @@ fn parallel_decode<B: Buffers>(
     }
 }
 
-/// Whose codes the inputs of a pass of two scales or more are made from. Those of a scale come from the scale before
-/// it, and where scales add up from all before it.
+/// Returns the source of the codes that the inputs of a pass are made from, which has at least two scales. The inputs of
+/// a scale come from the scale before it or, if scales add up, from all scales before it.
 fn codes_read(pass: &Pass, adds_up: bool) -> Codes {
     let (scales, reads) = (pass.schedule.len(), pass.reads_rollout());
     let last = pass.origin[scales - 1];
@@ -359,7 +358,7 @@ fn codes_read(pass: &Pass, adds_up: bool) -> Codes {
     }
 }
 
-/// What a plan asks for that the memory was made without.
+/// The error for a plan that needs memory which [`StepMemory::new`] was not asked for.
 fn no_memory(what: &'static str) -> ShapeError {
     ShapeError { op: "training step", operand: what, expected: 1, found: 0 }
 }
@@ -368,12 +367,12 @@ fn is_soft(target: Target) -> bool {
     matches!(target, Target::TeacherSoft { .. })
 }
 
-/// The kind of target that a pass's supervised scales share.
+/// Returns the kind of target that all supervised scales of a pass share.
 fn target_of(pass: &Pass) -> Target {
     pass.target.iter().copied().find(|t| *t != Target::None).unwrap_or_default()
 }
 
-/// The batch of a loss; gradients of all forward passes of a step are divided by all its images.
+/// Describes the batch of a loss. Gradients of every micro-batch are divided by the number of images in the step.
 fn loss_batch<B: Buffers>(input: &StepInput<'_, B>, smoothing: f64) -> LossBatch {
     let samples = input.labels.len();
     let vocab = input.generator.shape().vocab;

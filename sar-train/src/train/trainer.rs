@@ -15,21 +15,21 @@ use sar_math::rollout::{Method, Plan};
 use sar_math::{Real, ScaleSchedule};
 use serde::{Deserialize, Serialize};
 
-/// Where a trainer's images come from, as latents.
+/// A source of training images, as latents.
 pub trait Batches<B: Backend> {
-    /// Puts the latents of the next batch, `[b, k, h, w]`, in `latents`; returns its labels.
+    /// Writes the latents of the next batch, `[b, k, h, w]`, to `latents`; returns its labels.
     ///
     /// # Errors
-    /// Whatever keeps it from making them.
+    /// Images that cannot be read, or a failure of the backend.
     fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError>;
 }
 
-/// What a run needs beside weights and moments to go on bit for bit.
+/// State that a run needs, in addition to weights and moments, to continue bit for bit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainState {
-    /// Steps taken, skipped ones too.
+    /// Number of steps taken, including skipped ones.
     pub step: u64,
-    /// Steps that changed the weights.
+    /// Number of steps that changed the weights.
     pub updates: u64,
     /// Steps skipped because a gradient was not finite.
     pub non_finite: NonFinite,
@@ -42,21 +42,21 @@ pub struct TrainState {
 pub struct StepReport {
     /// Loss of the first pass + σ·contrastive loss, nats per token.
     pub loss: f64,
-    /// Loss of the first pass: by teacher forcing, or of scales drawn before in ways of training that feed those, whose
-    /// logs call it `loss_first_pass`.
+    /// Loss of the first pass. Logged as `loss_tf` if the pass is fed ground truth, and as `loss_first_pass` if it is fed
+    /// the model's own samples.
     #[serde(skip)]
     pub loss_tf: f64,
-    /// Contrastive student-forcing loss, where there is a student pass.
+    /// Contrastive student-forcing loss, if there is a student pass.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_csf: Option<f64>,
     /// Loss of each scale of the first pass.
     pub scale_loss: Vec<f64>,
     /// Accuracy of each scale of the first pass.
     pub scale_acc: Vec<f64>,
-    /// Loss of each scale of the student pass; none of scales that it does not supervise.
+    /// Loss of each scale of the student pass; `None` for scales that are not supervised.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub student_scale_loss: Vec<Option<f64>>,
-    /// Accuracy of each scale of the student pass, likewise.
+    /// Accuracy of each scale of the student pass; `None` for scales that are not supervised.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub student_scale_acc: Vec<Option<f64>>,
     /// Global gradient norm before clipping.
@@ -88,7 +88,7 @@ pub struct Trainer<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Trainer<'a, B> {
-    /// A trainer at step 0 from these weights; moments are zero.
+    /// Creates a trainer at step 0 from these weights, with moments of zero.
     ///
     /// `quantizer` is the tokenizer's; latents are `height`×`width`.
     ///

@@ -1,7 +1,6 @@
-//! How long what a plan is of takes on this machine.
+//! Measured times of a plan: training, the tokenizer's training before it, and sampling, on this machine.
 
 use crate::backend::Compute;
-use crate::commands::room::affordable;
 use crate::config::Config;
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::model::tokenizer::Tokenizer;
@@ -9,29 +8,32 @@ use crate::run::{duration, rate};
 use crate::train::{Pace, sampling_pace, tokenizer_pace, training_pace};
 use serde::Serialize;
 
-/// Times by what was run on noise; without reading images, held-out losses, pictures and checkpoints.
+/// Throughput measured on noise, and the times that follow from it. Reading images, held-out losses, pictures and
+/// checkpoints are not included.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Times {
-    /// Images a second of training the generator, encoding them counted.
+    /// Training the generator, including encoding the images.
     pub training: Pace,
-    /// Seconds of `train.steps`.
+    /// Seconds that `train.steps` take.
     pub training_s: f64,
-    /// Of training the tokenizer; `None` of one that is not trained here.
+    /// Training the tokenizer; `None` if it is not trained here.
     pub tokenizer_training: Option<Pace>,
-    /// Seconds of `tokenizer_train.steps`.
+    /// Seconds that `tokenizer_train.steps` take.
     pub tokenizer_training_s: Option<f64>,
-    /// Of sampling, decoding counted; `None` without the tokenizer.
+    /// Sampling, including decoding; `None` without the generator's tokenizer.
     pub sampling: Option<Pace>,
 }
 
 impl Times {
-    /// Runs a little of everything; of training the tokenizer where the plan has it.
+    /// Measures training and sampling, and training the tokenizer if the plan includes it.
+    ///
+    /// # Errors
+    /// A configuration that cannot run on this backend.
     pub(super) fn of<B: Compute>(
         backend: &B,
         config: &Config,
         trains_tokenizer: bool,
     ) -> anyhow::Result<Self> {
-        affordable(&config.generator)?;
         let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
         let tokenizer = Tokenizer::new(&config.tokenizer)?;
         let training = training_pace(backend, config, &generator, &tokenizer)?;
@@ -49,7 +51,7 @@ impl Times {
         })
     }
 
-    /// Rows of the plan's table.
+    /// Returns the rows that the plan's table has of it.
     pub(super) fn rows(&self, config: &Config) -> Vec<(&'static str, String)> {
         let train = &config.train;
         let at_most = if train.random_schedules { "at most" } else { "about" };
@@ -59,25 +61,25 @@ impl Times {
             duration(self.training_s),
             train.steps,
             duration(self.training.seconds(images)),
-            told(self.training, images)
+            throughput(self.training, images)
         );
         let mut rows = vec![("time", training)];
         if let (Some(pace), Some(seconds)) = (self.tokenizer_training, self.tokenizer_training_s) {
             let settings = &config.tokenizer_train;
-            let pace = told(pace, settings.batch as u64);
+            let pace = throughput(pace, settings.batch as u64);
             let text =
                 format!("at most {} for {} steps, {pace}", duration(seconds), settings.steps);
             rows.push(("  before it", text));
         }
         if let Some(pace) = self.sampling {
-            rows.push(("  sampling", told(pace, config.sample.batch as u64)));
+            rows.push(("  sampling", throughput(pace, config.sample.batch as u64)));
         }
         rows
     }
 }
 
-/// Images a second, and how many of `images` that is of where it is not all.
-fn told(pace: Pace, images: u64) -> String {
+/// Formats a throughput, and how many images were timed at once if it was not all of them.
+fn throughput(pace: Pace, images: u64) -> String {
     let (rate, timed) = (rate(pace.images_per_s), pace.timed_images);
     if timed as u64 == images {
         rate
