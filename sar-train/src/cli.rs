@@ -19,7 +19,7 @@ pub use results::{
     ConvertArgs, EditArgs, EvalArgs, OutArgs, Part, ReportArgs, SampleArgs, ScoreArgs,
 };
 pub(crate) use run::differences;
-pub use run::{RefineArgs, RunArgs, SarArgs, TrainArgs};
+pub use run::{JoinArgs, RanksArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
 pub use tokenizer::{
     ImagesArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,
     TokenizerTrainArgs,
@@ -44,6 +44,18 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// Returns the number of threads of this process: of all cores its share, where other ranks are on this machine.
+    pub fn threads(&self) -> usize {
+        let ranks = match &self.command {
+            Command::Train(args) => args.ranks.here(),
+            Command::Refine(args) => args.ranks.here(),
+            _ => 1,
+        };
+        self.global.threads_of_each(ranks)
+    }
 }
 
 /// Flags of every command.
@@ -74,6 +86,15 @@ impl GlobalArgs {
             BackendName::Cpu => Dtype::F32,
             BackendName::Cuda => Dtype::Bf16,
         })
+    }
+
+    /// Returns the number of threads of each of `ranks` processes on this machine; 0 is one per core.
+    pub fn threads_of_each(&self, ranks: usize) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        match (self.threads, ranks) {
+            (0, 2..) => (cores() / ranks).max(1),
+            (threads, _) => threads,
+        }
     }
 
     /// Returns the backend and number type as printed next to results: `cpu f32`.
@@ -156,6 +177,12 @@ pub enum Command {
         after_help = "Example: sar refine --init-from runs/base --preset release --set train.lr=1e-4 --out runs/sar"
     )]
     Refine(RefineArgs),
+    /// Take part as a rank in a run that waits for ranks: `sar train` or `sar refine` with --ranks and --listen.
+    #[command(
+        after_help = "Example: sar join node0:29500 --backend cuda --device 1\nIt ends with the run, and takes all that \
+        it needs from there but the images, which must be in the same place."
+    )]
+    Join(JoinArgs),
     /// Sample images from a generator.
     #[command(after_help = "Example: sar sample runs/sar --count 100 --guidance 0.5 --out samples")]
     Sample(SampleArgs),

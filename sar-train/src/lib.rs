@@ -14,6 +14,7 @@
 //! | [`trained::TrainedGenerator`] | one that was trained: opened, kept, given to a painter |
 //! | [`eval::prepare`] | Fréchet distance, precision, recall, class accuracy |
 //! | [`checkpoint`] | weights in safetensors under the published names; `.pth` is read |
+//! | [`ranks`] | one run on several processes, machines or GPUs |
 //! | [`run::RunFolder`], [`report`] | run folders, logs, TensorBoard; one HTML page about them |
 //!
 //! All of it is generic over a backend ([`sar_math::backend::Backend`]): `sar_backend_cpu::CpuBackend`,
@@ -31,6 +32,7 @@ mod hash;
 pub mod metrics;
 pub mod model;
 pub mod params;
+pub mod ranks;
 pub mod report;
 pub mod run;
 mod run_files;

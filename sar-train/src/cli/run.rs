@@ -230,6 +230,49 @@ fn parts(setting: &str) -> impl Iterator<Item = &str> {
     setting.split('=').next().unwrap_or_default().split('.').map(str::trim)
 }
 
+/// Ranks that train together.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Several processes or GPUs")]
+pub struct RanksArgs {
+    /// Processes that share the micro-batches of each step (train.accumulate), this one included. The others are started
+    /// on this machine, with --backend cuda on the GPUs after --device. To --resume, any number will do.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = ranks)]
+    pub ranks: usize,
+    /// Wait here for the other ranks in place of starting them: `sar join HOST:PORT` on any machine that has the images
+    /// in the same place. In a network that others use, set SAR_RANKS_SECRET to the same for all.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+}
+
+impl RanksArgs {
+    /// Returns the number of ranks on this machine, as far as this process knows.
+    pub(crate) fn here(&self) -> usize {
+        if self.listen.is_some() { 1 } else { self.ranks }
+    }
+
+    /// Returns the flags as typed, with a space before each.
+    pub(crate) fn typed(&self) -> String {
+        let ranks =
+            if self.ranks == 1 { String::new() } else { format!(" --ranks {}", self.ranks) };
+        let listen = self.listen.as_ref().map_or(String::new(), |at| format!(" --listen {at}"));
+        ranks + &listen
+    }
+}
+
+/// Parses a number of ranks.
+fn ranks(text: &str) -> Result<usize, String> {
+    let number: Option<usize> = text.parse().ok();
+    number.filter(|n| *n > 0).ok_or_else(|| "expected a whole number, 1 or more".to_owned())
+}
+
+/// `sar join`.
+#[derive(Clone, Debug, Args)]
+pub struct JoinArgs {
+    /// Where rank 0 waits: the host, and the port of its --listen.
+    #[arg(value_name = "HOST:PORT")]
+    pub address: String,
+}
+
 /// `sar train`.
 #[derive(Clone, Debug, Args)]
 pub struct TrainArgs {
@@ -251,6 +294,9 @@ pub struct TrainArgs {
     /// Way of training: teacher, ssr, student, hybrid:N, interleaved; overrides train.mode.
     #[arg(long)]
     pub mode: Option<Mode>,
+    /// Several processes or GPUs.
+    #[command(flatten)]
+    pub ranks: RanksArgs,
 }
 
 /// `sar refine`.
@@ -273,6 +319,9 @@ pub struct RefineArgs {
     /// The switches of SAR.
     #[command(flatten)]
     pub sar: SarArgs,
+    /// Several processes or GPUs.
+    #[command(flatten)]
+    pub ranks: RanksArgs,
 }
 
 /// The switches of SAR; each overrides the preset.

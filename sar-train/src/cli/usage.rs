@@ -2,7 +2,7 @@
 //! that do not go together.
 
 use super::{
-    BackendName, Cli, Command, GlobalArgs, RefineArgs, RunArgs, TokenizerCommand,
+    BackendName, Cli, Command, GlobalArgs, RanksArgs, RefineArgs, RunArgs, TokenizerCommand,
     TokenizerTrainArgs, TrainArgs,
 };
 use clap::builder::ValueParser;
@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 /// Flags of numbers that keep their own parser, which has the same type as the one that is
 /// replaced.
-const OWN: [&str; 1] = ["threads"];
+const OWN: [&str; 2] = ["threads", "ranks"];
 
 /// Parses a whole number of at least 0; its range is checked with the configuration.
 fn whole<T: FromStr>(text: &str) -> Result<T, String> {
@@ -107,6 +107,7 @@ pub(crate) fn check_train(args: &TrainArgs, global: &GlobalArgs) -> Result<(), S
         ("--mode", args.mode.is_some()),
     ];
     check_run("train", &args.run, &own, global)?;
+    check_ranks(&args.ranks)?;
     match args.tokenizer.is_some() || args.run.resume || args.run.init_from.is_some() {
         true => Ok(()),
         false => {
@@ -150,7 +151,19 @@ pub(crate) fn check_refine(args: &RefineArgs, global: &GlobalArgs) -> Result<(),
         ("--guidance", sar.guidance.is_some()),
         ("--sigma", sar.sigma.is_some()),
     ];
-    check_run("refine", &args.run, &own, global)
+    check_run("refine", &args.run, &own, global)?;
+    check_ranks(&args.ranks)
+}
+
+/// Checks the flags of ranks against each other.
+fn check_ranks(args: &RanksArgs) -> Result<(), String> {
+    match &args.listen {
+        Some(address) if args.ranks < 2 => Err(format!(
+            "--listen {address} waits for other ranks, and --ranks says that there are none; with --ranks N it waits \
+             for N-1"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses what cannot be combined with `--resume`, since a run continues with what it began with.

@@ -1,6 +1,7 @@
 //! `sar demo`: tokenizer, generator, two arms of equal steps from the same checkpoint, comparison.
 
 use super::generator_run::{Start, Work};
+use super::inputs::Inputs;
 use super::tokenizer::{Trained, reconstruct, train_in};
 use crate::backend::Compute;
 use crate::cli::{DemoArgs, GlobalArgs};
@@ -266,14 +267,14 @@ impl<B: Compute> Demo<'_, B> {
         }
         let (run, name, what, description) = words(role);
         let folder = self.folder(run, &config)?;
-        let work = Work {
+        let inputs = Inputs {
             backend: self.backend,
             config: &config,
             data: &self.data,
             tokenizer: &trained.loaded,
             latents: None,
-            folder: &folder,
         };
+        let work = Work { inputs, folder: &folder, meeting: None };
         if let Some(weights) = from {
             let step = self.budget.base_steps;
             let base = self.root.path().join("base/checkpoints").join(format!("step-{step}"));

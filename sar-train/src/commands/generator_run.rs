@@ -1,6 +1,7 @@
 //! The run of a generator in its folder: everything that `sar train`, `sar refine` and `sar demo` share
 //! once it is settled what is trained on what.
 
+use super::inputs::Inputs;
 use super::latents;
 use super::resuming::{
     NOTHING_TO_RESUME, compare_classes, compare_images, from_step, tell_empty, tell_replaced,
@@ -8,13 +9,14 @@ use super::resuming::{
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
 use crate::config::{Config, TrainConfig};
-use crate::data::{Data, Latents, grid};
+use crate::data::{Data, grid};
 use crate::model::generator::{Generator, GeneratorShape};
+use crate::ranks::{Job, Meeting};
 use crate::run::{Interrupt, RunFolder};
 use crate::sample::{Painter, columns, grid_labels};
 use crate::train::{
-    Batches, CachedBatches, EncodedBatches, HeldOut, Outcome, PaintHook, Session, TrainError,
-    TrainState, Trainer, encode_all, held_out_of,
+    HeldOut, Outcome, PaintHook, Session, TrainError, TrainState, Trainer, encode_all, held_out_of,
+    share,
 };
 use crate::trained::TrainedTokenizer;
 use anyhow::Context as _;
@@ -41,45 +43,46 @@ pub(crate) enum Start {
 
 /// A generator's run with all that it needs.
 pub(crate) struct Work<'w, B: Compute> {
-    pub backend: &'w B,
-    pub config: &'w Config,
-    pub data: &'w Data,
-    pub tokenizer: &'w TrainedTokenizer<B>,
-    /// What it trains on in place of images.
-    pub latents: Option<&'w Latents>,
+    pub inputs: Inputs<'w, B>,
     pub folder: &'w RunFolder,
+    /// Where other ranks come to share its steps, if there are any.
+    pub meeting: Option<Meeting>,
 }
 
-impl<B: Compute> Work<'_, B> {
+impl<'w, B: Compute> Work<'w, B> {
     /// Trains to the last step; returns the outcome and the weights.
     pub(crate) fn train(
-        &self,
+        mut self,
         start: Start,
         what: &str,
         interrupt: &Interrupt,
         quiet: bool,
     ) -> anyhow::Result<(Outcome, Vec<f32>)> {
-        let (config, tokenizer) = (self.config, self.tokenizer);
-        check(config, self.data, tokenizer)?;
-        compare_classes(self.folder, self.data)?;
-        compare_images(self.folder, self.data)?;
-        tell_empty(self.data);
-        latents::compare(self.folder, self.latents, matches!(start, Start::Resume))?;
+        let (config, tokenizer) = (self.inputs.config, self.inputs.tokenizer);
+        check(config, self.inputs.data, tokenizer)?;
+        compare_classes(self.folder, self.inputs.data)?;
+        compare_images(self.folder, self.inputs.data)?;
+        tell_empty(self.inputs.data);
+        latents::compare(self.folder, self.inputs.latents, matches!(start, Start::Resume))?;
         if !quiet {
-            eprintln!("{}", self.data.summary);
-            eprintln!("{}", self.data.augment.described());
+            eprintln!("{}", self.inputs.data.summary);
+            eprintln!("{}", self.inputs.data.augment.described());
             eprintln!("{}", self.effort());
             eprintln!("{}", self.chance());
-            if let Some(latents) = self.latents {
+            if let Some(latents) = self.inputs.latents {
                 eprintln!("on {}", latents.describe());
             }
-            let notes =
-                [self.slow(), self.small(), few_held_out(self.data), many_held_out(self.data)];
+            let notes = [
+                self.slow(),
+                self.small(),
+                few_held_out(self.inputs.data),
+                many_held_out(self.inputs.data),
+            ];
             for note in notes.into_iter().flatten() {
                 eprintln!("note: {note}");
             }
         }
-        self.tokenizer.keep_in(self.folder)?;
+        self.inputs.tokenizer.keep_in(self.folder)?;
         let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
         let resumed = matches!(start, Start::Resume);
         let mut trainer = self.trainer(&generator, start)?;
@@ -87,9 +90,11 @@ impl<B: Compute> Work<'_, B> {
             eprintln!("{}", from_step(trainer.step_number()));
         }
         let train = &config.train;
+        let ranks = self.share(&mut trainer, interrupt)?;
         // Before the memory for training images is had, so that one takes the place of the other.
         let held_out = self.held_out(interrupt)?;
-        let mut batches = self.batches(trainer.step_number() * train.accumulate as u64)?;
+        let mut batches =
+            self.inputs.batches(trainer.step_number(), share(train.accumulate, 0, ranks))?;
         let mut paint = (train.sample_every > 0).then(|| self.painter(&generator)).transpose()?;
         let mut session = Session {
             run: self.folder,
@@ -101,8 +106,30 @@ impl<B: Compute> Work<'_, B> {
             quiet,
         };
         let trained = session.train(&mut trainer, &mut *batches);
-        tell_replaced(self.data);
+        tell_replaced(self.inputs.data);
         Ok((trained?, trainer.export()?.weights))
+    }
+
+    /// Shares the trainer's steps with the other ranks, once they are there; returns the number of all ranks.
+    fn share(
+        &mut self,
+        trainer: &mut Trainer<'w, B>,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<usize> {
+        let Some(meeting) = self.meeting.take() else { return Ok(1) };
+        let (config, ranks) = (self.inputs.config, meeting.ranks());
+        let job = Job {
+            rank: 0,
+            ranks,
+            step: trainer.step_number(),
+            config: config.to_toml()?,
+            images: self.inputs.data.fingerprint(),
+        };
+        let weights = &self.inputs.tokenizer.weights;
+        let parameters = trainer.generator().layout().len();
+        let others = meeting.gather(&job, weights, parameters, interrupt)?;
+        trainer.share_with(Box::new(others.ok_or(TrainError::NotBegun)?))?;
+        Ok(ranks)
     }
 
     /// Paints a grid of samples of the model as it is.
@@ -112,14 +139,15 @@ impl<B: Compute> Work<'_, B> {
     ) -> anyhow::Result<
         impl FnMut(&Trainer<'_, B>) -> Result<image::RgbImage, TrainError> + use<'g, B>,
     > {
-        let config = self.config;
+        let config = self.inputs.config;
         let settings = config.sample.settings(config.train.seed);
         let guided = settings.guidance != sar_math::guidance::Guidance::Off;
         let labels = grid_labels(config.generator.classes);
         let schedule = config.sample.schedule.unwrap_or(config.generator.schedule);
         let batch = config.sample.batch.min(labels.len());
-        let decoder = self.tokenizer.decoder();
-        let mut painter = Painter::new(self.backend, generator, decoder, &schedule, batch, guided)?;
+        let decoder = self.inputs.tokenizer.decoder();
+        let mut painter =
+            Painter::new(self.inputs.backend, generator, decoder, &schedule, batch, guided)?;
         Ok(move |trainer: &Trainer<'_, B>| {
             let painted = painter
                 .paint(trainer.params(), &labels, 0, &settings, 0)
@@ -132,46 +160,30 @@ impl<B: Compute> Work<'_, B> {
 
     /// Latents of images that training does not see.
     fn held_out(&self, interrupt: &Interrupt) -> Result<Option<HeldOut<B::Host>>, TrainError> {
-        let (of, images) = (&self.tokenizer.tokenizer, &self.data.validation);
+        let (of, images) = (&self.inputs.tokenizer.tokenizer, &self.inputs.data.validation);
         if images.is_empty() {
             return Ok(None);
         }
-        match self.latents {
+        match self.inputs.latents {
             Some(latents) => held_out_of::<B>(latents, HELD_OUT),
-            None => {
-                encode_all(self.backend, of, &self.tokenizer.params, images, HELD_OUT, interrupt)
-            }
+            None => encode_all(
+                self.inputs.backend,
+                of,
+                &self.inputs.tokenizer.params,
+                images,
+                HELD_OUT,
+                interrupt,
+            ),
         }
         .map(Some)
     }
 
-    /// Latents of training images from batch number `first` on.
-    fn batches(&self, first: u64) -> Result<Box<dyn Batches<B> + '_>, TrainError> {
-        let (of, train) = (&self.tokenizer.tokenizer, &self.config.train);
-        let (batch, side) = (train.batch, self.data.train.side());
-        Ok(match self.latents {
-            Some(latents) => {
-                let loader = self.data.loader_of(latents.clone(), batch, train.seed, first)?;
-                let [channels, height, width] = latents.sizes().latent;
-                Box::new(CachedBatches::new(loader, channels * height * width))
-            }
-            None => {
-                let loader = self.data.loader(batch, train.seed, first)?;
-                let params = &self.tokenizer.params;
-                Box::new(EncodedBatches::new(self.backend, loader, of, params, batch, side)?)
-            }
-        })
-    }
-
-    fn trainer(&self, generator: &Generator, start: Start) -> anyhow::Result<Trainer<'_, B>> {
-        let config = self.config;
-        let size = {
-            let side = self.tokenizer.tokenizer.latent_side(self.data.train.side());
-            (side, side)
-        };
-        let quantizer = &self.tokenizer.quantizer;
+    fn trainer(&self, generator: &Generator, start: Start) -> anyhow::Result<Trainer<'w, B>> {
+        let config = self.inputs.config;
+        let size = self.inputs.latent_size();
+        let quantizer = &self.inputs.tokenizer.quantizer;
         let new = |weights: &[f32]| {
-            Trainer::new(self.backend, generator.clone(), config, weights, quantizer, size)
+            Trainer::new(self.inputs.backend, generator.clone(), config, weights, quantizer, size)
         };
         Ok(match start {
             Start::New => new(&generator.initial(config.train.seed))?,
@@ -196,7 +208,7 @@ impl<B: Compute> Work<'_, B> {
 
     /// How much work the run is.
     fn effort(&self) -> String {
-        let (t, images) = (&self.config.train, self.data.train.len());
+        let (t, images) = (&self.inputs.config.train, self.inputs.data.train.len());
         let each = t.batch * t.accumulate;
         let times = t.steps as f64 * each as f64 / images.max(1) as f64;
         // Published for batches of hundreds on a million images; a small run learns ten times slower by it.
@@ -215,7 +227,7 @@ impl<B: Compute> Work<'_, B> {
 
     /// What to know where a run ends before its learning rate has risen.
     fn slow(&self) -> Option<String> {
-        let t = &self.config.train;
+        let t = &self.inputs.config.train;
         (t.warmup > 0 && t.warmup >= t.steps).then(|| {
             format!(
                 "train.warmup is {} steps and the run has {}, so that its learning rate rises to {:.1e} and no \
@@ -230,7 +242,7 @@ impl<B: Compute> Work<'_, B> {
 
     /// What losses and accuracies are to be seen beside.
     fn chance(&self) -> String {
-        let codes = self.config.generator.vocab as f64;
+        let codes = self.inputs.config.generator.vocab as f64;
         format!(
             "to guess one of {codes} codes has a loss of {:.3} and an accuracy of {:.2} %",
             codes.ln(),
@@ -240,9 +252,9 @@ impl<B: Compute> Work<'_, B> {
 
     /// What to know where the last grid is smaller than the images' latents.
     fn small(&self) -> Option<String> {
-        let side = self.data.train.side();
-        let factor = self.tokenizer.tokenizer.downsample_factor();
-        let last = self.config.generator.schedule.last();
+        let side = self.inputs.data.train.side();
+        let factor = self.inputs.tokenizer.tokenizer.downsample_factor();
+        let last = self.inputs.config.generator.schedule.last();
         let squeezed = if last.height == last.width { "" } else { ", the images squeezed to that" };
         (last.height.min(last.width) < side / factor).then(|| {
             format!(

@@ -25,13 +25,16 @@ pub mod doctor;
 pub mod edit;
 pub mod eval;
 mod generator_run;
+mod inputs;
 pub mod kernels;
 mod latents;
+mod launch;
 mod models;
 mod next;
 mod output;
 mod painting;
 pub mod plan;
+pub mod ranks;
 pub mod report;
 mod resuming;
 pub mod roofline;
@@ -60,6 +63,7 @@ pub fn dispatch(cli: &Cli) -> anyhow::Result<()> {
         Command::Tokenizer(args) => with_backend!(global, |b| tokenizer::run(b, args, global)),
         Command::Train(args) => with_backend!(global, |b| train::run(b, args, global)),
         Command::Refine(args) => with_backend!(global, |b| train::refine(b, args, global)),
+        Command::Join(args) => with_backend!(global, |b| ranks::run(b, args, global)),
         Command::Sample(args) => with_backend!(global, |b| sample::run(b, args, global)),
         Command::Edit(args) => with_backend!(global, |b| edit::run(b, args, global)),
         Command::Eval(args) => with_backend!(global, |b| eval::run(b, args, global)),

@@ -82,7 +82,7 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     }
     if args.time {
         // After the table, which shows what takes the memory if it does not fit.
-        fits_in_memory(&config, global)?;
+        fits_in_memory(&config, 1, global)?;
         if !global.quiet {
             eprintln!(
                 "timing a few steps and samples on noise; this takes ten seconds, or a minute if they are slow"

@@ -18,11 +18,12 @@ pub(crate) fn from_step(step: u64) -> String {
     format!("goes on from step {step}{nothing}")
 }
 
-/// Adds the command that goes on with the run to its error, if the user stopped it.
+/// Adds the command that goes on with the run to its error, if the user stopped it; `flags` are the command's own.
 pub(crate) fn with_command(
     error: anyhow::Error,
     command: &str,
     folder: &RunFolder,
+    flags: &str,
     global: &GlobalArgs,
 ) -> anyhow::Error {
     let stopped = error.chain().any(|cause| {
@@ -31,8 +32,10 @@ pub(crate) fn with_command(
             || matches!(cause.downcast_ref(), Some(TrainError::Interrupted(_)))
     });
     match stopped {
-        true => error
-            .context(format!("stopped; go on with `{}`", going_on(command, folder.path(), global))),
+        true => error.context(format!(
+            "stopped; go on with `{}{flags}`",
+            going_on(command, folder.path(), global)
+        )),
         false => error,
     }
 }
@@ -112,8 +115,8 @@ pub(crate) fn compare_computing(folder: &RunFolder, now: &str) -> anyhow::Result
     }
     if let Some(before) = folder.other_computing(now)? {
         output::note(format_args!(
-            "warning: the run began on {before} and goes on with {now}, not bit for bit; --backend and --dtype \
-             are given to --resume, too"
+            "warning: the run began on {before} and goes on with {now}, not bit for bit; --backend, --dtype and \
+             --ranks are given to --resume, too"
         ));
     }
     Ok(())

@@ -24,15 +24,22 @@ pub(crate) fn affordable(section: &GeneratorSection) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fails if a run cannot fit into memory, because the system would end it without a message; warns
-/// if it needs more than is free.
-pub(crate) fn fits_in_memory(config: &Config, global: &GlobalArgs) -> anyhow::Result<()> {
+/// Fails if a run of `ranks` processes on this machine cannot fit into memory, because the system would end it without a
+/// message; warns if it needs more than is free.
+pub(crate) fn fits_in_memory(
+    config: &Config,
+    ranks: usize,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
     affordable(&config.generator)?;
     const LESS: &str = "a smaller train.batch with a larger train.accumulate takes less for the same step, \
                         train.recompute=blocks less for its activations; `sar plan --config` shows what takes what";
     match global.backend {
         BackendName::Cpu => {
-            fits(MemoryPlan::of(config, 4, 0).saved_from_here(config).total(), LESS)
+            let plan = MemoryPlan::of(config, 4, 0).saved_from_here(config);
+            // The others have no optimiser, and keep weights or gradients once more to send them.
+            let other = plan.total() - plan.moments - plan.saving + plan.gradients;
+            fits(plan.total() + (ranks as u64 - 1) * other, LESS)
         }
         // A device reports itself when it is full, before anything is lost.
         BackendName::Cuda => Ok(()),

@@ -1,17 +1,12 @@
 //! `sar train` and `sar refine`: a generator on the images of a configuration.
 
-use super::classes::{adopt_classes, compare_with_generator, name_classes};
-use super::generator_run::{Start, Work, check};
+use super::classes::{adopt_classes, name_classes};
+use super::launch::{Order, Task};
 use super::models::{open_generator, open_tokenizer, tokenizer_of};
-use super::resuming::{
-    NOTHING_TO_RESUME, compare_classes, compare_computing, longer, run_data, with_command,
-};
-use super::room::fits_in_memory;
 use super::starting::{
-    adopt, compare_held_out, compare_with_tokenizer, fixed, inherit, note_other_settings,
-    note_rate, note_replaced,
+    adopt, compare_held_out, compare_with_tokenizer, inherit, note_other_settings, note_rate,
+    note_replaced,
 };
-use super::{latents, output};
 use crate::backend::Compute;
 use crate::cli::{
     GlobalArgs, RefineArgs, RunArgs, SarArgs, TrainArgs, check_refine, check_train, in_shell,
@@ -19,9 +14,8 @@ use crate::cli::{
 use crate::config::{Config, Decode, Mode, SarConfig};
 use crate::data::{self, Data, DataError};
 use crate::files::absolute;
-use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
-use crate::train::TrainError;
-use crate::trained::{TrainedGenerator, TrainedTokenizer};
+use crate::run::RunFolder;
+use crate::trained::TrainedTokenizer;
 use anyhow::Context as _;
 use clap::ValueEnum as _;
 use std::path::Path;
@@ -48,39 +42,15 @@ const FREE: [&str; 14] = [
 /// Why settings of other sections change nothing.
 const TRAINED_ALREADY: &str = "the tokenizer is used as it was trained";
 
-/// What a command asks for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Task {
-    Train,
-    Refine,
-}
-
-impl Task {
-    /// The command's name.
-    fn command(self) -> &'static str {
-        match self {
-            Self::Train => "train",
-            Self::Refine => "refine",
-        }
-    }
-
-    /// Label of its progress bar.
-    fn label(self) -> &'static str {
-        match self {
-            Self::Train => "training",
-            Self::Refine => "refining",
-        }
-    }
-}
-
 /// `sar train`.
 ///
 /// # Errors
-/// A configuration, data or a checkpoint cannot be used; see [`TrainError`].
+/// A configuration, data or a checkpoint cannot be used; see [`TrainError`](crate::train::TrainError).
 pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     check_train(args, global).map_err(anyhow::Error::msg)?;
+    let order = Order { task: Task::Train, run: &args.run, ranks: &args.ranks, global };
     if args.run.goes_on()? {
-        return resume(backend, &args.run, global, Task::Train, |config, had| {
+        return order.go_on(backend, &FREE, |config, had| {
             // The run keeps its own tokenizer, whatever shape a file gives for a new one.
             config.tokenizer = had.tokenizer.clone();
             on_latents(config, args.latents.as_deref());
@@ -122,7 +92,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
         }
         adopt(&mut config, from, &args.run)?;
     }
-    begin(backend, config, &args.run, global, (&tokenizer, &data), from, Task::Train)
+    order.begin(backend, config, (&tokenizer, &data), from)
 }
 
 /// `sar refine`: SAR on a trained generator.
@@ -141,6 +111,7 @@ pub fn refine<B: Compute>(
         // presets come first.
         run.set.push(format!("sar.preset={}", preset.get_name()));
     }
+    let order = Order { task: Task::Refine, run: &run, ranks: &args.ranks, global };
     if args.run.goes_on()? {
         let refined = RunFolder::open_for_resume(&args.run.out)?.1.train.mode;
         anyhow::ensure!(
@@ -148,7 +119,7 @@ pub fn refine<B: Compute>(
             "{} trains by {refined}, and goes on with `sar train --resume`",
             args.run.out.display()
         );
-        return resume(backend, &run, global, Task::Refine, |config, had| {
+        return order.go_on(backend, &FREE, |config, had| {
             // The run keeps its own tokenizer, whatever shape a file gives for a new one.
             config.tokenizer = had.tokenizer.clone();
             on_latents(config, args.latents.as_deref());
@@ -191,7 +162,7 @@ pub fn refine<B: Compute>(
     compare_with_tokenizer(args.tokenizer.as_deref(), &config, &data)?;
     note_rate(&from, &config)?;
     name_classes(&from, &mut data);
-    begin(backend, config, &args.run, global, (&tokenizer, &data), Some(from), Task::Refine)
+    order.begin(backend, config, (&tokenizer, &data), Some(from))
 }
 
 /// Opens the tokenizer at a path; if nothing is there, the error says how to train one on the images of --data.
@@ -255,128 +226,4 @@ fn switch(sar: &mut SarConfig, args: &SarArgs) {
     sar.top_p = args.top_p.unwrap_or(sar.top_p);
     sar.guidance = args.guidance.unwrap_or(sar.guidance);
     sar.sigma = args.sigma.unwrap_or(sar.sigma);
-}
-
-fn begin<B: Compute>(
-    backend: &B,
-    mut config: Config,
-    args: &RunArgs,
-    global: &GlobalArgs,
-    (tokenizer, data): (&TrainedTokenizer<B>, &Data),
-    from: Option<TrainedGenerator>,
-    task: Task,
-) -> anyhow::Result<()> {
-    if let Some(from) = &from {
-        compare_with_generator(from, data);
-    } else {
-        let (t, g) = (tokenizer.tokenizer.config(), &mut config.generator);
-        let classes = data.classes.len();
-        fixed(args, "vocab", g.vocab, t.vocab, "the tokenizer has")?;
-        fixed(args, "channels", g.channels, t.latent_channels, "the tokenizer has")?;
-        anyhow::ensure!(
-            g.classes <= classes || !args.names("generator", "classes"),
-            "generator.classes is {}, but the data have {classes}; leave the key out, or say by \
-             data.num_classes={} that there are classes without images",
-            g.classes,
-            g.classes
-        );
-        fixed(args, "classes", g.classes, classes, "the data have")?;
-        (g.vocab, g.channels, g.classes) = (t.vocab, t.latent_channels, classes);
-    }
-    if let Some(side) = tokenizer.side.filter(|side| *side != data.train.side()) {
-        eprintln!(
-            "note: the tokenizer was trained on images of {side} px, and here they are {} px \
-             (data.image_side)",
-            data.train.side()
-        );
-    }
-    // The resolved configuration says what is used.
-    config.tokenizer = tokenizer.tokenizer.config().clone();
-    config.validate()?;
-    // Before the folder is made: a run that cannot start leaves none behind.
-    fits_in_memory(&config, global)?;
-    check(&config, data, tokenizer)?;
-    let latents = latents::of_run(backend, &config, data, tokenizer)?;
-    let folder = RunFolder::create(&args.out, &config)?;
-    let origin = from.as_ref().map(TrainedGenerator::origin).transpose()?;
-    let start = from.map_or(Start::New, |from| Start::From(from.weights));
-    let latents = latents.as_ref();
-    let work = Work { backend, config: &config, data, tokenizer, latents, folder: &folder };
-    let kept = origin.map_or(Ok(()), |origin| folder.keep_origin(&origin));
-    let trained = kept.map_err(Into::into).and_then(|()| started(&work, start, task, global));
-    if let Err(error) = trained {
-        // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
-        folder.discard();
-        return Err(error);
-    }
-    output::result(format_args!("{}\n", folder.path().display()));
-    Ok(())
-}
-
-/// Trains a run that has its folder.
-fn started<B: Compute>(
-    work: &Work<'_, B>,
-    start: Start,
-    task: Task,
-    global: &GlobalArgs,
-) -> anyhow::Result<()> {
-    compare_computing(work.folder, &global.computed())?;
-    let interrupt = Interrupt::listen()?;
-    let trained = work.train(start, task.label(), &interrupt, global.quiet);
-    trained.map(drop).map_err(|error| with_command(error, task.command(), work.folder, global))
-}
-
-/// Goes on with the run in --out; `rest` applies the command's own flags, which --requeue may have.
-fn resume<B: Compute>(
-    backend: &B,
-    args: &RunArgs,
-    global: &GlobalArgs,
-    task: Task,
-    rest: impl FnOnce(&mut Config, &Config),
-) -> anyhow::Result<()> {
-    let (folder, had) = RunFolder::open_for_resume(&args.out)?;
-    let config = args.continued(&had, &FREE, rest)?;
-    let kept = folder.path().join(RUN_TOKENIZER);
-    if !kept.is_file() {
-        // The tokenizer is written before the first checkpoint.
-        let path = folder.path().display();
-        match folder.checkpoints(config.train.keep)?.latest()? {
-            None => anyhow::bail!("{path}: {NOTHING_TO_RESUME}"),
-            Some(_) => anyhow::bail!(
-                "{path} has no {RUN_TOKENIZER}, which a generator's run keeps: put its tokenizer's \
-                 model.safetensors there; a tokenizer's run goes on with `sar tokenizer train --resume`"
-            ),
-        }
-    }
-    let data = run_data(&config, Some(folder.path()))?;
-    let tokenizer = open_tokenizer(backend, &kept)?;
-    compare_classes(&folder, &data)?;
-    check(&config, &data, &tokenizer)?;
-    fits_in_memory(&config, global)?;
-    let latents = latents::of_run(backend, &config, &data, &tokenizer)?;
-    longer(&folder, "train.steps", config.train.steps, had.train.steps)?;
-    if config != had {
-        // Only once nothing stands in the way of the run.
-        folder.reconfigure(&config)?;
-    }
-    compare_computing(&folder, &global.computed())?;
-    let interrupt = Interrupt::listen()?;
-    let work = Work {
-        backend,
-        config: &config,
-        data: &data,
-        tokenizer: &tokenizer,
-        latents: latents.as_ref(),
-        folder: &folder,
-    };
-    work.train(Start::Resume, "resuming", &interrupt, global.quiet).map_err(|error| match error
-        .downcast_ref()
-    {
-        Some(TrainError::NotBegun) => {
-            error.context("its checkpoints are as they were; continue with --resume")
-        }
-        _ => with_command(error, task.command(), &folder, global),
-    })?;
-    output::result(format_args!("{}\n", folder.path().display()));
-    Ok(())
 }

@@ -10,6 +10,7 @@ use super::augment::Augment;
 use super::dataset::{Batch, Dataset};
 use sar_math::philox::{Purpose, Stream};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -67,6 +68,28 @@ impl Examples for Cuts {
     }
 }
 
+/// Which batches of the sequence a loader makes: of every `of` batches in a row those numbered `taken`. The ranks of a
+/// run so make what one process would, each a part of every step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turns {
+    /// Number of batches in a row.
+    pub of: usize,
+    /// Those of them that are made.
+    pub taken: Range<usize>,
+}
+
+impl Turns {
+    /// All batches.
+    pub const ALL: Self = Self { of: 1, taken: 0..1 };
+
+    /// Returns the number in the sequence of the batch that is made as number `made`.
+    fn number(&self, made: u64) -> u64 {
+        let (of, each) = (self.of as u64, self.taken.len() as u64);
+        let first = (made / each).wrapping_mul(of).wrapping_add(self.taken.start as u64);
+        first.wrapping_add(made % each)
+    }
+}
+
 /// How a [`Loader`] makes batches.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoaderConfig {
@@ -76,6 +99,8 @@ pub struct LoaderConfig {
     pub seed: u64,
     /// Number of threads; 0 picks up to 8, depending on the machine. Batches do not depend on it.
     pub workers: usize,
+    /// Which batches are made.
+    pub turns: Turns,
 }
 
 /// An endless sequence of training batches. Dropping it stops and joins its threads.
@@ -124,11 +149,11 @@ impl Loader {
         Self::start_at(examples, config, 0)
     }
 
-    /// Starts at batch `step`, to resume a run after that many steps.
+    /// Starts at batch `step` of those that it makes, to resume a run.
     ///
     /// # Errors
-    /// [`DataError::Config`] for an empty batch or data set, [`DataError::Worker`] if no thread
-    /// starts.
+    /// [`DataError::Config`] for an empty batch, turns or data set, [`DataError::Worker`] if no
+    /// thread starts.
     pub fn start_at(
         examples: impl Examples + 'static,
         mut config: LoaderConfig,
@@ -183,7 +208,7 @@ impl Loader {
                 _ => state = shared.ready.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
         };
-        let first_index = state.step.wrapping_mul(rows as u64);
+        let first_index = shared.config.turns.number(state.step).wrapping_mul(rows as u64);
         state.step = state.step.wrapping_add(1);
         drop(state);
         shared.room.notify_all();
@@ -222,6 +247,9 @@ fn check(examples: &impl Examples, config: &LoaderConfig) -> Result<(), DataErro
     if config.batch == 0 {
         return fail("batch", "expected at least 1 image, found 0");
     }
+    if config.turns.taken.is_empty() {
+        return fail("batch", "expected at least one batch in turn, found none");
+    }
     if examples.values() == 0 {
         return fail("image_side", "expected at least 1 pixel, found 0");
     }
@@ -249,7 +277,7 @@ pub(super) fn cut_draws(seed: u64, place: u64) -> Stream {
 /// A few rows of one batch, for one thread.
 struct Task {
     step: u64,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
 }
 
 impl Shared {
@@ -310,7 +338,8 @@ impl Shared {
     }
 
     fn example(&self, step: u64, row: usize) -> Result<(Vec<f32>, u32), DataError> {
-        let place = step.wrapping_mul(self.config.batch as u64).wrapping_add(row as u64);
+        let number = self.config.turns.number(step);
+        let place = number.wrapping_mul(self.config.batch as u64).wrapping_add(row as u64);
         let len = self.examples.len() as u64;
         let (epoch, order) = (place / len, self.order(place / len));
         let index = order[(place % len) as usize] as usize;

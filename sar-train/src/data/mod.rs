@@ -45,7 +45,7 @@ pub(crate) use folder::is_validation;
 pub use hole::Known;
 pub use image_file::ImageFile;
 pub use latents::{Latents, LatentsWriter, Origin, Precision, Sizes};
-pub use loader::{Cuts, Examples, Loader, LoaderConfig};
+pub use loader::{Cuts, Examples, Loader, LoaderConfig, Turns};
 pub(crate) use source::{Listing, Source, locate, some_of};
 pub(crate) use views::View;
 
@@ -82,20 +82,18 @@ impl Data {
     /// # Errors
     /// [`DataError::Config`] if `batch` is 0, [`DataError::Worker`] if no thread can be started.
     pub fn loader(&self, batch: usize, seed: u64, step: u64) -> Result<Loader, DataError> {
-        let cuts = Cuts { images: self.train.clone(), augment: self.augment.clone() };
-        self.loader_of(cuts, batch, seed, step)
+        let config = LoaderConfig { batch, seed, workers: self.workers, turns: Turns::ALL };
+        Loader::start_at(self.cuts(), config, step)
     }
 
-    /// Like [`Data::loader`], for examples that stand for the training images.
-    pub(crate) fn loader_of(
-        &self,
-        examples: impl Examples + 'static,
-        batch: usize,
-        seed: u64,
-        step: u64,
-    ) -> Result<Loader, DataError> {
-        let config = LoaderConfig { batch, seed, workers: self.workers };
-        Loader::start_at(examples, config, step)
+    /// Returns the training images as an epoch sees them.
+    pub(crate) fn cuts(&self) -> Cuts {
+        Cuts { images: self.train.clone(), augment: self.augment.clone() }
+    }
+
+    /// Returns the number of decoding threads that the configuration asks for.
+    pub(crate) fn workers(&self) -> usize {
+        self.workers
     }
 }
 

@@ -299,7 +299,7 @@ fn damage_that_appears_later_is_an_error_or_is_skipped_alike_for_all_threads() {
     let load = |skip: bool, workers: usize| {
         let config = DataConfig { skip_bad_images: skip, ..at(dir.path()) };
         let set = Dataset::new(dir.path().into(), items(dir.path()), &config);
-        let loader = LoaderConfig { batch: 4, seed: 3, workers };
+        let loader = LoaderConfig { batch: 4, seed: 3, workers, turns: Turns::ALL };
         let cuts = Cuts { images: set.clone(), augment: config.augment() };
         (Loader::new(cuts, loader).unwrap(), set)
     };

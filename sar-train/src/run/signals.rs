@@ -35,6 +35,21 @@ impl Interrupt {
     /// # Errors
     /// The handlers cannot be installed.
     pub fn listen() -> std::io::Result<Self> {
+        Self::listen_and_say(
+            "\nstopping after this step; a second Ctrl-C (or signal) stops at once\n",
+        )
+    }
+
+    /// Like [`Interrupt::listen`], for a process whose run another process stops and reports on: the first signal prints
+    /// nothing.
+    ///
+    /// # Errors
+    /// The handlers cannot be installed.
+    pub fn listen_unheard() -> std::io::Result<Self> {
+        Self::listen_and_say("")
+    }
+
+    fn listen_and_say(text: &'static str) -> std::io::Result<Self> {
         let interrupt = Self::default();
         let asked = Arc::clone(&interrupt.asked);
         let mut wished: Option<Instant> = None;
@@ -50,8 +65,7 @@ impl Interrupt {
                 std::process::exit(130);
             }
             wished = Some(Instant::now());
-            let text = "\nstopping after this step; a second Ctrl-C (or signal) stops at once";
-            let _ = writeln!(std::io::stderr(), "{text}");
+            let _ = write!(std::io::stderr(), "{text}");
         })?;
         Ok(interrupt)
     }

@@ -1,7 +1,6 @@
 //! Latents of training images, either encoded batch by batch or read from a file.
 
-use super::trainer::Batches;
-use super::{HeldOut, TrainError};
+use super::{Batches, HeldOut, TrainError};
 use crate::data::{Dataset, Latents, Loader, spread};
 use crate::model::tokenizer::{EncoderMemory, IMAGE_CHANNELS, Tokenizer};
 use crate::params::hosted;

@@ -3,6 +3,7 @@
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::ranks::RanksError;
 use crate::run::{Interrupted, NonFiniteError, RunError};
 use sar_math::backend::BackendError;
 use sar_math::rollout::PlanError;
@@ -52,6 +53,9 @@ pub enum TrainError {
         /// Why training stopped.
         source: Box<TrainError>,
     },
+    /// Another rank of the run has failed, or cannot be reached.
+    #[error(transparent)]
+    Ranks(#[from] RanksError),
     /// A buffer of another length than the model or the images have.
     #[error("training: {what}: expected {expected} values, found {found}")]
     Length {
@@ -81,9 +85,9 @@ impl TrainError {
         Self::Backend(Box::new(error))
     }
 
-    /// Whether the trainer is still as it was after its last step, as when images cannot be read or
-    /// a log or picture cannot be written.
+    /// Whether the trainer is still as it was after its last step, as when images cannot be read, a log or picture cannot
+    /// be written, or another rank has failed.
     pub(crate) fn leaves_the_model(&self) -> bool {
-        matches!(self, Self::Data(_) | Self::Run(_))
+        matches!(self, Self::Data(_) | Self::Run(_) | Self::Ranks(_))
     }
 }

@@ -1,7 +1,9 @@
 //! Teacher-forcing loss on images that training does not see.
 
 use super::TrainError;
-use super::trainer::{Trainer, expect_length};
+use super::Trainer;
+use super::replica::Replica;
+use super::trainer::expect_length;
 use crate::model::generator::parts;
 use crate::run::Interrupt;
 use sar_math::backend::{Backend, LatentDims};
@@ -65,6 +67,16 @@ impl<B: Backend> Trainer<'_, B> {
     /// # Errors
     /// As [`Trainer::held_out`].
     pub fn held_out_until(
+        &mut self,
+        images: &HeldOut<B::Host>,
+        interrupt: &Interrupt,
+    ) -> Result<Option<HeldOutReport>, TrainError> {
+        self.replica.held_out(images, interrupt)
+    }
+}
+
+impl<B: Backend> Replica<'_, B> {
+    fn held_out(
         &mut self,
         images: &HeldOut<B::Host>,
         interrupt: &Interrupt,

@@ -7,7 +7,9 @@ mod footprint;
 mod heldout;
 mod journal;
 mod memory;
+mod ranks;
 mod rehearsal;
+mod replica;
 mod session;
 mod settings;
 mod speed;
@@ -21,12 +23,14 @@ pub use footprint::MemoryPlan;
 pub use heldout::{HeldOut, HeldOutReport};
 pub(crate) use heldout::{RISEN, Risen};
 pub use memory::{Needs, StepMemory};
+pub use ranks::{OtherRanks, share};
 pub use rehearsal::{rehearse, rehearse_sampling, rehearse_tokenizer};
+pub use replica::{Batches, Replica, StepLosses};
 pub use session::{Outcome, PaintHook, Session};
 pub use settings::StepSettings;
 pub use speed::{Pace, sampling_pace, tokenizer_pace, training_pace};
 pub use step::{MicroBatch, StepInput};
-pub use trainer::{Batches, Export, StepReport, TrainState, Trainer};
+pub use trainer::{Export, StepReport, TrainState, Trainer};
 
 #[cfg(test)]
 mod tests;

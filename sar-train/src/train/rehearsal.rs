@@ -4,8 +4,7 @@
 use super::batches::ENCODE_BATCH;
 use super::coder::Coder;
 use super::tokenizer::TokenizerTrainer;
-use super::trainer::Batches;
-use super::{TrainError, Trainer};
+use super::{Batches, TrainError, Trainer};
 use crate::config::{Config, TokenizerTrainConfig};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::{EncoderMemory, IMAGE_CHANNELS, Tokenizer};

@@ -2,8 +2,7 @@
 
 use super::heldout::{RISEN, Risen};
 use super::journal::Journal;
-use super::trainer::{Batches, TrainState, Trainer};
-use super::{HeldOut, HeldOutReport, StepReport, TrainError};
+use super::{Batches, HeldOut, HeldOutReport, StepReport, TrainError, TrainState, Trainer};
 use crate::checkpoint::{Header, Kind, Snapshot};
 use crate::config::{Config, Mode};
 use crate::run::{Interrupt, Interrupted, RunFolder, class_names, rate};

@@ -2,8 +2,7 @@
 
 use super::coder::Coder;
 use super::tokenizer::TokenizerTrainer;
-use super::trainer::Batches;
-use super::{TrainError, Trainer};
+use super::{Batches, TrainError, Trainer};
 use crate::config::Config;
 use crate::model::generator::Generator;
 use crate::model::tokenizer::{EncoderMemory, IMAGE_CHANNELS, Tokenizer};

@@ -1,5 +1,6 @@
 //! What a step and its optimiser do with their settings, in f64, against formulas written out once more.
 
+mod ranks;
 mod rollout;
 mod settings;
 mod update;

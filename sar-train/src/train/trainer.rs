@@ -1,28 +1,18 @@
 //! Optimiser steps: gradients of the micro-batches, clipping, AdamW, running average.
 
 use super::TrainError;
-use super::memory::StepMemory;
-use super::settings::StepSettings;
-use super::step::{MicroBatch, StepInput};
-use crate::config::{Config, TrainConfig};
+use super::ranks::{OtherRanks, share};
+use super::replica::{Batches, Replica, StepLosses};
+use crate::config::Config;
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Quantizer;
 use crate::params::hosted;
+use crate::ranks::RanksError;
 use crate::run::NonFinite;
-use sar_math::backend::{AdamW, Backend, LatentDims, Slot};
+use sar_math::Real as _;
+use sar_math::backend::{AdamW, Backend, Slot};
 use sar_math::loss::ScaleReport;
-use sar_math::rollout::{Method, Plan};
-use sar_math::{Real, ScaleSchedule};
 use serde::{Deserialize, Serialize};
-
-/// A source of training images, as latents.
-pub trait Batches<B: Backend> {
-    /// Writes the latents of the next batch, `[b, k, h, w]`, to `latents`; returns its labels.
-    ///
-    /// # Errors
-    /// Images that cannot be read, or a failure of the backend.
-    fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError>;
-}
 
 /// State that a run needs, in addition to weights and moments, to continue bit for bit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -69,22 +59,16 @@ pub struct StepReport {
 
 /// A generator in training on one backend.
 pub struct Trainer<'a, B: Backend> {
-    pub(crate) backend: &'a B,
-    pub(crate) generator: Generator,
-    pub(crate) schedule: ScaleSchedule,
-    pub(crate) config: TrainConfig,
-    pub(crate) settings: StepSettings,
-    pub(crate) params: B::Params,
+    pub(crate) replica: Replica<'a, B>,
     pub(crate) first_moment: B::Accum,
     pub(crate) second_moment: B::Accum,
     pub(crate) ema: Option<B::Accum>,
-    pub(crate) quantizer: &'a Quantizer<B>,
-    pub(crate) latents: B::Activation,
-    pub(crate) latent_dims: LatentDims,
-    pub(crate) memory: StepMemory<B>,
     pub(crate) state: TrainState,
     decayed: Vec<Slot>,
     plain: Vec<Slot>,
+    others: Option<Box<dyn OtherRanks<B> + 'a>>,
+    /// Losses of the last step's micro-batches that other ranks took.
+    others_losses: Vec<StepLosses>,
 }
 
 impl<'a, B: Backend> Trainer<'a, B> {
@@ -101,22 +85,12 @@ impl<'a, B: Backend> Trainer<'a, B> {
         config: &Config,
         weights: &[f32],
         quantizer: &'a Quantizer<B>,
-        (height, width): (usize, usize),
+        latent_size: (usize, usize),
     ) -> Result<Self, TrainError> {
-        config.validate()?;
-        let (shape, len) = (generator.shape().clone(), generator.layout().len());
-        expect_length("weights", len, weights.len())?;
-        expect_length("codes of the tokenizer", shape.vocab, quantizer.vocab())?;
-        expect_length("channels of the tokenizer", shape.channels, quantizer.channels())?;
-        let settings = StepSettings::of(config);
-        let (schedule, batch) = (config.generator.schedule, config.train.batch);
-        Plan::new(settings.method, settings.target(), &schedule, settings.seed, 0)?;
+        let len = generator.layout().len();
+        let (decayed, plain) = (generator.layout().slots(true), generator.layout().slots(false));
+        let replica = Replica::new(backend, generator, config, weights, quantizer, latent_size)?;
         let build = || -> Result<Self, B::Error> {
-            let mut params = backend.params(len)?;
-            backend.upload_params(&hosted::<B>(weights), &mut params, 0)?;
-            let latent_dims = LatentDims { batch, channels: shape.channels, height, width };
-            let needs = settings.needs();
-            let memory = StepMemory::new(backend, &generator, quantizer, batch, &schedule, needs)?;
             let mut ema = None;
             if config.train.ema > 0.0 {
                 let mut average = backend.accum(len)?;
@@ -124,30 +98,37 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 ema = Some(average);
             }
             Ok(Self {
-                backend,
-                params,
+                replica,
                 first_moment: backend.accum(len)?,
                 second_moment: backend.accum(len)?,
                 ema,
-                quantizer,
-                latents: backend.activation(batch * shape.channels * height * width)?,
-                latent_dims,
-                memory,
                 state: TrainState {
                     step: 0,
                     updates: 0,
                     non_finite: NonFinite::new(config.train.non_finite_limit),
                     seed: config.train.seed,
                 },
-                decayed: generator.layout().slots(true),
-                plain: generator.layout().slots(false),
-                schedule,
-                config: config.train.clone(),
-                settings,
-                generator,
+                decayed,
+                plain,
+                others: None,
+                others_losses: Vec::new(),
             })
         };
         build().map_err(TrainError::backend)
+    }
+
+    /// Shares the micro-batches of every step from now on with other ranks. The batches given to [`Trainer::step`] are
+    /// then those of rank 0's [`share`] alone.
+    ///
+    /// # Errors
+    /// [`RanksError::TooMany`] if there are more ranks than micro-batches.
+    pub fn share_with(&mut self, others: Box<dyn OtherRanks<B> + 'a>) -> Result<(), TrainError> {
+        let (ranks, accumulate) = (others.ranks(), self.replica.config.accumulate);
+        if ranks > accumulate {
+            return Err(RanksError::TooMany { ranks, accumulate }.into());
+        }
+        self.others = Some(others);
+        Ok(())
     }
 
     /// Steps taken.
@@ -157,22 +138,22 @@ impl<'a, B: Backend> Trainer<'a, B> {
 
     /// The model.
     pub fn generator(&self) -> &Generator {
-        &self.generator
+        &self.replica.generator
     }
 
     /// The weights on the device.
     pub fn params(&self) -> &B::Params {
-        &self.params
+        &self.replica.params
     }
 
     /// Parameter gradients of the last step, on the device.
     pub fn gradients(&self) -> &B::Accum {
-        self.memory.gradients()
+        self.replica.memory.gradients()
     }
 
     /// What codes are, and what they stand for.
     pub fn quantizer(&self) -> &'a Quantizer<B> {
-        self.quantizer
+        self.replica.quantizer
     }
 
     /// What the run needs beside weights and moments.
@@ -191,14 +172,17 @@ impl<'a, B: Backend> Trainer<'a, B> {
         second_moment: &[f32],
         ema: Option<&[f32]>,
     ) -> Result<(), TrainError> {
-        let len = self.generator.layout().len();
+        let len = self.replica.generator.layout().len();
         expect_length("first moment", len, first_moment.len())?;
         expect_length("second moment", len, second_moment.len())?;
         if let Some(host) = ema {
             expect_length("running average", len, host.len())?;
         }
         let upload = |host: &[f32], to: &mut B::Accum| {
-            self.backend.upload_accum(&hosted::<B>(host), to, 0).map_err(TrainError::backend)
+            self.replica
+                .backend
+                .upload_accum(&hosted::<B>(host), to, 0)
+                .map_err(TrainError::backend)
         };
         upload(first_moment, &mut self.first_moment)?;
         upload(second_moment, &mut self.second_moment)?;
@@ -214,13 +198,18 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// One optimiser step; `true` where it was skipped because its gradient was not finite.
     ///
     /// # Errors
-    /// The images', the backend's; too many skipped steps in a row.
+    /// The images', the backend's, those of other ranks; too many skipped steps in a row.
     pub fn step(&mut self, batches: &mut dyn Batches<B>) -> Result<bool, TrainError> {
-        let TrainConfig { batch, accumulate, .. } = self.config;
-        for index in 0..accumulate {
-            let labels = batches.next(self.backend, &mut self.latents)?;
-            let (first_image, images_in_step) = (index * batch, batch * accumulate);
-            self.accumulate(&labels, MicroBatch { index, first_image, images_in_step })?;
+        let (backend, step) = (self.replica.backend, self.state.step);
+        let ranks = self.others.as_ref().map_or(1, |others| others.ranks());
+        if let Some(others) = &mut self.others {
+            others.begin(backend, step, &self.replica.params)?;
+        }
+        let share = share(self.replica.config.accumulate, 0, ranks);
+        self.replica.gradients(step, share, batches)?;
+        if let Some(others) = &mut self.others {
+            let gradients = &mut self.replica.memory.grads.params;
+            self.others_losses = others.add_gradients(backend, gradients)?;
         }
         let finite = self.update().map_err(TrainError::backend)?;
         self.state.step += 1;
@@ -228,52 +217,20 @@ impl<'a, B: Backend> Trainer<'a, B> {
         Ok(self.state.non_finite.note(self.state.step, finite)?)
     }
 
-    /// Adds the gradients of the images in `self.latents`.
-    fn accumulate(&mut self, labels: &[u32], micro_batch: MicroBatch) -> Result<(), TrainError> {
-        let (seed, step) = (self.settings.seed, self.state.step);
-        let schedule = match self.config.random_schedules {
-            true => self.schedule.random_at(seed, step),
-            false => self.schedule,
-        };
-        let target = self.settings.target();
-        let method = match self.settings.method {
-            // A drawn schedule may have fewer scales than ground truth is to feed: then it feeds all.
-            Method::Hybrid { teacher_scales } => {
-                Method::Hybrid { teacher_scales: teacher_scales.min(schedule.len()) }
-            }
-            other => other,
-        };
-        let plan = Plan::new(method, target, &schedule, seed, step)?;
-        let input = StepInput {
-            settings: &self.settings,
-            generator: &self.generator,
-            params: &self.params,
-            quantizer: self.quantizer,
-            latents: &self.latents,
-            latent_dims: LatentDims { batch: labels.len(), ..self.latent_dims },
-            labels,
-            plan: &plan,
-            step,
-            micro_batch,
-        };
-        self.memory.accumulate(self.backend, &input).map_err(TrainError::backend)?;
-        Ok(())
-    }
-
     /// Clipping, AdamW and the running average; whether the gradient was finite.
     fn update(&mut self) -> Result<bool, B::Error> {
-        let (b, len) = (self.backend, self.generator.layout().len());
-        let memory = &mut self.memory;
+        let (b, len) = (self.replica.backend, self.replica.generator.layout().len());
+        let memory = &mut self.replica.memory;
         b.grad_norm(len, &memory.grads.params, &mut memory.norm)?;
-        let anneal = self.config.anneal();
+        let anneal = self.replica.config.anneal();
         let hyper = AdamW {
             lr: anneal.learning_rate(self.state.step),
-            beta1: self.config.beta1,
-            beta2: self.config.beta2,
-            eps: self.config.eps,
+            beta1: self.replica.config.beta1,
+            beta2: self.replica.config.beta2,
+            eps: self.replica.config.eps,
             weight_decay: anneal.weight_decay(self.state.step),
             step: self.state.updates + 1,
-            clip: self.config.clip,
+            clip: self.replica.config.clip,
         };
         b.adamw(
             &hyper,
@@ -283,18 +240,23 @@ impl<'a, B: Backend> Trainer<'a, B> {
             &memory.norm,
             &mut self.first_moment,
             &mut self.second_moment,
-            &mut self.params,
+            &mut self.replica.params,
         )?;
         let norm = self.grad_norm()?;
         if let Some(average) = self.ema.as_mut().filter(|_| norm.is_finite()) {
-            b.ema(len, average_decay(self.config.ema, self.state.updates), &self.params, average)?;
+            b.ema(
+                len,
+                average_decay(self.replica.config.ema, self.state.updates),
+                &self.replica.params,
+                average,
+            )?;
         }
         Ok(norm.is_finite())
     }
 
     fn grad_norm(&self) -> Result<f64, B::Error> {
         let mut norm = [B::Host::default()];
-        self.backend.download_accum(&self.memory.norm, 0, &mut norm)?;
+        self.replica.backend.download_accum(&self.replica.memory.norm, 0, &mut norm)?;
         Ok(norm[0].wide())
     }
 
@@ -307,19 +269,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
     }
 
     fn read_report(&self) -> Result<Option<StepReport>, B::Error> {
-        let (backend, memory) = (self.backend, &self.memory);
-        let Some((teacher, student)) = memory.supervised.first() else { return Ok(None) };
-        let mut first = ScaleReport::default();
-        let mut second = student.map(|_| ScaleReport::default());
-        for (part, (teacher, student)) in memory.supervised.iter().enumerate() {
-            first.merge(&memory.teacher_loss.report(backend, teacher, part)?);
-            if let (Some(second), Some(student)) = (second.as_mut(), student) {
-                second.merge(&memory.student_loss.report(backend, student, part)?);
-            }
-        }
-        let scales = teacher.dims.schedule.len();
+        let Some((mut losses, schedule)) = self.replica.losses()? else { return Ok(None) };
+        self.others_losses.iter().for_each(|others| losses.merge(others));
+        let StepLosses { first, second } = losses;
+        let scales = schedule.len();
         let (loss_tf, loss_csf) = (first.mean_loss(), second.as_ref().map(ScaleReport::mean_loss));
-        let schedule = teacher.dims.schedule.to_string();
         let of_student = |values: fn(&ScaleReport) -> &[f64]| {
             let counted =
                 |second: &ScaleReport, i: usize| (second.tokens[i] > 0).then(|| values(second)[i]);
@@ -327,7 +281,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             second.as_ref().map_or_else(Vec::new, all)
         };
         Ok(Some(StepReport {
-            loss: loss_tf + self.settings.sigma() * loss_csf.unwrap_or(0.0),
+            loss: loss_tf + self.replica.settings.sigma() * loss_csf.unwrap_or(0.0),
             loss_tf,
             loss_csf,
             scale_loss: first.loss[..scales].to_vec(),
@@ -335,8 +289,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
             student_scale_loss: of_student(|second| &second.loss),
             student_scale_acc: of_student(|second| &second.accuracy),
             grad_norm: self.grad_norm()?,
-            lr: self.config.anneal().learning_rate(self.state.step.saturating_sub(1)),
-            schedule,
+            lr: self.replica.config.anneal().learning_rate(self.state.step.saturating_sub(1)),
+            schedule: schedule.to_string(),
         }))
     }
 
@@ -345,15 +299,15 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// # Errors
     /// A device fault.
     pub fn export(&self) -> Result<Export, TrainError> {
-        let len = self.generator.layout().len();
+        let len = self.replica.generator.layout().len();
         let accum = |from: &B::Accum| -> Result<Vec<f32>, B::Error> {
             let mut host = vec![B::Host::default(); len];
-            self.backend.download_accum(from, 0, &mut host)?;
+            self.replica.backend.download_accum(from, 0, &mut host)?;
             Ok(host.into_iter().map(|v| v.wide() as f32).collect())
         };
         let read = || -> Result<Export, B::Error> {
             let mut weights = vec![B::Host::default(); len];
-            self.backend.download_params(&self.params, 0, &mut weights)?;
+            self.replica.backend.download_params(&self.replica.params, 0, &mut weights)?;
             Ok(Export {
                 weights: weights.into_iter().map(|v| v.wide() as f32).collect(),
                 first_moment: accum(&self.first_moment)?,

@@ -7,6 +7,7 @@ mod errors;
 mod folders;
 mod kept;
 mod latents;
+mod ranks;
 mod results;
 mod runs;
 mod samples;

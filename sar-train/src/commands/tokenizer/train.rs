@@ -82,7 +82,7 @@ pub(super) fn run<B: Compute>(
         }
     }
     if let Err(error) = trained() {
-        let error = with_command(error, "tokenizer train", &folder, global);
+        let error = with_command(error, "tokenizer train", &folder, "", global);
         if fresh {
             // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
             folder.discard();

@@ -1,6 +1,7 @@
 //! Which images a loader's batches contain, and in which order.
 
 use super::*;
+use crate::train::share;
 use proptest::prelude::*;
 
 #[test]
@@ -67,7 +68,7 @@ impl Examples for Uneven {
 
 #[test]
 fn an_example_of_another_length_is_an_error_and_shifts_no_other() {
-    let config = LoaderConfig { batch: 1, seed: 3, workers: 2 };
+    let config = LoaderConfig { batch: 1, seed: 3, workers: 2, turns: Turns::ALL };
     let mut loader = Loader::new(Uneven, config).unwrap();
     let seen: Vec<_> = (0..4).map(|_| loader.next_batch()).collect();
     assert_eq!(seen.iter().filter(|batch| batch.is_err()).count(), 1);
@@ -98,7 +99,7 @@ fn a_loader_can_be_dropped_at_any_time() {
     }
     assert!(matches!(data.loader(0, 1, 0), Err(DataError::Config { key: "batch", .. })));
     let none = data.train.subset(&[]).unwrap();
-    let config = LoaderConfig { batch: 1, seed: 0, workers: 1 };
+    let config = LoaderConfig { batch: 1, seed: 0, workers: 1, turns: Turns::ALL };
     let none = Cuts { images: none, augment: data.augment.clone() };
     assert!(matches!(Loader::new(none, config), Err(DataError::Config { key: "path", .. })));
 }
@@ -121,7 +122,7 @@ proptest! {
             let item = |(file, label)| dataset::Item { file, label, picture: None };
             Dataset::new(listing.root, listing.train.into_iter().map(item).collect(), &config)
         };
-        let one = LoaderConfig { batch, seed, workers: 1 };
+        let one = LoaderConfig { batch, seed, workers: 1, turns: Turns::ALL };
         let cuts = || Cuts { images: set.clone(), augment: augment.clone() };
         let mut alone = Loader::start_at(cuts(), one.clone(), 0).unwrap();
         let all: Vec<Batch> = (0..resume + 3).map(|_| alone.next_batch().unwrap()).collect();
@@ -134,6 +135,31 @@ proptest! {
         let mut single = Loader::new(cuts(), LoaderConfig { batch: 1, ..one }).unwrap();
         for image in all[0].values_b.chunks(3 * 64) {
             prop_assert_eq!(&single.next_batch().unwrap().values_b[..], image);
+        }
+    }
+
+    /// Ranks that take turns make the batches of one loader, from wherever they go on.
+    #[test]
+    fn loaders_in_turn_make_the_batches_of_one(
+        of in 1usize..6, ranks in 1usize..5, resume in 0u64..4, seed: u64,
+    ) {
+        prop_assume!(ranks <= of);
+        let dir = two_classes(3);
+        let data = open(&at(dir.path())).unwrap();
+        let all = LoaderConfig { batch: 2, seed, workers: 1, turns: Turns::ALL };
+        let mut one = Loader::start_at(data.cuts(), all.clone(), resume * of as u64).unwrap();
+        let shares: Vec<_> = (0..ranks).map(|rank| share(of, rank, ranks)).collect();
+        let mut loaders: Vec<Loader> = shares.iter().map(|taken| {
+            let first = resume * taken.len() as u64;
+            let turns = Turns { of, taken: taken.clone() };
+            Loader::start_at(data.cuts(), LoaderConfig { turns, ..all.clone() }, first).unwrap()
+        }).collect();
+        for _step in 0..2 {
+            for (loader, share) in loaders.iter_mut().zip(&shares) {
+                for _ in share.clone() {
+                    prop_assert_eq!(loader.next_batch().unwrap(), one.next_batch().unwrap());
+                }
+            }
         }
     }
 }

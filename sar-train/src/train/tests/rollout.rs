@@ -47,14 +47,14 @@ fn the_release_rollout_decodes_guided_logits_of_the_labels_trained_on() {
         still.train.lr = Some(1e-30);
         let mut trainer = world.trainer(&still);
         trainer.step(&mut world.images(4)).unwrap();
-        trainer.memory.labels[..4].to_vec()
+        trainer.replica.memory.labels[..4].to_vec()
     };
     let dropped = labels.iter().filter(|&&l| l == CLASSES as u32).count();
     assert!((1..4).contains(&dropped), "the seed drops {dropped} of four labels");
     let logits = guided(&world, &trainer, &labels, 8.0);
     let plain = guided(&world, &trainer, &labels, 0.0);
     trainer.step(&mut world.images(4)).unwrap();
-    let own = trainer.memory.own.as_slice();
+    let own = trainer.replica.memory.own.as_slice();
     let best =
         |logits: &[f64]| -> Vec<u32> { logits.chunks(VOCAB).map(|row| ranked(row)[0]).collect() };
     assert_eq!(own[..4 * TOKENS], best(&logits));
@@ -69,7 +69,7 @@ fn the_filter_of_the_rollout_is_the_configurations() {
     let mut trainer = world.trainer(&config);
     let logits = guided(&world, &trainer, &world.labels, 0.0);
     trainer.step(&mut world.images(4)).unwrap();
-    let own = trainer.memory.own.as_slice();
+    let own = trainer.replica.memory.own.as_slice();
     let rank = |(row, code): (&[f64], &u32)| ranked(row).iter().position(|c| c == code).unwrap();
     let ranks: Vec<usize> = logits.chunks(VOCAB).zip(own).map(rank).collect();
     assert!(ranks.iter().all(|&rank| rank < 3), "{ranks:?}");
@@ -92,12 +92,12 @@ fn student_forcing_decodes_what_its_pass_repeats() {
         params
     };
     trainer.step(&mut world.images(4)).unwrap();
-    let labels = trainer.memory.labels[..4].to_vec();
+    let labels = trainer.replica.memory.labels[..4].to_vec();
     let dropped = labels.iter().filter(|&&l| l == CLASSES as u32).count();
     assert!((1..4).contains(&dropped), "the seed drops {dropped} of four labels");
     // The last scale is no input, and so not decoded.
     let read = schedule.range(2).start;
-    let own = &trainer.memory.own;
+    let own = &trainer.replica.memory.own;
     let logits = world.logits(&params, &schedule, own, &labels, 4);
     for (image, row) in logits.chunks(TOKENS * VOCAB).enumerate() {
         for token in 0..read {

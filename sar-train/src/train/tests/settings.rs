@@ -43,7 +43,7 @@ fn drop_path_rises_over_depth_and_keeps_the_mean() {
     for _ in 0..100 {
         trainer.step(&mut world.images(4)).unwrap();
         // Of the first sum of attention, the first of the FFN, and those of the second block.
-        for (branch, keep) in trainer.memory.given.keep.as_slice().chunks(4).enumerate() {
+        for (branch, keep) in trainer.replica.memory.given.keep.as_slice().chunks(4).enumerate() {
             let kept = if branch < 2 { 1.0 } else { 1.0 / 0.6 };
             for &keep in keep {
                 assert!(keep == 0.0 || (keep - kept).abs() < REORDERED, "{keep}");
@@ -77,7 +77,7 @@ fn schedules_are_drawn_for_each_step() {
             let report = trainer.report().unwrap().unwrap();
             let expected = own.random_at(9, step);
             assert_eq!(report.schedule, expected.to_string(), "{mode}");
-            let of_passes = trainer.memory.supervised.iter().map(|(s, _)| s.dims.schedule);
+            let of_passes = trainer.replica.memory.supervised.iter().map(|(s, _)| s.dims.schedule);
             assert_eq!(of_passes.collect::<Vec<_>>(), [expected; 2], "{mode}");
             assert_eq!(report.scale_loss.len(), expected.len());
             seen.insert(report.schedule);

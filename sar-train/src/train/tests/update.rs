@@ -120,8 +120,8 @@ fn gradients_begin_anew_with_every_step() {
         (config.train.batch, config.train.accumulate) = (4 / accumulate, accumulate);
         let gradient = |held: f64| {
             let mut trainer = world.trainer(&config);
-            let len = trainer.generator.layout().len();
-            let grads = &mut trainer.memory.grads.params;
+            let len = trainer.generator().layout().len();
+            let grads = &mut trainer.replica.memory.grads.params;
             world.backend.upload_accum(&vec![held; len], grads, 0).unwrap();
             assert!(!trainer.step(&mut world.images(4 / accumulate)).unwrap());
             trainer.gradients().as_slice().to_vec()

@@ -1,0 +1,202 @@
+//! How a generator's run begins, or goes on, once its configuration is settled.
+
+use super::classes::compare_with_generator;
+use super::generator_run::{Start, Work, check};
+use super::inputs::Inputs;
+use super::models::open_tokenizer;
+use super::resuming::{
+    NOTHING_TO_RESUME, compare_classes, compare_computing, longer, run_data, with_command,
+};
+use super::room::fits_in_memory;
+use super::starting::fixed;
+use super::{latents, output, ranks};
+use crate::backend::Compute;
+use crate::cli::{GlobalArgs, RanksArgs, RunArgs};
+use crate::config::Config;
+use crate::data::Data;
+use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
+use crate::train::TrainError;
+use crate::trained::{TrainedGenerator, TrainedTokenizer};
+
+/// What a command asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Task {
+    Train,
+    Refine,
+}
+
+impl Task {
+    /// The command's name.
+    fn command(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Refine => "refine",
+        }
+    }
+
+    /// Label of its progress bar.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Train => "training",
+            Self::Refine => "refining",
+        }
+    }
+}
+
+/// A command that trains a generator, as typed.
+pub(super) struct Order<'a> {
+    pub(super) task: Task,
+    pub(super) run: &'a RunArgs,
+    pub(super) ranks: &'a RanksArgs,
+    pub(super) global: &'a GlobalArgs,
+}
+
+impl Order<'_> {
+    /// Begins a run of `config`, in a new folder, with new weights or those of `from`.
+    pub(super) fn begin<B: Compute>(
+        &self,
+        backend: &B,
+        mut config: Config,
+        (tokenizer, data): (&TrainedTokenizer<B>, &Data),
+        from: Option<TrainedGenerator>,
+    ) -> anyhow::Result<()> {
+        match &from {
+            Some(from) => compare_with_generator(from, data),
+            None => self.size_by(&mut config, tokenizer, data)?,
+        }
+        if let Some(side) = tokenizer.side.filter(|side| *side != data.train.side()) {
+            eprintln!(
+                "note: the tokenizer was trained on images of {side} px, and here they are {} px \
+                 (data.image_side)",
+                data.train.side()
+            );
+        }
+        // The resolved configuration says what is used.
+        config.tokenizer = tokenizer.tokenizer.config().clone();
+        config.validate()?;
+        // Before the folder is made: a run that cannot start leaves none behind.
+        fits_in_memory(&config, self.ranks.here(), self.global)?;
+        check(&config, data, tokenizer)?;
+        let latents = latents::of_run(backend, &config, data, tokenizer)?;
+        let meeting = ranks::meeting(self.ranks, &config.train, self.global)?;
+        let folder = RunFolder::create(&self.run.out, &config)?;
+        let origin = from.as_ref().map(TrainedGenerator::origin).transpose()?;
+        let start = from.map_or(Start::New, |from| Start::From(from.weights));
+        let latents = latents.as_ref();
+        let inputs = Inputs { backend, config: &config, data, tokenizer, latents };
+        let work = Work { inputs, folder: &folder, meeting };
+        let kept = origin.map_or(Ok(()), |origin| folder.keep_origin(&origin));
+        let trained = kept.map_err(Into::into).and_then(|()| self.started(work, start));
+        if let Err(error) = trained {
+            // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
+            folder.discard();
+            return Err(error);
+        }
+        output::result(format_args!("{}\n", folder.path().display()));
+        Ok(())
+    }
+
+    /// Gives a new generator the sizes that tokenizer and data ask for.
+    fn size_by<B: Compute>(
+        &self,
+        config: &mut Config,
+        tokenizer: &TrainedTokenizer<B>,
+        data: &Data,
+    ) -> anyhow::Result<()> {
+        let (args, classes) = (self.run, data.classes.len());
+        let (t, g) = (tokenizer.tokenizer.config(), &mut config.generator);
+        fixed(args, "vocab", g.vocab, t.vocab, "the tokenizer has")?;
+        fixed(args, "channels", g.channels, t.latent_channels, "the tokenizer has")?;
+        anyhow::ensure!(
+            g.classes <= classes || !args.names("generator", "classes"),
+            "generator.classes is {}, but the data have {classes}; leave the key out, or say by \
+             data.num_classes={} that there are classes without images",
+            g.classes,
+            g.classes
+        );
+        fixed(args, "classes", g.classes, classes, "the data have")?;
+        (g.vocab, g.channels, g.classes) = (t.vocab, t.latent_channels, classes);
+        Ok(())
+    }
+
+    /// Trains a run that has its folder.
+    fn started<B: Compute>(&self, work: Work<'_, B>, start: Start) -> anyhow::Result<()> {
+        let folder = work.folder;
+        compare_computing(folder, &self.computed())?;
+        let interrupt = Interrupt::listen()?;
+        let trained = work.train(start, self.task.label(), &interrupt, self.global.quiet);
+        trained.map(drop).map_err(|error| self.with_command(error, folder))
+    }
+
+    /// Goes on with the run in --out. `free` are the keys that may change; `rest` applies the command's own flags, which
+    /// --requeue may have.
+    pub(super) fn go_on<B: Compute>(
+        &self,
+        backend: &B,
+        free: &[&str],
+        rest: impl FnOnce(&mut Config, &Config),
+    ) -> anyhow::Result<()> {
+        let (folder, had) = RunFolder::open_for_resume(&self.run.out)?;
+        let config = self.run.continued(&had, free, rest)?;
+        let tokenizer = kept_tokenizer(backend, &folder, &config)?;
+        let data = run_data(&config, Some(folder.path()))?;
+        compare_classes(&folder, &data)?;
+        check(&config, &data, &tokenizer)?;
+        fits_in_memory(&config, self.ranks.here(), self.global)?;
+        let latents = latents::of_run(backend, &config, &data, &tokenizer)?;
+        longer(&folder, "train.steps", config.train.steps, had.train.steps)?;
+        let meeting = ranks::meeting(self.ranks, &config.train, self.global)?;
+        if config != had {
+            // Only once nothing stands in the way of the run.
+            folder.reconfigure(&config)?;
+        }
+        compare_computing(&folder, &self.computed())?;
+        let interrupt = Interrupt::listen()?;
+        let (data, latents) = (&data, latents.as_ref());
+        let inputs = Inputs { backend, config: &config, data, tokenizer: &tokenizer, latents };
+        let work = Work { inputs, folder: &folder, meeting };
+        let trained = work.train(Start::Resume, "resuming", &interrupt, self.global.quiet);
+        trained.map_err(|error| match error.downcast_ref() {
+            Some(TrainError::NotBegun) => {
+                error.context("its checkpoints are as they were; continue with --resume")
+            }
+            _ => self.with_command(error, &folder),
+        })?;
+        output::result(format_args!("{}\n", folder.path().display()));
+        Ok(())
+    }
+
+    /// Returns what computes the run: a run goes on bit for bit with the same.
+    fn computed(&self) -> String {
+        match self.ranks.ranks {
+            1 => self.global.computed(),
+            ranks => format!("{}, {ranks} ranks", self.global.computed()),
+        }
+    }
+
+    /// Adds the command that goes on with the run to an error, if the user stopped it.
+    fn with_command(&self, error: anyhow::Error, folder: &RunFolder) -> anyhow::Error {
+        with_command(error, self.task.command(), folder, &self.ranks.typed(), self.global)
+    }
+}
+
+/// Opens the tokenizer that a generator's run keeps.
+fn kept_tokenizer<B: Compute>(
+    backend: &B,
+    folder: &RunFolder,
+    config: &Config,
+) -> anyhow::Result<TrainedTokenizer<B>> {
+    let kept = folder.path().join(RUN_TOKENIZER);
+    if kept.is_file() {
+        return Ok(open_tokenizer(backend, &kept)?);
+    }
+    // The tokenizer is written before the first checkpoint.
+    let path = folder.path().display();
+    match folder.checkpoints(config.train.keep)?.latest()? {
+        None => anyhow::bail!("{path}: {NOTHING_TO_RESUME}"),
+        Some(_) => anyhow::bail!(
+            "{path} has no {RUN_TOKENIZER}, which a generator's run keeps: put its tokenizer's \
+             model.safetensors there; a tokenizer's run goes on with `sar tokenizer train --resume`"
+        ),
+    }
+}

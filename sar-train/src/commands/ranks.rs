@@ -1,0 +1,179 @@
+//! Runs of several ranks: how rank 0 starts the others or waits for them, and `sar join`.
+
+use super::inputs::Inputs;
+use super::latents;
+use crate::backend::Compute;
+use crate::cli::{BackendName, GlobalArgs, JoinArgs, RanksArgs};
+use crate::config::{Config, TrainConfig};
+use crate::data;
+use crate::model::generator::{Generator, GeneratorShape};
+use crate::model::tokenizer::Tokenizer;
+use crate::ranks::{Meeting, Member, RanksError, SECRET};
+use crate::run::Interrupt;
+use crate::train::{Replica, TrainError};
+use crate::trained::TrainedTokenizer;
+use anyhow::Context as _;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a rank tries to reach rank 0, which may have to wait for its own start.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Time between two tries.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// Opens the meeting of a run's ranks, if it has several, and starts the others unless they come from elsewhere.
+///
+/// # Errors
+/// There are more ranks than micro-batches; an address that cannot be listened on; a process that cannot be started.
+pub(crate) fn meeting(
+    args: &RanksArgs,
+    train: &TrainConfig,
+    global: &GlobalArgs,
+) -> anyhow::Result<Option<Meeting>> {
+    let ranks = args.ranks;
+    if ranks < 2 {
+        return Ok(None);
+    }
+    if ranks > train.accumulate {
+        let error = RanksError::TooMany { ranks, accumulate: train.accumulate };
+        return Err(anyhow::Error::from(error).context(enough(train, ranks)));
+    }
+    let computing = global.computed();
+    if let Some(address) = &args.listen {
+        let secret = std::env::var(SECRET).ok();
+        let meeting = Meeting::open(address, ranks, &computing, secret)?;
+        if !global.quiet {
+            eprintln!(
+                "waiting for ranks 1 to {} at {address}: each is `sar join HOST:{}{}`",
+                ranks - 1,
+                meeting.address().port(),
+                crate::cli::computing(global)
+            );
+        }
+        return Ok(Some(meeting));
+    }
+    // Keeps other users of the machine out.
+    let secret = format!("{:016x}", RandomState::new().build_hasher().finish());
+    let mut meeting = Meeting::open("127.0.0.1:0", ranks, &computing, Some(secret.clone()))?;
+    for rank in 1..ranks {
+        let process = started(&meeting.address().to_string(), &secret, rank, ranks, global);
+        meeting.watch(process.map_err(|source| RanksError::Start { source })?);
+    }
+    Ok(Some(meeting))
+}
+
+/// Says how a step has enough micro-batches: the same step, if its images can be split evenly.
+fn enough(train: &TrainConfig, ranks: usize) -> String {
+    let images = train.batch * train.accumulate;
+    match images.is_multiple_of(ranks) {
+        true => format!(
+            "more ranks than micro-batches; --set train.batch={} --set train.accumulate={ranks} makes steps of the \
+             same {images} images",
+            images / ranks
+        ),
+        false => format!(
+            "more ranks than micro-batches; --set train.accumulate={ranks} makes steps of {} images",
+            train.batch * ranks
+        ),
+    }
+}
+
+/// Starts the process of a rank on this machine, on a GPU of its own if it is to compute on one.
+fn started(
+    address: &str,
+    secret: &str,
+    rank: usize,
+    ranks: usize,
+    global: &GlobalArgs,
+) -> std::io::Result<Child> {
+    let device = match global.backend {
+        BackendName::Cpu => global.device,
+        BackendName::Cuda => global.device + rank,
+    };
+    Command::new(std::env::current_exe()?)
+        .args(["join", address, "--quiet"])
+        .args(["--backend", &global.backend.to_string(), "--dtype", &global.dtype().to_string()])
+        .args(["--device", &device.to_string()])
+        .args(["--threads", &global.threads_of_each(ranks).to_string()])
+        .env(SECRET, secret)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+}
+
+/// `sar join`: a rank of a run that another process leads.
+///
+/// # Errors
+/// Rank 0 cannot be reached or does not take this process in; other images than rank 0's; see [`TrainError`].
+pub fn run<B: Compute>(backend: &B, args: &JoinArgs, global: &GlobalArgs) -> anyhow::Result<()> {
+    let interrupt = Interrupt::listen_unheard()?;
+    let mut member = joined(&args.address, global, &interrupt)?;
+    if !global.quiet {
+        let job = member.job();
+        eprintln!("rank {} of {} at {}", job.rank, job.ranks, args.address);
+    }
+    let worked = work(backend, &mut member, &interrupt);
+    if let Err(error) = &worked {
+        let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+        member.give_up(&causes.join(": "));
+    }
+    worked
+}
+
+/// Reaches rank 0, which may not have come so far yet.
+fn joined(address: &str, global: &GlobalArgs, interrupt: &Interrupt) -> anyhow::Result<Member> {
+    let (start, secret) = (Instant::now(), std::env::var(SECRET).ok());
+    let mut told = global.quiet;
+    loop {
+        match Member::join(address, &global.computed(), secret.clone()) {
+            Err(RanksError::NobodyThere { .. }) if start.elapsed() < PATIENCE => {
+                if interrupt.is_asked() {
+                    return Err(TrainError::NotBegun.into());
+                }
+                if !told {
+                    eprintln!(
+                        "nobody answers at {address} yet; trying for {} s",
+                        PATIENCE.as_secs()
+                    );
+                    told = true;
+                }
+                std::thread::sleep(AGAIN);
+            }
+            joined => return Ok(joined?),
+        }
+    }
+}
+
+/// Takes up what rank 0 sends, opens the images, and serves until the run ends.
+fn work<B: Compute>(backend: &B, member: &mut Member, interrupt: &Interrupt) -> anyhow::Result<()> {
+    let job = member.job().clone();
+    let config = Config::default().with_text(&job.config, Path::new("rank 0's configuration"))?;
+    let tokenizer = Tokenizer::new(&config.tokenizer)?;
+    let weights = member.tokenizer(tokenizer.layout().len())?;
+    let tokenizer = TrainedTokenizer::new(backend, tokenizer, weights, 0)?;
+    let data = data::open(&config.data).context(
+        "every rank reads the images itself, from where rank 0's configuration says that they are",
+    )?;
+    anyhow::ensure!(
+        data.fingerprint() == job.images,
+        "the images here are not those of rank 0, by their names and order"
+    );
+    let latents = latents::of_run(backend, &config, &data, &tokenizer)?;
+    let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
+    let inputs = Inputs {
+        backend,
+        config: &config,
+        data: &data,
+        tokenizer: &tokenizer,
+        latents: latents.as_ref(),
+    };
+    // The weights come with every step.
+    let zeros = vec![0.0; generator.layout().len()];
+    let (quantizer, size) = (&tokenizer.quantizer, inputs.latent_size());
+    let mut replica = Replica::new(backend, generator, &config, &zeros, quantizer, size)?;
+    drop(zeros);
+    let mut batches = inputs.batches(job.step, job.share(config.train.accumulate))?;
+    Ok(member.serve(&mut replica, &mut *batches, interrupt)?)
+}

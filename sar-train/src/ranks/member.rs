@@ -1,0 +1,123 @@
+//! The other ranks' side of a run.
+
+use super::RanksError;
+use super::message::{FromLeader, FromMember, Hello};
+use super::wire::Wire;
+use crate::run::Interrupt;
+use crate::train::{Batches, Replica, TrainError, share};
+use sar_math::backend::Backend;
+use serde::{Deserialize, Serialize};
+use std::net::TcpStream;
+use std::ops::Range;
+
+/// What a rank does in a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its number.
+    pub rank: usize,
+    /// Number of ranks, including rank 0.
+    pub ranks: usize,
+    /// The step that the run begins or goes on with.
+    pub step: u64,
+    /// The run's configuration, in TOML.
+    pub config: String,
+    /// The fingerprint of its images ([`crate::data::Data::fingerprint`]).
+    pub images: String,
+}
+
+impl Job {
+    /// Returns the micro-batches that the rank takes of a step of `accumulate`.
+    pub fn share(&self, accumulate: usize) -> Range<usize> {
+        share(accumulate, self.rank, self.ranks)
+    }
+}
+
+/// A process that takes part in a run as one of its ranks other than 0.
+pub struct Member {
+    wire: Wire,
+    job: Job,
+}
+
+impl Member {
+    /// Joins the meeting at `address`. `computing` names backend and number type.
+    ///
+    /// # Errors
+    /// [`RanksError::NobodyThere`] where there is no meeting (yet), [`RanksError::Refused`] if rank 0 does not take
+    /// this process in.
+    pub fn join(
+        address: &str,
+        computing: &str,
+        secret: Option<String>,
+    ) -> Result<Self, RanksError> {
+        let stream = TcpStream::connect(address)
+            .map_err(|source| RanksError::NobodyThere { address: address.to_owned(), source })?;
+        let mut wire = Wire::new(stream, format!("rank 0 ({address})"))?;
+        wire.send(&FromMember::Hello(Hello::new(computing, secret)))?;
+        match wire.receive()? {
+            FromLeader::Job(job) => Ok(Self { wire, job: *job }),
+            FromLeader::Refused(reason) => {
+                Err(RanksError::Refused { address: address.to_owned(), reason })
+            }
+            other => Err(wire.unexpected("a job", other.name())),
+        }
+    }
+
+    /// Returns what it does in the run.
+    pub fn job(&self) -> &Job {
+        &self.job
+    }
+
+    /// Receives the tokenizer's weights, of which there are `len`. To be called once, after joining.
+    ///
+    /// # Errors
+    /// The connection is lost.
+    pub fn tokenizer(&mut self, len: usize) -> Result<Vec<f32>, RanksError> {
+        let mut weights = vec![0.0; len];
+        self.wire.receive_values(&mut weights, |to, value| *to = value)?;
+        Ok(weights)
+    }
+
+    /// Says that it is ready, and takes its share of every step until the run ends.
+    ///
+    /// # Errors
+    /// The images', the backend's; the connection to rank 0 is lost.
+    pub fn serve<B: Backend<Host = f32>>(
+        &mut self,
+        replica: &mut Replica<'_, B>,
+        batches: &mut dyn Batches<B>,
+        interrupt: &Interrupt,
+    ) -> Result<(), TrainError> {
+        let backend = replica.backend;
+        let accumulate = replica.config.accumulate;
+        let share = self.job.share(accumulate);
+        let ranks = self.job.ranks;
+        let too_many = || RanksError::TooMany { ranks, accumulate };
+        if share.is_empty() {
+            return Err(too_many().into());
+        }
+        let mut values = vec![0.0; replica.generator.layout().len()];
+        self.wire.send(&FromMember::Ready)?;
+        loop {
+            let step = match self.wire.receive()? {
+                FromLeader::Step(step) => step,
+                FromLeader::Done => return Ok(()),
+                other => return Err(self.wire.unexpected("a step", other.name()).into()),
+            };
+            self.wire.receive_values(&mut values, |to, value| *to = value)?;
+            backend.upload_params(&values, &mut replica.params, 0).map_err(TrainError::backend)?;
+            replica.gradients(step, share.clone(), batches)?;
+            let losses = replica.losses().map_err(TrainError::backend)?;
+            let (losses, _) = losses.ok_or_else(too_many)?;
+            let gradients = &replica.memory.grads.params;
+            backend.download_accum(gradients, 0, &mut values).map_err(TrainError::backend)?;
+            let (losses, stop) = (Box::new((&losses).into()), interrupt.is_asked());
+            self.wire.send(&FromMember::Gradients { losses, stop })?;
+            self.wire.send_values(&values)?;
+        }
+    }
+
+    /// Tells rank 0 that this process can go no further, if it still listens.
+    pub fn give_up(&mut self, reason: &str) {
+        let _ = self.wire.send(&FromMember::Failed(reason.to_owned()));
+    }
+}

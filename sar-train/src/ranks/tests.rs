@@ -1,0 +1,129 @@
+//! What ranks say to each other before a run, and who is not taken in.
+
+use super::message::{FromLeader, FromMember, Hello};
+use super::wire::Wire;
+use super::{Job, Leader, Meeting, Member, RanksError};
+use crate::run::Interrupt;
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+const CPU: &str = "cpu f32";
+/// As sent between processes that have nothing in common with rank 0 but the address.
+const STRANGE: [&[u8]; 3] = [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x02\x00\x00\x00{}"];
+
+fn job() -> Job {
+    let (config, images) = ("[train]\nbatch = 2\n".to_owned(), "abc".to_owned());
+    Job { rank: 0, ranks: 2, step: 7, config, images }
+}
+
+/// A meeting of two, and rank 0 waiting there with a tokenizer of these weights.
+fn waiting(
+    secret: Option<&str>,
+    tokenizer: &[f32],
+    interrupt: &Interrupt,
+) -> (String, JoinHandle<Result<Option<Leader>, RanksError>>) {
+    let meeting = Meeting::open("127.0.0.1:0", 2, CPU, secret.map(str::to_owned)).unwrap();
+    let (address, tokenizer) = (meeting.address().to_string(), tokenizer.to_vec());
+    let interrupt = interrupt.clone();
+    let rank_0 = std::thread::spawn(move || meeting.gather(&job(), &tokenizer, 3, &interrupt));
+    (address, rank_0)
+}
+
+fn wire(address: &str) -> Wire {
+    Wire::new(TcpStream::connect(address).unwrap(), "rank 0".to_owned()).unwrap()
+}
+
+/// Joins and says that it is ready.
+fn ready(address: &str) -> Wire {
+    let mut wire = wire(address);
+    wire.send(&FromMember::Hello(Hello::new(CPU, None))).unwrap();
+    assert!(matches!(wire.receive().unwrap(), FromLeader::Job(_)));
+    wire.send(&FromMember::Ready).unwrap();
+    wire
+}
+
+#[test]
+fn a_member_gets_its_job_and_the_tokenizer_bit_for_bit() {
+    // More than a piece, and values that text would not keep.
+    let weights: Vec<f32> = (0..300_001u32).map(|i| f32::from_bits(0x3f80_0000 + i)).collect();
+    let (address, rank_0) = waiting(None, &weights, &Interrupt::none());
+    let mut member = Member::join(&address, CPU, None).unwrap();
+    assert_eq!(*member.job(), Job { rank: 1, ..job() });
+    assert_eq!(member.job().share(5), 2..5);
+    assert_eq!(member.tokenizer(weights.len()).unwrap(), weights);
+    member.give_up("no images here");
+    match rank_0.join().unwrap() {
+        Err(RanksError::Failed { peer, reason }) => {
+            assert!(peer.starts_with("rank 1 (127.0.0.1:"), "{peer}");
+            assert_eq!(reason, "no images here");
+        }
+        other => panic!("{:?}", other.err()),
+    }
+}
+
+#[test]
+fn strangers_and_others_are_not_taken_in() {
+    let (address, rank_0) = waiting(Some("key"), &[], &Interrupt::none());
+    for sent in STRANGE {
+        TcpStream::connect(&address).unwrap().write_all(sent).unwrap();
+    }
+    let refused = |hello: &Hello| {
+        let mut wire = wire(&address);
+        wire.send(&FromMember::Hello(hello.clone())).unwrap();
+        match wire.receive().unwrap() {
+            FromLeader::Refused(reason) => reason,
+            other => panic!("{}", other.name()),
+        }
+    };
+    let hello = Hello::new(CPU, Some("key".to_owned()));
+    let without = refused(&Hello { secret: None, program: "x".to_owned(), ..hello.clone() });
+    assert!(without.contains("SAR_RANKS_SECRET"), "{without}");
+    assert!(!without.contains("sar-train"), "{without}");
+    assert!(refused(&Hello { program: "x".to_owned(), ..hello.clone() }).contains("this is x"));
+    let other = Member::join(&address, "cuda bf16", Some("key".to_owned())).err().unwrap();
+    assert!(other.to_string().contains("cpu f32, and this process on cuda bf16"), "{other}");
+    // The one that it waits for is none of those.
+    let mut member = Member::join(&address, CPU, Some("key".to_owned())).unwrap();
+    member.give_up("enough");
+    assert!(matches!(rank_0.join().unwrap(), Err(RanksError::Failed { .. })));
+}
+
+#[test]
+fn a_member_that_vanishes_is_missed() {
+    let (address, rank_0) = waiting(None, &[], &Interrupt::none());
+    drop(Member::join(&address, CPU, None).unwrap());
+    let missed = rank_0.join().unwrap().err().unwrap();
+    assert!(matches!(missed, RanksError::Lost { .. }), "{missed}");
+}
+
+#[test]
+fn waiting_ends_when_the_user_asks() {
+    let interrupt = Interrupt::none();
+    let (address, rank_0) = waiting(None, &[], &interrupt);
+    let joined = Member::join(&address, CPU, None).unwrap();
+    std::thread::sleep(Duration::from_millis(10));
+    interrupt.ask();
+    assert!(matches!(rank_0.join().unwrap(), Ok(None)));
+    drop(joined);
+    let gone = Member::join(&address, CPU, None).err().unwrap();
+    assert!(matches!(gone, RanksError::NobodyThere { .. }), "{gone}");
+}
+
+#[test]
+fn the_end_of_the_run_is_told() {
+    let (address, rank_0) = waiting(None, &[], &Interrupt::none());
+    let mut member = ready(&address);
+    drop(rank_0.join().unwrap().unwrap().unwrap());
+    assert!(matches!(member.receive().unwrap(), FromLeader::Done));
+    assert!(matches!(member.receive::<FromLeader>(), Err(RanksError::Lost { .. })));
+}
+
+#[test]
+fn an_address_that_cannot_be_had_is_named() {
+    let taken = Meeting::open("127.0.0.1:0", 2, CPU, None).unwrap();
+    let address = taken.address().to_string();
+    let again = Meeting::open(&address, 2, CPU, None).err().unwrap();
+    assert!(again.to_string().contains(&address), "{again}");
+}

@@ -1,0 +1,136 @@
+//! A connection between two ranks: messages in JSON with their length before them, and numbers as they lie in memory.
+
+use super::RanksError;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use socket2::{SockRef, TcpKeepalive};
+use std::io::{Error, ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+/// Numbers that are sent or received in one piece: 1 MiB.
+const PIECE: usize = 1 << 18;
+/// Length of a message above which it is not from a rank. The longest holds a run's configuration.
+const LONGEST: u32 = 1 << 20;
+/// The system asks for a sign of life after this long without one, and then again, nine times by default: a machine that
+/// was lost is noticed after two minutes.
+const SILENCE: Duration = Duration::from_secs(30);
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// One end of a connection to another rank.
+pub(super) struct Wire {
+    stream: TcpStream,
+    /// The other rank, as errors name it.
+    pub(super) peer: String,
+    bytes: Vec<u8>,
+}
+
+impl Wire {
+    /// Talks to `peer` over a connected stream.
+    pub(super) fn new(stream: TcpStream, peer: String) -> Result<Self, RanksError> {
+        let wire = Self { stream, peer, bytes: Vec::new() };
+        let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(ASK_AGAIN);
+        // Messages are short and waited for; without a delay none waits for the next.
+        let ready = wire.stream.set_nonblocking(false);
+        let ready = ready.and_then(|()| wire.stream.set_nodelay(true));
+        ready
+            .and_then(|()| SockRef::from(&wire.stream).set_tcp_keepalive(&keepalive))
+            .map_err(|source| wire.lost(source))?;
+        Ok(wire)
+    }
+
+    /// How long [`Wire::receive`] waits; `None` for as long as it takes.
+    pub(super) fn wait_at_most(&self, time: Option<Duration>) -> Result<(), RanksError> {
+        self.stream.set_read_timeout(time).map_err(|source| self.lost(source))
+    }
+
+    /// Whether a message has begun to arrive within `time`.
+    pub(super) fn hears_within(&self, time: Duration) -> Result<bool, RanksError> {
+        self.wait_at_most(Some(time))?;
+        let heard = match self.stream.peek(&mut [0]) {
+            Ok(0) => Err(self.lost(ErrorKind::UnexpectedEof.into())),
+            Ok(_) => Ok(true),
+            Err(error) if is_silence(&error) => Ok(false),
+            Err(error) => Err(self.lost(error)),
+        };
+        self.wait_at_most(None)?;
+        heard
+    }
+
+    /// Sends a message.
+    pub(super) fn send(&mut self, message: &impl Serialize) -> Result<(), RanksError> {
+        let text = serde_json::to_vec(message).map_err(|error| self.lost(error.into()))?;
+        let long = || self.lost(Error::new(ErrorKind::InvalidData, "the message is too long"));
+        let length = u32::try_from(text.len()).ok().filter(|&n| n <= LONGEST).ok_or_else(long)?;
+        // In one piece, so that the other end is not woken twice.
+        let whole = [&length.to_le_bytes()[..], &text].concat();
+        self.stream.write_all(&whole).map_err(|source| self.lost(source))
+    }
+
+    /// Waits for a message.
+    pub(super) fn receive<M: DeserializeOwned>(&mut self) -> Result<M, RanksError> {
+        let mut length = [0; 4];
+        self.stream.read_exact(&mut length).map_err(|source| self.lost(source))?;
+        let length = u32::from_le_bytes(length);
+        if length > LONGEST {
+            return Err(self.unexpected("a message", &format!("{length} bytes")));
+        }
+        self.bytes.resize(length as usize, 0);
+        self.stream.read_exact(&mut self.bytes).map_err(|source| lost(&self.peer, source))?;
+        serde_json::from_slice(&self.bytes)
+            .map_err(|error| self.unexpected("a message of this program", &error.to_string()))
+    }
+
+    /// Sends numbers. The other end must know how many.
+    pub(super) fn send_values(&mut self, values: &[f32]) -> Result<(), RanksError> {
+        for piece in values.chunks(PIECE) {
+            self.bytes.resize(4 * piece.len(), 0);
+            for (bytes, value) in self.bytes.chunks_exact_mut(4).zip(piece) {
+                bytes.copy_from_slice(&value.to_le_bytes());
+            }
+            self.stream.write_all(&self.bytes).map_err(|source| lost(&self.peer, source))?;
+        }
+        Ok(())
+    }
+
+    /// Receives as many numbers as `values` has; `put` says what becomes of the number that was there.
+    pub(super) fn receive_values(
+        &mut self,
+        values: &mut [f32],
+        put: impl Fn(&mut f32, f32),
+    ) -> Result<(), RanksError> {
+        for piece in values.chunks_mut(PIECE) {
+            self.bytes.resize(4 * piece.len(), 0);
+            self.stream.read_exact(&mut self.bytes).map_err(|source| lost(&self.peer, source))?;
+            for (bytes, value) in self.bytes.chunks_exact(4).zip(piece) {
+                let mut four = [0; 4];
+                four.copy_from_slice(bytes);
+                put(value, f32::from_le_bytes(four));
+            }
+        }
+        Ok(())
+    }
+
+    /// The error for a message that does not belong here.
+    pub(super) fn unexpected(&self, expected: &str, found: &str) -> RanksError {
+        let (expected, found) = (expected.to_owned(), found.to_owned());
+        RanksError::Unexpected { peer: self.peer.clone(), expected, found }
+    }
+
+    fn lost(&self, source: Error) -> RanksError {
+        lost(&self.peer, source)
+    }
+}
+
+fn lost(peer: &str, source: Error) -> RanksError {
+    let source = match source.kind() {
+        ErrorKind::UnexpectedEof => Error::new(source.kind(), "its process has ended"),
+        _ => source,
+    };
+    RanksError::Lost { peer: peer.to_owned(), source }
+}
+
+/// Whether reading ended because nothing came in time; the system has two names for it.
+pub(super) fn is_silence(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
