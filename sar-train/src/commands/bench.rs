@@ -8,7 +8,7 @@ use crate::cli::{BenchArgs, BenchWhat, Dtype, GlobalArgs, StepMode};
 use crate::config::{Config, Decode};
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::model::tokenizer::{Quantizer, directions};
-use crate::sample::{Decoding, Sampler};
+use crate::sample::{Decoding, Model, Sampler};
 use crate::train::{Batches, TrainError, Trainer};
 use sar_math::backend::{Choice, DrawKeys, Filter};
 use sar_math::guidance::Guidance;
@@ -197,8 +197,8 @@ fn time_samples<B: Compute>(
         }
         let start = Instant::now();
         let labels = &batches.labels;
-        sampler
-            .run(backend, generator, &params, quantizer, labels, &decoding, None, |_, _| Ok(()))?;
+        let model = Model { generator, params: &params, quantizer };
+        sampler.run(backend, model, labels, &decoding, None)?;
         backend.synchronize()?;
         if step >= args.warmup {
             times.push(start.elapsed().as_secs_f64());

@@ -13,4 +13,4 @@ pub use editor::{Edit, Editor, Hole};
 pub(crate) use grid::{columns, grid_labels};
 pub use mask::Mask;
 pub use painter::{Decoder, Painted, Painter, SampleSettings};
-pub use sampler::{Decoding, Given, Sampler};
+pub use sampler::{Decoding, Given, Model, Sampler};

@@ -1,6 +1,6 @@
 //! From labels to pictures: codes by the generator, pixels by the tokenizer's decoder.
 
-use super::{Decoding, Given, Sampler};
+use super::{Decoding, Given, Model, Sampler};
 use crate::data::grid::Images;
 use crate::model::generator::Generator;
 use crate::model::tokenizer::{DecoderMemory, Quantizer, Tokenizer};
@@ -147,16 +147,9 @@ impl<'a, B: Backend> Painter<'a, B> {
                 guidance: settings.guidance.ramp(scales),
                 choice: Choice::Draw(settings.filter, keys),
             };
-            self.sampler.run(
-                self.backend,
-                self.generator,
-                params,
-                self.decoder.quantizer,
-                labels,
-                &decoding,
-                given,
-                |_, _| Ok(()),
-            )?;
+            let (generator, quantizer) = (self.generator, self.decoder.quantizer);
+            let model = Model { generator, params, quantizer };
+            self.sampler.run(self.backend, model, labels, &decoding, given)?;
             let images = self.decode(labels.len(), scales - 1)?;
             let shown = strips.saturating_sub(before).min(labels.len());
             if shown > 0 {

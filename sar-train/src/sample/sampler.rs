@@ -1,10 +1,13 @@
 //! Generation scale by scale with a cache of keys and values.
 
 mod blocks;
+mod known;
 
 use super::recordings::{Call, Recordings};
-use crate::model::generator::{Generator, Places};
+use crate::model::generator::{Conditioning, Generator};
 use crate::model::tokenizer::{Quantizer, QuantizerMemory};
+use blocks::Blocks;
+use known::Known;
 use sar_math::backend::{Backend, Buffers, Choice, ChooseDims, LatentDims, LinearDims, ShapeError};
 use sar_math::{MAX_SCALES, ScaleSchedule};
 
@@ -34,11 +37,23 @@ pub struct Given<'a, B: Buffers> {
     pub latents: Option<(&'a B::Activation, LatentDims)>,
 }
 
-/// Kept codes that are looked up while others are generated.
-struct Known<B: Buffers> {
-    memory: QuantizerMemory<B>,
-    ids: B::Ids,
+/// A generator with its weights, and what its codes stand for.
+pub struct Model<'m, B: Backend> {
+    /// The generator.
+    pub generator: &'m Generator,
+    /// Its weights.
+    pub params: &'m B::Params,
+    /// The quantizer of the tokenizer that it was trained on.
+    pub quantizer: &'m Quantizer<B>,
 }
+
+impl<B: Backend> Clone for Model<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Model<'_, B> {}
 
 /// Memory of a sampling run: cache and scratch, for one schedule and a largest batch.
 ///
@@ -53,23 +68,12 @@ pub struct Sampler<B: Buffers> {
     greedy: [bool; MAX_SCALES],
     /// Rows that there is room for: a batch together with its unconditional half.
     rows: usize,
-    labels: B::Ids,
-    cond: B::Activation,
-    silu_cond: B::Activation,
-    ada: B::Activation,
-    pos_lc: B::Activation,
-    places: Option<Places<B>>,
-    inputs: B::Activation,
-    cache: Vec<B::Activation>,
-    x: B::Activation,
-    sum: B::Activation,
-    normed: B::Activation,
-    branch: B::Activation,
-    wide: B::Activation,
-    activated: B::Activation,
-    stats: B::Accum,
     /// Images of a batch.
     images: usize,
+    labels: B::Ids,
+    conditioning: Conditioning<B>,
+    inputs: B::Activation,
+    blocks: Blocks<B>,
     known: Option<Known<B>>,
     /// What the codes of the scales so far add up to.
     pub(crate) coded: QuantizerMemory<B>,
@@ -93,34 +97,20 @@ impl<B: Backend> Sampler<B> {
         guided: bool,
     ) -> Result<Self, B::Error> {
         let g = generator.shape();
-        let (c, tokens) = (g.width, schedule.tokens());
+        let tokens = schedule.tokens();
         let rows = if guided { 2 * batch } else { batch };
         let largest = schedule.scales().iter().map(|s| s.tokens()).max().unwrap_or(1);
-        let n = rows * largest;
-        let cache: Result<Vec<_>, _> =
-            (0..g.depth).map(|_| backend.activation(2 * rows * tokens * c)).collect();
         Ok(Self {
             schedule: *schedule,
             room: *schedule,
             recordings: Recordings::default(),
             greedy: [false; MAX_SCALES],
             rows,
-            labels: backend.ids(rows)?,
-            cond: backend.activation(rows * c)?,
-            silu_cond: backend.activation(rows * c)?,
-            ada: backend.activation(rows * generator.ada_stride())?,
-            pos_lc: backend.activation(tokens * c)?,
-            places: generator.places(backend, tokens)?,
-            inputs: backend.activation(batch * largest * g.channels)?,
-            cache: cache?,
-            x: backend.activation(n * c)?,
-            sum: backend.activation(n * c)?,
-            normed: backend.activation(n * c)?,
-            branch: backend.activation(n * c)?,
-            wide: backend.activation(n * g.widest())?,
-            activated: backend.activation(n * g.mlp_ratio * c)?,
-            stats: backend.accum(n * 2)?,
             images: batch,
+            labels: backend.ids(rows)?,
+            conditioning: Conditioning::new(backend, generator, rows, tokens)?,
+            inputs: backend.activation(batch * largest * g.channels)?,
+            blocks: Blocks::new(backend, generator, rows, largest, tokens)?,
             known: None,
             coded: quantizer.adding_memory(backend, batch, schedule)?,
             logits: backend.activation(batch * largest * g.vocab)?,
@@ -133,25 +123,36 @@ impl<B: Backend> Sampler<B> {
     /// Image `k` of a seed is the same whatever batch it is generated in. `given` scales are not
     /// generated: they are taken as they are and feed the next scale. In the other scales, the tokens
     /// that are kept replace generated ones, and feed the next scale together with the generated rest.
-    /// `observe` sees each generated scale after its codes are chosen, with its logits still in place.
     ///
     /// # Errors
     /// A shape error if there are more labels than room; a device fault.
     pub fn run(
         &mut self,
         backend: &B,
-        generator: &Generator,
-        params: &B::Params,
-        quantizer: &Quantizer<B>,
+        model: Model<'_, B>,
+        labels: &[u32],
+        decoding: &Decoding,
+        given: Option<&Given<'_, B>>,
+    ) -> Result<(), B::Error> {
+        self.run_observed(backend, model, labels, decoding, given, |_, _| Ok(()))
+    }
+
+    /// As [`Sampler::run`]; `observe` sees each generated scale after its codes are chosen, with its logits still in
+    /// place.
+    ///
+    /// # Errors
+    /// As [`Sampler::run`].
+    pub fn run_observed(
+        &mut self,
+        backend: &B,
+        model: Model<'_, B>,
         labels: &[u32],
         decoding: &Decoding,
         given: Option<&Given<'_, B>>,
         observe: impl FnMut(usize, &Self) -> Result<(), B::Error>,
     ) -> Result<(), B::Error> {
         let scales = self.schedule.len();
-        self.run_scales(
-            backend, generator, params, quantizer, labels, decoding, given, scales, observe,
-        )
+        self.run_scales(backend, model, labels, decoding, given, scales, observe)
     }
 
     /// Chooses codes greedily on grids outside the published sampler's fixed list, as that sampler
@@ -169,16 +170,14 @@ impl<B: Backend> Sampler<B> {
         self.schedule = *schedule;
     }
 
-    /// As [`Sampler::run`], for only the first `scales` scales.
+    /// As [`Sampler::run_observed`], for only the first `scales` scales.
     ///
     /// # Errors
     /// As [`Sampler::run`].
     pub(crate) fn run_scales(
         &mut self,
         backend: &B,
-        generator: &Generator,
-        params: &B::Params,
-        quantizer: &Quantizer<B>,
+        model: Model<'_, B>,
         labels: &[u32],
         decoding: &Decoding,
         given: Option<&Given<'_, B>>,
@@ -188,50 +187,75 @@ impl<B: Backend> Sampler<B> {
         let batch = labels.len();
         let rows = if decoding.guidance.is_some() { 2 * batch } else { batch };
         ShapeError::at_least("sample", "sampler rows", rows, self.rows)?;
-        self.begin(backend, generator, params, labels, rows)?;
-        self.coded.begin();
+        self.begin(backend, model, labels, rows)?;
         if let Some(g) = given {
             let (schedule, taken) = (self.schedule, &g.scales[..self.schedule.len()]);
             backend.merge_ids(batch, &schedule, taken, g.ids, &mut self.ids)?;
         }
-        let looks_up = self.look_at(backend, quantizer, batch, given)?;
+        let looks_up = self.look_at(backend, model.quantizer, batch, given)?;
         for scale in 0..scales.min(self.schedule.len()) {
+            let call = Call { scale, batch, rows };
             if scale > 0 {
-                self.feed(backend, quantizer, batch, scale)?;
+                self.feed(backend, model.quantizer, call)?;
             }
-            self.features(backend, generator, params, batch, rows, scale)?;
+            self.features(backend, model, call)?;
             if given.is_some_and(|g| g.scales[scale]) {
-                if looks_up {
-                    self.take_off(backend, quantizer, batch, scale)?;
+                if let Some(known) = self.known.as_mut().filter(|_| looks_up) {
+                    known.take_off(backend, model.quantizer, &self.schedule, call, &self.ids)?;
                 }
                 continue;
             }
-            self.choose(backend, generator, params, batch, scale, decoding)?;
+            self.choose(backend, model, call, decoding)?;
             if let Some(given) = given {
-                self.keep(backend, quantizer, batch, scale, given, looks_up)?;
+                self.keep(backend, model.quantizer, call, given, looks_up)?;
             }
             observe(scale, self)?;
         }
         Ok(())
     }
 
-    /// Computes the features of a scale. They are recorded only if the schedule is the one that
-    /// memory was allocated for: the random schedules of training are too many to be worth it.
-    fn features(
+    /// Computes class vectors, modulation and positions, once per batch.
+    fn begin(
         &mut self,
         backend: &B,
-        generator: &Generator,
-        params: &B::Params,
-        batch: usize,
+        Model { generator, params, .. }: Model<'_, B>,
+        labels: &[u32],
         rows: usize,
-        scale: usize,
     ) -> Result<(), B::Error> {
-        if self.schedule != self.room {
-            return self.trunk(backend, generator, params, batch, rows, scale);
+        self.coded.begin();
+        backend.upload_ids(labels, &mut self.labels, 0)?;
+        if rows > labels.len() {
+            let unconditional = vec![generator.shape().classes as u32; labels.len()];
+            backend.upload_ids(&unconditional, &mut self.labels, labels.len())?;
         }
-        let (weights, call) = (backend.params_key(params), Call { scale, batch, rows });
-        let key = self.recordings.key(weights, generator.shape(), call);
-        backend.replay(key, &mut || self.trunk(backend, generator, params, batch, rows, scale))
+        let (schedule, into) = (&self.schedule, &mut self.conditioning);
+        generator.condition(backend, params, rows, &self.labels, schedule, into)
+    }
+
+    /// Computes the inputs of a scale from the codes before it.
+    fn feed(
+        &mut self,
+        backend: &B,
+        quantizer: &Quantizer<B>,
+        Call { scale, batch, .. }: Call,
+    ) -> Result<(), B::Error> {
+        let (schedule, ids, inputs) = (&self.schedule, &self.ids, &mut self.inputs);
+        let scales = scale..scale + 1;
+        quantizer.next_inputs(backend, &mut self.coded, batch, schedule, scales, ids, inputs)
+    }
+
+    /// Computes the features of a scale. They are recorded only if the schedule is the one that
+    /// memory was allocated for: the random schedules of training are too many to be worth it.
+    fn features(&mut self, backend: &B, model: Model<'_, B>, call: Call) -> Result<(), B::Error> {
+        let (conditioning, inputs, schedule) = (&self.conditioning, &self.inputs, &self.schedule);
+        let blocks = &mut self.blocks;
+        let mut run = || blocks.run(backend, model, conditioning, inputs, schedule, call);
+        if *schedule != self.room {
+            return run();
+        }
+        let weights = backend.params_key(model.params);
+        let key = self.recordings.key(weights, model.generator.shape(), call);
+        backend.replay(key, &mut run)
     }
 
     /// Draws the codes of a scale from its features. This is not recorded, because the caller may
@@ -239,25 +263,42 @@ impl<B: Backend> Sampler<B> {
     fn choose(
         &mut self,
         backend: &B,
-        generator: &Generator,
-        params: &B::Params,
-        batch: usize,
-        scale: usize,
+        model: Model<'_, B>,
+        call: Call,
         decoding: &Decoding,
     ) -> Result<(), B::Error> {
-        let t = decoding.guidance.map(|ramp| ramp[scale]);
-        self.head(backend, generator, params, batch, scale, t)?;
+        let Call { scale, batch, .. } = call;
+        self.head(backend, model, call, decoding.guidance.map(|ramp| ramp[scale]))?;
         let dims = ChooseDims {
             batch,
             first_sample: 0,
             schedule: self.schedule,
             scales: scale..scale + 1,
-            vocab: generator.shape().vocab,
+            vocab: model.generator.shape().vocab,
             // Guidance was applied to the features, before the head.
             guidance: None,
             choice: if self.greedy[scale] { Choice::Argmax } else { decoding.choice },
         };
         backend.choose_codes(&dims, &self.logits, &mut self.ids)
+    }
+
+    /// Computes the logits of one scale. The features are guided with strength `t`, which guides
+    /// the logits too because the head is linear in them.
+    fn head(
+        &mut self,
+        backend: &B,
+        Model { generator, params, .. }: Model<'_, B>,
+        Call { scale, batch, .. }: Call,
+        t: Option<f64>,
+    ) -> Result<(), B::Error> {
+        let g = generator.shape();
+        let rows = batch * self.schedule.range(scale).len();
+        let features = &mut self.blocks.normed;
+        if let Some(t) = t {
+            backend.guide(rows * g.width, t, features)?;
+        }
+        let dims = LinearDims { rows, inputs: g.width, outputs: g.vocab };
+        backend.linear(dims, features, params, generator.head, &mut self.logits)
     }
 
     /// Prepares to look up kept codes; returns whether they are to be looked up.
@@ -274,13 +315,10 @@ impl<B: Backend> Sampler<B> {
         };
         let mut known = match self.known.take() {
             Some(known) => known,
-            None => Known {
-                memory: quantizer.memory(backend, self.images, &self.room)?,
-                ids: backend.ids(self.images * self.room.tokens())?,
-            },
+            None => Known::new(backend, quantizer, self.images, &self.room)?,
         };
         let dims = LatentDims { batch, ..dims };
-        quantizer.look_at(backend, &mut known.memory, dims, &self.schedule, latents)?;
+        known.look_at(backend, quantizer, dims, &self.schedule, latents)?;
         self.known = Some(known);
         Ok(true)
     }
@@ -290,95 +328,18 @@ impl<B: Backend> Sampler<B> {
         &mut self,
         backend: &B,
         quantizer: &Quantizer<B>,
-        batch: usize,
-        scale: usize,
+        call: Call,
         given: &Given<'_, B>,
         looks_up: bool,
     ) -> Result<(), B::Error> {
         let Some(kept) = given.kept else { return Ok(()) };
-        let (schedule, scales) = (&self.schedule, scale..scale + 1);
+        let (schedule, scales) = (&self.schedule, call.scale..call.scale + 1);
+        let ids = &mut self.ids;
         let Some(known) = self.known.as_mut().filter(|_| looks_up) else {
-            return backend.keep_codes(batch, schedule, scales, kept, given.ids, &mut self.ids);
+            return backend.keep_codes(call.batch, schedule, scales, kept, given.ids, ids);
         };
-        quantizer.look_up(backend, &mut known.memory, batch, schedule, scale, &mut known.ids)?;
-        backend.keep_codes(batch, schedule, scales, kept, &known.ids, &mut self.ids)?;
-        self.take_off(backend, quantizer, batch, scale)
-    }
-
-    /// Subtracts the codes of a scale from the latents that kept codes are looked up for.
-    fn take_off(
-        &mut self,
-        backend: &B,
-        quantizer: &Quantizer<B>,
-        batch: usize,
-        scale: usize,
-    ) -> Result<(), B::Error> {
-        match &mut self.known {
-            Some(known) => {
-                let (memory, schedule) = (&mut known.memory, &self.schedule);
-                quantizer.take_off(backend, memory, batch, schedule, scale, &self.ids)
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Computes class vectors, modulation and positions, once per batch.
-    fn begin(
-        &mut self,
-        backend: &B,
-        generator: &Generator,
-        params: &B::Params,
-        labels: &[u32],
-        rows: usize,
-    ) -> Result<(), B::Error> {
-        backend.upload_ids(labels, &mut self.labels, 0)?;
-        if rows > labels.len() {
-            let unconditional = vec![generator.shape().classes as u32; labels.len()];
-            backend.upload_ids(&unconditional, &mut self.labels, labels.len())?;
-        }
-        generator.condition(
-            backend,
-            params,
-            rows,
-            &self.labels,
-            &mut self.cond,
-            &mut self.silu_cond,
-            &mut self.ada,
-        )?;
-        let (places, pos) = (&mut self.places, &mut self.pos_lc);
-        generator.position(backend, params, &self.schedule, places, pos)
-    }
-
-    /// Computes the inputs of a scale from the codes before it.
-    fn feed(
-        &mut self,
-        backend: &B,
-        quantizer: &Quantizer<B>,
-        batch: usize,
-        scale: usize,
-    ) -> Result<(), B::Error> {
-        let (schedule, ids, inputs) = (&self.schedule, &self.ids, &mut self.inputs);
-        let scales = scale..scale + 1;
-        quantizer.next_inputs(backend, &mut self.coded, batch, schedule, scales, ids, inputs)
-    }
-
-    /// Computes the logits of one scale. The features are guided with strength `t`, which guides
-    /// the logits too because the head is linear in them.
-    fn head(
-        &mut self,
-        backend: &B,
-        generator: &Generator,
-        params: &B::Params,
-        batch: usize,
-        scale: usize,
-        t: Option<f64>,
-    ) -> Result<(), B::Error> {
-        let g = generator.shape();
-        let rows = batch * self.schedule.range(scale).len();
-        if let Some(t) = t {
-            backend.guide(rows * g.width, t, &mut self.normed)?;
-        }
-        let dims = LinearDims { rows, inputs: g.width, outputs: g.vocab };
-        backend.linear(dims, &self.normed, params, generator.head, &mut self.logits)
+        let own = known.look_up(backend, quantizer, schedule, call)?;
+        backend.keep_codes(call.batch, schedule, scales, kept, own, ids)?;
+        known.take_off(backend, quantizer, schedule, call, ids)
     }
 }

@@ -7,7 +7,7 @@ use super::memory::{SoftTeacher, StepMemory};
 use super::settings::StepSettings;
 use crate::model::generator::{Generator, parts};
 use crate::model::tokenizer::Quantizer;
-use crate::sample::{self, Decoding};
+use crate::sample::{self, Decoding, Model};
 use sar_math::backend::{Backend, Buffers, ChooseDims, LatentDims, ShapeError};
 use sar_math::guidance::Guidance;
 use sar_math::loss::{LossBatch, StudentTargets, Supervision};
@@ -138,17 +138,10 @@ impl<B: Backend> StepMemory<B> {
             choice: input.settings.choice(input.step, input.micro_batch),
         };
         sampler.set_schedule(&input.plan.first.schedule);
-        sampler.run_scales(
-            backend,
-            input.generator,
-            input.params,
-            input.quantizer,
-            &self.labels,
-            &decoding,
-            Some(&given),
-            scales,
-            |_, _| Ok(()),
-        )?;
+        let (generator, params, quantizer) = (input.generator, input.params, input.quantizer);
+        let model = Model { generator, params, quantizer };
+        let (labels, given, unseen) = (&self.labels, Some(&given), |_: usize, _: &_| Ok(()));
+        sampler.run_scales(backend, model, labels, &decoding, given, scales, unseen)?;
         let batch = input.labels.len();
         let schedule = &input.plan.first.schedule;
         let all = &[true; MAX_SCALES][..schedule.len()];

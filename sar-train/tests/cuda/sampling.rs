@@ -10,7 +10,7 @@ use sar_math::{MAX_SCALES, Real, ScaleSchedule};
 use sar_train::config::{Config, Mode};
 use sar_train::model::tokenizer::{Tokenizer, TokenizerConfig};
 use sar_train::sample::{
-    Decoder, Decoding, Edit, Editor, Given, Hole, Mask, Painter, SampleSettings, Sampler,
+    Decoder, Decoding, Edit, Editor, Given, Hole, Mask, Model, Painter, SampleSettings, Sampler,
 };
 
 /// Codes on every device there is.
@@ -62,10 +62,8 @@ fn sample<B: Backend<Host = f32>>(
     });
     let given = given.as_ref();
     let mut codes_of = |params: &_, labels: &[u32]| {
-        let generator = &world.generator;
-        sampler
-            .run(backend, generator, params, quantizer, labels, &decoding, given, |_, _| Ok(()))
-            .unwrap();
+        let model = Model { generator: &world.generator, params, quantizer };
+        sampler.run(backend, model, labels, &decoding, given).unwrap();
         let mut ids = vec![0; labels.len() * schedule.tokens()];
         backend.download_ids(&sampler.ids, 0, &mut ids).unwrap();
         ids
@@ -92,10 +90,8 @@ fn weights_that_take_the_place_of_others_are_seen_to_be_others() {
             Sampler::new(backend, generator, quantizer, labels.len(), &schedule, false).unwrap();
         let decoding = Decoding { guidance: None, choice: Choice::Argmax };
         let mut codes_of = |params: &_| {
-            let observe = |_, _: &_| Ok(());
-            sampler
-                .run(backend, generator, params, quantizer, &labels, &decoding, None, observe)
-                .unwrap();
+            let model = Model { generator, params, quantizer };
+            sampler.run(backend, model, &labels, &decoding, None).unwrap();
             let mut ids = vec![0; labels.len() * schedule.tokens()];
             backend.download_ids(&sampler.ids, 0, &mut ids).unwrap();
             ids

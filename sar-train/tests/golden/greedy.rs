@@ -8,7 +8,7 @@ use crate::support::Golden;
 use sar_math::backend::{Backend, Choice};
 use sar_math::guidance::Guidance;
 use sar_math::{MAX_SCALES, ScaleSchedule};
-use sar_train::sample::{Decoding, Given, Sampler};
+use sar_train::sample::{Decoding, Given, Model, Sampler};
 
 on_backends!(golden_greedy_sampling, greedy_sampling);
 
@@ -95,8 +95,9 @@ fn raw<B: Backend>(setup: &Setup<'_, B>, recorded: &Recorded, found: &mut Findin
         let given = Given { ids: &all_ids, scales, kept: None, latents: None };
         let len = labels.len() * schedule.range(wanted).len() * g.shape().vocab;
         let (params, quantizer) = (&setup.params, &setup.quantizer);
+        let model = Model { generator: g, params, quantizer };
         sampler
-            .run(b, g, params, quantizer, &labels, &decoding, Some(&given), |scale, s| {
+            .run_observed(b, model, &labels, &decoding, Some(&given), |scale, s| {
                 if scale == wanted {
                     let name = format!("guidance_{}.raw_logits_{scale}", recorded.strength);
                     let logits = b.get(&s.logits, len);
@@ -125,8 +126,9 @@ fn sample<B: Backend>(setup: &Setup<'_, B>, recorded: &Recorded, found: &mut Fin
         let given = (next > 0).then_some(&given);
         let mut comparable = true;
         let (params, quantizer) = (&setup.params, &setup.quantizer);
+        let model = Model { generator: g, params, quantizer };
         sampler
-            .run(b, g, params, quantizer, labels, &decoding, given, |scale, s| {
+            .run_observed(b, model, labels, &decoding, given, |scale, s| {
                 if !comparable {
                     return Ok(());
                 }

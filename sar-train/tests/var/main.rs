@@ -19,7 +19,7 @@ use sar_train::model::generator::{
 };
 use sar_train::model::tokenizer::{Quantizer, Tokenizer, TokenizerConfig};
 use sar_train::params::Layout;
-use sar_train::sample::{Decoding, Given, Mask, Sampler};
+use sar_train::sample::{Decoding, Given, Mask, Model, Sampler};
 use sar_train::train::tokenizer::Reconstructor;
 use std::path::{Path, PathBuf};
 
@@ -258,7 +258,8 @@ fn greedy_samples_are_the_published_ones() {
             let mut sampler = Sampler::new(b, g, q, room, &schedule, true).unwrap();
             let mut found = Vec::new();
             for labels in labels.chunks(if room == 3 { 3 } else { 1 }) {
-                sampler.run(b, g, &m.params, q, labels, &decoding, None, |_, _| Ok(())).unwrap();
+                let model = Model { generator: g, params: &m.params, quantizer: q };
+                sampler.run(b, model, labels, &decoding, None).unwrap();
                 found.extend_from_slice(&sampler.ids.as_slice()[..labels.len() * 55]);
             }
             assert_eq!(found, m.reference.ids(&format!("greedy_ids.{guidance}")), "{guidance}");
@@ -294,9 +295,8 @@ fn known_codes_are_looked_up_in_what_drawn_ones_left() {
         };
         let mut sampler = Sampler::new(b, &m.generator, q, 2, &s, false).unwrap();
         let given = Some(&given);
-        sampler
-            .run(b, &m.generator, &m.params, q, &labels, &decoding, given, |_, _| Ok(()))
-            .unwrap();
+        let model = Model { generator: &m.generator, params: &m.params, quantizer: q };
+        sampler.run(b, model, &labels, &decoding, given).unwrap();
         sampler.ids.as_slice().to_vec()
     };
     let all = vec![1; s.tokens()];

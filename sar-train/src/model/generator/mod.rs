@@ -6,6 +6,7 @@
 
 mod branches;
 mod classes;
+mod conditioning;
 mod head;
 mod initial;
 mod layout;
@@ -14,6 +15,7 @@ mod positions;
 mod shape;
 mod trace;
 
+pub(crate) use conditioning::Conditioning;
 pub use head::Head;
 pub(crate) use head::parts;
 pub use layout::{Generator, parameters};

@@ -143,24 +143,6 @@ impl Generator {
         }
     }
 
-    /// Computes the class vectors, and from them the modulation of every block.
-    pub(crate) fn condition<B: Backend>(
-        &self,
-        backend: &B,
-        params: &B::Params,
-        batch: usize,
-        labels: &B::Ids,
-        cond: &mut B::Activation,
-        silu_cond: &mut B::Activation,
-        ada: &mut B::Activation,
-    ) -> Result<(), B::Error> {
-        let c = self.shape().width;
-        backend.class_embedding(batch, c, labels, params, self.class_emb, cond)?;
-        backend.silu(batch * c, cond, silu_cond)?;
-        let dims = LinearDims { rows: batch, inputs: c, outputs: self.ada_stride() };
-        backend.linear(dims, silu_cond, params, self.ada, ada)
-    }
-
     fn embed<B: Backend>(
         &self,
         backend: &B,
@@ -168,23 +150,15 @@ impl Generator {
         input: &PassInput<'_, B>,
         t: &mut Trace<B>,
     ) -> Result<(), B::Error> {
-        self.condition(
-            backend,
-            params,
-            input.batch,
-            input.labels,
-            &mut t.cond,
-            &mut t.silu_cond,
-            &mut t.ada,
-        )?;
-        self.position(backend, params, &input.schedule, &mut t.places, &mut t.pos_lc)?;
+        let of = &mut t.conditioning;
+        self.condition(backend, params, input.batch, input.labels, &input.schedule, of)?;
         backend.token_embedding(
             &self.embedding_dims(input),
-            &t.cond,
+            &t.conditioning.cond,
             input.inputs,
             params,
             self.embedding(input.with_start),
-            &t.pos_lc,
+            &t.conditioning.pos_lc,
             &mut t.sums[0],
         )
     }
@@ -207,15 +181,15 @@ impl Generator {
             &mut g.dpos,
             &mut g.params,
         )?;
-        let (places, grads) = (t.places.as_ref(), &mut g.params);
+        let (places, grads) = (t.conditioning.places.as_ref(), &mut g.params);
         self.position_backward(backend, &input.schedule, places, &g.dpos, grads)?;
         let table = self.class_emb;
         backend.class_embedding_backward(batch, c, input.labels, &g.dcond, table, &mut g.params)?;
         let dims = LinearDims { rows: batch, inputs: c, outputs: self.ada_stride() };
         backend.linear_backward_input(dims, &g.d_ada, params, self.ada, &mut g.dcond)?;
-        let (silu, into) = (&t.silu_cond, &mut g.params);
+        let (silu, into) = (&t.conditioning.silu_cond, &mut g.params);
         backend.linear_backward_weight(dims, &g.d_ada, silu, self.ada, g.blocks, into)?;
-        backend.silu_backward(batch * c, &t.cond, &mut g.dcond)?;
+        backend.silu_backward(batch * c, &t.conditioning.cond, &mut g.dcond)?;
         backend.class_embedding_backward(batch, c, input.labels, &g.dcond, table, &mut g.params)
     }
 
@@ -256,7 +230,7 @@ impl Generator {
             &t.sums[x],
             branch,
             &t.stats[norm],
-            &t.ada,
+            &t.conditioning.ada,
             self.modulation(norm),
             &mut t.normed[normed],
         )
@@ -307,7 +281,7 @@ impl Generator {
             self.shape().norm_eps,
             before,
             branch,
-            &t.ada,
+            &t.conditioning.ada,
             self.modulation(norm),
             after,
             &mut t.normed[normed],
@@ -346,7 +320,7 @@ impl Generator {
             seen,
             &t.stats[norm],
             branch,
-            &t.ada,
+            &t.conditioning.ada,
             self.modulation(norm),
             bias,
             if last { Write::Overwrite } else { Write::Accumulate },

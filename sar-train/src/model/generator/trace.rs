@@ -1,6 +1,6 @@
 //! Memory of a forward pass: what its backward needs, and scratch.
 
-use super::{Generator, Places};
+use super::{Conditioning, Generator};
 use sar_math::backend::{Backend, Buffers, Slot, Write};
 use std::fmt;
 use std::str::FromStr;
@@ -55,13 +55,7 @@ pub struct Trace<B: Buffers> {
     pub(crate) recompute: Recompute,
     pub(crate) max_batch: usize,
     pub(crate) max_tokens: usize,
-    /// Class vectors `[b, c]`, and their SiLU.
-    pub(crate) cond: B::Activation,
-    pub(crate) silu_cond: B::Activation,
-    /// All modulation vectors `[b, (6d+2)c]`.
-    pub(crate) ada: B::Activation,
-    pub(crate) pos_lc: B::Activation,
-    pub(crate) places: Option<Places<B>>,
+    pub(crate) conditioning: Conditioning<B>,
     /// Input of norm n, `[b, l, c]`, at [`Trace::sum_of`].
     pub(crate) sums: Vec<B::Activation>,
     pub(crate) stats: Vec<B::Accum>,
@@ -107,11 +101,7 @@ impl<B: Backend> Trace<B> {
             recompute,
             max_batch: batch,
             max_tokens: tokens,
-            cond: backend.activation(batch * c)?,
-            silu_cond: backend.activation(batch * c)?,
-            ada: backend.activation(batch * generator.ada_stride())?,
-            pos_lc: backend.activation(tokens * c)?,
-            places: generator.places(backend, tokens)?,
+            conditioning: Conditioning::new(backend, generator, batch, tokens)?,
             sums: many(sums, rows * c)?,
             stats: accums(2 * d + 1, rows * 2)?,
             branches: many(branches, rows * c)?,
