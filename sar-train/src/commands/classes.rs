@@ -1,6 +1,5 @@
 //! Classes by name and by number, as they are typed and as weights and images have them.
 
-use super::output;
 use crate::data::{Data, some_of};
 use crate::trained::TrainedGenerator;
 use anyhow::Context as _;
@@ -17,10 +16,10 @@ pub(super) fn asked_classes(
         // Names come first, because a folder may be named by a number.
         if let Some(index) = names.iter().position(|name| name == asked) {
             if asked.parse().is_ok_and(|number: usize| number != index && number < classes) {
-                output::note(format_args!(
+                eprintln!(
                     "note: {asked} is the class of that name, number {index}; class number {asked} is {}",
                     names[asked.parse().unwrap_or(index)]
-                ));
+                );
             }
             return Ok(index as u32);
         }
@@ -77,17 +76,17 @@ pub(super) fn name_classes(generator: &TrainedGenerator, data: &mut Data) {
 /// Warns if a label means another class for these images than for those that the generator was trained on.
 pub(super) fn compare_with_generator(generator: &TrainedGenerator, data: &Data) {
     let Some(before) = generator.classes.as_deref() else {
-        output::note(format_args!(
+        eprintln!(
             "note: the names of the generator's classes were not kept; its classes are taken for those of the \
              images, in their order"
-        ));
+        );
         return;
     };
     if let Some(difference) = other_class(before, &data.classes) {
-        output::note(format_args!(
+        eprintln!(
             "warning: the images have other classes than those that the generator was trained on: \
              {difference}"
-        ));
+        );
     }
 }
 
@@ -108,13 +107,13 @@ pub(super) fn adopt_classes(
     generator.section.classes = names.len();
     let (kept, all) = (rows.iter().flatten().count(), names.len());
     match known.as_slice() {
-        [] => output::note(format_args!(
-            "note: no names of the weights' classes were kept, so all {all} begin anew"
-        )),
-        _ => output::note(format_args!(
+        [] => {
+            eprintln!("note: no names of the weights' classes were kept, so all {all} begin anew")
+        }
+        _ => eprintln!(
             "note: {kept} of {all} classes keep what the weights know of them by name, the others \
              begin anew"
-        )),
+        ),
     }
     generator.classes = Some(names.to_vec());
     Ok(())

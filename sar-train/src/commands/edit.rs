@@ -2,7 +2,6 @@
 
 use super::classes::{asked_classes, known_classes};
 use super::models::{open_to_draw, tokenizer_of, tokenizer_path};
-use super::output;
 use super::painting::{Batch, Painting, Target};
 use super::samples::{EditRecord, GIVEN, SampleFolder, SampleRecord, as_text};
 use crate::backend::Compute;
@@ -74,10 +73,10 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
 fn note_large(edit: &Edit, schedule: &ScaleSchedule) {
     let Some(hole) = edit.hole.as_ref().filter(|_| edit.keep_scales == 0) else { return };
     if hole.mask.kept(schedule, MASKED_SHARE).first() == Some(&0) {
-        output::note(format_args!(
+        eprintln!(
             "note: more than half of the image is masked, so its coarsest code is drawn anew, and what is drawn may \
              not match the rest; --keep-scales 1 takes that code from the image, what is masked included"
-        ));
+        );
     }
 }
 
@@ -135,10 +134,10 @@ fn read<B: Compute>(
     let picture = open(&args.image)?;
     let (height, width) = (picture.height(), picture.width());
     if height != width {
-        output::note(format_args!(
+        eprintln!(
             "note: {} is {width}×{height} px, and the square in its middle counts, of the mask likewise",
             args.image.display()
-        ));
+        );
     }
     let cut = Augment::evaluation(side(schedule, tokenizer));
     let hole = match args.mask.as_deref() {

@@ -1,6 +1,7 @@
 //! `sar eval`: measures a generator, prints the numbers, keeps them as JSON.
 
 mod store;
+mod sweep;
 
 use super::classes::compare_with_generator;
 use super::models::{open_to_draw, tokenizer_of, tokenizer_path};
@@ -11,18 +12,14 @@ use crate::backend::Compute;
 use crate::cli::{EvalArgs, GlobalArgs};
 use crate::config::{Config, SampleConfig};
 use crate::data::{Data, some_of};
-use crate::eval::{
-    EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, SweepPoint, prepare,
-};
+use crate::eval::{EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, prepare};
 use crate::files::{absolute, is_special};
 use crate::model::classifier::ClassifierTraining;
 use crate::run::{EVAL_FILE, Interrupt, Progress};
-use crate::sample::Painter;
 use crate::trained::{TrainedGenerator, TrainedTokenizer};
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
 use sar_math::backend::Filter;
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use store::{keep, store};
@@ -51,9 +48,7 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
             })
             .transpose()?;
     if json.is_none() {
-        output::note(format_args!(
-            "note: the numbers are printed and not kept; --json FILE does that"
-        ));
+        eprintln!("note: the numbers are printed and not kept; --json FILE does that");
     }
     let evaluator = measured.evaluator(backend, global)?;
     // Not before: what comes until here keeps nothing, and is ended at once.
@@ -65,7 +60,7 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         Some(file) => store(report, false, file).map(drop),
         None => Ok(()),
     };
-    let mut report = measured.sweep(backend, &evaluator, &interrupt, global.quiet, point)?;
+    let mut report = sweep::sweep(backend, &measured, &evaluator, &interrupt, global.quiet, point)?;
     let of = measured.config.eval.guidance.len() * measured.filters.len();
     let done = report.points.len();
     if done < of {
@@ -158,13 +153,13 @@ impl<B: Compute> Measured<B> {
             .map(|(name, _)| name.as_str())
             .collect();
         if !missing.is_empty() {
-            output::note(format_args!(
+            eprintln!(
                 "note: {} of the {} classes have no held-out image, and are sampled all the same: the \
                  distance counts what they add ({})",
                 missing.len(),
                 data.classes.len(),
                 some_of(&missing)
-            ));
+            );
         }
         self.check_counts()
     }
@@ -175,10 +170,10 @@ impl<B: Compute> Measured<B> {
         let samples = self.config.eval.samples;
         let whole = samples.next_multiple_of(data.classes.len());
         if whole != samples {
-            output::note(format_args!(
+            eprintln!(
                 "note: {whole} samples are measured in place of {samples}, the same number of each of {} classes",
                 data.classes.len()
-            ));
+            );
         }
         anyhow::ensure!(
             whole > NEIGHBOURS,
@@ -255,64 +250,6 @@ impl<B: Compute> Measured<B> {
                 ema: self.generator.ema,
             },
         }
-    }
-
-    /// Samples and measures by every filter and at every guidance value, in ascending order, until the user asks
-    /// to stop; `measured` sees what there is after each.
-    fn sweep(
-        &self,
-        backend: &B,
-        evaluator: &Evaluator<'_, B>,
-        interrupt: &Interrupt,
-        quiet: bool,
-        mut measured: impl FnMut(&EvalReport) -> anyhow::Result<()>,
-    ) -> anyhow::Result<EvalReport> {
-        let params = self.generator.params(backend)?;
-        let (model, decoder) = (&self.generator.generator, self.tokenizer.decoder());
-        let (batch, mut guidances) = (self.config.sample.batch, self.config.eval.guidance.clone());
-        guidances.sort_by(f64::total_cmp);
-        let mut painter = Painter::new(backend, model, decoder, &self.schedule, batch, true)?;
-        let sweep: Vec<_> =
-            self.filters.iter().flat_map(|f| guidances.iter().map(move |g| (*f, *g))).collect();
-        let total = sweep.len() as u64 * self.config.eval.seeds;
-        let mut progress = Progress::new("sampling", total, 0, quiet);
-        let (mut done, stopped) = (0, Cell::new(false));
-        let filter = Cell::new(Filter { top_k: 0, top_p: 0.0 });
-        let mut generate = |labels: &[u32], seed: u64, guidance: f64| {
-            let Filter { top_k, top_p } = filter.get();
-            let settings = SampleConfig { guidance, top_k, top_p, ..self.config.sample.clone() };
-            let settings = settings.settings(seed);
-            let mut images = Vec::new();
-            for (n, labels) in labels.chunks(batch).enumerate() {
-                if interrupt.is_asked() {
-                    stopped.set(true);
-                    return Err("interrupted".into());
-                }
-                let first = (n * batch) as u64;
-                images.extend(painter.paint(&params, labels, first, &settings, 0)?.images);
-            }
-            done += 1;
-            progress.update(done, &format!("guidance {guidance}"));
-            Ok(images)
-        };
-        let mut points = Vec::with_capacity(sweep.len());
-        for (of, guidance) in sweep {
-            filter.set(of);
-            // Of a single filter the settings speak.
-            let (top_k, top_p) = match self.filters.len() {
-                1 => (None, None),
-                _ => (Some(of.top_k), Some(of.top_p)),
-            };
-            match evaluator.measure(&mut generate, guidance) {
-                Ok(point) => {
-                    points.push(SweepPoint { top_k, top_p, ..point });
-                    measured(&evaluator.report(points.clone()))?;
-                }
-                Err(_) if stopped.get() => break,
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(evaluator.report(points))
     }
 }
 

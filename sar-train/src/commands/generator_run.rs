@@ -8,7 +8,7 @@ use super::resuming::{
 };
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
-use crate::config::{Config, TrainConfig};
+use crate::config::Config;
 use crate::data::{Data, grid};
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::ranks::{Job, Meeting};
@@ -22,14 +22,8 @@ use crate::trained::TrainedTokenizer;
 use anyhow::Context as _;
 use sar_math::rollout::Plan;
 
-/// Images of a step that the published rate is of.
-const PUBLISHED_BATCH: usize = 256;
-
-/// Held-out images below which what they say is rough: the classifier that measures has 64 features.
-const FEW_HELD_OUT: usize = 65;
-
 /// Held-out images that the loss is measured on, at most.
-const HELD_OUT: usize = 1024;
+pub(super) const HELD_OUT: usize = 1024;
 
 /// Where a run's weights come from.
 pub(crate) enum Start {
@@ -65,22 +59,7 @@ impl<'w, B: Compute> Work<'w, B> {
         tell_empty(self.inputs.data);
         latents::compare(self.folder, self.inputs.latents, matches!(start, Start::Resume))?;
         if !quiet {
-            eprintln!("{}", self.inputs.data.summary);
-            eprintln!("{}", self.inputs.data.augment.described());
-            eprintln!("{}", self.effort());
-            eprintln!("{}", self.chance());
-            if let Some(latents) = self.inputs.latents {
-                eprintln!("on {}", latents.describe());
-            }
-            let notes = [
-                self.slow(),
-                self.small(),
-                few_held_out(self.inputs.data),
-                many_held_out(self.inputs.data),
-            ];
-            for note in notes.into_iter().flatten() {
-                eprintln!("note: {note}");
-            }
+            self.inputs.introduce();
         }
         self.inputs.tokenizer.keep_in(self.folder)?;
         let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
@@ -205,85 +184,6 @@ impl<'w, B: Compute> Work<'w, B> {
             }
         })
     }
-
-    /// How much work the run is.
-    fn effort(&self) -> String {
-        let (t, images) = (&self.inputs.config.train, self.inputs.data.train.len());
-        let each = t.batch * t.accumulate;
-        let times = t.steps as f64 * each as f64 / images.max(1) as f64;
-        // Published for batches of hundreds on a million images; a small run learns ten times slower by it.
-        let by_rule = t.lr.is_none() && t.base_lr == TrainConfig::default().base_lr;
-        let rule = match by_rule && each < PUBLISHED_BATCH {
-            true => " by the published rule; small models on few images learn faster at 1e-3",
-            false => "",
-        };
-        format!(
-            "{} steps of {each} images, {times:.1} times through them, at a learning rate of {:e} \
-             (train.steps, train.batch, train.lr){rule}",
-            t.steps,
-            t.peak_lr()
-        )
-    }
-
-    /// What to know where a run ends before its learning rate has risen.
-    fn slow(&self) -> Option<String> {
-        let t = &self.inputs.config.train;
-        (t.warmup > 0 && t.warmup >= t.steps).then(|| {
-            format!(
-                "train.warmup is {} steps and the run has {}, so that its learning rate rises to {:.1e} and no \
-                 further; a smaller train.warmup reaches {:e}",
-                t.warmup,
-                t.steps,
-                t.highest_lr(),
-                t.peak_lr()
-            )
-        })
-    }
-
-    /// What losses and accuracies are to be seen beside.
-    fn chance(&self) -> String {
-        let codes = self.inputs.config.generator.vocab as f64;
-        format!(
-            "to guess one of {codes} codes has a loss of {:.3} and an accuracy of {:.2} %",
-            codes.ln(),
-            100.0 / codes
-        )
-    }
-
-    /// What to know where the last grid is smaller than the images' latents.
-    fn small(&self) -> Option<String> {
-        let side = self.inputs.data.train.side();
-        let factor = self.inputs.tokenizer.tokenizer.downsample_factor();
-        let last = self.inputs.config.generator.schedule.last();
-        let squeezed = if last.height == last.width { "" } else { ", the images squeezed to that" };
-        (last.height.min(last.width) < side / factor).then(|| {
-            format!(
-                "images of {side} px have latents of {latent}×{latent}, but generator.schedule ends \
-                 in a grid of {last}: samples will be {}×{} px{squeezed}",
-                last.height * factor,
-                last.width * factor,
-                latent = side / factor,
-            )
-        })
-    }
-}
-
-/// What to know where few images are held out.
-pub(super) fn few_held_out(data: &Data) -> Option<String> {
-    let held_out = data.validation.len();
-    (data.drawn && held_out > 0 && held_out < FEW_HELD_OUT).then(|| {
-        format!(
-            "only {held_out} images are held out, which makes what is measured on them rough; a larger \
-             data.val_fraction holds out more, and cannot be changed later"
-        )
-    })
-}
-
-/// What to know where more images are held out than are measured on.
-fn many_held_out(data: &Data) -> Option<String> {
-    let held_out = data.validation.len();
-    (held_out > HELD_OUT)
-        .then(|| format!("the held-out loss is of {HELD_OUT} of the {held_out} held-out images"))
 }
 
 /// Whether generator, tokenizer, schedule and data fit each other.

@@ -1,6 +1,5 @@
 //! The latents that a run trains on in place of its images.
 
-use super::output;
 use crate::backend::Compute;
 use crate::config::Config;
 use crate::data::{Data, Latents, Origin, View, spread};
@@ -54,11 +53,11 @@ pub(super) fn of_run<B: Compute>(
     look(backend, data, tokenizer, &latents).context(HOW)?;
     let made = latents.origin().seed;
     if made != run.seed {
-        output::note(format_args!(
+        eprintln!(
             "note: the latents were cut by seed {made}, and the run's is {}: it is not bit for bit the run \
              on images",
             run.seed
-        ));
+        );
     }
     Ok(Some(latents))
 }
@@ -113,9 +112,9 @@ pub(super) fn compare(
     }
     let now = latents.map_or_else(|| IMAGES.to_owned(), Latents::describe);
     if let Some(before) = folder.other_source(&now)? {
-        output::note(format_args!(
+        eprintln!(
             "warning: the run began on {before}, and now it has {now}: it may not go on as it would have"
-        ));
+        );
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use super::resuming::{
 };
 use super::room::fits_in_memory;
 use super::starting::fixed;
-use super::{latents, output, ranks};
+use super::{latents, ranks};
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, RanksArgs, RunArgs};
 use crate::config::Config;
@@ -92,7 +92,7 @@ impl Order<'_> {
             folder.discard();
             return Err(error);
         }
-        output::result(format_args!("{}\n", folder.path().display()));
+        println!("{}", folder.path().display());
         Ok(())
     }
 
@@ -162,7 +162,7 @@ impl Order<'_> {
             }
             _ => self.with_command(error, &folder),
         })?;
-        output::result(format_args!("{}\n", folder.path().display()));
+        println!("{}", folder.path().display());
         Ok(())
     }
 

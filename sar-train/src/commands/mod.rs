@@ -14,6 +14,7 @@ macro_rules! eprintln {
     ($($part:tt)*) => { $crate::commands::output::note(format_args!($($part)*)) };
 }
 
+mod advice;
 pub mod bench;
 pub mod check;
 mod classes;

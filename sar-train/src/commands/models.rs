@@ -1,6 +1,5 @@
 //! Models opened from files for the commands, with warnings about how they were found.
 
-use super::output;
 use crate::backend::Compute;
 use crate::checkpoint::{Kind, load_weights};
 use crate::run::Origin;
@@ -30,17 +29,13 @@ pub(crate) fn open_to_draw(
             Some(_) => "those that its run started from",
             None => "untrained",
         };
-        output::note(format_args!(
+        eprintln!(
             "warning: the weights are of step 0, {what}; a run that still trains has later ones once it saves \
              (train.save_every, train.save_minutes)"
-        ));
+        );
     } else if !quiet {
         let average = if generator.ema { " (running average)" } else { "" };
-        output::note(format_args!(
-            "{}: weights of step {}{average}",
-            path.display(),
-            generator.step
-        ));
+        eprintln!("{}: weights of step {}{average}", path.display(), generator.step);
     }
     Ok(generator)
 }
@@ -89,11 +84,11 @@ pub(crate) fn tokenizer_of<B: Compute>(
             .is_ok_and(|weights| weights.flat != tokenizer.weights)
     };
     if let Some(own) = own.filter(|own| named.is_some() && other(own)) {
-        output::note(format_args!(
+        eprintln!(
             "warning: {} is not the tokenizer that the generator was trained with, which is {}",
             path.display(),
             own.display()
-        ));
+        );
     }
     Ok(tokenizer)
 }

@@ -54,6 +54,12 @@ pub(crate) fn meeting(
         }
         return Ok(Some(meeting));
     }
+    if !global.quiet {
+        let (threads, accumulate) = (global.threads_of_each(ranks), train.accumulate);
+        eprintln!(
+            "{ranks} ranks of {threads} threads share the {accumulate} micro-batches of a step"
+        );
+    }
     // Keeps other users of the machine out.
     let secret = format!("{:016x}", RandomState::new().build_hasher().finish());
     let mut meeting = Meeting::open("127.0.0.1:0", ranks, &computing, Some(secret.clone()))?;

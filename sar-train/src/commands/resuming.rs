@@ -1,7 +1,6 @@
 //! What a run began with, and whether it goes on with the same.
 
 use super::classes::other_class;
-use super::output;
 use crate::cli::{GlobalArgs, going_on};
 use crate::config::Config;
 use crate::data::{self, Data, DataError, some_of};
@@ -67,15 +66,15 @@ pub(crate) fn compare_with_run(run: Option<&Path>, what: &str, data: &Data) -> a
     let Some(run) = run else { return Ok(()) };
     let (before, now) = (images_of(run)?, counted(data));
     if let Some(before) = before.filter(|before| *before != now) {
-        output::note(format_args!(
+        eprintln!(
             "warning: the {what} was trained where there were {before}, and now there are {now}: held-out \
              images are drawn from all of them, so that it was trained on some of these"
-        ));
+        );
     } else if held_out_of(run)?.is_some_and(|before| before != data.held_out_fingerprint()) {
-        output::note(format_args!(
+        eprintln!(
             "warning: other images are held out now than when the {what} was trained, so that it was trained \
              on some of these; keep data.split_seed and data.val_fraction as they were"
-        ));
+        );
     }
     Ok(())
 }
@@ -85,21 +84,21 @@ pub(crate) fn compare_with_run(run: Option<&Path>, what: &str, data: &Data) -> a
 pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<()> {
     let now = counted(data);
     if let Some(before) = folder.other_images(&now)? {
-        output::note(format_args!(
+        eprintln!(
             "warning: the run began with {before}, and now there are {now}: it goes on, but not as it \
              would have with the same, and where held-out images are drawn from all of them, some \
              that are held out now may have been trained on"
-        ));
+        );
     } else if folder.other_held_out(&data.held_out_fingerprint())?.is_some() {
-        output::note(format_args!(
+        eprintln!(
             "warning: other images are held out than when the run began; were some renamed? Some that are held \
              out now may have been trained on"
-        ));
+        );
     } else if folder.other_trained_on(&data.trained_on_fingerprint())?.is_some() {
-        output::note(format_args!(
+        eprintln!(
             "warning: as many images are trained on as when the run began, but not the same by name, or in another \
              order; were some renamed? The run goes on, not as it would have with the same"
-        ));
+        );
     }
     Ok(())
 }
@@ -108,16 +107,16 @@ pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<
 /// another backend or number type than it began with.
 pub(crate) fn compare_computing(folder: &RunFolder, now: &str) -> anyhow::Result<()> {
     if folder.is_unlocked() {
-        output::note(format_args!(
+        eprintln!(
             "warning: the file system of {} has no locks: see to it that no other process trains in that folder",
             folder.path().display()
-        ));
+        );
     }
     if let Some(before) = folder.other_computing(now)? {
-        output::note(format_args!(
+        eprintln!(
             "warning: the run began on {before} and goes on with {now}, not bit for bit; --backend, --dtype and \
              --ranks are given to --resume, too"
-        ));
+        );
     }
     Ok(())
 }
@@ -129,22 +128,22 @@ pub(crate) fn tell_empty(data: &Data) {
     }
     let names: Vec<String> = data.empty.iter().map(|path| path.display().to_string()).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    output::note(format_args!(
+    eprintln!(
         "warning: {} class folders without images are left out: {}",
         names.len(),
         some_of(&names)
-    ));
+    );
 }
 
 /// Warns about images that turned out bad while training and were replaced by others.
 pub(crate) fn tell_replaced(data: &Data) {
     let replaced = data.train.skipped();
     if let Some((path, reason)) = replaced.first() {
-        output::note(format_args!(
+        eprintln!(
             "warning: {} bad images were left out while training, others in their place; the first, {}: {reason}",
             replaced.len(),
             path.display()
-        ));
+        );
     }
 }
 

@@ -1,6 +1,5 @@
 //! Whether a run fits into memory, reported before it begins.
 
-use super::output;
 use crate::cli::{BackendName, Dtype, GlobalArgs};
 use crate::config::{Config, GeneratorSection, TokenizerTrainConfig};
 use crate::model::generator::{GeneratorShape, parameters};
@@ -73,7 +72,7 @@ fn fits(needed: u64, less: &str) -> anyhow::Result<()> {
     );
     if needed > available {
         let free = told(format!("{} free of {}", memory::text(available), memory::text(total)));
-        output::note(format_args!("warning: {free}; {less}"));
+        eprintln!("warning: {free}; {less}");
     }
     Ok(())
 }

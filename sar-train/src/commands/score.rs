@@ -59,7 +59,7 @@ pub fn run(args: &ScoreArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let _place = args.json.as_deref().map(|path| output::ready_as(path, &["json"])).transpose()?;
     let task = Task::open(args)?;
     if global.backend != BackendName::Cpu {
-        output::note(format_args!("note: `sar score` runs on the CPU"));
+        eprintln!("note: `sar score` runs on the CPU");
     }
     let report = task.measure(args.save_reference.as_deref(), global.quiet)?;
     print!("{}", text(&report));
@@ -143,11 +143,11 @@ impl Task {
             let size = about_reference.as_ref().map(|set| (set.height, set.width));
             let kept = reference.save(path, network(&sha256), size);
             if !kept.with_context(|| format!("{}", path.display()))? && reference.has_images() {
-                output::note(format_args!(
+                eprintln!(
                     "note: {} has statistics alone: features of so many images are too many to be read again, and \
                      precision and recall need the images",
                     path.display()
-                ));
+                );
             }
         }
         let samples = look(&inception, samples, "samples", quiet)?;

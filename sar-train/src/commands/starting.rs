@@ -1,6 +1,5 @@
 //! A run that starts from weights: what it takes over from them and from their run, and what it does not.
 
-use super::output;
 use super::resuming::compare_with_run;
 use crate::checkpoint::locate;
 use crate::cli::RunArgs;
@@ -63,10 +62,10 @@ pub(super) fn inherit(
         taken.push(format!("generator.schedule={schedule}"));
     }
     if !taken.is_empty() {
-        output::note(format_args!(
+        eprintln!(
             "note: taken over from the {whose} run: {}; --set takes others",
             taken.join(", ")
-        ));
+        );
     }
     Ok(())
 }
@@ -88,10 +87,10 @@ pub(super) fn note_other_settings(
     };
     let others: Vec<String> = kept.iter().filter_map(|pair| differs(&pair)).collect();
     if !others.is_empty() {
-        output::note(format_args!(
+        eprintln!(
             "note: the weights were trained with {}, which this run does not take over; --set does",
             others.join(", ")
-        ));
+        );
     }
     note_rate(from, config)
 }
@@ -102,11 +101,11 @@ pub(super) fn note_rate(from: &TrainedGenerator, config: &Config) -> anyhow::Res
     let (ended, highest) = (of.train.anneal().learning_rate(from.step), config.train.highest_lr());
     if highest > HIGHER * ended {
         let how = if config.train.warmup == 0 { "begins at" } else { "rises to" };
-        output::note(format_args!(
+        eprintln!(
             "note: the weights were trained to a learning rate of {ended:.1e}, and this run {how} {highest:.1e}, \
              which unsettles them at first; a lower one, as of --set train.lr={:.0e}, does not",
             highest / 10.0
-        ));
+        );
     }
     Ok(())
 }
@@ -122,10 +121,10 @@ pub(super) fn note_replaced(sar: &SarConfig, args: &RunArgs) -> anyhow::Result<(
     let replaced: Vec<String> = replaced.map(|key| format!("sar.{key}")).collect();
     if !replaced.is_empty() {
         let keys = replaced.join(", ");
-        output::note(format_args!(
+        eprintln!(
             "note: --preset {} is all switches at once, also {keys} of the file; --set keeps a value",
             toml::Value::try_from(sar.preset)?.as_str().unwrap_or_default()
-        ));
+        );
     }
     Ok(())
 }

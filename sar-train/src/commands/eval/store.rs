@@ -1,6 +1,5 @@
 //! Where the numbers of an evaluation go, and what happens to those already there.
 
-use crate::commands::output;
 use crate::eval::EvalReport;
 use crate::files::{Sharing, folder_of, lock_folder, write_whole};
 use crate::report::text;
@@ -29,17 +28,15 @@ pub(super) fn keep(
     match store(report, whole, json)? {
         Stored::Beside { there, partial } => {
             let partial = partial.display();
-            output::note(format_args!(
+            eprintln!(
                 "note: {file} keeps its {there}; these are in {partial}, and the next evaluation by the same settings \
                  takes them up"
-            ));
+            );
             return Ok(());
         }
         Stored::InPlaceOf { there, aside } => {
             let aside = aside.display();
-            output::note(format_args!(
-                "note: {file} had another one ({there}), which is kept as {aside}"
-            ));
+            eprintln!("note: {file} had another one ({there}), which is kept as {aside}");
         }
         Stored::With { others } if others > 0 && !quiet => {
             let were = if others == 1 { "was" } else { "were" };

@@ -40,12 +40,12 @@ pub(super) fn run<B: Compute>(
     }
     let replaced = of.data.train.skipped().len() + of.data.validation.skipped().len();
     if replaced > 0 {
-        output::note(format_args!(
+        eprintln!(
             "warning: {replaced} images could not be read once they were needed; the next image stands in \
              their place"
-        ));
+        );
     }
-    output::result(format_args!("{}\n", args.out.display()));
+    println!("{}", args.out.display());
     Ok(())
 }
 

@@ -7,7 +7,6 @@ mod train;
 pub(super) use encode::EncodingInterrupted;
 pub(crate) use train::{Trained, train_in};
 
-use super::output;
 use super::resuming::run_data;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, ImagesArgs, TokenizerArgs, TokenizerCommand};
@@ -156,14 +155,14 @@ impl Use {
             && tokenizer.latent_side(data.train.side()) == published.last().height
             && !scheduled
         {
-            output::note(format_args!(
+            eprintln!(
                 "note: the file does not say the grids that its scales add up on; {published} is taken, that of the \
                  released models (--schedule names others)"
-            ));
+            );
             config.generator.schedule = published;
         }
         if !data.skipped.is_empty() {
-            output::note(format_args!("{} bad images skipped", data.skipped.len()));
+            eprintln!("{} bad images skipped", data.skipped.len());
         }
         Ok(Self { config, data })
     }

@@ -4,14 +4,14 @@ use super::{check_side, held_out};
 use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
 use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs, check_tokenizer_train};
-use crate::commands::generator_run::few_held_out;
+use crate::commands::advice::few_held_out;
 use crate::commands::models::open_tokenizer;
+use crate::commands::next;
 use crate::commands::resuming::{
     NOTHING_TO_RESUME, compare_computing, compare_images, from_step, longer, run_data, tell_empty,
     tell_replaced, with_command,
 };
 use crate::commands::room::tokenizer_fits;
-use crate::commands::{next, output};
 use crate::config::Config;
 use crate::data::{self, Data, Dataset};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
@@ -70,9 +70,9 @@ pub(super) fn run<B: Compute>(
     };
     note_left_out(&config, &data)?;
     if data.validation.is_empty() {
-        output::note(format_args!(
+        eprintln!(
             "warning: no image is held out (data.val_fraction); quality is that of training images"
-        ));
+        );
     }
     if !global.quiet {
         eprintln!("{}", data.summary);
@@ -89,7 +89,7 @@ pub(super) fn run<B: Compute>(
         }
         return Err(error);
     }
-    output::result(format_args!("{}\n", folder.path().display()));
+    println!("{}", folder.path().display());
     if !global.quiet {
         eprintln!("next: {}", next::train(&config, folder.path(), global));
     }
@@ -168,12 +168,12 @@ fn note_left_out(config: &Config, data: &Data) -> anyhow::Result<()> {
     let larger = scales.scales().iter().filter(|scale| scale.height.max(scale.width) > full);
     let larger: Vec<String> = larger.map(ToString::to_string).collect();
     if !larger.is_empty() {
-        output::note(format_args!(
+        eprintln!(
             "note: generator.schedule has {}, and images of {} px have latents of {full}×{full}: larger grids are \
              left out here, and `sar train` refuses them",
             larger.join(", "),
             data.train.side()
-        ));
+        );
     }
     Ok(())
 }
