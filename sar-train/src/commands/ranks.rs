@@ -37,8 +37,7 @@ pub(crate) fn meeting(
         return Ok(None);
     }
     if ranks > train.accumulate {
-        let error = RanksError::TooMany { ranks, accumulate: train.accumulate };
-        return Err(anyhow::Error::from(error).context(enough(train, ranks)));
+        return Err(RanksError::TooMany { ranks, accumulate: train.accumulate }.into());
     }
     let computing = global.computed();
     if let Some(address) = &args.listen {
@@ -49,7 +48,7 @@ pub(crate) fn meeting(
                 "waiting for ranks 1 to {} at {address}: each is `sar join HOST:{}{}`",
                 ranks - 1,
                 meeting.address().port(),
-                crate::cli::computing(global)
+                crate::cli::computing(&GlobalArgs { device: 0, ..global.clone() })
             );
         }
         return Ok(Some(meeting));
@@ -70,20 +69,23 @@ pub(crate) fn meeting(
     Ok(Some(meeting))
 }
 
-/// Says how a step has enough micro-batches: the same step, if its images can be split evenly.
-fn enough(train: &TrainConfig, ranks: usize) -> String {
-    let images = train.batch * train.accumulate;
-    match images.is_multiple_of(ranks) {
+/// Fails if a new run has more ranks than micro-batches, and says how its steps have enough: the same steps, if their
+/// images can be split evenly.
+pub(crate) fn check_count(args: &RanksArgs, train: &TrainConfig) -> anyhow::Result<()> {
+    let (ranks, batch, accumulate) = (args.ranks, train.batch, train.accumulate);
+    if ranks <= accumulate {
+        return Ok(());
+    }
+    let images = batch * accumulate;
+    let advice = match images.is_multiple_of(ranks) {
         true => format!(
-            "more ranks than micro-batches; --set train.batch={} --set train.accumulate={ranks} makes steps of the \
-             same {images} images",
+            "--set train.batch={} --set train.accumulate={ranks} makes steps of the same {images} images",
             images / ranks
         ),
-        false => format!(
-            "more ranks than micro-batches; --set train.accumulate={ranks} makes steps of {} images",
-            train.batch * ranks
-        ),
-    }
+        false => format!("--set train.accumulate={ranks} makes steps of {} images", batch * ranks),
+    };
+    let error = anyhow::Error::from(RanksError::TooMany { ranks, accumulate });
+    Err(error.context(format!("more ranks than micro-batches; {advice}")))
 }
 
 /// Starts the process of a rank on this machine, on a GPU of its own if it is to compute on one.
@@ -114,7 +116,7 @@ fn started(
 /// # Errors
 /// Rank 0 cannot be reached or does not take this process in; other images than rank 0's; see [`TrainError`].
 pub fn run<B: Compute>(backend: &B, args: &JoinArgs, global: &GlobalArgs) -> anyhow::Result<()> {
-    let interrupt = Interrupt::listen_unheard()?;
+    let interrupt = Interrupt::listen_as_rank(global.quiet)?;
     let mut member = joined(&args.address, global, &interrupt)?;
     if !global.quiet {
         let job = member.job();

@@ -43,7 +43,8 @@ impl<B: Backend<Host = f32>> OtherRanks<B> for Leader {
         // All at once, so that the last does not wait for the others.
         let sent: Vec<Result<(), RanksError>> = std::thread::scope(|scope| {
             let sending: Vec<_> = wires.iter_mut().map(|w| scope.spawn(|| send(w))).collect();
-            sending.into_iter().filter_map(|thread| thread.join().ok()).collect()
+            let sent = sending.into_iter().map(|thread| thread.join());
+            sent.map(|made| made.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
         });
         Ok(sent.into_iter().collect::<Result<(), _>>()?)
     }

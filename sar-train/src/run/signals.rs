@@ -40,13 +40,18 @@ impl Interrupt {
         )
     }
 
-    /// Like [`Interrupt::listen`], for a process whose run another process stops and reports on: the first signal prints
-    /// nothing.
+    /// Like [`Interrupt::listen`], for a rank whose run another process stops and reports on; `quiet` if that process
+    /// has the same terminal.
     ///
     /// # Errors
     /// The handlers cannot be installed.
-    pub fn listen_unheard() -> std::io::Result<Self> {
-        Self::listen_and_say("")
+    pub fn listen_as_rank(quiet: bool) -> std::io::Result<Self> {
+        Self::listen_and_say(match quiet {
+            true => "",
+            false => {
+                "\nrank 0 is told to stop the run; a second Ctrl-C (or signal) ends this rank at once\n"
+            }
+        })
     }
 
     fn listen_and_say(text: &'static str) -> std::io::Result<Self> {

@@ -194,6 +194,10 @@ fn what_ranks_cannot_share_is_told_before_a_run_begins() {
     let said = fails(1, &with(&["--ranks", "3"]), folder);
     says(&said, &["--set train.accumulate=3 makes steps of 6 images"]);
     assert!(!folder.join("x").exists());
+    // What a run began with cannot be set when it goes on.
+    let said = fails(1, &["train", "--resume", "--out", "base", "--ranks", "2"], folder);
+    says(&said, &["2 ranks share", "there are 1"]);
+    assert!(!said.contains("--set"), "{said}");
     says(&fails(2, &with(&["--ranks", "0"]), folder), &["1 or more"]);
     says(&fails(2, &with(&["--listen", "127.0.0.1:0"]), folder), &["--ranks N"]);
     let nowhere = ["--ranks", "2", "--set", "train.accumulate=2", "--listen", "256.0.0.1:1"];
