@@ -180,7 +180,7 @@ pub enum Command {
     /// Take part as a rank in a run that waits for ranks: `sar train` or `sar refine` with --ranks and --listen.
     #[command(
         after_help = "Example: sar join node0:29500 --backend cuda --device 1\nIt ends with the run, and takes all that \
-        it needs from there but the images, which must be in the same place."
+        it needs from there but images and latents, which must be in the same place."
     )]
     Join(JoinArgs),
     /// Sample images from a generator.

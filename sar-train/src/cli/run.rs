@@ -239,7 +239,8 @@ pub struct RanksArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = ranks)]
     pub ranks: usize,
     /// Wait here for the other ranks in place of starting them: `sar join HOST:PORT` on any machine that has the images
-    /// in the same place. In a network that others use, set SAR_RANKS_SECRET to the same for all.
+    /// (and latents) in the same place. SAR_RANKS_SECRET, set to the same for all, keeps out processes that do not know
+    /// it; nothing is encrypted.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<String>,
 }
@@ -254,7 +255,8 @@ impl RanksArgs {
     pub(crate) fn typed(&self) -> String {
         let ranks =
             if self.ranks == 1 { String::new() } else { format!(" --ranks {}", self.ranks) };
-        let listen = self.listen.as_ref().map_or(String::new(), |at| format!(" --listen {at}"));
+        let listen = |at: &String| format!(" --listen {}", super::in_shell(at.as_ref()));
+        let listen = self.listen.as_ref().map_or(String::new(), listen);
         ranks + &listen
     }
 }
@@ -262,14 +264,27 @@ impl RanksArgs {
 /// Parses a number of ranks.
 fn ranks(text: &str) -> Result<usize, String> {
     let number: Option<usize> = text.parse().ok();
-    number.filter(|n| *n > 0).ok_or_else(|| "expected a whole number, 1 or more".to_owned())
+    let possible = number.filter(|n| (1..=MOST_RANKS).contains(n));
+    possible.ok_or_else(|| format!("expected a whole number from 1 to {MOST_RANKS}"))
+}
+
+/// More than any run has.
+const MOST_RANKS: usize = 4096;
+
+/// Parses the address of another machine, which may be its name.
+fn host_and_port(text: &str) -> Result<String, String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    match port.and_then(|(_, port)| port.parse::<u16>().ok()) {
+        Some(1..) => Ok(text.to_owned()),
+        _ => Err("expected a host and a port, such as node0:29500".to_owned()),
+    }
 }
 
 /// `sar join`.
 #[derive(Clone, Debug, Args)]
 pub struct JoinArgs {
     /// Where rank 0 waits: the host, and the port of its --listen.
-    #[arg(value_name = "HOST:PORT")]
+    #[arg(value_name = "HOST:PORT", value_parser = host_and_port)]
     pub address: String,
 }
 

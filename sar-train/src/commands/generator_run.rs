@@ -57,19 +57,19 @@ impl<'w, B: Compute> Work<'w, B> {
         compare_classes(self.folder, self.inputs.data)?;
         compare_images(self.folder, self.inputs.data)?;
         tell_empty(self.inputs.data);
-        latents::compare(self.folder, self.inputs.latents, matches!(start, Start::Resume))?;
+        let resumed = matches!(start, Start::Resume);
+        latents::compare(self.folder, self.inputs.latents, config.train.seed, resumed)?;
         if !quiet {
             self.inputs.introduce();
         }
         self.inputs.tokenizer.keep_in(self.folder)?;
         let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
-        let resumed = matches!(start, Start::Resume);
         let mut trainer = self.trainer(&generator, start)?;
         if resumed && !quiet {
             eprintln!("{}", from_step(trainer.step_number()));
         }
         let train = &config.train;
-        let ranks = self.share(&mut trainer, interrupt)?;
+        let ranks = self.share(&mut trainer, interrupt, quiet)?;
         // Before the memory for training images is had, so that one takes the place of the other.
         let held_out = self.held_out(interrupt)?;
         let mut batches =
@@ -94,19 +94,28 @@ impl<'w, B: Compute> Work<'w, B> {
         &mut self,
         trainer: &mut Trainer<'w, B>,
         interrupt: &Interrupt,
+        quiet: bool,
     ) -> anyhow::Result<usize> {
-        let Some(meeting) = self.meeting.take() else { return Ok(1) };
-        let (config, ranks) = (self.inputs.config, meeting.ranks());
+        let (config, done) = (self.inputs.config, trainer.step_number());
+        // Nobody is waited for where nothing is left to do.
+        let Some(meeting) = self.meeting.take().filter(|_| done < config.train.steps) else {
+            return Ok(1);
+        };
+        let (ranks, tokenizer) = (meeting.ranks(), self.inputs.tokenizer);
+        let config = Config { tokenizer: tokenizer.tokenizer.config().clone(), ..config.clone() };
         let job = Job {
-            rank: 0,
             ranks,
-            step: trainer.step_number(),
+            step: done,
             config: config.to_toml()?,
             images: self.inputs.data.fingerprint(),
         };
-        let weights = &self.inputs.tokenizer.weights;
-        let parameters = trainer.generator().layout().len();
-        let others = meeting.gather(&job, weights, parameters, interrupt)?;
+        let (weights, parameters) = (&tokenizer.weights, trainer.generator().layout().len());
+        let tell = |text: &str| {
+            if !quiet {
+                eprintln!("{text}");
+            }
+        };
+        let others = meeting.gather(&job, weights, parameters, interrupt, tell)?;
         trainer.share_with(Box::new(others.ok_or(TrainError::NotBegun)?))?;
         Ok(ranks)
     }

@@ -51,14 +51,6 @@ pub(super) fn of_run<B: Compute>(
     let latent = [tokenizer.tokenizer.config().latent_channels, grid, grid];
     latents.check(&run, data, latent).context(HOW)?;
     look(backend, data, tokenizer, &latents).context(HOW)?;
-    let made = latents.origin().seed;
-    if made != run.seed {
-        eprintln!(
-            "note: the latents were cut by seed {made}, and the run's is {}: it is not bit for bit the run \
-             on images",
-            run.seed
-        );
-    }
     Ok(Some(latents))
 }
 
@@ -100,12 +92,20 @@ fn look<B: Compute>(
     Ok(())
 }
 
-/// Warns if a run goes on with other latents than it began with, or with images in their place.
+/// Warns if a run goes on with other latents than it began with, or with images in their place; notes where they were cut
+/// by another seed than the run's.
 pub(super) fn compare(
     folder: &RunFolder,
     latents: Option<&Latents>,
+    seed: u64,
     goes_on: bool,
 ) -> anyhow::Result<()> {
+    if let Some(made) = latents.map(|latents| latents.origin().seed).filter(|made| *made != seed) {
+        eprintln!(
+            "note: the latents were cut by seed {made}, and the run's is {seed}: it is not bit for bit the run \
+             on images"
+        );
+    }
     if goes_on {
         // A run without this record began when there was nothing else to train on.
         folder.other_source(IMAGES)?;

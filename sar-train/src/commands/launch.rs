@@ -74,8 +74,8 @@ impl Order<'_> {
         // The resolved configuration says what is used.
         config.tokenizer = tokenizer.tokenizer.config().clone();
         config.validate()?;
-        // Before the folder is made: a run that cannot start leaves none behind.
         ranks::check_count(self.ranks, &config.train)?;
+        // Before the folder is made: a run that cannot start leaves none behind.
         fits_in_memory(&config, self.ranks.here(), self.global)?;
         check(&config, data, tokenizer)?;
         let latents = latents::of_run(backend, &config, data, tokenizer)?;

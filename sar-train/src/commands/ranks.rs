@@ -2,6 +2,7 @@
 
 use super::inputs::Inputs;
 use super::latents;
+use super::resuming::tell_replaced;
 use crate::backend::Compute;
 use crate::cli::{BackendName, GlobalArgs, JoinArgs, RanksArgs};
 use crate::config::{Config, TrainConfig};
@@ -10,9 +11,10 @@ use crate::model::generator::{Generator, GeneratorShape};
 use crate::model::tokenizer::Tokenizer;
 use crate::ranks::{Meeting, Member, RanksError, SECRET};
 use crate::run::Interrupt;
-use crate::train::{Replica, TrainError};
+use crate::train::{Replica, TrainError, share};
 use crate::trained::TrainedTokenizer;
 use anyhow::Context as _;
+use std::env::VarError;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -41,14 +43,20 @@ pub(crate) fn meeting(
     }
     let computing = global.computed();
     if let Some(address) = &args.listen {
-        let secret = std::env::var(SECRET).ok();
+        let secret = secret()?;
+        let open_to_all = secret.is_none();
         let meeting = Meeting::open(address, ranks, &computing, secret)?;
-        if !global.quiet {
+        let at = meeting.address();
+        eprintln!(
+            "waiting for ranks 1 to {} at {at}: each is `sar join HOST:{}{}`",
+            ranks - 1,
+            at.port(),
+            crate::cli::computing(&GlobalArgs { device: 0, ..global.clone() })
+        );
+        if open_to_all && !at.ip().is_loopback() {
             eprintln!(
-                "waiting for ranks 1 to {} at {address}: each is `sar join HOST:{}{}`",
-                ranks - 1,
-                meeting.address().port(),
-                crate::cli::computing(&GlobalArgs { device: 0, ..global.clone() })
+                "note: whoever reaches {at} can take part and is sent the configuration and the weights; \
+                 {SECRET} keeps out those who do not know it"
             );
         }
         return Ok(Some(meeting));
@@ -69,6 +77,15 @@ pub(crate) fn meeting(
     Ok(Some(meeting))
 }
 
+/// Returns the secret of the environment, if there is one.
+fn secret() -> anyhow::Result<Option<String>> {
+    match std::env::var(SECRET) {
+        Ok(secret) => Ok(Some(secret)),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(error) => Err(anyhow::Error::from(error).context(format!("{SECRET} is not text"))),
+    }
+}
+
 /// Fails if a new run has more ranks than micro-batches, and says how its steps have enough: the same steps, if their
 /// images can be split evenly.
 pub(crate) fn check_count(args: &RanksArgs, train: &TrainConfig) -> anyhow::Result<()> {
@@ -76,13 +93,16 @@ pub(crate) fn check_count(args: &RanksArgs, train: &TrainConfig) -> anyhow::Resu
     if ranks <= accumulate {
         return Ok(());
     }
-    let images = batch * accumulate;
+    let images = batch.saturating_mul(accumulate);
     let advice = match images.is_multiple_of(ranks) {
         true => format!(
             "--set train.batch={} --set train.accumulate={ranks} makes steps of the same {images} images",
             images / ranks
         ),
-        false => format!("--set train.accumulate={ranks} makes steps of {} images", batch * ranks),
+        false => format!(
+            "--set train.accumulate={ranks} makes steps of {} images",
+            batch.saturating_mul(ranks)
+        ),
     };
     let error = anyhow::Error::from(RanksError::TooMany { ranks, accumulate });
     Err(error.context(format!("more ranks than micro-batches; {advice}")))
@@ -118,11 +138,7 @@ fn started(
 pub fn run<B: Compute>(backend: &B, args: &JoinArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let interrupt = Interrupt::listen_as_rank(global.quiet)?;
     let mut member = joined(&args.address, global, &interrupt)?;
-    if !global.quiet {
-        let job = member.job();
-        eprintln!("rank {} of {} at {}", job.rank, job.ranks, args.address);
-    }
-    let worked = work(backend, &mut member, &interrupt);
+    let worked = work(backend, &mut member, &interrupt, global.quiet);
     if let Err(error) = &worked {
         let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
         member.give_up(&causes.join(": "));
@@ -132,19 +148,17 @@ pub fn run<B: Compute>(backend: &B, args: &JoinArgs, global: &GlobalArgs) -> any
 
 /// Reaches rank 0, which may not have come so far yet.
 fn joined(address: &str, global: &GlobalArgs, interrupt: &Interrupt) -> anyhow::Result<Member> {
-    let (start, secret) = (Instant::now(), std::env::var(SECRET).ok());
+    let (start, secret) = (Instant::now(), secret()?);
     let mut told = global.quiet;
     loop {
         match Member::join(address, &global.computed(), secret.clone()) {
-            Err(RanksError::NobodyThere { .. }) if start.elapsed() < PATIENCE => {
+            Err(RanksError::NobodyThere { source, .. }) if start.elapsed() < PATIENCE => {
                 if interrupt.is_asked() {
                     return Err(TrainError::NotBegun.into());
                 }
                 if !told {
-                    eprintln!(
-                        "nobody answers at {address} yet; trying for {} s",
-                        PATIENCE.as_secs()
-                    );
+                    let seconds = PATIENCE.as_secs();
+                    eprintln!("nobody answers at {address} yet ({source}); trying for {seconds} s");
                     told = true;
                 }
                 std::thread::sleep(AGAIN);
@@ -155,7 +169,12 @@ fn joined(address: &str, global: &GlobalArgs, interrupt: &Interrupt) -> anyhow::
 }
 
 /// Takes up what rank 0 sends, opens the images, and serves until the run ends.
-fn work<B: Compute>(backend: &B, member: &mut Member, interrupt: &Interrupt) -> anyhow::Result<()> {
+fn work<B: Compute>(
+    backend: &B,
+    member: &mut Member,
+    interrupt: &Interrupt,
+    quiet: bool,
+) -> anyhow::Result<()> {
     let job = member.job().clone();
     let config = Config::default().with_text(&job.config, Path::new("rank 0's configuration"))?;
     let tokenizer = Tokenizer::new(&config.tokenizer)?;
@@ -182,6 +201,16 @@ fn work<B: Compute>(backend: &B, member: &mut Member, interrupt: &Interrupt) -> 
     let (quantizer, size) = (&tokenizer.quantizer, inputs.latent_size());
     let mut replica = Replica::new(backend, generator, &config, &zeros, quantizer, size)?;
     drop(zeros);
-    let mut batches = inputs.batches(job.step, job.share(config.train.accumulate))?;
-    Ok(member.serve(&mut replica, &mut *batches, interrupt)?)
+    let Some(rank) = member.begin(interrupt)? else {
+        anyhow::ensure!(!interrupt.is_asked(), TrainError::NotBegun);
+        return Ok(());
+    };
+    if !quiet {
+        eprintln!("rank {rank} of {}", job.ranks);
+    }
+    let share = share(config.train.accumulate, rank, job.ranks);
+    let mut batches = inputs.batches(job.step, share)?;
+    let served = member.serve(rank, &mut replica, &mut *batches, interrupt);
+    tell_replaced(&data);
+    Ok(served?)
 }

@@ -38,7 +38,10 @@ pub(crate) fn fits_in_memory(
             let plan = MemoryPlan::of(config, 4, 0).saved_from_here(config);
             // The others have no optimiser, and keep weights or gradients once more to send them.
             let other = plan.total() - plan.moments - plan.saving + plan.gradients;
-            fits(plan.total() + (ranks as u64 - 1) * other, LESS)
+            let others = (ranks as u64).saturating_sub(1).saturating_mul(other);
+            let less =
+                if ranks > 1 { format!("fewer --ranks take less; {LESS}") } else { LESS.into() };
+            fits(plan.total().saturating_add(others), &less)
         }
         // A device reports itself when it is full, before anything is lost.
         BackendName::Cuda => Ok(()),

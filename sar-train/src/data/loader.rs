@@ -68,8 +68,8 @@ impl Examples for Cuts {
     }
 }
 
-/// Which batches of the sequence a loader makes: of every `of` batches in a row those numbered `taken`. The ranks of a
-/// run so make what one process would, each a part of every step.
+/// Which batches of the sequence a loader makes: of every `of` batches in a row those numbered `taken`. So each rank of a
+/// run makes its part of every step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Turns {
     /// Number of batches in a row.
@@ -247,8 +247,8 @@ fn check(examples: &impl Examples, config: &LoaderConfig) -> Result<(), DataErro
     if config.batch == 0 {
         return fail("batch", "expected at least 1 image, found 0");
     }
-    if config.turns.taken.is_empty() {
-        return fail("batch", "expected at least one batch in turn, found none");
+    if config.turns.taken.is_empty() || config.turns.taken.end > config.turns.of {
+        return fail("batch", "expected turns of at least one batch, of those in a row");
     }
     if examples.values() == 0 {
         return fail("image_side", "expected at least 1 pixel, found 0");

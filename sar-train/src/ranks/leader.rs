@@ -7,6 +7,10 @@ use super::wire::Wire;
 use crate::run::Interrupt;
 use crate::train::{OtherRanks, StepLosses, TrainError};
 use sar_math::backend::Backend;
+use std::time::Duration;
+
+/// How long a rank has to take the message that the run has ended.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// The other ranks of a run that has begun. Dropping it tells them that the run has ended.
 pub struct Leader {
@@ -76,7 +80,8 @@ impl<B: Backend<Host = f32>> OtherRanks<B> for Leader {
 impl Drop for Leader {
     fn drop(&mut self) {
         for wire in &mut self.wires {
-            // One that is gone need not be told.
+            // One that is gone, or that takes nothing, need not be told.
+            let _ = wire.send_within(Some(MOMENT));
             let _ = wire.send(&FromLeader::Done);
         }
         // Their connections end before their processes are waited for.

@@ -4,8 +4,11 @@ use super::message::{FromLeader, FromMember, Hello};
 use super::wire::{Wire, is_silence};
 use super::{Job, Leader, RanksError};
 use crate::run::Interrupt;
+use std::io::{Error, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// Environment variable of a secret that keeps strangers out: if rank 0 has one, the others need the same.
@@ -13,8 +16,11 @@ pub const SECRET: &str = "SAR_RANKS_SECRET";
 
 /// Time between looks at what else may have happened while ranks are waited for.
 const LOOK: Duration = Duration::from_millis(50);
-/// Whoever connects has this long to say who it is.
+const MOMENT: Duration = Duration::from_millis(1);
+/// Whoever connects has this long to say who it is, and to take each part of what it is sent.
 const GREETING: Duration = Duration::from_secs(10);
+/// The last words of a process that has ended have this long to arrive.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// Processes that were started here have this long to end after the run has.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -29,8 +35,8 @@ pub struct Meeting {
 }
 
 impl Meeting {
-    /// Opens a meeting of `ranks` ranks, this process included, at an address of this machine. `computing` names backend
-    /// and number type, which all of them must share, and so the secret.
+    /// Opens a meeting of `ranks` ranks, this process included, at an address of this machine. All of them must compute on
+    /// the backend and number type that `computing` names, and know the secret if there is one.
     ///
     /// # Errors
     /// [`RanksError::Listen`].
@@ -67,72 +73,168 @@ impl Meeting {
         self.processes.all.push(process);
     }
 
-    /// Waits until all ranks are ready; `None` if the user stops it. Ranks are numbered as they come.
-    ///
-    /// `job` is rank 0's own; `tokenizer` are the tokenizer's weights, and
-    /// `parameters` is the number of the generator's.
+    /// Waits until all ranks are ready; `None` if the user stops it. `tokenizer` are the tokenizer's weights, and
+    /// `parameters` is the number of the generator's; `tell` is told who comes and goes.
     ///
     /// # Errors
-    /// A rank fails or is lost, or a watched process ends.
+    /// A rank cannot get ready, or a watched process ends.
     pub fn gather(
-        mut self,
+        self,
         job: &Job,
         tokenizer: &[f32],
         parameters: usize,
         interrupt: &Interrupt,
+        mut tell: impl FnMut(&str),
     ) -> Result<Option<Leader>, RanksError> {
-        let mut wires: Vec<Wire> = Vec::new();
-        while wires.len() + 1 < self.ranks {
-            if interrupt.is_asked() {
-                return Ok(None);
-            }
-            match self.listener.accept() {
-                Ok((stream, from)) => {
-                    let rank = wires.len() + 1;
-                    if let Some(mut wire) = welcome(stream, rank, from, &self.expected) {
-                        wire.send(&FromLeader::Job(Box::new(Job { rank, ..job.clone() })))?;
-                        wire.send_values(tokenizer)?;
-                        wires.push(wire);
+        let Self { listener, address, ranks, expected, mut processes } = self;
+        let over = AtomicBool::new(false);
+        let reception = Reception { expected: &expected, job, tokenizer, over: &over };
+        let gathered = std::thread::scope(|scope| {
+            let (arrived, arrivals) = channel();
+            let mut wires: Vec<Wire> = Vec::new();
+            let gathered = loop {
+                if interrupt.is_asked() {
+                    break Ok(false);
+                }
+                match listener.accept() {
+                    Ok((stream, from)) => {
+                        let (arrived, reception) = (arrived.clone(), &reception);
+                        scope.spawn(move || arrived.send(reception.receive(stream, from)));
+                        continue;
+                    }
+                    Err(error) if is_silence(&error) || is_theirs(&error) => {}
+                    Err(source) => {
+                        let address = address.to_string();
+                        break Err(RanksError::Listen { address, source });
                     }
                 }
-                Err(error) if is_silence(&error) => {
-                    self.processes.expect_running(&mut wires)?;
-                    std::thread::sleep(LOOK);
+                let looked = look(&mut wires, &arrivals, ranks, &mut tell);
+                match looked.and_then(|()| processes.expect_running(&arrivals)) {
+                    Ok(()) if wires.len() + 1 >= ranks => break Ok(true),
+                    Ok(()) => std::thread::sleep(LOOK),
+                    Err(error) => break Err(error),
                 }
-                Err(source) => {
-                    return Err(RanksError::Listen { address: self.address.to_string(), source });
-                }
-            }
+            };
+            over.store(true, Ordering::SeqCst);
+            let all_there = matches!(gathered, Ok(true));
+            // Nobody else is needed; or nobody at all, where the run does not begin.
+            dismiss(wires.drain(if all_there { ranks - 1 } else { 0 }..));
+            gathered.map(|all_there| all_there.then_some(wires))
+        });
+        let Some(mut wires) = gathered? else { return Ok(None) };
+        for (wire, rank) in wires.iter_mut().zip(1..) {
+            wire.peer = format!("rank {rank} ({})", wire.peer);
+            wire.send(&FromLeader::Begin { rank })?;
         }
-        for at in 0..wires.len() {
-            while !wires[at].hears_within(LOOK)? {
-                if interrupt.is_asked() {
-                    return Ok(None);
-                }
-                self.processes.expect_running(&mut wires)?;
-            }
-            match wires[at].receive()? {
-                FromMember::Ready => {}
-                other => return Err(instead_of(&wires[at], "that it is ready", other)),
-            }
-        }
-        self.processes.take_part = true;
-        Ok(Some(Leader::new(wires, parameters, self.processes, interrupt.clone())))
+        processes.take_part = true;
+        Ok(Some(Leader::new(wires, parameters, processes, interrupt.clone())))
     }
 }
 
-/// Takes in a process that has connected, as rank `rank`. One that may not take part is told why; one that does not
-/// say who it is, is nobody's.
-fn welcome(stream: TcpStream, rank: usize, from: SocketAddr, expected: &Hello) -> Option<Wire> {
-    let mut wire = Wire::new(stream, format!("rank {rank} ({from})")).ok()?;
-    wire.wait_at_most(Some(GREETING)).ok()?;
-    let Ok(FromMember::Hello(hello)) = wire.receive() else { return None };
-    if let Some(reason) = refusal(&hello, expected) {
-        let _ = wire.send(&FromLeader::Refused(reason));
-        return None;
+/// Tells ranks that are not needed any more.
+fn dismiss(wires: impl Iterator<Item = Wire>) {
+    for mut wire in wires {
+        let _ = wire.send(&FromLeader::Done);
     }
-    wire.wait_at_most(None).ok()?;
-    Some(wire)
+}
+
+/// Takes up who has become ready, and strikes off who has left.
+fn look(
+    wires: &mut Vec<Wire>,
+    arrivals: &Receiver<Arrival>,
+    ranks: usize,
+    tell: &mut impl FnMut(&str),
+) -> Result<(), RanksError> {
+    for arrival in arrivals.try_iter() {
+        match arrival {
+            Arrival::Ready(wire) => {
+                tell(&format!("{} is ready: {} of {}", wire.peer, wires.len() + 2, ranks));
+                wires.push(wire);
+            }
+            Arrival::Refused { from, reason } => tell(&format!("{from} is refused: {reason}")),
+            Arrival::Lost(error) => tell(&error.to_string()),
+            Arrival::Failed(error) => return Err(error),
+            Arrival::Stranger => {}
+        }
+    }
+    let mut left = None;
+    // A rank that is ready says nothing until the run begins.
+    wires.retain(|wire| match wire.hears_within(MOMENT) {
+        Ok(heard) => !heard,
+        Err(error) => {
+            left = Some(error);
+            false
+        }
+    });
+    if let Some(error) = left {
+        tell(&error.to_string());
+    }
+    Ok(())
+}
+
+/// What became of a process that connected.
+enum Arrival {
+    /// It has its images and its memory.
+    Ready(Wire),
+    /// It may not take part.
+    Refused { from: SocketAddr, reason: String },
+    /// It left before it was ready.
+    Lost(RanksError),
+    /// It cannot get ready, and says why.
+    Failed(RanksError),
+    /// It did not say who it is.
+    Stranger,
+}
+
+/// What a process that connects is given, on a thread of its own.
+struct Reception<'g> {
+    expected: &'g Hello,
+    job: &'g Job,
+    tokenizer: &'g [f32],
+    /// Whether the meeting is over.
+    over: &'g AtomicBool,
+}
+
+impl Reception<'_> {
+    /// Greets a process and waits until it is ready.
+    fn receive(&self, stream: TcpStream, from: SocketAddr) -> Arrival {
+        let start = Instant::now();
+        let give_up = || start.elapsed() > GREETING || self.over.load(Ordering::SeqCst);
+        let Ok(mut wire) = Wire::new(stream, from.to_string()) else { return Arrival::Stranger };
+        let Ok(FromMember::Hello(hello)) = wire.receive_greeting(give_up) else {
+            return Arrival::Stranger;
+        };
+        if let Some(reason) = refusal(&hello, self.expected) {
+            let _ = wire.send(&FromLeader::Refused(reason.clone()));
+            return Arrival::Refused { from, reason };
+        }
+        match self.prepare(&mut wire) {
+            Ok(FromMember::Ready) => Arrival::Ready(wire),
+            Ok(other) => Arrival::Failed(instead_of(&wire, "that it is ready", other)),
+            Err(error) => Arrival::Lost(error),
+        }
+    }
+
+    /// Gives a process its job, and waits for its answer.
+    fn prepare(&self, wire: &mut Wire) -> Result<FromMember, RanksError> {
+        // Whoever does not take what is sent for so long does not take part.
+        wire.send_within(Some(GREETING))?;
+        wire.send(&FromLeader::Job(Box::new(self.job.clone())))?;
+        wire.send_values(self.tokenizer)?;
+        wire.send_within(None)?;
+        while !wire.hears_within(LOOK)? {
+            if self.over.load(Ordering::SeqCst) {
+                wire.send(&FromLeader::Done)?;
+                return Ok(FromMember::Failed("the meeting is over".to_owned()));
+            }
+        }
+        wire.receive()
+    }
+}
+
+/// Whether accepting failed because of the process that connected.
+fn is_theirs(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset)
 }
 
 /// Why a process cannot take part; `None` if it can.
@@ -172,14 +274,16 @@ pub(super) struct Processes {
 
 impl Processes {
     /// Fails if one has ended, by the error that it has sent, if it has.
-    fn expect_running(&mut self, wires: &mut [Wire]) -> Result<(), RanksError> {
+    fn expect_running(&mut self, arrivals: &Receiver<Arrival>) -> Result<(), RanksError> {
         let ended = self.all.iter_mut().find_map(|process| process.try_wait().ok().flatten());
         let Some(status) = ended else { return Ok(()) };
-        for wire in wires {
-            if matches!(wire.hears_within(LOOK), Ok(true))
-                && let Ok(FromMember::Failed(reason)) = wire.receive()
-            {
-                return Err(RanksError::Failed { peer: wire.peer.clone(), reason });
+        // What it has said may still be on its way.
+        while let Ok(arrival) = arrivals.recv_timeout(ON_ITS_WAY) {
+            if let Arrival::Failed(error) = arrival {
+                return Err(error);
+            }
+            if let Arrival::Lost(_) | Arrival::Refused { .. } = arrival {
+                break;
             }
         }
         Err(RanksError::EndedEarly { status: status.to_string() })

@@ -7,29 +7,26 @@ use crate::run::Interrupt;
 use crate::train::{Batches, Replica, TrainError, share};
 use sar_math::backend::Backend;
 use serde::{Deserialize, Serialize};
-use std::net::TcpStream;
-use std::ops::Range;
+use std::io::{Error, ErrorKind};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::time::Duration;
 
-/// What a rank does in a run.
+/// Time between looks at whether the user asks to stop, while the run is waited for.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long an address may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// What all ranks of a run have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
-    /// Its number.
-    pub rank: usize,
     /// Number of ranks, including rank 0.
     pub ranks: usize,
     /// The step that the run begins or goes on with.
     pub step: u64,
-    /// The run's configuration, in TOML.
+    /// The run's configuration, in TOML, with the tokenizer's.
     pub config: String,
     /// The fingerprint of its images ([`crate::data::Data::fingerprint`]).
     pub images: String,
-}
-
-impl Job {
-    /// Returns the micro-batches that the rank takes of a step of `accumulate`.
-    pub fn share(&self, accumulate: usize) -> Range<usize> {
-        share(accumulate, self.rank, self.ranks)
-    }
 }
 
 /// A process that takes part in a run as one of its ranks other than 0.
@@ -49,8 +46,8 @@ impl Member {
         computing: &str,
         secret: Option<String>,
     ) -> Result<Self, RanksError> {
-        let stream = TcpStream::connect(address)
-            .map_err(|source| RanksError::NobodyThere { address: address.to_owned(), source })?;
+        let nobody = |source| RanksError::NobodyThere { address: address.to_owned(), source };
+        let stream = connected(address).map_err(nobody)?;
         let mut wire = Wire::new(stream, format!("rank 0 ({address})"))?;
         wire.send(&FromMember::Hello(Hello::new(computing, secret)))?;
         match wire.receive()? {
@@ -77,26 +74,44 @@ impl Member {
         Ok(weights)
     }
 
-    /// Says that it is ready, and takes its share of every step until the run ends.
+    /// Says that it is ready, and waits for the run to begin; returns its rank, or `None` if the run has ended before it
+    /// began or the user stops this process.
+    ///
+    /// # Errors
+    /// The connection to rank 0 is lost.
+    pub fn begin(&mut self, interrupt: &Interrupt) -> Result<Option<usize>, RanksError> {
+        self.wire.send(&FromMember::Ready)?;
+        while !self.wire.hears_within(LOOK)? {
+            if interrupt.is_asked() {
+                return Ok(None);
+            }
+        }
+        match self.wire.receive()? {
+            FromLeader::Begin { rank } => Ok(Some(rank)),
+            FromLeader::Done => Ok(None),
+            other => Err(self.wire.unexpected("the beginning of the run", other.name())),
+        }
+    }
+
+    /// Takes a rank's share of every step until the run ends.
     ///
     /// # Errors
     /// The images', the backend's; the connection to rank 0 is lost.
     pub fn serve<B: Backend<Host = f32>>(
         &mut self,
+        rank: usize,
         replica: &mut Replica<'_, B>,
         batches: &mut dyn Batches<B>,
         interrupt: &Interrupt,
     ) -> Result<(), TrainError> {
         let backend = replica.backend;
-        let accumulate = replica.config.accumulate;
-        let share = self.job.share(accumulate);
-        let ranks = self.job.ranks;
+        let (ranks, accumulate) = (self.job.ranks, replica.config.accumulate);
+        let share = share(accumulate, rank, ranks);
         let too_many = || RanksError::TooMany { ranks, accumulate };
         if share.is_empty() {
             return Err(too_many().into());
         }
         let mut values = vec![0.0; replica.generator.layout().len()];
-        self.wire.send(&FromMember::Ready)?;
         loop {
             let step = match self.wire.receive()? {
                 FromLeader::Step(step) => step,
@@ -120,4 +135,20 @@ impl Member {
     pub fn give_up(&mut self, reason: &str) {
         let _ = self.wire.send(&FromMember::Failed(reason.to_owned()));
     }
+}
+
+/// Connects to the first of an address's machines that answers.
+fn connected(address: &str) -> std::io::Result<TcpStream> {
+    let mut last = Error::from(ErrorKind::AddrNotAvailable);
+    for machine in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&machine, ANSWER) {
+            // On a port where nobody listens, a connection may meet itself.
+            Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {
+                last = ErrorKind::ConnectionRefused.into();
+            }
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }

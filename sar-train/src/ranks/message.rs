@@ -13,6 +13,11 @@ pub(super) enum FromLeader {
     Job(Box<Job>),
     /// The process is not taken in, and why.
     Refused(String),
+    /// All ranks are there, and this one has its number.
+    Begin {
+        /// Its number.
+        rank: usize,
+    },
     /// A step begins. The weights of the generator follow.
     Step(u64),
     /// The run has ended here, whatever came of it.
@@ -55,6 +60,7 @@ impl FromLeader {
         match self {
             Self::Job(_) => "a job",
             Self::Refused(_) => "a refusal",
+            Self::Begin { .. } => "the beginning of the run",
             Self::Step(_) => "a step",
             Self::Done => "the end of the run",
         }
@@ -62,7 +68,7 @@ impl FromLeader {
 }
 
 /// What a process that joins says of itself; rank 0 takes in only its like.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hello {
     /// Name and version of the program.
     pub(super) program: String,

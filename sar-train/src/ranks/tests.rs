@@ -7,7 +7,7 @@ use crate::run::Interrupt;
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const CPU: &str = "cpu f32";
 /// As sent between processes that have nothing in common with rank 0 but the address.
@@ -15,7 +15,7 @@ const STRANGE: [&[u8]; 3] = [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x02\x00\x00\x00{
 
 fn job() -> Job {
     let (config, images) = ("[train]\nbatch = 2\n".to_owned(), "abc".to_owned());
-    Job { rank: 0, ranks: 2, step: 7, config, images }
+    Job { ranks: 2, step: 7, config, images }
 }
 
 /// A meeting of two, and rank 0 waiting there with a tokenizer of these weights.
@@ -27,7 +27,8 @@ fn waiting(
     let meeting = Meeting::open("127.0.0.1:0", 2, CPU, secret.map(str::to_owned)).unwrap();
     let (address, tokenizer) = (meeting.address().to_string(), tokenizer.to_vec());
     let interrupt = interrupt.clone();
-    let rank_0 = std::thread::spawn(move || meeting.gather(&job(), &tokenizer, 3, &interrupt));
+    let rank_0 =
+        std::thread::spawn(move || meeting.gather(&job(), &tokenizer, 3, &interrupt, |_| ()));
     (address, rank_0)
 }
 
@@ -40,6 +41,7 @@ fn ready(address: &str) -> Wire {
     let mut wire = wire(address);
     wire.send(&FromMember::Hello(Hello::new(CPU, None))).unwrap();
     assert!(matches!(wire.receive().unwrap(), FromLeader::Job(_)));
+    wire.receive_values(&mut [0.0], |_, _| ()).unwrap();
     wire.send(&FromMember::Ready).unwrap();
     wire
 }
@@ -50,13 +52,12 @@ fn a_member_gets_its_job_and_the_tokenizer_bit_for_bit() {
     let weights: Vec<f32> = (0..300_001u32).map(|i| f32::from_bits(0x3f80_0000 + i)).collect();
     let (address, rank_0) = waiting(None, &weights, &Interrupt::none());
     let mut member = Member::join(&address, CPU, None).unwrap();
-    assert_eq!(*member.job(), Job { rank: 1, ..job() });
-    assert_eq!(member.job().share(5), 2..5);
+    assert_eq!(*member.job(), job());
     assert_eq!(member.tokenizer(weights.len()).unwrap(), weights);
     member.give_up("no images here");
     match rank_0.join().unwrap() {
         Err(RanksError::Failed { peer, reason }) => {
-            assert!(peer.starts_with("rank 1 (127.0.0.1:"), "{peer}");
+            assert!(peer.starts_with("127.0.0.1:"), "{peer}");
             assert_eq!(reason, "no images here");
         }
         other => panic!("{:?}", other.err()),
@@ -90,34 +91,66 @@ fn strangers_and_others_are_not_taken_in() {
     assert!(matches!(rank_0.join().unwrap(), Err(RanksError::Failed { .. })));
 }
 
+/// Those who leave while others are waited for, before or after they were ready, leave their places to others.
 #[test]
-fn a_member_that_vanishes_is_missed() {
-    let (address, rank_0) = waiting(None, &[], &Interrupt::none());
+fn places_of_those_who_leave_are_free_again() {
+    let meeting = Meeting::open("127.0.0.1:0", 3, CPU, None).unwrap();
+    let address = meeting.address().to_string();
+    let (said, told) = std::sync::mpsc::channel();
+    let rank_0 = std::thread::spawn(move || {
+        let job = Job { ranks: 3, ..job() };
+        let tell = |text: &str| said.send(text.to_owned()).unwrap();
+        meeting.gather(&job, &[1.0], 3, &Interrupt::none(), tell)
+    });
     drop(Member::join(&address, CPU, None).unwrap());
-    let missed = rank_0.join().unwrap().err().unwrap();
-    assert!(matches!(missed, RanksError::Lost { .. }), "{missed}");
+    assert!(told.recv().unwrap().contains("is lost"));
+    drop(ready(&address));
+    assert!(told.recv().unwrap().contains("is ready: 2 of 3"));
+    assert!(told.recv().unwrap().contains("is lost"));
+    let (mut first, mut second) = (ready(&address), ready(&address));
+    drop(rank_0.join().unwrap().unwrap().unwrap());
+    let mut numbers = [&mut first, &mut second].map(|member| match member.receive().unwrap() {
+        FromLeader::Begin { rank } => rank,
+        other => panic!("{}", other.name()),
+    });
+    numbers.sort_unstable();
+    assert_eq!(numbers, [1, 2]);
 }
 
 #[test]
-fn waiting_ends_when_the_user_asks() {
+fn waiting_ends_when_the_user_asks_whoever_is_there() {
     let interrupt = Interrupt::none();
-    let (address, rank_0) = waiting(None, &[], &interrupt);
-    let joined = Member::join(&address, CPU, None).unwrap();
+    let (address, rank_0) = waiting(None, &[1.0], &interrupt);
+    // Neither says who it is in time: one says nothing, one begins to.
+    let silent = TcpStream::connect(&address).unwrap();
+    let mut slow = TcpStream::connect(&address).unwrap();
+    slow.write_all(&[9, 0, 0]).unwrap();
+    let mut joined = Member::join(&address, CPU, None).unwrap();
     std::thread::sleep(Duration::from_millis(10));
+    let asked = Instant::now();
     interrupt.ask();
     assert!(matches!(rank_0.join().unwrap(), Ok(None)));
-    drop(joined);
-    let gone = Member::join(&address, CPU, None).err().unwrap();
-    assert!(matches!(gone, RanksError::NobodyThere { .. }), "{gone}");
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    joined.tokenizer(1).unwrap();
+    assert_eq!(joined.begin(&Interrupt::none()).unwrap(), None);
+    drop((silent, slow));
 }
 
 #[test]
 fn the_end_of_the_run_is_told() {
-    let (address, rank_0) = waiting(None, &[], &Interrupt::none());
+    let (address, rank_0) = waiting(None, &[1.0], &Interrupt::none());
     let mut member = ready(&address);
     drop(rank_0.join().unwrap().unwrap().unwrap());
+    assert!(matches!(member.receive().unwrap(), FromLeader::Begin { rank: 1 }));
     assert!(matches!(member.receive().unwrap(), FromLeader::Done));
     assert!(matches!(member.receive::<FromLeader>(), Err(RanksError::Lost { .. })));
+}
+
+#[test]
+fn nobody_is_where_nobody_listens() {
+    let address = Meeting::open("127.0.0.1:0", 2, CPU, None).unwrap().address().to_string();
+    let gone = Member::join(&address, CPU, None).err().unwrap();
+    assert!(matches!(gone, RanksError::NobodyThere { .. }), "{gone}");
 }
 
 #[test]

@@ -12,10 +12,15 @@ use std::time::Duration;
 const PIECE: usize = 1 << 18;
 /// Length of a message above which it is not from a rank. The longest holds a run's configuration.
 const LONGEST: u32 = 1 << 20;
-/// The system asks for a sign of life after this long without one, and then again, nine times by default: a machine that
-/// was lost is noticed after two minutes.
+/// The same of a greeting.
+pub(super) const LONGEST_GREETING: u32 = 1 << 12;
+/// After this long without a sign of life the system asks for one, and then again, nine times by default: a machine that
+/// was lost while nothing was on its way is noticed after two minutes. While something is, it is noticed when the system
+/// gives up sending it again, by default after a quarter of an hour.
 const SILENCE: Duration = Duration::from_secs(30);
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// Time between looks at what else has happened, while a greeting is waited for.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// One end of a connection to another rank.
 pub(super) struct Wire {
@@ -30,17 +35,22 @@ impl Wire {
     pub(super) fn new(stream: TcpStream, peer: String) -> Result<Self, RanksError> {
         let wire = Self { stream, peer, bytes: Vec::new() };
         let keepalive = TcpKeepalive::new().with_time(SILENCE).with_interval(ASK_AGAIN);
-        // Messages are short and waited for; without a delay none waits for the next.
-        let ready = wire.stream.set_nonblocking(false);
-        let ready = ready.and_then(|()| wire.stream.set_nodelay(true));
-        ready
-            .and_then(|()| SockRef::from(&wire.stream).set_tcp_keepalive(&keepalive))
-            .map_err(|source| wire.lost(source))?;
+        let settle = || -> std::io::Result<()> {
+            wire.stream.set_nonblocking(false)?;
+            // Messages are sent at once, not gathered.
+            wire.stream.set_nodelay(true)?;
+            SockRef::from(&wire.stream).set_tcp_keepalive(&keepalive)
+        };
+        settle().map_err(|source| wire.lost(source))?;
         Ok(wire)
     }
 
-    /// How long [`Wire::receive`] waits; `None` for as long as it takes.
-    pub(super) fn wait_at_most(&self, time: Option<Duration>) -> Result<(), RanksError> {
+    /// Limits how long sending waits for the other end; `None` is as long as it takes.
+    pub(super) fn send_within(&self, time: Option<Duration>) -> Result<(), RanksError> {
+        self.stream.set_write_timeout(time).map_err(|source| self.lost(source))
+    }
+
+    fn wait_at_most(&self, time: Option<Duration>) -> Result<(), RanksError> {
         self.stream.set_read_timeout(time).map_err(|source| self.lost(source))
     }
 
@@ -71,12 +81,37 @@ impl Wire {
     pub(super) fn receive<M: DeserializeOwned>(&mut self) -> Result<M, RanksError> {
         let mut length = [0; 4];
         self.stream.read_exact(&mut length).map_err(|source| self.lost(source))?;
+        self.make_room(length, LONGEST)?;
+        self.stream.read_exact(&mut self.bytes).map_err(|source| lost(&self.peer, source))?;
+        self.parsed()
+    }
+
+    /// Waits for the first message of a process that may be anybody, until `give_up` says so.
+    pub(super) fn receive_greeting<M: DeserializeOwned>(
+        &mut self,
+        give_up: impl Fn() -> bool,
+    ) -> Result<M, RanksError> {
+        self.wait_at_most(Some(LOOK))?;
+        let mut length = [0; 4];
+        fill(&mut self.stream, &mut length, &give_up).map_err(|source| self.lost(source))?;
+        self.make_room(length, LONGEST_GREETING)?;
+        let filled = fill(&mut self.stream, &mut self.bytes, &give_up);
+        filled.map_err(|source| lost(&self.peer, source))?;
+        self.wait_at_most(None)?;
+        self.parsed()
+    }
+
+    /// Makes room for a message of this length.
+    fn make_room(&mut self, length: [u8; 4], longest: u32) -> Result<(), RanksError> {
         let length = u32::from_le_bytes(length);
-        if length > LONGEST {
+        if length > longest {
             return Err(self.unexpected("a message", &format!("{length} bytes")));
         }
         self.bytes.resize(length as usize, 0);
-        self.stream.read_exact(&mut self.bytes).map_err(|source| lost(&self.peer, source))?;
+        Ok(())
+    }
+
+    fn parsed<M: DeserializeOwned>(&self) -> Result<M, RanksError> {
         serde_json::from_slice(&self.bytes)
             .map_err(|error| self.unexpected("a message of this program", &error.to_string()))
     }
@@ -123,14 +158,39 @@ impl Wire {
 }
 
 fn lost(peer: &str, source: Error) -> RanksError {
-    let source = match source.kind() {
-        ErrorKind::UnexpectedEof => Error::new(source.kind(), "its process has ended"),
-        _ => source,
-    };
+    let ended = matches!(
+        source.kind(),
+        ErrorKind::UnexpectedEof
+            | ErrorKind::BrokenPipe
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+    );
+    let source = if ended { Error::new(source.kind(), "its process has ended") } else { source };
     RanksError::Lost { peer: peer.to_owned(), source }
 }
 
-/// Whether reading ended because nothing came in time; the system has two names for it.
+/// Reads as many bytes as `bytes` has from a stream whose reads wait for a short time.
+fn fill(
+    stream: &mut TcpStream,
+    bytes: &mut [u8],
+    give_up: &impl Fn() -> bool,
+) -> std::io::Result<()> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        if give_up() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        match stream.read(&mut bytes[filled..]) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(read) => filled += read,
+            Err(error) if is_silence(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether waiting ended because nothing came in time, for which the system has two names, or by a signal.
 pub(super) fn is_silence(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }

@@ -1,5 +1,5 @@
 //! Runs that several processes share.
-#![cfg(unix)]
+#![cfg(target_os = "linux")]
 
 use super::*;
 use serde_json::Value;
@@ -125,6 +125,7 @@ fn ranks_make_the_run_of_one_process() {
     let joined = succeeds(&["join", &format!("localhost:{port}")], folder);
     says(&joined, &["rank 1 of 2"]);
     let said = said.join().unwrap();
+    says(&said, &["is ready: 2 of 2"]);
     assert!(rank_0.wait_with_output().unwrap().status.success(), "{said}");
     assert!(result(&folder.join("joined")) == two);
 
@@ -134,6 +135,11 @@ fn ranks_make_the_run_of_one_process() {
     says(&warned, &["goes on from step 3"]);
     assert!(!warned.contains("warning"), "{warned}");
     assert!(result(&folder.join("cut")) == two);
+    // Another number goes on, too, but not to the bit.
+    fs::remove_dir_all(folder.join("cut/checkpoints/step-6")).unwrap();
+    let warned = succeeds(&["train", "--resume", "--out", "cut", "--ranks", "3"], folder);
+    says(&warned, &["cpu f32, 2 ranks and goes on with cpu f32, 3 ranks, not bit for bit"]);
+    near(&losses(&folder.join("cut")), &one);
     let warned = succeeds(&["train", "--resume", "--out", "cut"], folder);
     says(&warned, &["cpu f32, 2 ranks and goes on with cpu f32", "nothing left to do"]);
 }
@@ -198,7 +204,12 @@ fn what_ranks_cannot_share_is_told_before_a_run_begins() {
     let said = fails(1, &["train", "--resume", "--out", "base", "--ranks", "2"], folder);
     says(&said, &["2 ranks share", "there are 1"]);
     assert!(!said.contains("--set"), "{said}");
-    says(&fails(2, &with(&["--ranks", "0"]), folder), &["1 or more"]);
+    for ranks in ["0", "5000", "9223372036854775809"] {
+        says(&fails(2, &with(&["--ranks", ranks]), folder), &["from 1 to 4096"]);
+    }
+    for address in ["localhost", ":29500", "localhost:0", "localhost:99999"] {
+        says(&fails(2, &["join", address], folder), &["node0:29500"]);
+    }
     says(&fails(2, &with(&["--listen", "127.0.0.1:0"]), folder), &["--ranks N"]);
     let nowhere = ["--ranks", "2", "--set", "train.accumulate=2", "--listen", "256.0.0.1:1"];
     says(&fails(1, &with(&nowhere), folder), &["256.0.0.1:1", "--listen"]);
@@ -225,6 +236,23 @@ fn a_rank_with_other_images_is_an_error_on_both_sides() {
     says(&there, &["not those of rank 0"]);
     let said = said.join().unwrap();
     assert_eq!(rank_0.wait_with_output().unwrap().status.code(), Some(1), "{said}");
-    says(&said, &["rank 1", "has failed", "not those of rank 0"]);
+    says(&said, &["127.0.0.1:", "has failed", "not those of rank 0"]);
     assert!(!folder.join("own").exists());
+}
+
+/// Ctrl-C while ranks are waited for, of which one may be about to become ready.
+#[test]
+fn a_run_may_be_stopped_before_its_ranks_are_there() {
+    let folder = trained();
+    let folder = folder.path();
+    let listen = ["--ranks", "3", "--listen", "127.0.0.1:0"];
+    let (rank_0, port, said) = waiting(&train("stopped", &listen), folder);
+    let rank_1 = spawned(&["join", &format!("127.0.0.1:{port}")], folder);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    signal(rank_0.id(), "-INT");
+    let said = said.join().unwrap();
+    assert_eq!(rank_0.wait_with_output().unwrap().status.code(), Some(130), "{said}");
+    assert!(!folder.join("stopped").exists());
+    let (code, said) = ended(rank_1);
+    assert_eq!(code, Some(0), "{said}");
 }
