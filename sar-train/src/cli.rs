@@ -62,7 +62,7 @@ impl Cli {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct GlobalArgs {
-    /// Worker threads; 0 is one per core. Changes speed, never a result.
+    /// Worker threads; 0 is one per core, shared among the ranks of a machine. Changes speed, never a result.
     #[arg(long, global = true, default_value_t = 0, value_name = "N", value_parser = threads)]
     pub threads: usize,
     /// No progress: results, notes and errors alone.
@@ -88,8 +88,12 @@ impl GlobalArgs {
         })
     }
 
-    /// Returns the number of threads of each of `ranks` processes on this machine; 0 is one per core.
-    pub fn threads_of_each(&self, ranks: usize) -> usize {
+    /// Returns the number of threads of each of `ranks` processes on this machine; 0 leaves it to `RAYON_NUM_THREADS`, or
+    /// is one per core.
+    pub(crate) fn threads_of_each(&self, ranks: usize) -> usize {
+        if std::env::var_os("RAYON_NUM_THREADS").is_some() {
+            return self.threads;
+        }
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         match (self.threads, ranks) {
             (0, 2..) => (cores() / ranks).max(1),

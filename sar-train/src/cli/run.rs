@@ -286,6 +286,9 @@ pub struct JoinArgs {
     /// Where rank 0 waits: the host, and the port of its --listen.
     #[arg(value_name = "HOST:PORT", value_parser = host_and_port)]
     pub address: String,
+    /// Do not wait for rank 0 to come: it has started this process.
+    #[arg(long, hide = true)]
+    pub at_once: bool,
 }
 
 /// `sar train`.

@@ -74,11 +74,15 @@ impl Order<'_> {
         // The resolved configuration says what is used.
         config.tokenizer = tokenizer.tokenizer.config().clone();
         config.validate()?;
-        ranks::check_count(self.ranks, &config.train)?;
+        ranks::check_count(self.ranks, &config.train).map_err(|error| {
+            anyhow::Error::from(error).context(ranks::enough(self.ranks, &config.train))
+        })?;
         // Before the folder is made: a run that cannot start leaves none behind.
         fits_in_memory(&config, self.ranks.here(), self.global)?;
         check(&config, data, tokenizer)?;
         let latents = latents::of_run(backend, &config, data, tokenizer)?;
+        // Before other processes are started, which are to end with this one.
+        let interrupt = Interrupt::listen()?;
         let meeting = ranks::meeting(self.ranks, &config.train, self.global)?;
         let folder = RunFolder::create(&self.run.out, &config)?;
         let origin = from.as_ref().map(TrainedGenerator::origin).transpose()?;
@@ -87,7 +91,7 @@ impl Order<'_> {
         let inputs = Inputs { backend, config: &config, data, tokenizer, latents };
         let work = Work { inputs, folder: &folder, meeting };
         let kept = origin.map_or(Ok(()), |origin| folder.keep_origin(&origin));
-        let trained = kept.map_err(Into::into).and_then(|()| self.started(work, start));
+        let trained = kept.map_err(Into::into).and_then(|()| self.started(work, start, &interrupt));
         if let Err(error) = trained {
             // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
             folder.discard();
@@ -121,11 +125,15 @@ impl Order<'_> {
     }
 
     /// Trains a run that has its folder.
-    fn started<B: Compute>(&self, work: Work<'_, B>, start: Start) -> anyhow::Result<()> {
+    fn started<B: Compute>(
+        &self,
+        work: Work<'_, B>,
+        start: Start,
+        interrupt: &Interrupt,
+    ) -> anyhow::Result<()> {
         let folder = work.folder;
         compare_computing(folder, &self.computed())?;
-        let interrupt = Interrupt::listen()?;
-        let trained = work.train(start, self.task.label(), &interrupt, self.global.quiet);
+        let trained = work.train(start, self.task.label(), interrupt, self.global.quiet);
         trained.map(drop).map_err(|error| self.with_command(error, folder))
     }
 
@@ -139,6 +147,7 @@ impl Order<'_> {
     ) -> anyhow::Result<()> {
         let (folder, had) = RunFolder::open_for_resume(&self.run.out)?;
         let config = self.run.continued(&had, free, rest)?;
+        ranks::check_count(self.ranks, &config.train)?;
         let tokenizer = kept_tokenizer(backend, &folder, &config)?;
         let data = run_data(&config, Some(folder.path()))?;
         compare_classes(&folder, &data)?;
@@ -146,13 +155,13 @@ impl Order<'_> {
         fits_in_memory(&config, self.ranks.here(), self.global)?;
         let latents = latents::of_run(backend, &config, &data, &tokenizer)?;
         longer(&folder, "train.steps", config.train.steps, had.train.steps)?;
+        let interrupt = Interrupt::listen()?;
         let meeting = ranks::meeting(self.ranks, &config.train, self.global)?;
         if config != had {
             // Only once nothing stands in the way of the run.
             folder.reconfigure(&config)?;
         }
         compare_computing(&folder, &self.computed())?;
-        let interrupt = Interrupt::listen()?;
         let (data, latents) = (&data, latents.as_ref());
         let inputs = Inputs { backend, config: &config, data, tokenizer: &tokenizer, latents };
         let work = Work { inputs, folder: &folder, meeting };

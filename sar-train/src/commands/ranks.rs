@@ -38,9 +38,6 @@ pub(crate) fn meeting(
     if ranks < 2 {
         return Ok(None);
     }
-    if ranks > train.accumulate {
-        return Err(RanksError::TooMany { ranks, accumulate: train.accumulate }.into());
-    }
     let computing = global.computed();
     if let Some(address) = &args.listen {
         let secret = secret()?;
@@ -86,26 +83,27 @@ fn secret() -> anyhow::Result<Option<String>> {
     }
 }
 
-/// Fails if a new run has more ranks than micro-batches, and says how its steps have enough: the same steps, if their
-/// images can be split evenly.
-pub(crate) fn check_count(args: &RanksArgs, train: &TrainConfig) -> anyhow::Result<()> {
-    let (ranks, batch, accumulate) = (args.ranks, train.batch, train.accumulate);
-    if ranks <= accumulate {
-        return Ok(());
+/// Fails if a run has more ranks than micro-batches.
+pub(crate) fn check_count(args: &RanksArgs, train: &TrainConfig) -> Result<(), RanksError> {
+    let (ranks, accumulate) = (args.ranks, train.accumulate);
+    match ranks <= accumulate {
+        true => Ok(()),
+        false => Err(RanksError::TooMany { ranks, accumulate }),
     }
-    let images = batch.saturating_mul(accumulate);
-    let advice = match images.is_multiple_of(ranks) {
-        true => format!(
-            "--set train.batch={} --set train.accumulate={ranks} makes steps of the same {images} images",
-            images / ranks
-        ),
-        false => format!(
-            "--set train.accumulate={ranks} makes steps of {} images",
-            batch.saturating_mul(ranks)
-        ),
+}
+
+/// Says how the steps of a new run have enough micro-batches: the same steps, if their images can be split evenly.
+pub(crate) fn enough(args: &RanksArgs, train: &TrainConfig) -> String {
+    let ranks = args.ranks;
+    let images = train.batch.saturating_mul(train.accumulate);
+    let (batch, made) = match images.is_multiple_of(ranks) {
+        true => (format!("--set train.batch={} ", images / ranks), "of the same"),
+        false => (String::new(), "of"),
     };
-    let error = anyhow::Error::from(RanksError::TooMany { ranks, accumulate });
-    Err(error.context(format!("more ranks than micro-batches; {advice}")))
+    let images = if batch.is_empty() { train.batch.saturating_mul(ranks) } else { images };
+    format!(
+        "more ranks than micro-batches; {batch}--set train.accumulate={ranks} makes steps {made} {images} images"
+    )
 }
 
 /// Starts the process of a rank on this machine, on a GPU of its own if it is to compute on one.
@@ -121,7 +119,7 @@ fn started(
         BackendName::Cuda => global.device + rank,
     };
     Command::new(std::env::current_exe()?)
-        .args(["join", address, "--quiet"])
+        .args(["join", address, "--at-once", "--quiet"])
         .args(["--backend", &global.backend.to_string(), "--dtype", &global.dtype().to_string()])
         .args(["--device", &device.to_string()])
         .args(["--threads", &global.threads_of_each(ranks).to_string()])
@@ -137,7 +135,7 @@ fn started(
 /// Rank 0 cannot be reached or does not take this process in; other images than rank 0's; see [`TrainError`].
 pub fn run<B: Compute>(backend: &B, args: &JoinArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let interrupt = Interrupt::listen_as_rank(global.quiet)?;
-    let mut member = joined(&args.address, global, &interrupt)?;
+    let mut member = joined(args, global, &interrupt)?;
     let worked = work(backend, &mut member, &interrupt, global.quiet);
     if let Err(error) = &worked {
         let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
@@ -147,15 +145,16 @@ pub fn run<B: Compute>(backend: &B, args: &JoinArgs, global: &GlobalArgs) -> any
 }
 
 /// Reaches rank 0, which may not have come so far yet.
-fn joined(address: &str, global: &GlobalArgs, interrupt: &Interrupt) -> anyhow::Result<Member> {
-    let (start, secret) = (Instant::now(), secret()?);
-    let mut told = global.quiet;
+fn joined(args: &JoinArgs, global: &GlobalArgs, interrupt: &Interrupt) -> anyhow::Result<Member> {
+    let (address, computing, secret) = (&args.address, global.computed(), secret()?);
+    // Rank 0 listens before it starts others.
+    let patience = if args.at_once { Duration::ZERO } else { PATIENCE };
+    let (start, mut told) = (Instant::now(), global.quiet);
     loop {
-        match Member::join(address, &global.computed(), secret.clone()) {
-            Err(RanksError::NobodyThere { source, .. }) if start.elapsed() < PATIENCE => {
-                if interrupt.is_asked() {
-                    return Err(TrainError::NotBegun.into());
-                }
+        match Member::join(address, &computing, secret.clone(), interrupt) {
+            Ok(member) => return Ok(member),
+            Err(_) if interrupt.is_asked() => return Err(TrainError::NotBegun.into()),
+            Err(RanksError::NobodyThere { source, .. }) if start.elapsed() < patience => {
                 if !told {
                     let seconds = PATIENCE.as_secs();
                     eprintln!("nobody answers at {address} yet ({source}); trying for {seconds} s");
@@ -163,7 +162,7 @@ fn joined(address: &str, global: &GlobalArgs, interrupt: &Interrupt) -> anyhow::
                 }
                 std::thread::sleep(AGAIN);
             }
-            joined => return Ok(joined?),
+            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -203,6 +202,9 @@ fn work<B: Compute>(
     drop(zeros);
     let Some(rank) = member.begin(interrupt)? else {
         anyhow::ensure!(!interrupt.is_asked(), TrainError::NotBegun);
+        if !quiet {
+            eprintln!("the run does not need this process: it began with others, or not at all");
+        }
         return Ok(());
     };
     if !quiet {

@@ -104,7 +104,7 @@ pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<
 }
 
 /// Warns if nothing keeps other processes out of the run's folder, and if a run goes on with
-/// another backend or number type than it began with.
+/// another backend, number type or number of ranks than it began with.
 pub(crate) fn compare_computing(folder: &RunFolder, now: &str) -> anyhow::Result<()> {
     if folder.is_unlocked() {
         eprintln!(

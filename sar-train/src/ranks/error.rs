@@ -62,6 +62,14 @@ pub enum RanksError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The user wants to stop, and a rank that is waited for says nothing.
+    #[error("ranks: {peer} has said nothing for {seconds} s since the run was to stop")]
+    Silent {
+        /// The rank.
+        peer: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// Another rank sends something that does not belong here.
     #[error("ranks: {peer} sent {found}, where {expected} was expected")]
     Unexpected {

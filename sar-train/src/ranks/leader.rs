@@ -7,10 +7,16 @@ use super::wire::Wire;
 use crate::run::Interrupt;
 use crate::train::{OtherRanks, StepLosses, TrainError};
 use sar_math::backend::Backend;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// Time between looks at whether the user asks to stop.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a step is waited for after that: then a rank that says nothing is taken for lost, and the run is saved.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a rank has to take the message that the run has ended.
 const MOMENT: Duration = Duration::from_secs(1);
+/// How long ranks that are in the middle of a step have to notice it.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// The other ranks of a run that has begun. Dropping it tells them that the run has ended.
 pub struct Leader {
@@ -61,6 +67,7 @@ impl<B: Backend<Host = f32>> OtherRanks<B> for Leader {
         backend.download_accum(gradients, 0, &mut self.values).map_err(TrainError::backend)?;
         let mut all = Vec::with_capacity(self.wires.len());
         for wire in &mut self.wires {
+            wait(wire, &self.interrupt)?;
             match wire.receive()? {
                 FromMember::Gradients { losses, stop } => {
                     if stop {
@@ -77,6 +84,20 @@ impl<B: Backend<Host = f32>> OtherRanks<B> for Leader {
     }
 }
 
+/// Waits for a rank to say something; for as long as it takes, unless the user asks to stop.
+fn wait(wire: &Wire, interrupt: &Interrupt) -> Result<(), RanksError> {
+    let mut asked: Option<Instant> = None;
+    while !wire.hears_within(LOOK)? {
+        if interrupt.is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+            return Err(RanksError::Silent {
+                peer: wire.peer.clone(),
+                seconds: PATIENCE.as_secs(),
+            });
+        }
+    }
+    Ok(())
+}
+
 impl Drop for Leader {
     fn drop(&mut self) {
         for wire in &mut self.wires {
@@ -84,7 +105,11 @@ impl Drop for Leader {
             let _ = wire.send_within(Some(MOMENT));
             let _ = wire.send(&FromLeader::Done);
         }
-        // Their connections end before their processes are waited for.
-        self.wires.clear();
+        let start = Instant::now();
+        // Gradients that they still send are taken, so that they come to read that the run has ended. Their
+        // connections end before their processes are waited for.
+        self.wires
+            .drain(..)
+            .for_each(|mut wire| wire.finish(GRACE.saturating_sub(start.elapsed())));
     }
 }

@@ -1,14 +1,14 @@
 //! Where the ranks of a run meet before it begins.
 
 use super::message::{FromLeader, FromMember, Hello};
-use super::wire::{Wire, is_silence};
+use super::wire::{LONGEST, LONGEST_GREETING, Wire, is_silence};
 use super::{Job, Leader, RanksError};
 use crate::run::Interrupt;
-use std::io::{Error, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::thread::Builder;
 use std::time::{Duration, Instant};
 
 /// Environment variable of a secret that keeps strangers out: if rank 0 has one, the others need the same.
@@ -16,11 +16,14 @@ pub const SECRET: &str = "SAR_RANKS_SECRET";
 
 /// Time between looks at what else may have happened while ranks are waited for.
 const LOOK: Duration = Duration::from_millis(50);
+/// As good as no time, which a socket does not take for one.
 const MOMENT: Duration = Duration::from_millis(1);
 /// Whoever connects has this long to say who it is, and to take each part of what it is sent.
 const GREETING: Duration = Duration::from_secs(10);
 /// The last words of a process that has ended have this long to arrive.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
+/// Times in a row that taking in a connection may fail, as where the system has no more files for now.
+const MOST_FAILURES: u32 = 200;
 /// Processes that were started here have this long to end after the run has.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -89,39 +92,44 @@ impl Meeting {
         let Self { listener, address, ranks, expected, mut processes } = self;
         let over = AtomicBool::new(false);
         let reception = Reception { expected: &expected, job, tokenizer, over: &over };
+        let (arrived, arrivals) = channel();
+        let mut wires: Vec<Wire> = Vec::new();
         let gathered = std::thread::scope(|scope| {
-            let (arrived, arrivals) = channel();
-            let mut wires: Vec<Wire> = Vec::new();
+            let mut failures = 0;
             let gathered = loop {
-                if interrupt.is_asked() {
-                    break Ok(false);
-                }
                 match listener.accept() {
                     Ok((stream, from)) => {
+                        failures = 0;
                         let (arrived, reception) = (arrived.clone(), &reception);
-                        scope.spawn(move || arrived.send(reception.receive(stream, from)));
-                        continue;
+                        let receive = move || arrived.send(reception.receive(stream, from));
+                        // Where the system has no thread left, the process that connected is turned away.
+                        let _ = Builder::new().spawn_scoped(scope, receive);
                     }
-                    Err(error) if is_silence(&error) || is_theirs(&error) => {}
-                    Err(source) => {
-                        let address = address.to_string();
-                        break Err(RanksError::Listen { address, source });
+                    Err(error) if is_silence(&error) => {}
+                    Err(source) if failures == MOST_FAILURES => {
+                        break Err(RanksError::Listen { address: address.to_string(), source });
                     }
+                    Err(_) => failures += 1,
                 }
                 let looked = look(&mut wires, &arrivals, ranks, &mut tell);
                 match looked.and_then(|()| processes.expect_running(&arrivals)) {
                     Ok(()) if wires.len() + 1 >= ranks => break Ok(true),
+                    // The same signal may have ended the others.
+                    _ if interrupt.is_asked() => break Ok(false),
                     Ok(()) => std::thread::sleep(LOOK),
                     Err(error) => break Err(error),
                 }
             };
             over.store(true, Ordering::SeqCst);
-            let all_there = matches!(gathered, Ok(true));
-            // Nobody else is needed; or nobody at all, where the run does not begin.
-            dismiss(wires.drain(if all_there { ranks - 1 } else { 0 }..));
-            gathered.map(|all_there| all_there.then_some(wires))
+            gathered
         });
-        let Some(mut wires) = gathered? else { return Ok(None) };
+        let all_there = matches!(gathered, Ok(true));
+        // Nobody else is needed; or nobody at all, where the run does not begin.
+        dismiss(wires.drain(if all_there { ranks - 1 } else { 0 }..));
+        dismiss(arrivals.try_iter().filter_map(Arrival::ready));
+        if !gathered? {
+            return Ok(None);
+        }
         for (wire, rank) in wires.iter_mut().zip(1..) {
             wire.peer = format!("rank {rank} ({})", wire.peer);
             wire.send(&FromLeader::Begin { rank })?;
@@ -131,7 +139,7 @@ impl Meeting {
     }
 }
 
-/// Tells ranks that are not needed any more.
+/// Tells ranks that are not needed.
 fn dismiss(wires: impl Iterator<Item = Wire>) {
     for mut wire in wires {
         let _ = wire.send(&FromLeader::Done);
@@ -145,11 +153,19 @@ fn look(
     ranks: usize,
     tell: &mut impl FnMut(&str),
 ) -> Result<(), RanksError> {
+    wires.retain_mut(|wire| match left(wire) {
+        None => true,
+        Some(error) => {
+            tell(&error.to_string());
+            false
+        }
+    });
     for arrival in arrivals.try_iter() {
         match arrival {
             Arrival::Ready(wire) => {
-                tell(&format!("{} is ready: {} of {}", wire.peer, wires.len() + 2, ranks));
                 wires.push(wire);
+                let (peer, count) = (&wires[wires.len() - 1].peer, wires.len() + 1);
+                tell(&format!("{peer} is ready: {count} of {ranks}"));
             }
             Arrival::Refused { from, reason } => tell(&format!("{from} is refused: {reason}")),
             Arrival::Lost(error) => tell(&error.to_string()),
@@ -157,19 +173,20 @@ fn look(
             Arrival::Stranger => {}
         }
     }
-    let mut left = None;
-    // A rank that is ready says nothing until the run begins.
-    wires.retain(|wire| match wire.hears_within(MOMENT) {
-        Ok(heard) => !heard,
-        Err(error) => {
-            left = Some(error);
-            false
-        }
-    });
-    if let Some(error) = left {
-        tell(&error.to_string());
-    }
     Ok(())
+}
+
+/// Why a rank that was ready has left; `None` if it has not: then it says nothing until the run begins.
+fn left(wire: &mut Wire) -> Option<RanksError> {
+    match wire.hears_within(MOMENT) {
+        Ok(false) => None,
+        Ok(true) => {
+            let start = Instant::now();
+            let said = wire.receive_unless(LONGEST, || start.elapsed() > ON_ITS_WAY);
+            Some(said.map_or_else(|error| error, |said| instead_of(wire, "nothing", said)))
+        }
+        Err(error) => Some(error),
+    }
 }
 
 /// What became of a process that connected.
@@ -184,6 +201,15 @@ enum Arrival {
     Failed(RanksError),
     /// It did not say who it is.
     Stranger,
+}
+
+impl Arrival {
+    fn ready(self) -> Option<Wire> {
+        match self {
+            Self::Ready(wire) => Some(wire),
+            _ => None,
+        }
+    }
 }
 
 /// What a process that connects is given, on a thread of its own.
@@ -201,7 +227,7 @@ impl Reception<'_> {
         let start = Instant::now();
         let give_up = || start.elapsed() > GREETING || self.over.load(Ordering::SeqCst);
         let Ok(mut wire) = Wire::new(stream, from.to_string()) else { return Arrival::Stranger };
-        let Ok(FromMember::Hello(hello)) = wire.receive_greeting(give_up) else {
+        let Ok(FromMember::Hello(hello)) = wire.receive_unless(LONGEST_GREETING, give_up) else {
             return Arrival::Stranger;
         };
         if let Some(reason) = refusal(&hello, self.expected) {
@@ -222,19 +248,14 @@ impl Reception<'_> {
         wire.send(&FromLeader::Job(Box::new(self.job.clone())))?;
         wire.send_values(self.tokenizer)?;
         wire.send_within(None)?;
-        while !wire.hears_within(LOOK)? {
-            if self.over.load(Ordering::SeqCst) {
-                wire.send(&FromLeader::Done)?;
-                return Ok(FromMember::Failed("the meeting is over".to_owned()));
-            }
+        let over = || self.over.load(Ordering::SeqCst);
+        let answer = wire.receive_unless(LONGEST, over);
+        if over() && answer.is_err() {
+            // It is told, where it still listens.
+            let _ = wire.send(&FromLeader::Done);
         }
-        wire.receive()
+        answer
     }
-}
-
-/// Whether accepting failed because of the process that connected.
-fn is_theirs(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset)
 }
 
 /// Why a process cannot take part; `None` if it can.

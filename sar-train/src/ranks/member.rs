@@ -2,7 +2,7 @@
 
 use super::RanksError;
 use super::message::{FromLeader, FromMember, Hello};
-use super::wire::Wire;
+use super::wire::{LONGEST, Wire};
 use crate::run::Interrupt;
 use crate::train::{Batches, Replica, TrainError, share};
 use sar_math::backend::Backend;
@@ -13,6 +13,8 @@ use std::time::Duration;
 
 /// Time between looks at whether the user asks to stop, while the run is waited for.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long rank 0, which may be in the middle of a step, has to read why this rank has failed.
+const LAST_WORDS: Duration = Duration::from_secs(60);
 /// How long an address may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -36,7 +38,7 @@ pub struct Member {
 }
 
 impl Member {
-    /// Joins the meeting at `address`. `computing` names backend and number type.
+    /// Joins the meeting at `address`, unless the user stops it. `computing` names backend and number type.
     ///
     /// # Errors
     /// [`RanksError::NobodyThere`] where there is no meeting (yet), [`RanksError::Refused`] if rank 0 does not take
@@ -45,12 +47,13 @@ impl Member {
         address: &str,
         computing: &str,
         secret: Option<String>,
+        interrupt: &Interrupt,
     ) -> Result<Self, RanksError> {
         let nobody = |source| RanksError::NobodyThere { address: address.to_owned(), source };
         let stream = connected(address).map_err(nobody)?;
         let mut wire = Wire::new(stream, format!("rank 0 ({address})"))?;
         wire.send(&FromMember::Hello(Hello::new(computing, secret)))?;
-        match wire.receive()? {
+        match wire.receive_unless(LONGEST, || interrupt.is_asked())? {
             FromLeader::Job(job) => Ok(Self { wire, job: *job }),
             FromLeader::Refused(reason) => {
                 Err(RanksError::Refused { address: address.to_owned(), reason })
@@ -134,6 +137,7 @@ impl Member {
     /// Tells rank 0 that this process can go no further, if it still listens.
     pub fn give_up(&mut self, reason: &str) {
         let _ = self.wire.send(&FromMember::Failed(reason.to_owned()));
+        self.wire.finish(LAST_WORDS);
     }
 }
 

@@ -51,7 +51,7 @@ fn a_member_gets_its_job_and_the_tokenizer_bit_for_bit() {
     // More than a piece, and values that text would not keep.
     let weights: Vec<f32> = (0..300_001u32).map(|i| f32::from_bits(0x3f80_0000 + i)).collect();
     let (address, rank_0) = waiting(None, &weights, &Interrupt::none());
-    let mut member = Member::join(&address, CPU, None).unwrap();
+    let mut member = Member::join(&address, CPU, None, &Interrupt::none()).unwrap();
     assert_eq!(*member.job(), job());
     assert_eq!(member.tokenizer(weights.len()).unwrap(), weights);
     member.give_up("no images here");
@@ -83,10 +83,13 @@ fn strangers_and_others_are_not_taken_in() {
     assert!(without.contains("SAR_RANKS_SECRET"), "{without}");
     assert!(!without.contains("sar-train"), "{without}");
     assert!(refused(&Hello { program: "x".to_owned(), ..hello.clone() }).contains("this is x"));
-    let other = Member::join(&address, "cuda bf16", Some("key".to_owned())).err().unwrap();
+    let other = Member::join(&address, "cuda bf16", Some("key".to_owned()), &Interrupt::none())
+        .err()
+        .unwrap();
     assert!(other.to_string().contains("cpu f32, and this process on cuda bf16"), "{other}");
     // The one that it waits for is none of those.
-    let mut member = Member::join(&address, CPU, Some("key".to_owned())).unwrap();
+    let mut member =
+        Member::join(&address, CPU, Some("key".to_owned()), &Interrupt::none()).unwrap();
     member.give_up("enough");
     assert!(matches!(rank_0.join().unwrap(), Err(RanksError::Failed { .. })));
 }
@@ -102,11 +105,20 @@ fn places_of_those_who_leave_are_free_again() {
         let tell = |text: &str| said.send(text.to_owned()).unwrap();
         meeting.gather(&job, &[1.0], 3, &Interrupt::none(), tell)
     });
-    drop(Member::join(&address, CPU, None).unwrap());
+    drop(Member::join(&address, CPU, None, &Interrupt::none()).unwrap());
     assert!(told.recv().unwrap().contains("is lost"));
     drop(ready(&address));
     assert!(told.recv().unwrap().contains("is ready: 2 of 3"));
     assert!(told.recv().unwrap().contains("is lost"));
+    // One that gives up after it was ready says why.
+    let mut one = Member::join(&address, CPU, None, &Interrupt::none()).unwrap();
+    one.tokenizer(1).unwrap();
+    let stopped = Interrupt::none();
+    stopped.ask();
+    assert_eq!(one.begin(&stopped).unwrap(), None);
+    assert!(told.recv().unwrap().contains("is ready: 2 of 3"));
+    one.give_up("stopped there");
+    assert!(told.recv().unwrap().contains("has failed: stopped there"));
     let (mut first, mut second) = (ready(&address), ready(&address));
     drop(rank_0.join().unwrap().unwrap().unwrap());
     let mut numbers = [&mut first, &mut second].map(|member| match member.receive().unwrap() {
@@ -125,7 +137,12 @@ fn waiting_ends_when_the_user_asks_whoever_is_there() {
     let silent = TcpStream::connect(&address).unwrap();
     let mut slow = TcpStream::connect(&address).unwrap();
     slow.write_all(&[9, 0, 0]).unwrap();
-    let mut joined = Member::join(&address, CPU, None).unwrap();
+    // One says who it is, and then a part of something.
+    let mut half = TcpStream::connect(&address).unwrap();
+    let hello = serde_json::to_vec(&FromMember::Hello(Hello::new(CPU, None))).unwrap();
+    let sent = [&(hello.len() as u32).to_le_bytes()[..], &hello, &[7]].concat();
+    half.write_all(&sent).unwrap();
+    let mut joined = Member::join(&address, CPU, None, &Interrupt::none()).unwrap();
     std::thread::sleep(Duration::from_millis(10));
     let asked = Instant::now();
     interrupt.ask();
@@ -133,7 +150,7 @@ fn waiting_ends_when_the_user_asks_whoever_is_there() {
     assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     joined.tokenizer(1).unwrap();
     assert_eq!(joined.begin(&Interrupt::none()).unwrap(), None);
-    drop((silent, slow));
+    drop((silent, slow, half));
 }
 
 #[test]
@@ -149,7 +166,7 @@ fn the_end_of_the_run_is_told() {
 #[test]
 fn nobody_is_where_nobody_listens() {
     let address = Meeting::open("127.0.0.1:0", 2, CPU, None).unwrap().address().to_string();
-    let gone = Member::join(&address, CPU, None).err().unwrap();
+    let gone = Member::join(&address, CPU, None, &Interrupt::none()).err().unwrap();
     assert!(matches!(gone, RanksError::NobodyThere { .. }), "{gone}");
 }
 

@@ -5,13 +5,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use socket2::{SockRef, TcpKeepalive};
 use std::io::{Error, ErrorKind, Read as _, Write as _};
-use std::net::TcpStream;
-use std::time::Duration;
+use std::net::{Shutdown, TcpStream};
+use std::time::{Duration, Instant};
 
 /// Numbers that are sent or received in one piece: 1 MiB.
 const PIECE: usize = 1 << 18;
 /// Length of a message above which it is not from a rank. The longest holds a run's configuration.
-const LONGEST: u32 = 1 << 20;
+pub(super) const LONGEST: u32 = 1 << 20;
 /// The same of a greeting.
 pub(super) const LONGEST_GREETING: u32 = 1 << 12;
 /// After this long without a sign of life the system asks for one, and then again, nine times by default: a machine that
@@ -19,7 +19,7 @@ pub(super) const LONGEST_GREETING: u32 = 1 << 12;
 /// gives up sending it again, by default after a quarter of an hour.
 const SILENCE: Duration = Duration::from_secs(30);
 const ASK_AGAIN: Duration = Duration::from_secs(10);
-/// Time between looks at what else has happened, while a greeting is waited for.
+/// Time between looks at what else has happened, while something is waited for.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// One end of a connection to another rank.
@@ -86,19 +86,36 @@ impl Wire {
         self.parsed()
     }
 
-    /// Waits for the first message of a process that may be anybody, until `give_up` says so.
-    pub(super) fn receive_greeting<M: DeserializeOwned>(
+    /// Waits for a message of at most `longest` bytes, until `give_up` says so.
+    pub(super) fn receive_unless<M: DeserializeOwned>(
         &mut self,
+        longest: u32,
         give_up: impl Fn() -> bool,
     ) -> Result<M, RanksError> {
         self.wait_at_most(Some(LOOK))?;
         let mut length = [0; 4];
         fill(&mut self.stream, &mut length, &give_up).map_err(|source| self.lost(source))?;
-        self.make_room(length, LONGEST_GREETING)?;
+        self.make_room(length, longest)?;
         let filled = fill(&mut self.stream, &mut self.bytes, &give_up);
         filled.map_err(|source| lost(&self.peer, source))?;
         self.wait_at_most(None)?;
         self.parsed()
+    }
+
+    /// Ends the connection so that the other end can read what was sent last: closing it while something is unread
+    /// would discard that. Waits for the other end for at most `time`.
+    pub(super) fn finish(&mut self, time: Duration) {
+        let start = Instant::now();
+        let _ = self.stream.shutdown(Shutdown::Write);
+        let _ = self.wait_at_most(Some(LOOK));
+        self.bytes.resize(4 * PIECE, 0);
+        while start.elapsed() < time {
+            match self.stream.read(&mut self.bytes) {
+                Ok(1..) => {}
+                Err(error) if is_silence(&error) => {}
+                Ok(0) | Err(_) => return,
+            }
+        }
     }
 
     /// Makes room for a message of this length.

@@ -37,6 +37,7 @@ impl Interrupt {
     pub fn listen() -> std::io::Result<Self> {
         Self::listen_and_say(
             "\nstopping after this step; a second Ctrl-C (or signal) stops at once\n",
+            "stopped at once: what was not saved is lost\n",
         )
     }
 
@@ -46,15 +47,11 @@ impl Interrupt {
     /// # Errors
     /// The handlers cannot be installed.
     pub fn listen_as_rank(quiet: bool) -> std::io::Result<Self> {
-        Self::listen_and_say(match quiet {
-            true => "",
-            false => {
-                "\nrank 0 is told to stop the run; a second Ctrl-C (or signal) ends this rank at once\n"
-            }
-        })
+        let first = "\nthe run is to stop; a second Ctrl-C (or signal) ends this rank at once\n";
+        Self::listen_and_say(if quiet { "" } else { first }, "")
     }
 
-    fn listen_and_say(text: &'static str) -> std::io::Result<Self> {
+    fn listen_and_say(first: &'static str, second: &'static str) -> std::io::Result<Self> {
         let interrupt = Self::default();
         let asked = Arc::clone(&interrupt.asked);
         let mut wished: Option<Instant> = None;
@@ -65,12 +62,11 @@ impl Interrupt {
                     return;
                 }
                 crate::files::remove_unfinished();
-                let text = "stopped at once: what was not saved is lost";
-                let _ = writeln!(std::io::stderr(), "{text}");
+                let _ = write!(std::io::stderr(), "{second}");
                 std::process::exit(130);
             }
             wished = Some(Instant::now());
-            let _ = write!(std::io::stderr(), "{text}");
+            let _ = write!(std::io::stderr(), "{first}");
         })?;
         Ok(interrupt)
     }

@@ -54,10 +54,20 @@ fn near(found: &[[f64; 2]], expected: &[[f64; 2]]) {
     }
 }
 
-fn spawned(arguments: &[&str], folder: &Path) -> Child {
+/// A process that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn spawned(arguments: &[&str], folder: &Path) -> Running {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sar"));
     command.args(arguments).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::piped());
-    command.spawn().unwrap()
+    Running(command.spawn().unwrap())
 }
 
 fn signal(process: u32, which: &str) {
@@ -66,16 +76,19 @@ fn signal(process: u32, which: &str) {
 
 /// What a process says until it ends, and its exit code.
 #[track_caller]
-fn ended(mut child: Child) -> (Option<i32>, String) {
+fn ended(mut child: Running) -> (Option<i32>, String) {
     let mut said = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    (child.wait().unwrap().code(), said)
+    child.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    (child.0.wait().unwrap().code(), said)
 }
 
 /// Rank 0 of a run that waits for ranks at a port that the system chooses, and that port; what it says is read on.
-fn waiting(arguments: &[&str], folder: &Path) -> (Child, String, std::thread::JoinHandle<String>) {
+fn waiting(
+    arguments: &[&str],
+    folder: &Path,
+) -> (Running, String, std::thread::JoinHandle<String>) {
     let mut child = spawned(arguments, folder);
-    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut said = BufReader::new(child.0.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("sar join HOST:") {
         line.clear();
@@ -90,9 +103,13 @@ fn waiting(arguments: &[&str], folder: &Path) -> (Child, String, std::thread::Jo
     (child, port, rest)
 }
 
+fn code_of(mut child: Running) -> Option<i32> {
+    child.0.wait().unwrap().code()
+}
+
 /// The only other process of a run that has just begun its work.
-fn other_rank(of: &Child) -> u32 {
-    let children = format!("/proc/{0}/task/{0}/children", of.id());
+fn other_rank(of: &Running) -> u32 {
+    let children = format!("/proc/{0}/task/{0}/children", of.0.id());
     let all = fs::read_to_string(children).unwrap();
     all.split_whitespace().next().unwrap().parse().unwrap()
 }
@@ -126,7 +143,7 @@ fn ranks_make_the_run_of_one_process() {
     says(&joined, &["rank 1 of 2"]);
     let said = said.join().unwrap();
     says(&said, &["is ready: 2 of 2"]);
-    assert!(rank_0.wait_with_output().unwrap().status.success(), "{said}");
+    assert!(code_of(rank_0) == Some(0), "{said}");
     assert!(result(&folder.join("joined")) == two);
 
     fs::rename(folder.join("joined"), folder.join("cut")).unwrap();
@@ -181,9 +198,9 @@ fn a_run_whose_rank_is_lost_is_saved() {
     let (rank_0, port, said) = waiting(&train("asked", &listen), folder);
     let rank_1 = spawned(&["join", &format!("127.0.0.1:{port}")], folder);
     wait_for(&folder.join("asked/checkpoints/step-2"));
-    signal(rank_1.id(), "-INT");
+    signal(rank_1.0.id(), "-INT");
     let said = said.join().unwrap();
-    assert_eq!(rank_0.wait_with_output().unwrap().status.code(), Some(130), "{said}");
+    assert_eq!(code_of(rank_0), Some(130), "{said}");
     says(&said, &["sar train --resume --out asked --ranks 2 --listen 127.0.0.1:0"]);
     let (code, said) = ended(rank_1);
     assert_eq!(code, Some(0), "{said}");
@@ -235,7 +252,7 @@ fn a_rank_with_other_images_is_an_error_on_both_sides() {
     let there = fails(1, &["join", &format!("127.0.0.1:{port}")], folder);
     says(&there, &["not those of rank 0"]);
     let said = said.join().unwrap();
-    assert_eq!(rank_0.wait_with_output().unwrap().status.code(), Some(1), "{said}");
+    assert_eq!(code_of(rank_0), Some(1), "{said}");
     says(&said, &["127.0.0.1:", "has failed", "not those of rank 0"]);
     assert!(!folder.join("own").exists());
 }
@@ -249,9 +266,9 @@ fn a_run_may_be_stopped_before_its_ranks_are_there() {
     let (rank_0, port, said) = waiting(&train("stopped", &listen), folder);
     let rank_1 = spawned(&["join", &format!("127.0.0.1:{port}")], folder);
     std::thread::sleep(std::time::Duration::from_millis(300));
-    signal(rank_0.id(), "-INT");
+    signal(rank_0.0.id(), "-INT");
     let said = said.join().unwrap();
-    assert_eq!(rank_0.wait_with_output().unwrap().status.code(), Some(130), "{said}");
+    assert_eq!(code_of(rank_0), Some(130), "{said}");
     assert!(!folder.join("stopped").exists());
     let (code, said) = ended(rank_1);
     assert_eq!(code, Some(0), "{said}");
