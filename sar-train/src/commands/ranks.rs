@@ -28,7 +28,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// Opens the meeting of a run's ranks, if it has several, and starts the others unless they come from elsewhere.
 ///
 /// # Errors
-/// There are more ranks than micro-batches; an address that cannot be listened on; a process that cannot be started.
+/// An address that cannot be listened on; a secret that is not text; a process that cannot be started.
 pub(crate) fn meeting(
     args: &RanksArgs,
     train: &TrainConfig,
@@ -59,10 +59,7 @@ pub(crate) fn meeting(
         return Ok(Some(meeting));
     }
     if !global.quiet {
-        let (threads, accumulate) = (global.threads_of_each(ranks), train.accumulate);
-        eprintln!(
-            "{ranks} ranks of {threads} threads share the {accumulate} micro-batches of a step"
-        );
+        eprintln!("{ranks} ranks share the {} micro-batches of a step", train.accumulate);
     }
     // Keeps other users of the machine out.
     let secret = format!("{:016x}", RandomState::new().build_hasher().finish());

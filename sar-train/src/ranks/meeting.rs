@@ -191,7 +191,7 @@ fn left(wire: &mut Wire) -> Option<RanksError> {
 
 /// What became of a process that connected.
 enum Arrival {
-    /// It has its images and its memory.
+    /// It has its images and the memory for a step.
     Ready(Wire),
     /// It may not take part.
     Refused { from: SocketAddr, reason: String },

@@ -62,7 +62,7 @@ impl Member {
         }
     }
 
-    /// Returns what it does in the run.
+    /// Returns what it has in common with the other ranks.
     pub fn job(&self) -> &Job {
         &self.job
     }

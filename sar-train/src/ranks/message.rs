@@ -29,7 +29,7 @@ pub(super) enum FromLeader {
 pub(super) enum FromMember {
     /// A process wants to take part.
     Hello(Hello),
-    /// It has its images and its memory.
+    /// It has its images and the memory for a step.
     Ready,
     /// It has its share of the step. The gradients follow.
     Gradients {
