@@ -69,7 +69,7 @@ impl<'w, B: Compute> Work<'w, B> {
             eprintln!("{}", from_step(trainer.step_number()));
         }
         let train = &config.train;
-        let ranks = self.share(&mut trainer, interrupt, quiet)?;
+        let ranks = self.bring_in_ranks(&mut trainer, interrupt, quiet)?;
         // Before the memory for training images is had, so that one takes the place of the other.
         let held_out = self.held_out(interrupt)?;
         let mut batches =
@@ -90,7 +90,7 @@ impl<'w, B: Compute> Work<'w, B> {
     }
 
     /// Shares the trainer's steps with the other ranks, once they are there; returns the number of all ranks.
-    fn share(
+    fn bring_in_ranks(
         &mut self,
         trainer: &mut Trainer<'w, B>,
         interrupt: &Interrupt,

@@ -165,7 +165,7 @@ fn look(
             Arrival::Ready(wire) => {
                 wires.push(wire);
                 let (peer, count) = (&wires[wires.len() - 1].peer, wires.len() + 1);
-                tell(&format!("{peer} is ready: {count} of {ranks}"));
+                tell(&format!("a rank at {peer} is ready: {count} of {ranks}"));
             }
             Arrival::Refused { from, reason } => tell(&format!("{from} is refused: {reason}")),
             Arrival::Lost(error) => tell(&error.to_string()),
