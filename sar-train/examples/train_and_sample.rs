@@ -47,7 +47,7 @@ fn train_tokenizer(
     let mut trainer = TokenizerTrainer::new(backend, &tokenizer, settings, (side, side))?;
     let mut loader = data.loader(settings.batch, settings.seed, 0)?;
     for step in 1..=settings.steps {
-        let losses = trainer.step(&loader.next_batch()?.values_b)?;
+        let losses = trainer.step(&mut || Ok(loader.next_batch()?.values_b))?;
         if step % 50 == 0 {
             let (error, (rows, columns)) = (losses.reconstruction, losses.grid);
             println!("tokenizer, step {step}: squared error {error:.3} at {rows}×{columns}");

@@ -92,8 +92,8 @@ impl ChoiceError {
 /// Advice for a backend that has run out of memory; shown above the backend's own message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "no room left on the backend; lower the images at a time: train.batch (a larger \
-     train.accumulate makes up for it), tokenizer_train.batch or sample.batch; or keep less of each \
+    "no room left on the backend; lower the images at a time: train.batch or tokenizer_train.batch (a \
+     larger train.accumulate or tokenizer_train.accumulate makes up for it) or sample.batch; or keep less of each \
      block with train.recompute = \"blocks\" and fewer logits with train.head_tokens; `sar plan` says what a configuration needs"
 )]
 pub struct NoRoom;

@@ -54,8 +54,8 @@ pub(crate) fn tokenizer_fits(
     side: usize,
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
-    const LESS: &str =
-        "a smaller tokenizer_train.batch, data.image_side or tokenizer.ch takes less";
+    const LESS: &str = "a smaller tokenizer_train.batch with a larger tokenizer_train.accumulate takes less for the same step; so does \
+         a smaller data.image_side or tokenizer.ch";
     match global.backend {
         BackendName::Cpu => fits(tokenizer_training(config, side, global)?, LESS),
         BackendName::Cuda => Ok(()),

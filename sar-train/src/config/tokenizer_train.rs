@@ -1,5 +1,6 @@
 //! How a tokenizer is trained.
 
+use super::train::MOST_PASSES;
 use super::{ConfigError, MOST_IMAGES, require};
 use documented::DocumentedFields;
 use sar_math::anneal::{Anneal, Shape};
@@ -11,8 +12,10 @@ use serde::{Deserialize, Serialize};
 pub struct TokenizerTrainConfig {
     /// Optimiser steps. Default 1500.
     pub steps: u64,
-    /// Images of a step. Default 32.
+    /// Images of a micro-batch. Default 32.
     pub batch: usize,
+    /// Micro-batches of a step; the gradient is the mean over them. Default 1.
+    pub accumulate: usize,
     /// Peak learning rate. Default 2e-3.
     pub lr: f64,
     /// Steps over which the rate rises. Default 50.
@@ -50,6 +53,7 @@ impl Default for TokenizerTrainConfig {
         Self {
             steps: 1500,
             batch: 32,
+            accumulate: 1,
             lr: 2e-3,
             warmup: 50,
             lr_end: 0.02,
@@ -83,14 +87,23 @@ impl TokenizerTrainConfig {
         }
     }
 
+    /// Returns the number of images of a step.
+    pub fn images(&self) -> usize {
+        self.batch * self.accumulate
+    }
+
     /// Checks every value.
     ///
     /// # Errors
     /// [`ConfigError::Value`], which names the key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         require(self.steps >= 1, "tokenizer_train.steps", self.steps, "at least 1")?;
-        let batch = (1..=MOST_IMAGES).contains(&self.batch);
-        require(batch, "tokenizer_train.batch", self.batch, &format!("1 to {MOST_IMAGES}"))?;
+        for (key, value, most) in [
+            ("tokenizer_train.batch", self.batch, MOST_IMAGES),
+            ("tokenizer_train.accumulate", self.accumulate, MOST_PASSES),
+        ] {
+            require((1..=most).contains(&value), key, value, &format!("1 to {most}"))?;
+        }
         for (key, value) in [("tokenizer_train.lr", self.lr), ("tokenizer_train.eps", self.eps)] {
             require(value > 0.0 && value < 1.0, key, value, "above 0 and below 1")?;
         }

@@ -12,7 +12,7 @@ use std::str::FromStr;
 use std::time::Instant;
 
 /// Maximum number of forward passes of a step; each keeps its losses until they are reported.
-const MOST_PASSES: usize = 1 << 16;
+pub(super) const MOST_PASSES: usize = 1 << 16;
 
 /// Training method: what feeds each scale.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

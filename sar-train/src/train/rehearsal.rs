@@ -90,15 +90,16 @@ pub fn rehearse_tokenizer<B: Backend>(
     side: usize,
     images: usize,
 ) -> Result<(), TrainError> {
-    let step = || -> Result<(), B::Error> {
-        let mut trainer = TokenizerTrainer::new(backend, tokenizer, config, (side, side))?;
-        if images == 0 {
-            return Ok(());
-        }
-        let blank = vec![B::Host::default(); images * IMAGE_CHANNELS * side * side];
-        trainer.step(&blank).map(drop)
-    };
-    step().map_err(TrainError::backend)
+    let failed = TrainError::backend;
+    // One micro-batch needs as much memory as many.
+    let config = TokenizerTrainConfig { accumulate: 1, ..config.clone() };
+    let size = (side, side);
+    let mut trainer = TokenizerTrainer::new(backend, tokenizer, &config, size).map_err(failed)?;
+    if images == 0 {
+        return Ok(());
+    }
+    let blank = vec![B::Host::default(); images * IMAGE_CHANNELS * side * side];
+    trainer.step(&mut || Ok(blank.clone())).map(drop)
 }
 
 /// Encodes as many of `batch` images as the encoder takes at a time; returns its memory.

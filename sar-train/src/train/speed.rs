@@ -97,12 +97,12 @@ pub fn tokenizer_pace<B: Backend>(
     let (settings, side) = (&config.tokenizer_train, config.data.image_side);
     pace(backend, settings.batch, |images| {
         let mut settings = settings.clone();
-        (settings.batch, settings.coarse_probability) = (images, 0.0);
+        (settings.batch, settings.accumulate, settings.coarse_probability) = (images, 1, 0.0);
         settings.lr = UNCHANGED;
         let trainer = TokenizerTrainer::new(backend, tokenizer, &settings, (side, side));
         let mut trainer = trainer.map_err(TrainError::backend)?;
         let pixels = hosted::<B>(&noise(images * IMAGE_CHANNELS * side * side));
-        Ok((images, move || trainer.step(&pixels).map(drop).map_err(TrainError::backend)))
+        Ok((images, move || trainer.step(&mut || Ok(pixels.clone())).map(drop)))
     })
 }
 

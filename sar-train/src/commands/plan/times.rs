@@ -41,7 +41,7 @@ impl Times {
             trains_tokenizer.then(|| tokenizer_pace(backend, config, &tokenizer)).transpose()?;
         let (train, of_tokenizer) = (&config.train, &config.tokenizer_train);
         let images = (train.batch * train.accumulate) as u64;
-        let tokenizer_images = of_tokenizer.steps.saturating_mul(of_tokenizer.batch as u64);
+        let tokenizer_images = of_tokenizer.steps.saturating_mul(of_tokenizer.images() as u64);
         Ok(Self {
             training,
             training_s: training.seconds(train.steps.saturating_mul(images)),

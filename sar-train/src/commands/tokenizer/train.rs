@@ -223,7 +223,8 @@ pub(crate) fn train_in<B: Compute>(
     if let Some(weights) = start.filter(|_| !resumed) {
         trainer.start_from(weights)?;
     }
-    let mut loader = data.loader(settings.batch, settings.seed, trainer.steps())?;
+    let done = trainer.steps() * settings.accumulate as u64;
+    let mut loader = data.loader(settings.batch, settings.seed, done)?;
     let held = if data.validation.is_empty() { &data.train } else { &data.validation };
     let schedule = &config.generator.schedule;
     let measured = settings.eval_every > 0 && trainer.steps() < settings.steps;

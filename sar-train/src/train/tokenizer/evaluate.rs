@@ -1,6 +1,6 @@
 //! How well a tokenizer reconstructs, at each scale, and how much of its codebook it uses.
 
-use super::check_size;
+use super::replica::check_size;
 use super::tally::{Tally, TokenizerQuality};
 use crate::model::tokenizer::{IMAGE_CHANNELS, Quantizer, QuantizerMemory, Tokenizer, Trace};
 use crate::run::Interrupt;

@@ -174,8 +174,7 @@ impl TokenizerSession<'_> {
         loader: &mut Loader,
         journal: &mut Journal,
     ) -> Result<bool, TrainError> {
-        let batch = loader.next_batch()?;
-        let losses = trainer.step(&batch.values_b).map_err(TrainError::backend)?;
+        let losses = trainer.step(&mut || Ok(loader.next_batch()?.values_b))?;
         let (step, known) = (trainer.steps(), trainer.progress());
         let (in_a_row, record) = (known.skipped_in_a_row, Record::of(&losses, known.skipped));
         if in_a_row >= self.config.train.non_finite_limit {
@@ -229,7 +228,7 @@ fn save<B: Backend<Host = f32>>(
     trainer: &TokenizerTrainer<'_, B>,
     journal: &mut Journal,
 ) -> Result<(), TrainError> {
-    let (tokenizer, step) = (trainer.tokenizer, trainer.steps());
+    let (tokenizer, step) = (trainer.replica.tokenizer, trainer.steps());
     let header = Header::new(Kind::Tokenizer, step, tokenizer.config())?;
     let [first_moment, second_moment] = trainer.moments().map_err(TrainError::backend)?;
     journal.save(&Snapshot {

@@ -26,7 +26,7 @@ impl TokenizerProgress {
         Self { step: 0, skipped: 0, skipped_in_a_row: 0, unused: vec![u32::MAX; vocab] }
     }
 
-    pub(super) fn count(&mut self, ids: &[u32]) {
+    pub(super) fn count<'i>(&mut self, ids: impl Iterator<Item = &'i u32>) {
         for unused in &mut self.unused {
             *unused = unused.saturating_add(1);
         }
@@ -44,8 +44,8 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
     /// # Errors
     /// A device fault; likewise below.
     pub fn weights(&self) -> Result<Vec<B::Host>, B::Error> {
-        let mut values = vec![B::Host::zero(); self.tokenizer.layout().len()];
-        self.backend.download_params(&self.params, 0, &mut values)?;
+        let mut values = vec![B::Host::zero(); self.replica.tokenizer.layout().len()];
+        self.replica.backend.download_params(&self.replica.params, 0, &mut values)?;
         Ok(values)
     }
 
@@ -55,8 +55,8 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
     /// As [`TokenizerTrainer::weights`].
     pub fn moments(&self) -> Result<[Vec<B::Host>; 2], B::Error> {
         let get = |from: &B::Accum| {
-            let mut values = vec![B::Host::zero(); self.tokenizer.layout().len()];
-            self.backend.download_accum(from, 0, &mut values).map(|()| values)
+            let mut values = vec![B::Host::zero(); self.replica.tokenizer.layout().len()];
+            self.replica.backend.download_accum(from, 0, &mut values).map(|()| values)
         };
         Ok([get(&self.first_moment)?, get(&self.second_moment)?])
     }
@@ -71,8 +71,8 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
     /// # Errors
     /// A shape error if they are of another tokenizer; nothing is changed then.
     pub fn start_from(&mut self, weights: &[B::Host]) -> Result<(), B::Error> {
-        let zeros = vec![B::Host::zero(); self.tokenizer.layout().len()];
-        let progress = TokenizerProgress::new(self.tokenizer.config().vocab);
+        let zeros = vec![B::Host::zero(); self.replica.tokenizer.layout().len()];
+        let progress = TokenizerProgress::new(self.replica.tokenizer.config().vocab);
         self.restore(weights, [&zeros, &zeros], &progress)
     }
 
@@ -88,15 +88,20 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
         progress: &TokenizerProgress,
     ) -> Result<(), B::Error> {
         const OP: &str = "tokenizer restore";
-        let len = self.tokenizer.layout().len();
+        let len = self.replica.tokenizer.layout().len();
         ShapeError::equal(OP, "weights", len, weights.len())?;
         ShapeError::equal(OP, "first moment", len, moments[0].len())?;
         ShapeError::equal(OP, "second moment", len, moments[1].len())?;
-        ShapeError::equal(OP, "codes", self.tokenizer.config().vocab, progress.unused.len())?;
+        ShapeError::equal(
+            OP,
+            "codes",
+            self.replica.tokenizer.config().vocab,
+            progress.unused.len(),
+        )?;
         ShapeError::at_least(OP, "steps", progress.skipped as usize, progress.step as usize)?;
-        self.backend.upload_params(weights, &mut self.params, 0)?;
-        self.backend.upload_accum(moments[0], &mut self.first_moment, 0)?;
-        self.backend.upload_accum(moments[1], &mut self.second_moment, 0)?;
+        self.replica.backend.upload_params(weights, &mut self.replica.params, 0)?;
+        self.replica.backend.upload_accum(moments[0], &mut self.first_moment, 0)?;
+        self.replica.backend.upload_accum(moments[1], &mut self.second_moment, 0)?;
         self.progress.clone_from(progress);
         Ok(())
     }
