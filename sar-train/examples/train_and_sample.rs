@@ -54,6 +54,7 @@ fn train_tokenizer(
         }
     }
     let weights = trainer.weights()?;
+    drop(trainer);
     Ok(TrainedTokenizer::new(backend, tokenizer, weights, settings.steps)?)
 }
 

@@ -1,5 +1,6 @@
 //! Commands that create or continue a run of a generator.
 
+use super::GlobalArgs;
 use crate::checkpoint::any_in;
 use crate::config::{self, Config, ConfigError, Decode, Mode, Preset};
 use crate::run_files::CHECKPOINTS;
@@ -234,7 +235,8 @@ fn parts(setting: &str) -> impl Iterator<Item = &str> {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Several processes or GPUs")]
 pub struct RanksArgs {
-    /// Processes that share the micro-batches of each step (train.accumulate), this one included. The others are started
+    /// Processes that share the micro-batches of each step (train.accumulate; of a tokenizer,
+    /// tokenizer_train.accumulate), this one included. The others are started
     /// on this machine, with --backend cuda on the GPUs after --device. To --resume, any number will do.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = ranks)]
     pub ranks: usize,
@@ -249,6 +251,14 @@ impl RanksArgs {
     /// Returns the number of ranks on this machine, as far as this process knows.
     pub(crate) fn here(&self) -> usize {
         if self.listen.is_some() { 1 } else { self.ranks }
+    }
+
+    /// Returns what computes the run: a run goes on bit for bit with the same.
+    pub(crate) fn computed(&self, global: &GlobalArgs) -> String {
+        match self.ranks {
+            1 => global.computed(),
+            ranks => format!("{}, {ranks} ranks", global.computed()),
+        }
     }
 
     /// Returns the flags as typed, with a space before each.

@@ -1,6 +1,6 @@
 //! Commands on tokenizers.
 
-use super::RunArgs;
+use super::{RanksArgs, RunArgs};
 use clap::{Args, Subcommand};
 use sar_math::ScaleSchedule;
 use std::path::PathBuf;
@@ -40,6 +40,9 @@ pub struct TokenizerTrainArgs {
     /// Folder, configuration, resume.
     #[command(flatten)]
     pub run: RunArgs,
+    /// Several processes or GPUs.
+    #[command(flatten)]
+    pub ranks: RanksArgs,
 }
 
 /// Which images a trained tokenizer is used on.

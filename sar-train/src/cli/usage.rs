@@ -126,7 +126,8 @@ pub(crate) fn check_tokenizer_train(
     args: &TokenizerTrainArgs,
     global: &GlobalArgs,
 ) -> Result<(), String> {
-    check_run("tokenizer train", &args.run, &[], global)
+    check_run("tokenizer train", &args.run, &[], global)?;
+    check_ranks(&args.ranks)
 }
 
 /// Like [`check_train`], for `sar refine`.

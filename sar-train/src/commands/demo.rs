@@ -2,7 +2,7 @@
 
 use super::generator_run::{Start, Work};
 use super::inputs::Inputs;
-use super::tokenizer::{Trained, reconstruct, train_in};
+use super::tokenizer::{TokenizerWork, Trained, reconstruct};
 use crate::backend::Compute;
 use crate::cli::{DemoArgs, GlobalArgs};
 use crate::config::{Config, Mode, Preset, SampleConfig, SarConfig};
@@ -167,15 +167,14 @@ impl<B: Compute> Demo<'_, B> {
     fn run(&self, start: Instant) -> anyhow::Result<Summary> {
         self.say("1/6  tokenizer: images to codes and back");
         let folder = self.folder("tokenizer", &self.config)?;
-        let trained = train_in(
-            self.backend,
-            &folder,
-            &self.config,
-            &self.data,
-            None,
-            &self.interrupt,
-            self.quiet,
-        )?;
+        let work = TokenizerWork {
+            backend: self.backend,
+            folder: &folder,
+            config: &self.config,
+            data: &self.data,
+            meeting: None,
+        };
+        let trained = work.train(None, &self.interrupt, self.quiet)?;
         self.say("2/6  classifier: its features measure images");
         let mut evaluator = self.evaluator(&trained)?;
         self.say("3/6  base: a generator by teacher forcing");

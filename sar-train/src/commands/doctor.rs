@@ -73,7 +73,7 @@ fn cuda_lines(found: &Probe) -> Vec<(&'static str, String)> {
     lines.push(("nvrtc", or_missing(found.nvrtc.as_ref().map(|&v| version(v)))));
     lines.push(("cublasLt", or_missing(found.cublaslt.as_ref().map(Found::to_string))));
     let nccl = or_missing(found.nccl.as_ref().map(Found::to_string));
-    lines.push(("nccl", format!("{nccl} (not used yet: the program trains on one GPU)")));
+    lines.push(("nccl", format!("{nccl} (not used yet: ranks send gradients over TCP)")));
     lines
 }
 

@@ -3,6 +3,7 @@
 
 use super::inputs::Inputs;
 use super::latents;
+use super::ranks::gather;
 use super::resuming::{
     NOTHING_TO_RESUME, compare_classes, compare_images, from_step, tell_empty, tell_replaced,
 };
@@ -104,19 +105,15 @@ impl<'w, B: Compute> Work<'w, B> {
         let (ranks, tokenizer) = (meeting.ranks(), self.inputs.tokenizer);
         let config = Config { tokenizer: tokenizer.tokenizer.config().clone(), ..config.clone() };
         let job = Job {
+            model: Kind::Generator,
             ranks,
             step: done,
             config: config.to_toml()?,
             images: self.inputs.data.fingerprint(),
         };
         let (weights, parameters) = (&tokenizer.weights, trainer.generator().layout().len());
-        let tell = |text: &str| {
-            if !quiet {
-                eprintln!("{text}");
-            }
-        };
-        let others = meeting.gather(&job, weights, parameters, interrupt, tell)?;
-        trainer.share_with(Box::new(others.ok_or(TrainError::NotBegun)?))?;
+        let others = gather(meeting, &job, weights, parameters, interrupt, quiet)?;
+        trainer.share_with(Box::new(others))?;
         Ok(ranks)
     }
 

@@ -1,8 +1,8 @@
-//! What the training of a generator takes, on every rank of its run.
+//! What training takes, on every rank of a run.
 
 use crate::backend::Compute;
-use crate::config::Config;
-use crate::data::{Data, Examples, Latents, Loader, LoaderConfig, Turns};
+use crate::config::{Config, TokenizerTrainConfig};
+use crate::data::{Data, DataError, Examples, Latents, Loader, LoaderConfig, Turns};
 use crate::train::{Batches, CachedBatches, EncodedBatches, TrainError};
 use crate::trained::TrainedTokenizer;
 use std::ops::Range;
@@ -53,13 +53,29 @@ impl<'w, B: Compute> Inputs<'w, B> {
         share: Range<usize>,
     ) -> Result<Loader, TrainError> {
         let train = &self.config.train;
-        let first = step * share.len() as u64;
-        let config = LoaderConfig {
-            batch: train.batch,
-            seed: train.seed,
-            workers: self.data.workers(),
-            turns: Turns { of: train.accumulate, taken: share },
-        };
-        Ok(Loader::start_at(examples, config, first)?)
+        let turns = Turns { of: train.accumulate, taken: share };
+        Ok(loader(examples, (train.batch, train.seed), self.data.workers(), step, turns)?)
     }
+}
+
+/// Returns training images for a tokenizer from step `step` on, of the micro-batches `share` of each step.
+pub(crate) fn tokenizer_loader(
+    data: &Data,
+    train: &TokenizerTrainConfig,
+    step: u64,
+    share: Range<usize>,
+) -> Result<Loader, DataError> {
+    let turns = Turns { of: train.accumulate, taken: share };
+    loader(data.cuts(), (train.batch, train.seed), data.workers(), step, turns)
+}
+
+fn loader(
+    examples: impl Examples + 'static,
+    (batch, seed): (usize, u64),
+    workers: usize,
+    step: u64,
+    turns: Turns,
+) -> Result<Loader, DataError> {
+    let first = step * turns.taken.len() as u64;
+    Loader::start_at(examples, LoaderConfig { batch, seed, workers, turns }, first)
 }

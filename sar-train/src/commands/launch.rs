@@ -4,8 +4,10 @@ use super::classes::compare_with_generator;
 use super::generator_run::{Start, Work, check};
 use super::inputs::Inputs;
 use super::models::open_tokenizer;
+use super::ranks::Steps;
 use super::resuming::{
-    NOTHING_TO_RESUME, compare_classes, compare_computing, longer, run_data, with_command,
+    NOTHING_TO_RESUME, compare_classes, compare_computing, longer, not_begun, run_data,
+    with_command,
 };
 use super::room::fits_in_memory;
 use super::starting::fixed;
@@ -15,7 +17,6 @@ use crate::cli::{GlobalArgs, RanksArgs, RunArgs};
 use crate::config::Config;
 use crate::data::Data;
 use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
-use crate::train::TrainError;
 use crate::trained::{TrainedGenerator, TrainedTokenizer};
 
 /// What a command asks for.
@@ -74,16 +75,15 @@ impl Order<'_> {
         // The resolved configuration says what is used.
         config.tokenizer = tokenizer.tokenizer.config().clone();
         config.validate()?;
-        ranks::check_count(self.ranks, &config.train).map_err(|error| {
-            anyhow::Error::from(error).context(ranks::enough(self.ranks, &config.train))
-        })?;
+        let steps = Steps::from(&config.train);
+        steps.can_begin(self.ranks)?;
         // Before the folder is made: a run that cannot start leaves none behind.
         fits_in_memory(&config, self.ranks.here(), self.global)?;
         check(&config, data, tokenizer)?;
         let latents = latents::of_run(backend, &config, data, tokenizer)?;
         // Before other processes are started, which are to end with this one.
         let interrupt = Interrupt::listen()?;
-        let meeting = ranks::meeting(self.ranks, &config.train, self.global)?;
+        let meeting = ranks::meeting(self.ranks, steps, self.global)?;
         let folder = RunFolder::create(&self.run.out, &config)?;
         let origin = from.as_ref().map(TrainedGenerator::origin).transpose()?;
         let start = from.map_or(Start::New, |from| Start::From(from.weights));
@@ -132,7 +132,7 @@ impl Order<'_> {
         interrupt: &Interrupt,
     ) -> anyhow::Result<()> {
         let folder = work.folder;
-        compare_computing(folder, &self.computed())?;
+        compare_computing(folder, &self.ranks.computed(self.global))?;
         let trained = work.train(start, self.task.label(), interrupt, self.global.quiet);
         trained.map(drop).map_err(|error| self.with_command(error, folder))
     }
@@ -147,7 +147,8 @@ impl Order<'_> {
     ) -> anyhow::Result<()> {
         let (folder, had) = RunFolder::open_for_resume(&self.run.out)?;
         let config = self.run.continued(&had, free, rest)?;
-        ranks::check_count(self.ranks, &config.train)?;
+        let steps = Steps::from(&config.train);
+        steps.can_go_on(self.ranks)?;
         let tokenizer = kept_tokenizer(backend, &folder, &config)?;
         let data = run_data(&config, Some(folder.path()))?;
         compare_classes(&folder, &data)?;
@@ -156,32 +157,19 @@ impl Order<'_> {
         let latents = latents::of_run(backend, &config, &data, &tokenizer)?;
         longer(&folder, "train.steps", config.train.steps, had.train.steps)?;
         let interrupt = Interrupt::listen()?;
-        let meeting = ranks::meeting(self.ranks, &config.train, self.global)?;
+        let meeting = ranks::meeting(self.ranks, steps, self.global)?;
         if config != had {
             // Only once nothing stands in the way of the run.
             folder.reconfigure(&config)?;
         }
-        compare_computing(&folder, &self.computed())?;
+        compare_computing(&folder, &self.ranks.computed(self.global))?;
         let (data, latents) = (&data, latents.as_ref());
         let inputs = Inputs { backend, config: &config, data, tokenizer: &tokenizer, latents };
         let work = Work { inputs, folder: &folder, meeting };
         let trained = work.train(Start::Resume, "resuming", &interrupt, self.global.quiet);
-        trained.map_err(|error| match error.downcast_ref() {
-            Some(TrainError::NotBegun) => {
-                error.context("its checkpoints are as they were; continue with --resume")
-            }
-            _ => self.with_command(error, &folder),
-        })?;
+        trained.map_err(|error| self.with_command(not_begun(error), &folder))?;
         println!("{}", folder.path().display());
         Ok(())
-    }
-
-    /// Returns what computes the run: a run goes on bit for bit with the same.
-    fn computed(&self) -> String {
-        match self.ranks.ranks {
-            1 => self.global.computed(),
-            ranks => format!("{}, {ranks} ranks", self.global.computed()),
-        }
     }
 
     /// Adds the command that goes on with the run to an error, if the user stopped it.

@@ -1,21 +1,24 @@
 //! Runs of several ranks: how rank 0 starts the others or waits for them, and `sar join`.
 
-use super::inputs::Inputs;
+use super::inputs::{Inputs, tokenizer_loader};
 use super::latents;
 use super::resuming::tell_replaced;
 use crate::backend::Compute;
+use crate::checkpoint::Kind;
 use crate::cli::{BackendName, GlobalArgs, JoinArgs, RanksArgs};
-use crate::config::{Config, TrainConfig};
-use crate::data;
+use crate::config::{Config, TokenizerTrainConfig, TrainConfig};
+use crate::data::{self, Data};
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::model::tokenizer::Tokenizer;
-use crate::ranks::{Meeting, Member, RanksError, SECRET};
+use crate::ranks::{Job, Leader, Meeting, Member, RanksError, SECRET};
 use crate::run::Interrupt;
-use crate::train::{Replica, TrainError, share};
+use crate::train::tokenizer::TokenizerReplica;
+use crate::train::{GeneratorShare, Replica, TokenizerShare, TrainError, share};
 use crate::trained::TrainedTokenizer;
 use anyhow::Context as _;
 use std::env::VarError;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::ops::Range;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -25,13 +28,63 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Time between two tries.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// How the images of a run's steps are split.
+#[derive(Clone, Copy)]
+pub(crate) struct Steps {
+    /// The configuration's section that says so.
+    section: &'static str,
+    batch: usize,
+    accumulate: usize,
+}
+
+impl From<&TrainConfig> for Steps {
+    fn from(config: &TrainConfig) -> Self {
+        Self { section: "train", batch: config.batch, accumulate: config.accumulate }
+    }
+}
+
+impl From<&TokenizerTrainConfig> for Steps {
+    fn from(config: &TokenizerTrainConfig) -> Self {
+        Self { section: "tokenizer_train", batch: config.batch, accumulate: config.accumulate }
+    }
+}
+
+impl Steps {
+    /// Fails if a run that goes on has more ranks than micro-batches.
+    pub(crate) fn can_go_on(self, args: &RanksArgs) -> anyhow::Result<()> {
+        let (ranks, accumulate) = (args.ranks, self.accumulate);
+        if ranks <= accumulate {
+            return Ok(());
+        }
+        let error = anyhow::Error::from(RanksError::TooMany { ranks, accumulate });
+        Err(error.context(format!("{}.accumulate is {accumulate}", self.section)))
+    }
+
+    /// As [`Steps::can_go_on`], for a new run. The error says how its steps have enough micro-batches: the same steps, if
+    /// their images can be split evenly.
+    pub(crate) fn can_begin(self, args: &RanksArgs) -> anyhow::Result<()> {
+        let (ranks, section) = (args.ranks, self.section);
+        let images = self.batch.saturating_mul(self.accumulate);
+        let (batch, made, images) = match images.is_multiple_of(ranks) {
+            true => (format!("--set {section}.batch={} ", images / ranks), "of the same", images),
+            false => (String::new(), "of", self.batch.saturating_mul(ranks)),
+        };
+        self.can_go_on(args).with_context(|| {
+            format!(
+                "more ranks than micro-batches; {batch}--set {section}.accumulate={ranks} makes steps {made} {images} \
+                 images"
+            )
+        })
+    }
+}
+
 /// Opens the meeting of a run's ranks, if it has several, and starts the others unless they come from elsewhere.
 ///
 /// # Errors
 /// An address that cannot be listened on; a secret that is not text; a process that cannot be started.
 pub(crate) fn meeting(
     args: &RanksArgs,
-    train: &TrainConfig,
+    steps: Steps,
     global: &GlobalArgs,
 ) -> anyhow::Result<Option<Meeting>> {
     let ranks = args.ranks;
@@ -59,7 +112,7 @@ pub(crate) fn meeting(
         return Ok(Some(meeting));
     }
     if !global.quiet {
-        eprintln!("{ranks} ranks share the {} micro-batches of a step", train.accumulate);
+        eprintln!("{ranks} ranks share the {} micro-batches of a step", steps.accumulate);
     }
     // Keeps other users of the machine out.
     let secret = format!("{:016x}", RandomState::new().build_hasher().finish());
@@ -78,29 +131,6 @@ fn secret() -> anyhow::Result<Option<String>> {
         Err(VarError::NotPresent) => Ok(None),
         Err(error) => Err(anyhow::Error::from(error).context(format!("{SECRET} is not text"))),
     }
-}
-
-/// Fails if a run has more ranks than micro-batches.
-pub(crate) fn check_count(args: &RanksArgs, train: &TrainConfig) -> Result<(), RanksError> {
-    let (ranks, accumulate) = (args.ranks, train.accumulate);
-    match ranks <= accumulate {
-        true => Ok(()),
-        false => Err(RanksError::TooMany { ranks, accumulate }),
-    }
-}
-
-/// Says how the steps of a new run have enough micro-batches: the same steps, if their images can be split evenly.
-pub(crate) fn enough(args: &RanksArgs, train: &TrainConfig) -> String {
-    let ranks = args.ranks;
-    let images = train.batch.saturating_mul(train.accumulate);
-    let (batch, made) = match images.is_multiple_of(ranks) {
-        true => (format!("--set train.batch={} ", images / ranks), "of the same"),
-        false => (String::new(), "of"),
-    };
-    let images = if batch.is_empty() { train.batch.saturating_mul(ranks) } else { images };
-    format!(
-        "more ranks than micro-batches; {batch}--set train.accumulate={ranks} makes steps {made} {images} images"
-    )
 }
 
 /// Starts the process of a rank on this machine, on a GPU of its own if it is to compute on one.
@@ -174,8 +204,11 @@ fn work<B: Compute>(
     let job = member.job().clone();
     let config = Config::default().with_text(&job.config, Path::new("rank 0's configuration"))?;
     let tokenizer = Tokenizer::new(&config.tokenizer)?;
-    let weights = member.tokenizer(tokenizer.layout().len())?;
-    let tokenizer = TrainedTokenizer::new(backend, tokenizer, weights, 0)?;
+    let weights = match job.model {
+        Kind::Generator => Some(member.tokenizer(tokenizer.layout().len())?),
+        // They come with every step.
+        Kind::Tokenizer => None,
+    };
     let data = data::open(&config.data).context(
         "every rank reads the images itself, from where rank 0's configuration says that they are",
     )?;
@@ -183,33 +216,90 @@ fn work<B: Compute>(
         data.fingerprint() == job.images,
         "the images here are not those of rank 0, by their names and order"
     );
-    let latents = latents::of_run(backend, &config, &data, &tokenizer)?;
-    let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
-    let inputs = Inputs {
-        backend,
-        config: &config,
-        data: &data,
-        tokenizer: &tokenizer,
-        latents: latents.as_ref(),
+    let rank = Rank { backend, member, job, config: &config, data: &data, interrupt, quiet };
+    let served = match weights {
+        Some(weights) => rank.of_generator(&TrainedTokenizer::new(backend, tokenizer, weights, 0)?),
+        None => rank.of_tokenizer(&tokenizer),
     };
-    // The weights come with every step.
-    let zeros = vec![0.0; generator.layout().len()];
-    let (quantizer, size) = (&tokenizer.quantizer, inputs.latent_size());
-    let mut replica = Replica::new(backend, generator, &config, &zeros, quantizer, size)?;
-    drop(zeros);
-    let Some(rank) = member.begin(interrupt)? else {
-        anyhow::ensure!(!interrupt.is_asked(), TrainError::NotBegun);
-        if !quiet {
-            eprintln!("the run does not need this process: it began with others, or not at all");
-        }
-        return Ok(());
-    };
-    if !quiet {
-        eprintln!("rank {rank} of {}", job.ranks);
-    }
-    let share = share(config.train.accumulate, rank, job.ranks);
-    let mut batches = inputs.batches(job.step, share)?;
-    let served = member.serve(rank, &mut replica, &mut *batches, interrupt);
     tell_replaced(&data);
-    Ok(served?)
+    served
+}
+
+/// A process that has its job and its images.
+struct Rank<'r, B: Compute> {
+    backend: &'r B,
+    member: &'r mut Member,
+    job: Job,
+    config: &'r Config,
+    data: &'r Data,
+    interrupt: &'r Interrupt,
+    quiet: bool,
+}
+
+impl<B: Compute> Rank<'_, B> {
+    /// Takes its share of a generator's steps.
+    fn of_generator(mut self, tokenizer: &TrainedTokenizer<B>) -> anyhow::Result<()> {
+        let (backend, config, data) = (self.backend, self.config, self.data);
+        let latents = latents::of_run(backend, config, data, tokenizer)?;
+        let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
+        let inputs = Inputs { backend, config, data, tokenizer, latents: latents.as_ref() };
+        // The weights come with every step.
+        let zeros = vec![0.0; generator.layout().len()];
+        let (quantizer, size) = (&tokenizer.quantizer, inputs.latent_size());
+        let replica = Replica::new(backend, generator, config, &zeros, quantizer, size)?;
+        drop(zeros);
+        let Some((rank, share)) = self.begin(config.train.accumulate)? else { return Ok(()) };
+        let batches = inputs.batches(self.job.step, share)?;
+        let mut work = GeneratorShare { replica, batches };
+        Ok(self.member.serve(rank, &mut work, self.interrupt)?)
+    }
+
+    /// Takes its share of a tokenizer's steps.
+    fn of_tokenizer(mut self, tokenizer: &Tokenizer) -> anyhow::Result<()> {
+        let (config, side) = (&self.config.tokenizer_train, self.data.train.side());
+        let replica = TokenizerReplica::new(self.backend, tokenizer, config, (side, side))?;
+        let Some((rank, share)) = self.begin(config.accumulate)? else { return Ok(()) };
+        let loader = tokenizer_loader(self.data, config, self.job.step, share)?;
+        let mut work = TokenizerShare { replica, loader };
+        Ok(self.member.serve(rank, &mut work, self.interrupt)?)
+    }
+
+    /// Waits for the run to begin; returns this rank's number and its micro-batches of each step, or `None` if the run
+    /// does not need it.
+    fn begin(&mut self, accumulate: usize) -> anyhow::Result<Option<(usize, Range<usize>)>> {
+        let Some(rank) = self.member.begin(self.interrupt)? else {
+            anyhow::ensure!(!self.interrupt.is_asked(), TrainError::NotBegun);
+            if !self.quiet {
+                eprintln!(
+                    "the run does not need this process: it began with others, or not at all"
+                );
+            }
+            return Ok(None);
+        };
+        if !self.quiet {
+            eprintln!("rank {rank} of {}", self.job.ranks);
+        }
+        Ok(Some((rank, share(accumulate, rank, self.job.ranks))))
+    }
+}
+
+/// Brings the other ranks of a run together, and gives them their job.
+///
+/// # Errors
+/// Those of [`Meeting::gather`]; [`TrainError::NotBegun`] if the user stops it.
+pub(crate) fn gather(
+    meeting: Meeting,
+    job: &Job,
+    tokenizer: &[f32],
+    parameters: usize,
+    interrupt: &Interrupt,
+    quiet: bool,
+) -> anyhow::Result<Leader> {
+    let tell = |text: &str| {
+        if !quiet {
+            eprintln!("{text}");
+        }
+    };
+    let others = meeting.gather(job, tokenizer, parameters, interrupt, tell)?;
+    Ok(others.ok_or(TrainError::NotBegun)?)
 }

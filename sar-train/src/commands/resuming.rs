@@ -39,6 +39,16 @@ pub(crate) fn with_command(
     }
 }
 
+/// Says of a run that was to go on, and was stopped before its first step, that nothing has become of it.
+pub(crate) fn not_begun(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref() {
+        Some(TrainError::NotBegun) => {
+            error.context("its checkpoints are as they were; continue with --resume")
+        }
+        _ => error,
+    }
+}
+
 /// Opens the images that a run was made with.
 ///
 /// # Errors

@@ -52,12 +52,20 @@ pub(crate) fn fits_in_memory(
 pub(crate) fn tokenizer_fits(
     config: &Config,
     side: usize,
+    ranks: usize,
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
     const LESS: &str = "a smaller tokenizer_train.batch with a larger tokenizer_train.accumulate takes less for the same step; so does \
          a smaller data.image_side or tokenizer.ch";
     match global.backend {
-        BackendName::Cpu => fits(tokenizer_training(config, side, global)?, LESS),
+        BackendName::Cpu => {
+            let one = tokenizer_training(config, side, global)?;
+            let parameters = Tokenizer::new(&config.tokenizer)?.layout().len() as u64;
+            // The others have no moments, of which rank 0 has copies while it saves, and keep weights or gradients once
+            // more to send them.
+            let other = one.saturating_sub(4 * 4 * parameters);
+            fits(one.saturating_add((ranks as u64).saturating_sub(1).saturating_mul(other)), LESS)
+        }
         BackendName::Cuda => Ok(()),
     }
 }

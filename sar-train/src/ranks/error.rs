@@ -82,8 +82,8 @@ pub enum RanksError {
     },
     /// There are more ranks than micro-batches.
     #[error(
-        "ranks: {ranks} ranks share the micro-batches of a step, of which there are {accumulate} (train.accumulate); \
-         at most as many ranks can take part"
+        "ranks: {ranks} ranks share the micro-batches of a step, of which there are {accumulate}; at most as many ranks can \
+         take part"
     )]
     TooMany {
         /// Number of ranks, including rank 0.

@@ -2,11 +2,11 @@
 
 use super::RanksError;
 use super::meeting::{Processes, instead_of};
-use super::message::{FromLeader, FromMember};
+use super::message::{Found, FromLeader, FromMember};
 use super::wire::Wire;
 use crate::run::Interrupt;
-use crate::train::{OtherRanks, StepLosses, TrainError};
-use sar_math::backend::Backend;
+use crate::train::{OtherRanks, TrainError};
+use sar_math::backend::Buffers;
 use std::time::{Duration, Instant};
 
 /// Time between looks at whether the user asks to stop.
@@ -15,6 +15,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a rank has to take the message that the run has ended.
 const MOMENT: Duration = Duration::from_secs(1);
+/// More numbers after the gradients than this are not from a rank: a gibibyte.
+const MOST_NUMBERS: usize = 1 << 28;
 /// How long ranks that are in the middle of a step have to notice it.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -23,6 +25,8 @@ pub struct Leader {
     wires: Vec<Wire>,
     /// Weights on their way out, then the sum of gradients.
     values: Vec<f32>,
+    /// What follows the gradients of a rank.
+    numbers: Vec<f32>,
     interrupt: Interrupt,
     _processes: Processes,
 }
@@ -34,11 +38,17 @@ impl Leader {
         processes: Processes,
         interrupt: Interrupt,
     ) -> Self {
-        Self { wires, values: vec![0.0; parameters], interrupt, _processes: processes }
+        Self {
+            wires,
+            values: vec![0.0; parameters],
+            numbers: Vec::new(),
+            interrupt,
+            _processes: processes,
+        }
     }
 }
 
-impl<B: Backend<Host = f32>> OtherRanks<B> for Leader {
+impl<B: Buffers<Host = f32>, F: Found> OtherRanks<B, F> for Leader {
     fn ranks(&self) -> usize {
         self.wires.len() + 1
     }
@@ -63,21 +73,28 @@ impl<B: Backend<Host = f32>> OtherRanks<B> for Leader {
         &mut self,
         backend: &B,
         gradients: &mut B::Accum,
-    ) -> Result<Vec<StepLosses>, TrainError> {
+    ) -> Result<Vec<F>, TrainError> {
         backend.download_accum(gradients, 0, &mut self.values).map_err(TrainError::backend)?;
         let mut all = Vec::with_capacity(self.wires.len());
         for wire in &mut self.wires {
             wait(wire, &self.interrupt)?;
-            match wire.receive()? {
-                FromMember::Gradients { losses, stop } => {
+            let (text, numbers) = match wire.receive()? {
+                FromMember::Gradients { found, numbers, stop } => {
                     if stop {
                         self.interrupt.ask();
                     }
-                    all.push((&*losses).into());
+                    (found, numbers)
                 }
                 other => return Err(instead_of(wire, "gradients", other).into()),
+            };
+            if numbers > MOST_NUMBERS {
+                return Err(wire.unexpected("gradients", &format!("{numbers} numbers")).into());
             }
             wire.receive_values(&mut self.values, |sum, value| *sum += value)?;
+            self.numbers.resize(numbers, 0.0);
+            wire.receive_values(&mut self.numbers, |to, value| *to = value)?;
+            let found = F::unpack(text, &self.numbers);
+            all.push(found.ok_or_else(|| wire.unexpected("gradients", "those of another model"))?);
         }
         backend.upload_accum(&self.values, gradients, 0).map_err(TrainError::backend)?;
         Ok(all)

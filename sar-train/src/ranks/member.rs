@@ -1,11 +1,11 @@
 //! The other ranks' side of a run.
 
 use super::RanksError;
-use super::message::{FromLeader, FromMember, Hello};
+use super::message::{Found, FromLeader, FromMember, Hello};
 use super::wire::{LONGEST, Wire};
+use crate::checkpoint::Kind;
 use crate::run::Interrupt;
-use crate::train::{Batches, Replica, TrainError, share};
-use sar_math::backend::Backend;
+use crate::train::{Share, TrainError, share};
 use serde::{Deserialize, Serialize};
 use std::io::{Error, ErrorKind};
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -21,6 +21,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// What all ranks of a run have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
+    /// What is trained.
+    pub model: Kind,
     /// Number of ranks, including rank 0.
     pub ranks: usize,
     /// The step that the run begins or goes on with.
@@ -100,21 +102,18 @@ impl Member {
     ///
     /// # Errors
     /// The images', the backend's; the connection to rank 0 is lost.
-    pub fn serve<B: Backend<Host = f32>>(
+    pub fn serve<S: Share<Found: Found>>(
         &mut self,
         rank: usize,
-        replica: &mut Replica<'_, B>,
-        batches: &mut dyn Batches<B>,
+        work: &mut S,
         interrupt: &Interrupt,
     ) -> Result<(), TrainError> {
-        let backend = replica.backend;
-        let (ranks, accumulate) = (self.job.ranks, replica.config.accumulate);
+        let (ranks, accumulate) = (self.job.ranks, work.accumulate());
         let share = share(accumulate, rank, ranks);
-        let too_many = || RanksError::TooMany { ranks, accumulate };
         if share.is_empty() {
-            return Err(too_many().into());
+            return Err(RanksError::TooMany { ranks, accumulate }.into());
         }
-        let mut values = vec![0.0; replica.generator.layout().len()];
+        let mut values = vec![0.0; work.parameters()];
         loop {
             let step = match self.wire.receive()? {
                 FromLeader::Step(step) => step,
@@ -122,15 +121,11 @@ impl Member {
                 other => return Err(self.wire.unexpected("a step", other.name()).into()),
             };
             self.wire.receive_values(&mut values, |to, value| *to = value)?;
-            backend.upload_params(&values, &mut replica.params, 0).map_err(TrainError::backend)?;
-            replica.gradients(step, share.clone(), batches)?;
-            let losses = replica.losses().map_err(TrainError::backend)?;
-            let (losses, _) = losses.ok_or_else(too_many)?;
-            let gradients = &replica.memory.grads.params;
-            backend.download_accum(gradients, 0, &mut values).map_err(TrainError::backend)?;
-            let (losses, stop) = (Box::new((&losses).into()), interrupt.is_asked());
-            self.wire.send(&FromMember::Gradients { losses, stop })?;
+            let found = work.take(step, share.clone(), &mut values)?;
+            let ((found, numbers), stop) = (found.pack(), interrupt.is_asked());
+            self.wire.send(&FromMember::Gradients { found, numbers: numbers.len(), stop })?;
             self.wire.send_values(&values)?;
+            self.wire.send_values(&numbers)?;
         }
     }
 

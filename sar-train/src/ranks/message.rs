@@ -2,9 +2,11 @@
 
 use super::Job;
 use crate::train::StepLosses;
+use crate::train::tokenizer::PartFound;
 use sar_math::MAX_SCALES;
 use sar_math::loss::ScaleReport;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 /// What rank 0 says.
 #[derive(Serialize, Deserialize)]
@@ -31,10 +33,12 @@ pub(super) enum FromMember {
     Hello(Hello),
     /// It has its images and the memory for a step.
     Ready,
-    /// It has its share of the step. The gradients follow.
+    /// It has its share of the step. The gradients follow, and then further numbers.
     Gradients {
-        /// Losses of its micro-batches.
-        losses: Box<Losses>,
+        /// What it found in its micro-batches: see [`Found`].
+        found: Value,
+        /// How many numbers follow the gradients.
+        numbers: usize,
         /// Whether its user has asked it to stop, which stops the run.
         stop: bool,
     },
@@ -85,11 +89,69 @@ impl Hello {
     }
 }
 
-/// [`StepLosses`] as sent. Numbers are sent as their bits, since JSON has no NaN, which a loss may be.
+/// What a rank finds in its share of a step, as sent to rank 0: a short text, and numbers after it.
+pub trait Found: Sized {
+    /// Takes it apart. Losses become their bits, since JSON has no NaN, which a loss may be.
+    fn pack(&self) -> (Value, Vec<f32>);
+
+    /// Puts it together again; `None` if that is not possible.
+    fn unpack(text: Value, numbers: &[f32]) -> Option<Self>;
+}
+
+impl Found for StepLosses {
+    fn pack(&self) -> (Value, Vec<f32>) {
+        let of = |report: &ScaleReport| json!(Report::from(report));
+        (json!([of(&self.first), self.second.as_ref().map(of)]), Vec::new())
+    }
+
+    fn unpack(text: Value, _numbers: &[f32]) -> Option<Self> {
+        let (first, second): (Report, Option<Report>) = serde_json::from_value(text).ok()?;
+        Some(Self { first: (&first).into(), second: second.as_ref().map(Into::into) })
+    }
+}
+
+/// A micro-batch of a tokenizer's step, without the codes and latents that follow.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Losses {
-    first: Report,
-    second: Option<Report>,
+struct Part {
+    reconstruction: u64,
+    quantization: u64,
+    ids: usize,
+    latents: usize,
+    area: usize,
+}
+
+impl Found for Vec<PartFound<f32>> {
+    fn pack(&self) -> (Value, Vec<f32>) {
+        let of = |part: &PartFound<f32>| Part {
+            reconstruction: part.reconstruction.to_bits(),
+            quantization: part.quantization.to_bits(),
+            ids: part.ids.len(),
+            latents: part.latents.len(),
+            area: part.area,
+        };
+        let mut numbers = Vec::new();
+        for part in self {
+            // Codes are below 2²⁴, and f32 holds them exactly.
+            numbers.extend(part.ids.iter().map(|&id| id as f32));
+            numbers.extend(&part.latents);
+        }
+        (json!(self.iter().map(of).collect::<Vec<_>>()), numbers)
+    }
+
+    fn unpack(text: Value, mut numbers: &[f32]) -> Option<Self> {
+        let parts: Vec<Part> = serde_json::from_value(text).ok()?;
+        let mut next = |len| numbers.split_off(..len);
+        let unpacked = parts.into_iter().map(|part| {
+            Some(PartFound {
+                reconstruction: f64::from_bits(part.reconstruction),
+                quantization: f64::from_bits(part.quantization),
+                ids: next(part.ids)?.iter().map(|&id| id as u32).collect(),
+                latents: next(part.latents)?.to_vec(),
+                area: part.area,
+            })
+        });
+        unpacked.collect()
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -122,14 +184,31 @@ impl From<&Report> for ScaleReport {
     }
 }
 
-impl From<&StepLosses> for Losses {
-    fn from(losses: &StepLosses) -> Self {
-        Self { first: (&losses.first).into(), second: losses.second.as_ref().map(Into::into) }
-    }
-}
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
 
-impl From<&Losses> for StepLosses {
-    fn from(losses: &Losses) -> Self {
-        Self { first: (&losses.first).into(), second: losses.second.as_ref().map(Into::into) }
+    #[test]
+    fn what_a_tokenizers_rank_finds_arrives_as_it_is() {
+        let part = |ids: &[u32], area: usize| PartFound {
+            reconstruction: 0.1 + ids.len() as f64,
+            quantization: 1e-300,
+            ids: ids.to_vec(),
+            latents: (0..2 * ids.len()).map(|i| i as f32 / 3.0).collect(),
+            area,
+        };
+        let found = vec![part(&[0, 5, (1 << 24) - 1, 5], 2), part(&[], 1), part(&[7], 1)];
+        let (text, numbers) = found.pack();
+        let text: Value = serde_json::from_str(&text.to_string()).unwrap();
+        assert_eq!(Vec::unpack(text.clone(), &numbers).unwrap(), found);
+        // Of a loss that is no number, the bits arrive.
+        let broken = vec![PartFound { reconstruction: f64::NAN, ..part(&[1], 1) }];
+        let (lost, with) = broken.pack();
+        let arrived: Vec<PartFound<f32>> = Found::unpack(lost, &with).unwrap();
+        assert_eq!(arrived[0].reconstruction.to_bits(), f64::NAN.to_bits());
+        // Fewer numbers than announced, and another model's losses, are not taken.
+        assert!(Vec::<PartFound<f32>>::unpack(text.clone(), &numbers[1..]).is_none());
+        assert!(StepLosses::unpack(text, &[]).is_none());
     }
 }

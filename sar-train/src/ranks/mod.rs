@@ -19,6 +19,7 @@ pub use error::RanksError;
 pub use leader::Leader;
 pub use meeting::{Meeting, SECRET};
 pub use member::{Job, Member};
+pub use message::Found;
 
 #[cfg(test)]
 mod tests;

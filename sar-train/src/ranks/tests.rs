@@ -3,6 +3,7 @@
 use super::message::{FromLeader, FromMember, Hello};
 use super::wire::Wire;
 use super::{Job, Leader, Meeting, Member, RanksError};
+use crate::checkpoint::Kind;
 use crate::run::Interrupt;
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -15,7 +16,7 @@ const STRANGE: [&[u8]; 3] = [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x02\x00\x00\x00{
 
 fn job() -> Job {
     let (config, images) = ("[train]\nbatch = 2\n".to_owned(), "abc".to_owned());
-    Job { ranks: 2, step: 7, config, images }
+    Job { model: Kind::Generator, ranks: 2, step: 7, config, images }
 }
 
 /// A meeting of two, and rank 0 waiting there with a tokenizer of these weights.

@@ -56,6 +56,9 @@ pub enum TrainError {
     /// Another rank of the run has failed, or cannot be reached.
     #[error(transparent)]
     Ranks(#[from] RanksError),
+    /// A rank has no micro-batch of a step.
+    #[error("training: this rank has no micro-batch of the step")]
+    NoShare,
     /// A buffer of another length than the model or the images have.
     #[error("training: {what}: expected {expected} values, found {found}")]
     Length {

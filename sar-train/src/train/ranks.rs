@@ -4,8 +4,10 @@
 //! the order of their numbers, and makes the update. A step is that of one process with the same `train.accumulate`,
 //! up to the order of that sum, whose bits depend on the number of ranks and on nothing else.
 
-use super::{StepLosses, TrainError};
-use sar_math::backend::Backend;
+use super::tokenizer::{PartFound, TokenizerReplica};
+use super::{Batches, Replica, StepLosses, TrainError};
+use crate::data::Loader;
+use sar_math::backend::{Backend, Buffers};
 use std::ops::Range;
 
 /// Returns the micro-batches that rank `rank` of `ranks` takes of a step of `accumulate`. All shares together are the
@@ -15,8 +17,8 @@ pub fn share(accumulate: usize, rank: usize, ranks: usize) -> Range<usize> {
     start(rank)..start(rank + 1)
 }
 
-/// The other ranks of a run, as rank 0 sees them.
-pub trait OtherRanks<B: Backend> {
+/// The other ranks of a run, as rank 0 sees them. `Found` is what it learns of their micro-batches besides the gradients.
+pub trait OtherRanks<B: Buffers, Found> {
     /// Returns the number of ranks, including rank 0.
     fn ranks(&self) -> usize;
 
@@ -26,8 +28,8 @@ pub trait OtherRanks<B: Backend> {
     /// [`TrainError::Ranks`] if one cannot be reached; a failure of the backend.
     fn begin(&mut self, backend: &B, step: u64, params: &B::Params) -> Result<(), TrainError>;
 
-    /// Adds the gradients of all other ranks to rank 0's, in the order of their numbers; returns the losses of their
-    /// micro-batches in the same order.
+    /// Adds the gradients of all other ranks to rank 0's, in the order of their numbers; returns what they found in
+    /// their micro-batches in the same order.
     ///
     /// # Errors
     /// [`TrainError::Ranks`] if one has failed or cannot be reached; a failure of the backend. The gradients are not
@@ -36,7 +38,99 @@ pub trait OtherRanks<B: Backend> {
         &mut self,
         backend: &B,
         gradients: &mut B::Accum,
-    ) -> Result<Vec<StepLosses>, TrainError>;
+    ) -> Result<Vec<Found>, TrainError>;
+}
+
+/// What one of the other ranks does in every step.
+pub trait Share {
+    /// What rank 0 learns of the micro-batches besides their gradients.
+    type Found;
+
+    /// Returns the number of micro-batches of a step.
+    fn accumulate(&self) -> usize;
+
+    /// Returns the number of parameters.
+    fn parameters(&self) -> usize;
+
+    /// Takes the micro-batches `share` of step `step` with the weights in `values`, and puts their gradients there.
+    ///
+    /// # Errors
+    /// The images', the backend's.
+    fn take(
+        &mut self,
+        step: u64,
+        share: Range<usize>,
+        values: &mut [f32],
+    ) -> Result<Self::Found, TrainError>;
+}
+
+/// Takes shares of a generator's steps.
+pub struct GeneratorShare<'a, B: Backend> {
+    /// The weights, and memory for a step.
+    pub replica: Replica<'a, B>,
+    /// Latents of this rank's micro-batches.
+    pub batches: Box<dyn Batches<B> + 'a>,
+}
+
+impl<B: Backend<Host = f32>> Share for GeneratorShare<'_, B> {
+    type Found = StepLosses;
+
+    fn accumulate(&self) -> usize {
+        self.replica.config.accumulate
+    }
+
+    fn parameters(&self) -> usize {
+        self.replica.generator.layout().len()
+    }
+
+    fn take(
+        &mut self,
+        step: u64,
+        share: Range<usize>,
+        values: &mut [f32],
+    ) -> Result<StepLosses, TrainError> {
+        let (backend, replica) = (self.replica.backend, &mut self.replica);
+        backend.upload_params(values, &mut replica.params, 0).map_err(TrainError::backend)?;
+        replica.gradients(step, share, &mut *self.batches)?;
+        let gradients = &replica.memory.grads.params;
+        backend.download_accum(gradients, 0, values).map_err(TrainError::backend)?;
+        let losses = replica.losses().map_err(TrainError::backend)?;
+        losses.map(|(losses, _)| losses).ok_or(TrainError::NoShare)
+    }
+}
+
+/// Takes shares of a tokenizer's steps.
+pub struct TokenizerShare<'a, B: Backend> {
+    /// The weights, and memory for a step.
+    pub replica: TokenizerReplica<'a, B>,
+    /// Images of this rank's micro-batches.
+    pub loader: Loader,
+}
+
+impl<B: Backend<Host = f32>> Share for TokenizerShare<'_, B> {
+    type Found = Vec<PartFound<f32>>;
+
+    fn accumulate(&self) -> usize {
+        self.replica.config.accumulate
+    }
+
+    fn parameters(&self) -> usize {
+        self.replica.tokenizer.layout().len()
+    }
+
+    fn take(
+        &mut self,
+        step: u64,
+        share: Range<usize>,
+        values: &mut [f32],
+    ) -> Result<Vec<PartFound<f32>>, TrainError> {
+        let Self { replica, loader } = self;
+        replica.set_weights(values).map_err(TrainError::backend)?;
+        let found = replica.gradients(step, share, &mut || Ok(loader.next_batch()?.values_b))?;
+        let (backend, gradients) = (replica.backend, &replica.grads);
+        backend.download_accum(gradients, 0, values).map_err(TrainError::backend)?;
+        Ok(found)
+    }
 }
 
 #[cfg(test)]

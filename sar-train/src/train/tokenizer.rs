@@ -23,8 +23,10 @@ pub use state::TokenizerProgress;
 pub use tally::{ScaleQuality, TokenizerQuality};
 
 use super::TrainError;
+use super::ranks::{OtherRanks, share};
 use crate::config::TokenizerTrainConfig;
 use crate::model::tokenizer::{Tokenizer, normalise};
+use crate::ranks::RanksError;
 use num_traits::Zero;
 use sar_math::Real;
 use sar_math::anneal::Anneal;
@@ -50,6 +52,9 @@ pub struct TokenizerLosses {
     pub skipped: bool,
 }
 
+/// The other ranks of a tokenizer's run.
+pub type Others<'a, B> = Box<dyn OtherRanks<B, Vec<PartFound<<B as Buffers>::Host>>> + 'a>;
+
 /// A tokenizer in training: parameters, moments, and memory allocated once.
 pub struct TokenizerTrainer<'a, B: Buffers> {
     replica: TokenizerReplica<'a, B>,
@@ -60,6 +65,7 @@ pub struct TokenizerTrainer<'a, B: Buffers> {
     decayed: Vec<Slot>,
     plain: Vec<Slot>,
     progress: TokenizerProgress,
+    others: Option<Others<'a, B>>,
 }
 
 impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
@@ -85,7 +91,22 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
             decayed: layout.slots(true),
             plain: layout.slots(false),
             progress: TokenizerProgress::new(tokenizer.config().vocab),
+            others: None,
         })
+    }
+
+    /// Shares the micro-batches of every step from now on with other ranks. The images given to
+    /// [`TokenizerTrainer::step`] are then those of rank 0's [`share`] alone.
+    ///
+    /// # Errors
+    /// [`RanksError::TooMany`] if there are more ranks than micro-batches.
+    pub fn share_with(&mut self, others: Others<'a, B>) -> Result<(), TrainError> {
+        let (ranks, accumulate) = (others.ranks(), self.replica.config.accumulate);
+        if ranks > accumulate {
+            return Err(RanksError::TooMany { ranks, accumulate }.into());
+        }
+        self.others = Some(others);
+        Ok(())
     }
 
     /// Makes one optimiser step on the next `accumulate` batches of `images`, each of at most the configured size.
@@ -93,13 +114,22 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
     /// If the gradient is not finite, nothing but the counts of steps changes.
     ///
     /// # Errors
-    /// The images'; a shape error, if they are not whole ones, or too many; a device fault.
+    /// The images'; a shape error, if they are not whole ones, or too many; a device fault; those of other ranks.
     pub fn step(
         &mut self,
         images: &mut Images<'_, B::Host>,
     ) -> Result<TokenizerLosses, TrainError> {
-        let share = 0..self.replica.config.accumulate;
-        let found = self.replica.gradients(self.progress.step, share, images)?;
+        let (backend, step) = (self.replica.backend, self.progress.step);
+        let ranks = self.others.as_ref().map_or(1, |others| others.ranks());
+        if let Some(others) = &mut self.others {
+            others.begin(backend, step, &self.replica.params)?;
+        }
+        let share = share(self.replica.config.accumulate, 0, ranks);
+        let mut found = self.replica.gradients(step, share, images)?;
+        if let Some(others) = &mut self.others {
+            let theirs = others.add_gradients(backend, &mut self.replica.grads)?;
+            found.extend(theirs.into_iter().flatten());
+        }
         self.update(&found).map_err(TrainError::backend)
     }
 

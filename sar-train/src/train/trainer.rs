@@ -66,7 +66,7 @@ pub struct Trainer<'a, B: Backend> {
     pub(crate) state: TrainState,
     decayed: Vec<Slot>,
     plain: Vec<Slot>,
-    others: Option<Box<dyn OtherRanks<B> + 'a>>,
+    others: Option<Box<dyn OtherRanks<B, StepLosses> + 'a>>,
     /// Losses of the last step's micro-batches that other ranks took.
     others_losses: Vec<StepLosses>,
 }
@@ -122,7 +122,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
     ///
     /// # Errors
     /// [`RanksError::TooMany`] if there are more ranks than micro-batches.
-    pub fn share_with(&mut self, others: Box<dyn OtherRanks<B> + 'a>) -> Result<(), TrainError> {
+    pub fn share_with(
+        &mut self,
+        others: Box<dyn OtherRanks<B, StepLosses> + 'a>,
+    ) -> Result<(), TrainError> {
         let (ranks, accumulate) = (others.ranks(), self.replica.config.accumulate);
         if ranks > accumulate {
             return Err(RanksError::TooMany { ranks, accumulate }.into());

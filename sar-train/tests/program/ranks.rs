@@ -181,6 +181,47 @@ fn refinement_and_latents_are_shared_too() {
     near(&refine("two", &["--ranks", "2"]), &one);
 }
 
+/// A tokenizer's steps are shared as a generator's are, the codes that nothing used included.
+#[test]
+fn a_tokenizers_steps_are_shared_too() {
+    let folder = trained();
+    let folder = folder.path();
+    let run = |out: &'static str| {
+        let split = ["--set", "tokenizer_train.batch=2", "--set", "tokenizer_train.accumulate=3"];
+        let steps = ["--set", "tokenizer_train.steps=6", "--set", "train.save_every=3"];
+        let log = ["--set", "train.log_every=1", "--out", out];
+        [&["tokenizer", "train", "--config", "small.toml"][..], &split, &steps, &log].concat()
+    };
+    let result = |out: &str| {
+        let last = folder.join(out).join("checkpoints/step-6");
+        let files = ["model.safetensors", "optimizer.safetensors", "state.json"];
+        files.map(|file| fs::read(last.join(file)).unwrap())
+    };
+    succeeds(&run("one"), folder);
+    succeeds(&[&run("two")[..], &["--ranks", "2"]].concat(), folder);
+    let one = losses(&folder.join("one"));
+    assert_eq!(one.len(), 6);
+    near(&losses(&folder.join("two")), &one);
+    let log = fs::read_to_string(folder.join("one/log.jsonl")).unwrap();
+    let first: Value =
+        serde_json::from_str(log.lines().find(|l| l.contains("train")).unwrap()).unwrap();
+    assert!(first["revived"].as_u64() > Some(0), "the first step places codes: {first}");
+
+    let listen = [&run("joined")[..], &["--ranks", "2", "--listen", "127.0.0.1:0"]].concat();
+    let (rank_0, port, said) = waiting(&listen, folder);
+    says(&succeeds(&["join", &format!("127.0.0.1:{port}")], folder), &["rank 1 of 2"]);
+    assert_eq!(code_of(rank_0), Some(0), "{}", said.join().unwrap());
+    assert!(result("joined") == result("two"));
+    fs::remove_dir_all(folder.join("joined/checkpoints/step-6")).unwrap();
+    let again = ["tokenizer", "train", "--resume", "--out", "joined", "--ranks", "2"];
+    says(&succeeds(&again, folder), &["goes on from step 3"]);
+    assert!(result("joined") == result("two"));
+
+    let said = fails(1, &[&run("x")[..], &["--ranks", "4"]].concat(), folder);
+    says(&said, &["--set tokenizer_train.accumulate=4 makes steps of 8 images"]);
+    assert!(!folder.join("x").exists());
+}
+
 #[test]
 fn a_run_whose_rank_is_lost_is_saved() {
     let folder = trained();

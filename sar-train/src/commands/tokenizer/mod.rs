@@ -2,10 +2,11 @@
 
 mod encode;
 mod eval;
+mod run;
 mod train;
 
 pub(super) use encode::EncodingInterrupted;
-pub(crate) use train::{Trained, train_in};
+pub(crate) use run::{TokenizerWork, Trained};
 
 use super::resuming::run_data;
 use crate::backend::Compute;

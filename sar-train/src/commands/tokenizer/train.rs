@@ -1,30 +1,23 @@
-//! `sar tokenizer train`, and the tokenizer of `sar demo`.
+//! `sar tokenizer train`.
 
-use super::{check_side, held_out};
+use super::check_side;
+use super::run::TokenizerWork;
 use crate::backend::Compute;
-use crate::checkpoint::{Checkpoints, Kind};
 use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs, check_tokenizer_train};
 use crate::commands::advice::few_held_out;
 use crate::commands::models::open_tokenizer;
 use crate::commands::next;
+use crate::commands::ranks::{self, Steps};
 use crate::commands::resuming::{
-    NOTHING_TO_RESUME, compare_computing, compare_images, from_step, longer, run_data, tell_empty,
-    tell_replaced, with_command,
+    NOTHING_TO_RESUME, compare_computing, longer, not_begun, run_data, with_command,
 };
 use crate::commands::room::tokenizer_fits;
 use crate::config::Config;
-use crate::data::{self, Data, Dataset};
+use crate::data::{self, Data};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
-use crate::run::{Interrupt, Interrupted, RUN_TOKENIZER, RunFolder};
-use crate::train::tokenizer::{
-    Reconstructor, TokenizerHeldOut, TokenizerProgress, TokenizerQuality, TokenizerSession,
-    TokenizerTrainer, keep_quality,
-};
-use crate::trained::TrainedTokenizer;
-use sar_math::ScaleSchedule;
+use crate::ranks::Meeting;
+use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
 
-/// Images that a tokenizer is measured on at a time while it trains: their memory comes on top of a step's.
-const BATCH_BESIDE: usize = 8;
 /// Sections and keys that training a tokenizer uses.
 const USED: [&str; 9] = [
     "data",
@@ -58,15 +51,15 @@ pub(super) fn run<B: Compute>(
 ) -> anyhow::Result<()> {
     check_tokenizer_train(args, global).map_err(anyhow::Error::msg)?;
     let fresh = !args.run.goes_on()?;
-    let Begun { folder, config, data, start } = match fresh {
+    let Begun { folder, config, data, start, interrupt, meeting } = match fresh {
         true => Begun::new(backend, args, global)?,
         false => Begun::again(args, global)?,
     };
     let trained = || -> anyhow::Result<()> {
-        compare_computing(&folder, &global.computed())?;
-        let interrupt = Interrupt::listen()?;
-        let (start, quiet) = (start.as_deref(), global.quiet);
-        train_in(backend, &folder, &config, &data, start, &interrupt, quiet).map(drop)
+        compare_computing(&folder, &args.ranks.computed(global))?;
+        let work =
+            TokenizerWork { backend, folder: &folder, config: &config, data: &data, meeting };
+        work.train(start.as_deref(), &interrupt, global.quiet).map(drop)
     };
     note_left_out(&config, &data)?;
     if data.validation.is_empty() {
@@ -82,11 +75,13 @@ pub(super) fn run<B: Compute>(
         }
     }
     if let Err(error) = trained() {
-        let error = with_command(error, "tokenizer train", &folder, "", global);
-        if fresh {
-            // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
-            folder.discard();
+        let flags = args.ranks.typed();
+        let error = with_command(error, "tokenizer train", &folder, &flags, global);
+        if !fresh {
+            return Err(not_begun(error));
         }
+        // Without a checkpoint there is nothing to go on with, and the next try finds the place free.
+        folder.discard();
         return Err(error);
     }
     println!("{}", folder.path().display());
@@ -103,6 +98,9 @@ struct Begun {
     data: Data,
     /// Weights to start from.
     start: Option<Vec<f32>>,
+    interrupt: Interrupt,
+    /// Where other ranks come to share its steps, if there are any.
+    meeting: Option<Meeting>,
 }
 
 impl Begun {
@@ -120,14 +118,19 @@ impl Begun {
             "{}: {NOTHING_TO_RESUME}",
             folder.path().display()
         );
+        let steps = Steps::from(&config.tokenizer_train);
+        steps.can_go_on(&args.ranks)?;
         let data = run_data(&config, Some(folder.path()))?;
         let (now, before) = (config.tokenizer_train.steps, had.tokenizer_train.steps);
         longer(&folder, "tokenizer_train.steps", now, before)?;
-        tokenizer_fits(&config, data.train.side(), global)?;
+        tokenizer_fits(&config, data.train.side(), args.ranks.here(), global)?;
+        let interrupt = Interrupt::listen()?;
+        let meeting = ranks::meeting(&args.ranks, steps, global)?;
         if config != had {
+            // Only once nothing stands in the way of the run.
             folder.reconfigure(&config)?;
         }
-        Ok(Self { folder, config, data, start: None })
+        Ok(Self { folder, config, data, start: None, interrupt, meeting })
     }
 
     /// Makes a new run.
@@ -153,11 +156,16 @@ impl Begun {
              one with tokenizer.residual=0, or take VAR's own with `sar convert`",
             config.tokenizer.residual
         );
+        let steps = Steps::from(&config.tokenizer_train);
+        steps.can_begin(&args.ranks)?;
         let data = data::open(&config.data)?;
         check_side(&Tokenizer::new(&config.tokenizer)?, &data)?;
-        tokenizer_fits(&config, data.train.side(), global)?;
+        tokenizer_fits(&config, data.train.side(), args.ranks.here(), global)?;
+        // Before other processes are started, which are to end with this one.
+        let interrupt = Interrupt::listen()?;
+        let meeting = ranks::meeting(&args.ranks, steps, global)?;
         let folder = RunFolder::create(&args.run.out, &config)?;
-        Ok(Self { folder, config, data, start })
+        Ok(Self { folder, config, data, start, interrupt, meeting })
     }
 }
 
@@ -191,101 +199,4 @@ fn adopt(config: &mut Config, weights: &TokenizerConfig, args: &RunArgs) -> anyh
     }
     config.tokenizer = weights.clone();
     Ok(())
-}
-
-/// A tokenizer that has been trained in a run folder.
-pub(crate) struct Trained<B: Compute> {
-    pub loaded: TrainedTokenizer<B>,
-    pub quality: TokenizerQuality,
-}
-
-/// Trains (or goes on training) the tokenizer of a run folder to its last step, from the weights
-/// `start` if there are any, and measures it.
-pub(crate) fn train_in<B: Compute>(
-    backend: &B,
-    folder: &RunFolder,
-    config: &Config,
-    data: &Data,
-    start: Option<&[f32]>,
-    interrupt: &Interrupt,
-    quiet: bool,
-) -> anyhow::Result<Trained<B>> {
-    compare_images(folder, data)?;
-    tell_empty(data);
-    let settings = &config.tokenizer_train;
-    let tokenizer = Tokenizer::new(&config.tokenizer)?;
-    let side = data.train.side();
-    let mut trainer = TokenizerTrainer::new(backend, &tokenizer, settings, (side, side))?;
-    let resumed = resume(&mut trainer, &folder.checkpoints(config.train.keep)?, &tokenizer)?;
-    if resumed && !quiet {
-        eprintln!("{}", from_step(trainer.steps()));
-    }
-    if let Some(weights) = start.filter(|_| !resumed) {
-        trainer.start_from(weights)?;
-    }
-    let done = trainer.steps() * settings.accumulate as u64;
-    let mut loader = data.loader(settings.batch, settings.seed, done)?;
-    let held = if data.validation.is_empty() { &data.train } else { &data.validation };
-    let schedule = &config.generator.schedule;
-    let measured = settings.eval_every > 0 && trainer.steps() < settings.steps;
-    let while_it_trains = || -> anyhow::Result<_> {
-        let batch = BATCH_BESIDE.min(settings.batch);
-        let through = Reconstructor::new(backend, &tokenizer, batch, (side, side))?;
-        Ok(TokenizerHeldOut::new(through, held, schedule))
-    };
-    let mut beside = measured.then(while_it_trains).transpose()?;
-    let session = TokenizerSession { run: folder, config, interrupt, quiet };
-    let trained = session.train(&mut trainer, &mut loader, beside.as_mut());
-    drop(beside);
-    tell_replaced(data);
-    let progress = trained?;
-    let (weights, steps) = (trainer.weights()?, trainer.steps());
-    // The trainer's memory is freed before that for measuring is allocated.
-    drop(trainer);
-    let loaded = TrainedTokenizer::new(backend, tokenizer, weights, steps)?;
-    let quality = measure(backend, folder, &loaded, held, schedule, interrupt)?;
-    let full = quality.scales.last().map_or(f64::NAN, |s| s.psnr);
-    progress.finish(&format!(
-        "PSNR {full:.2} dB, {:.0} % of the codebook used",
-        100.0 * quality.codebook_used
-    ));
-    Ok(Trained { loaded, quality })
-}
-
-/// Measures the quality at the end of a run, and keeps it and a picture in the run's folder.
-fn measure<B: Compute>(
-    backend: &B,
-    folder: &RunFolder,
-    of: &TrainedTokenizer<B>,
-    held: &Dataset,
-    schedule: &ScaleSchedule,
-    interrupt: &Interrupt,
-) -> anyhow::Result<TokenizerQuality> {
-    let step = of.step;
-    let mut held_out = held_out(backend, of, held, schedule)?;
-    let quality = held_out.quality(&of.params, interrupt)?.ok_or(Interrupted { step })?;
-    let mut log = folder.log(step)?;
-    // A run that was already finished is measured again, but recorded only once.
-    if !log.has(step, "eval")? {
-        keep_quality(&mut log, &mut folder.tensorboard(step)?, step, &quality)?;
-    }
-    folder.write_png("samples/reconstructions.png", &held_out.picture(&of.params)?)?;
-    Ok(quality)
-}
-
-/// Restores the checkpoint to go on from; returns whether there was one.
-fn resume<B: Compute>(
-    trainer: &mut TokenizerTrainer<'_, B>,
-    checkpoints: &Checkpoints,
-    tokenizer: &Tokenizer,
-) -> anyhow::Result<bool> {
-    let Some(found) = checkpoints.take_up()? else { return Ok(false) };
-    for warning in &found.warnings {
-        eprintln!("warning: {warning}");
-    }
-    let saved =
-        Checkpoints::load::<TokenizerProgress>(&found, Kind::Tokenizer, tokenizer.layout())?;
-    let moments = [&saved.first_moment[..], &saved.second_moment[..]];
-    trainer.restore(&saved.weights, moments, &saved.state)?;
-    Ok(true)
 }

@@ -27,7 +27,7 @@ impl<'w> Here<'w> {
     }
 }
 
-impl OtherRanks<Cpu> for Here<'_> {
+impl OtherRanks<Cpu, StepLosses> for Here<'_> {
     fn ranks(&self) -> usize {
         self.replicas.len() + 1
     }
