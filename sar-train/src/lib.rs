@@ -31,6 +31,7 @@ mod files;
 mod hash;
 pub mod metrics;
 pub mod model;
+mod optimizer;
 pub mod params;
 pub mod ranks;
 pub mod report;

@@ -13,7 +13,7 @@ use crate::cli::{EvalArgs, GlobalArgs};
 use crate::config::{Config, SampleConfig};
 use crate::data::{Data, some_of};
 use crate::eval::{EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, prepare};
-use crate::files::{absolute, is_special};
+use crate::files::{absolute, is_special, same_place};
 use crate::model::classifier::ClassifierTraining;
 use crate::run::{EVAL_FILE, Interrupt, Progress};
 use crate::trained::{TrainedGenerator, TrainedTokenizer};
@@ -200,7 +200,7 @@ impl<B: Compute> Measured<B> {
     fn json(&self, args: &EvalArgs) -> Option<PathBuf> {
         let own =
             args.data.is_none() && args.tokenizer.is_none() && !self.generator.ema && self.as_made;
-        let whole = |run: &&PathBuf| own && same_folder(run, &args.generator);
+        let whole = |run: &&PathBuf| own && same_place(run, &args.generator);
         let kept = self.generator.run.as_ref().filter(whole).map(|run| run.join(EVAL_FILE));
         args.json.clone().or(kept)
     }
@@ -327,9 +327,4 @@ fn filters(args: &EvalArgs, config: &mut Config) -> anyhow::Result<Vec<Filter>> 
         config.sample.validate()?;
     }
     Ok(pairs)
-}
-
-fn same_folder(a: &Path, b: &Path) -> bool {
-    let real = |path: &Path| path.canonicalize().ok();
-    real(a).is_some_and(|a| real(b) == Some(a))
 }

@@ -5,6 +5,7 @@ use crate::checkpoint::locate;
 use crate::cli::RunArgs;
 use crate::config::{Config, GeneratorSection, Positions, SarConfig};
 use crate::data::Data;
+use crate::files::same_place;
 use crate::run::RUN_TOKENIZER;
 use crate::trained::{TrainedGenerator, config_of};
 use std::fmt::Display;
@@ -169,10 +170,13 @@ fn run_of_tokenizer(path: &Path) -> Option<(PathBuf, Config)> {
     Some((run, of))
 }
 
-/// Whether two configurations use images in the same place.
+/// Whether two configurations use images in the same place, which must still be there.
 fn same_images(one: &Config, other: &Config) -> bool {
-    let real = |config: &Config| config.data.path.as_ref()?.canonicalize().ok();
-    real(one) == real(other)
+    let (one, other) = (&one.data, &other.data);
+    match (&one.path, &other.path) {
+        (Some(one), Some(other)) => same_place(one, other),
+        _ => one.path == other.path && one.builtin == other.builtin,
+    }
 }
 
 /// Gives a run that starts from weights their shape; it may have a schedule of its own.

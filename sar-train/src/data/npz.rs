@@ -17,14 +17,51 @@ use tempfile::NamedTempFile;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-/// Writes an array batch by batch, under a temporary name until it is complete.
-pub struct NpzWriter {
-    path: PathBuf,
+/// An archive of arrays that is written under a temporary name until it is complete.
+struct Arrays {
     /// Never dropped while unfinished: dropping would try to finish the file and print a message on
     /// failure.
     archive: ManuallyDrop<ZipWriter<BufWriter<File>>>,
     /// The file that the archive is written to; removed unless it is put in place.
     file: NamedTempFile,
+}
+
+impl Arrays {
+    fn create(path: &Path) -> io::Result<Self> {
+        if files::is_special(path) {
+            // The directory of an archive comes last and refers to what came before.
+            return Err(io::Error::other("an archive is not written to a pipe or a device"));
+        }
+        let file = files::beside(path)?;
+        let archive = ZipWriter::new(BufWriter::new(file.as_file().try_clone()?));
+        Ok(Self { archive: ManuallyDrop::new(archive), file })
+    }
+
+    /// Begins the array `name` of elements of a kind, whose bytes are written next.
+    fn begin(&mut self, name: &str, kind: &str, shape: &[usize]) -> io::Result<()> {
+        // Neither pixels nor features compress well, and the published evaluators' own files are
+        // stored uncompressed, too.
+        let options = SimpleFileOptions::default()
+            .compression_method(CompressionMethod::Stored)
+            .large_file(true);
+        self.archive.start_file(format!("{name}.npy"), options)?;
+        self.archive.write_all(&header(kind, shape))
+    }
+
+    /// Completes the archive and puts it in place.
+    fn put(mut self, path: &Path) -> io::Result<()> {
+        // Flushing first detects a full disk while the unfinished archive will not be dropped.
+        self.archive.flush()?;
+        let archive = ManuallyDrop::into_inner(self.archive);
+        archive.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+        files::put(self.file, path, true)
+    }
+}
+
+/// Writes an array of images batch by batch, under a temporary name until it is complete.
+pub struct NpzWriter {
+    path: PathBuf,
+    arrays: Arrays,
     /// Number of bytes of the array still to be written.
     left: u64,
 }
@@ -40,25 +77,13 @@ impl NpzWriter {
         (height, width): (usize, usize),
     ) -> Result<Self, DataError> {
         let begin = || {
-            if files::is_special(path) {
-                // The directory of an archive comes last and refers to what came before.
-                return Err(io::Error::other("an archive is not written to a pipe or a device"));
-            }
-            let file = files::beside(path)?;
-            let archive = ZipWriter::new(BufWriter::new(file.as_file().try_clone()?));
-            let mut archive = ManuallyDrop::new(archive);
-            // Pixels hardly compress, and the published evaluators' own files are stored
-            // uncompressed, too.
-            let options = SimpleFileOptions::default()
-                .compression_method(CompressionMethod::Stored)
-                .large_file(true);
-            archive.start_file("arr_0.npy", options)?;
-            archive.write_all(&header("|u1", &[count, height, width, 3]))?;
-            Ok((archive, file))
+            let mut arrays = Arrays::create(path)?;
+            arrays.begin("arr_0", "|u1", &[count, height, width, 3])?;
+            Ok(arrays)
         };
-        let (archive, file) = begin().map_err(failed(path))?;
+        let arrays = begin().map_err(failed(path))?;
         let left = [height, width, 3].iter().fold(count as u64, |n, &d| n.saturating_mul(d as u64));
-        Ok(Self { path: path.to_owned(), archive, file, left })
+        Ok(Self { path: path.to_owned(), arrays, left })
     }
 
     /// Adds images of the size given to [`NpzWriter::create`].
@@ -80,7 +105,7 @@ impl NpzWriter {
             bytes.extend(pixels(image, plane));
         }
         self.left -= bytes.len() as u64;
-        self.archive.write_all(&bytes).map_err(failed(&self.path))
+        self.arrays.archive.write_all(&bytes).map_err(failed(&self.path))
     }
 
     /// Completes the file and puts it in place.
@@ -92,15 +117,7 @@ impl NpzWriter {
             let expected = format!("{} values more", self.left);
             return Err(DataError::Shape { what: "npz", expected, found: "0".into() });
         }
-        let Self { path, mut archive, file, .. } = self;
-        // Flushing first detects a full disk while the unfinished archive will not be dropped.
-        archive.flush().map_err(failed(&path))?;
-        let end = || {
-            let archive = ManuallyDrop::into_inner(archive);
-            archive.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
-            files::put(file, &path, true)
-        };
-        end().map_err(failed(&path))
+        self.arrays.put(&self.path).map_err(failed(&self.path))
     }
 }
 
@@ -123,24 +140,18 @@ pub struct Numbers<'a> {
 /// [`DataError::Io`]; nothing is left behind then.
 pub fn save_numbers(path: &Path, arrays: &[Numbers<'_>]) -> Result<(), DataError> {
     let write = || {
-        let file = files::beside(path)?;
-        let mut archive = ZipWriter::new(BufWriter::new(file.as_file().try_clone()?));
-        let options = SimpleFileOptions::default()
-            .compression_method(CompressionMethod::Stored)
-            .large_file(true);
+        let mut file = Arrays::create(path)?;
         for Numbers { name, shape, values, narrow } in arrays {
-            archive.start_file(format!("{name}.npy"), options)?;
-            archive.write_all(&header(if *narrow { "<f4" } else { "<f8" }, shape))?;
+            file.begin(name, if *narrow { "<f4" } else { "<f8" }, shape)?;
             for piece in values.chunks(1 << 16) {
                 let bytes: Vec<u8> = match narrow {
                     true => piece.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
                     false => piece.iter().flat_map(|v| v.to_le_bytes()).collect(),
                 };
-                archive.write_all(&bytes)?;
+                file.archive.write_all(&bytes)?;
             }
         }
-        archive.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
-        files::put(file, path, true)
+        file.put(path)
     };
     write().map_err(failed(path))
 }

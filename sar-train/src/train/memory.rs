@@ -98,7 +98,6 @@ pub struct StepMemory<B: Backend> {
     /// Labels of the forward pass after class dropout, with those of the unconditional half.
     pub(crate) labels: Vec<u32>,
     pub(crate) soft: Option<SoftTeacher<B>>,
-    pub(crate) norm: B::Accum,
     pub(crate) sampler: Option<Sampler<B>>,
 }
 
@@ -142,7 +141,6 @@ impl<B: Backend> StepMemory<B> {
             supervised: Vec::new(),
             labels: Vec::with_capacity(rows),
             soft: needs.soft.then(soft).transpose()?,
-            norm: backend.accum(1)?,
             sampler: needs
                 .sampler
                 .then(|| Sampler::new(backend, generator, quantizer, batch, schedule, false))

@@ -26,11 +26,11 @@ use super::TrainError;
 use super::ranks::{OtherRanks, share};
 use crate::config::TokenizerTrainConfig;
 use crate::model::tokenizer::{Tokenizer, normalise};
+use crate::optimizer::Optimizer;
 use crate::ranks::RanksError;
 use num_traits::Zero;
-use sar_math::Real;
 use sar_math::anneal::Anneal;
-use sar_math::backend::{AdamW, Buffers, OptimizerOps, Slot, TokenizerOps};
+use sar_math::backend::{AdamW, Buffers, OptimizerOps, TokenizerOps};
 use sar_math::philox::{Purpose, Stream};
 
 /// What one step measured, before its update: means over its micro-batches.
@@ -59,11 +59,7 @@ pub type Others<'a, B> = Box<dyn OtherRanks<B, Vec<PartFound<<B as Buffers>::Hos
 pub struct TokenizerTrainer<'a, B: Buffers> {
     replica: TokenizerReplica<'a, B>,
     anneal: Anneal,
-    first_moment: B::Accum,
-    second_moment: B::Accum,
-    norm: B::Accum,
-    decayed: Vec<Slot>,
-    plain: Vec<Slot>,
+    optimizer: Optimizer<B>,
     progress: TokenizerProgress,
     others: Option<Others<'a, B>>,
 }
@@ -81,15 +77,10 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
     ) -> Result<Self, B::Error> {
         let mut replica = TokenizerReplica::new(backend, tokenizer, config, size)?;
         replica.set_weights(&tokenizer.initial(config.seed))?;
-        let layout = tokenizer.layout();
         Ok(Self {
             replica,
             anneal: config.anneal(),
-            first_moment: backend.accum(layout.len())?,
-            second_moment: backend.accum(layout.len())?,
-            norm: backend.accum(1)?,
-            decayed: layout.slots(true),
-            plain: layout.slots(false),
+            optimizer: Optimizer::new(backend, tokenizer.layout())?,
             progress: TokenizerProgress::new(tokenizer.config().vocab),
             others: None,
         })
@@ -153,8 +144,7 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
 
     /// Makes AdamW's step, unless the gradient is not finite; returns the learning rate and the gradient's norm.
     fn descend(&mut self) -> Result<(f64, f64), B::Error> {
-        let TokenizerReplica { backend, config, tokenizer, grads, params, .. } = &mut self.replica;
-        backend.grad_norm(tokenizer.layout().len(), grads, &mut self.norm)?;
+        let TokenizerReplica { backend, config, grads, params, .. } = &mut self.replica;
         let hyper = AdamW {
             lr: self.anneal.learning_rate(self.progress.step),
             beta1: config.beta1,
@@ -164,19 +154,8 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
             step: self.progress.step - self.progress.skipped + 1,
             clip: config.clip,
         };
-        backend.adamw(
-            &hyper,
-            &self.decayed,
-            &self.plain,
-            grads,
-            &self.norm,
-            &mut self.first_moment,
-            &mut self.second_moment,
-            params,
-        )?;
-        let mut norm = [B::Host::zero()];
-        backend.download_accum(&self.norm, 0, &mut norm)?;
-        Ok((hyper.lr, norm[0].wide()))
+        self.optimizer.step(backend, &hyper, grads, params)?;
+        Ok((hyper.lr, self.optimizer.norm(backend)?))
     }
 
     /// Counts the codes of this step; those unused for too long are put on latents of its images,
@@ -201,8 +180,7 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
             normalise(&mut row);
             let at = tokenizer.codebook().offset + code * k;
             backend.upload_params(&row, params, at)?;
-            backend.upload_accum(&zeros, &mut self.first_moment, at)?;
-            backend.upload_accum(&zeros, &mut self.second_moment, at)?;
+            self.optimizer.set_moments(backend, [&zeros, &zeros], at)?;
             *unused = 0;
             revived += 1;
         }

@@ -6,11 +6,12 @@ use super::replica::{Batches, Replica, StepLosses};
 use crate::config::Config;
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Quantizer;
+use crate::optimizer::Optimizer;
 use crate::params::hosted;
 use crate::ranks::RanksError;
 use crate::run::NonFinite;
 use sar_math::Real as _;
-use sar_math::backend::{AdamW, Backend, Slot};
+use sar_math::backend::{AdamW, Backend};
 use sar_math::loss::ScaleReport;
 use serde::{Deserialize, Serialize};
 
@@ -60,12 +61,9 @@ pub struct StepReport {
 /// A generator in training on one backend.
 pub struct Trainer<'a, B: Backend> {
     pub(crate) replica: Replica<'a, B>,
-    pub(crate) first_moment: B::Accum,
-    pub(crate) second_moment: B::Accum,
+    optimizer: Optimizer<B>,
     pub(crate) ema: Option<B::Accum>,
     pub(crate) state: TrainState,
-    decayed: Vec<Slot>,
-    plain: Vec<Slot>,
     others: Option<Box<dyn OtherRanks<B, StepLosses> + 'a>>,
     /// Losses of the last step's micro-batches that other ranks took.
     others_losses: Vec<StepLosses>,
@@ -88,7 +86,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
         latent_size: (usize, usize),
     ) -> Result<Self, TrainError> {
         let len = generator.layout().len();
-        let (decayed, plain) = (generator.layout().slots(true), generator.layout().slots(false));
         let replica = Replica::new(backend, generator, config, weights, quantizer, latent_size)?;
         let build = || -> Result<Self, B::Error> {
             let mut ema = None;
@@ -97,10 +94,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
                 backend.upload_accum(&hosted::<B>(weights), &mut average, 0)?;
                 ema = Some(average);
             }
+            let optimizer = Optimizer::new(backend, replica.generator.layout())?;
             Ok(Self {
                 replica,
-                first_moment: backend.accum(len)?,
-                second_moment: backend.accum(len)?,
+                optimizer,
                 ema,
                 state: TrainState {
                     step: 0,
@@ -108,8 +105,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
                     non_finite: NonFinite::new(config.train.non_finite_limit),
                     seed: config.train.seed,
                 },
-                decayed,
-                plain,
                 others: None,
                 others_losses: Vec::new(),
             })
@@ -181,17 +176,16 @@ impl<'a, B: Backend> Trainer<'a, B> {
         if let Some(host) = ema {
             expect_length("running average", len, host.len())?;
         }
-        let upload = |host: &[f32], to: &mut B::Accum| {
-            self.replica
-                .backend
-                .upload_accum(&hosted::<B>(host), to, 0)
-                .map_err(TrainError::backend)
+        let backend = self.replica.backend;
+        let mut upload = || -> Result<(), B::Error> {
+            let [first, second] = [first_moment, second_moment].map(hosted::<B>);
+            self.optimizer.set_moments(backend, [&first, &second], 0)?;
+            match (ema, self.ema.as_mut()) {
+                (Some(host), Some(average)) => backend.upload_accum(&hosted::<B>(host), average, 0),
+                _ => Ok(()),
+            }
         };
-        upload(first_moment, &mut self.first_moment)?;
-        upload(second_moment, &mut self.second_moment)?;
-        if let (Some(host), Some(average)) = (ema, self.ema.as_mut()) {
-            upload(host, average)?;
-        }
+        upload().map_err(TrainError::backend)?;
         // How many in a row are too many is the configuration's, which may have changed since.
         let limit = self.state.non_finite.limit;
         self.state = TrainState { non_finite: NonFinite { limit, ..state.non_finite }, ..state };
@@ -223,8 +217,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// Clipping, AdamW and the running average; whether the gradient was finite.
     fn update(&mut self) -> Result<bool, B::Error> {
         let (b, len) = (self.replica.backend, self.replica.generator.layout().len());
-        let memory = &mut self.replica.memory;
-        b.grad_norm(len, &memory.grads.params, &mut memory.norm)?;
         let anneal = self.replica.config.anneal();
         let hyper = AdamW {
             lr: anneal.learning_rate(self.state.step),
@@ -235,17 +227,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
             step: self.state.updates + 1,
             clip: self.replica.config.clip,
         };
-        b.adamw(
-            &hyper,
-            &self.decayed,
-            &self.plain,
-            &memory.grads.params,
-            &memory.norm,
-            &mut self.first_moment,
-            &mut self.second_moment,
-            &mut self.replica.params,
-        )?;
-        let norm = self.grad_norm()?;
+        let Replica { memory, params, .. } = &mut self.replica;
+        self.optimizer.step(b, &hyper, &memory.grads.params, params)?;
+        let norm = self.optimizer.norm(b)?;
         if let Some(average) = self.ema.as_mut().filter(|_| norm.is_finite()) {
             b.ema(
                 len,
@@ -255,12 +239,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
             )?;
         }
         Ok(norm.is_finite())
-    }
-
-    fn grad_norm(&self) -> Result<f64, B::Error> {
-        let mut norm = [B::Host::default()];
-        self.replica.backend.download_accum(&self.replica.memory.norm, 0, &mut norm)?;
-        Ok(norm[0].wide())
     }
 
     /// Losses of the step just taken; `None` before the first. Waits for the device.
@@ -291,7 +269,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             scale_acc: first.accuracy[..scales].to_vec(),
             student_scale_loss: of_student(|second| &second.loss),
             student_scale_acc: of_student(|second| &second.accuracy),
-            grad_norm: self.grad_norm()?,
+            grad_norm: self.optimizer.norm(self.replica.backend)?,
             lr: self.replica.config.anneal().learning_rate(self.state.step.saturating_sub(1)),
             schedule: schedule.to_string(),
         }))
@@ -302,21 +280,19 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// # Errors
     /// A device fault.
     pub fn export(&self) -> Result<Export, TrainError> {
-        let len = self.replica.generator.layout().len();
-        let accum = |from: &B::Accum| -> Result<Vec<f32>, B::Error> {
-            let mut host = vec![B::Host::default(); len];
-            self.replica.backend.download_accum(from, 0, &mut host)?;
-            Ok(host.into_iter().map(|v| v.wide() as f32).collect())
-        };
+        let (backend, len) = (self.replica.backend, self.replica.generator.layout().len());
+        let narrow = |host: Vec<B::Host>| host.into_iter().map(|v| v.wide() as f32).collect();
         let read = || -> Result<Export, B::Error> {
             let mut weights = vec![B::Host::default(); len];
-            self.replica.backend.download_params(&self.replica.params, 0, &mut weights)?;
-            Ok(Export {
-                weights: weights.into_iter().map(|v| v.wide() as f32).collect(),
-                first_moment: accum(&self.first_moment)?,
-                second_moment: accum(&self.second_moment)?,
-                ema: self.ema.as_ref().map(accum).transpose()?,
-            })
+            backend.download_params(&self.replica.params, 0, &mut weights)?;
+            let [first_moment, second_moment] = self.optimizer.moments(backend)?.map(narrow);
+            let average = |from: &B::Accum| -> Result<Vec<f32>, B::Error> {
+                let mut host = vec![B::Host::default(); len];
+                backend.download_accum(from, 0, &mut host)?;
+                Ok(narrow(host))
+            };
+            let ema = self.ema.as_ref().map(average).transpose()?;
+            Ok(Export { weights: narrow(weights), first_moment, second_moment, ema })
         };
         read().map_err(TrainError::backend)
     }

@@ -2,6 +2,7 @@
 
 use super::network::Workspace;
 use super::{Classifier, ClassifierConfig, ClassifierError, ClassifierOps, whole_images};
+use crate::optimizer::Optimizer;
 use sar_math::backend::{AdamW, LossDims, TargetRows, TokenLoss};
 use sar_math::philox::{Purpose, Stream};
 use sar_math::{MAX_SCALES, Real as _, Scale, ScaleSchedule};
@@ -74,7 +75,6 @@ impl<B: ClassifierOps> Classifier<B> {
     /// # Errors
     /// Images and labels do not match, a label is out of range, the loss is not finite, or the
     /// backend failed.
-    /// backend's.
     pub fn train(
         backend: &B,
         config: ClassifierConfig,
@@ -135,8 +135,7 @@ struct Run<B: ClassifierOps> {
     dims: LossDims,
     targets: B::Ids,
     grads: B::Accum,
-    norm: B::Accum,
-    moments: [B::Accum; 2],
+    optimizer: Optimizer<B>,
 }
 
 impl<B: ClassifierOps> Run<B> {
@@ -164,8 +163,7 @@ impl<B: ClassifierOps> Run<B> {
             },
             targets: backend.ids(batch)?,
             grads: backend.accum(len)?,
-            norm: backend.accum(1)?,
-            moments: [backend.accum(len)?, backend.accum(len)?],
+            optimizer: Optimizer::new(backend, classifier.layout())?,
         })
     }
 
@@ -190,13 +188,7 @@ impl<B: ClassifierOps> Run<B> {
         backend.cross_entropy_backward(&self.dims, logits, &self.targets, &self.loss)?;
         backend.zero_accum(&mut self.grads, 0, len)?;
         network.backward(backend, batch, params, &mut self.space, &mut self.grads)?;
-        backend.grad_norm(len, &self.grads, &mut self.norm)?;
-        let layout = network.layout();
-        let [first, second] = &mut self.moments;
-        let hyper = hyper(training, step);
-        let (decayed, plain) = (layout.slots(true), layout.slots(false));
-        let (grads, norm) = (&self.grads, &self.norm);
-        backend.adamw(&hyper, &decayed, &plain, grads, norm, first, second, params)?;
+        self.optimizer.step(backend, &hyper(training, step), &self.grads, params)?;
         if !look {
             return Ok(None);
         }

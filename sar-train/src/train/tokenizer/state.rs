@@ -54,11 +54,7 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
     /// # Errors
     /// As [`TokenizerTrainer::weights`].
     pub fn moments(&self) -> Result<[Vec<B::Host>; 2], B::Error> {
-        let get = |from: &B::Accum| {
-            let mut values = vec![B::Host::zero(); self.replica.tokenizer.layout().len()];
-            self.replica.backend.download_accum(from, 0, &mut values).map(|()| values)
-        };
-        Ok([get(&self.first_moment)?, get(&self.second_moment)?])
+        self.optimizer.moments(self.replica.backend)
     }
 
     /// Steps and use of the codes.
@@ -100,8 +96,7 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
         )?;
         ShapeError::at_least(OP, "steps", progress.skipped as usize, progress.step as usize)?;
         self.replica.backend.upload_params(weights, &mut self.replica.params, 0)?;
-        self.replica.backend.upload_accum(moments[0], &mut self.first_moment, 0)?;
-        self.replica.backend.upload_accum(moments[1], &mut self.second_moment, 0)?;
+        self.optimizer.set_moments(self.replica.backend, moments, 0)?;
         self.progress.clone_from(progress);
         Ok(())
     }
