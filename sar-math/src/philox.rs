@@ -88,6 +88,8 @@ pub enum Purpose {
     Evaluation = 10,
     /// Anything in tests and examples.
     Test = 11,
+    /// What a program that embeds this crate needs beside these, by whatever index.
+    Own = 12,
 }
 
 /// A sequence of random numbers for one purpose and index, the same wherever it is drawn.

@@ -3,17 +3,17 @@
 //! A training step is a [`Plan`]: an optional scale-by-scale decode, one parallel pass that every
 //! plan has, and an optional second pass. For each of its scales, a pass names the scale of the
 //! *whole* schedule that it generates, the source of its input and the target of its output. Scales
-//! count from 0.
+//! count from 0. The ways of training have the names by which [`Method`] is parsed.
 //!
 //! | way of training | decode | first pass | second pass |
 //! | --- | --- | --- | --- |
-//! | teacher | – | inputs from ground truth | – |
-//! | SSR all | from the first pass's logits | as teacher | every scale from the prediction before it |
-//! | SSR last | 〃 | as teacher | schedule (1, N) |
-//! | SSR random | 〃 | as teacher | schedule (1, s) of one random scale |
-//! | student | scale by scale, on own samples | inputs from own samples | – |
-//! | hybrid n | scale by scale, on mixed inputs | first n scales from ground truth, later from own samples | – |
-//! | interleaved | 〃 | alternately from own samples and ground truth | – |
+//! | `teacher` | – | inputs from ground truth | – |
+//! | `sar-all` (SSR) | from the first pass's logits | as teacher | every scale from the prediction before it |
+//! | `sar-last` (SSR) | 〃 | as teacher | schedule (1, N) |
+//! | `sar-random` (SSR) | 〃 | as teacher | schedule (1, s) of one random scale |
+//! | `student` | scale by scale, on own samples | inputs from own samples | – |
+//! | `hybrid:n` | scale by scale, on mixed inputs | first n scales from ground truth, later from own samples | – |
+//! | `interleaved` | 〃 | alternately from own samples and ground truth | – |
 //!
 //! Attention is block-causal, so the logits of scale i depend only on the inputs of scales ..=i.
 //! The last three methods therefore decode scale by scale without gradients and then repeat *in one

@@ -210,6 +210,11 @@ fn backward(
     let rows = logits.chunks_exact_mut(dims.vocab).take(dims.batch * tokens);
     for (row, l) in rows.enumerate() {
         let scale = dims.schedule.scale_of(row % tokens).unwrap_or(0);
+        if dims.weights[scale] == 0.0 {
+            // Zero times what is no number would be none.
+            l.fill(0.0);
+            continue;
+        }
         let p = target(dims.targets.of(row, tokens));
         for (l, p) in l.iter_mut().zip(p) {
             *l = dims.weights[scale] * ((*l - lse_bl[first + row]).exp() - p);

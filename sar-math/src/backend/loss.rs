@@ -23,7 +23,8 @@ pub struct LossDims {
     /// Label smoothing ε: targets are `(1−ε)·onehot + ε/V`. Hard targets only.
     pub smoothing: f64,
     /// Factor of every token of a scale in the gradient of the total. Zero excludes a scale: the
-    /// gradient of its logits is exactly zero.
+    /// gradient of its logits is exactly zero, even if they are not finite. Logits of other weights are finite, or their
+    /// token's loss and gradient are not defined.
     pub weights: [f64; MAX_SCALES],
     /// Where the targets lie.
     pub targets: TargetRows,
@@ -102,8 +103,8 @@ pub trait LossOps: Buffers {
     /// Cross-entropy of each token against a hard target (see [`TargetRows`]).
     ///
     /// # Errors
-    /// A shape error; the same holds for all methods below. On the CPU, a target outside the
-    /// vocabulary is an error.
+    /// A shape error; the same holds for all methods below. A target outside the vocabulary is an error, or makes its
+    /// token's loss NaN where finding it would mean waiting for a device. That holds for tokens of weight zero, too.
     fn cross_entropy(
         &self,
         dims: &LossDims,

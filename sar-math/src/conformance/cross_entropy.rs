@@ -4,10 +4,10 @@ use super::case::{Case, Numbers, mid_schedule, storable};
 use super::full_size::repeatable;
 use super::math::{argmax, log_sum_exp};
 use super::rig::Rig;
-use super::subject::{Expected, Outputs, Subject, Variable, Verifier, shape_error};
+use super::subject::{Expected, Outputs, Subject, Variable, Verifier, run, same_bits, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::backend::{Buffers, LossDims, LossOps, TargetRows, TokenLoss};
-use crate::{MAX_SCALES, ScaleSchedule};
+use crate::{MAX_SCALES, Scale, ScaleSchedule};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -238,8 +238,78 @@ pub(super) fn extreme_logits(n: &mut Numbers, rows: usize, vocab: usize) -> Vec<
     logits
 }
 
+/// Vocabularies whose last codes are beyond what a register, a warp or a block takes at a time.
+pub(super) const TAILS: [usize; 3] = [33, 257, 521];
+
+/// A power of two, so that it scales numbers exactly: weights are as small where steps are large.
+pub(super) const SMALL: f64 = 1.0 / (1 << 24) as f64;
+
+/// Dimensions of two samples of one token.
+pub(super) fn one_token(n: &mut Numbers, vocab: usize) -> LossDims {
+    let schedule = ScaleSchedule::from_sides(&[1]).expect("one side");
+    LossDims { batch: 2, vocab, ..draw_dims(n, schedule, 0.125) }
+}
+
+/// More samples, scales and tokens than one block or thread takes: five samples at a time, as many scales as there may
+/// be, over a thousand tokens.
+pub(super) fn wide_dims(n: &mut Numbers) -> LossDims {
+    let mut scales = [Scale { height: 1, width: 1 }; MAX_SCALES];
+    for (i, scale) in scales.iter_mut().enumerate() {
+        *scale = Scale { height: 1 + i / 8, width: 1 + i };
+    }
+    let schedule = ScaleSchedule::new(&scales).expect("every scale grows over the one before");
+    LossDims { batch: 10, vocab: 3, ..draw_dims(n, schedule, 0.125) }
+}
+
+/// The gradient of `with` must be that of `of` times [`SMALL`], to the bit: so much smaller are its weights.
+pub(super) fn small_weights<B: Buffers, S: Subject<B>>(
+    backend: &B,
+    of: &S,
+    with: &S,
+) -> Result<(), Mismatch> {
+    let gradient = |subject: &S| run(backend, subject, 0, 7.5, &[]);
+    let (expected, found) = (gradient(of)?, gradient(with)?);
+    let bits = |values: &[f64], times: f64| values.iter().map(|v| (v * times).to_bits()).collect();
+    let expected: Vec<u64> = bits(expected.get("logits"), SMALL);
+    let found: Vec<u64> = bits(found.get("logits"), 1.0);
+    same_bits(of.ops()[0], "gradients of small weights", &expected, &found)
+}
+
+/// The gradients of `with`, whose logits of weight zero are no numbers, must be those of `of`, to the bit.
+pub(super) fn excluded_rows<B: Buffers, S: Subject<B>>(
+    backend: &B,
+    of: &S,
+    with: &S,
+) -> Result<(), Mismatch> {
+    let gradient = |subject: &S| run(backend, subject, 0, 7.5, &[]);
+    let bits = |outputs: Outputs| outputs.get("logits").iter().map(|v| v.to_bits()).collect();
+    let (expected, found): (Vec<u64>, Vec<u64>) = (bits(gradient(of)?), bits(gradient(with)?));
+    let property = "gradients beside logits of weight zero that are not finite";
+    same_bits(of.ops()[0], property, &expected, &found)
+}
+
+/// Replaces the logits of weight zero by ones that are not finite.
+pub(super) fn broken(dims: &LossDims, logits: &mut [f64]) {
+    let kinds = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
+    for (row, l) in logits.chunks_mut(dims.vocab).enumerate() {
+        if weight(dims, row) == 0.0 {
+            l.fill(kinds[row % kinds.len()]);
+        }
+    }
+}
+
+/// Two scales, the last of weight zero.
+pub(super) fn half_excluded(n: &mut Numbers, smoothing: f64) -> LossDims {
+    let schedule = ScaleSchedule::from_sides(&[1, 2]).expect("growing sides");
+    let mut dims = LossDims { vocab: n.between(2, 6), ..draw_dims(n, schedule, smoothing) };
+    dims.weights[0] = 2.5;
+    dims.weights[1] = 0.0;
+    dims
+}
+
 /// Checks `cross_entropy` and its backward with the logits of a batch in two parts: with and
-/// without smoothing, scales of weight zero, a vocabulary of one, saturated and tied logits.
+/// without smoothing, scales of weight zero (of logits that are no numbers, too), small weights, a vocabulary of one and
+/// some that are no multiple of anything, saturated and tied logits, and what cannot be.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -260,9 +330,54 @@ pub fn check<B: LossOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
     }
     let dims = LossDims { vocab: 1, ..draw_dims(&mut n, schedule, 0.0) };
     verifier.verify(&Operands::draw(&mut n, dims))?;
+    for vocab in TAILS {
+        let dims = one_token(&mut n, vocab);
+        verifier.verify(&Operands::draw(&mut n, dims))?;
+    }
+    let dims = half_excluded(&mut n, 0.125);
+    let clean = Operands::draw(&mut n, dims);
+    let mut with = clean.clone();
+    broken(&dims, &mut with.logits);
+    excluded_rows(backend, &clean, &with)?;
+    let mut with = clean.clone();
+    with.dims.weights.iter_mut().for_each(|weight| *weight *= SMALL);
+    small_weights(backend, &clean, &with)?;
     let outcome = too_few_targets(backend, dims);
     shape_error(&["cross_entropy"], "fewer targets than tokens and shift", outcome)?;
+    impossible(backend, &clean)?;
     Ok(verifier.report())
+}
+
+/// Dimensions that no buffer has are shape errors; an id outside the vocabulary is an error or no number, and neither
+/// ends the process.
+fn impossible<B: LossOps>(backend: &B, of: &Operands) -> Result<(), Mismatch> {
+    let forward = |dims: LossDims, ids: &[u32]| -> Result<Vec<f64>, B::Error> {
+        let rows = of.logits.len() / of.dims.vocab;
+        let rig = Rig::new(backend, 0, 7.5);
+        let (logits, ids) = (rig.activation("logits", &of.logits)?, rig.ids("targets", ids)?);
+        let mut loss = TokenLoss::new(backend, rows)?;
+        backend.cross_entropy(&dims, &logits, &ids, &mut loss)?;
+        rig.read_accum("loss", &loss.loss_bl, rows)
+    };
+    for (property, dims) in [
+        ("no vocabulary", LossDims { vocab: 0, ..of.dims }),
+        ("a batch beyond any buffer", LossDims { batch: usize::MAX, ..of.dims }),
+        ("a vocabulary beyond any buffer", LossDims { vocab: usize::MAX, ..of.dims }),
+        ("a first sample beyond any buffer", LossDims { first_sample: usize::MAX, ..of.dims }),
+    ] {
+        shape_error(&["cross_entropy"], property, forward(dims, &of.targets).map(drop))?;
+    }
+    let mut ids = of.targets.clone();
+    ids.fill(of.dims.vocab as u32);
+    match forward(of.dims, &ids) {
+        Ok(losses) if !losses.iter().all(|loss| loss.is_nan()) => Err(Mismatch::outcome(
+            "cross_entropy",
+            "targets outside the vocabulary",
+            "an error or losses that are no numbers",
+            "losses",
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn too_few_targets<B: LossOps>(backend: &B, mut dims: LossDims) -> Result<(), B::Error> {
@@ -271,12 +386,16 @@ fn too_few_targets<B: LossOps>(backend: &B, mut dims: LossDims) -> Result<(), B:
     backend.cross_entropy(&dims, &backend.activation(64)?, &backend.ids(64)?, &mut loss)
 }
 
-/// All bits of a mid-size run: 3 samples × 150 tokens, a vocabulary of 512.
+/// All bits of two mid-size runs: 3 samples × 150 tokens and a vocabulary of 528, a sixteenth of which is beyond full
+/// warps; 10 samples of many scales.
 ///
 /// # Errors
 /// A second run, or a sample on its own, gives other bits.
 pub fn fingerprint<B: LossOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("cross_entropy");
-    let dims = LossDims { batch: 3, vocab: 512, ..draw_dims(&mut n, mid_schedule(), 0.1) };
-    repeatable(backend, &Operands::draw(&mut n, dims))
+    let dims = LossDims { batch: 3, vocab: 528, ..draw_dims(&mut n, mid_schedule(), 0.1) };
+    let mut bits = repeatable(backend, &Operands::draw(&mut n, dims))?;
+    let dims = wide_dims(&mut n);
+    bits.extend(repeatable(backend, &Operands::draw(&mut n, dims))?);
+    Ok(bits)
 }

@@ -33,16 +33,15 @@
 //! 3. Check shapes at the door with [`ShapeError`](crate::backend::ShapeError), naming the method:
 //!    a buffer may be longer than needed, never shorter. Then nothing below can panic.
 //! 4. Accumulate in f32 or wider; add partial sums in an order that depends on the shape alone.
-//! 5. One line runs every check as a test of its own, or those of the ops that there are:
 //! 5. One line runs every check as a test of its own, or only those of the ops that exist so far:
 //! ```ignore
 //! // tests/conformance.rs of the backend; in its Cargo.toml, under [dev-dependencies]:
 //! // sar-math = { …, features = ["conformance"] }
 //! mod f32 {
-//!     sar_math::conformance_tests!(MyBackend::new());
+//!     sar_math::conformance_tests!(my_backend::MyBackend::new());
 //! }
 //! mod f64_so_far {
-//!     sar_math::conformance_tests!(MyBackend::new(); buffers linear gelu);
+//!     sar_math::conformance_tests!(my_backend::MyBackend::new(); buffers linear gelu);
 //! }
 //! ```
 //!

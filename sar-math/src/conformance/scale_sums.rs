@@ -1,6 +1,7 @@
 //! `scale_sums`: sums over the batch and the tokens of each scale.
 
 use super::case::{Case, Numbers, mid_schedule};
+use super::cross_entropy::wide_dims;
 use super::full_size::repeatable;
 use super::rig::Rig;
 use super::subject::{Expected, Outputs, Subject, Verifier};
@@ -67,10 +68,14 @@ pub fn check<B: LossOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
     Ok(verifier.report())
 }
 
-/// All bits of a mid-size run: 64 samples × 150 tokens.
+/// All bits of two mid-size runs: 64 samples × 150 tokens, and 67 samples of as many scales as there may be.
 ///
 /// # Errors
 /// A second run gives other bits, or values or gradients are not those of the formula.
 pub fn fingerprint<B: LossOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
-    repeatable(backend, &Operands::draw(&mut case.numbers("scale_sums"), 64, mid_schedule(), 2))
+    let mut n = case.numbers("scale_sums");
+    let mut bits = repeatable(backend, &Operands::draw(&mut n, 64, mid_schedule(), 2))?;
+    let schedule = wide_dims(&mut n).schedule;
+    bits.extend(repeatable(backend, &Operands::draw(&mut n, 67, schedule, 0))?);
+    Ok(bits)
 }

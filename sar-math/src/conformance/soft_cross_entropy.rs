@@ -2,8 +2,9 @@
 
 use super::case::{Case, Numbers, mid_schedule};
 use super::cross_entropy::{
-    draw_dims, extreme_logits, hand_over, of_samples, parts, stored_lse, target_rows, token_loss,
-    unweighted, weight,
+    SMALL, TAILS, broken, draw_dims, excluded_rows, extreme_logits, half_excluded, hand_over,
+    of_samples, one_token, parts, small_weights, stored_lse, target_rows, token_loss, unweighted,
+    weight, wide_dims,
 };
 use super::full_size::repeatable;
 use super::math::{argmax, log_sum_exp, softmax};
@@ -140,7 +141,8 @@ impl<B: LossOps> Subject<B> for Operands {
 }
 
 /// Checks `soft_cross_entropy` and its backward with the logits of a batch in two parts: scales of
-/// weight zero, a vocabulary of one, saturated and tied logits on both sides.
+/// weight zero (of logits that are no numbers, too), small weights, vocabularies as of `cross_entropy`, saturated and
+/// tied logits on both sides.
 ///
 /// # Errors
 /// The first property that does not hold.
@@ -161,15 +163,30 @@ pub fn check<B: LossOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
     verifier.verify(&extreme)?;
     let dims = LossDims { vocab: 1, ..dims };
     verifier.verify(&Operands::draw(&mut n, dims))?;
+    for vocab in TAILS {
+        let dims = one_token(&mut n, vocab);
+        verifier.verify(&Operands::draw(&mut n, dims))?;
+    }
+    let dims = half_excluded(&mut n, UNUSED_SMOOTHING);
+    let clean = Operands::draw(&mut n, dims);
+    let mut with = clean.clone();
+    broken(&dims, &mut with.logits);
+    excluded_rows(backend, &clean, &with)?;
+    let mut with = clean.clone();
+    with.dims.weights.iter_mut().for_each(|weight| *weight *= SMALL);
+    small_weights(backend, &clean, &with)?;
     Ok(verifier.report())
 }
 
-/// All bits of a mid-size run: 3 samples × 150 tokens, a vocabulary of 512.
+/// All bits of two mid-size runs, as of `cross_entropy`.
 ///
 /// # Errors
 /// A second run, or a sample on its own, gives other bits.
 pub fn fingerprint<B: LossOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
     let mut n = case.numbers("soft_cross_entropy");
-    let dims = LossDims { batch: 3, vocab: 512, ..draw_dims(&mut n, mid_schedule(), 0.0) };
-    repeatable(backend, &Operands::draw(&mut n, dims))
+    let dims = LossDims { batch: 3, vocab: 528, ..draw_dims(&mut n, mid_schedule(), 0.0) };
+    let mut bits = repeatable(backend, &Operands::draw(&mut n, dims))?;
+    let dims = wide_dims(&mut n);
+    bits.extend(repeatable(backend, &Operands::draw(&mut n, dims))?);
+    Ok(bits)
 }

@@ -74,7 +74,11 @@ const SUMS: usize = 2 * MAX_SCALES;
 
 impl<B: LossOps> Recorder<B> {
     pub(super) fn new(backend: &B, rows: usize, parts: usize) -> Result<Self, B::Error> {
-        let sums = backend.accum(SUMS.saturating_mul(parts))?;
+        let mut sums = backend.accum(SUMS.saturating_mul(parts))?;
+        for part in 0..parts {
+            // What is reported of a part that was never kept is no number, and no perfect loss.
+            backend.upload_accum(&[B::Host::of(f64::NAN); SUMS], &mut sums, SUMS * part)?;
+        }
         Ok(Self { tokens: TokenLoss::new(backend, rows)?, sums })
     }
 

@@ -10,7 +10,8 @@ use core::ops::Range;
 pub struct LossBatch {
     /// Samples of this (micro-)batch.
     pub samples: usize,
-    /// Samples of the whole optimiser step, over all micro-batches of all workers.
+    /// Samples of the whole optimiser step, over all micro-batches of all workers. If it is 0, all weights are, and
+    /// nothing is learnt.
     pub divisor: usize,
     /// Vocabulary V.
     pub vocab: usize,
