@@ -86,6 +86,18 @@ impl Layout {
         self.tensors.is_empty()
     }
 
+    /// Names the tensors of which not all values are finite; `None` if there are none.
+    pub(crate) fn not_finite(&self, values: &[impl sar_math::Real]) -> Option<String> {
+        let broken = |tensor: &&Tensor| !values[tensor.slot.range()].iter().all(|v| v.is_finite());
+        let mut broken = self.tensors.iter().filter(broken);
+        let first = &broken.next()?.name;
+        let (others, all) = (broken.count(), self.tensors.len());
+        Some(match others {
+            0 => format!("of {first}"),
+            _ => format!("of {first} and {others} other tensors of {all}"),
+        })
+    }
+
     /// Returns the slots with (`true`) or without weight decay. Neighbours are merged, including
     /// the padding between them.
     pub fn slots(&self, decay: bool) -> Vec<Slot> {

@@ -5,6 +5,7 @@ use super::inputs::Inputs;
 use crate::backend::Compute;
 use crate::config::TrainConfig;
 use crate::data::Data;
+use sar_math::ScaleSchedule;
 
 /// Images of a step that the published rate is of.
 const PUBLISHED_BATCH: usize = 256;
@@ -22,8 +23,12 @@ impl<B: Compute> Inputs<'_, B> {
         if let Some(latents) = self.latents {
             eprintln!("on {}", latents.describe());
         }
-        let notes = [self.slow(), self.small(), few_held_out(self.data), many_held_out(self.data)];
-        for note in notes.into_iter().flatten() {
+        let factor = self.tokenizer.tokenizer.downsample_factor();
+        let small = small(self.data.train.side(), factor, &self.config.generator.schedule);
+        let held_out =
+            [none_held_out(self.data), few_held_out(self.data), many_held_out(self.data)];
+        let notes = [self.slow(), small].into_iter().chain(held_out);
+        for note in notes.flatten() {
             eprintln!("note: {note}");
         }
     }
@@ -71,23 +76,28 @@ impl<B: Compute> Inputs<'_, B> {
             100.0 / codes
         )
     }
+}
 
-    /// What to know where the last grid is smaller than the images' latents.
-    fn small(&self) -> Option<String> {
-        let side = self.data.train.side();
-        let factor = self.tokenizer.tokenizer.downsample_factor();
-        let last = self.config.generator.schedule.last();
-        let squeezed = if last.height == last.width { "" } else { ", the images squeezed to that" };
-        (last.height.min(last.width) < side / factor).then(|| {
-            format!(
-                "images of {side} px have latents of {latent}×{latent}, but generator.schedule ends \
-                 in a grid of {last}: samples will be {}×{} px{squeezed}",
-                last.height * factor,
-                last.width * factor,
-                latent = side / factor,
-            )
-        })
-    }
+/// What to know where the last grid of a schedule is smaller than the latents of images of `side` px.
+pub(super) fn small(side: usize, factor: usize, schedule: &ScaleSchedule) -> Option<String> {
+    let last = schedule.last();
+    let squeezed = if last.height == last.width { "" } else { ", the images squeezed to that" };
+    (last.height.min(last.width) < side / factor).then(|| {
+        format!(
+            "images of {side} px have latents of {latent}×{latent}, but generator.schedule ends \
+             in a grid of {last}: samples will be {}×{} px{squeezed}",
+            last.height * factor,
+            last.width * factor,
+            latent = side / factor,
+        )
+    })
+}
+
+/// What to know where no image is held out.
+fn none_held_out(data: &Data) -> Option<String> {
+    data.validation.is_empty().then(|| {
+        "no image is held out (data.val_fraction), so nothing tells what is learnt from what is learnt by heart".into()
+    })
 }
 
 /// What to know where few images are held out.

@@ -12,7 +12,8 @@ pub(super) fn asked_classes(
     let classes = generator.section.classes;
     let names = generator.classes.as_deref().unwrap_or_default();
     let index = |asked: &String| -> anyhow::Result<u32> {
-        let asked = asked.trim();
+        // A folder's name may begin or end with a blank.
+        let asked = if names.contains(asked) { asked } else { asked.trim() };
         // Names come first, because a folder may be named by a number.
         if let Some(index) = names.iter().position(|name| name == asked) {
             if asked.parse().is_ok_and(|number: usize| number != index && number < classes) {

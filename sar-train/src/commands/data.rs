@@ -5,7 +5,8 @@ use super::output::ready_as;
 use crate::cli::{DataArgs, DataCommand, GlobalArgs};
 use crate::data::grid::{Images, save_grid};
 use crate::data::{
-    Augment, BadImage, Crop, DataConfig, DataError, ImageFile, Listing, Source, locate, open,
+    Augment, BadImage, Crop, DataConfig, DataError, ImageFile, Listing, Source, classes_within,
+    locate, open,
 };
 use crate::run::Progress;
 use rayon::prelude::*;
@@ -57,7 +58,12 @@ pub fn run(args: &DataArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let shown = report.classes.iter().filter(|(_, images)| *images > 0).count();
     // If some files cannot be used, the other classes may be theirs.
     if shown == 1 && !args.unlabelled && report.bad.is_empty() {
-        println!("only one class: if that is meant, train with --set data.allow_one_class=true");
+        let class = report.classes.iter().find(|(_, images)| *images > 0);
+        let within =
+            class.map_or(String::new(), |(class, _)| classes_within(&report.source, class));
+        println!(
+            "only one class: {within}if that is meant, train with --set data.allow_one_class=true"
+        );
     }
     let accepted = args.skip_bad_images && report.total > 0;
     anyhow::ensure!(report.exit_code() == 0 || accepted, "{}", report.fault());

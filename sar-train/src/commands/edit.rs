@@ -3,9 +3,11 @@
 use super::classes::{asked_classes, known_classes};
 use super::models::{open_to_draw, tokenizer_of, tokenizer_path};
 use super::painting::{Batch, Painting, Target};
+use super::room::drawing_fits;
 use super::samples::{EditRecord, GIVEN, SampleFolder, SampleRecord, as_text};
 use crate::backend::Compute;
 use crate::cli::{EditArgs, GlobalArgs};
+use crate::config::SampleConfig;
 use crate::data::decode::Picture;
 use crate::data::grid::{self, Images};
 use crate::data::{Augment, ImageFile};
@@ -53,6 +55,8 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
         ..SampleRecord::new(&generator, from, &schedule, &settings, &classes, by)
     };
     let (batch, side) = (record.batch(), side(&schedule, &tokenizer));
+    let drawn = SampleConfig { batch, schedule: Some(schedule), ..settings.clone() };
+    drawing_fits(&generator.section, tokenizer.tokenizer.config(), &drawn, global)?;
     let mut editor = Editor::new(backend, tokenizer.decoder(), &schedule, edit, batch)?;
     let params = generator.hand_over(backend)?;
     let mut painting = Painting::new(backend, &generator, &tokenizer, &schedule, &record)?;

@@ -7,6 +7,7 @@ use super::classes::compare_with_generator;
 use super::models::{open_to_draw, tokenizer_of, tokenizer_path};
 use super::output;
 use super::resuming::{compare_with_run, run_data};
+use super::room::drawing_fits;
 use super::tokenizer::reconstruct;
 use crate::backend::Compute;
 use crate::cli::{EvalArgs, GlobalArgs};
@@ -33,6 +34,7 @@ const STDOUT: &str = "-";
 /// Weights or data that cannot be used, or a file that cannot be written.
 pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let measured = Measured::open(backend, args, global.quiet)?;
+    measured.fits_in_memory(global)?;
     let json = measured.json(args);
     let piped = json.as_deref() == Some(Path::new(STDOUT));
     let _place =
@@ -108,6 +110,14 @@ impl<B: Compute> Measured<B> {
             Self { generator, tokenizer, tokenizer_file, as_made, config, filters, data, schedule };
         measured.check()?;
         Ok(measured)
+    }
+
+    /// Whether the samples can be drawn in this memory.
+    fn fits_in_memory(&self, global: &GlobalArgs) -> anyhow::Result<()> {
+        let sample = &self.config.sample;
+        // Other values of guidance are swept, and most of them double the batch.
+        let drawn = SampleConfig { guidance: 1.0, schedule: Some(self.schedule), ..sample.clone() };
+        drawing_fits(&self.generator.section, self.tokenizer.tokenizer.config(), &drawn, global)
     }
 
     /// Whether samples can be held against the images.

@@ -61,6 +61,10 @@ impl Order<'_> {
         (tokenizer, data): (&TrainedTokenizer<B>, &Data),
         from: Option<TrainedGenerator>,
     ) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            !self.run.sets("train", "lr") || !self.run.sets("train", "base_lr"),
+            "--set train.base_lr would change nothing beside train.lr, which is the rate itself; leave one of them out"
+        );
         match &from {
             Some(from) => compare_with_generator(from, data),
             None => self.size_by(&mut config, tokenizer, data)?,

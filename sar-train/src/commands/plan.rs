@@ -228,7 +228,10 @@ fn table(config: &Config, plan: &Plan) -> String {
         ("vocabulary", format!("{} codes of {} channels", g.vocab, g.channels)),
         ("schedule", format!("{}: {} tokens", g.schedule, plan.tokens)),
         ("parameters", grouped(plan.parameters)),
-        ("tokens", format!("{at_most}{} per image and step, all passes", plan.tokens_trained)),
+        (
+            "tokens",
+            format!("{at_most}{} per image and step, forward and backward", plan.tokens_trained),
+        ),
         ("forward", format!("{} per image", flops(plan.flops_forward.into()))),
         ("step", format!("{at_most}{} forward and backward", flops(plan.flops_step))),
         ("memory", format!("about {}, of which:", memory::text(m.total()))),

@@ -295,7 +295,7 @@ pub(crate) fn gather(
     interrupt: &Interrupt,
     quiet: bool,
 ) -> anyhow::Result<Leader> {
-    let tell = |text: &str| {
+    let tell = move |text: &str| {
         if !quiet {
             eprintln!("{text}");
         }

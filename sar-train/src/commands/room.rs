@@ -1,9 +1,9 @@
 //! Whether a run fits into memory, reported before it begins.
 
 use crate::cli::{BackendName, Dtype, GlobalArgs};
-use crate::config::{Config, GeneratorSection, TokenizerTrainConfig};
+use crate::config::{Config, GeneratorSection, SampleConfig, TokenizerTrainConfig};
 use crate::model::generator::{GeneratorShape, parameters};
-use crate::model::tokenizer::Tokenizer;
+use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::run::memory;
 use crate::train::{MemoryPlan, rehearse_tokenizer};
 use sar_backend_cuda::{CudaBackend, Device as _, Driver, Dry, Storage, bf16};
@@ -41,7 +41,7 @@ pub(crate) fn fits_in_memory(
             let others = (ranks as u64).saturating_sub(1).saturating_mul(other);
             let less =
                 if ranks > 1 { format!("fewer --ranks take less; {LESS}") } else { LESS.into() };
-            fits(plan.total().saturating_add(others), &less)
+            fits("training", plan.total().saturating_add(others), &less)
         }
         // A device reports itself when it is full, before anything is lost.
         BackendName::Cuda => Ok(()),
@@ -64,18 +64,45 @@ pub(crate) fn tokenizer_fits(
             // The others have no moments, of which rank 0 has copies while it saves, and keep weights or gradients once
             // more to send them.
             let other = one.saturating_sub(4 * 4 * parameters);
-            fits(one.saturating_add((ranks as u64).saturating_sub(1).saturating_mul(other)), LESS)
+            fits(
+                "training",
+                one.saturating_add((ranks as u64).saturating_sub(1).saturating_mul(other)),
+                LESS,
+            )
         }
         BackendName::Cuda => Ok(()),
     }
 }
 
-fn fits(needed: u64, less: &str) -> anyhow::Result<()> {
+/// Fails if drawing images by a generator and its tokenizer, as `sample` says, cannot fit into memory.
+pub(crate) fn drawing_fits(
+    generator: &GeneratorSection,
+    tokenizer: &TokenizerConfig,
+    sample: &SampleConfig,
+    global: &GlobalArgs,
+) -> anyhow::Result<()> {
+    const LESS: &str =
+        "a smaller --batch draws the same images with less, and a shorter --schedule smaller ones";
+    match global.backend {
+        BackendName::Cpu => {
+            let config = Config {
+                generator: generator.clone(),
+                tokenizer: tokenizer.clone(),
+                sample: sample.clone(),
+                ..Config::default()
+            };
+            fits("drawing images", MemoryPlan::of_sampling(&config, 4, 0), LESS)
+        }
+        BackendName::Cuda => Ok(()),
+    }
+}
+
+fn fits(what: &str, needed: u64, less: &str) -> anyhow::Result<()> {
     let (Some(total), Some(available)) = (memory::total(), memory::available()) else {
         return Ok(());
     };
     let told =
-        |room| format!("training takes about {}, and {} {room}", memory::text(needed), holder());
+        |room| format!("{what} takes about {}, and {} {room}", memory::text(needed), holder());
     anyhow::ensure!(
         needed as f64 <= NEARLY * total as f64,
         "{}; {less}",

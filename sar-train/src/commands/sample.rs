@@ -4,9 +4,11 @@ use super::classes::asked_classes;
 use super::models::{open_to_draw, tokenizer_of, tokenizer_path};
 use super::output::ready_as;
 use super::painting::{Painting, Target};
+use super::room::drawing_fits;
 use super::samples::{SampleFolder, SampleRecord, as_text};
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, SampleArgs};
+use crate::config::SampleConfig;
 use crate::data::npz::NpzWriter;
 use crate::files::{absolute, remove_left_behind};
 use crate::sample::columns;
@@ -36,6 +38,8 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
         npz: earlier,
         ..SampleRecord::new(&generator, from, &schedule, &settings, &classes, by)
     };
+    let drawn = SampleConfig { batch: record.batch(), schedule: Some(schedule), ..settings };
+    drawing_fits(&generator.section, tokenizer.tokenizer.config(), &drawn, global)?;
     let params = generator.hand_over(backend)?;
     let mut painting = Painting::new(backend, &generator, &tokenizer, &schedule, &record)?;
     let replaces = args.place.force || own;

@@ -152,10 +152,13 @@ pub fn refine<B: Compute>(
     config.train.mode = Mode::Ssr;
     switch(&mut config.sar, &args.sar);
     config.sar.validate()?;
+    let sets = |key| run.sets("sar", key);
+    let filtered =
+        args.sar.top_k.is_some() || args.sar.top_p.is_some() || sets("top_k") || sets("top_p");
     anyhow::ensure!(
-        config.sar.decode == Decode::Sample || (args.sar.top_k, args.sar.top_p) == (None, None),
-        "--top-k and --top-p filter draws, and sar.decode is argmax, which takes none: leave them out, or add \
-         --decode sample"
+        config.sar.decode == Decode::Sample || !filtered,
+        "--top-k and --top-p (sar.top_k, sar.top_p) filter draws, and sar.decode is argmax, which takes none: leave \
+         them out, or add --decode sample"
     );
     let mut data = open_data(&config, &run, Task::Refine)?;
     compare_held_out(&from, &config, &data)?;

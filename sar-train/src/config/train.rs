@@ -115,7 +115,7 @@ pub struct TrainConfig {
     /// Decay of the running average of the weights, per step; 0 keeps none. After n updates it is at most
     /// (1+n)/(10+n), so that the weights that training begins with do not stay in it. Default 0.
     pub ema: f64,
-    /// Label smoothing of the teacher-forcing loss. Default 0.
+    /// Label smoothing of both losses, where targets are codes and not the teacher's probabilities. Default 0.
     pub label_smoothing: f64,
     /// Probability that a label becomes the unconditional class. Default 0.1.
     pub class_dropout: f64,

@@ -86,8 +86,8 @@ pub enum DataError {
     },
     /// Only one class where a class-conditional model needs two.
     #[error(
-        "{}: only one class ({class:?}){}; expected at least two; \
-         if that is meant, train with --set data.allow_one_class=true", path.display(), without(*bad)
+        "{}: only one class ({class:?}){}; expected at least two; {}\
+         if that is meant, train with --set data.allow_one_class=true", path.display(), without(*bad), within
     )]
     OneClass {
         /// The source.
@@ -96,6 +96,8 @@ pub enum DataError {
         class: String,
         /// Number of bad images left out, including those of other classes.
         bad: usize,
+        /// Advice where its folder holds others, which may be the classes.
+        within: String,
     },
     /// A validation class that training does not have.
     #[error(

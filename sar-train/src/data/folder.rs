@@ -93,6 +93,18 @@ fn listing(
     Listing { root: root.to_path_buf(), kind, classes, train, validation, loose, empty }
 }
 
+/// Advice where the only class of a folder holds several folders, which may be the classes; empty otherwise.
+pub(crate) fn classes_within(root: &Path, class: &str) -> String {
+    let inner = root.join(class);
+    let folders = entries(&inner).map(|(folders, _)| folders).unwrap_or_default();
+    if folders.len() < 2 {
+        return String::new();
+    }
+    let names: Vec<String> = folders.iter().map(|folder| name(folder)).collect();
+    let names = some_of(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    format!("it holds the folders {names}: if these are the classes, name {}; ", inner.display())
+}
+
 /// Contents of one folder.
 struct Labelled {
     classes: Vec<String>,

@@ -41,7 +41,7 @@ pub(crate) use dataset::spread;
 pub use dataset::{Batch, Dataset};
 pub use decode::BadImage;
 pub use error::DataError;
-pub(crate) use folder::is_validation;
+pub(crate) use folder::{classes_within, is_validation};
 pub use hole::Known;
 pub use image_file::ImageFile;
 pub use latents::{Latents, LatentsWriter, Origin, Precision, Sizes};

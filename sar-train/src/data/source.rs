@@ -2,6 +2,7 @@
 
 use super::dataset::{Dataset, Item, spread};
 use super::decode::BadImage;
+use super::folder::classes_within;
 use super::glyphs::{self, Sheet};
 use super::image_file::ImageFile;
 use super::{Data, DataConfig, DataError, archive, folder, list};
@@ -77,7 +78,7 @@ pub(crate) fn locate(config: &DataConfig) -> Result<Source, DataError> {
     };
     if present < 2 && !config.allow_one_class && !config.unlabelled {
         let class = classes.last().cloned().unwrap_or_default();
-        return Err(DataError::OneClass { path: root, class, bad: 0 });
+        return Err(one_class(&root, class, 0));
     }
     match config.num_classes {
         Some(n) if classes.len() < n && matches!(source, Source::Sheet(_)) => {
@@ -199,10 +200,15 @@ fn refuse_one_class(
     match labels.first() {
         Some(only) if labels.len() < 2 && !config.allow_one_class && !config.unlabelled => {
             let class = classes.get(*only as usize).cloned().unwrap_or_default();
-            Err(DataError::OneClass { path: root.to_owned(), class, bad })
+            Err(one_class(root, class, bad))
         }
         _ => Ok(()),
     }
+}
+
+fn one_class(root: &Path, class: String, bad: usize) -> DataError {
+    let within = classes_within(root, &class);
+    DataError::OneClass { path: root.to_owned(), class, bad, within }
 }
 
 fn assemble(

@@ -11,8 +11,11 @@ use std::time::{Duration, Instant};
 
 /// Time between looks at whether the user asks to stop.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long a step is waited for after that: then a rank that says nothing is taken for lost, and the run is saved.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// A rank that says nothing for so long after rank 0 has done its own share is told of.
+const SILENCE: Duration = Duration::from_secs(30);
+/// How long a rank is waited for once the user asks to stop: then it is taken for lost, and the run is saved as it was
+/// after its last step. Batch systems leave a process some 30 seconds for that.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a rank has to take the message that the run has ended.
 const MOMENT: Duration = Duration::from_secs(1);
 /// More numbers after the gradients than this are not from a rank: a gibibyte.
@@ -28,6 +31,8 @@ pub struct Leader {
     /// What follows the gradients of a rank.
     numbers: Vec<f32>,
     interrupt: Interrupt,
+    /// Is told of ranks that say nothing.
+    tell: Box<dyn FnMut(&str) + Send>,
     _processes: Processes,
 }
 
@@ -37,12 +42,14 @@ impl Leader {
         parameters: usize,
         processes: Processes,
         interrupt: Interrupt,
+        tell: Box<dyn FnMut(&str) + Send>,
     ) -> Self {
         Self {
             wires,
             values: vec![0.0; parameters],
             numbers: Vec::new(),
             interrupt,
+            tell,
             _processes: processes,
         }
     }
@@ -77,7 +84,7 @@ impl<B: Buffers<Host = f32>, F: Found> OtherRanks<B, F> for Leader {
         backend.download_accum(gradients, 0, &mut self.values).map_err(TrainError::backend)?;
         let mut all = Vec::with_capacity(self.wires.len());
         for wire in &mut self.wires {
-            wait(wire, &self.interrupt)?;
+            wait(wire, &self.interrupt, &mut self.tell)?;
             let (text, numbers) = match wire.receive()? {
                 FromMember::Gradients { found, numbers, stop } => {
                     if stop {
@@ -102,14 +109,20 @@ impl<B: Buffers<Host = f32>, F: Found> OtherRanks<B, F> for Leader {
 }
 
 /// Waits for a rank to say something; for as long as it takes, unless the user asks to stop.
-fn wait(wire: &Wire, interrupt: &Interrupt) -> Result<(), RanksError> {
-    let mut asked: Option<Instant> = None;
+fn wait(wire: &Wire, interrupt: &Interrupt, tell: &mut dyn FnMut(&str)) -> Result<(), RanksError> {
+    let (start, mut asked) = (Instant::now(), None);
+    let mut told = SILENCE;
     while !wire.hears_within(LOOK)? {
         if interrupt.is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
             return Err(RanksError::Silent {
                 peer: wire.peer.clone(),
                 seconds: PATIENCE.as_secs(),
             });
+        }
+        if start.elapsed() >= told {
+            tell(&format!("{} has said nothing for {} s", wire.peer, start.elapsed().as_secs()));
+            // Each time after twice as long.
+            told *= 2;
         }
     }
     Ok(())

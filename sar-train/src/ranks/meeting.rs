@@ -77,7 +77,8 @@ impl Meeting {
     }
 
     /// Waits until all ranks are ready; `None` if the user stops it. `tokenizer` are the tokenizer's weights, and
-    /// `parameters` is the number of the generator's; `tell` is told who comes and goes.
+    /// `parameters` is the number of the generator's; `tell` is told who comes and goes, and
+    /// later who says nothing.
     ///
     /// # Errors
     /// A rank cannot get ready, or a watched process ends.
@@ -87,7 +88,7 @@ impl Meeting {
         tokenizer: &[f32],
         parameters: usize,
         interrupt: &Interrupt,
-        mut tell: impl FnMut(&str),
+        mut tell: impl FnMut(&str) + Send + 'static,
     ) -> Result<Option<Leader>, RanksError> {
         let Self { listener, address, ranks, expected, mut processes } = self;
         let over = AtomicBool::new(false);
@@ -135,7 +136,7 @@ impl Meeting {
             wire.send(&FromLeader::Begin { rank })?;
         }
         processes.take_part = true;
-        Ok(Some(Leader::new(wires, parameters, processes, interrupt.clone())))
+        Ok(Some(Leader::new(wires, parameters, processes, interrupt.clone(), Box::new(tell))))
     }
 }
 

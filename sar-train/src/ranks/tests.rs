@@ -103,7 +103,7 @@ fn places_of_those_who_leave_are_free_again() {
     let (said, told) = std::sync::mpsc::channel();
     let rank_0 = std::thread::spawn(move || {
         let job = Job { ranks: 3, ..job() };
-        let tell = |text: &str| said.send(text.to_owned()).unwrap();
+        let tell = move |text: &str| said.send(text.to_owned()).unwrap();
         meeting.gather(&job, &[1.0], 3, &Interrupt::none(), tell)
     });
     drop(Member::join(&address, CPU, None, &Interrupt::none()).unwrap());

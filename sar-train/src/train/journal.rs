@@ -59,10 +59,11 @@ impl Journal {
         Ok(())
     }
 
-    /// Moves the progress to `step`, and warns where that was skipped.
-    pub(super) fn moved(&mut self, step: u64, skipped: bool) {
-        if skipped {
-            self.progress.warn(&format!("step {step}: a gradient is not finite; step skipped"));
+    /// Moves the progress to `step`, and warns where that was skipped: `broken` names what was not finite.
+    pub(super) fn moved(&mut self, step: u64, broken: Option<&str>) {
+        if let Some(broken) = broken {
+            self.progress
+                .warn(&format!("step {step}: the gradient {broken} is not finite; step skipped"));
         }
         self.progress.moved(step);
     }

@@ -231,7 +231,8 @@ impl<B: Backend> Session<'_, B> {
         let step = trainer.step_number();
         let last = step == train.steps;
         // The progress counts steps and shows no loss, which would have to be waited for.
-        journal.moved(step, skipped);
+        let broken = skipped.then(|| trainer.not_finite()).transpose()?;
+        journal.moved(step, broken.as_deref());
         if step.is_multiple_of(train.log_every) || last {
             self.log_step(trainer, journal, &course.clock)?;
         }

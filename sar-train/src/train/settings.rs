@@ -22,7 +22,7 @@ pub struct StepSettings {
     pub class_dropout: f64,
     /// Drop path of the last block.
     pub drop_path: f64,
-    /// Label smoothing of the teacher-forcing loss.
+    /// Label smoothing of both losses, where targets are codes.
     pub smoothing: f64,
     /// What the backward pass computes again.
     pub recompute: Recompute,

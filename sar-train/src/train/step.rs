@@ -183,7 +183,7 @@ impl<B: Backend> StepMemory<B> {
         let (pass, batch) = (&input.plan.first, input.labels.len());
         let (g, params, tokens) = (input.generator, input.params, pass.schedule.tokens());
         let halves = if guided { 2 } else { 1 };
-        let supervised = Supervision::teacher(loss_batch(input, input.settings.smoothing), pass);
+        let supervised = Supervision::teacher(loss_batch(input), pass);
         for samples in parts(batch, self.head.samples(halves * tokens)) {
             let both = [samples.clone(), batch + samples.start..batch + samples.end];
             let normed = self.trace.output();
@@ -233,7 +233,7 @@ impl<B: Backend> StepMemory<B> {
         let mut soft = self.soft.as_mut().filter(|_| is_soft(target));
         let of_teacher = soft.as_ref().map_or(batch, |s| s.head.samples(whole.tokens()));
         let supervised =
-            Supervision::student(loss_batch(input, 0.0), pass, whole, input.settings.sigma());
+            Supervision::student(loss_batch(input), pass, whole, input.settings.sigma());
         for samples in parts(batch, self.head.samples(tokens).min(of_teacher)) {
             let chunk = [samples.clone()];
             g.head(backend, params, tokens, self.trace.output(), &chunk, &mut self.head)?;
@@ -366,7 +366,8 @@ fn target_of(pass: &Pass) -> Target {
 }
 
 /// Describes the batch of a loss. Gradients of every micro-batch are divided by the number of images in the step.
-fn loss_batch<B: Buffers>(input: &StepInput<'_, B>, smoothing: f64) -> LossBatch {
+fn loss_batch<B: Buffers>(input: &StepInput<'_, B>) -> LossBatch {
+    let smoothing = input.settings.smoothing;
     let samples = input.labels.len();
     let vocab = input.generator.shape().vocab;
     LossBatch { samples, divisor: samples * input.settings.accumulate, vocab, smoothing }

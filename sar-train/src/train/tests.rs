@@ -21,6 +21,11 @@ pub(super) type Cpu = CpuBackend<f64>;
 /// The same sums in another order.
 pub(super) const REORDERED: f64 = 1e-12;
 
+/// Roundings of f64 in losses and gradients that are summed in another order.
+pub(super) const SUMMED: f64 = 1e-9;
+/// A million times that.
+pub(super) const SHOWS: f64 = 1e-3;
+
 pub(super) const CHANNELS: usize = 4;
 pub(super) const VOCAB: usize = 11;
 pub(super) const CLASSES: usize = 3;

@@ -275,6 +275,19 @@ impl<'a, B: Backend> Trainer<'a, B> {
         }))
     }
 
+    /// Names the tensors whose gradient was not finite in the last step, or its norm if each of them was.
+    ///
+    /// # Errors
+    /// A device fault.
+    pub(crate) fn not_finite(&self) -> Result<String, TrainError> {
+        let layout = self.replica.generator.layout();
+        let mut values = vec![B::Host::default(); layout.len()];
+        let gradients = &self.replica.memory.grads.params;
+        let read = self.replica.backend.download_accum(gradients, 0, &mut values);
+        read.map_err(TrainError::backend)?;
+        Ok(layout.not_finite(&values).unwrap_or_else(|| "norm".to_owned()))
+    }
+
     /// Weights, moments and running average on the host, to be saved.
     ///
     /// # Errors

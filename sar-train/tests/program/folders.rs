@@ -223,6 +223,19 @@ fn a_tokenizer_is_used_on_images_without_classes() {
     let said = prints(&["data", "check", "one"], folder);
     says(&said, &["only one class", "--set data.allow_one_class=true"]);
     says(&fails(1, &["data", "check", "images/a"], folder), &["--unlabelled"]);
+    // Classes one folder further down, as archives are often unpacked.
+    for class in ["outer/images/a", "outer/images/b"] {
+        split(class);
+        fs::copy(folder.join(picture(1)), folder.join(class).join("0.png")).unwrap();
+    }
+    let hint =
+        ["only one class", "it holds the folders a, b", "name outer/images; if that is meant"];
+    says(&prints(&["data", "check", "outer"], folder), &hint);
+    let train = ["tokenizer", "train", "--data", "outer", "--out", "t"];
+    says(
+        &fails(1, &train, folder),
+        &["only one class", "it holds the folders a, b", "outer/images"],
+    );
 }
 
 #[test]

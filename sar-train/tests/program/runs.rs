@@ -167,6 +167,11 @@ fn images_of_two_calls_are_not_mixed() {
     let sample =
         |count: &'static str| ["sample", "base", "--out", "s", "--batch", "3", "--count", count];
     succeeds(&sample("7"), folder);
+    // More than any machine has is refused, and not begun until the system ends it.
+    let huge = ["sample", "base", "--out", "huge", "--batch", "65536", "--count", "65536"];
+    let huge = [&huge[..], &["--schedule", "1_99"]].concat();
+    says(&fails(1, &huge, folder), &["drawing images takes about", "a smaller --batch"]);
+    assert!(!folder.join("huge").exists());
     let first = fs::read(folder.join("s/000002.png")).unwrap();
     let said = fails(1, &sample("5"), folder);
     says(&said, &["s holds 7 images of an earlier call", "--force"]);

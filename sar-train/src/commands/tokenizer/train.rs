@@ -4,7 +4,7 @@ use super::check_side;
 use super::run::TokenizerWork;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs, check_tokenizer_train};
-use crate::commands::advice::few_held_out;
+use crate::commands::advice::{few_held_out, small};
 use crate::commands::models::open_tokenizer;
 use crate::commands::next;
 use crate::commands::ranks::{self, Steps};
@@ -169,10 +169,15 @@ impl Begun {
     }
 }
 
-/// Notes which grids of the schedule these images do not have; the tokenizer is not measured on them.
+/// Notes where the schedule ends before these images' latents do, and which of its grids these images do not have: the
+/// tokenizer is not measured on them.
 fn note_left_out(config: &Config, data: &Data) -> anyhow::Result<()> {
-    let full = data.train.side() / Tokenizer::new(&config.tokenizer)?.downsample_factor();
-    let scales = config.generator.schedule;
+    let (side, factor) =
+        (data.train.side(), Tokenizer::new(&config.tokenizer)?.downsample_factor());
+    let (full, scales) = (side / factor, config.generator.schedule);
+    if let Some(note) = small(side, factor, &scales) {
+        eprintln!("note: {note}");
+    }
     let larger = scales.scales().iter().filter(|scale| scale.height.max(scale.width) > full);
     let larger: Vec<String> = larger.map(ToString::to_string).collect();
     if !larger.is_empty() {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::{Decode, Preset, SarConfig};
-use sar_math::rollout::Extent;
+use sar_math::rollout::{Extent, StudentTarget};
 
 /// Tokens of [`SCHEDULE`].
 const TOKENS: usize = 14;
@@ -111,12 +111,32 @@ fn student_forcing_decodes_what_its_pass_repeats() {
     }
 }
 
+/// ℓ is the same in both losses: codes are smoothed as targets, in proportion to ε, and the teacher's probabilities are not.
+#[test]
+fn the_students_targets_are_smoothed_where_they_are_codes() {
+    let world = World::new(4);
+    let loss = |target, smoothing: f64| {
+        let mut config = config(Mode::Ssr);
+        (config.sar.target, config.sar.decode) = (target, Decode::Argmax);
+        config.train.label_smoothing = smoothing;
+        let mut trainer = world.trainer(&config);
+        trainer.step(&mut world.images(4)).unwrap();
+        trainer.report().unwrap().unwrap().loss_csf.unwrap()
+    };
+    for target in [StudentTarget::TeacherHard, StudentTarget::GroundTruth] {
+        let [none, half, whole] = [0.0, 0.1, 0.2].map(|smoothing| loss(target, smoothing));
+        assert!((whole - none).abs() > SHOWS, "{none} {whole}");
+        near(whole - none, 2.0 * (half - none), SUMMED);
+    }
+    assert_eq!(loss(StudentTarget::TeacherSoft, 0.2), loss(StudentTarget::TeacherSoft, 0.0));
+}
+
 /// The switches of the presets, the table of `docs/method.md`, as a step takes them.
 #[test]
 fn presets_are_the_published_settings() {
     use sar_math::backend::Filter;
     use sar_math::guidance::Guidance;
-    use sar_math::rollout::{self, SarSettings, StudentTarget};
+    use sar_math::rollout::{self, SarSettings};
     let filter = Filter { top_k: 900, top_p: 0.96 };
     let with = |guidance, extent, sigma| SarSettings {
         extent,

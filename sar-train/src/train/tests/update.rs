@@ -4,11 +4,6 @@ use super::*;
 use crate::train::{HeldOut, StepReport};
 use sar_math::anneal::Shape;
 
-/// Roundings of f64 in losses and gradients that are summed in another order.
-const SUMMED: f64 = 1e-9;
-/// A million times that.
-const SHOWS: f64 = 1e-3;
-
 /// Parameters that weight decay leaves alone, by name.
 fn exempt(name: &str) -> bool {
     name.ends_with(".bias")

@@ -57,6 +57,14 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
         self.optimizer.moments(self.replica.backend)
     }
 
+    /// Names the tensors whose gradient was not finite in the last step, or its norm if each of them was.
+    pub(super) fn not_finite(&self) -> Result<String, B::Error> {
+        let (replica, layout) = (&self.replica, self.replica.tokenizer.layout());
+        let mut values = vec![B::Host::zero(); layout.len()];
+        replica.backend.download_accum(&replica.grads, 0, &mut values)?;
+        Ok(layout.not_finite(&values).unwrap_or_else(|| "norm".to_owned()))
+    }
+
     /// Steps and use of the codes.
     pub fn progress(&self) -> &TokenizerProgress {
         &self.progress
