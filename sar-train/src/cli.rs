@@ -9,6 +9,7 @@ mod results;
 mod run;
 mod tokenizer;
 mod usage;
+mod world;
 
 pub use data::{DataArgs, DataCheckArgs, DataCommand};
 pub use machine::{
@@ -31,6 +32,7 @@ pub(crate) use usage::{
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::fmt;
 use std::path::PathBuf;
+use world::World;
 
 /// Train, refine, sample and measure next-scale image generators.
 #[derive(Debug, Parser)]
@@ -49,12 +51,54 @@ pub struct Cli {
 impl Cli {
     /// Returns the number of threads of this process: of all cores its share, where other ranks are on this machine.
     pub fn threads(&self) -> usize {
-        let ranks = match &self.command {
-            Command::Train(args) => args.ranks.here(),
-            Command::Refine(args) => args.ranks.here(),
-            _ => 1,
-        };
-        self.global.threads_of_each(ranks)
+        self.global.threads_of_each(self.ranks().map_or(1, RanksArgs::here))
+    }
+
+    /// Returns the flags of ranks, if the command has them.
+    fn ranks(&self) -> Option<&RanksArgs> {
+        match &self.command {
+            Command::Train(args) => Some(&args.ranks),
+            Command::Refine(args) => Some(&args.ranks),
+            Command::Tokenizer(args) => match &args.command {
+                TokenizerCommand::Train(args) => Some(&args.ranks),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// As [`Cli::ranks`], to be changed.
+    fn ranks_mut(&mut self) -> Option<&mut RanksArgs> {
+        match &mut self.command {
+            Command::Train(args) => Some(&mut args.ranks),
+            Command::Refine(args) => Some(&mut args.ranks),
+            Command::Tokenizer(args) => match &mut args.command {
+                TokenizerCommand::Train(args) => Some(&mut args.ranks),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// With --ranks-from-env, makes the command that of this process: rank 0 waits for the others, and these join it.
+    ///
+    /// # Errors
+    /// The environment does not say which rank this is.
+    fn placed(mut self) -> Result<Self, String> {
+        if !self.ranks().is_some_and(|args| args.ranks_from_env) {
+            return Ok(self);
+        }
+        let world = World::here().map_err(|wrong| format!("--ranks-from-env: {wrong}"))?;
+        self.global.threads = self.global.threads_of_each(world.local_size);
+        if self.global.backend == BackendName::Cuda {
+            self.global.device = world.gpu(self.global.device);
+        }
+        if world.rank > 0 {
+            self.command = Command::Join(JoinArgs { address: world.address(), at_once: false });
+        } else if let Some(args) = self.ranks_mut().filter(|_| world.size > 1) {
+            (args.ranks, args.listen) = (world.size, Some(world.listen()));
+        }
+        Ok(self)
     }
 }
 

@@ -245,6 +245,11 @@ pub struct RanksArgs {
     /// it; nothing is encrypted.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<String>,
+    /// This process is one of several that were started by this same command, as torchrun and Slurm's srun do: their
+    /// environment says which and where rank 0 is (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT; SLURM_PROCID
+    /// and the like). Each takes the GPU of its place on its machine.
+    #[arg(long, conflicts_with_all = ["ranks", "listen"])]
+    pub ranks_from_env: bool,
 }
 
 impl RanksArgs {
@@ -263,6 +268,9 @@ impl RanksArgs {
 
     /// Returns the flags as typed, with a space before each.
     pub(crate) fn typed(&self) -> String {
+        if self.ranks_from_env {
+            return " --ranks-from-env".to_owned();
+        }
         let ranks =
             if self.ranks == 1 { String::new() } else { format!(" --ranks {}", self.ranks) };
         let listen = |at: &String| format!(" --listen {}", super::in_shell(at.as_ref()));

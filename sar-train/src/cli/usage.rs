@@ -45,10 +45,8 @@ impl Cli {
     pub fn typed() -> Self {
         let matches = with_numbers(Self::command()).get_matches();
         let cli = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-        if let Err(wrong) = cli.check() {
-            clap::Error::raw(ErrorKind::ArgumentConflict, wrong + "\n").exit();
-        }
-        cli
+        let refuse = |wrong| clap::Error::raw(ErrorKind::ArgumentConflict, wrong + "\n").exit();
+        cli.check().and_then(|()| cli.placed()).unwrap_or_else(refuse)
     }
 
     /// Checks the flags of commands that create or continue a run against each other.

@@ -98,10 +98,7 @@ impl<'w, B: Compute> Work<'w, B> {
         quiet: bool,
     ) -> anyhow::Result<usize> {
         let (config, done) = (self.inputs.config, trainer.step_number());
-        // Nobody is waited for where nothing is left to do.
-        let Some(meeting) = self.meeting.take().filter(|_| done < config.train.steps) else {
-            return Ok(1);
-        };
+        let Some(meeting) = self.meeting.take() else { return Ok(1) };
         let (ranks, tokenizer) = (meeting.ranks(), self.inputs.tokenizer);
         let config = Config { tokenizer: tokenizer.tokenizer.config().clone(), ..config.clone() };
         let job = Job {
@@ -112,8 +109,11 @@ impl<'w, B: Compute> Work<'w, B> {
             images: self.inputs.data.fingerprint(),
         };
         let (weights, parameters) = (&tokenizer.weights, trainer.generator().layout().len());
-        let others = gather(meeting, &job, weights, parameters, interrupt, quiet)?;
-        trainer.share_with(Box::new(others))?;
+        let steps = config.train.steps;
+        match gather(meeting, &job, steps, weights, parameters, interrupt, quiet)? {
+            Some(others) => trainer.share_with(Box::new(others))?,
+            None => return Ok(1),
+        }
         Ok(ranks)
     }
 

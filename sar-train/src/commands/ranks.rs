@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 
 /// How long a rank tries to reach rank 0, which may have to wait for its own start.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// What a rank that has come for nothing says.
+const NOT_NEEDED: &str = "the run does not need this process: it began with others, not at all, or has nothing left to do";
 /// Time between two tries.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -91,18 +93,18 @@ pub(crate) fn meeting(
     if ranks < 2 {
         return Ok(None);
     }
-    let computing = global.computed();
+    let computed = global.computed();
     if let Some(address) = &args.listen {
         let secret = secret()?;
         let open_to_all = secret.is_none();
-        let meeting = Meeting::open(address, ranks, &computing, secret)?;
+        let meeting = Meeting::open(address, ranks, &computed, secret)?;
         let at = meeting.address();
-        eprintln!(
-            "waiting for ranks 1 to {} at {at}: each is `sar join HOST:{}{}`",
-            ranks - 1,
-            at.port(),
-            crate::cli::computing(&GlobalArgs { device: 0, ..global.clone() })
-        );
+        let computing = crate::cli::computing(&GlobalArgs { device: 0, ..global.clone() });
+        let how = match args.ranks_from_env {
+            true => String::new(),
+            false => format!(": each is `sar join HOST:{}{computing}`", at.port()),
+        };
+        eprintln!("waiting for ranks 1 to {} at {at}{how}", ranks - 1);
         if open_to_all && !at.ip().is_loopback() {
             eprintln!(
                 "note: whoever reaches {at} can take part and is sent the configuration and the weights; \
@@ -116,7 +118,7 @@ pub(crate) fn meeting(
     }
     // Keeps other users of the machine out.
     let secret = format!("{:016x}", RandomState::new().build_hasher().finish());
-    let mut meeting = Meeting::open("127.0.0.1:0", ranks, &computing, Some(secret.clone()))?;
+    let mut meeting = Meeting::open("127.0.0.1:0", ranks, &computed, Some(secret.clone()))?;
     for rank in 1..ranks {
         let process = started(&meeting.address().to_string(), &secret, rank, ranks, global);
         meeting.watch(process.map_err(|source| RanksError::Start { source })?);
@@ -162,7 +164,12 @@ fn started(
 /// Rank 0 cannot be reached or does not take this process in; other images than rank 0's; see [`TrainError`].
 pub fn run<B: Compute>(backend: &B, args: &JoinArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let interrupt = Interrupt::listen_as_rank(global.quiet)?;
-    let mut member = joined(args, global, &interrupt)?;
+    let Some(mut member) = joined(args, global, &interrupt)? else {
+        if !global.quiet {
+            eprintln!("{NOT_NEEDED}");
+        }
+        return Ok(());
+    };
     let worked = work(backend, &mut member, &interrupt, global.quiet);
     if let Err(error) = &worked {
         let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
@@ -172,7 +179,11 @@ pub fn run<B: Compute>(backend: &B, args: &JoinArgs, global: &GlobalArgs) -> any
 }
 
 /// Reaches rank 0, which may not have come so far yet.
-fn joined(args: &JoinArgs, global: &GlobalArgs, interrupt: &Interrupt) -> anyhow::Result<Member> {
+fn joined(
+    args: &JoinArgs,
+    global: &GlobalArgs,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Option<Member>> {
     let (address, computing, secret) = (&args.address, global.computed(), secret()?);
     // Rank 0 listens before it starts others.
     let patience = if args.at_once { Duration::ZERO } else { PATIENCE };
@@ -270,9 +281,7 @@ impl<B: Compute> Rank<'_, B> {
         let Some(rank) = self.member.begin(self.interrupt)? else {
             anyhow::ensure!(!self.interrupt.is_asked(), TrainError::NotBegun);
             if !self.quiet {
-                eprintln!(
-                    "the run does not need this process: it began with others, or not at all"
-                );
+                eprintln!("{NOT_NEEDED}");
             }
             return Ok(None);
         };
@@ -283,23 +292,29 @@ impl<B: Compute> Rank<'_, B> {
     }
 }
 
-/// Brings the other ranks of a run together, and gives them their job.
+/// Brings the other ranks of a run together, and gives them their job; `None` if the run has nothing left to do after
+/// `steps` steps.
 ///
 /// # Errors
 /// Those of [`Meeting::gather`]; [`TrainError::NotBegun`] if the user stops it.
 pub(crate) fn gather(
     meeting: Meeting,
     job: &Job,
+    steps: u64,
     tokenizer: &[f32],
     parameters: usize,
     interrupt: &Interrupt,
     quiet: bool,
-) -> anyhow::Result<Leader> {
+) -> anyhow::Result<Option<Leader>> {
+    if job.step >= steps {
+        meeting.turn_away(interrupt);
+        return Ok(None);
+    }
     let tell = move |text: &str| {
         if !quiet {
             eprintln!("{text}");
         }
     };
     let others = meeting.gather(job, tokenizer, parameters, interrupt, tell)?;
-    Ok(others.ok_or(TrainError::NotBegun)?)
+    Ok(Some(others.ok_or(TrainError::NotBegun)?))
 }

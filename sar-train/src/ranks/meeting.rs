@@ -22,6 +22,8 @@ const MOMENT: Duration = Duration::from_millis(1);
 const GREETING: Duration = Duration::from_secs(10);
 /// The last words of a process that has ended have this long to arrive.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
+/// Ranks that a run has nothing left to do for are waited for so long.
+const LATECOMERS: Duration = Duration::from_secs(30);
 /// Times in a row that taking in a connection may fail, as where the system has no more files for now.
 const MOST_FAILURES: u32 = 200;
 /// Processes that were started here have this long to end after the run has.
@@ -74,6 +76,27 @@ impl Meeting {
     /// Watches over a process that was started for a rank: the meeting fails if it ends, and it ends with the run.
     pub fn watch(&mut self, process: Child) {
         self.processes.all.push(process);
+    }
+
+    /// Tells ranks that come from elsewhere that the run has nothing left to do, so that they do not wait for it: until all
+    /// have come, for half a minute at most, or until the user stops it.
+    pub fn turn_away(self, interrupt: &Interrupt) {
+        let (start, mut told) = (Instant::now(), self.processes.all.len());
+        let over = || start.elapsed() > LATECOMERS || interrupt.is_asked();
+        while told + 1 < self.ranks && !over() {
+            let Ok((stream, from)) = self.listener.accept() else {
+                std::thread::sleep(LOOK);
+                continue;
+            };
+            let Ok(mut wire) = Wire::new(stream, from.to_string()) else { continue };
+            let came = Instant::now();
+            let give_up = || came.elapsed() > ON_ITS_WAY || over();
+            if let Ok(FromMember::Hello(_)) = wire.receive_unless(LONGEST_GREETING, give_up) {
+                let _ = wire.send(&FromLeader::Done);
+                wire.finish(ON_ITS_WAY);
+                told += 1;
+            }
+        }
     }
 
     /// Waits until all ranks are ready; `None` if the user stops it. `tokenizer` are the tokenizer's weights, and

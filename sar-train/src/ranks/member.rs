@@ -40,7 +40,8 @@ pub struct Member {
 }
 
 impl Member {
-    /// Joins the meeting at `address`, unless the user stops it. `computing` names backend and number type.
+    /// Joins the meeting at `address`, unless the user stops it; `None` if the run has nothing left to do. `computing`
+    /// names backend and number type.
     ///
     /// # Errors
     /// [`RanksError::NobodyThere`] where there is no meeting (yet), [`RanksError::Refused`] if rank 0 does not take
@@ -50,13 +51,14 @@ impl Member {
         computing: &str,
         secret: Option<String>,
         interrupt: &Interrupt,
-    ) -> Result<Self, RanksError> {
+    ) -> Result<Option<Self>, RanksError> {
         let nobody = |source| RanksError::NobodyThere { address: address.to_owned(), source };
         let stream = connected(address).map_err(nobody)?;
         let mut wire = Wire::new(stream, format!("rank 0 ({address})"))?;
         wire.send(&FromMember::Hello(Hello::new(computing, secret)))?;
         match wire.receive_unless(LONGEST, || interrupt.is_asked())? {
-            FromLeader::Job(job) => Ok(Self { wire, job: *job }),
+            FromLeader::Job(job) => Ok(Some(Self { wire, job: *job })),
+            FromLeader::Done => Ok(None),
             FromLeader::Refused(reason) => {
                 Err(RanksError::Refused { address: address.to_owned(), reason })
             }

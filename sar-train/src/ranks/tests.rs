@@ -52,7 +52,7 @@ fn a_member_gets_its_job_and_the_tokenizer_bit_for_bit() {
     // More than a piece, and values that text would not keep.
     let weights: Vec<f32> = (0..300_001u32).map(|i| f32::from_bits(0x3f80_0000 + i)).collect();
     let (address, rank_0) = waiting(None, &weights, &Interrupt::none());
-    let mut member = Member::join(&address, CPU, None, &Interrupt::none()).unwrap();
+    let mut member = Member::join(&address, CPU, None, &Interrupt::none()).unwrap().unwrap();
     assert_eq!(*member.job(), job());
     assert_eq!(member.tokenizer(weights.len()).unwrap(), weights);
     member.give_up("no images here");
@@ -90,7 +90,7 @@ fn strangers_and_others_are_not_taken_in() {
     assert!(other.to_string().contains("cpu f32, and this process on cuda bf16"), "{other}");
     // The one that it waits for is none of those.
     let mut member =
-        Member::join(&address, CPU, Some("key".to_owned()), &Interrupt::none()).unwrap();
+        Member::join(&address, CPU, Some("key".to_owned()), &Interrupt::none()).unwrap().unwrap();
     member.give_up("enough");
     assert!(matches!(rank_0.join().unwrap(), Err(RanksError::Failed { .. })));
 }
@@ -106,13 +106,13 @@ fn places_of_those_who_leave_are_free_again() {
         let tell = move |text: &str| said.send(text.to_owned()).unwrap();
         meeting.gather(&job, &[1.0], 3, &Interrupt::none(), tell)
     });
-    drop(Member::join(&address, CPU, None, &Interrupt::none()).unwrap());
+    drop(Member::join(&address, CPU, None, &Interrupt::none()).unwrap().unwrap());
     assert!(told.recv().unwrap().contains("is lost"));
     drop(ready(&address));
     assert!(told.recv().unwrap().contains("is ready: 2 of 3"));
     assert!(told.recv().unwrap().contains("is lost"));
     // One that gives up after it was ready says why.
-    let mut one = Member::join(&address, CPU, None, &Interrupt::none()).unwrap();
+    let mut one = Member::join(&address, CPU, None, &Interrupt::none()).unwrap().unwrap();
     one.tokenizer(1).unwrap();
     let stopped = Interrupt::none();
     stopped.ask();
@@ -143,7 +143,7 @@ fn waiting_ends_when_the_user_asks_whoever_is_there() {
     let hello = serde_json::to_vec(&FromMember::Hello(Hello::new(CPU, None))).unwrap();
     let sent = [&(hello.len() as u32).to_le_bytes()[..], &hello, &[7]].concat();
     half.write_all(&sent).unwrap();
-    let mut joined = Member::join(&address, CPU, None, &Interrupt::none()).unwrap();
+    let mut joined = Member::join(&address, CPU, None, &Interrupt::none()).unwrap().unwrap();
     std::thread::sleep(Duration::from_millis(10));
     let asked = Instant::now();
     interrupt.ask();
@@ -177,4 +177,19 @@ fn an_address_that_cannot_be_had_is_named() {
     let address = taken.address().to_string();
     let again = Meeting::open(&address, 2, CPU, None).err().unwrap();
     assert!(again.to_string().contains(&address), "{again}");
+}
+
+/// A run that has nothing left to do does not leave the others waiting for it.
+#[test]
+fn who_comes_to_a_finished_run_is_told() {
+    let meeting = Meeting::open("127.0.0.1:0", 3, CPU, None).unwrap();
+    let address = meeting.address().to_string();
+    let rank_0 = std::thread::spawn(move || meeting.turn_away(&Interrupt::none()));
+    // A stranger is not counted.
+    drop(TcpStream::connect(&address).unwrap());
+    for _ in 0..2 {
+        assert!(Member::join(&address, CPU, None, &Interrupt::none()).unwrap().is_none());
+    }
+    rank_0.join().unwrap();
+    assert!(TcpStream::connect(&address).is_err(), "nobody listens any more");
 }

@@ -222,6 +222,39 @@ fn a_tokenizers_steps_are_shared_too() {
     assert!(!folder.join("x").exists());
 }
 
+/// One command for all ranks, as torchrun and srun start it, and once more when the run is finished.
+#[test]
+fn the_environment_says_which_rank_a_process_is() {
+    let folder = trained();
+    let folder = folder.path();
+    // Below the ports that systems give away by themselves.
+    let port = (20_000 + std::process::id() % 10_000).to_string();
+    let run = train("all", &["--requeue", "--ranks-from-env"]);
+    let start = |rank: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sar"));
+        let place = [("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank)];
+        let meet = [("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)];
+        command.args(&run).current_dir(folder).envs(place).envs(meet);
+        command.env("LOCAL_WORLD_SIZE", "2").stdout(Stdio::null()).stderr(Stdio::piped());
+        Running(command.spawn().unwrap())
+    };
+    for told in ["rank 1 of 2", "the run does not need this process"] {
+        // The others may come first.
+        let (rank_1, rank_0) = (start("1"), start("0"));
+        let (code, said) = ended(rank_0);
+        assert_eq!(code, Some(0), "{said}");
+        let (code, said) = ended(rank_1);
+        assert_eq!(code, Some(0), "{said}");
+        says(&said, &[told]);
+    }
+    succeeds(&train("two", &["--ranks", "2"]), folder);
+    assert!(result(&folder.join("all")) == result(&folder.join("two")));
+    let alone = fails(2, &train("x", &["--ranks-from-env"]), folder);
+    says(&alone, &["neither RANK", "SLURM_PROCID"]);
+    let both = ["--ranks-from-env", "--ranks", "2"];
+    says(&fails(2, &train("x", &both), folder), &["--ranks-from-env", "--ranks"]);
+}
+
 #[test]
 fn a_run_whose_rank_is_lost_is_saved() {
     let folder = trained();

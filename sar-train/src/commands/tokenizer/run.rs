@@ -62,13 +62,16 @@ impl<B: Compute> TokenizerWork<'_, B> {
             trainer.start_from(weights)?;
         }
         let mut ranks = 1;
-        // Nobody is waited for where nothing is left to do.
-        if let Some(meeting) = meeting.filter(|_| trainer.steps() < settings.steps) {
-            ranks = meeting.ranks();
+        if let Some(meeting) = meeting {
+            let (all, parameters) = (meeting.ranks(), tokenizer.layout().len());
             let (config, images) = (config.to_toml()?, data.fingerprint());
-            let job = Job { model: Kind::Tokenizer, ranks, step: trainer.steps(), config, images };
-            let others = gather(meeting, &job, &[], tokenizer.layout().len(), interrupt, quiet)?;
-            trainer.share_with(Box::new(others))?;
+            let step = trainer.steps();
+            let job = Job { model: Kind::Tokenizer, ranks: all, step, config, images };
+            let steps = settings.steps;
+            if let Some(others) = gather(meeting, &job, steps, &[], parameters, interrupt, quiet)? {
+                trainer.share_with(Box::new(others))?;
+                ranks = all;
+            }
         }
         let share = share(settings.accumulate, 0, ranks);
         let mut loader = tokenizer_loader(data, settings, trainer.steps(), share)?;

@@ -1,0 +1,165 @@
+//! The place of a process among those that a launcher has started: `torchrun`, or Slurm's `srun`.
+
+use std::ffi::OsString;
+
+/// Port of rank 0 where the environment names none.
+const PORT: u16 = 29500;
+
+/// A process among several that were started with the same command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct World {
+    /// Number of this process.
+    pub(crate) rank: usize,
+    /// Number of processes.
+    pub(crate) size: usize,
+    /// Number of this process among those of its machine.
+    pub(crate) local_rank: usize,
+    /// Number of processes on this machine, as far as the environment says.
+    pub(crate) local_size: usize,
+    /// Host of rank 0.
+    host: String,
+    port: u16,
+    /// Whether only one GPU is visible to this process, which is then its first.
+    own_gpu: bool,
+}
+
+impl World {
+    /// Reads the environment of this process.
+    ///
+    /// # Errors
+    /// What is missing or wrong.
+    pub(crate) fn here() -> Result<Self, String> {
+        Self::of(|name| std::env::var_os(name))
+    }
+
+    /// Reads an environment.
+    fn of(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self, String> {
+        let text = |name: &str| {
+            let value = variable(name)?.into_string().ok()?;
+            Some(value).filter(|value| !value.is_empty())
+        };
+        let number = |name: &str| -> Result<usize, String> {
+            let value = text(name).ok_or_else(|| format!("{name} is not set"))?;
+            value.parse().map_err(|_| format!("{name} is {value}, expected a whole number"))
+        };
+        let (rank, size, local, here) = if text("RANK").is_some() {
+            ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        } else if text("SLURM_PROCID").is_some() {
+            ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+        } else {
+            return Err("neither RANK (set by torchrun) nor SLURM_PROCID (set by srun) is"
+                .to_owned()
+                + " in the environment; --ranks N starts the ranks of one machine by itself");
+        };
+        let (rank_name, rank, size) = (rank, number(rank)?, number(size)?);
+        if rank >= size {
+            return Err(format!("{rank_name} is {rank}, of {size} processes"));
+        }
+        let nodes = || text("SLURM_STEP_NODELIST").or_else(|| text("SLURM_JOB_NODELIST"));
+        let host = text("MASTER_ADDR").or_else(|| nodes().and_then(|list| first_host(&list)));
+        let host = match host {
+            Some(host) => host,
+            None if size == 1 => "localhost".to_owned(),
+            None => return Err("MASTER_ADDR, the host of rank 0, is not set".to_owned()),
+        };
+        let port = match text("MASTER_PORT") {
+            Some(port) => port.parse().map_err(|_| format!("MASTER_PORT is {port}"))?,
+            None => PORT,
+        };
+        // There torchrun itself listens.
+        let taken = text("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|says| says == "True");
+        let port = if taken { port.checked_add(1).unwrap_or(PORT) } else { port };
+        let visible = text("CUDA_VISIBLE_DEVICES");
+        let own_gpu = visible.is_some_and(|all| !all.contains(','));
+        let (local_rank, local_size) = (number(local).unwrap_or(0), number(here).unwrap_or(1));
+        Ok(Self { rank, size, local_rank, local_size, host, port, own_gpu })
+    }
+
+    /// Returns where rank 0 waits for the others.
+    pub(crate) fn listen(&self) -> String {
+        format!("0.0.0.0:{}", self.port)
+    }
+
+    /// Returns where the others find it.
+    pub(crate) fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// Returns which GPU this process takes, from GPU `first` on.
+    pub(crate) fn gpu(&self, first: usize) -> usize {
+        if self.own_gpu { first } else { first + self.local_rank }
+    }
+}
+
+/// Returns the first host of Slurm's list: `node003` of `node[003-010,12],other`.
+fn first_host(list: &str) -> Option<String> {
+    let Some((prefix, rest)) = list.split_once('[').filter(|(prefix, _)| !prefix.contains(','))
+    else {
+        return list.split(',').next().map(str::to_owned);
+    };
+    let (numbers, rest) = rest.split_once(']')?;
+    let first = numbers.split(['-', ',']).next()?;
+    let suffix = rest.split(',').next()?;
+    // A second list in brackets belongs to other hosts, too.
+    let suffix = if suffix.contains('[') { first_host(suffix)? } else { suffix.to_owned() };
+    Some(format!("{prefix}{first}{suffix}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn of(variables: &[(&str, &str)]) -> Result<World, String> {
+        World::of(|name| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.into())
+        })
+    }
+
+    #[test]
+    fn torchruns_processes_know_their_places() {
+        let own = [("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")];
+        let meet = [("LOCAL_WORLD_SIZE", "4"), ("MASTER_ADDR", "n0"), ("MASTER_PORT", "1234")];
+        let world = of(&[&own[..], &meet].concat()).unwrap();
+        assert_eq!((world.rank, world.size, world.local_rank, world.local_size), (5, 8, 1, 4));
+        assert_eq!((world.address(), world.listen()), ("n0:1234".into(), "0.0.0.0:1234".into()));
+        assert_eq!(world.gpu(0), 1);
+        let taken = [&own[..], &meet, &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
+        assert_eq!(of(&taken).unwrap().address(), "n0:1235");
+        let one = [&own[..], &meet, &[("CUDA_VISIBLE_DEVICES", "3")]].concat();
+        assert_eq!(of(&one).unwrap().gpu(0), 0);
+        let all = [&own[..], &meet, &[("CUDA_VISIBLE_DEVICES", "0,1,2,3")]].concat();
+        assert_eq!(of(&all).unwrap().gpu(2), 3);
+    }
+
+    #[test]
+    fn slurms_processes_find_the_first_node() {
+        let own = [("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2"), ("SLURM_LOCALID", "0")];
+        let world = of(&[&own[..], &[("SLURM_JOB_NODELIST", "gpu[07-09],cpu1")]].concat()).unwrap();
+        assert_eq!((world.rank, world.address()), (1, "gpu07:29500".into()));
+        let named = [&own[..], &[("SLURM_STEP_NODELIST", "b"), ("MASTER_ADDR", "c")]].concat();
+        assert_eq!(of(&named).unwrap().address(), "c:29500");
+        for (list, first) in [
+            ("n1", "n1"),
+            ("n1,n2", "n1"),
+            ("n[3,5-6]", "n3"),
+            ("a,n[3-4]", "a"),
+            ("n[003-004].example,m", "n003.example"),
+            ("rack[1-2]n[01-16]", "rack1n01"),
+        ] {
+            assert_eq!(first_host(list).as_deref(), Some(first));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        assert!(of(&[]).unwrap_err().contains("--ranks N"));
+        let wrong = |variables: &[(&str, &str)]| of(variables).unwrap_err();
+        assert!(wrong(&[("RANK", "0")]).contains("WORLD_SIZE is not set"));
+        assert!(wrong(&[("RANK", "0"), ("WORLD_SIZE", "two")]).contains("WORLD_SIZE is two"));
+        assert!(wrong(&[("RANK", "2"), ("WORLD_SIZE", "2")]).contains("RANK is 2, of 2"));
+        assert!(wrong(&[("RANK", "0"), ("WORLD_SIZE", "2")]).contains("MASTER_ADDR"));
+        let one = of(&[("RANK", "0"), ("WORLD_SIZE", "1")]).unwrap();
+        assert_eq!((one.size, one.address()), (1, "localhost:29500".into()));
+    }
+}
