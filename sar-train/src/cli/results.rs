@@ -14,7 +14,8 @@ pub struct SamplerArgs {
     /// Images at once; never changes them. Default: the run's (sample.batch), or 20.
     #[arg(long, value_name = "N")]
     pub batch: Option<usize>,
-    /// How guidance grows over the scales. Default: the run's (sample.ramp), or flexvar.
+    /// How guidance g grows over the scales, as t of logits `(1+t)·c − t·u`; where others write `u + s·(c − u)`, s is
+    /// 1 + t. Default: the run's (sample.ramp), or flexvar.
     #[arg(long)]
     pub ramp: Option<Ramp>,
     /// Grids to sample in; default: the generator's.

@@ -75,9 +75,10 @@ impl World {
         Ok(Self { rank, size, local_rank, local_size, host, port, own_gpu })
     }
 
-    /// Returns where rank 0 waits for the others.
+    /// Returns where rank 0 waits for the others: if all of them are on its machine, where no other machine comes.
     pub(crate) fn listen(&self) -> String {
-        format!("0.0.0.0:{}", self.port)
+        let alone = self.host == "localhost" || self.host.starts_with("127.");
+        format!("{}:{}", if alone { "127.0.0.1" } else { "0.0.0.0" }, self.port)
     }
 
     /// Returns where the others find it.
@@ -124,6 +125,9 @@ mod tests {
         assert_eq!((world.rank, world.size, world.local_rank, world.local_size), (5, 8, 1, 4));
         assert_eq!((world.address(), world.listen()), ("n0:1234".into(), "0.0.0.0:1234".into()));
         assert_eq!(world.gpu(0), 1);
+        let one_machine = [&own[..], &meet, &[("MASTER_ADDR", "localhost")]].concat();
+        let one_machine: Vec<_> = one_machine.into_iter().filter(|(_, v)| *v != "n0").collect();
+        assert_eq!(of(&one_machine).unwrap().listen(), "127.0.0.1:1234");
         let taken = [&own[..], &meet, &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
         assert_eq!(of(&taken).unwrap().address(), "n0:1235");
         let one = [&own[..], &meet, &[("CUDA_VISIBLE_DEVICES", "3")]].concat();

@@ -104,7 +104,9 @@ pub(crate) fn meeting(
             true => String::new(),
             false => format!(": each is `sar join HOST:{}{computing}`", at.port()),
         };
-        eprintln!("waiting for ranks 1 to {} at {at}{how}", ranks - 1);
+        let others =
+            if ranks == 2 { "rank 1".to_owned() } else { format!("ranks 1 to {}", ranks - 1) };
+        eprintln!("waiting for {others} at {at}{how}");
         if open_to_all && !at.ip().is_loopback() {
             eprintln!(
                 "note: whoever reaches {at} can take part and is sent the configuration and the weights; \
