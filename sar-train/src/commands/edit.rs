@@ -42,7 +42,7 @@ pub fn run<B: Compute>(backend: &B, args: &EditArgs, global: &GlobalArgs) -> any
     let edit = read(args, &schedule, &tokenizer, run.data.max_pixels)?;
     note_large(&edit, &schedule);
     let path = tokenizer_path(&generator, args.tokenizer.as_deref())?;
-    let (from, by) = ((&tokenizer, path.as_path()), (generator.ema, global.computed()));
+    let (from, by) = ((&tokenizer, path.as_path()), global.computed());
     let record = SampleRecord {
         edit: Some(EditRecord {
             image: as_text(&absolute(&args.image)),

@@ -29,7 +29,7 @@ pub fn run<B: Compute>(backend: &B, args: &SampleArgs, global: &GlobalArgs) -> a
         note_uneven(count, classes.len());
     }
     let path = tokenizer_path(&generator, args.tokenizer.as_deref())?;
-    let (from, by) = ((&tokenizer, path.as_path()), (generator.ema, global.computed()));
+    let (from, by) = ((&tokenizer, path.as_path()), global.computed());
     let earlier = args.place.resume.then(|| SampleFolder::array_of(&args.place.out)).flatten();
     let npz = args.npz.as_deref().map(absolute);
     let own = npz.is_some() && npz.as_deref().map(as_text) == earlier;

@@ -3,6 +3,7 @@
 use super::Config;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use strsim::levenshtein;
 use toml::{Table, Value};
 
 /// Why a configuration cannot be used.
@@ -179,7 +180,7 @@ fn hint(unknown: &str, key: &str, known: &[&str]) -> String {
 fn near(unknown: &str, known: &[&str]) -> Option<String> {
     let mut near: Vec<(usize, &str)> = known
         .iter()
-        .map(|&k| (distance(unknown, k), k))
+        .map(|&k| (levenshtein(unknown, k), k))
         .filter(|&(d, k)| {
             let close = d <= 1 + unknown.len().min(k.len()) / 3;
             close || k.contains(unknown) || (k.len() > 3 && unknown.contains(k))
@@ -207,29 +208,6 @@ fn elsewhere(key: &str) -> Option<String> {
 
 fn quoted<'a>(keys: impl Iterator<Item = &'a str>) -> String {
     keys.map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ")
-}
-
-/// Number of edits (insert, delete, replace) from `a` to `b`.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let above = row.get(j + 1).copied().unwrap_or(0);
-            let here = (diagonal + usize::from(x != *y)).min(above + 1).min(left + 1);
-            diagonal = above;
-            if let Some(cell) = row.get_mut(j) {
-                *cell = left;
-            }
-            left = here;
-        }
-        if let Some(cell) = row.last_mut() {
-            *cell = left;
-        }
-    }
-    row.last().copied().unwrap_or(0)
 }
 
 /// Returns the line (from 1) and `section.key` at a span of `text`.

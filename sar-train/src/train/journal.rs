@@ -59,6 +59,20 @@ impl Journal {
         Ok(())
     }
 
+    /// Has the last whole step saved before an error ends the run; returns the error to end with.
+    pub(super) fn rescue(
+        &mut self,
+        step: u64,
+        error: TrainError,
+        save: impl FnOnce(&mut Self) -> Result<(), TrainError>,
+    ) -> TrainError {
+        // If saving fails too, the first error says more.
+        if !self.is_saved(step) && save(self).is_err() {
+            return error;
+        }
+        TrainError::Stopped { step, source: Box::new(error) }
+    }
+
     /// Moves the progress to `step`, and warns where that was skipped: `broken` names what was not finite.
     pub(super) fn moved(&mut self, step: u64, broken: Option<&str>) {
         if let Some(broken) = broken {

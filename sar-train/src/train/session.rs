@@ -139,7 +139,9 @@ impl<B: Backend> Session<'_, B> {
             }
             match self.step(trainer, batches, &mut journal, &mut course) {
                 Err(error) if error.leaves_the_model() => {
-                    return Err(self.rescue(trainer, &mut journal, &mut course, error));
+                    let step = trainer.step_number();
+                    let save = |journal: &mut Journal| self.save(trainer, journal, &mut course);
+                    return Err(journal.rescue(step, error, save));
                 }
                 made => made?,
             }
@@ -248,22 +250,6 @@ impl<B: Backend> Session<'_, B> {
         // After the step is saved: a picture is not worth losing one.
         self.paint_due(trainer, journal)?;
         if asked { Err(Interrupted { step }.into()) } else { Ok(()) }
-    }
-
-    /// Saves the last whole step before an error ends the run; returns the error to end with.
-    fn rescue(
-        &self,
-        trainer: &Trainer<'_, B>,
-        journal: &mut Journal,
-        course: &mut Course,
-        error: TrainError,
-    ) -> TrainError {
-        let step = trainer.step_number();
-        // If saving fails too, the first error says more.
-        if !journal.is_saved(step) && self.save(trainer, journal, course).is_err() {
-            return error;
-        }
-        TrainError::Stopped { step, source: Box::new(error) }
     }
 
     fn log_step(

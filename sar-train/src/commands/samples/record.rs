@@ -78,7 +78,7 @@ impl SampleRecord {
         schedule: &ScaleSchedule,
         settings: &SampleConfig,
         classes: &[u32],
-        (ema, computed): (bool, String),
+        computed: String,
     ) -> Self {
         let turns = classes.iter().copied().cycle();
         Self {
@@ -88,7 +88,7 @@ impl SampleRecord {
             tokenizer: as_text(&absolute(tokenizer.1)),
             tokenizer_sha256: sha256_of(&tokenizer.0.weights),
             step: generator.step,
-            ema,
+            ema: generator.ema,
             computed,
             schedule: schedule.to_string(),
             settings: settings.clone(),

@@ -77,7 +77,8 @@ impl TokenizerSession<'_> {
         while trainer.steps() < steps {
             match self.step(trainer, loader, held_out.as_deref_mut(), &mut journal) {
                 Err(error) if error.leaves_the_model() => {
-                    return Err(rescue(trainer, &mut journal, error));
+                    let step = trainer.steps();
+                    return Err(journal.rescue(step, error, |journal| save(trainer, journal)));
                 }
                 made => made?,
             }
@@ -209,20 +210,6 @@ fn log_step(step: u64, record: &Record, journal: &mut Journal) -> Result<(), Tra
     board.scalar("tokenizer/revived_codes", step, record.revived as f64)?;
     progress.update(step, &format!("mse {:.4} at {}", record.loss, record.grid));
     Ok(())
-}
-
-/// Saves the last whole step before an error ends the run.
-fn rescue<B: Backend<Host = f32>>(
-    trainer: &TokenizerTrainer<'_, B>,
-    journal: &mut Journal,
-    error: TrainError,
-) -> TrainError {
-    let step = trainer.steps();
-    // If saving fails too, the first error says more.
-    if !journal.is_saved(step) && save(trainer, journal).is_err() {
-        return error;
-    }
-    TrainError::Stopped { step, source: Box::new(error) }
 }
 
 fn save<B: Backend<Host = f32>>(
