@@ -51,7 +51,9 @@ pub struct Cli {
 impl Cli {
     /// Returns the number of threads of this process: of all cores its share, where other ranks are on this machine.
     pub fn threads(&self) -> usize {
-        self.global.threads_of_each(self.ranks().map_or(1, RanksArgs::here))
+        // A launcher's ranks have been given theirs.
+        let ranks = self.ranks().filter(|args| args.here.is_none());
+        self.global.threads_of_each(ranks.map_or(1, RanksArgs::here))
     }
 
     /// Returns the flags of ranks, if the command has them.
@@ -89,14 +91,16 @@ impl Cli {
             return Ok(self);
         }
         let world = World::here().map_err(|wrong| format!("--ranks-from-env: {wrong}"))?;
-        self.global.threads = self.global.threads_of_each(world.local_size);
+        self.global.threads = self.global.threads_of_each(world.sharing);
         if self.global.backend == BackendName::Cuda {
             self.global.device = world.gpu(self.global.device);
         }
         if world.rank > 0 {
-            self.command = Command::Join(JoinArgs { address: world.address(), at_once: false });
+            let (address, run) = (world.address(), Some(world.run));
+            self.command = Command::Join(JoinArgs { address, at_once: false, run });
         } else if let Some(args) = self.ranks_mut().filter(|_| world.size > 1) {
             (args.ranks, args.listen) = (world.size, Some(world.listen()));
+            (args.run, args.here) = (Some(world.run), Some(world.local_size));
         }
         Ok(self)
     }
@@ -225,7 +229,7 @@ pub enum Command {
         after_help = "Example: sar refine --init-from runs/base --preset release --set train.lr=1e-4 --out runs/sar"
     )]
     Refine(RefineArgs),
-    /// Take part as a rank in a run that waits for ranks: `sar train` or `sar refine` with --ranks and --listen.
+    /// Take part as a rank in a run that waits for ranks: `sar train`, `sar refine` or `sar tokenizer train` with --ranks and --listen.
     #[command(
         after_help = "Example: sar join node0:29500 --backend cuda --device 1\nIt ends with the run, and takes all that \
         it needs from there but images and latents, which must be in the same place."

@@ -241,7 +241,7 @@ pub(super) fn extreme_logits(n: &mut Numbers, rows: usize, vocab: usize) -> Vec<
 /// Vocabularies whose last codes are beyond what a register, a warp or a block takes at a time.
 pub(super) const TAILS: [usize; 3] = [33, 257, 521];
 
-/// A power of two, so that it scales numbers exactly: weights are as small where steps are large.
+/// A factor that makes weights as small as those of large steps. As a power of two it scales numbers exactly.
 pub(super) const SMALL: f64 = 1.0 / (1 << 24) as f64;
 
 /// Dimensions of two samples of one token.
@@ -386,7 +386,7 @@ fn too_few_targets<B: LossOps>(backend: &B, mut dims: LossDims) -> Result<(), B:
     backend.cross_entropy(&dims, &backend.activation(64)?, &backend.ids(64)?, &mut loss)
 }
 
-/// All bits of two mid-size runs: 3 samples × 150 tokens and a vocabulary of 528, a sixteenth of which is beyond full
+/// All bits of two mid-size runs: 3 samples × 150 tokens and a vocabulary of 528, of which 16 codes are beyond full
 /// warps; 10 samples of many scales.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Commands that create or continue a run of a generator.
+//! Commands that create or continue a run.
 
 use super::GlobalArgs;
 use crate::checkpoint::any_in;
@@ -250,12 +250,22 @@ pub struct RanksArgs {
     /// and the like). Each takes the GPU of its place on its machine.
     #[arg(long, conflicts_with_all = ["ranks", "listen"])]
     pub ranks_from_env: bool,
+    /// The name that a launcher has given to all ranks of the run.
+    #[arg(skip)]
+    pub run: Option<String>,
+    /// Number of ranks that a launcher has started on this machine.
+    #[arg(skip)]
+    pub here: Option<usize>,
 }
 
 impl RanksArgs {
     /// Returns the number of ranks on this machine, as far as this process knows.
     pub(crate) fn here(&self) -> usize {
-        if self.listen.is_some() { 1 } else { self.ranks }
+        match (self.here, &self.listen) {
+            (Some(here), _) => here,
+            (None, Some(_)) => 1,
+            (None, None) => self.ranks,
+        }
     }
 
     /// Returns what computes the run: a run goes on bit for bit with the same.
@@ -307,6 +317,9 @@ pub struct JoinArgs {
     /// Do not wait for rank 0 to come: it has started this process.
     #[arg(long, hide = true)]
     pub at_once: bool,
+    /// The name that a launcher has given to all ranks of the run.
+    #[arg(skip)]
+    pub run: Option<String>,
 }
 
 /// `sar train`.

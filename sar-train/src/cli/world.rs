@@ -2,8 +2,10 @@
 
 use std::ffi::OsString;
 
-/// Port of rank 0 where the environment names none.
+/// Port of rank 0 where the environment names none, and how many after it are taken by the number of a job, so that two
+/// jobs on a machine do not meet.
 const PORT: u16 = 29500;
+const PORTS: u64 = 1000;
 
 /// A process among several that were started with the same command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +18,10 @@ pub(crate) struct World {
     pub(crate) local_rank: usize,
     /// Number of processes on this machine, as far as the environment says.
     pub(crate) local_size: usize,
+    /// Number of processes among which this one's cores are shared. Slurm gives each task its own.
+    pub(crate) sharing: usize,
+    /// Name of the run, by which ranks of others are told apart.
+    pub(crate) run: String,
     /// Host of rank 0.
     host: String,
     port: u16,
@@ -42,10 +48,16 @@ impl World {
             let value = text(name).ok_or_else(|| format!("{name} is not set"))?;
             value.parse().map_err(|_| format!("{name} is {value}, expected a whole number"))
         };
-        let (rank, size, local, here) = if text("RANK").is_some() {
-            ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        let (rank, size, local, here, job) = if text("RANK").is_some() {
+            ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
         } else if text("SLURM_PROCID").is_some() {
-            ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+            (
+                "SLURM_PROCID",
+                "SLURM_NTASKS",
+                "SLURM_LOCALID",
+                "SLURM_NTASKS_PER_NODE",
+                "SLURM_JOB_ID",
+            )
         } else {
             return Err("neither RANK (set by torchrun) nor SLURM_PROCID (set by srun) is"
                 .to_owned()
@@ -64,7 +76,10 @@ impl World {
         };
         let port = match text("MASTER_PORT") {
             Some(port) => port.parse().map_err(|_| format!("MASTER_PORT is {port}"))?,
-            None => PORT,
+            None => {
+                let job = text(job).and_then(|job| job.parse::<u64>().ok()).unwrap_or(0);
+                PORT + (job % PORTS) as u16
+            }
         };
         // There torchrun itself listens.
         let taken = text("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|says| says == "True");
@@ -72,13 +87,20 @@ impl World {
         let visible = text("CUDA_VISIBLE_DEVICES");
         let own_gpu = visible.is_some_and(|all| !all.contains(','));
         let (local_rank, local_size) = (number(local).unwrap_or(0), number(here).unwrap_or(1));
-        Ok(Self { rank, size, local_rank, local_size, host, port, own_gpu })
+        let sharing = if rank_name == "RANK" { local_size } else { 1 };
+        let step = text("SLURM_STEP_ID").unwrap_or_default();
+        let run = format!("{} {step} {size}", text(job).unwrap_or_default());
+        Ok(Self { rank, size, local_rank, local_size, sharing, run, host, port, own_gpu })
     }
 
     /// Returns where rank 0 waits for the others: if all of them are on its machine, where no other machine comes.
     pub(crate) fn listen(&self) -> String {
-        let alone = self.host == "localhost" || self.host.starts_with("127.");
-        format!("{}:{}", if alone { "127.0.0.1" } else { "0.0.0.0" }, self.port)
+        let here = match self.host.as_str() {
+            "localhost" => "127.0.0.1",
+            host if host.starts_with("127.") => host,
+            _ => "0.0.0.0",
+        };
+        format!("{here}:{}", self.port)
     }
 
     /// Returns where the others find it.
@@ -141,6 +163,12 @@ mod tests {
         let own = [("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2"), ("SLURM_LOCALID", "0")];
         let world = of(&[&own[..], &[("SLURM_JOB_NODELIST", "gpu[07-09],cpu1")]].concat()).unwrap();
         assert_eq!((world.rank, world.address()), (1, "gpu07:29500".into()));
+        // Another job's ranks meet elsewhere, and are told apart where they do not.
+        let job = [&own[..], &[("SLURM_JOB_NODELIST", "n"), ("SLURM_JOB_ID", "70012")]].concat();
+        let job = of(&job).unwrap();
+        assert_eq!(job.address(), "n:29512");
+        assert_ne!(job.run, world.run);
+        assert_eq!((world.local_size, world.sharing), (1, 1));
         let named = [&own[..], &[("SLURM_STEP_NODELIST", "b"), ("MASTER_ADDR", "c")]].concat();
         assert_eq!(of(&named).unwrap().address(), "c:29500");
         for (list, first) in [

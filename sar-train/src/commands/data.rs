@@ -62,7 +62,7 @@ pub fn run(args: &DataArgs, global: &GlobalArgs) -> anyhow::Result<()> {
         let within =
             class.map_or(String::new(), |(class, _)| classes_within(&report.source, class));
         println!(
-            "only one class: {within}if that is meant, train with --set data.allow_one_class=true"
+            "only one class: {within}if one class is meant, train with --set data.allow_one_class=true"
         );
     }
     let accepted = args.skip_bad_images && report.total > 0;

@@ -112,11 +112,16 @@ impl<B: Compute> Measured<B> {
         Ok(measured)
     }
 
+    /// Whether any of the values of guidance doubles the batch.
+    fn guided(&self) -> bool {
+        self.config.eval.guidance.iter().any(|&guidance| guidance != 0.0)
+    }
+
     /// Whether the samples can be drawn in this memory.
     fn fits_in_memory(&self, global: &GlobalArgs) -> anyhow::Result<()> {
         let sample = &self.config.sample;
-        // Other values of guidance are swept, and most of them double the batch.
-        let drawn = SampleConfig { guidance: 1.0, schedule: Some(self.schedule), ..sample.clone() };
+        let guidance = if self.guided() { 1.0 } else { 0.0 };
+        let drawn = SampleConfig { guidance, schedule: Some(self.schedule), ..sample.clone() };
         drawing_fits(&self.generator.section, self.tokenizer.tokenizer.config(), &drawn, global)
     }
 

@@ -16,6 +16,7 @@ use crate::backend::Compute;
 use crate::cli::{GlobalArgs, RanksArgs, RunArgs};
 use crate::config::Config;
 use crate::data::Data;
+use crate::ranks::Meeting;
 use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
 use crate::trained::{TrainedGenerator, TrainedTokenizer};
 
@@ -49,20 +50,22 @@ pub(super) struct Order<'a> {
     pub(super) task: Task,
     pub(super) run: &'a RunArgs,
     pub(super) ranks: &'a RanksArgs,
+    /// Where other ranks come from elsewhere, if they do.
+    pub(super) listening: Option<Meeting>,
     pub(super) global: &'a GlobalArgs,
 }
 
 impl Order<'_> {
     /// Begins a run of `config`, in a new folder, with new weights or those of `from`.
     pub(super) fn begin<B: Compute>(
-        &self,
+        mut self,
         backend: &B,
         mut config: Config,
         (tokenizer, data): (&TrainedTokenizer<B>, &Data),
         from: Option<TrainedGenerator>,
     ) -> anyhow::Result<()> {
         anyhow::ensure!(
-            !self.run.sets("train", "lr") || !self.run.sets("train", "base_lr"),
+            config.train.lr.is_none() || !self.run.sets("train", "base_lr"),
             "--set train.base_lr would change nothing beside train.lr, which is the rate itself; leave one of them out"
         );
         match &from {
@@ -87,7 +90,7 @@ impl Order<'_> {
         let latents = latents::of_run(backend, &config, data, tokenizer)?;
         // Before other processes are started, which are to end with this one.
         let interrupt = Interrupt::listen()?;
-        let meeting = ranks::meeting(self.ranks, steps, self.global)?;
+        let meeting = ranks::meeting(self.listening.take(), self.ranks, steps, self.global)?;
         let folder = RunFolder::create(&self.run.out, &config)?;
         let origin = from.as_ref().map(TrainedGenerator::origin).transpose()?;
         let start = from.map_or(Start::New, |from| Start::From(from.weights));
@@ -144,7 +147,7 @@ impl Order<'_> {
     /// Goes on with the run in --out. `free` are the keys that may change; `rest` applies the command's own flags, which
     /// --requeue may have.
     pub(super) fn go_on<B: Compute>(
-        &self,
+        mut self,
         backend: &B,
         free: &[&str],
         rest: impl FnOnce(&mut Config, &Config),
@@ -161,7 +164,7 @@ impl Order<'_> {
         let latents = latents::of_run(backend, &config, &data, &tokenizer)?;
         longer(&folder, "train.steps", config.train.steps, had.train.steps)?;
         let interrupt = Interrupt::listen()?;
-        let meeting = ranks::meeting(self.ranks, steps, self.global)?;
+        let meeting = ranks::meeting(self.listening.take(), self.ranks, steps, self.global)?;
         if config != had {
             // Only once nothing stands in the way of the run.
             folder.reconfigure(&config)?;

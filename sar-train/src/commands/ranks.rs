@@ -80,47 +80,69 @@ impl Steps {
     }
 }
 
-/// Opens the meeting of a run's ranks, if it has several, and starts the others unless they come from elsewhere.
+/// Opens the meeting of a run whose ranks a launcher has started, before all else: the others wait already, and are told if
+/// the run does not begin.
 ///
 /// # Errors
-/// An address that cannot be listened on; a secret that is not text; a process that cannot be started.
+/// An address that cannot be listened on; a secret that is not text.
+pub(crate) fn listening(args: &RanksArgs, global: &GlobalArgs) -> anyhow::Result<Option<Meeting>> {
+    if args.ranks_from_env { opened(args, global) } else { Ok(None) }
+}
+
+/// Opens the meeting of a run whose other ranks come from elsewhere, if they do.
+fn opened(args: &RanksArgs, global: &GlobalArgs) -> anyhow::Result<Option<Meeting>> {
+    let Some(address) = args.listen.as_ref().filter(|_| args.ranks > 1) else { return Ok(None) };
+    let secret = secret(args.run.as_deref())?;
+    let open_to_all = secret.is_none();
+    let mut meeting = Meeting::open(address, args.ranks, &global.computed(), secret)?;
+    let at = meeting.address();
+    let computing = crate::cli::computing(&GlobalArgs { device: 0, ..global.clone() });
+    let how = match args.ranks_from_env {
+        true => String::new(),
+        false => format!(": each is `sar join HOST:{}{computing}`", at.port()),
+    };
+    let others = match args.ranks {
+        2 => "rank 1".to_owned(),
+        ranks => format!("ranks 1 to {}", ranks - 1),
+    };
+    eprintln!("waiting for {others} at {at}{how}");
+    if open_to_all && !at.ip().is_loopback() {
+        eprintln!(
+            "note: whoever reaches {at} can take part and is sent the configuration and the weights; \
+             {SECRET} keeps out those who do not know it"
+        );
+    }
+    if args.ranks_from_env {
+        meeting.expect_all();
+    }
+    Ok(Some(meeting))
+}
+
+/// Returns the meeting of a run's ranks, if it has several: the one that listens already, one that is opened now, or one with
+/// processes that are started on this machine.
+///
+/// # Errors
+/// As of [`listening`]; a process cannot be started.
 pub(crate) fn meeting(
+    listening: Option<Meeting>,
     args: &RanksArgs,
     steps: Steps,
     global: &GlobalArgs,
 ) -> anyhow::Result<Option<Meeting>> {
     let ranks = args.ranks;
-    if ranks < 2 {
-        return Ok(None);
+    if listening.is_some() || ranks < 2 {
+        return Ok(listening);
     }
-    let computed = global.computed();
-    if let Some(address) = &args.listen {
-        let secret = secret()?;
-        let open_to_all = secret.is_none();
-        let meeting = Meeting::open(address, ranks, &computed, secret)?;
-        let at = meeting.address();
-        let computing = crate::cli::computing(&GlobalArgs { device: 0, ..global.clone() });
-        let how = match args.ranks_from_env {
-            true => String::new(),
-            false => format!(": each is `sar join HOST:{}{computing}`", at.port()),
-        };
-        let others =
-            if ranks == 2 { "rank 1".to_owned() } else { format!("ranks 1 to {}", ranks - 1) };
-        eprintln!("waiting for {others} at {at}{how}");
-        if open_to_all && !at.ip().is_loopback() {
-            eprintln!(
-                "note: whoever reaches {at} can take part and is sent the configuration and the weights; \
-                 {SECRET} keeps out those who do not know it"
-            );
-        }
-        return Ok(Some(meeting));
+    if args.listen.is_some() {
+        return opened(args, global);
     }
     if !global.quiet {
         eprintln!("{ranks} ranks share the {} micro-batches of a step", steps.accumulate);
     }
     // Keeps other users of the machine out.
     let secret = format!("{:016x}", RandomState::new().build_hasher().finish());
-    let mut meeting = Meeting::open("127.0.0.1:0", ranks, &computed, Some(secret.clone()))?;
+    let (address, computed) = ("127.0.0.1:0", global.computed());
+    let mut meeting = Meeting::open(address, ranks, &computed, Some(secret.clone()))?;
     for rank in 1..ranks {
         let process = started(&meeting.address().to_string(), &secret, rank, ranks, global);
         meeting.watch(process.map_err(|source| RanksError::Start { source })?);
@@ -128,11 +150,13 @@ pub(crate) fn meeting(
     Ok(Some(meeting))
 }
 
-/// Returns the secret of the environment, if there is one.
-fn secret() -> anyhow::Result<Option<String>> {
+/// Returns the secret of the environment, if there is one. The name that a launcher has given to all ranks of a `run`
+/// belongs to it, so that those of another run are not taken in.
+fn secret(run: Option<&str>) -> anyhow::Result<Option<String>> {
+    let of_run = |secret: String| run.map_or(secret.clone(), |run| format!("{run} {secret}"));
     match std::env::var(SECRET) {
-        Ok(secret) => Ok(Some(secret)),
-        Err(VarError::NotPresent) => Ok(None),
+        Ok(secret) => Ok(Some(of_run(secret))),
+        Err(VarError::NotPresent) => Ok(run.map(|_| of_run(String::new()))),
         Err(error) => Err(anyhow::Error::from(error).context(format!("{SECRET} is not text"))),
     }
 }
@@ -186,7 +210,8 @@ fn joined(
     global: &GlobalArgs,
     interrupt: &Interrupt,
 ) -> anyhow::Result<Option<Member>> {
-    let (address, computing, secret) = (&args.address, global.computed(), secret()?);
+    let (address, computing, secret) =
+        (&args.address, global.computed(), secret(args.run.as_deref())?);
     // Rank 0 listens before it starts others.
     let patience = if args.at_once { Duration::ZERO } else { PATIENCE };
     let (start, mut told) = (Instant::now(), global.quiet);

@@ -3,6 +3,7 @@
 use super::classes::{adopt_classes, name_classes};
 use super::launch::{Order, Task};
 use super::models::{open_generator, open_tokenizer, tokenizer_of};
+use super::ranks::listening;
 use super::starting::{
     adopt, compare_held_out, compare_with_tokenizer, inherit, note_other_settings, note_rate,
     note_replaced,
@@ -48,7 +49,8 @@ const TRAINED_ALREADY: &str = "the tokenizer is used as it was trained";
 /// A configuration, data or a checkpoint cannot be used; see [`TrainError`](crate::train::TrainError).
 pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     check_train(args, global).map_err(anyhow::Error::msg)?;
-    let order = Order { task: Task::Train, run: &args.run, ranks: &args.ranks, global };
+    let (ranks, listening) = (&args.ranks, listening(&args.ranks, global)?);
+    let order = Order { task: Task::Train, run: &args.run, ranks, listening, global };
     if args.run.goes_on()? {
         return order.go_on(backend, &FREE, |config, had| {
             // The run keeps its own tokenizer, whatever shape a file gives for a new one.
@@ -111,7 +113,8 @@ pub fn refine<B: Compute>(
         // presets come first.
         run.set.push(format!("sar.preset={}", preset.get_name()));
     }
-    let order = Order { task: Task::Refine, run: &run, ranks: &args.ranks, global };
+    let (ranks, listening) = (&args.ranks, listening(&args.ranks, global)?);
+    let order = Order { task: Task::Refine, run: &run, ranks, listening, global };
     if args.run.goes_on()? {
         let refined = RunFolder::open_for_resume(&args.run.out)?.1.train.mode;
         anyhow::ensure!(

@@ -14,7 +14,7 @@ mod contents;
 mod parts;
 
 use super::folder::{self, is_image};
-use super::list::MOST_UNTOLD;
+use super::list::MOST_CLASSES_BY_DEFAULT;
 use super::{DataError, ImageFile, Listing};
 use contents::{Contents, Member};
 use parts::{Part, Split};
@@ -299,7 +299,7 @@ fn by_number(root: &Path, split: Split, num_classes: Option<usize>) -> Result<Li
     let labelled = |images: Vec<Candidate>, classes: usize| {
         images.into_iter().map(|image| numbered(image, classes)).collect::<Result<Vec<_>, _>>()
     };
-    let train = labelled(split.train, num_classes.unwrap_or(MOST_UNTOLD))?;
+    let train = labelled(split.train, num_classes.unwrap_or(MOST_CLASSES_BY_DEFAULT))?;
     let highest = train.iter().map(|&(_, label)| label as usize).max().unwrap_or(0);
     let classes = num_classes.unwrap_or(highest + 1);
     Ok(Listing {

@@ -87,7 +87,7 @@ pub enum DataError {
     /// Only one class where a class-conditional model needs two.
     #[error(
         "{}: only one class ({class:?}){}; expected at least two; {}\
-         if that is meant, train with --set data.allow_one_class=true", path.display(), without(*bad), within
+         if one class is meant, train with --set data.allow_one_class=true", path.display(), without(*bad), within
     )]
     OneClass {
         /// The source.

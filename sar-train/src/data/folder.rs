@@ -95,14 +95,23 @@ fn listing(
 
 /// Advice where the only class of a folder holds several folders, which may be the classes; empty otherwise.
 pub(crate) fn classes_within(root: &Path, class: &str) -> String {
-    let inner = root.join(class);
-    let folders = entries(&inner).map(|(folders, _)| folders).unwrap_or_default();
+    let within =
+        |folder: &Path| entries(folder).map_or_else(|_| Vec::new(), |(folders, _)| folders);
+    let mut inner = root.join(class);
+    if let Some(train) = within(root).into_iter().find(|folder| is_training(folder)) {
+        // The class is one of its folders, where it has any.
+        inner = Some(train.join(class)).filter(|inner| inner.is_dir()).unwrap_or(inner);
+    }
+    let folders = within(&inner);
     if folders.len() < 2 {
         return String::new();
     }
     let names: Vec<String> = folders.iter().map(|folder| name(folder)).collect();
     let names = some_of(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    format!("it holds the folders {names}: if these are the classes, name {}; ", inner.display())
+    format!(
+        "it holds the folders {names}, which may be the classes: then name {}; ",
+        inner.display()
+    )
 }
 
 /// Contents of one folder.

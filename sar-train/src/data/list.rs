@@ -9,14 +9,14 @@ use std::path::Path;
 
 /// Limit of labels if the number of classes is not given; a higher one is taken for a mistake in
 /// the file.
-pub(super) const MOST_UNTOLD: usize = 1 << 20;
+pub(super) const MOST_CLASSES_BY_DEFAULT: usize = 1 << 20;
 
 /// Names of a list of validation images.
 const VALIDATION: [&str; 3] = ["val.txt", "valid.txt", "validation.txt"];
 
 /// Reads a list file; labels must lie below `num_classes` if given.
 pub(super) fn list(path: &Path, num_classes: Option<usize>) -> Result<Listing, DataError> {
-    let train = read(path, num_classes.unwrap_or(MOST_UNTOLD))?;
+    let train = read(path, num_classes.unwrap_or(MOST_CLASSES_BY_DEFAULT))?;
     let highest = train.iter().map(|&(_, label)| label as usize).max().unwrap_or(0);
     let classes = num_classes.unwrap_or(highest + 1);
     let paired = path.file_name().is_some_and(|n| n == "train.txt");

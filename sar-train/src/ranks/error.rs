@@ -17,7 +17,7 @@ pub enum RanksError {
         source: io::Error,
     },
     /// Nobody answers where rank 0 should be.
-    #[error("ranks: nobody answers at {address}; is `sar train --ranks N --listen` running there?")]
+    #[error("ranks: nobody answers at {address}; is a run with --ranks N --listen waiting there?")]
     NobodyThere {
         /// The address.
         address: String,

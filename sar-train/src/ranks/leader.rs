@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_secs(1);
 /// A rank that says nothing for so long after rank 0 has done its own share is told of.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How long a rank is waited for once the user asks to stop: then it is taken for lost, and the run is saved as it was
+/// How long a rank is waited for, at least, once the user asks to stop: then it is taken for lost, and the run is saved as it was
 /// after its last step. Batch systems leave a process some 30 seconds for that.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a rank has to take the message that the run has ended.
@@ -31,6 +31,8 @@ pub struct Leader {
     /// What follows the gradients of a rank.
     numbers: Vec<f32>,
     interrupt: Interrupt,
+    /// When the step began.
+    begun: Instant,
     /// Is told of ranks that say nothing.
     tell: Box<dyn FnMut(&str) + Send>,
     _processes: Processes,
@@ -49,6 +51,7 @@ impl Leader {
             values: vec![0.0; parameters],
             numbers: Vec::new(),
             interrupt,
+            begun: Instant::now(),
             tell,
             _processes: processes,
         }
@@ -62,6 +65,7 @@ impl<B: Buffers<Host = f32>, F: Found> OtherRanks<B, F> for Leader {
 
     fn begin(&mut self, backend: &B, step: u64, params: &B::Params) -> Result<(), TrainError> {
         backend.download_params(params, 0, &mut self.values).map_err(TrainError::backend)?;
+        self.begun = Instant::now();
         let (values, wires) = (&self.values, &mut self.wires);
         let send = |wire: &mut Wire| {
             wire.send(&FromLeader::Step(step))?;
@@ -83,8 +87,10 @@ impl<B: Buffers<Host = f32>, F: Found> OtherRanks<B, F> for Leader {
     ) -> Result<Vec<F>, TrainError> {
         backend.download_accum(gradients, 0, &mut self.values).map_err(TrainError::backend)?;
         let mut all = Vec::with_capacity(self.wires.len());
+        // Another rank may have twice as many micro-batches.
+        let patience = PATIENCE.max(2 * self.begun.elapsed());
         for wire in &mut self.wires {
-            wait(wire, &self.interrupt, &mut self.tell)?;
+            wait(wire, patience, &self.interrupt, &mut self.tell)?;
             let (text, numbers) = match wire.receive()? {
                 FromMember::Gradients { found, numbers, stop } => {
                     if stop {
@@ -108,15 +114,20 @@ impl<B: Buffers<Host = f32>, F: Found> OtherRanks<B, F> for Leader {
     }
 }
 
-/// Waits for a rank to say something; for as long as it takes, unless the user asks to stop.
-fn wait(wire: &Wire, interrupt: &Interrupt, tell: &mut dyn FnMut(&str)) -> Result<(), RanksError> {
+/// Waits for a rank to say something; for as long as it takes, or for `patience` once the user asks to stop.
+fn wait(
+    wire: &Wire,
+    patience: Duration,
+    interrupt: &Interrupt,
+    tell: &mut dyn FnMut(&str),
+) -> Result<(), RanksError> {
     let (start, mut asked) = (Instant::now(), None);
     let mut told = SILENCE;
     while !wire.hears_within(LOOK)? {
-        if interrupt.is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
+        if interrupt.is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > patience {
             return Err(RanksError::Silent {
                 peer: wire.peer.clone(),
-                seconds: PATIENCE.as_secs(),
+                seconds: patience.as_secs(),
             });
         }
         if start.elapsed() >= told {

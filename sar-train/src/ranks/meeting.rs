@@ -24,6 +24,8 @@ const GREETING: Duration = Duration::from_secs(10);
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// Ranks that a run has nothing left to do for are waited for so long.
 const LATECOMERS: Duration = Duration::from_secs(30);
+/// Ranks that a run does not begin for are waited for so long: they knock again and again.
+const PARTING: Duration = Duration::from_secs(3);
 /// Times in a row that taking in a connection may fail, as where the system has no more files for now.
 const MOST_FAILURES: u32 = 200;
 /// Processes that were started here have this long to end after the run has.
@@ -32,7 +34,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The place where rank 0 waits for the others.
 pub struct Meeting {
     // Closed before processes are waited for, so that they notice.
-    listener: TcpListener,
+    door: Door,
     address: SocketAddr,
     ranks: usize,
     expected: Hello,
@@ -60,7 +62,14 @@ impl Meeting {
         let (listener, address) =
             open().map_err(|source| RanksError::Listen { address: address.to_owned(), source })?;
         let expected = Hello::new(computing, secret);
-        Ok(Self { listener, address, ranks, expected, processes: Processes::default() })
+        let door = Door { listener, expected: 0 };
+        Ok(Self { door, address, ranks, expected, processes: Processes::default() })
+    }
+
+    /// Says that all ranks come to this address by themselves, so that those who come to a run that does not begin are to
+    /// be told.
+    pub fn expect_all(&mut self) {
+        self.door.expected = self.ranks - 1;
     }
 
     /// Returns the address, with the port that the system chose if the meeting was opened at port 0.
@@ -78,29 +87,14 @@ impl Meeting {
         self.processes.all.push(process);
     }
 
-    /// Tells ranks that come from elsewhere that the run has nothing left to do, so that they do not wait for it: until all
-    /// have come, for half a minute at most, or until the user stops it.
-    pub fn turn_away(self, interrupt: &Interrupt) {
-        let (start, mut told) = (Instant::now(), self.processes.all.len());
-        let over = || start.elapsed() > LATECOMERS || interrupt.is_asked();
-        while told + 1 < self.ranks && !over() {
-            let Ok((stream, from)) = self.listener.accept() else {
-                std::thread::sleep(LOOK);
-                continue;
-            };
-            let Ok(mut wire) = Wire::new(stream, from.to_string()) else { continue };
-            let came = Instant::now();
-            let give_up = || came.elapsed() > ON_ITS_WAY || over();
-            if let Ok(FromMember::Hello(_)) = wire.receive_unless(LONGEST_GREETING, give_up) {
-                let _ = wire.send(&FromLeader::Done);
-                wire.finish(ON_ITS_WAY);
-                told += 1;
-            }
-        }
+    /// Tells those of the expected ranks that come within half a minute that the run has nothing left to do, unless the user
+    /// stops it.
+    pub fn turn_away(mut self, interrupt: &Interrupt) {
+        self.door.answer(&FromLeader::Done, LATECOMERS, || interrupt.is_asked());
     }
 
     /// Waits until all ranks are ready; `None` if the user stops it. `tokenizer` are the tokenizer's weights, and
-    /// `parameters` is the number of the generator's; `tell` is told who comes and goes, and
+    /// `parameters` is the number of what is trained; `tell` is told who comes and goes, and
     /// later who says nothing.
     ///
     /// # Errors
@@ -113,7 +107,7 @@ impl Meeting {
         interrupt: &Interrupt,
         mut tell: impl FnMut(&str) + Send + 'static,
     ) -> Result<Option<Leader>, RanksError> {
-        let Self { listener, address, ranks, expected, mut processes } = self;
+        let Self { mut door, address, ranks, expected, mut processes } = self;
         let over = AtomicBool::new(false);
         let reception = Reception { expected: &expected, job, tokenizer, over: &over };
         let (arrived, arrivals) = channel();
@@ -121,7 +115,7 @@ impl Meeting {
         let gathered = std::thread::scope(|scope| {
             let mut failures = 0;
             let gathered = loop {
-                match listener.accept() {
+                match door.listener.accept() {
                     Ok((stream, from)) => {
                         failures = 0;
                         let (arrived, reception) = (arrived.clone(), &reception);
@@ -148,6 +142,9 @@ impl Meeting {
             gathered
         });
         let all_there = matches!(gathered, Ok(true));
+        if all_there {
+            door.expected = 0;
+        }
         // Nobody else is needed; or nobody at all, where the run does not begin.
         dismiss(wires.drain(if all_there { ranks - 1 } else { 0 }..));
         dismiss(arrivals.try_iter().filter_map(Arrival::ready));
@@ -160,6 +157,42 @@ impl Meeting {
         }
         processes.take_part = true;
         Ok(Some(Leader::new(wires, parameters, processes, interrupt.clone(), Box::new(tell))))
+    }
+}
+
+/// Where ranks knock.
+struct Door {
+    listener: TcpListener,
+    /// Number of ranks that come and are to be told something.
+    expected: usize,
+}
+
+impl Door {
+    /// Says the same to all ranks that are still expected, for as long as `time` unless `stop` says so.
+    fn answer(&mut self, message: &FromLeader, time: Duration, stop: impl Fn() -> bool) {
+        let start = Instant::now();
+        let over = || start.elapsed() > time || stop();
+        while self.expected > 0 && !over() {
+            let Ok((stream, from)) = self.listener.accept() else {
+                std::thread::sleep(LOOK);
+                continue;
+            };
+            let Ok(mut wire) = Wire::new(stream, from.to_string()) else { continue };
+            let came = Instant::now();
+            let give_up = || came.elapsed() > ON_ITS_WAY || over();
+            if let Ok(FromMember::Hello(_)) = wire.receive_unless(LONGEST_GREETING, give_up) {
+                let _ = wire.send(message);
+                wire.finish(ON_ITS_WAY);
+                self.expected -= 1;
+            }
+        }
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let refused = FromLeader::Refused("its run has not begun; it says why".to_owned());
+        self.answer(&refused, PARTING, || false);
     }
 }
 

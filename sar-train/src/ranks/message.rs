@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 /// What rank 0 says.
 #[derive(Serialize, Deserialize)]
 pub(super) enum FromLeader {
-    /// The process is taken in. The weights of the tokenizer follow.
+    /// The process is taken in. If a generator is trained, the weights of its tokenizer follow.
     Job(Box<Job>),
     /// The process is not taken in, and why.
     Refused(String),
@@ -20,7 +20,7 @@ pub(super) enum FromLeader {
         /// Its number.
         rank: usize,
     },
-    /// A step begins. The weights of the generator follow.
+    /// A step begins. The weights of what is trained follow.
     Step(u64),
     /// The run has ended here, whatever came of it.
     Done,
@@ -84,7 +84,8 @@ pub(super) struct Hello {
 
 impl Hello {
     pub(super) fn new(computing: &str, secret: Option<String>) -> Self {
-        let program = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
+        // With the number of what they say to each other, which changes between versions.
+        let program = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"), " (2)");
         Self { program: program.to_owned(), computing: computing.to_owned(), secret }
     }
 }
@@ -142,6 +143,11 @@ impl Found for Vec<PartFound<f32>> {
         let parts: Vec<Part> = serde_json::from_value(text).ok()?;
         let mut next = |len| numbers.split_off(..len);
         let unpacked = parts.into_iter().map(|part| {
+            // Whole images, and as many channels everywhere.
+            let whole = |all: usize, of: usize| of > 0 && all.is_multiple_of(of);
+            if !whole(part.ids, part.area) || !whole(part.latents, part.ids) {
+                return None;
+            }
             Some(PartFound {
                 reconstruction: f64::from_bits(part.reconstruction),
                 quantization: f64::from_bits(part.quantization),
@@ -198,7 +204,7 @@ mod tests {
             latents: (0..2 * ids.len()).map(|i| i as f32 / 3.0).collect(),
             area,
         };
-        let found = vec![part(&[0, 5, (1 << 24) - 1, 5], 2), part(&[], 1), part(&[7], 1)];
+        let found = vec![part(&[0, 5, (1 << 24) - 1, 5], 2), part(&[7], 1)];
         let (text, numbers) = found.pack();
         let text: Value = serde_json::from_str(&text.to_string()).unwrap();
         assert_eq!(Vec::unpack(text.clone(), &numbers).unwrap(), found);
@@ -210,5 +216,10 @@ mod tests {
         // Fewer numbers than announced, and another model's losses, are not taken.
         assert!(Vec::<PartFound<f32>>::unpack(text.clone(), &numbers[1..]).is_none());
         assert!(StepLosses::unpack(text, &[]).is_none());
+        // Nor are parts of images.
+        for wrong in [part(&[1, 2, 3], 2), part(&[1], 0), part(&[], 1)] {
+            let (text, numbers) = vec![wrong].pack();
+            assert!(Vec::<PartFound<f32>>::unpack(text, &numbers).is_none());
+        }
     }
 }

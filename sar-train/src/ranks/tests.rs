@@ -182,7 +182,8 @@ fn an_address_that_cannot_be_had_is_named() {
 /// A run that has nothing left to do does not leave the others waiting for it.
 #[test]
 fn who_comes_to_a_finished_run_is_told() {
-    let meeting = Meeting::open("127.0.0.1:0", 3, CPU, None).unwrap();
+    let mut meeting = Meeting::open("127.0.0.1:0", 3, CPU, None).unwrap();
+    meeting.expect_all();
     let address = meeting.address().to_string();
     let rank_0 = std::thread::spawn(move || meeting.turn_away(&Interrupt::none()));
     // A stranger is not counted.
@@ -192,4 +193,17 @@ fn who_comes_to_a_finished_run_is_told() {
     }
     rank_0.join().unwrap();
     assert!(TcpStream::connect(&address).is_err(), "nobody listens any more");
+}
+
+/// Nor does one that fails before it begins.
+#[test]
+fn who_comes_to_a_run_that_does_not_begin_is_told() {
+    let mut meeting = Meeting::open("127.0.0.1:0", 2, CPU, None).unwrap();
+    meeting.expect_all();
+    let address = meeting.address().to_string();
+    let rank_1 =
+        std::thread::spawn(move || Member::join(&address, CPU, None, &Interrupt::none()).err());
+    drop(meeting);
+    let told = rank_1.join().unwrap().unwrap();
+    assert!(matches!(&told, RanksError::Refused { .. }), "{told}");
 }

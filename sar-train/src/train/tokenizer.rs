@@ -24,6 +24,7 @@ pub use tally::{ScaleQuality, TokenizerQuality};
 
 use super::TrainError;
 use super::ranks::{OtherRanks, share};
+use super::trainer::expect_length;
 use crate::config::TokenizerTrainConfig;
 use crate::model::tokenizer::{Tokenizer, normalise};
 use crate::optimizer::Optimizer;
@@ -120,6 +121,11 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
         if let Some(others) = &mut self.others {
             let theirs = others.add_gradients(backend, &mut self.replica.grads)?;
             found.extend(theirs.into_iter().flatten());
+            let channels = self.replica.tokenizer.config().latent_channels;
+            for part in &found {
+                let expected = channels * part.ids.len();
+                expect_length("latents of a rank", expected, part.latents.len())?;
+            }
         }
         self.update(&found).map_err(TrainError::backend)
     }

@@ -229,7 +229,7 @@ fn a_tokenizer_is_used_on_images_without_classes() {
         fs::copy(folder.join(picture(1)), folder.join(class).join("0.png")).unwrap();
     }
     let hint =
-        ["only one class", "it holds the folders a, b", "name outer/images; if that is meant"];
+        ["only one class", "it holds the folders a, b", "name outer/images; if one class is meant"];
     says(&prints(&["data", "check", "outer"], folder), &hint);
     let train = ["tokenizer", "train", "--data", "outer", "--out", "t"];
     says(

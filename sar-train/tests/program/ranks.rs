@@ -249,6 +249,16 @@ fn the_environment_says_which_rank_a_process_is() {
     }
     succeeds(&train("two", &["--ranks", "2"]), folder);
     assert!(result(&folder.join("all")) == result(&folder.join("two")));
+    // A run that cannot begin does not leave the others waiting.
+    fs::remove_dir_all(folder.join("all")).unwrap();
+    fs::create_dir(folder.join("all")).unwrap();
+    fs::write(folder.join("all/notes.txt"), "kept").unwrap();
+    let (rank_1, rank_0) = (start("1"), start("0"));
+    let (code, said) = ended(rank_0);
+    assert_eq!(code, Some(1), "{said}");
+    let (code, said) = ended(rank_1);
+    assert_eq!(code, Some(1), "{said}");
+    says(&said, &["not taken in by rank 0", "its run has not begun"]);
     let alone = fails(2, &train("x", &["--ranks-from-env"]), folder);
     says(&alone, &["neither RANK", "SLURM_PROCID"]);
     let both = ["--ranks-from-env", "--ranks", "2"];

@@ -234,7 +234,7 @@ fn another_tokenizer_than_the_generators_is_told() {
     let set = ["--set", "sar.decode=argmax", "--set", "sar.top_p=0.5"];
     let greedy = [&["refine", "--init-from", "base", "--out", "new"][..], &set].concat();
     says(&fails(1, &greedy, folder), &["sar.decode is argmax, which takes none"]);
-    let rates = ["--set", "train.lr=1e-3", "--set", "train.base_lr=1e-2"];
+    let rates = ["--set", "train.base_lr=1e-2", "--set", "train.lr=1e-3"];
     let both = [&TRAIN[..], &["--out", "new"], &rates].concat();
     says(&fails(1, &both, folder), &["train.base_lr would change nothing beside train.lr"]);
 }

@@ -26,7 +26,7 @@ pub(super) fn sweep<B: Compute>(
         of.filters.iter().flat_map(|f| guidances.iter().map(move |g| (*f, *g))).collect();
     let total = pairs.len() as u64 * of.config.eval.seeds;
     let mut sampling = Sampling {
-        painter: Painter::new(backend, model, decoder, &of.schedule, batch, true)?,
+        painter: Painter::new(backend, model, decoder, &of.schedule, batch, of.guided())?,
         params: &params,
         config: of.config.sample.clone(),
         interrupt,

@@ -50,10 +50,11 @@ pub(super) fn run<B: Compute>(
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
     check_tokenizer_train(args, global).map_err(anyhow::Error::msg)?;
+    let listening = ranks::listening(&args.ranks, global)?;
     let fresh = !args.run.goes_on()?;
     let Begun { folder, config, data, start, interrupt, meeting } = match fresh {
-        true => Begun::new(backend, args, global)?,
-        false => Begun::again(args, global)?,
+        true => Begun::new(backend, args, listening, global)?,
+        false => Begun::again(args, listening, global)?,
     };
     let trained = || -> anyhow::Result<()> {
         compare_computing(&folder, &args.ranks.computed(global))?;
@@ -105,7 +106,11 @@ struct Begun {
 
 impl Begun {
     /// Opens a run that goes on.
-    fn again(args: &TokenizerTrainArgs, global: &GlobalArgs) -> anyhow::Result<Self> {
+    fn again(
+        args: &TokenizerTrainArgs,
+        listening: Option<Meeting>,
+        global: &GlobalArgs,
+    ) -> anyhow::Result<Self> {
         let (folder, had) = RunFolder::open_for_resume(&args.run.out)?;
         let config = args.run.continued(&had, &FREE, |_, _| ())?;
         anyhow::ensure!(
@@ -125,7 +130,7 @@ impl Begun {
         longer(&folder, "tokenizer_train.steps", now, before)?;
         tokenizer_fits(&config, data.train.side(), args.ranks.here(), global)?;
         let interrupt = Interrupt::listen()?;
-        let meeting = ranks::meeting(&args.ranks, steps, global)?;
+        let meeting = ranks::meeting(listening, &args.ranks, steps, global)?;
         if config != had {
             // Only once nothing stands in the way of the run.
             folder.reconfigure(&config)?;
@@ -137,6 +142,7 @@ impl Begun {
     fn new<B: Compute>(
         backend: &B,
         args: &TokenizerTrainArgs,
+        listening: Option<Meeting>,
         global: &GlobalArgs,
     ) -> anyhow::Result<Self> {
         let mut config = args.run.config(Config::default())?;
@@ -163,7 +169,7 @@ impl Begun {
         tokenizer_fits(&config, data.train.side(), args.ranks.here(), global)?;
         // Before other processes are started, which are to end with this one.
         let interrupt = Interrupt::listen()?;
-        let meeting = ranks::meeting(&args.ranks, steps, global)?;
+        let meeting = ranks::meeting(listening, &args.ranks, steps, global)?;
         let folder = RunFolder::create(&args.run.out, &config)?;
         Ok(Self { folder, config, data, start, interrupt, meeting })
     }

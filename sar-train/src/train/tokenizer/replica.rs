@@ -195,7 +195,7 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerReplica<'a, B> {
         let full = tokenizer.encoder().forward(*backend, params, batch, height, width, encoder)?;
         let image = tokenizer.decoder().output(batch, rows, columns);
         let pixels = MapDims { height, width, ..image };
-        // To the same size this is a copy, bit for bit.
+        // To the same size this is a copy.
         backend.area_resize(full, rows, columns, encoder.output(), latents)?;
         backend.area_resize(pixels, image.height, image.width, encoder.input(), target)?;
         Ok((full, MapDims { height: rows, width: columns, ..full }))
