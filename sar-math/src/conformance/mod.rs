@@ -86,6 +86,7 @@ pub mod vector_quantize;
 
 mod case;
 mod full_size;
+mod loss_rows;
 mod math;
 mod pointwise;
 mod rig;

@@ -1,8 +1,8 @@
 //! `scale_sums`: sums over the batch and the tokens of each scale.
 
 use super::case::{Case, Numbers, mid_schedule};
-use super::cross_entropy::wide_dims;
 use super::full_size::repeatable;
+use super::loss_rows::wide_dims;
 use super::rig::Rig;
 use super::subject::{Expected, Outputs, Subject, Verifier};
 use super::verdict::{Mismatch, Report};

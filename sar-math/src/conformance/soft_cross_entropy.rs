@@ -1,12 +1,12 @@
 //! `soft_cross_entropy`: against the softmax of a teacher that takes no gradient.
 
 use super::case::{Case, Numbers, mid_schedule};
-use super::cross_entropy::{
-    SMALL, TAILS, broken, draw_dims, excluded_rows, extreme_logits, half_excluded, hand_over,
-    of_samples, one_token, parts, small_weights, stored_lse, target_rows, token_loss, unweighted,
-    weight, wide_dims,
-};
 use super::full_size::repeatable;
+use super::loss_rows::{
+    TAILS, Weighted, draw_dims, extreme_logits, half_excluded, hand_over, in_proportion,
+    of_samples, one_token, parts, stored_lse, target_rows, token_loss, unweighted, weight,
+    wide_dims,
+};
 use super::math::{argmax, log_sum_exp, softmax};
 use super::rig::Rig;
 use super::subject::{Expected, Outputs, Subject, Variable, Verifier};
@@ -140,6 +140,16 @@ impl<B: LossOps> Subject<B> for Operands {
     }
 }
 
+impl Weighted for Operands {
+    fn dims(&mut self) -> &mut LossDims {
+        &mut self.dims
+    }
+
+    fn logits(&mut self) -> &mut Vec<f64> {
+        &mut self.logits
+    }
+}
+
 /// Checks `soft_cross_entropy` and its backward with the logits of a batch in two parts: scales of
 /// weight zero (of logits that are no numbers, too), small weights, vocabularies as of `cross_entropy`, saturated and
 /// tied logits on both sides.
@@ -168,13 +178,7 @@ pub fn check<B: LossOps>(backend: &B, case: Case) -> Result<Report, Mismatch> {
         verifier.verify(&Operands::draw(&mut n, dims))?;
     }
     let dims = half_excluded(&mut n, UNUSED_SMOOTHING);
-    let clean = Operands::draw(&mut n, dims);
-    let mut with = clean.clone();
-    broken(&dims, &mut with.logits);
-    excluded_rows(backend, &clean, &with)?;
-    let mut with = clean.clone();
-    with.dims.weights.iter_mut().for_each(|weight| *weight *= SMALL);
-    small_weights(backend, &clean, &with)?;
+    in_proportion(backend, &Operands::draw(&mut n, dims))?;
     Ok(verifier.report())
 }
 
