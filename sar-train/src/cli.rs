@@ -20,7 +20,7 @@ pub use results::{
     ConvertArgs, EditArgs, EvalArgs, OutArgs, Part, ReportArgs, SampleArgs, ScoreArgs,
 };
 pub(crate) use run::differences;
-pub use run::{JoinArgs, RanksArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
+pub use run::{JoinArgs, Launched, RanksArgs, RefineArgs, RunArgs, SarArgs, TrainArgs};
 pub use tokenizer::{
     ImagesArgs, TokenizerArgs, TokenizerCommand, TokenizerEncodeArgs, TokenizerEvalArgs,
     TokenizerTrainArgs,
@@ -49,28 +49,8 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Returns the number of threads of this process: of all cores its share, where other ranks are on this machine.
-    pub fn threads(&self) -> usize {
-        // A launcher's ranks have been given theirs.
-        let ranks = self.ranks().filter(|args| args.here.is_none());
-        self.global.threads_of_each(ranks.map_or(1, RanksArgs::here))
-    }
-
     /// Returns the flags of ranks, if the command has them.
-    fn ranks(&self) -> Option<&RanksArgs> {
-        match &self.command {
-            Command::Train(args) => Some(&args.ranks),
-            Command::Refine(args) => Some(&args.ranks),
-            Command::Tokenizer(args) => match &args.command {
-                TokenizerCommand::Train(args) => Some(&args.ranks),
-                _ => None,
-            },
-            _ => None,
-        }
-    }
-
-    /// As [`Cli::ranks`], to be changed.
-    fn ranks_mut(&mut self) -> Option<&mut RanksArgs> {
+    fn ranks(&mut self) -> Option<&mut RanksArgs> {
         match &mut self.command {
             Command::Train(args) => Some(&mut args.ranks),
             Command::Refine(args) => Some(&mut args.ranks),
@@ -82,25 +62,30 @@ impl Cli {
         }
     }
 
-    /// With --ranks-from-env, makes the command that of this process: rank 0 waits for the others, and these join it.
+    /// Finds this process's place among the ranks of its run, and its share of the machine's threads. With
+    /// --ranks-from-env, makes the command that of this process: rank 0 waits for the others, and these join it.
     ///
     /// # Errors
     /// The environment does not say which rank this is.
     fn placed(mut self) -> Result<Self, String> {
-        if !self.ranks().is_some_and(|args| args.ranks_from_env) {
+        let Some(args) = self.ranks() else { return Ok(self) };
+        if !args.ranks_from_env {
+            let here = args.here();
+            self.global.threads = self.global.threads_of_each(here);
             return Ok(self);
         }
         let world = World::here().map_err(|wrong| format!("--ranks-from-env: {wrong}"))?;
+        if world.rank > 0 {
+            let (address, launch) = (world.address(), Some(world.run.clone()));
+            self.command = Command::Join(JoinArgs { address, at_once: false, launch });
+        } else if world.size > 1 {
+            (args.ranks, args.listen) = (world.size, Some(world.listen()));
+            let run = world.run.clone();
+            args.launched = Some(Launched { run, here: world.local_size });
+        }
         self.global.threads = self.global.threads_of_each(world.sharing);
         if self.global.backend == BackendName::Cuda {
             self.global.device = world.gpu(self.global.device);
-        }
-        if world.rank > 0 {
-            let (address, run) = (world.address(), Some(world.run));
-            self.command = Command::Join(JoinArgs { address, at_once: false, run });
-        } else if let Some(args) = self.ranks_mut().filter(|_| world.size > 1) {
-            (args.ranks, args.listen) = (world.size, Some(world.listen()));
-            (args.run, args.here) = (Some(world.run), Some(world.local_size));
         }
         Ok(self)
     }
@@ -229,7 +214,8 @@ pub enum Command {
         after_help = "Example: sar refine --init-from runs/base --preset release --set train.lr=1e-4 --out runs/sar"
     )]
     Refine(RefineArgs),
-    /// Take part as a rank in a run that waits for ranks: `sar train`, `sar refine` or `sar tokenizer train` with --ranks and --listen.
+    /// Take part as a rank in a run that waits for ranks: `sar train`, `sar refine` or `sar tokenizer train` with --ranks
+    /// and --listen.
     #[command(
         after_help = "Example: sar join node0:29500 --backend cuda --device 1\nIt ends with the run, and takes all that \
         it needs from there but images and latents, which must be in the same place."

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let cli = Cli::typed();
     let ready = sar_train::run::survive_file_limits().map_err(anyhow::Error::from);
-    let ready = ready.and_then(|()| set_threads(cli.threads()));
+    let ready = ready.and_then(|()| set_threads(cli.global.threads));
     match ready.and_then(|()| commands::dispatch(&cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -250,19 +250,25 @@ pub struct RanksArgs {
     /// and the like). Each takes the GPU of its place on its machine.
     #[arg(long, conflicts_with_all = ["ranks", "listen"])]
     pub ranks_from_env: bool,
-    /// The name that a launcher has given to all ranks of the run.
+    /// What the environment says with --ranks-from-env.
     #[arg(skip)]
-    pub run: Option<String>,
-    /// Number of ranks that a launcher has started on this machine.
-    #[arg(skip)]
-    pub here: Option<usize>,
+    pub launched: Option<Launched>,
+}
+
+/// What a launcher says of the ranks that it has started.
+#[derive(Clone, Debug)]
+pub struct Launched {
+    /// The name of their run.
+    pub run: String,
+    /// How many of them are on this machine.
+    pub here: usize,
 }
 
 impl RanksArgs {
     /// Returns the number of ranks on this machine, as far as this process knows.
     pub(crate) fn here(&self) -> usize {
-        match (self.here, &self.listen) {
-            (Some(here), _) => here,
+        match (&self.launched, &self.listen) {
+            (Some(launched), _) => launched.here,
             (None, Some(_)) => 1,
             (None, None) => self.ranks,
         }
@@ -317,9 +323,9 @@ pub struct JoinArgs {
     /// Do not wait for rank 0 to come: it has started this process.
     #[arg(long, hide = true)]
     pub at_once: bool,
-    /// The name that a launcher has given to all ranks of the run.
+    /// The name that a launcher has given to the run.
     #[arg(skip)]
-    pub run: Option<String>,
+    pub launch: Option<String>,
 }
 
 /// `sar train`.

@@ -2,10 +2,38 @@
 
 use std::ffi::OsString;
 
-/// Port of rank 0 where the environment names none, and how many after it are taken by the number of a job, so that two
-/// jobs on a machine do not meet.
+/// Port of rank 0 where the environment names none: this one, or one of those after it.
 const PORT: u16 = 29500;
+/// Number of such ports. A job's number chooses one, so that two jobs on a machine do not meet.
 const PORTS: u64 = 1000;
+
+/// Names of the variables by which a launcher says what a process is.
+struct Launcher {
+    rank: &'static str,
+    size: &'static str,
+    local_rank: &'static str,
+    local_size: &'static str,
+    job: &'static str,
+    /// Whether the processes of a machine share its cores.
+    shares_cores: bool,
+}
+
+const TORCHRUN: Launcher = Launcher {
+    rank: "RANK",
+    size: "WORLD_SIZE",
+    local_rank: "LOCAL_RANK",
+    local_size: "LOCAL_WORLD_SIZE",
+    job: "TORCHELASTIC_RUN_ID",
+    shares_cores: true,
+};
+const SRUN: Launcher = Launcher {
+    rank: "SLURM_PROCID",
+    size: "SLURM_NTASKS",
+    local_rank: "SLURM_LOCALID",
+    local_size: "SLURM_NTASKS_PER_NODE",
+    job: "SLURM_JOB_ID",
+    shares_cores: false,
+};
 
 /// A process among several that were started with the same command.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +46,7 @@ pub(crate) struct World {
     pub(crate) local_rank: usize,
     /// Number of processes on this machine, as far as the environment says.
     pub(crate) local_size: usize,
-    /// Number of processes among which this one's cores are shared. Slurm gives each task its own.
+    /// Number of processes that share the cores which this one sees. Slurm gives each task its own.
     pub(crate) sharing: usize,
     /// Name of the run, by which ranks of others are told apart.
     pub(crate) run: String,
@@ -48,49 +76,32 @@ impl World {
             let value = text(name).ok_or_else(|| format!("{name} is not set"))?;
             value.parse().map_err(|_| format!("{name} is {value}, expected a whole number"))
         };
-        let (rank, size, local, here, job) = if text("RANK").is_some() {
-            ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID")
-        } else if text("SLURM_PROCID").is_some() {
-            (
-                "SLURM_PROCID",
-                "SLURM_NTASKS",
-                "SLURM_LOCALID",
-                "SLURM_NTASKS_PER_NODE",
-                "SLURM_JOB_ID",
-            )
-        } else {
-            return Err("neither RANK (set by torchrun) nor SLURM_PROCID (set by srun) is"
-                .to_owned()
-                + " in the environment; --ranks N starts the ranks of one machine by itself");
-        };
-        let (rank_name, rank, size) = (rank, number(rank)?, number(size)?);
+        let known = [TORCHRUN, SRUN].into_iter().find(|launcher| text(launcher.rank).is_some());
+        let launcher = known.ok_or(
+            "neither RANK (set by torchrun) nor SLURM_PROCID (set by srun) is in the environment; --ranks N starts the \
+             ranks of one machine by itself",
+        )?;
+        let (rank, size) = (number(launcher.rank)?, number(launcher.size)?);
         if rank >= size {
-            return Err(format!("{rank_name} is {rank}, of {size} processes"));
+            return Err(format!("{} is {rank}, of {size} processes", launcher.rank));
         }
         let nodes = || text("SLURM_STEP_NODELIST").or_else(|| text("SLURM_JOB_NODELIST"));
         let host = text("MASTER_ADDR").or_else(|| nodes().and_then(|list| first_host(&list)));
-        let host = match host {
-            Some(host) => host,
-            None if size == 1 => "localhost".to_owned(),
-            None => return Err("MASTER_ADDR, the host of rank 0, is not set".to_owned()),
-        };
-        let port = match text("MASTER_PORT") {
-            Some(port) => port.parse().map_err(|_| format!("MASTER_PORT is {port}"))?,
-            None => {
-                let job = text(job).and_then(|job| job.parse::<u64>().ok()).unwrap_or(0);
-                PORT + (job % PORTS) as u16
-            }
-        };
-        // There torchrun itself listens.
-        let taken = text("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|says| says == "True");
-        let port = if taken { port.checked_add(1).unwrap_or(PORT) } else { port };
-        let visible = text("CUDA_VISIBLE_DEVICES");
-        let own_gpu = visible.is_some_and(|all| !all.contains(','));
-        let (local_rank, local_size) = (number(local).unwrap_or(0), number(here).unwrap_or(1));
-        let sharing = if rank_name == "RANK" { local_size } else { 1 };
-        let step = text("SLURM_STEP_ID").unwrap_or_default();
-        let run = format!("{} {step} {size}", text(job).unwrap_or_default());
-        Ok(Self { rank, size, local_rank, local_size, sharing, run, host, port, own_gpu })
+        let alone = || (size == 1).then(|| "localhost".to_owned());
+        let host = host.or_else(alone).ok_or("MASTER_ADDR, the host of rank 0, is not set")?;
+        let local_size = number(launcher.local_size).unwrap_or(1);
+        let (job, step) = (text(launcher.job), text("SLURM_STEP_ID"));
+        Ok(Self {
+            rank,
+            size,
+            local_rank: number(launcher.local_rank).unwrap_or(0),
+            local_size,
+            sharing: if launcher.shares_cores { local_size } else { 1 },
+            port: port(&text, job.as_deref())?,
+            run: format!("{} {} {size}", job.unwrap_or_default(), step.unwrap_or_default()),
+            host,
+            own_gpu: text("CUDA_VISIBLE_DEVICES").is_some_and(|all| !all.contains(',')),
+        })
     }
 
     /// Returns where rank 0 waits for the others: if all of them are on its machine, where no other machine comes.
@@ -112,6 +123,20 @@ impl World {
     pub(crate) fn gpu(&self, first: usize) -> usize {
         if self.own_gpu { first } else { first + self.local_rank }
     }
+}
+
+/// Returns the port of rank 0 of a job.
+fn port(text: &impl Fn(&str) -> Option<String>, job: Option<&str>) -> Result<u16, String> {
+    let port = match text("MASTER_PORT") {
+        Some(port) => port.parse().map_err(|_| format!("MASTER_PORT is {port}, not a port"))?,
+        None => {
+            let job = job.and_then(|job| job.parse::<u64>().ok()).unwrap_or(0);
+            PORT + (job % PORTS) as u16
+        }
+    };
+    // With torchrun, its own store listens there.
+    let taken = text("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|says| says == "True");
+    Ok(if taken { port.checked_add(1).unwrap_or(PORT) } else { port })
 }
 
 /// Returns the first host of Slurm's list: `node003` of `node[003-010,12],other`.

@@ -13,7 +13,7 @@ use crate::model::tokenizer::Tokenizer;
 use crate::ranks::{Job, Leader, Meeting, Member, RanksError, SECRET};
 use crate::run::Interrupt;
 use crate::train::tokenizer::TokenizerReplica;
-use crate::train::{GeneratorShare, Replica, TokenizerShare, TrainError, share};
+use crate::train::{GeneratorShare, Replica, TokenizerShare, TrainError, check_ranks, share};
 use crate::trained::TrainedTokenizer;
 use anyhow::Context as _;
 use std::env::VarError;
@@ -54,12 +54,8 @@ impl From<&TokenizerTrainConfig> for Steps {
 impl Steps {
     /// Fails if a run that goes on has more ranks than micro-batches.
     pub(crate) fn can_go_on(self, args: &RanksArgs) -> anyhow::Result<()> {
-        let (ranks, accumulate) = (args.ranks, self.accumulate);
-        if ranks <= accumulate {
-            return Ok(());
-        }
-        let error = anyhow::Error::from(RanksError::TooMany { ranks, accumulate });
-        Err(error.context(format!("{}.accumulate is {accumulate}", self.section)))
+        check_ranks(args.ranks, self.accumulate)
+            .with_context(|| format!("{}.accumulate is {}", self.section, self.accumulate))
     }
 
     /// As [`Steps::can_go_on`], for a new run. The error says how its steps have enough micro-batches: the same steps, if
@@ -92,7 +88,7 @@ pub(crate) fn listening(args: &RanksArgs, global: &GlobalArgs) -> anyhow::Result
 /// Opens the meeting of a run whose other ranks come from elsewhere, if they do.
 fn opened(args: &RanksArgs, global: &GlobalArgs) -> anyhow::Result<Option<Meeting>> {
     let Some(address) = args.listen.as_ref().filter(|_| args.ranks > 1) else { return Ok(None) };
-    let secret = secret(args.run.as_deref())?;
+    let secret = secret(args.launched.as_ref().map(|launched| launched.run.as_str()))?;
     let open_to_all = secret.is_none();
     let mut meeting = Meeting::open(address, args.ranks, &global.computed(), secret)?;
     let at = meeting.address();
@@ -153,10 +149,9 @@ pub(crate) fn meeting(
 /// Returns the secret of the environment, if there is one. The name that a launcher has given to all ranks of a `run`
 /// belongs to it, so that those of another run are not taken in.
 fn secret(run: Option<&str>) -> anyhow::Result<Option<String>> {
-    let of_run = |secret: String| run.map_or(secret.clone(), |run| format!("{run} {secret}"));
     match std::env::var(SECRET) {
-        Ok(secret) => Ok(Some(of_run(secret))),
-        Err(VarError::NotPresent) => Ok(run.map(|_| of_run(String::new()))),
+        Ok(secret) => Ok(Some(run.map_or(String::new(), |run| format!("{run} ")) + &secret)),
+        Err(VarError::NotPresent) => Ok(run.map(str::to_owned)),
         Err(error) => Err(anyhow::Error::from(error).context(format!("{SECRET} is not text"))),
     }
 }
@@ -211,7 +206,7 @@ fn joined(
     interrupt: &Interrupt,
 ) -> anyhow::Result<Option<Member>> {
     let (address, computing, secret) =
-        (&args.address, global.computed(), secret(args.run.as_deref())?);
+        (&args.address, global.computed(), secret(args.launch.as_deref())?);
     // Rank 0 listens before it starts others.
     let patience = if args.at_once { Duration::ZERO } else { PATIENCE };
     let (start, mut told) = (Instant::now(), global.quiet);

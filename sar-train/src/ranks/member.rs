@@ -5,7 +5,7 @@ use super::message::{Found, FromLeader, FromMember, Hello};
 use super::wire::{LONGEST, Wire};
 use crate::checkpoint::Kind;
 use crate::run::Interrupt;
-use crate::train::{Share, TrainError, share};
+use crate::train::{Share, TrainError, check_ranks, share};
 use serde::{Deserialize, Serialize};
 use std::io::{Error, ErrorKind};
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -111,10 +111,8 @@ impl Member {
         interrupt: &Interrupt,
     ) -> Result<(), TrainError> {
         let (ranks, accumulate) = (self.job.ranks, work.accumulate());
+        check_ranks(ranks, accumulate)?;
         let share = share(accumulate, rank, ranks);
-        if share.is_empty() {
-            return Err(RanksError::TooMany { ranks, accumulate }.into());
-        }
         let mut values = vec![0.0; work.parameters()];
         loop {
             let step = match self.wire.receive()? {

@@ -23,7 +23,7 @@ pub use footprint::MemoryPlan;
 pub use heldout::{HeldOut, HeldOutReport};
 pub(crate) use heldout::{RISEN, Risen};
 pub use memory::{Needs, StepMemory};
-pub use ranks::{GeneratorShare, OtherRanks, Share, TokenizerShare, share};
+pub use ranks::{GeneratorShare, OtherRanks, Share, TokenizerShare, check_ranks, share};
 pub use rehearsal::{rehearse, rehearse_sampling, rehearse_tokenizer};
 pub use replica::{Batches, Replica, StepLosses};
 pub use session::{Outcome, PaintHook, Session};

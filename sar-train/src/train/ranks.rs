@@ -7,6 +7,7 @@
 use super::tokenizer::{PartFound, TokenizerReplica};
 use super::{Batches, Replica, StepLosses, TrainError};
 use crate::data::Loader;
+use crate::ranks::RanksError;
 use sar_math::backend::{Backend, Buffers};
 use std::ops::Range;
 
@@ -15,6 +16,17 @@ use std::ops::Range;
 pub fn share(accumulate: usize, rank: usize, ranks: usize) -> Range<usize> {
     let start = |rank: usize| accumulate * rank / ranks.max(1);
     start(rank)..start(rank + 1)
+}
+
+/// Checks that each of `ranks` ranks has a micro-batch of a step of `accumulate`.
+///
+/// # Errors
+/// [`RanksError::TooMany`].
+pub fn check_ranks(ranks: usize, accumulate: usize) -> Result<(), RanksError> {
+    match ranks <= accumulate {
+        true => Ok(()),
+        false => Err(RanksError::TooMany { ranks, accumulate }),
+    }
 }
 
 /// The other ranks of a run, as rank 0 sees them. `Found` is what it learns of their micro-batches besides the gradients.

@@ -23,12 +23,11 @@ pub use state::TokenizerProgress;
 pub use tally::{ScaleQuality, TokenizerQuality};
 
 use super::TrainError;
-use super::ranks::{OtherRanks, share};
+use super::ranks::{OtherRanks, check_ranks, share};
 use super::trainer::expect_length;
 use crate::config::TokenizerTrainConfig;
 use crate::model::tokenizer::{Tokenizer, normalise};
 use crate::optimizer::Optimizer;
-use crate::ranks::RanksError;
 use num_traits::Zero;
 use sar_math::anneal::Anneal;
 use sar_math::backend::{AdamW, Buffers, OptimizerOps, TokenizerOps};
@@ -91,12 +90,9 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
     /// [`TokenizerTrainer::step`] are then those of rank 0's [`share`] alone.
     ///
     /// # Errors
-    /// [`RanksError::TooMany`] if there are more ranks than micro-batches.
+    /// [`TrainError::Ranks`] if there are more ranks than micro-batches.
     pub fn share_with(&mut self, others: Others<'a, B>) -> Result<(), TrainError> {
-        let (ranks, accumulate) = (others.ranks(), self.replica.config.accumulate);
-        if ranks > accumulate {
-            return Err(RanksError::TooMany { ranks, accumulate }.into());
-        }
+        check_ranks(others.ranks(), self.replica.config.accumulate)?;
         self.others = Some(others);
         Ok(())
     }

@@ -1,14 +1,13 @@
 //! Optimiser steps: gradients of the micro-batches, clipping, AdamW, running average.
 
 use super::TrainError;
-use super::ranks::{OtherRanks, share};
+use super::ranks::{OtherRanks, check_ranks, share};
 use super::replica::{Batches, Replica, StepLosses};
 use crate::config::Config;
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Quantizer;
 use crate::optimizer::Optimizer;
 use crate::params::hosted;
-use crate::ranks::RanksError;
 use crate::run::NonFinite;
 use sar_math::Real as _;
 use sar_math::backend::{AdamW, Backend};
@@ -116,15 +115,12 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// then those of rank 0's [`share`] alone.
     ///
     /// # Errors
-    /// [`RanksError::TooMany`] if there are more ranks than micro-batches.
+    /// [`TrainError::Ranks`] if there are more ranks than micro-batches.
     pub fn share_with(
         &mut self,
         others: Box<dyn OtherRanks<B, StepLosses> + 'a>,
     ) -> Result<(), TrainError> {
-        let (ranks, accumulate) = (others.ranks(), self.replica.config.accumulate);
-        if ranks > accumulate {
-            return Err(RanksError::TooMany { ranks, accumulate }.into());
-        }
+        check_ranks(others.ranks(), self.replica.config.accumulate)?;
         self.others = Some(others);
         Ok(())
     }
