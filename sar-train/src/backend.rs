@@ -177,6 +177,23 @@ macro_rules! with_backend {
 }
 pub(crate) use with_backend;
 
+/// Evaluates an expression in which `$storage` names the type that activations are stored as.
+macro_rules! with_storage {
+    ($global:expr, |$storage:ident| $body:expr) => {
+        match $global.dtype() {
+            $crate::cli::Dtype::F32 => {
+                type $storage = f32;
+                $body
+            }
+            $crate::cli::Dtype::Bf16 => {
+                type $storage = sar_backend_cuda::bf16;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_storage;
+
 #[cfg(test)]
 mod tests {
     use super::*;

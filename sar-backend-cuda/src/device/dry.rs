@@ -19,6 +19,13 @@ pub struct Dry {
     peak: AtomicUsize,
 }
 
+impl Dry {
+    /// Bytes that are allocated now.
+    pub fn held_bytes(&self) -> u64 {
+        self.held.load(Ordering::Relaxed) as u64
+    }
+}
+
 impl Device for Dry {
     fn describe(&self) -> String {
         "no device: memory is counted, nothing is computed".into()

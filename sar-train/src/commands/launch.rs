@@ -85,8 +85,8 @@ impl Order<'_> {
         let steps = Steps::from(&config.train);
         steps.can_begin(self.ranks)?;
         // Before the folder is made: a run that cannot start leaves none behind.
-        fits_in_memory(&config, self.ranks.here(), self.global)?;
         check(&config, data, tokenizer)?;
+        fits_in_memory(&config, self.ranks.here(), self.global)?;
         let latents = latents::of_run(backend, &config, data, tokenizer)?;
         // Before other processes are started, which are to end with this one.
         let interrupt = Interrupt::listen()?;

@@ -5,18 +5,16 @@ mod times;
 pub use times::Times;
 
 use super::room::{fits_in_memory, tokenizer_training};
-use crate::backend::with_backend;
-use crate::cli::{BackendName, Dtype, GlobalArgs, PlanArgs};
-use crate::config::{Config, GeneratorSection};
+use crate::backend::{with_backend, with_storage};
+use crate::cli::{BackendName, GlobalArgs, PlanArgs};
+use crate::config::Config;
 use crate::model::generator::{Generator, GeneratorShape, parameters};
 use crate::model::tokenizer::Tokenizer;
 use crate::run::memory;
-use crate::train::{MemoryPlan, StepSettings, rehearse, rehearse_sampling};
+use crate::train::{MemoryPlan, StepCost, rehearse, rehearse_sampling};
 use anyhow::Context as _;
-use sar_backend_cuda::{CudaBackend, Driver, Dry, Storage, bf16};
-use sar_math::ScaleSchedule;
-use sar_math::guidance::Guidance;
-use sar_math::rollout::{self, Extent, Method, Pass, Rollout, StudentTarget};
+use sar_backend_cuda::{CudaBackend, Driver, Dry, Storage};
+use sar_math::backend::Buffers as _;
 use serde::Serialize;
 
 /// What a step of a generator costs. FLOPs count a multiply-add as two.
@@ -26,12 +24,9 @@ pub struct Plan {
     pub parameters: u64,
     /// Tokens T of one image.
     pub tokens: u64,
-    /// Tokens that a training step runs forward and backward per image, all passes together.
-    pub tokens_trained: u64,
-    /// FLOPs of one teacher-forced forward pass of one image.
-    pub flops_forward: u64,
-    /// FLOPs of one optimiser step: all passes, forward and backward, of all its images.
-    pub flops_step: u128,
+    /// What a step computes.
+    #[serde(flatten)]
+    pub cost: StepCost,
     /// Estimated bytes, by what they hold.
     pub memory: MemoryPlan,
     /// Bytes of training the tokenizer, a run of its own; `None` of one that is not trained here.
@@ -49,27 +44,20 @@ pub struct Plan {
 /// The configuration cannot be read or is not valid; with `--time`, it cannot run here.
 pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let config = configuration(args)?;
-    let storage = match global.dtype() {
-        Dtype::F32 => 4,
-        Dtype::Bf16 => 2,
-    };
     let mut plan = match global.backend {
         BackendName::Cpu => {
             // It would refuse what the flags ask for; so does its plan.
             crate::backend::cpu(global)?;
-            let mut plan = plan(&config, storage, 0)?;
+            let mut plan = Plan::of::<f32>(&config, [0, 0])?;
             plan.memory = plan.memory.saved_from_here(&config);
             // Weights that were read are let go when the backend has its own.
-            plan.sampling = plan.sampling.max(2 * storage * plan.parameters);
+            plan.sampling = plan.sampling.max(2 * size_of::<f32>() as u64 * plan.parameters);
             plan
         }
-        BackendName::Cuda => {
-            let [training, sampling] = scratch(&config, global.dtype())?;
-            let products = Driver::PRODUCT_SPACE as u64;
-            let mut plan = plan(&config, storage, products + training)?;
-            plan.sampling += products + sampling;
-            plan
-        }
+        BackendName::Cuda => with_storage!(global, |S| {
+            let own = scratch::<S>(&config)?.map(|bytes| Driver::PRODUCT_SPACE as u64 + bytes);
+            Plan::of::<S>(&config, own)
+        })?,
     };
     // One whose scales add up is read, and not trained; images that it does not divide are refused before.
     let side = config.data.image_side;
@@ -103,20 +91,15 @@ pub fn run(args: &PlanArgs, global: &GlobalArgs) -> anyhow::Result<()> {
 
 /// Bytes that a GPU's backend takes for the inside of ops, in training and in sampling, by runs of which nothing is
 /// computed: one block of them, as all take the same.
-fn scratch(config: &Config, dtype: Dtype) -> anyhow::Result<[u64; 2]> {
-    fn of<S: Storage>(config: &Config) -> anyhow::Result<[u64; 2]> {
-        let backend = || CudaBackend::<S, Dry>::new(Dry::default());
-        let (training, sampling) = (backend()?, backend()?);
-        let shape = GeneratorShape { depth: 1, ..GeneratorShape::from(&config.generator) };
-        let (generator, tokenizer) = (Generator::new(&shape)?, Tokenizer::new(&config.tokenizer)?);
-        rehearse(&training, config, &generator, &tokenizer)?;
-        rehearse_sampling(&sampling, config, &generator, &tokenizer)?;
-        Ok([training, sampling].map(|backend| backend.scratch_bytes() as u64))
-    }
-    match dtype {
-        Dtype::F32 => of::<f32>(config),
-        Dtype::Bf16 => of::<bf16>(config),
-    }
+fn scratch<S: Storage>(config: &Config) -> anyhow::Result<[u64; 2]> {
+    let backend = || CudaBackend::<S, Dry>::new(Dry::default());
+    let (training, sampling) = (backend()?, backend()?);
+    let shape = GeneratorShape { depth: 1, ..GeneratorShape::from(&config.generator) };
+    let (generator, tokenizer) = (Generator::new(&shape)?, Tokenizer::new(&config.tokenizer)?);
+    rehearse(&training, config, &generator, &tokenizer)?;
+    let weights = sampling.params(generator.layout().len())?;
+    rehearse_sampling(&sampling, config, &generator, &tokenizer, &weights)?;
+    Ok([training, sampling].map(|backend| backend.scratch_bytes() as u64))
 }
 
 /// The configuration that the flags ask for.
@@ -151,71 +134,21 @@ fn configuration(args: &PlanArgs) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// FLOPs of one forward pass of one image over some scales of a schedule, from the first.
-fn forward_flops(g: &GeneratorSection, schedule: &ScaleSchedule, scales: usize) -> u64 {
-    let [c, k, v, d, mlp] = [g.width, g.channels, g.vocab, g.depth, g.mlp_ratio].map(|n| n as u64);
-    let (mut tokens, mut pairs) = (0, 0);
-    for scale in schedule.scales().iter().take(scales) {
-        let grid = scale.tokens() as u64;
-        tokens += grid;
-        pairs += grid * tokens;
+impl Plan {
+    /// Counts what `config` costs with activations stored as `S`, on a backend that keeps so many bytes for itself in
+    /// training and in sampling.
+    fn of<S: Storage>(config: &Config, own: [u64; 2]) -> anyhow::Result<Self> {
+        let cost = StepCost::of(config).context("this cannot be trained")?;
+        Ok(Self {
+            parameters: parameters(&GeneratorShape::from(&config.generator)),
+            tokens: config.generator.schedule.tokens() as u64,
+            cost,
+            memory: MemoryPlan::of::<S>(config, own[0])?,
+            tokenizer_training: None,
+            sampling: MemoryPlan::of_sampling::<S>(config, own[1])?,
+            times: None,
+        })
     }
-    let block = 2 * (4 + 2 * mlp) * c * c * tokens + 4 * c * pairs + 2 * 6 * c * c;
-    d * block + 2 * tokens * c * (k + v) + 2 * 2 * c * c
-}
-
-/// The steps that training takes in turn: one, or where a random transition is rolled out one for each.
-fn steps(config: &Config) -> anyhow::Result<Vec<rollout::Plan>> {
-    let (method, schedule) = (config.train.method(&config.sar), &config.generator.schedule);
-    let plan = rollout::Plan::new(method, StudentTarget::TeacherHard, schedule, 0, 0)
-        .context("this cannot be trained")?;
-    Ok(match method {
-        Method::Sar(Extent::Random) => (1..schedule.len())
-            .filter_map(|scale| schedule.staggered(scale))
-            .map(|schedule| rollout::Plan { second: Some(Pass { schedule, ..plan.first }), ..plan })
-            .collect(),
-        _ => vec![plan],
-    })
-}
-
-/// What one optimiser step of `config` costs, the mean where steps differ, with activations of
-/// `storage` bytes each, on a backend that keeps `own` bytes for itself.
-///
-/// # Errors
-/// A schedule that the way of training cannot use.
-pub fn plan(config: &Config, storage: u64, own: u64) -> anyhow::Result<Plan> {
-    let g = &config.generator;
-    let train = &config.train;
-    let guided = StepSettings::of(config).guidance() != Guidance::Off;
-    let whole = |schedule: &ScaleSchedule| forward_flops(g, schedule, schedule.len());
-    let steps = steps(config)?;
-    let (mut flops, mut tokens_trained) = (0, 0);
-    for step in &steps {
-        // Backward costs twice the forward; guidance doubles the teacher's forward alone.
-        let teacher = whole(&step.first.schedule);
-        flops += 3 * teacher + if guided { teacher } else { 0 };
-        tokens_trained += step.first.schedule.tokens() as u64;
-        if let Some(student) = step.second {
-            flops += 3 * whole(&student.schedule);
-            tokens_trained += student.schedule.tokens() as u64;
-        }
-        if let Rollout::ScaleByScale { scales } = step.rollout {
-            flops += forward_flops(g, &step.first.schedule, scales);
-        }
-    }
-    let count = steps.len() as u64;
-    let images = (train.batch * train.accumulate) as u64;
-    Ok(Plan {
-        parameters: parameters(&GeneratorShape::from(g)),
-        tokens: g.schedule.tokens() as u64,
-        tokens_trained: tokens_trained / count,
-        flops_forward: whole(&g.schedule),
-        flops_step: u128::from(flops / count) * u128::from(images),
-        memory: MemoryPlan::of(config, storage, own),
-        tokenizer_training: None,
-        sampling: MemoryPlan::of_sampling(config, storage, 0),
-        times: None,
-    })
 }
 
 fn table(config: &Config, plan: &Plan) -> String {
@@ -230,10 +163,13 @@ fn table(config: &Config, plan: &Plan) -> String {
         ("parameters", grouped(plan.parameters)),
         (
             "tokens",
-            format!("{at_most}{} per image and step, forward and backward", plan.tokens_trained),
+            format!(
+                "{at_most}{} per image and step, forward and backward",
+                plan.cost.tokens_trained
+            ),
         ),
-        ("forward", format!("{} per image", flops(plan.flops_forward.into()))),
-        ("step", format!("{at_most}{} forward and backward", flops(plan.flops_step))),
+        ("forward", format!("{} per image", flops(plan.cost.flops_forward.into()))),
+        ("step", format!("{at_most}{} forward and backward", flops(plan.cost.flops_step))),
         ("memory", format!("about {}, of which:", memory::text(m.total()))),
         ("  weights", memory::text(m.weights)),
         ("  gradients", memory::text(m.gradients)),
@@ -302,103 +238,5 @@ fn flops(n: u128) -> String {
         format!("{:.2} TFLOP", n as f64 / 1e12)
     } else {
         format!("{:.2} GFLOP", n as f64 / 1e9)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use sar_math::ScaleSchedule;
-
-    fn published(depth: usize) -> Config {
-        let mut config = Config::default();
-        config.generator = GeneratorSection {
-            depth,
-            width: 64 * depth,
-            heads: depth,
-            vocab: 8912,
-            channels: 32,
-            classes: 1000,
-            schedule: ScaleSchedule::published_256(),
-            ..config.generator
-        };
-        config
-    }
-
-    #[test]
-    fn parameters_are_those_of_the_released_checkpoints() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../golden/checkpoint_shapes.json");
-        let shapes: serde_json::Value =
-            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-        for depth in [16, 20, 24] {
-            let released = shapes[format!("FlexVAR-d{depth}:parameters")].as_u64().unwrap();
-            assert_eq!(
-                parameters(&GeneratorShape::from(&published(depth).generator)),
-                released,
-                "d{depth}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_checkpoint_is_written_from_copies() {
-        let mut config = published(16);
-        let saving = |config: &Config| {
-            let plan = plan(config, 4, 0).unwrap();
-            let saved = plan.memory.clone().saved_from_here(config);
-            assert_eq!(saved.total(), plan.memory.total() + saved.saving);
-            saved.saving / plan.parameters
-        };
-        config.train.ema = 0.0;
-        assert_eq!(saving(&config), 12, "weights and two moments");
-        config.train.ema = 0.999;
-        assert_eq!(saving(&config), 16, "and the average");
-    }
-
-    #[test]
-    fn passes_add_up() {
-        let mut config = published(16);
-        let (images, all) = (config.train.batch as u64, ScaleSchedule::published_256());
-        let mut of = |mode: &str, extent, guidance| {
-            config.train.mode = mode.parse().unwrap();
-            (config.sar.extent, config.sar.guidance) = (extent, guidance);
-            plan(&config, 4, 0).unwrap()
-        };
-        let tf = of("teacher", Extent::All, 1.2);
-        assert_eq!((tf.tokens, tf.tokens_trained), (680, 680));
-        let forward = tf.flops_forward;
-        assert_eq!(tf.flops_step, u128::from(3 * forward * images));
-        // 2 FLOPs per weight that every token meets, and attention on top.
-        let matrices = 2 * 680 * (16 * 12 * 1024 * 1024 + 1024 * (8912 + 32));
-        assert!(forward > matrices && forward < matrices * 11 / 10, "{forward} {matrices}");
-
-        let last = of("ssr", Extent::Last, 0.0);
-        assert_eq!(last.tokens_trained, 680 + 257);
-        let both = of("ssr", Extent::All, 0.0);
-        assert_eq!(
-            (both.tokens_trained, both.flops_step),
-            (2 * 680, u128::from(6 * forward * images))
-        );
-        assert_eq!(of("ssr", Extent::All, 1.2).flops_step, u128::from(7 * forward * images));
-        // One of nine transitions a step, with the class token each.
-        let random = of("ssr", Extent::Random, 0.0);
-        assert_eq!(random.tokens_trained, 680 + (679 + 9) / 9);
-        assert!(random.flops_step < last.flops_step && tf.flops_step < random.flops_step);
-        // Own samples up to the scale before the last, scale by scale, then a pass.
-        let own = of("student", Extent::All, 1.2);
-        let g = published(16).generator;
-        let flops = (3 * forward + forward_flops(&g, &all, 9)) * images;
-        assert_eq!(own.flops_step, flops.into());
-        assert_eq!(own.tokens_trained, 680);
-    }
-
-    #[test]
-    fn what_cannot_be_trained_has_no_plan() {
-        let mut config = published(16);
-        config.generator.schedule = "1".parse().unwrap();
-        config.train.mode = "ssr".parse().unwrap();
-        let error = format!("{:#}", plan(&config, 4, 0).unwrap_err());
-        assert!(error.contains("the schedule has 1 scale"), "{error}");
     }
 }

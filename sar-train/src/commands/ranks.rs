@@ -277,10 +277,8 @@ impl<B: Compute> Rank<'_, B> {
         let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
         let inputs = Inputs { backend, config, data, tokenizer, latents: latents.as_ref() };
         // The weights come with every step.
-        let zeros = vec![0.0; generator.layout().len()];
         let (quantizer, size) = (&tokenizer.quantizer, inputs.latent_size());
-        let replica = Replica::new(backend, generator, config, &zeros, quantizer, size)?;
-        drop(zeros);
+        let replica = Replica::new(backend, generator, config, quantizer, size)?;
         let Some((rank, share)) = self.begin(config.train.accumulate)? else { return Ok(()) };
         let batches = inputs.batches(self.job.step, share)?;
         let mut work = GeneratorShare { replica, batches };

@@ -1,12 +1,13 @@
 //! Whether a run fits into memory, reported before it begins.
 
-use crate::cli::{BackendName, Dtype, GlobalArgs};
+use crate::backend::with_storage;
+use crate::cli::{BackendName, GlobalArgs};
 use crate::config::{Config, GeneratorSection, SampleConfig, TokenizerTrainConfig};
 use crate::model::generator::{GeneratorShape, parameters};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::run::memory;
 use crate::train::{MemoryPlan, rehearse_tokenizer};
-use sar_backend_cuda::{CudaBackend, Device as _, Driver, Dry, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, Device as _, Driver, Dry, Storage};
 
 /// Fails if this machine could not even hold a generator's weights.
 pub(crate) fn affordable(section: &GeneratorSection) -> anyhow::Result<()> {
@@ -35,7 +36,7 @@ pub(crate) fn fits_in_memory(
                         train.recompute=blocks less for its activations; `sar plan --config` shows what takes what";
     match global.backend {
         BackendName::Cpu => {
-            let plan = MemoryPlan::of(config, 4, 0).saved_from_here(config);
+            let plan = MemoryPlan::of::<f32>(config, 0)?.saved_from_here(config);
             // The others have no optimiser, and keep weights or gradients once more to send them.
             let other = plan.total() - plan.moments - plan.saving + plan.gradients;
             let others = (ranks as u64).saturating_sub(1).saturating_mul(other);
@@ -91,7 +92,7 @@ pub(crate) fn drawing_fits(
                 sample: sample.clone(),
                 ..Config::default()
             };
-            fits("drawing images", MemoryPlan::of_sampling(&config, 4, 0), LESS)
+            fits("drawing images", MemoryPlan::of_sampling::<f32>(&config, 0)?, LESS)
         }
         BackendName::Cuda => Ok(()),
     }
@@ -125,10 +126,7 @@ pub(crate) fn tokenizer_training(
     side: usize,
     global: &GlobalArgs,
 ) -> anyhow::Result<u64> {
-    let held = |batch| match global.dtype() {
-        Dtype::F32 => counted::<f32>(config, side, batch, 0),
-        Dtype::Bf16 => counted::<bf16>(config, side, batch, 0),
-    };
+    let held = |batch| with_storage!(global, |S| counted::<S>(config, side, batch, 0));
     let ([one, _], [two, _]) = (held(1)?, held(2)?);
     let others = config.tokenizer_train.batch.saturating_sub(1) as u64;
     let buffers = one.saturating_add((two - one).saturating_mul(others));
@@ -140,10 +138,8 @@ pub(crate) fn tokenizer_training(
             // Convolutions process a batch in parts, each as large as the next: a step on some
             // images shows the memory.
             let images = config.tokenizer_train.batch.min((PIXELS / side.pow(2).max(1)).max(1));
-            let [_, scratch] = match global.dtype() {
-                Dtype::F32 => counted::<f32>(config, side, images, images)?,
-                Dtype::Bf16 => counted::<bf16>(config, side, images, images)?,
-            };
+            let counted = with_storage!(global, |S| counted::<S>(config, side, images, images));
+            let [_, scratch] = counted?;
             buffers.saturating_add(scratch + Driver::PRODUCT_SPACE as u64)
         }
     })

@@ -3,6 +3,8 @@
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::model::generator::GeneratorError;
+use crate::model::tokenizer::TokenizerConfigError;
 use crate::ranks::RanksError;
 use crate::run::{Interrupted, NonFiniteError, RunError};
 use sar_math::backend::BackendError;
@@ -18,6 +20,12 @@ pub enum TrainError {
     /// The configuration has values out of their range.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// A generator's dimensions are impossible.
+    #[error(transparent)]
+    Generator(#[from] GeneratorError),
+    /// A tokenizer's configuration is impossible.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerConfigError),
     /// The way of training does not fit the schedule.
     #[error("training: {0}")]
     Plan(#[from] PlanError),

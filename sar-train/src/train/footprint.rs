@@ -1,16 +1,21 @@
-//! Memory of a generator's training in bytes, counted before anything is allocated: the buffers of
-//! `Trainer` and `StepMemory`.
+//! Memory of a generator's training and sampling in bytes: what a run allocates is allocated on a device that counts
+//! and has no memory.
 
-use super::memory::Needs;
+use super::TrainError;
+use super::Trainer;
+use super::batches::ENCODE_BATCH;
+use super::coder::Coder;
 use super::settings::StepSettings;
-use crate::config::{Config, GeneratorSection, Positions};
-use crate::model::generator::{Generator, GeneratorShape, parameters};
-use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
-use crate::sample::grid_labels;
-use sar_math::{MAX_SCALES, ScaleSchedule};
+use crate::config::Config;
+use crate::model::generator::{Generator, GeneratorShape};
+use crate::model::tokenizer::Tokenizer;
+use crate::sample::{Sampler, grid_labels};
+use sar_backend_cuda::{CudaBackend, CudaError, Dry, Storage};
+use sar_math::ScaleSchedule;
+use sar_math::backend::Buffers as _;
 use serde::Serialize;
 
-/// Bytes of an element of statistics, gradients, moments, losses and master weights, and of an id.
+/// Bytes of an element of gradients, moments and master weights.
 const WIDE: u64 = 4;
 
 /// Estimated bytes of a training run, by what they hold.
@@ -40,41 +45,56 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    /// Counts a configuration with activations of `storage` bytes each (4 in f32, 2 in bf16), on a
-    /// backend that keeps `own` bytes for itself.
-    pub fn of(config: &Config, storage: u64, own: u64) -> Self {
-        let needs = StepSettings::of(config).needs();
-        let parameters = parameters(&GeneratorShape::from(&config.generator));
-        let narrow = if storage < WIDE { storage } else { 0 };
-        let average = if config.train.ema > 0.0 { WIDE } else { 0 };
-        let (activations, wide) = elements(config, needs);
-        let samples = config.train.batch as u64;
-        let vocab = config.generator.vocab as u64;
-        let kept = heads(needs) * head_rows(config, needs);
-        let sampled = samples * largest(&config.generator.schedule) * u64::from(needs.sampler);
-        Self {
-            weights: (WIDE + narrow + average) * parameters,
-            gradients: WIDE * parameters,
-            moments: 2 * WIDE * parameters,
-            activations: storage * activations + WIDE * wide,
-            logits: storage * (kept + sampled) * vocab,
+    /// Counts a run of `config` with activations stored as `S`, on a backend that keeps `own` bytes for itself.
+    ///
+    /// # Errors
+    /// A configuration out of range.
+    pub fn of<S: Storage>(config: &Config, own: u64) -> Result<Self, TrainError> {
+        let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
+        let tokenizer = Tokenizer::new(&config.tokenizer)?;
+        let count = Counter::<S>::new()?;
+        let (coder, weights) = count.of(|b| Coder::new(b, &tokenizer, &generator, None))?;
+        let codes = coder.is_the_generators;
+        let encodes = codes && config.train.latents.is_none();
+        let encoder = |images| if encodes { count.encoder(&coder, config, images) } else { Ok(0) };
+        let held_out = weights + encoder(ENCODE_BATCH)?;
+        let steps = Steps::of(&count, &coder, &generator, config)?;
+        let painted = grid_labels(config.generator.classes).len().min(config.sample.batch);
+        let (pictures, decoder) = match config.train.sample_every {
+            0 => (0, 0),
+            _ => count.painter(&coder, &generator, config, painted)?,
+        };
+        let tokenizer = weights + encoder(config.train.batch)? + decoder;
+        let mut plan = Self {
+            weights: steps.weights,
+            gradients: steps.gradients,
+            moments: steps.moments,
+            activations: steps.activations,
+            logits: steps.logits,
             backend: own,
-            pictures: if config.train.sample_every > 0 {
-                pictures(config, storage, painted(config))
-            } else {
-                0
-            },
-            tokenizer: tokenizer(config, storage, encoded(config), painted(config)),
+            pictures,
+            tokenizer: codes.then_some(tokenizer),
             saving: 0,
-        }
+        };
+        // Held-out images are encoded first, and more of them at a time than a small batch has.
+        let more = held_out.saturating_sub(plan.total() - own);
+        plan.tokenizer = plan.tokenizer.map(|tokenizer| tokenizer + more);
+        Ok(plan)
     }
 
     /// Returns the bytes for sampling `sample.batch` images at a time with weights that are not trained;
     /// arguments are as for [`MemoryPlan::of`]. The tokenizer is left out if its codes are not the generator's.
-    pub fn of_sampling(config: &Config, storage: u64, own: u64) -> u64 {
-        let images = config.sample.batch;
-        let decoded = tokenizer(config, storage, 0, images).unwrap_or(0);
-        frozen(config, storage) + pictures(config, storage, images) + decoded + own
+    ///
+    /// # Errors
+    /// As [`MemoryPlan::of`].
+    pub fn of_sampling<S: Storage>(config: &Config, own: u64) -> Result<u64, TrainError> {
+        let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
+        let tokenizer = Tokenizer::new(&config.tokenizer)?;
+        let count = Counter::<S>::new()?;
+        let (coder, weights) = count.of(|b| Coder::new(b, &tokenizer, &generator, None))?;
+        let (pictures, decoder) = count.painter(&coder, &generator, config, config.sample.batch)?;
+        let tokenizer = if coder.is_the_generators { weights + decoder } else { 0 };
+        Ok(frozen::<S>(&generator) + pictures + tokenizer + own)
     }
 
     /// Adds the copies that a checkpoint is written from: for the CPU, whose memory is the host's.
@@ -97,138 +117,155 @@ impl MemoryPlan {
     }
 }
 
+/// A backend on a device that counts.
+struct Counter<S: Storage>(CudaBackend<S, Dry>);
+
+/// A tokenizer on such a backend.
+type Counted<'a, S> = Coder<'a, CudaBackend<S, Dry>>;
+
+impl<S: Storage> Counter<S> {
+    fn new() -> Result<Self, TrainError> {
+        CudaBackend::new(Dry::default()).map(Self).map_err(TrainError::backend)
+    }
+
+    /// Returns what is made, and the bytes that it holds.
+    fn of<T>(
+        &self,
+        make: impl FnOnce(&CudaBackend<S, Dry>) -> Result<T, CudaError>,
+    ) -> Result<(T, u64), TrainError> {
+        let held = || self.0.device().held_bytes();
+        let before = held();
+        let made = make(&self.0).map_err(TrainError::backend)?;
+        Ok((made, held() - before))
+    }
+
+    /// Bytes for encoding `images` images at a time.
+    fn encoder(
+        &self,
+        coder: &Counted<'_, S>,
+        config: &Config,
+        images: usize,
+    ) -> Result<u64, TrainError> {
+        let (tokenizer, side) = (coder.decoder().tokenizer, config.data.image_side);
+        let memory = |b: &_| tokenizer.encoder_memory(b, images, (side, side));
+        self.of(memory).map(|(_, bytes)| bytes)
+    }
+
+    /// Bytes for sampling the codes of `images` images at a time, and for decoding them.
+    fn painter(
+        &self,
+        coder: &Counted<'_, S>,
+        generator: &Generator,
+        config: &Config,
+        images: usize,
+    ) -> Result<(u64, u64), TrainError> {
+        let schedule = config.sample.schedule.unwrap_or(config.generator.schedule);
+        let guided = config.sample.guidance != 0.0;
+        let sampler =
+            |b: &_| Sampler::new(b, generator, &coder.quantizer, images, &schedule, guided);
+        let (_, pictures) = self.of(sampler)?;
+        if !coder.is_the_generators {
+            return Ok((pictures, 0));
+        }
+        let (last, tokenizer) = (schedule.last(), coder.decoder().tokenizer);
+        let memory = |b: &_| tokenizer.decoder_memory(b, images, (last.height, last.width));
+        self.of(memory).map(|(_, decoder)| (pictures, decoder))
+    }
+}
+
+/// Bytes of a trainer, by what they hold.
+struct Steps {
+    weights: u64,
+    gradients: u64,
+    moments: u64,
+    activations: u64,
+    logits: u64,
+}
+
+impl Steps {
+    fn of<S: Storage>(
+        count: &Counter<S>,
+        coder: &Counted<'_, S>,
+        generator: &Generator,
+        config: &Config,
+    ) -> Result<Self, TrainError> {
+        let latent = coder.decoder().tokenizer.latent_side(config.data.image_side);
+        let size = (latent, latent);
+        let quantizer = &coder.quantizer;
+        let held = count.0.device().held_bytes();
+        let trainer = Trainer::blank(&count.0, generator.clone(), config, quantizer, size)?;
+        let all = count.0.device().held_bytes() - held;
+        drop(trainer);
+        let parameters = generator.layout().len();
+        let (_, trained) = count.of(|b| b.params(parameters))?;
+        let wide = WIDE * parameters as u64;
+        let average = if config.train.ema > 0.0 { wide } else { 0 };
+        let (weights, gradients, moments) = (trained + average, wide, 2 * wide);
+        let logits = size_of::<S>() as u64 * logits(config);
+        let activations = all - weights - gradients - moments - logits;
+        Ok(Self { weights, gradients, moments, activations, logits })
+    }
+}
+
 /// Bytes of a generator's weights that are not trained.
-fn frozen(config: &Config, storage: u64) -> u64 {
-    let shape = GeneratorShape::from(&config.generator);
-    let all = parameters(&shape);
+fn frozen<S: Storage>(generator: &Generator) -> u64 {
+    let (all, storage) = (generator.layout().len() as u64, size_of::<S>() as u64);
     if storage >= WIDE {
         return WIDE * all;
     }
-    let exact = Generator::new(&shape)
-        .map_or(0, |generator| generator.exact().iter().map(|tensor| tensor.len as u64).sum());
+    let exact: u64 = generator.exact().iter().map(|tensor| tensor.len as u64).sum();
     storage * all + WIDE * exact
 }
 
-/// Number of images that are encoded at a time while a generator trains.
-fn encoded(config: &Config) -> usize {
-    if config.train.latents.is_some() { 0 } else { config.train.batch }
-}
-
-/// Number of images of the sampled grids that are painted at a time.
-fn painted(config: &Config) -> usize {
-    config.sample.batch.min(grid_labels(config.generator.classes).len())
-}
-
-/// The schedule of the sampled grids.
-fn painted_schedule(config: &Config) -> ScaleSchedule {
-    config.sample.schedule.unwrap_or(config.generator.schedule)
-}
-
-/// Bytes for sampling `images` images at a time, without weights and pixels.
-fn pictures(config: &Config, storage: u64, images: usize) -> u64 {
-    let (g, schedule) = (&config.generator, painted_schedule(config));
-    let [c, k, d, v] = [g.width, g.channels, g.depth, g.vocab].map(|n| n as u64);
-    let maps = maps(config, &schedule, images);
-    let images = images as u64;
-    let rows = images * (1 + u64::from(config.sample.guidance != 0.0));
-    let conditions = rows * (2 + 6 * d + 2) * c;
-    let ends = images * largest(&schedule) * (k + v);
-    let stats = 2 * rows * largest(&schedule) + 2 * placed(g, &schedule);
-    storage * (scales(g, &schedule, rows) + conditions + ends + maps) + WIDE * stats
-}
-
-/// Bytes of the configuration's tokenizer, to encode `encoded` images at a time and decode
-/// `decoded`; `None` if it cannot be the generator's.
-fn tokenizer(config: &Config, storage: u64, encoded: usize, decoded: usize) -> Option<u64> {
-    let (t, g) = (&config.tokenizer, &config.generator);
-    if (t.vocab, t.latent_channels) != (g.vocab, g.channels) {
-        return None;
-    }
-    let tokenizer = Tokenizer::new(t).ok()?;
-    let (side, last) = (config.data.image_side, painted_schedule(config).last());
-    let (narrow, wide) =
-        tokenizer.memory_elements((encoded, (side, side)), (decoded, (last.height, last.width)));
-    let copy = if storage < WIDE { storage } else { 0 };
-    let weights = (WIDE + copy) * tokenizer.layout().len() as u64;
-    let codes = quantizer(t, WIDE + copy);
-    Some(weights + codes + storage * narrow + WIDE * wide)
-}
-
-/// Bytes of a quantizer: the codebook and, where scales add up, the table that codes are looked up
-/// in and two copies of the convolutions.
-fn quantizer(t: &TokenizerConfig, weight: u64) -> u64 {
-    let [v, k, phis] = [t.vocab, t.latent_channels, t.residual].map(|n| n as u64);
-    let lifted = if phis > 0 { v * (k + 1) } else { 0 };
-    WIDE * (v * k + lifted) + weight * 2 * phis * (9 * k * k + k)
-}
-
-/// Elements of the maps that the scales of `images` images add up in; 0 where scales stand for themselves.
-fn maps(config: &Config, schedule: &ScaleSchedule, images: usize) -> u64 {
-    let (k, residual) = (config.generator.channels, config.tokenizer.residual > 0);
-    if residual { (3 * images * k * schedule.last().tokens()) as u64 } else { 0 }
-}
-
-/// Number of vectors of the model's width that positions take in addition to a table: one per token, if any.
-fn placed(g: &GeneratorSection, schedule: &ScaleSchedule) -> u64 {
-    if g.positions == Positions::Levels { schedule.tokens() as u64 } else { 0 }
+/// Number of logits that a step has room for: the model's own, its teacher's if they are a target, and those of one scale
+/// if it samples.
+fn logits(config: &Config) -> u64 {
+    let (needs, batch) = (StepSettings::of(config).needs(), config.train.batch);
+    let schedule = &config.generator.schedule;
+    let heads = if needs.soft { 2 } else { 1 };
+    let sampled = if needs.sampler { batch * largest(schedule) } else { 0 };
+    let rows = heads * needs.head_rows(batch, schedule.tokens()) + sampled;
+    (rows * config.generator.vocab) as u64
 }
 
 /// Tokens of the largest scale.
-fn largest(schedule: &ScaleSchedule) -> u64 {
-    schedule.scales().iter().map(|scale| scale.tokens() as u64).max().unwrap_or(0)
+fn largest(schedule: &ScaleSchedule) -> usize {
+    schedule.scales().iter().map(|scale| scale.tokens()).max().unwrap_or(0)
 }
 
-/// Elements that a sampler of `rows` rows keeps: keys and values of every block, positions, and the
-/// tensors that one scale goes through.
-fn scales(g: &GeneratorSection, schedule: &ScaleSchedule, rows: u64) -> u64 {
-    let [c, d] = [g.width, g.depth].map(|n| n as u64);
-    let tokens = schedule.tokens() as u64;
-    let scale = rows * largest(schedule) * c * (4 + (g.mlp_ratio.max(3) + g.mlp_ratio) as u64);
-    tokens * c * (2 * d * rows + 1) + placed(g, schedule) * c + scale
-}
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
 
-/// Number of tokens whose logits there is room for.
-fn head_rows(config: &Config, needs: Needs) -> u64 {
-    needs.head_rows(config.train.batch, config.generator.schedule.tokens()) as u64
-}
+    #[test]
+    fn a_checkpoint_is_written_from_copies() {
+        let mut config = Config::default();
+        config.generator.depth = 1;
+        let saving = |config: &Config| {
+            let plan = MemoryPlan::of::<f32>(config, 0).unwrap();
+            let saved = plan.clone().saved_from_here(config);
+            assert_eq!(saved.total(), plan.total() + saved.saving);
+            saved.saving / (plan.gradients / WIDE)
+        };
+        config.train.ema = 0.0;
+        assert_eq!(saving(&config), 12, "weights and two moments");
+        config.train.ema = 0.999;
+        assert_eq!(saving(&config), 16, "and the average");
+    }
 
-/// Number of logits buffers: the model's own, and its teacher's if they are a target.
-fn heads(needs: Needs) -> u64 {
-    1 + u64::from(needs.soft)
-}
-
-/// Numbers of elements stored as activations and as wide numbers, without logits and parameters.
-fn elements(config: &Config, needs: Needs) -> (u64, u64) {
-    let g = &config.generator;
-    let [c, k, d, h] = [g.width, g.channels, g.depth, g.heads].map(|n| n as u64);
-    let (batch, rows) = (config.train.batch as u64, needs.rows(config.train.batch) as u64);
-    let (tokens, mlp) = (g.schedule.tokens() as u64, g.mlp_ratio as u64);
-    let count = needs.recompute.counts(g.depth);
-    let [blocks, sums, branches, normed, activated] =
-        [count.blocks, count.sums, count.branches, count.normed, count.activated].map(|n| n as u64);
-    // Tensors of a token's width that a pass keeps: q, k, v, attention's output, the hidden layer.
-    let kept = blocks * (3 + 1 + mlp) + sums + branches + normed + mlp * activated;
-    // GELU's output or, in the backward, the gradient of the hidden layer or of q, k and v.
-    let kept = kept + mlp.max(3);
-    let forward = rows * tokens * c * kept;
-    // What logits are made from, and the same for a teacher's whole batch.
-    let soft = batch * tokens * u64::from(needs.soft);
-    let head = (heads(needs) * head_rows(config, needs) + soft) * c;
-    // Three gradients of the model's width.
-    let backward = batch * tokens * c * 3;
-    // Class vectors and all modulation vectors, and their gradients.
-    let modulation = (rows + batch) * (6 * d + 2) * c + (2 * rows + batch) * c;
-    let positions = (2 * tokens + placed(g, &g.schedule)) * c;
-    // Where scales add up, they are looked up one at a time.
-    let adds_up = config.tokenizer.residual > 0;
-    let looked_up = if adds_up { largest(&g.schedule) } else { tokens };
-    let images = batch * (looked_up + tokens + g.schedule.last().tokens() as u64) * k;
-    let maps = maps(config, &g.schedule, config.train.batch);
-    let sampler = if needs.sampler { scales(g, &g.schedule, batch) + maps } else { 0 };
-    let norms = rows * tokens * (2 * (2 * d + 1) + blocks * 3 * h);
-    // Losses of each token, and the sums of every pass of the step (and of held-out images).
-    let losses = 2 * 4 * batch * tokens + 4 * MAX_SCALES as u64 * (needs.accumulate as u64 + 1);
-    let ids = 3 * batch * tokens + 2 * placed(g, &g.schedule);
-    let narrow = forward + head + backward + modulation + positions + images + maps + sampler;
-    (narrow, norms + losses + ids)
+    /// Held-out images are encoded before a step takes its memory, many at a time.
+    #[test]
+    fn encoding_held_out_images_may_take_the_most() {
+        let mut config = Config::default();
+        let g = &mut config.generator;
+        (g.depth, g.width, g.heads) = (1, 8, 1);
+        (g.vocab, g.channels) = (config.tokenizer.vocab, config.tokenizer.latent_channels);
+        (config.train.batch, config.sample.batch) = (1, 1);
+        let plan = MemoryPlan::of::<f32>(&config, 0).unwrap();
+        assert!(plan.tokenizer.unwrap() > 10 * plan.steps(), "{plan:?}");
+        config.train.latents = Some("latents.safetensors".into());
+        let cached = MemoryPlan::of::<f32>(&config, 0).unwrap();
+        assert!(cached.total() < plan.total() / 5, "{cached:?}");
+    }
 }

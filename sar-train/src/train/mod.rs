@@ -2,6 +2,7 @@
 
 mod batches;
 mod coder;
+mod cost;
 mod error;
 mod footprint;
 mod heldout;
@@ -18,6 +19,7 @@ pub mod tokenizer;
 mod trainer;
 
 pub use batches::{CachedBatches, EncodedBatches, encode_all, held_out_of};
+pub use cost::StepCost;
 pub use error::TrainError;
 pub use footprint::MemoryPlan;
 pub use heldout::{HeldOut, HeldOutReport};

@@ -40,11 +40,9 @@ pub fn rehearse<B: Backend>(
     if encodes {
         encode(backend, decoder, ENCODE_BATCH, side)?;
     }
-    let weights = vec![0.0; generator.layout().len()];
     let latent = tokenizer.latent_side(side);
     let size = (latent, latent);
-    let mut trainer =
-        Trainer::new(backend, generator.clone(), config, &weights, &coder.quantizer, size)?;
+    let mut trainer = Trainer::blank(backend, generator.clone(), config, &coder.quantizer, size)?;
     // A run keeps it from step to step.
     let encoder = encodes.then(|| encode(backend, decoder, config.train.batch, side));
     let _encoder = encoder.transpose()?;
@@ -57,7 +55,7 @@ pub fn rehearse<B: Backend>(
     Ok(())
 }
 
-/// As [`rehearse`], of sampling a batch of images with weights that are not trained.
+/// As [`rehearse`], of sampling a batch of images with `weights` that are not trained.
 ///
 /// # Errors
 /// A configuration out of range; the backend's.
@@ -66,14 +64,12 @@ pub fn rehearse_sampling<B: Backend>(
     config: &Config,
     generator: &Generator,
     tokenizer: &Tokenizer,
+    weights: &B::Params,
 ) -> Result<(), TrainError> {
-    let failed = TrainError::backend;
-    let coder = Coder::new(backend, tokenizer, generator, None).map_err(failed)?;
-    let zeros = vec![B::Host::default(); generator.layout().len()];
-    let weights = generator.frozen(backend, &zeros).map_err(failed)?;
+    let coder = Coder::new(backend, tokenizer, generator, None).map_err(TrainError::backend)?;
     if coder.is_the_generators {
         let labels = vec![0; config.sample.batch];
-        paint(backend, generator, config, coder.decoder(), &weights, &labels)?;
+        paint(backend, generator, config, coder.decoder(), weights, &labels)?;
     }
     Ok(())
 }

@@ -8,7 +8,6 @@ use super::trainer::expect_length;
 use crate::config::{Config, TrainConfig};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Quantizer;
-use crate::params::hosted;
 use sar_math::ScaleSchedule;
 use sar_math::backend::{Backend, LatentDims};
 use sar_math::loss::ScaleReport;
@@ -61,32 +60,28 @@ pub struct Replica<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Replica<'a, B> {
-    /// Creates a replica with these weights.
+    /// Creates a replica with weights of zero.
     ///
     /// `quantizer` is the tokenizer's; latents are `height`×`width`.
     ///
     /// # Errors
-    /// A configuration out of range, or a way of training that its schedule is too short for; weights of another
-    /// length; out of memory.
+    /// A configuration out of range, or a way of training that its schedule is too short for; out of memory.
     pub fn new(
         backend: &'a B,
         generator: Generator,
         config: &Config,
-        weights: &[f32],
         quantizer: &'a Quantizer<B>,
         (height, width): (usize, usize),
     ) -> Result<Self, TrainError> {
         config.validate()?;
-        let (shape, len) = (generator.shape().clone(), generator.layout().len());
-        expect_length("weights", len, weights.len())?;
+        let shape = generator.shape().clone();
         expect_length("codes of the tokenizer", shape.vocab, quantizer.vocab())?;
         expect_length("channels of the tokenizer", shape.channels, quantizer.channels())?;
         let settings = StepSettings::of(config);
         let (schedule, batch) = (config.generator.schedule, config.train.batch);
         Plan::new(settings.method, settings.target(), &schedule, settings.seed, 0)?;
         let build = || -> Result<Self, B::Error> {
-            let mut params = backend.params(len)?;
-            backend.upload_params(&hosted::<B>(weights), &mut params, 0)?;
+            let params = backend.params(generator.layout().len())?;
             let latent_dims = LatentDims { batch, channels: shape.channels, height, width };
             let needs = settings.needs();
             let memory = StepMemory::new(backend, &generator, quantizer, batch, &schedule, needs)?;

@@ -74,8 +74,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// `quantizer` is the tokenizer's; latents are `height`×`width`.
     ///
     /// # Errors
-    /// A configuration out of range, or a way of training that its schedule is too short for; weights of another
-    /// length; out of memory.
+    /// As [`Trainer::blank`]; weights of another length.
     pub fn new(
         backend: &'a B,
         generator: Generator,
@@ -84,31 +83,49 @@ impl<'a, B: Backend> Trainer<'a, B> {
         quantizer: &'a Quantizer<B>,
         latent_size: (usize, usize),
     ) -> Result<Self, TrainError> {
-        let len = generator.layout().len();
-        let replica = Replica::new(backend, generator, config, weights, quantizer, latent_size)?;
-        let build = || -> Result<Self, B::Error> {
-            let mut ema = None;
-            if config.train.ema > 0.0 {
-                let mut average = backend.accum(len)?;
-                backend.upload_accum(&hosted::<B>(weights), &mut average, 0)?;
-                ema = Some(average);
+        expect_length("weights", generator.layout().len(), weights.len())?;
+        let mut trainer = Self::blank(backend, generator, config, quantizer, latent_size)?;
+        let weights = hosted::<B>(weights);
+        let mut upload = || -> Result<(), B::Error> {
+            backend.upload_params(&weights, &mut trainer.replica.params, 0)?;
+            match trainer.ema.as_mut() {
+                Some(average) => backend.upload_accum(&weights, average, 0),
+                None => Ok(()),
             }
-            let optimizer = Optimizer::new(backend, replica.generator.layout())?;
-            Ok(Self {
-                replica,
-                optimizer,
-                ema,
-                state: TrainState {
-                    step: 0,
-                    updates: 0,
-                    non_finite: NonFinite::new(config.train.non_finite_limit),
-                    seed: config.train.seed,
-                },
-                others: None,
-                others_losses: Vec::new(),
-            })
         };
-        build().map_err(TrainError::backend)
+        upload().map_err(TrainError::backend)?;
+        Ok(trainer)
+    }
+
+    /// As [`Trainer::new`], with weights of zero.
+    ///
+    /// # Errors
+    /// A configuration out of range, or a way of training that its schedule is too short for; out of memory.
+    pub fn blank(
+        backend: &'a B,
+        generator: Generator,
+        config: &Config,
+        quantizer: &'a Quantizer<B>,
+        latent_size: (usize, usize),
+    ) -> Result<Self, TrainError> {
+        let len = generator.layout().len();
+        let replica = Replica::new(backend, generator, config, quantizer, latent_size)?;
+        let averages = config.train.ema > 0.0;
+        let ema = averages.then(|| backend.accum(len)).transpose().map_err(TrainError::backend)?;
+        let optimizer = Optimizer::new(backend, replica.generator.layout());
+        Ok(Self {
+            replica,
+            optimizer: optimizer.map_err(TrainError::backend)?,
+            ema,
+            state: TrainState {
+                step: 0,
+                updates: 0,
+                non_finite: NonFinite::new(config.train.non_finite_limit),
+                seed: config.train.seed,
+            },
+            others: None,
+            others_losses: Vec::new(),
+        })
     }
 
     /// Shares the micro-batches of every step from now on with other ranks. The batches given to [`Trainer::step`] are

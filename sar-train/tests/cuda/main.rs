@@ -14,11 +14,10 @@ use sar_math::Real;
 use sar_math::backend::Backend;
 use sar_math::philox::{Purpose, Stream};
 use sar_math::rollout::Extent;
-use sar_train::commands::plan::plan;
 use sar_train::config::{Config, Decode, Mode, Positions};
 use sar_train::model::generator::{Generator, GeneratorShape, Recompute};
 use sar_train::model::tokenizer::{Quantizer, Tokenizer};
-use sar_train::train::{Batches, TrainError, Trainer};
+use sar_train::train::{Batches, StepCost, TrainError, Trainer};
 use std::collections::BTreeSet;
 
 /// Below this a gradient is rounding alone: what the losses do not depend on.
@@ -426,7 +425,7 @@ fn profile_counts(backend: &CudaBackend<bf16, TestDevice>) {
         let named = tallies.iter().filter(|tally| tally.name.starts_with(wanted));
         named.map(|tally| tally.work.flops as f64).sum::<f64>()
     };
-    let planned = plan(&config, 2, 0).unwrap().flops_step as f64;
+    let planned = StepCost::of(&config).unwrap().flops_step as f64;
     let found = work("product") + work("attention_");
     // Backward attention recomputes scores: seven products instead of the plan's four.
     assert!(found > planned && found < 1.1 * planned, "{found} of {planned}");

@@ -9,10 +9,11 @@ use sar_train::model::tokenizer::{Quantizer, Tokenizer};
 use sar_train::sample::{Decoder, Painter};
 use sar_train::train::{Batches, MemoryPlan, TrainError, Trainer, rehearse, rehearse_sampling};
 
-/// How far a plan may be from what is held; ten times this is what is asked of it.
+/// How far a plan may be from what is held; a hundred times this is what is asked of it.
 ///
-/// It is within 0.2 % here; what it leaves out, one allocation's rounding and ids, is less than this.
-const PLAN_ERROR: f64 = 0.01;
+/// Both allocate the same. What may differ is what one test makes in another way, the latents' size or the rounding of
+/// an allocation: 0.02 %.
+const PLAN_ERROR: f64 = 1e-3;
 /// Images of a step whose memory is compared with the plan.
 const PLANNED_BATCH: usize = 4;
 
@@ -78,7 +79,7 @@ fn the_plan_is_what_the_trainer_holds() {
         }
         let held = backend.device().peak_bytes() - before;
         let own = SCRATCH as u64;
-        (held as f64, MemoryPlan::of(config, size_of::<S>() as u64, own).steps() as f64)
+        (held as f64, MemoryPlan::of::<S>(config, own).unwrap().steps() as f64)
     }
     let unguided = |mode| {
         let mut config = config(mode);
@@ -124,7 +125,7 @@ fn the_plan_is_what_a_run_holds() {
         let (held, scratch) = (emulated.device().peak_bytes(), dry.scratch_bytes());
         assert!(scratch > 8 * SCRATCH && scratch == emulated.scratch_bytes(), "{scratch}");
         assert_eq!(dry.device().peak_bytes(), held, "what is counted is what is held");
-        let planned = MemoryPlan::of(config, size_of::<S>() as u64, scratch as u64).total();
+        let planned = MemoryPlan::of::<S>(config, scratch as u64).unwrap().total();
         let off = (planned as f64 - held as f64) / held as f64;
         assert!(off.abs() < PLAN_ERROR, "{}: {planned} for {held}", S::NAME);
         // A block less has the same.
@@ -150,15 +151,19 @@ fn the_plan_is_what_sampling_holds() {
         let generator = Generator::new(&GeneratorShape::from(&config.generator)).unwrap();
         let tokenizer = Tokenizer::new(&config.tokenizer).unwrap();
         let emulated = emulated::<S>();
-        rehearse_sampling(&emulated, config, &generator, &tokenizer).unwrap();
+        let zeros = vec![0.0; generator.layout().len()];
+        let weights = generator.frozen(&emulated, &zeros).unwrap();
+        rehearse_sampling(&emulated, config, &generator, &tokenizer, &weights).unwrap();
         let (held, scratch) = (emulated.device().peak_bytes(), emulated.scratch_bytes());
-        let planned = MemoryPlan::of_sampling(config, size_of::<S>() as u64, scratch as u64);
+        let planned = MemoryPlan::of_sampling::<S>(config, scratch as u64).unwrap();
         let off = (planned as f64 - held as f64) / held as f64;
         assert!(off.abs() < PLAN_ERROR, "{}: {planned} for {held}", S::NAME);
         // A block less has the same.
         let shape = GeneratorShape { depth: 1, ..generator.shape().clone() };
         let dry = CudaBackend::<S, Dry>::new(Dry::default()).unwrap();
-        rehearse_sampling(&dry, config, &Generator::new(&shape).unwrap(), &tokenizer).unwrap();
+        let generator = Generator::new(&shape).unwrap();
+        let weights = dry.params(generator.layout().len()).unwrap();
+        rehearse_sampling(&dry, config, &generator, &tokenizer, &weights).unwrap();
         assert_eq!(dry.scratch_bytes(), scratch);
     }
     for (guidance, batch) in [(0.0, 3), (1.5, 2)] {
@@ -196,11 +201,15 @@ fn the_plan_is_what_tokenizer_and_painter_hold() {
         let encoder = tokenizer.encoder_memory(&backend, PLANNED_BATCH, (side, side)).unwrap();
         let painter = Painter::new(&backend, &generator, decoder, &schedule, 2, guidance != 0.0);
         let held = (backend.device().peak_bytes() - own) as f64;
-        let plan = MemoryPlan::of(&config, 2, 0);
+        let plan = MemoryPlan::of::<bf16>(&config, 0).unwrap();
         let planned = (plan.pictures + plan.tokenizer.unwrap()) as f64;
         assert!((planned - held).abs() < PLAN_ERROR * held, "{planned} for {held}");
         drop((encoder, painter));
         config.tokenizer.vocab += 1;
-        assert_eq!(MemoryPlan::of(&config, 2, 0).tokenizer, None, "codes of another tokenizer");
+        assert_eq!(
+            MemoryPlan::of::<bf16>(&config, 0).unwrap().tokenizer,
+            None,
+            "codes of another tokenizer"
+        );
     }
 }

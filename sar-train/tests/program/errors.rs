@@ -187,6 +187,11 @@ fn a_plan_says_how_long_it_takes() {
     let large = ["plan", "--depth", "256", "--width", "32768", "--heads", "512", "--time"];
     let said = fails(1, &large, folder.path());
     says(&said, &["takes", "for its weights alone"]);
+    // Counting takes no such memory, on either backend.
+    for backend in ["cpu", "cuda"] {
+        let said = prints(&[&["--backend", backend], &large[..7]].concat(), folder.path());
+        says(&said, &["4 950 118 466 048", "TiB", "sampling"]);
+    }
 }
 
 #[test]

@@ -95,23 +95,6 @@ impl Tokenizer {
         Ok(DecoderMemory { at_a_time, codes, trace })
     }
 
-    /// Number of elements of both memories, activations and wide numbers: for encoding `images` of
-    /// `pixels` (nothing if there are none) and decoding `maps` of `codes`.
-    pub(crate) fn memory_elements(
-        &self,
-        (images, pixels): (usize, (usize, usize)),
-        (maps, codes): (usize, (usize, usize)),
-    ) -> (u64, u64) {
-        let of = |network: &Network, batch, (height, width)| match batch {
-            0 => (0, 0),
-            _ => network.elements(at_a_time(network, batch, (height, width)), height, width),
-        };
-        let (narrow, wide) = of(self.encoder(), images, self.whole(pixels.0, pixels.1));
-        let (more_narrow, more_wide) = of(self.decoder(), maps, codes);
-        let held = maps * self.config().latent_channels * codes.0 * codes.1;
-        (narrow + more_narrow + held as u64, wide + more_wide)
-    }
-
     /// Rounds a size up to the next one that the downsampling divides.
     fn whole(&self, height: usize, width: usize) -> (usize, usize) {
         let f = self.downsample_factor();
@@ -205,6 +188,7 @@ mod tests {
     use super::*;
     use crate::model::tokenizer::TokenizerConfig;
     use sar_backend_cpu::CpuBackend;
+    use sar_backend_cuda::{CudaBackend, Dry};
 
     const IMAGES: usize = 5;
     const SIZE: (usize, usize) = (8, 12);
@@ -290,7 +274,11 @@ mod tests {
         let small = Tokenizer::new(&TokenizerConfig::default()).unwrap();
         assert_eq!(at_a_time(small.encoder(), 64, (256, 256)), 2);
         assert_eq!(at_a_time(small.encoder(), 64, (32, 32)), 64);
-        let (narrow, _) = t.memory_elements((64, (256, 256)), (40, (16, 16)));
-        assert!(narrow < 14 * LARGEST_MAP as u64, "{narrow}");
+        let counted = CudaBackend::<f32, _>::new(Dry::default()).unwrap();
+        let encoder = t.encoder_memory(&counted, 64, (256, 256)).unwrap();
+        let decoder = t.decoder_memory(&counted, 40, (16, 16)).unwrap();
+        let elements = counted.device().held_bytes() / 4;
+        assert!(elements < 14 * LARGEST_MAP as u64, "{elements}");
+        drop((encoder, decoder));
     }
 }

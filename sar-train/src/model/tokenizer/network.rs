@@ -99,16 +99,6 @@ impl Network {
         Ok(Trace { maps, saved, dims, keeps })
     }
 
-    /// Number of elements of a trace that keeps nothing: of activations, and of statistics.
-    pub(super) fn elements(&self, batch: usize, height: usize, width: usize) -> (u64, u64) {
-        let dims = self.dims(MapDims { batch, channels: self.inputs, height, width });
-        let kept: Vec<_> = self.layers.iter().zip(&dims).map(|(l, &d)| l.kept(d)).collect();
-        let (maps, stats) = in_turns(&kept);
-        let largest = dims.iter().map(|d| d.len()).max().unwrap_or(0);
-        let sum = |lens: &[usize]| lens.iter().map(|&n| n as u64).sum::<u64>();
-        (2 * largest as u64 + sum(&maps), sum(&stats))
-    }
-
     /// Number of elements of the largest map or kept map, the size that [`Gradients`] needs.
     pub(super) fn largest(&self, batch: usize, height: usize, width: usize) -> usize {
         let dims = self.dims(MapDims { batch, channels: self.inputs, height, width });

@@ -17,10 +17,9 @@ struct Here<'w> {
 
 impl<'w> Here<'w> {
     fn new(world: &'w World, config: &Config, ranks: usize) -> Self {
-        let zeros = vec![0.0; world.weights.len()];
         let replica = |_| {
             let (b, g, q) = (&world.backend, world.generator.clone(), &world.quantizer);
-            Replica::new(b, g, config, &zeros, q, (SIDE, SIDE)).unwrap()
+            Replica::new(b, g, config, q, (SIDE, SIDE)).unwrap()
         };
         let images = world.images(config.train.batch);
         Self { replicas: (1..ranks).map(replica).collect(), images, step: 0 }
