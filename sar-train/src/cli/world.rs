@@ -53,8 +53,8 @@ pub(crate) struct World {
     /// Host of rank 0.
     host: String,
     port: u16,
-    /// Whether only one GPU is visible to this process, which is then its first.
-    own_gpu: bool,
+    /// Whether the GPUs that are visible to this process are its own, so that it takes the first of them.
+    own_gpus: bool,
 }
 
 impl World {
@@ -90,6 +90,9 @@ impl World {
         let alone = || (size == 1).then(|| "localhost".to_owned());
         let host = host.or_else(alone).ok_or("MASTER_ADDR, the host of rank 0, is not set")?;
         let local_size = number(launcher.local_size).unwrap_or(1);
+        let one_gpu = text("CUDA_VISIBLE_DEVICES").is_some_and(|all| !all.contains(','));
+        // torchrun hands its own list to all of its processes: one GPU is not one for each.
+        let inherited = text(TORCHRUN.job).is_some() && local_size > 1;
         let (job, step) = (text(launcher.job), text("SLURM_STEP_ID"));
         Ok(Self {
             rank,
@@ -100,7 +103,7 @@ impl World {
             port: port(&text, job.as_deref())?,
             run: format!("{} {} {size}", job.unwrap_or_default(), step.unwrap_or_default()),
             host,
-            own_gpu: text("CUDA_VISIBLE_DEVICES").is_some_and(|all| !all.contains(',')),
+            own_gpus: text("SLURM_GPUS_PER_TASK").is_some() || (one_gpu && !inherited),
         })
     }
 
@@ -121,7 +124,7 @@ impl World {
 
     /// Returns which GPU this process takes, from GPU `first` on.
     pub(crate) fn gpu(&self, first: usize) -> usize {
-        if self.own_gpu { first } else { first + self.local_rank }
+        if self.own_gpus { first } else { first + self.local_rank }
     }
 }
 
@@ -179,6 +182,9 @@ mod tests {
         assert_eq!(of(&taken).unwrap().address(), "n0:1235");
         let one = [&own[..], &meet, &[("CUDA_VISIBLE_DEVICES", "3")]].concat();
         assert_eq!(of(&one).unwrap().gpu(0), 0);
+        // Not where torchrun gave it to all: then there is no GPU for this one.
+        let shared = [&one[..], &[("TORCHELASTIC_RUN_ID", "none")]].concat();
+        assert_eq!(of(&shared).unwrap().gpu(0), 1);
         let all = [&own[..], &meet, &[("CUDA_VISIBLE_DEVICES", "0,1,2,3")]].concat();
         assert_eq!(of(&all).unwrap().gpu(2), 3);
     }
@@ -188,6 +194,11 @@ mod tests {
         let own = [("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2"), ("SLURM_LOCALID", "0")];
         let world = of(&[&own[..], &[("SLURM_JOB_NODELIST", "gpu[07-09],cpu1")]].concat()).unwrap();
         assert_eq!((world.rank, world.address()), (1, "gpu07:29500".into()));
+        let task = [&own[..2], &[("SLURM_LOCALID", "1"), ("SLURM_JOB_NODELIST", "n")]].concat();
+        let node = [&task[..], &[("CUDA_VISIBLE_DEVICES", "0,1")]].concat();
+        assert_eq!(of(&node).unwrap().gpu(0), 1, "all tasks see the GPUs of the node");
+        let owned = [&node[..], &[("SLURM_GPUS_PER_TASK", "2")]].concat();
+        assert_eq!(of(&owned).unwrap().gpu(0), 0);
         // Another job's ranks meet elsewhere, and are told apart where they do not.
         let job = [&own[..], &[("SLURM_JOB_NODELIST", "n"), ("SLURM_JOB_ID", "70012")]].concat();
         let job = of(&job).unwrap();
