@@ -60,6 +60,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Describes the device for people to read.
     fn describe(&self) -> String;
 
+    /// Bytes of shared memory that a block may have: on an A100, unless a device knows better.
+    fn shared_bytes(&self) -> usize {
+        163 << 10
+    }
+
     /// Makes every kernel of a variant ready, so that no later launch stops to compile one.
     ///
     /// # Errors

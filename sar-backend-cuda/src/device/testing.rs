@@ -82,6 +82,10 @@ impl Device for TestDevice {
         either!(self.describe())
     }
 
+    fn shared_bytes(&self) -> usize {
+        either!(self.shared_bytes())
+    }
+
     fn prepare(&self, variant: &'static str) -> Result<(), CudaError> {
         either!(self.prepare(variant))
     }

@@ -21,9 +21,11 @@ const DRAW: Kernel = Kernel { file: "choose_codes", name: "draw_codes" };
 const BINS: usize = 4 * 2048;
 /// Largest vocabulary whose order keys are held: 64 KiB of them.
 const MAX_KEYS: usize = 1 << 14;
-/// Most entries held of a row without top-k, of which all entries remain: 152 KiB. If there are more, they
-/// are made anew.
+/// Most entries held of a row without top-k, of which all entries remain: 152 KiB, or what a block has on smaller GPUs.
+/// If there are more, they are made anew.
 const MAX_ENTRIES: usize = 19 << 10;
+/// Bytes of a block's shared memory that the kernel has for itself, rounded up.
+const OWN_SHARED: usize = 1 << 10;
 /// Entries held of a row with top-k for each of the k, since ties with the k-th remain too.
 const ENTRIES_PER_K: usize = 2;
 /// Least number of entries held of a row with top-k, for small k.
@@ -73,15 +75,16 @@ impl Rows {
         }
     }
 
-    /// Fills in what a draw needs; returns the bytes of shared memory that it takes.
-    fn draw(&mut self, vocab: usize, filter: Filter, keys: DrawKeys) -> usize {
+    /// Fills in what a draw needs of a block's `shared` bytes; returns how many it takes.
+    fn draw(&mut self, vocab: usize, filter: Filter, keys: DrawKeys, shared: usize) -> usize {
+        let most = MAX_ENTRIES.min(shared.saturating_sub(OWN_SHARED) / 8);
         (self.seed, self.first_image) = (keys.seed, keys.first_image);
         if filter.top_p > 0.0 {
             // A p above 1 drops nothing, as 1 does.
             self.dropped = (1.0 - filter.top_p).max(0.0);
         }
         if filter.top_k == 0 || filter.top_k >= vocab {
-            let capacity = if vocab <= MAX_ENTRIES { vocab } else { 0 };
+            let capacity = if vocab <= most { vocab } else { 0 };
             self.capacity = capacity as i32;
             return 8 * capacity;
         }
@@ -89,7 +92,7 @@ impl Rows {
         self.keys_held = i32::from(vocab <= MAX_KEYS);
         let keys = if vocab <= MAX_KEYS { 4 * vocab.next_multiple_of(4) } else { 0 };
         // If k is large, as many as fit in addition to the keys.
-        let room = MAX_ENTRIES - keys / 8;
+        let room = most.saturating_sub(keys / 8);
         let capacity = (ENTRIES_PER_K * filter.top_k).max(LEAST_ENTRIES).min(room);
         self.capacity = capacity as i32;
         keys + 8 * capacity
@@ -117,7 +120,7 @@ pub(crate) fn forward<S: Storage, D: Device>(
         Choice::Draw(filter, keys) => {
             let first_image = keys.first_image.wrapping_add(dims.first_sample as u64);
             let keys = DrawKeys { first_image, ..keys };
-            let shared = rows.draw(dims.vocab, filter, keys);
+            let shared = rows.draw(dims.vocab, filter, keys, gpu.device().shared_bytes());
             (DRAW, draw_threads(dims.vocab), shared)
         }
     };

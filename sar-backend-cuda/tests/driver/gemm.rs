@@ -255,6 +255,17 @@ scenario! {
 }
 
 scenario! {
+    fn rows_so_long_that_many_could_not_be_counted(fake) on []; {
+        on_driver(fake, |driver| {
+            for (data, out) in TYPES {
+                let transposed = (false, true);
+                check(driver, Case { m: 3, n: 8, k: 8, transposed, gap: 1 << 17, data, out, ..PLAIN });
+            }
+        });
+    }
+}
+
+scenario! {
     fn batches_with_operands_of_their_own_and_shared_ones(fake) on []; {
         on_driver(fake, |driver| {
             for (data, out) in TYPES {

@@ -4,7 +4,7 @@
 //! is our `b`, its right one our `a`, its m our n.
 
 use crate::error::CudaError;
-use crate::gemm::{DataType, Gemm, Matrix, Sample};
+use crate::gemm::{DataType, Gemm, MOST_ELEMENTS, Matrix, Sample};
 use core::ffi::c_void;
 use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys;
@@ -180,15 +180,18 @@ impl Shape {
     /// Where rows are samples their number is free, as the number of products is. Of a gradient the
     /// rows, or the terms k where `a` is transposed, go by powers of two, so that random schedules do
     /// not plan anew each step; where both operands are transposed, the leading dimension of `b` bounds
-    /// k, which stays.
+    /// k, which stays. None has more elements than a product may ([`MOST_ELEMENTS`]), though the next power of two
+    /// might.
     pub(super) fn reference(self) -> Self {
         let alone = |operand: Operand| Operand { stride: 0, ..operand };
         let (a, b, out) = (alone(self.a), alone(self.b), alone(self.out));
         let one = Self { a, b, out, batch: 1, ..self };
+        let of_rows = |rows| addressable(rows, a.leading.max(out.leading));
+        let of_terms = |terms| addressable(terms, a.leading.max(b.leading));
         match (self.sample, self.a.transposed, self.b.transposed) {
-            (Sample::Row, false, _) => Self { m: REFERENCE_ROWS, ..one },
-            (Sample::All, false, _) => Self { m: self.m.next_power_of_two(), ..one },
-            (Sample::All, true, false) => Self { k: self.k.next_power_of_two(), ..one },
+            (Sample::Row, false, _) => Self { m: of_rows(REFERENCE_ROWS), ..one },
+            (Sample::All, false, _) => Self { m: of_rows(self.m.next_power_of_two()), ..one },
+            (Sample::All, true, false) => Self { k: of_terms(self.k.next_power_of_two()), ..one },
             // Rows of a transposed `a` are bounded by its leading dimension.
             (Sample::Row, true, _) | (Sample::All, true, true) | (Sample::Product, ..) => one,
         }
@@ -202,6 +205,12 @@ impl Shape {
             Sample::All => IN_COMPUTE_TYPE,
         }
     }
+}
+
+/// The largest power of two of rows, up to `rows`, which is one, whose elements 31 bits can count.
+fn addressable(rows: usize, leading: usize) -> usize {
+    let most = (MOST_ELEMENTS / leading.max(1)).max(1);
+    rows.min(1 << most.ilog2())
 }
 
 /// Descriptors of a product, destroyed when dropped.
@@ -364,5 +373,58 @@ impl Drop for Preference {
     fn drop(&mut self) {
         // SAFETY: made by `new`.
         let _ = unsafe { lt::destroy_matmul_pref(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matrix(leading: usize, transposed: bool) -> Matrix {
+        Matrix { address: 256, data: DataType::Bf16, leading, transposed, stride: 0 }
+    }
+
+    /// The first part of depth 24's widest gradients at 350,200 rows, and all modulation at once.
+    #[test]
+    fn a_reference_is_no_larger_than_a_product_may_be() {
+        let (rows, wide, width) = (349_440, 6144, 1536);
+        let input = Gemm {
+            m: rows,
+            n: width,
+            k: wide,
+            a: matrix(wide, false),
+            b: matrix(width, false),
+            out: matrix(width, false),
+            accumulate: false,
+            bias: None,
+            batch: 1,
+            sample: Sample::All,
+        };
+        let weight = Gemm {
+            m: wide,
+            k: rows,
+            a: matrix(wide, true),
+            b: matrix(width, false),
+            out: Matrix { data: DataType::F32, ..matrix(width, false) },
+            ..input
+        };
+        let modulation = 6 * 24 * width;
+        let layer = Gemm {
+            m: 64,
+            n: modulation,
+            k: width,
+            a: matrix(width, false),
+            b: matrix(width, true),
+            out: matrix(modulation, false),
+            sample: Sample::Row,
+            ..input
+        };
+        let [input, weight, layer] =
+            [input, weight, layer].map(|gemm| Shape::of(&gemm).reference());
+        assert_eq!((input.m, weight.k), (1 << 18, 1 << 18));
+        assert_eq!(layer.m, 1 << 13);
+        assert!(layer.m * modulation <= MOST_ELEMENTS && 2 * layer.m * modulation > MOST_ELEMENTS);
+        let narrow = Shape { out: Operand::of(&matrix(width, false)), ..layer };
+        assert_eq!(narrow.reference().m, REFERENCE_ROWS);
     }
 }

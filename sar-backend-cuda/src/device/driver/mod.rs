@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
 /// A GPU of this machine.
 pub struct Driver {
     gpu: Gpu,
+    shared_bytes: usize,
     pool: Pool,
     /// Whether work is never recorded for replay, but run anew each time.
     unrecorded: bool,
@@ -97,7 +98,10 @@ impl Driver {
         let stream = stream_of(ordinal)?;
         let context = Arc::clone(stream.context());
         let plans = Plans::new(&stream)?;
+        let shared = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared = context.attribute(shared).map_err(failed("cuDeviceGetAttribute"))?;
         Ok(Self {
+            shared_bytes: shared.max(0) as usize,
             profile: Mutex::default(),
             functions: Functions::new(cache, gpu.arch()),
             staging: Mutex::new(Staging::new()?),
@@ -210,6 +214,10 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Device for Driver {
     fn describe(&self) -> String {
         self.gpu.to_string()
+    }
+
+    fn shared_bytes(&self) -> usize {
+        self.shared_bytes
     }
 
     fn prepare(&self, variant: &'static str) -> Result<(), CudaError> {

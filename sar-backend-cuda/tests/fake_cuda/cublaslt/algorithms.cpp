@@ -96,6 +96,13 @@ LT_API int cublasLtMatmulAlgoGetHeuristic(Handle*, Product* product, Layout* a, 
         fake::complain("an algorithm with a bias is looked for before the bias has an address");
         return INVALID_VALUE;
     }
+    // Where they are larger, some versions choose algorithms that fail when they run.
+    for (const Layout* matrix : {a, b, c, d}) {
+        if (static_cast<uint64_t>(matrix->ld) * matrix->cols > INT32_MAX) {
+            fake::complain("an algorithm is looked for of a matrix whose elements 31 bits cannot count");
+            return INVALID_VALUE;
+        }
+    }
     const uint32_t width = widest(o, *preference);
     if (width == 0) return NOT_SUPPORTED;
     const bool split = (preference->reductions & 2) != 0 && preference->workspace >= SPLIT_WORKSPACE;

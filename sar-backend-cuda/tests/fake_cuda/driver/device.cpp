@@ -102,7 +102,7 @@ CUDA_API int cuDeviceGetAttribute(int* value, int attribute, int device) {
     case 16: *value = 108; return SUCCESS;             // MULTIPROCESSOR_COUNT
     case 75: *value = capability / 10; return SUCCESS; // COMPUTE_CAPABILITY_MAJOR
     case 76: *value = capability % 10; return SUCCESS; // COMPUTE_CAPABILITY_MINOR
-    case 97: *value = 163 << 10; return SUCCESS;       // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    case 97: *value = static_cast<int>(most_shared()); return SUCCESS; // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
     case 115: *value = 1; return SUCCESS;              // MEMORY_POOLS_SUPPORTED
     default: complain("attribute " + std::to_string(attribute) + " is not modelled"); return INVALID_VALUE;
     }

@@ -16,10 +16,8 @@ using Parameters = const int* (*)(const char*);
 Launcher launcher = nullptr;
 Parameters parameters = nullptr;
 
-// "Technical specifications per compute capability": shared memory of a block, without being asked
-// for and at most, of compute capability 8.0.
+// "Technical specifications per compute capability": shared memory of a block that has not been asked for.
 constexpr unsigned DEFAULT_SHARED = 48u << 10;
-constexpr unsigned MOST_SHARED = 163u << 10;
 constexpr int MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;
 constexpr size_t LARGEST_PARAMETERS = 4096;
 
@@ -148,7 +146,7 @@ CUDA_API int cuFuncSetAttribute(void* handle, int attribute, int value) {
     Function* function = state().functions.find(handle);
     if (function == nullptr) return INVALID_HANDLE;
     if (attribute != MAX_DYNAMIC_SHARED_SIZE_BYTES || value < 0) return INVALID_VALUE;
-    if (static_cast<unsigned>(value) > MOST_SHARED) return INVALID_VALUE;
+    if (static_cast<unsigned>(value) > most_shared()) return INVALID_VALUE;
     function->allowed_shared = static_cast<unsigned>(value);
     return SUCCESS;
 }

@@ -16,6 +16,12 @@ long long setting(const char* name, long long otherwise) {
     return value ? std::atoll(value) : otherwise;
 }
 
+unsigned most_shared() {
+    // "Technical specifications per compute capability", in KiB.
+    const long long capability = setting("SAR_FAKE_CAPABILITY", 80);
+    return (capability == 86 || capability == 89 ? 99u : 163u) << 10;
+}
+
 void count(const char* kind, int change) {
     const auto guard = lock();
     int& left = state().counts[kind];

@@ -134,4 +134,7 @@ size_t held_pinned();
 // A number from the environment.
 long long setting(const char* name, long long otherwise);
 
+// Bytes of shared memory that a block may have: less on workstation cards than on an A100.
+unsigned most_shared();
+
 } // namespace fake
