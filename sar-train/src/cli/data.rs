@@ -27,6 +27,9 @@ pub struct DataCheckArgs {
     /// Where to write the preview grid.
     #[arg(long, value_name = "PNG")]
     pub preview: Option<PathBuf>,
+    /// Replace the file of --preview if it exists.
+    #[arg(long, requires = "preview")]
+    pub force: bool,
     /// Side that images are cropped to, in pixels; default: as the data section.
     #[arg(long, value_name = "PX")]
     pub size: Option<usize>,

@@ -249,7 +249,8 @@ pub struct EvalArgs {
     #[arg(long, value_name = "PIXELS")]
     pub image_side: Option<usize>,
     /// Where to write the numbers as JSON, `-` for standard output; default, for a run folder measured as it
-    /// was made: `eval.json` in it, where `sar report` looks for them.
+    /// was made: `eval.json` in it, where `sar report` looks for them. An evaluation that is there already stays: in the
+    /// same file if it was made in the same way, otherwise beside it.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Evaluate the running average of the weights, where the checkpoint has one.
@@ -285,6 +286,9 @@ pub struct ScoreArgs {
     /// Where to write the numbers, and all that they depend on, as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Replace the files of --save-reference and --json if they exist.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `sar report`.

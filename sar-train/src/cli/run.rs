@@ -114,26 +114,30 @@ impl RunArgs {
         Ok(self.resume || self.requeue && there()?)
     }
 
-    /// Returns the configuration of a continued run: `had`, changed by the flags where they may
-    /// change it, which is in the keys of `free`. With --requeue, `rest` applies the command's own
+    /// Returns the configuration of a continued run: the one in its file, changed by the flags. Both may differ from
+    /// `began`, with which the run began, in the keys of `free` alone. With --requeue, `rest` applies the command's own
     /// flags.
     ///
     /// # Errors
     /// Another key is given another value, or a value cannot be used.
     pub(crate) fn continued(
         &self,
-        had: &Config,
+        (began, had): (&Config, &Config),
         free: &[&str],
         rest: impl FnOnce(&mut Config, &Config),
     ) -> anyhow::Result<Config> {
         let fixed = format!("a run goes on as it began, but for {}", free.join(", "));
+        let path = self.out.display();
+        if let Some((key, was, is)) = changed(began, had, free)? {
+            anyhow::bail!(
+                "{path}/config.toml was edited: the run began with {key}={was}, and it says {is}: {fixed}; to train \
+                 with other settings, start a run from its weights with --init-from {path}"
+            );
+        }
         if self.requeue {
             let mut config = self.config(had.clone())?;
             rest(&mut config, had);
-            let changed =
-                differences(&toml::Table::try_from(had)?, &toml::Table::try_from(&config)?);
-            if let Some((key, was, is)) = changed.iter().find(|(key, ..)| !within(key, free)) {
-                let path = self.out.display();
+            if let Some((key, was, is)) = changed(had, &config, free)? {
                 anyhow::bail!("{path} began with {key}={was}, and {is} is asked for now: {fixed}");
             }
             return Ok(config);
@@ -174,6 +178,16 @@ impl RunArgs {
     pub(crate) fn sets(&self, section: &str, key: &str) -> bool {
         self.set.iter().any(|setting| parts(setting).eq([section, key]))
     }
+}
+
+/// The first key outside of `free` whose value differs, with both values.
+fn changed(
+    began: &Config,
+    now: &Config,
+    free: &[&str],
+) -> anyhow::Result<Option<(String, String, String)>> {
+    let all = differences(&toml::Table::try_from(began)?, &toml::Table::try_from(now)?);
+    Ok(all.into_iter().find(|(key, ..)| !within(key, free)))
 }
 
 /// Returns the keys that differ, with their values in both tables.

@@ -84,6 +84,9 @@ pub struct TokenizerEvalArgs {
     /// Where to write the images themselves, cut as they were reconstructed.
     #[arg(long, value_name = "FILE", requires = "npz")]
     pub originals: Option<PathBuf>,
+    /// Replace the files of --grid, --npz and --originals if they exist.
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `sar tokenizer encode`.

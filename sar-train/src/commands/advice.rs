@@ -14,14 +14,13 @@ const PUBLISHED_BATCH: usize = 256;
 const FEW_HELD_OUT: usize = 65;
 
 impl<B: Compute> Inputs<'_, B> {
-    /// Prints what the run trains on and how long, and notes on its settings.
-    pub(super) fn introduce(&self) {
-        eprintln!("{}", self.data.summary);
-        eprintln!("{}", self.data.augment.described());
-        eprintln!("{}", self.effort());
-        eprintln!("{}", self.chance());
-        if let Some(latents) = self.latents {
-            eprintln!("on {}", latents.describe());
+    /// Prints what the run trains on and how long, unless it is to be quiet, and notes on its settings.
+    pub(super) fn introduce(&self, quiet: bool) {
+        let what = [self.data.summary.clone(), self.data.augment.described(), self.effort()];
+        let latents = self.latents.map(|latents| format!("on {}", latents.describe()));
+        let lines = what.into_iter().chain([self.chance()]).chain(latents);
+        for line in lines.filter(|_| !quiet) {
+            eprintln!("{line}");
         }
         let factor = self.tokenizer.tokenizer.downsample_factor();
         let small = small(self.data.train.side(), factor, &self.config.generator.schedule);

@@ -1,7 +1,7 @@
 //! `sar data check`: decodes every image and says what is there.
 
 use super::next;
-use super::output::ready_as;
+use super::output::ready_new;
 use crate::cli::{DataArgs, DataCommand, GlobalArgs};
 use crate::data::grid::{Images, save_grid};
 use crate::data::{
@@ -37,7 +37,8 @@ pub fn run(args: &DataArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     config.skip_bad_images = args.skip_bad_images;
     // A single class is reported below, along with what training needs to be told.
     config.allow_one_class = true;
-    let _place = args.preview.as_deref().map(|path| ready_as(path, &["png"])).transpose()?;
+    let _place =
+        args.preview.as_deref().map(|path| ready_new(path, &["png"], args.force)).transpose()?;
     let report = check(&config, args.preview.as_deref(), global.quiet)?;
     println!("{report}");
     if let Some(path) = args.preview.as_deref().filter(|_| report.total > 0) {

@@ -42,6 +42,7 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
             .filter(|_| !piped)
             .map(|path| {
                 let place = output::ready_as(path, &["json"]);
+                let place = place.and_then(|place| store::not_foreign(path).map(|()| place));
                 match args.json {
                     Some(_) => place,
                     None => place
@@ -76,7 +77,7 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     }
     match done == of {
         true => Ok(()),
-        false => Err(EvalInterrupted { done, of }.into()),
+        false => Err(EvalInterrupted { done, of, left: measured.left(done) }.into()),
     }
 }
 
@@ -110,6 +111,14 @@ impl<B: Compute> Measured<B> {
             Self { generator, tokenizer, tokenizer_file, as_made, config, filters, data, schedule };
         measured.check()?;
         Ok(measured)
+    }
+
+    /// The values of guidance that are left after so many points, in the order in which they are measured; empty
+    /// where filters are swept too.
+    fn left(&self, done: usize) -> Vec<f64> {
+        let mut values = self.config.eval.guidance.clone();
+        values.sort_by(f64::total_cmp);
+        if self.filters.len() > 1 { Vec::new() } else { values.split_off(done.min(values.len())) }
     }
 
     /// Whether any of the values of guidance doubles the batch.
@@ -281,10 +290,21 @@ fn distinct(values: &[f64]) -> Vec<f64> {
 
 /// An evaluation that the user stopped; the exit code is 130.
 #[derive(Debug, thiserror::Error)]
-#[error("interrupted; {done} of {of} points of the sweep were measured")]
+#[error("interrupted; {done} of {of} points of the sweep were measured{}", rest(*.done, .left))]
 pub(super) struct EvalInterrupted {
     done: usize,
     of: usize,
+    /// Values of guidance that are left to measure, if they are all that is swept.
+    left: Vec<f64>,
+}
+
+/// How to measure what is left.
+fn rest(done: usize, left: &[f64]) -> String {
+    if done == 0 || left.is_empty() {
+        return String::new();
+    }
+    let values: Vec<String> = left.iter().map(f64::to_string).collect();
+    format!("; --guidance {}, the other flags as they were, measures the others", values.join(","))
 }
 
 /// What is to be measured.

@@ -11,6 +11,7 @@ use crate::backend::Compute;
 use crate::checkpoint::{Checkpoints, Kind};
 use crate::config::Config;
 use crate::data::{Data, grid};
+use crate::hash::sha256_of;
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::ranks::{Job, Meeting};
 use crate::run::{Interrupt, RunFolder};
@@ -60,10 +61,9 @@ impl<'w, B: Compute> Work<'w, B> {
         tell_empty(self.inputs.data);
         let resumed = matches!(start, Start::Resume);
         latents::compare(self.folder, self.inputs.latents, config.train.seed, resumed)?;
-        if !quiet {
-            self.inputs.introduce();
-        }
+        self.inputs.introduce(quiet);
         self.inputs.tokenizer.keep_in(self.folder)?;
+        self.folder.other_tokenizer(&sha256_of(&tokenizer.weights))?;
         let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
         let mut trainer = self.trainer(&generator, start)?;
         if resumed && !quiet {

@@ -16,6 +16,7 @@ use crate::backend::Compute;
 use crate::cli::{GlobalArgs, RanksArgs, RunArgs};
 use crate::config::Config;
 use crate::data::Data;
+use crate::hash::sha256_of;
 use crate::ranks::Meeting;
 use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
 use crate::trained::{TrainedGenerator, TrainedTokenizer};
@@ -153,19 +154,27 @@ impl Order<'_> {
         rest: impl FnOnce(&mut Config, &Config),
     ) -> anyhow::Result<()> {
         let (folder, had) = RunFolder::open_for_resume(&self.run.out)?;
-        let config = self.run.continued(&had, free, rest)?;
+        let began = folder.began_with()?.unwrap_or_else(|| had.clone());
+        let config = self.run.continued((&began, &had), free, rest)?;
         let steps = Steps::from(&config.train);
         steps.can_go_on(self.ranks)?;
         let tokenizer = kept_tokenizer(backend, &folder, &config)?;
+        let sum = sha256_of(&tokenizer.weights);
+        anyhow::ensure!(
+            folder.other_tokenizer(&sum)?.is_none(),
+            "{} is not the tokenizer that the run began with; put that one there, or start a run from its weights with \
+             --init-from",
+            folder.path().join(RUN_TOKENIZER).display()
+        );
         let data = run_data(&config, Some(folder.path()))?;
         compare_classes(&folder, &data)?;
         check(&config, &data, &tokenizer)?;
         fits_in_memory(&config, self.ranks.here(), self.global)?;
         let latents = latents::of_run(backend, &config, &data, &tokenizer)?;
-        longer(&folder, "train.steps", config.train.steps, had.train.steps)?;
+        longer(&folder, "train.steps", config.train.steps, began.train.steps)?;
         let interrupt = Interrupt::listen()?;
         let meeting = ranks::meeting(self.listening.take(), self.ranks, steps, self.global)?;
-        if config != had {
+        if config != began {
             // Only once nothing stands in the way of the run.
             folder.reconfigure(&config)?;
         }

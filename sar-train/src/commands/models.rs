@@ -2,7 +2,8 @@
 
 use crate::backend::Compute;
 use crate::checkpoint::{Kind, load_weights};
-use crate::run::Origin;
+use crate::hash::sha256_of;
+use crate::run::{Origin, tokenizer_sum_of};
 use crate::trained::{TrainedError, TrainedGenerator, TrainedTokenizer};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
@@ -22,22 +23,26 @@ pub(crate) fn open_to_draw(
     quiet: bool,
 ) -> Result<TrainedGenerator, TrainedError> {
     let generator = open_generator(path, ema)?;
-    // A file from elsewhere does not say how long its weights were trained.
-    let Some(run) = &generator.run else { return Ok(generator) };
-    if generator.step == 0 {
-        let what = match Origin::of(run) {
-            Some(_) => "those that its run started from",
-            None => "untrained",
-        };
-        eprintln!(
-            "warning: the weights are of step 0, {what}; a run that still trains has later ones once it saves \
-             (train.save_every, train.save_minutes)"
-        );
-    } else if !quiet {
+    if !warn_untrained(&generator) && generator.run.is_some() && !quiet {
         let average = if generator.ema { " (running average)" } else { "" };
         eprintln!("{}: weights of step {}{average}", path.display(), generator.step);
     }
     Ok(generator)
+}
+
+/// Warns of weights that their run has not trained; returns whether they are such. A file from elsewhere does not say
+/// how long its weights were trained.
+pub(crate) fn warn_untrained(generator: &TrainedGenerator) -> bool {
+    let Some(run) = generator.run.as_ref().filter(|_| generator.step == 0) else { return false };
+    let what = match Origin::of(run) {
+        Some(_) => "those that its run started from",
+        None => "untrained",
+    };
+    eprintln!(
+        "warning: the weights are of step 0, {what}; a run that still trains has later ones once it saves \
+         (train.save_every, train.save_minutes)"
+    );
+    true
 }
 
 /// The tokenizer of a run folder, a checkpoint or a file.
@@ -83,6 +88,14 @@ pub(crate) fn tokenizer_of<B: Compute>(
         load_weights(own, Kind::Tokenizer, layout)
             .is_ok_and(|weights| weights.flat != tokenizer.weights)
     };
+    if let (None, Some(run)) = (named, &generator.run)
+        && tokenizer_sum_of(run)?.is_some_and(|began| began != sha256_of(&tokenizer.weights))
+    {
+        eprintln!(
+            "warning: {} is not the tokenizer that the generator was trained with: it has been replaced since",
+            path.display()
+        );
+    }
     if let Some(own) = own.filter(|own| named.is_some() && other(own)) {
         eprintln!(
             "warning: {} is not the tokenizer that the generator was trained with, which is {}",

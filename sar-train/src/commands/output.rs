@@ -78,6 +78,17 @@ pub(crate) fn ready_as(file: &Path, extensions: &[&str]) -> anyhow::Result<Place
     ready(file)
 }
 
+/// As [`ready_as`], for a file that replaces none unless the user says so with --force.
+pub(crate) fn ready_new(file: &Path, extensions: &[&str], force: bool) -> anyhow::Result<Place> {
+    let place = ready_as(file, extensions)?;
+    anyhow::ensure!(
+        force || !file.is_file(),
+        "{} exists; choose another name, or replace it with --force",
+        file.display()
+    );
+    Ok(place)
+}
+
 /// Writes a line to standard error, if anybody reads it.
 pub(crate) fn note(line: Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{line}");

@@ -9,6 +9,7 @@ use crate::data::npz::NpzWriter;
 use crate::run::{Interrupt, Progress, rate};
 use crate::sample::{Painted, Painter};
 use crate::trained::{TrainedGenerator, TrainedTokenizer};
+use anyhow::Context as _;
 use sar_math::ScaleSchedule;
 use sar_math::guidance::Guidance;
 use std::path::{Path, PathBuf};
@@ -290,7 +291,10 @@ impl<'a> Sheets<'a> {
 
     /// Writes a batch of `count` images.
     fn add(&mut self, images: &[f32], count: usize) -> anyhow::Result<()> {
-        grid::save_each(self.folder, self.images(images), self.done as u64)?;
+        grid::save_each(self.folder, self.images(images), self.done as u64).context(
+            "the images before it are there; once this one can be written, go on with --resume, the other flags as \
+             they were (with --part, by the same call)",
+        )?;
         self.show(images, count)
     }
 

@@ -74,13 +74,18 @@ fn counted(data: &Data) -> String {
 /// was trained on some of them.
 pub(crate) fn compare_with_run(run: Option<&Path>, what: &str, data: &Data) -> anyhow::Result<()> {
     let Some(run) = run else { return Ok(()) };
+    let held_out = held_out_of(run)?.map(|before| before == data.held_out_fingerprint());
     let (before, now) = (images_of(run)?, counted(data));
+    // The same images are held out, whatever classes without images were counted.
+    if held_out == Some(true) {
+        return Ok(());
+    }
     if let Some(before) = before.filter(|before| *before != now) {
         eprintln!(
             "warning: the {what} was trained where there were {before}, and now there are {now}: held-out \
              images are drawn from all of them, so that it was trained on some of these"
         );
-    } else if held_out_of(run)?.is_some_and(|before| before != data.held_out_fingerprint()) {
+    } else if held_out == Some(false) {
         eprintln!(
             "warning: other images are held out now than when the {what} was trained, so that it was trained \
              on some of these; keep data.split_seed and data.val_fraction as they were"

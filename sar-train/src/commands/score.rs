@@ -55,8 +55,9 @@ struct ScoreReport {
 /// Images or weights cannot be used.
 pub fn run(args: &ScoreArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let reference = args.save_reference.as_deref();
-    let _reference = reference.map(|path| output::ready_as(path, &["npz"])).transpose()?;
-    let _place = args.json.as_deref().map(|path| output::ready_as(path, &["json"])).transpose()?;
+    let place = |path, kind| output::ready_new(path, &[kind], args.force);
+    let _reference = reference.map(|path| place(path, "npz")).transpose()?;
+    let _place = args.json.as_deref().map(|path| place(path, "json")).transpose()?;
     let task = Task::open(args)?;
     if global.backend != BackendName::Cpu {
         eprintln!("note: `sar score` runs on the CPU");

@@ -1,5 +1,6 @@
 //! A run that starts from weights: what it takes over from them and from their run, and what it does not.
 
+use super::models::warn_untrained;
 use super::resuming::compare_with_run;
 use crate::checkpoint::locate;
 use crate::cli::RunArgs;
@@ -98,7 +99,7 @@ pub(super) fn note_other_settings(
 
 /// Notes if a run goes on at a much higher learning rate than its weights were trained to.
 pub(super) fn note_rate(from: &TrainedGenerator, config: &Config) -> anyhow::Result<()> {
-    let Some(of) = from.run_config()? else { return Ok(()) };
+    let Some(of) = from.run_config()?.filter(|_| !warn_untrained(from)) else { return Ok(()) };
     let (ended, highest) = (of.train.anneal().learning_rate(from.step), config.train.highest_lr());
     if highest > HIGHER * ended {
         let how = if config.train.warmup == 0 { "begins at" } else { "rises to" };
@@ -106,6 +107,28 @@ pub(super) fn note_rate(from: &TrainedGenerator, config: &Config) -> anyhow::Res
             "note: the weights were trained to a learning rate of {ended:.1e}, and this run {how} {highest:.1e}, \
              which unsettles them at first; a lower one, as of --set train.lr={:.0e}, does not",
             highest / 10.0
+        );
+    }
+    Ok(())
+}
+
+/// Notes if the file of --config names a preset, and switches that are other than the preset's.
+pub(super) fn note_own_switches(args: &RunArgs) -> anyhow::Result<()> {
+    let Some(file) = args.file_section("sar").filter(|file| file.contains_key("preset")) else {
+        return Ok(());
+    };
+    let named = file.clone().try_into::<SarConfig>()?;
+    let stands_for = toml::Table::try_from(SarConfig::preset(named.preset))?;
+    let is = toml::Table::try_from(named)?;
+    let others = file.keys().filter(|key| !args.sets("sar", key));
+    let others = others.filter(|key| is.get(*key) != stands_for.get(*key));
+    let others: Vec<String> = others.map(|key| format!("sar.{key}")).collect();
+    if !others.is_empty() {
+        eprintln!(
+            "note: sar.preset of the file is {}, and its {} differ from the preset and hold; leave them out, or give \
+             --preset, for the preset's own",
+            is.get("preset").and_then(toml::Value::as_str).unwrap_or_default(),
+            others.join(", ")
         );
     }
     Ok(())

@@ -5,8 +5,8 @@ use super::launch::{Order, Task};
 use super::models::{open_generator, open_tokenizer, tokenizer_of};
 use super::ranks::listening;
 use super::starting::{
-    adopt, compare_held_out, compare_with_tokenizer, inherit, note_other_settings, note_rate,
-    note_replaced,
+    adopt, compare_held_out, compare_with_tokenizer, inherit, note_other_settings,
+    note_own_switches, note_rate, note_replaced,
 };
 use crate::backend::Compute;
 use crate::cli::{
@@ -64,6 +64,9 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     on_latents(&mut config, args.latents.as_deref());
     config.train.mode = args.mode.unwrap_or(config.train.mode);
     used_by(config.train.mode, &args.run)?;
+    if config.train.mode == Mode::Ssr {
+        note_own_switches(&args.run)?;
+    }
     let mut from =
         args.run.init_from.as_deref().map(|path| open_generator(path, false)).transpose()?;
     let tokenizer = match (&from, &args.tokenizer) {
@@ -141,6 +144,8 @@ pub fn refine<B: Compute>(
     args.run.sets_only(&USED, TRAINED_ALREADY)?;
     if args.sar.preset.is_some() {
         note_replaced(&config.sar, &run)?;
+    } else {
+        note_own_switches(&run)?;
     }
     on_latents(&mut config, args.latents.as_deref());
     // The file may be that of the run to be refined, which says how that run was trained.

@@ -233,6 +233,8 @@ fn explain(error: image::ImageError) -> BadImage {
     ];
     if eof || short.iter().any(|s| lower.contains(s)) {
         BadImage::Truncated(text)
+    } else if lower.contains("crc error") {
+        BadImage::Damaged("a checksum in it is wrong".into())
     } else {
         BadImage::Damaged(text)
     }

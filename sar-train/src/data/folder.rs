@@ -168,6 +168,7 @@ fn labelled(root: &Path, config: &DataConfig) -> Result<Labelled, DataError> {
     // Notes and lists of names are ignored, but an image was meant to be used.
     loose.retain(|path| may_be_data(path));
     loose.extend(found.samples);
+    loose.extend(hidden(root)?);
     Ok(Labelled { classes, files: found.files, loose, empty })
 }
 
@@ -252,6 +253,24 @@ pub(super) fn holds_image(folder: &Path) -> Result<bool, DataError> {
         Ok(false)
     }
     within(folder, 0)
+}
+
+/// Hidden folders that have images in them, as class folders do: no class, but perhaps meant to be one.
+fn hidden(root: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let fail = |e: std::io::Error| DataError::io(root, "read", &e);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let mut inside = match name(&path).starts_with('.') && path.is_dir() {
+            true => std::fs::read_dir(&path).into_iter().flatten().flatten(),
+            false => continue,
+        };
+        if inside.any(|file| is_image(&file.path())) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// Returns folders and files in a folder, each sorted by name.

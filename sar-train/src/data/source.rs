@@ -172,7 +172,7 @@ pub(super) fn from_files(config: &DataConfig, listing: Listing) -> Result<Data, 
             let share = config.val_fraction * 100.0;
             let seed = config.split_seed;
             let how = match config.val_fraction > 0.0 {
-                true => format!("{share} % of each class, by seed {seed}"),
+                true => format!("{share} % of each class, at least one image, by seed {seed}"),
                 false => "none is held out".to_owned(),
             };
             (train, held, how)

@@ -424,6 +424,16 @@ fn a_check_prints_a_table_and_a_preview() {
     let report = crate::commands::data::check(&at(dir.path()), None, true).unwrap();
     assert_eq!((report.total, report.loose.as_slice()), (6, &[preview.clone()][..]));
     assert!(report.to_string().contains("no part of the data, and not used: 1"), "{report}");
+    // A hidden folder is no class; that it could have been meant as one is said where it has images.
+    for (folder, file) in [(".git", "index"), (".bird", "a.png")] {
+        fs::create_dir(dir.path().join(folder)).unwrap();
+        fs::write(dir.path().join(folder).join(file), "anything").unwrap();
+    }
+    let report = crate::commands::data::check(&at(dir.path()), None, true).unwrap();
+    assert_eq!(
+        (report.total, report.loose.as_slice()),
+        (6, &[preview.clone(), dir.path().join(".bird")][..])
+    );
 
     let report =
         crate::commands::data::check(&DataConfig::glyphs10(), Some(&preview), true).unwrap();

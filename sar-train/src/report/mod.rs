@@ -54,6 +54,11 @@ pub enum ReportError {
     },
 }
 
+/// Whether a file is a report that this program has written.
+pub fn is_report(file: &Path) -> bool {
+    page::is_page(file)
+}
+
 /// A rendered page.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {

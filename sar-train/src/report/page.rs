@@ -8,6 +8,14 @@ use super::read::{Comparison, Material, Run};
 use super::summary::Verdict;
 use super::{tables, verdict};
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
+
+/// How the last lines of a page begin, by which one is known again.
+const FOOTER: &str = "<footer><p>Written by sar";
+/// Bytes at the end of a page that hold its footer.
+const END: u64 = 256;
 
 const STYLE: &str = include_str!("style.css");
 
@@ -71,10 +79,23 @@ pub(super) fn page(material: &Material) -> String {
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; \
          style-src 'unsafe-inline'\">\n<title>{}</title>\n<link rel=\"icon\" href=\"data:,\">\n\
          <style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n\
-         <footer><p>Written by sar {version}. Self-contained: no script, no request.</p></footer>\n\
+         {FOOTER} {version}. Self-contained: no script, no request.</p></footer>\n\
          </body>\n</html>\n",
         escape(&title)
     )
+}
+
+/// Whether a file is a page that this program has written.
+pub(super) fn is_page(file: &Path) -> bool {
+    let end = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(file)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(END)))?;
+        let mut end = Vec::new();
+        file.take(END).read_to_end(&mut end)?;
+        Ok(end)
+    };
+    end().is_ok_and(|end| end.windows(FOOTER.len()).any(|part| part == FOOTER.as_bytes()))
 }
 
 fn title(material: &Material) -> String {

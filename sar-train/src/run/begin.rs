@@ -1,7 +1,8 @@
 //! How a run's folder is created, and removed again if the run came to nothing.
 
 use super::folder::{
-    CLASSES, COMPUTED, EVENTS, HELD_OUT, IMAGES, LATENTS, LOG, RUN_TOKENIZER, SAMPLES, TRAINED_ON,
+    BEGAN, CLASSES, COMPUTED, EVENTS, HELD_OUT, IMAGES, LATENTS, LOG, RUN_TOKENIZER, SAMPLES,
+    TOKENIZER_SUM, TRAINED_ON,
 };
 use super::origin::ORIGIN;
 use super::{Log, RunError, RunFolder};
@@ -86,7 +87,7 @@ impl RunFolder {
 
     /// Writes what every run has from the beginning.
     fn begin(&self, config: &Config) -> Result<(), RunError> {
-        self.write(CONFIG, config.to_toml()?.as_bytes())?;
+        self.reconfigure(config)?;
         for folder in [self.samples(), self.checkpoints_folder()] {
             fs::create_dir_all(&folder).map_err(RunError::write(&folder))?;
         }
@@ -116,8 +117,9 @@ impl RunFolder {
     /// Returns the files of a run that has only begun, and its curves; `None` if there is anything
     /// else.
     fn only_begun(&self) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
-        const FILES: [&str; 10] = [
+        const FILES: [&str; 12] = [
             CONFIG,
+            BEGAN,
             IMAGES,
             HELD_OUT,
             TRAINED_ON,
@@ -126,6 +128,7 @@ impl RunFolder {
             COMPUTED,
             LOG,
             RUN_TOKENIZER,
+            TOKENIZER_SUM,
             ORIGIN,
         ];
         const OTHERS: [&str; 4] = [LOCK, EVENTS, SAMPLES, CHECKPOINTS];

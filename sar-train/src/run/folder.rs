@@ -16,6 +16,9 @@ pub(super) const TRAINED_ON: &str = "trained-on.txt";
 pub(super) const CLASSES: &str = "classes.json";
 pub(super) const LATENTS: &str = "latents.txt";
 pub(super) const COMPUTED: &str = "computed.txt";
+/// The configuration as the program last wrote it, beside [`CONFIG`], which a user may have edited.
+pub(super) const BEGAN: &str = "began.toml";
+pub(super) const TOKENIZER_SUM: &str = "tokenizer.txt";
 pub(super) const LOG: &str = "log.jsonl";
 pub(super) const EVENTS: &str = "tensorboard";
 pub(super) const SAMPLES: &str = "samples";
@@ -35,7 +38,7 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Opens the folder of a run to continue it, with the run's configuration.
+    /// Opens the folder of a run to continue it, with the configuration in its file.
     ///
     /// # Errors
     /// It is not a run folder, is in use, or has an unusable configuration.
@@ -50,6 +53,16 @@ impl RunFolder {
             remove_left_behind(folder);
         }
         Ok((run, config))
+    }
+
+    /// The configuration as the program last wrote it: another one in the file was written by somebody else. `None` of
+    /// a run of an earlier program.
+    ///
+    /// # Errors
+    /// [`RunError::Config`].
+    pub fn began_with(&self) -> Result<Option<Config>, RunError> {
+        let began = self.path.join(BEGAN);
+        Ok(if began.is_file() { Some(Config::load(&began)?) } else { None })
     }
 
     pub(super) fn lock(path: &Path) -> Result<Self, RunError> {
@@ -191,6 +204,15 @@ impl RunFolder {
         self.other(COMPUTED, now)
     }
 
+    /// Records the checksum of the tokenizer's weights when a generator's run begins; returns the recorded one if it
+    /// differs from `now`.
+    ///
+    /// # Errors
+    /// [`RunError::Read`], [`RunError::Write`].
+    pub fn other_tokenizer(&self, now: &str) -> Result<Option<String>, RunError> {
+        self.other(TOKENIZER_SUM, now)
+    }
+
     /// Writes a line to a file of the run unless the file exists; returns the line in an existing
     /// file if it differs.
     fn other(&self, file: &str, now: &str) -> Result<Option<String>, RunError> {
@@ -221,7 +243,10 @@ impl RunFolder {
     /// # Errors
     /// [`RunError::Write`].
     pub fn reconfigure(&self, config: &Config) -> Result<(), RunError> {
-        self.write(CONFIG, config.to_toml()?.as_bytes()).map(drop)
+        let text = config.to_toml()?;
+        // The one that is compared with comes first: if only it is written, the run goes on as it was to.
+        self.write(BEGAN, text.as_bytes())?;
+        self.write(CONFIG, text.as_bytes()).map(drop)
     }
 
     /// Writes a picture as PNG, like [`RunFolder::write`].
@@ -266,6 +291,14 @@ pub fn images_of(run: &Path) -> Result<Option<String>, RunError> {
 /// [`RunError::Read`].
 pub fn held_out_of(run: &Path) -> Result<Option<String>, RunError> {
     line_of(&run.join(HELD_OUT))
+}
+
+/// Returns the checksum of the weights of the tokenizer that a generator's run began with, if recorded.
+///
+/// # Errors
+/// [`RunError::Read`].
+pub fn tokenizer_sum_of(run: &Path) -> Result<Option<String>, RunError> {
+    line_of(&run.join(TOKENIZER_SUM))
 }
 
 /// Returns the content of a file of a run, if it exists.

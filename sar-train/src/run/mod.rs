@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! config.toml      the resolved configuration
+//! began.toml       the same, which tells whether somebody has edited it
 //! classes.json     names of the classes, in the order of their labels
 //! images.txt       how many images there were
 //! held-out.txt     which of them are held out
@@ -9,6 +10,7 @@
 //! started.json     the weights that the run started from, if they were not new
 //! computed.txt     the backend and type of numbers that compute it
 //! tokenizer.safetensors  the tokenizer of a generator's run
+//! tokenizer.txt    checksum of its weights
 //! latents.txt      whether the run trains on its images or on latents of them
 //! log.jsonl        one object per record, `step` in each
 //! tensorboard/     the log's numbers as TensorBoard events, and sample grids
@@ -32,7 +34,7 @@ mod tensorboard;
 
 pub use error::RunError;
 pub(crate) use folder::RUN_TOKENIZER;
-pub use folder::{RunFolder, class_names, held_out_of, images_of};
+pub use folder::{RunFolder, class_names, held_out_of, images_of, tokenizer_sum_of};
 pub use log::Log;
 pub use non_finite::{NonFinite, NonFiniteError};
 pub use origin::Origin;

@@ -202,9 +202,9 @@ impl<B: Backend> Session<'_, B> {
             let of = if kept == step {
                 String::new()
             } else {
-                format!(", {loss:.4}, the lowest of those saved")
+                format!(", {loss:.4}, the lowest of those saved,")
             };
-            format!("; the weights of step {kept}{of}, are kept in {}", folder.display())
+            format!("; the weights of step {kept}{of} are kept in {}", folder.display())
         });
         journal.progress.warn(&format!(
             "the held-out loss was lowest at step {step}, {lowest:.4}{start}, and has risen to {last:.4} since{kept}"

@@ -3,6 +3,7 @@
 
 mod classes;
 mod edit;
+mod edited;
 mod errors;
 mod folders;
 mod kept;

@@ -164,6 +164,45 @@ fn a_result_does_not_replace_a_file_of_another_kind() {
     assert_eq!(fs::read(folder.join(config)).unwrap(), before);
 }
 
+/// A preview on one of the images that it is of, numbers on a state that a run goes on from.
+#[test]
+fn a_result_does_not_replace_what_is_no_result() {
+    let folder = trained();
+    let folder = folder.path();
+    let image = "mine.png";
+    for (name, text) in [(image, "image"), ("mine.npz", "array"), ("mine.html", "page")] {
+        fs::write(folder.join(name), text).unwrap();
+    }
+    fs::copy(folder.join("base/classes.json"), folder.join("mine.json")).unwrap();
+    let preview = ["data", "check", "builtin:glyphs10", "--preview", image];
+    let grid = ["tokenizer", "eval", "tok", "--grid", image];
+    for (command, expected) in [
+        (&preview[..], "replace it with --force"),
+        (&grid, "replace it with --force"),
+        (&["tokenizer", "eval", "tok", "--npz", "mine.npz"], "replace it with --force"),
+        (&["eval", "base", "--json", "mine.json"], "is no evaluation of this program"),
+        (&["report", "base", "--out", "mine.html"], "is no report of this program"),
+    ] {
+        says(&fails(1, command, folder), &["mine.", "exists", expected]);
+    }
+    let read = |name: &str| fs::read(folder.join(name)).unwrap();
+    assert_eq!(
+        (&read(image)[..], &read("mine.npz")[..], &read("mine.html")[..]),
+        (&b"image"[..], &b"array"[..], &b"page"[..])
+    );
+    assert_eq!(read("mine.json"), read("base/classes.json"));
+    for command in [&preview[..], &grid] {
+        prints(&[command, &["--force"]].concat(), folder);
+        assert_ne!(read(image), b"image");
+        fs::write(folder.join(image), "image").unwrap();
+    }
+    // A report takes the place of an earlier one.
+    fs::remove_file(folder.join("mine.html")).unwrap();
+    for _ in 0..2 {
+        succeeds(&["report", "base", "--out", "mine.html"], folder);
+    }
+}
+
 #[test]
 fn convert_says_what_it_takes_for_granted() {
     let folder = trained();

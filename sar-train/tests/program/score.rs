@@ -45,7 +45,7 @@ fn sets(folder: &Path) {
 const WEIGHTS: [&str; 2] = ["--inception", "inception.pth"];
 
 fn scores(folder: &Path, sets: &[&str]) -> Value {
-    succeeds(&[&["score"], sets, &WEIGHTS, &["--json", "scores.json"]].concat(), folder);
+    succeeds(&[&["score"], sets, &WEIGHTS, &["--json", "scores.json", "--force"]].concat(), folder);
     serde_json::from_str(&fs::read_to_string(folder.join("scores.json")).unwrap()).unwrap()
 }
 

@@ -108,6 +108,17 @@ fn turn_in(folder: &Path) -> Option<File> {
     lock_folder(folder, Sharing::Alone, LONGEST_TURN).ok().flatten()
 }
 
+/// Fails if a file holds something else than an evaluation, which would be lost.
+pub(super) fn not_foreign(json: &Path) -> anyhow::Result<()> {
+    let empty = fs::metadata(json).is_ok_and(|file| file.len() == 0);
+    anyhow::ensure!(
+        !json.is_file() || empty || read(json).is_some(),
+        "{} exists and is no evaluation of this program; name another file with --json, or remove it",
+        json.display()
+    );
+    Ok(())
+}
+
 /// Reads the evaluation in a file, if there is one.
 fn read(json: &Path) -> Option<EvalReport> {
     // A pipe or a device is not read.

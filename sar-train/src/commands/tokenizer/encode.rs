@@ -23,13 +23,8 @@ pub(super) fn run<B: Compute>(
     args: &TokenizerEncodeArgs,
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
-    let _place = output::ready_as(&args.out, &["safetensors"])?;
+    let _place = output::ready_new(&args.out, &["safetensors"], args.force)?;
     let loaded = open_tokenizer(backend, &args.tokenizer)?;
-    anyhow::ensure!(
-        args.force || !args.out.is_file(),
-        "{} exists; choose another name, or replace it with --force",
-        args.out.display()
-    );
     let scheduled = args.schedule.is_some() || args.latents;
     let of = Use::open(&args.tokenizer, &loaded.tokenizer, &args.images, &args.set, scheduled)?;
     let interrupt = Interrupt::listen()?;

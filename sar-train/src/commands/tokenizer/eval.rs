@@ -16,9 +16,10 @@ use sar_math::ScaleSchedule;
 use std::path::Path;
 
 pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()> {
-    let _place = args.grid.as_deref().map(|path| output::ready_as(path, &["png"])).transpose()?;
+    let grid = args.grid.as_deref().map(|path| output::ready_new(path, &["png"], args.force));
+    let _place = grid.transpose()?;
     let arrays = [&args.npz, &args.originals].into_iter().flatten();
-    let arrays = arrays.map(|path| output::ready_as(path, &["npz"]));
+    let arrays = arrays.map(|path| output::ready_new(path, &["npz"], args.force));
     let _arrays = arrays.collect::<anyhow::Result<Vec<_>>>()?;
     let loaded = open_tokenizer(backend, &args.tokenizer)?;
     let set = if args.all { vec!["data.val_fraction=0".to_owned()] } else { Vec::new() };

@@ -71,9 +71,9 @@ pub(super) fn run<B: Compute>(
     if !global.quiet {
         eprintln!("{}", data.summary);
         eprintln!("{}", data.augment.described());
-        if let Some(note) = few_held_out(&data) {
-            eprintln!("note: {note}");
-        }
+    }
+    if let Some(note) = few_held_out(&data) {
+        eprintln!("note: {note}");
     }
     if let Err(error) = trained() {
         let flags = args.ranks.typed();
@@ -112,7 +112,8 @@ impl Begun {
         global: &GlobalArgs,
     ) -> anyhow::Result<Self> {
         let (folder, had) = RunFolder::open_for_resume(&args.run.out)?;
-        let config = args.run.continued(&had, &FREE, |_, _| ())?;
+        let began = folder.began_with()?.unwrap_or_else(|| had.clone());
+        let config = args.run.continued((&began, &had), &FREE, |_, _| ())?;
         anyhow::ensure!(
             !folder.path().join(RUN_TOKENIZER).exists(),
             "{} is the run of a generator, which goes on with `sar train --resume`",
@@ -126,12 +127,12 @@ impl Begun {
         let steps = Steps::from(&config.tokenizer_train);
         steps.can_go_on(&args.ranks)?;
         let data = run_data(&config, Some(folder.path()))?;
-        let (now, before) = (config.tokenizer_train.steps, had.tokenizer_train.steps);
+        let (now, before) = (config.tokenizer_train.steps, began.tokenizer_train.steps);
         longer(&folder, "tokenizer_train.steps", now, before)?;
         tokenizer_fits(&config, data.train.side(), args.ranks.here(), global)?;
         let interrupt = Interrupt::listen()?;
         let meeting = ranks::meeting(listening, &args.ranks, steps, global)?;
-        if config != had {
+        if config != began {
             // Only once nothing stands in the way of the run.
             folder.reconfigure(&config)?;
         }
@@ -166,6 +167,9 @@ impl Begun {
         steps.can_begin(&args.ranks)?;
         let data = data::open(&config.data)?;
         check_side(&Tokenizer::new(&config.tokenizer)?, &data)?;
+        // As `sar train` would size a generator, to which the file may be given.
+        let (t, g) = (&config.tokenizer, &mut config.generator);
+        (g.vocab, g.channels, g.classes) = (t.vocab, t.latent_channels, data.classes.len());
         tokenizer_fits(&config, data.train.side(), args.ranks.here(), global)?;
         // Before other processes are started, which are to end with this one.
         let interrupt = Interrupt::listen()?;
