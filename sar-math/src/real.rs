@@ -1,5 +1,6 @@
 //! The host-side real number that generic mathematics is written in.
 
+use alloc::borrow::Cow;
 use core::fmt::{Debug, Display};
 use core::iter::Sum;
 use core::ops::{AddAssign, DivAssign, MulAssign, SubAssign};
@@ -33,6 +34,9 @@ pub trait Real:
 
     /// Widens to a double without loss.
     fn wide(self) -> f64;
+
+    /// Single-precision numbers, as files and images have them, in this type: without a copy where it is theirs.
+    fn of_singles(values: &[f32]) -> Cow<'_, [Self]>;
 }
 
 impl Real for f32 {
@@ -45,6 +49,9 @@ impl Real for f32 {
     fn wide(self) -> f64 {
         f64::from(self)
     }
+    fn of_singles(values: &[f32]) -> Cow<'_, [Self]> {
+        Cow::Borrowed(values)
+    }
 }
 
 impl Real for f64 {
@@ -56,5 +63,8 @@ impl Real for f64 {
     #[inline(always)]
     fn wide(self) -> f64 {
         self
+    }
+    fn of_singles(values: &[f32]) -> Cow<'_, [Self]> {
+        values.iter().map(|&value| Self::from(value)).collect()
     }
 }

@@ -2,6 +2,7 @@
 
 use sar_math::Real as _;
 use sar_math::backend::{Buffers, Slot};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// A named tensor.
@@ -118,9 +119,9 @@ fn decays(name: &str, shape: &[usize]) -> bool {
         && !["pos_1LC", "pos_start", "scale_mul", "lvl_embed"].iter().any(|s| name.contains(s))
 }
 
-/// Converts values of a file or of images to the host's number type.
-pub(crate) fn hosted<B: Buffers>(values: &[f32]) -> Vec<B::Host> {
-    values.iter().map(|&v| B::Host::of(f64::from(v))).collect()
+/// Values of a file or of images in the host's number type.
+pub(crate) fn hosted<B: Buffers>(values: &[f32]) -> Cow<'_, [B::Host]> {
+    B::Host::of_singles(values)
 }
 
 #[cfg(test)]

@@ -154,7 +154,9 @@ fn counted<S: Storage>(
     images: usize,
 ) -> anyhow::Result<[u64; 2]> {
     let tokenizer = Tokenizer::new(&config.tokenizer)?;
-    let settings = TokenizerTrainConfig { batch, ..config.tokenizer_train.clone() };
+    // What ops need in a step is the same in each of its micro-batches.
+    let accumulate = if images == 0 { config.tokenizer_train.accumulate } else { 1 };
+    let settings = TokenizerTrainConfig { batch, accumulate, ..config.tokenizer_train.clone() };
     let backend = CudaBackend::<S, Dry>::new(Dry::default())?;
     rehearse_tokenizer(&backend, &tokenizer, &settings, side, images)?;
     let (peak, scratch) = (backend.device().peak_bytes(), backend.scratch_bytes());

@@ -3,10 +3,11 @@
 use super::RanksError;
 use super::meeting::{Processes, instead_of};
 use super::message::{Found, FromLeader, FromMember};
-use super::wire::Wire;
+use super::wire::{PIECE, Wire};
 use crate::run::Interrupt;
 use crate::train::{OtherRanks, TrainError};
 use sar_math::backend::Buffers;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// Time between looks at whether the user asks to stop.
@@ -20,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const MOMENT: Duration = Duration::from_secs(1);
 /// More numbers after the gradients than this are not from a rank: a gibibyte.
 const MOST_NUMBERS: usize = 1 << 28;
+/// Pieces of a rank's gradients that wait to be added.
+const PIECES: usize = 4;
 /// How long ranks that are in the middle of a step have to notice it.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -86,7 +89,7 @@ impl<B: Buffers<Host = f32>, F: Found> OtherRanks<B, F> for Leader {
         gradients: &mut B::Accum,
     ) -> Result<Vec<F>, TrainError> {
         backend.download_accum(gradients, 0, &mut self.values).map_err(TrainError::backend)?;
-        let mut all = Vec::with_capacity(self.wires.len());
+        let mut texts = Vec::with_capacity(self.wires.len());
         // Another rank may have twice as many micro-batches.
         let patience = PATIENCE.max(2 * self.begun.elapsed());
         for wire in &mut self.wires {
@@ -103,15 +106,44 @@ impl<B: Buffers<Host = f32>, F: Found> OtherRanks<B, F> for Leader {
             if numbers > MOST_NUMBERS {
                 return Err(wire.unexpected("gradients", &format!("{numbers} numbers")).into());
             }
-            wire.receive_values(&mut self.values, |sum, value| *sum += value)?;
+            texts.push((text, numbers));
+        }
+        add_in_order(&mut self.wires, &mut self.values)?;
+        let mut all = Vec::with_capacity(self.wires.len());
+        for (wire, (text, numbers)) in self.wires.iter_mut().zip(texts) {
             self.numbers.resize(numbers, 0.0);
-            wire.receive_values(&mut self.numbers, |to, value| *to = value)?;
+            wire.receive_values(&mut self.numbers)?;
             let found = F::unpack(text, &self.numbers);
             all.push(found.ok_or_else(|| wire.unexpected("gradients", "those of another model"))?);
         }
         backend.upload_accum(&self.values, gradients, 0).map_err(TrainError::backend)?;
         Ok(all)
     }
+}
+
+/// Adds what all wires bring to `sums`. They are read at the same time, so that the network and not one thread limits
+/// them; each number is added in the order of the wires, so that sums have the same bits every time.
+fn add_in_order(wires: &mut [Wire], sums: &mut [f32]) -> Result<(), RanksError> {
+    let len = sums.len();
+    std::thread::scope(|scope| {
+        let reading = wires.iter_mut().map(|wire| {
+            let (give, take) = mpsc::sync_channel(PIECES);
+            // Nobody takes any more pieces once another wire has failed.
+            let read = move || wire.receive_pieces(len, |piece| give.send(piece).is_ok());
+            (take, scope.spawn(read))
+        });
+        let (pieces, threads): (Vec<_>, Vec<_>) = reading.unzip();
+        'all: for sums in sums.chunks_mut(PIECE) {
+            for pieces in &pieces {
+                // The thread that has ended says why.
+                let Ok(piece) = pieces.recv() else { break 'all };
+                sums.iter_mut().zip(piece).for_each(|(sum, value)| *sum += value);
+            }
+        }
+        drop(pieces);
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
 }
 
 /// Waits for a rank to say something; for as long as it takes, or for `patience` once the user asks to stop.
@@ -152,5 +184,68 @@ impl Drop for Leader {
         self.wires
             .drain(..)
             .for_each(|mut wire| wire.finish(GRACE.saturating_sub(start.elapsed())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+
+    /// Both ends of a connection.
+    fn pair(peer: usize) -> (Wire, Wire) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let other = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let name = format!("rank {peer}");
+        let here = Wire::new(listener.accept().unwrap().0, name).unwrap();
+        (here, Wire::new(other, "rank 0".to_owned()).unwrap())
+    }
+
+    /// Numbers of a rank whose sums depend on their order.
+    fn numbers(rank: usize, len: usize) -> Vec<f32> {
+        (0..len).map(|i| (i as f32 + 0.37).sin() * 10f32.powi(rank as i32)).collect()
+    }
+
+    #[test]
+    fn sums_are_in_the_order_of_the_ranks() {
+        let len = 2 * PIECE + 77;
+        let (mut here, theirs): (Vec<_>, Vec<_>) = (1..4).map(pair).unzip();
+        let mut expected = numbers(0, len);
+        for rank in 1..4 {
+            expected.iter_mut().zip(numbers(rank, len)).for_each(|(sum, value)| *sum += value);
+        }
+        let mut sums = numbers(0, len);
+        std::thread::scope(|scope| {
+            for (rank, mut wire) in theirs.into_iter().enumerate() {
+                // The last rank is the first to send.
+                let late = Duration::from_millis(20 * (3 - rank as u64));
+                scope.spawn(move || {
+                    std::thread::sleep(late);
+                    wire.send_values(&numbers(rank + 1, len)).unwrap();
+                });
+            }
+            add_in_order(&mut here, &mut sums).unwrap();
+        });
+        assert!(sums.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()));
+    }
+
+    #[test]
+    fn a_rank_that_is_lost_in_the_middle_is_named() {
+        let len = 8 * PIECE;
+        let (mut here, mut theirs): (Vec<_>, Vec<_>) = (1..4).map(pair).unzip();
+        let mut lost = theirs.remove(1);
+        lost.send_values(&numbers(2, PIECE / 2)).unwrap();
+        drop(lost);
+        let error = std::thread::scope(|scope| {
+            for mut wire in theirs {
+                // Nobody reads all of it.
+                scope.spawn(move || drop(wire.send_values(&numbers(1, len))));
+            }
+            let error = add_in_order(&mut here, &mut vec![0.0; len]).unwrap_err();
+            drop(here);
+            error
+        });
+        assert!(matches!(&error, RanksError::Lost { peer, .. } if peer == "rank 2"), "{error}");
     }
 }

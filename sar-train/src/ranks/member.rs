@@ -77,7 +77,7 @@ impl Member {
     /// The connection is lost.
     pub fn tokenizer(&mut self, len: usize) -> Result<Vec<f32>, RanksError> {
         let mut weights = vec![0.0; len];
-        self.wire.receive_values(&mut weights, |to, value| *to = value)?;
+        self.wire.receive_values(&mut weights)?;
         Ok(weights)
     }
 
@@ -120,7 +120,7 @@ impl Member {
                 FromLeader::Done => return Ok(()),
                 other => return Err(self.wire.unexpected("a step", other.name()).into()),
             };
-            self.wire.receive_values(&mut values, |to, value| *to = value)?;
+            self.wire.receive_values(&mut values)?;
             let found = work.take(step, share.clone(), &mut values)?;
             let ((found, numbers), stop) = (found.pack(), interrupt.is_asked());
             self.wire.send(&FromMember::Gradients { found, numbers: numbers.len(), stop })?;

@@ -42,7 +42,7 @@ fn ready(address: &str) -> Wire {
     let mut wire = wire(address);
     wire.send(&FromMember::Hello(Hello::new(CPU, None))).unwrap();
     assert!(matches!(wire.receive().unwrap(), FromLeader::Job(_)));
-    wire.receive_values(&mut [0.0], |_, _| ()).unwrap();
+    wire.receive_values(&mut [0.0]).unwrap();
     wire.send(&FromMember::Ready).unwrap();
     wire
 }

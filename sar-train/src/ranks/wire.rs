@@ -9,7 +9,7 @@ use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 /// Numbers that are sent or received in one piece: 1 MiB.
-const PIECE: usize = 1 << 18;
+pub(super) const PIECE: usize = 1 << 18;
 /// Length of a message above which it is not from a rank. The longest holds a run's configuration.
 pub(super) const LONGEST: u32 = 1 << 20;
 /// The same of a greeting.
@@ -145,20 +145,34 @@ impl Wire {
         Ok(())
     }
 
-    /// Receives as many numbers as `values` has; `put` says what becomes of the number that was there.
-    pub(super) fn receive_values(
+    /// Receives as many numbers as `values` has.
+    pub(super) fn receive_values(&mut self, values: &mut [f32]) -> Result<(), RanksError> {
+        values.chunks_mut(PIECE).try_for_each(|piece| self.receive_piece(piece))
+    }
+
+    /// Receives `len` numbers, and hands them to `take` in pieces of [`PIECE`], until it wants no more.
+    pub(super) fn receive_pieces(
         &mut self,
-        values: &mut [f32],
-        put: impl Fn(&mut f32, f32),
+        len: usize,
+        mut take: impl FnMut(Vec<f32>) -> bool,
     ) -> Result<(), RanksError> {
-        for piece in values.chunks_mut(PIECE) {
-            self.bytes.resize(4 * piece.len(), 0);
-            self.stream.read_exact(&mut self.bytes).map_err(|source| lost(&self.peer, source))?;
-            for (bytes, value) in self.bytes.chunks_exact(4).zip(piece) {
-                let mut four = [0; 4];
-                four.copy_from_slice(bytes);
-                put(value, f32::from_le_bytes(four));
+        let mut received = 0;
+        while received < len {
+            let mut piece = vec![0.0; PIECE.min(len - received)];
+            received += piece.len();
+            self.receive_piece(&mut piece)?;
+            if !take(piece) {
+                break;
             }
+        }
+        Ok(())
+    }
+
+    fn receive_piece(&mut self, piece: &mut [f32]) -> Result<(), RanksError> {
+        self.bytes.resize(4 * piece.len(), 0);
+        self.stream.read_exact(&mut self.bytes).map_err(|source| lost(&self.peer, source))?;
+        for (bytes, value) in self.bytes.as_chunks().0.iter().zip(piece) {
+            *value = f32::from_le_bytes(*bytes);
         }
         Ok(())
     }

@@ -86,7 +86,7 @@ pub fn held_out_of<B: Backend>(
     let mut held = HeldOut { latents: Vec::new(), labels: Vec::new() };
     let labels = latents.validation_labels();
     for index in spread(labels.len(), limit) {
-        held.latents.extend(hosted::<B>(&latents.validation(index)?));
+        held.latents.extend_from_slice(&hosted::<B>(&latents.validation(index)?));
         held.labels.push(labels[index]);
     }
     Ok(held)

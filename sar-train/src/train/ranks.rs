@@ -138,10 +138,15 @@ impl<B: Backend<Host = f32>> Share for TokenizerShare<'_, B> {
     ) -> Result<Vec<PartFound<f32>>, TrainError> {
         let Self { replica, loader } = self;
         replica.set_weights(values).map_err(TrainError::backend)?;
-        let found = replica.gradients(step, share, &mut || Ok(loader.next_batch()?.values_b))?;
-        let (backend, gradients) = (replica.backend, &replica.grads);
-        backend.download_accum(gradients, 0, values).map_err(TrainError::backend)?;
-        Ok(found)
+        replica.gradients(step, share, &mut || Ok(loader.next_batch()?.values_b))?;
+        let mut read = || -> Result<_, B::Error> {
+            replica.backend.download_accum(&replica.grads, 0, values)?;
+            let mut found = replica.found()?;
+            // Rank 0 knows which codes nothing has used, and may need any of them.
+            replica.read_latents(&mut found)?;
+            Ok(found)
+        };
+        read().map_err(TrainError::backend)
     }
 }
 

@@ -87,10 +87,8 @@ pub fn rehearse_tokenizer<B: Backend>(
     images: usize,
 ) -> Result<(), TrainError> {
     let failed = TrainError::backend;
-    // One micro-batch needs as much memory as many.
-    let config = TokenizerTrainConfig { accumulate: 1, ..config.clone() };
     let size = (side, side);
-    let mut trainer = TokenizerTrainer::new(backend, tokenizer, &config, size).map_err(failed)?;
+    let mut trainer = TokenizerTrainer::new(backend, tokenizer, config, size).map_err(failed)?;
     if images == 0 {
         return Ok(());
     }

@@ -101,7 +101,7 @@ pub fn tokenizer_pace<B: Backend>(
         settings.lr = UNCHANGED;
         let trainer = TokenizerTrainer::new(backend, tokenizer, &settings, (side, side));
         let mut trainer = trainer.map_err(TrainError::backend)?;
-        let pixels = hosted::<B>(&noise(images * IMAGE_CHANNELS * side * side));
+        let pixels = hosted::<B>(&noise(images * IMAGE_CHANNELS * side * side)).into_owned();
         Ok((images, move || trainer.step(&mut || Ok(pixels.clone())).map(drop)))
     })
 }
@@ -122,8 +122,8 @@ pub fn sampling_pace<B: Backend>(
     if !coder.is_the_generators {
         return Ok(None);
     }
-    let weights = hosted::<B>(&generator.initial(seed));
-    let weights = generator.frozen(backend, &weights).map_err(failed)?;
+    let weights = generator.initial(seed);
+    let weights = generator.frozen(backend, &hosted::<B>(&weights)).map_err(failed)?;
     let settings = config.sample.settings(seed);
     let schedule = config.sample.schedule.unwrap_or(config.generator.schedule);
     let guided = settings.guidance != Guidance::Off;
@@ -223,7 +223,7 @@ impl<'a, B: Backend> Noise<'a, B> {
             true => IMAGE_CHANNELS * side * side,
             false => config.generator.channels * latent * latent,
         };
-        let values = hosted::<B>(&noise(batch * each));
+        let values = hosted::<B>(&noise(batch * each)).into_owned();
         Ok(Self { coder, encoder, side, values, batch })
     }
 }

@@ -113,24 +113,27 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
             others.begin(backend, step, &self.replica.params)?;
         }
         let share = share(self.replica.config.accumulate, 0, ranks);
-        let mut found = self.replica.gradients(step, share, images)?;
+        self.replica.gradients(step, share, images)?;
+        let mut theirs = Vec::new();
         if let Some(others) = &mut self.others {
-            let theirs = others.add_gradients(backend, &mut self.replica.grads)?;
-            found.extend(theirs.into_iter().flatten());
+            theirs = others.add_gradients(backend, &mut self.replica.grads)?.concat();
             let channels = self.replica.tokenizer.config().latent_channels;
-            for part in &found {
+            for part in &theirs {
                 let expected = channels * part.ids.len();
                 expect_length("latents of a rank", expected, part.latents.len())?;
             }
         }
-        self.update(&found).map_err(TrainError::backend)
+        self.update(theirs).map_err(TrainError::backend)
     }
 
-    /// Makes the optimiser's step, and puts codes that nothing used to new places.
-    fn update(&mut self, found: &[PartFound<B::Host>]) -> Result<TokenizerLosses, B::Error> {
+    /// Makes the optimiser's step, and puts codes that nothing used to new places. `theirs` is what the other ranks'
+    /// micro-batches show.
+    fn update(&mut self, theirs: Vec<PartFound<B::Host>>) -> Result<TokenizerLosses, B::Error> {
         let (lr, grad_norm) = self.descend()?;
+        let mut found = self.replica.found()?;
+        found.extend(theirs);
         let skipped = !grad_norm.is_finite();
-        let revived = if skipped { 0 } else { self.revive(found)? };
+        let revived = if skipped { 0 } else { self.revive(&mut found)? };
         let grid = self.replica.grid(self.progress.step);
         self.progress.step += 1;
         self.progress.skipped += u64::from(skipped);
@@ -162,13 +165,15 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
 
     /// Counts the codes of this step; those unused for too long are put on latents of its images,
     /// chosen by the seed and the step. Returns how many.
-    fn revive(&mut self, found: &[PartFound<B::Host>]) -> Result<usize, B::Error> {
+    fn revive(&mut self, found: &mut [PartFound<B::Host>]) -> Result<usize, B::Error> {
         self.progress.count(found.iter().flat_map(|part| &part.ids));
-        let TokenizerReplica { backend, config, tokenizer, params, .. } = &mut self.replica;
-        let (after, unused) = (config.revive_after, &mut self.progress.unused);
-        if after == 0 || !unused.iter().any(|&n| n >= after) {
+        let after = self.replica.config.revive_after;
+        if after == 0 || !self.progress.unused.iter().any(|&n| n >= after) {
             return Ok(0);
         }
+        self.replica.read_latents(found)?;
+        let TokenizerReplica { backend, config, tokenizer, params, .. } = &mut self.replica;
+        let unused = &mut self.progress.unused;
         let positions = found.iter().map(|part| part.ids.len()).sum();
         let mut stream = Stream::new(config.seed, Purpose::Codebook, self.progress.step);
         let k = tokenizer.config().latent_channels;

@@ -24,7 +24,7 @@ pub struct PartFound<H> {
     pub quantization: f64,
     /// Codes of all positions, `[b, h, w]`.
     pub ids: Vec<u32>,
-    /// Latents of these positions, `[b, k, h, w]`.
+    /// Latents of these positions, `[b, k, h, w]`; empty where they have not been read.
     pub latents: Vec<H>,
     /// Positions of an image, h·w.
     pub area: usize,
@@ -46,6 +46,17 @@ pub(super) fn latent<H: Copy>(found: &[PartFound<H>], mut position: usize, row: 
     }
 }
 
+/// What a micro-batch of a step shows, on the device: nothing waits for it before the step is done.
+struct Part<B: Buffers> {
+    /// Latents at the size of the step's grid, and their codes.
+    latents: B::Activation,
+    ids: B::Ids,
+    reconstruction: B::Accum,
+    quantization: B::Accum,
+    /// Dimensions of the latents.
+    dims: MapDims,
+}
+
 /// A copy of a tokenizer in training, with the memory for a step's gradients. It has no optimiser: a
 /// [`TokenizerTrainer`] updates the weights of its own replica, and the other ranks of a run are sent theirs.
 ///
@@ -63,11 +74,10 @@ pub struct TokenizerReplica<'a, B: Buffers> {
     gradients: Gradients<B>,
     /// The images at the size of the step's grid, which reconstructions are compared with.
     target: B::Activation,
-    /// Latents at the size of the step's grid, and their codes.
-    latents: B::Activation,
-    ids: B::Ids,
-    reconstruction: B::Accum,
-    quantization: B::Accum,
+    /// Of each micro-batch that a step may have here.
+    parts: Vec<Part<B>>,
+    /// Number of those that the last step had here.
+    taken: usize,
 }
 
 /// Rows and columns of the latents of images, which must be whole ones.
@@ -101,7 +111,16 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerReplica<'a, B> {
         // Scales that add up have another way to be trained.
         ShapeError::equal("tokenizer training", "residual", 0, tokenizer.config().residual)?;
         let parameters = tokenizer.layout().len();
-        let latent = tokenizer.encoder().output(b, height, width);
+        let dims = tokenizer.encoder().output(b, height, width);
+        let part = |_| -> Result<Part<B>, B::Error> {
+            Ok(Part {
+                latents: backend.activation(dims.len())?,
+                ids: backend.ids(dims.batch * dims.height * dims.width)?,
+                reconstruction: backend.accum(1)?,
+                quantization: backend.accum(1)?,
+                dims,
+            })
+        };
         Ok(Self {
             params: backend.params(parameters)?,
             grads: backend.accum(parameters)?,
@@ -109,10 +128,8 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerReplica<'a, B> {
             decoder: tokenizer.decoder().trace(backend, b, rows, columns, true)?,
             gradients: tokenizer.gradients(backend, b, height, width)?,
             target: backend.activation(b * IMAGE_CHANNELS * height * width)?,
-            latents: backend.activation(latent.len())?,
-            ids: backend.ids(latent.batch * latent.height * latent.width)?,
-            reconstruction: backend.accum(1)?,
-            quantization: backend.accum(1)?,
+            parts: (0..config.accumulate).map(part).collect::<Result<_, _>>()?,
+            taken: 0,
             backend,
             tokenizer,
             config: config.clone(),
@@ -145,42 +162,41 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerReplica<'a, B> {
     }
 
     /// Computes the gradients of the micro-batches `share` of step `step`, whose images are the next of `images`. They
-    /// replace those of the step before. Returns what the micro-batches show, in order.
+    /// replace those of the step before. Does not wait for the device.
     ///
     /// # Errors
-    /// The images'; a shape error, where they are not whole ones, or more than the configured batch; a device fault.
+    /// The images'; a shape error, where they are not whole ones, more than the configured batch, or more micro-batches
+    /// than configured; a device fault.
     pub fn gradients(
         &mut self,
         step: u64,
         share: Range<usize>,
         images: &mut Images<'_, B::Host>,
-    ) -> Result<Vec<PartFound<B::Host>>, TrainError> {
+    ) -> Result<(), TrainError> {
         let parameters = self.tokenizer.layout().len();
         self.backend.zero_accum(&mut self.grads, 0, parameters).map_err(TrainError::backend)?;
-        let next = |_| {
+        self.taken = 0;
+        for _ in share {
             let images_b3hw = images()?;
-            self.accumulate(step, &images_b3hw).map_err(TrainError::backend)
-        };
-        share.map(next).collect()
+            self.accumulate(step, &images_b3hw).map_err(TrainError::backend)?;
+            self.taken += 1;
+        }
+        Ok(())
     }
 
     /// Adds the gradients of a micro-batch.
-    fn accumulate(
-        &mut self,
-        step: u64,
-        images_b3hw: &[B::Host],
-    ) -> Result<PartFound<B::Host>, B::Error> {
+    fn accumulate(&mut self, step: u64, images_b3hw: &[B::Host]) -> Result<(), B::Error> {
         const OP: &str = "tokenizer step";
         let sample = IMAGE_CHANNELS * self.size.0 * self.size.1;
         let batch = images_b3hw.len() / sample;
         ShapeError::equal(OP, "images", batch * sample, images_b3hw.len())?;
         ShapeError::at_least(OP, "images", 1, batch)?;
         ShapeError::at_least(OP, "configured batch", batch, self.config.batch)?;
+        ShapeError::at_least(OP, "configured micro-batches", self.taken + 1, self.parts.len())?;
         self.backend.upload(images_b3hw, self.encoder.input_mut(), 0)?;
         let (full, scaled) = self.encode(batch, self.grid(step))?;
         self.decode(scaled)?;
-        self.back(full, scaled)?;
-        self.found(scaled)
+        self.back(full, scaled)
     }
 
     /// Encodes the images, and resizes latents and images to the step's grid. Returns the dimensions of the latents and
@@ -190,22 +206,25 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerReplica<'a, B> {
         batch: usize,
         (rows, columns): (usize, usize),
     ) -> Result<(MapDims, MapDims), B::Error> {
-        let Self { backend, tokenizer, params, encoder, latents, target, .. } = self;
+        let Self { backend, tokenizer, params, encoder, target, parts, taken, .. } = self;
+        let part = &mut parts[*taken];
         let (height, width) = self.size;
         let full = tokenizer.encoder().forward(*backend, params, batch, height, width, encoder)?;
         let image = tokenizer.decoder().output(batch, rows, columns);
         let pixels = MapDims { height, width, ..image };
         // To the same size this is a copy.
-        backend.area_resize(full, rows, columns, encoder.output(), latents)?;
+        backend.area_resize(full, rows, columns, encoder.output(), &mut part.latents)?;
         backend.area_resize(pixels, image.height, image.width, encoder.input(), target)?;
-        Ok((full, MapDims { height: rows, width: columns, ..full }))
+        part.dims = MapDims { height: rows, width: columns, ..full };
+        Ok((full, part.dims))
     }
 
     /// Quantises, decodes, compares with the images, and takes the gradient back to the latents at the grid.
     fn decode(&mut self, scaled: MapDims) -> Result<(), B::Error> {
         let Self { backend, tokenizer, params, decoder, gradients: g, config, .. } = self;
         let (vocab, codebook) = (tokenizer.config().vocab, tokenizer.codebook());
-        let (z, ids, distance) = (&self.latents, &mut self.ids, &mut self.quantization);
+        let Part { latents: z, ids, reconstruction: loss, quantization: distance, .. } =
+            &mut self.parts[self.taken];
         let codes = decoder.input_mut();
         backend.vector_quantize(scaled, vocab, z, params, codebook, ids, codes, distance)?;
         let MapDims { batch, height, width, .. } = scaled;
@@ -213,7 +232,7 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerReplica<'a, B> {
         let image = of.forward(*backend, params, batch, height, width, decoder)?;
         // A step's gradient is the mean over its micro-batches.
         let weight = 1.0 / config.accumulate as f64;
-        let (x, target, loss) = (decoder.output(), &self.target, &mut self.reconstruction);
+        let (x, target) = (decoder.output(), &self.target);
         backend.squared_error(image.len(), x, target, weight, loss, &mut g.current)?;
         of.backward(*backend, params, decoder, true, g, &mut self.grads)
     }
@@ -222,7 +241,7 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerReplica<'a, B> {
     fn back(&mut self, full: MapDims, scaled: MapDims) -> Result<(), B::Error> {
         let Self { backend, tokenizer, params, gradients: g, grads, config, .. } = self;
         let (vocab, codebook) = (tokenizer.config().vocab, tokenizer.codebook());
-        let (z, ids) = (&self.latents, &self.ids);
+        let Part { latents: z, ids, .. } = &self.parts[self.taken];
         let share = 1.0 / config.accumulate as f64;
         let weights = QuantizeWeights {
             codebook: share * config.codebook,
@@ -237,24 +256,40 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerReplica<'a, B> {
         tokenizer.encoder().backward(*backend, params, &self.encoder, false, g, grads)
     }
 
-    /// Downloads what the last micro-batch shows.
-    fn found(&self, scaled: MapDims) -> Result<PartFound<B::Host>, B::Error> {
+    /// Downloads what the micro-batches of the last step here show, in order, without their latents. Waits for the device.
+    ///
+    /// # Errors
+    /// A device fault.
+    pub fn found(&self) -> Result<Vec<PartFound<B::Host>>, B::Error> {
         let scalar = |from: &B::Accum| -> Result<f64, B::Error> {
             let mut value = [B::Host::zero()];
             self.backend.download_accum(from, 0, &mut value)?;
             Ok(value[0].wide())
         };
-        let area = scaled.height * scaled.width;
-        let mut ids = vec![0; scaled.batch * area];
-        self.backend.download_ids(&self.ids, 0, &mut ids)?;
-        let mut latents = vec![B::Host::zero(); scaled.len()];
-        self.backend.download(&self.latents, 0, &mut latents)?;
-        Ok(PartFound {
-            reconstruction: scalar(&self.reconstruction)?,
-            quantization: scalar(&self.quantization)?,
-            ids,
-            latents,
-            area,
-        })
+        let found = |part: &Part<B>| {
+            let area = part.dims.height * part.dims.width;
+            let mut ids = vec![0; part.dims.batch * area];
+            self.backend.download_ids(&part.ids, 0, &mut ids)?;
+            Ok(PartFound {
+                reconstruction: scalar(&part.reconstruction)?,
+                quantization: scalar(&part.quantization)?,
+                ids,
+                latents: Vec::new(),
+                area,
+            })
+        };
+        self.parts[..self.taken].iter().map(found).collect()
+    }
+
+    /// Downloads the latents of those micro-batches into the first of `found`, which are theirs.
+    ///
+    /// # Errors
+    /// A device fault.
+    pub fn read_latents(&self, found: &mut [PartFound<B::Host>]) -> Result<(), B::Error> {
+        for (part, found) in self.parts[..self.taken].iter().zip(found) {
+            found.latents.resize(part.dims.len(), B::Host::zero());
+            self.backend.download(&part.latents, 0, &mut found.latents)?;
+        }
+        Ok(())
     }
 }
