@@ -1,9 +1,11 @@
 //! List files: lines of `relative/path label`, as the published loaders read `train.txt`.
 //!
-//! Paths are relative to the list's folder and may contain blanks: a line is split at its last one.
-//! Labels are whole numbers from 0. Empty lines and lines beginning with `#` are ignored. A
-//! `val.txt` (or `valid.txt`, `validation.txt`) next to a `train.txt` names the validation images.
+//! Paths are relative to the list's folder and may contain blanks: a line is split at its last one. Labels are whole
+//! numbers from 0; or none is a number, and they name classes, which are numbered in alphabetical order. Empty lines
+//! and lines beginning with `#` are ignored. A `val.txt` (or `valid.txt`, `validation.txt`) next to a `train.txt` names
+//! the validation images.
 
+use super::folder::is_image;
 use super::{DataError, ImageFile, Listing};
 use std::path::Path;
 
@@ -14,68 +16,137 @@ pub(super) const MOST_CLASSES_BY_DEFAULT: usize = 1 << 20;
 /// Names of a list of validation images.
 const VALIDATION: [&str; 3] = ["val.txt", "valid.txt", "validation.txt"];
 
-/// Reads a list file; labels must lie below `num_classes` if given.
+/// Reads a list file; labels that are numbers must lie below `num_classes` if given.
 pub(super) fn list(path: &Path, num_classes: Option<usize>) -> Result<Listing, DataError> {
-    let train = read(path, num_classes.unwrap_or(MOST_CLASSES_BY_DEFAULT))?;
-    let highest = train.iter().map(|&(_, label)| label as usize).max().unwrap_or(0);
-    let classes = num_classes.unwrap_or(highest + 1);
+    let list = List::read(path)?;
+    let classes = Classes::of(&list, num_classes)?;
     let paired = path.file_name().is_some_and(|n| n == "train.txt");
     let beside = VALIDATION.map(|name| path.with_file_name(name));
     let beside = beside.into_iter().find(|list| paired && list.is_file());
-    let validation = beside.map(|list| read(&list, classes)).transpose()?;
+    let validation = beside.map(|beside| List::read(&beside)?.labelled(&classes)).transpose()?;
     Ok(Listing {
         root: path.to_path_buf(),
         kind: "list file",
-        classes: (0..classes).map(|c| c.to_string()).collect(),
-        train,
+        train: list.labelled(&classes)?,
         validation,
+        classes: classes.names(),
         loose: Vec::new(),
         empty: Vec::new(),
     })
 }
 
-fn read(path: &Path, classes: usize) -> Result<Vec<(ImageFile, u32)>, DataError> {
-    let bytes = std::fs::read(path).map_err(|e| DataError::io(path, "read", &e))?;
-    let text = String::from_utf8(bytes).map_err(|_| DataError::Io {
-        path: path.to_path_buf(),
-        action: "read",
-        reason: "not text; expected a folder, a list of `relative/path label` lines, \
-                 a tar archive or a PNG glyph sheet"
-            .into(),
-    })?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let mut files = Vec::new();
-    for (i, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-        let line = line.trim();
-        if !line.is_empty() && !line.starts_with('#') {
-            let (file, label) = entry(path, i + 1, line, classes)?;
-            files.push((folder.join(file).into(), label));
-        }
-    }
-    if files.is_empty() {
-        let hint = " named in lines of `relative/path label`";
-        return Err(DataError::Empty { path: path.to_path_buf(), hint });
-    }
-    Ok(files)
+/// A list file as read.
+struct List<'a> {
+    path: &'a Path,
+    lines: Vec<Line>,
 }
 
-fn entry<'a>(
-    path: &Path,
-    line: usize,
-    text: &'a str,
-    classes: usize,
-) -> Result<(&'a str, u32), DataError> {
-    let bad = |reason: String| DataError::BadLine { path: path.to_path_buf(), line, reason };
-    let Some((file, label)) = text.rsplit_once(char::is_whitespace) else {
-        return Err(bad(format!("no label after {text:?}")));
-    };
-    let number: u64 =
-        label.parse().map_err(|_| bad(format!("label {label:?} is not a whole number from 0")))?;
-    match u32::try_from(number) {
-        Ok(label) if (label as usize) < classes => Ok((file.trim_end(), label)),
-        _ => {
-            let path = path.to_path_buf();
-            Err(DataError::LabelOutOfRange { path, line, label: number, classes })
+struct Line {
+    number: usize,
+    file: String,
+    label: String,
+}
+
+impl<'a> List<'a> {
+    fn read(path: &'a Path) -> Result<Self, DataError> {
+        let bytes = std::fs::read(path).map_err(|e| DataError::io(path, "read", &e))?;
+        let text = String::from_utf8(bytes).map_err(|_| DataError::Io {
+            path: path.to_path_buf(),
+            action: "read",
+            reason: "not text; expected a folder, a list of `relative/path label` lines, \
+                     a tar archive or a PNG glyph sheet"
+                .into(),
+        })?;
+        let mut list = Self { path, lines: Vec::new() };
+        for (i, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let number = i + 1;
+            let Some((file, label)) = line.rsplit_once(char::is_whitespace) else {
+                return Err(list.bad(number, format!("no label after {line:?}")));
+            };
+            let (file, label) = (file.trim_end().to_owned(), label.to_owned());
+            list.lines.push(Line { number, file, label });
+        }
+        if list.lines.is_empty() {
+            let hint = " named in lines of `relative/path label`";
+            return Err(DataError::Empty { path: path.to_path_buf(), hint });
+        }
+        Ok(list)
+    }
+
+    /// The images with their labels among `classes`.
+    fn labelled(&self, classes: &Classes) -> Result<Vec<(ImageFile, u32)>, DataError> {
+        let folder = self.path.parent().unwrap_or(Path::new(""));
+        let labelled = |line: &Line| {
+            let label = match classes {
+                Classes::Numbered(classes) => self.numbered(line, *classes)?,
+                Classes::Named(names) => match names.binary_search(&line.label) {
+                    Ok(label) => label as u32,
+                    Err(_) => {
+                        let reason = format!("label {:?} is no class of the list", line.label);
+                        return Err(self.bad(line.number, reason));
+                    }
+                },
+            };
+            Ok((folder.join(&line.file).into(), label))
+        };
+        self.lines.iter().map(labelled).collect()
+    }
+
+    /// The label of a line where labels are numbers.
+    fn numbered(&self, line: &Line, classes: usize) -> Result<u32, DataError> {
+        let label: u64 = line.label.parse().map_err(|_| {
+            let reason = format!("label {:?} is not a whole number from 0", line.label);
+            self.bad(line.number, reason)
+        })?;
+        match u32::try_from(label) {
+            Ok(label) if (label as usize) < classes => Ok(label),
+            _ => {
+                let path = self.path.to_path_buf();
+                Err(DataError::LabelOutOfRange { path, line: line.number, label, classes })
+            }
+        }
+    }
+
+    fn bad(&self, line: usize, reason: String) -> DataError {
+        DataError::BadLine { path: self.path.to_path_buf(), line, reason }
+    }
+}
+
+/// The classes of a list.
+enum Classes {
+    /// So many, named by their numbers.
+    Numbered(usize),
+    /// In alphabetical order.
+    Named(Vec<String>),
+}
+
+impl Classes {
+    /// A label that is a number in some line, or that could be the end of a path, is no name of a class.
+    fn of(list: &List<'_>, num_classes: Option<usize>) -> Result<Self, DataError> {
+        let is_name =
+            |line: &Line| line.label.parse::<i64>().is_err() && !is_image(Path::new(&line.label));
+        if list.lines.iter().all(is_name) {
+            let mut names: Vec<String> = list.lines.iter().map(|l| l.label.clone()).collect();
+            names.sort_unstable();
+            names.dedup();
+            return Ok(Self::Named(names));
+        }
+        let most = num_classes.unwrap_or(MOST_CLASSES_BY_DEFAULT);
+        let mut highest = 0;
+        for line in &list.lines {
+            highest = highest.max(list.numbered(line, most)?);
+        }
+        Ok(Self::Numbered(num_classes.unwrap_or(highest as usize + 1)))
+    }
+
+    fn names(self) -> Vec<String> {
+        match self {
+            Self::Numbered(classes) => (0..classes).map(|class| class.to_string()).collect(),
+            Self::Named(names) => names,
         }
     }
 }

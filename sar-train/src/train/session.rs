@@ -2,7 +2,9 @@
 
 use super::heldout::{RISEN, Risen};
 use super::journal::Journal;
-use super::{Batches, HeldOut, HeldOutReport, StepReport, TrainError, TrainState, Trainer};
+use super::{
+    Batches, HeldOut, HeldOutReport, StepCost, StepReport, TrainError, TrainState, Trainer,
+};
 use crate::checkpoint::{Header, Kind, Snapshot};
 use crate::config::{Config, Mode};
 use crate::run::{Interrupt, Interrupted, RunFolder, class_names, rate};
@@ -54,6 +56,8 @@ struct TrainRecord<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     loss_first_pass: Option<f64>,
     images_per_s: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tflop_per_s: Option<f64>,
     skipped: u64,
 }
 
@@ -267,8 +271,15 @@ impl<B: Backend> Session<'_, B> {
             true => (Some(report.loss_tf), None),
             false => (None, Some(report.loss_tf)),
         };
-        let record =
-            TrainRecord { report: &report, loss_tf, loss_first_pass, images_per_s, skipped };
+        let tflop_per_s = self.tflop_per_s(images_per_s);
+        let record = TrainRecord {
+            report: &report,
+            loss_tf,
+            loss_first_pass,
+            images_per_s,
+            tflop_per_s,
+            skipped,
+        };
         journal.log.record(step, "train", &record)?;
         let first = if teacher { "AR_loss/teacher" } else { "AR_loss/first_pass" };
         let scalars = [
@@ -278,6 +289,7 @@ impl<B: Backend> Session<'_, B> {
             ("AR_lr/lr", Some(report.lr)),
             ("AR_grad/norm", Some(report.grad_norm)),
             ("speed/images_per_s", Some(images_per_s)),
+            ("speed/tflop_per_s", tflop_per_s),
             ("speed/skipped_steps", Some(skipped as f64)),
         ];
         for (name, value) in scalars {
@@ -299,6 +311,15 @@ impl<B: Backend> Session<'_, B> {
         let message = format!("loss {:.3}  {}", report.loss, rate(images_per_s));
         journal.progress.update(step, &message);
         Ok(())
+    }
+
+    /// What the model computes at so many images per second, in TFLOP/s; `None` where schedules are drawn, of which each
+    /// step computes another amount.
+    fn tflop_per_s(&self, images_per_s: f64) -> Option<f64> {
+        let train = &self.config.train;
+        let cost = StepCost::of(self.config).ok().filter(|_| !train.random_schedules)?;
+        let image = cost.flops_step as f64 / (train.batch * train.accumulate) as f64;
+        Some(images_per_s * image / 1e12)
     }
 
     /// Measures the loss on held-out images, where there are some; `false` where the user stops it.

@@ -133,6 +133,30 @@ fn lists_name_files_with_blanks_and_wrong_lines() {
 }
 
 #[test]
+fn lists_may_name_classes() {
+    let dir = two_classes(2);
+    let (list, held_out) = (dir.path().join("train.txt"), dir.path().join("val.txt"));
+    fs::write(&list, "dog/000.png dog\ncat/000.png Maine-Coon\ncat/001.png Maine-Coon\n").unwrap();
+    fs::write(&held_out, "dog/001.png dog\n").unwrap();
+    let data = open(&at(&list)).unwrap();
+    assert_eq!(data.classes, ["Maine-Coon", "dog"]);
+    assert_eq!((data.train.labels(), data.validation.labels()), (vec![1, 0, 0], vec![1]));
+    // Classes of which there are no images have numbers.
+    let more = open(&DataConfig { num_classes: Some(3), ..at(&list) }).unwrap();
+    assert_eq!(more.classes, ["Maine-Coon", "dog", "2"]);
+    assert!(open(&DataConfig { num_classes: Some(1), ..at(&list) }).is_err());
+    fs::write(&held_out, "dog/001.png bird\n").unwrap();
+    let message = open(&at(&list)).unwrap_err().to_string();
+    assert!(message.contains("val.txt:1: label \"bird\" is no class of the list"), "{message}");
+    // Numbers and names together are a mistake, and paths alone have no labels.
+    for lines in ["dog/000.png dog\ncat/000.png 1\n", "a dog/my dog.png\ncat/my cat.png\n"] {
+        fs::write(&list, lines).unwrap();
+        let message = open(&at(&list)).unwrap_err().to_string();
+        assert!(message.contains("train.txt:1") && message.contains("whole number"), "{message}");
+    }
+}
+
+#[test]
 fn parts_of_the_data_are_known_by_several_names() {
     let dir = tempfile::tempdir().unwrap();
     let put = |path: &str| write(&dir.path().join(path), &red(8, 8), ImageFormat::Png);
