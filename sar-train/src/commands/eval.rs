@@ -4,6 +4,7 @@ mod store;
 mod sweep;
 
 use super::classes::compare_with_generator;
+use super::generator_run::HELD_OUT;
 use super::models::{open_to_draw, tokenizer_of, tokenizer_path};
 use super::output;
 use super::resuming::{compare_with_run, run_data};
@@ -17,6 +18,8 @@ use crate::eval::{EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSetting
 use crate::files::{absolute, is_special, same_place};
 use crate::model::classifier::ClassifierTraining;
 use crate::run::{EVAL_FILE, Interrupt, Progress};
+use crate::sample::Model;
+use crate::train::{HeldOutReport, encode_all, held_out_loss};
 use crate::trained::{TrainedGenerator, TrainedTokenizer};
 use anyhow::Context as _;
 use sar_math::ScaleSchedule;
@@ -53,7 +56,9 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     if json.is_none() {
         eprintln!("note: the numbers are printed and not kept; --json FILE does that");
     }
-    let evaluator = measured.evaluator(backend, global)?;
+    let mut evaluator = measured.evaluator(backend, global)?;
+    let params = measured.generator.params(backend)?;
+    evaluator.add_held_out(measured.held_out(backend, &params)?);
     // Not before: what comes until here keeps nothing, and is ended at once.
     let interrupt = Interrupt::listen()?;
     // A pipe has the numbers once, when they are all there.
@@ -63,7 +68,8 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         Some(file) => store(report, false, file).map(drop),
         None => Ok(()),
     };
-    let mut report = sweep::sweep(backend, &measured, &evaluator, &interrupt, global.quiet, point)?;
+    let mut report =
+        sweep::sweep(backend, &measured, &params, &evaluator, &interrupt, global.quiet, point)?;
     let of = measured.config.eval.guidance.len() * measured.filters.len();
     let done = report.points.len();
     if done < of {
@@ -227,6 +233,20 @@ impl<B: Compute> Measured<B> {
         let whole = |run: &&PathBuf| own && same_place(run, &args.generator);
         let kept = self.generator.run.as_ref().filter(whole).map(|run| run.join(EVAL_FILE));
         args.json.clone().or(kept)
+    }
+
+    /// Losses by teacher forcing on the images that training measures them on.
+    fn held_out(&self, backend: &B, params: &B::Params) -> anyhow::Result<HeldOutReport> {
+        let (tokenizer, images) = (&self.tokenizer, &self.data.validation);
+        let (generator, quantizer) = (&self.generator.generator, &tokenizer.quantizer);
+        let (of, never) = (&tokenizer.tokenizer, Interrupt::none());
+        let latents = encode_all(backend, of, &tokenizer.params, images, HELD_OUT, &never)?;
+        let side = of.latent_side(images.side());
+        let batch = self.config.sample.batch.min(latents.labels.len());
+        let model = Model { generator, params, quantizer };
+        let size = (side, side);
+        let report = held_out_loss(backend, model, &self.schedule, &latents, batch, size, &never)?;
+        report.context("the evaluation was stopped")
     }
 
     /// The classifier, the validation features and the floors.

@@ -16,6 +16,7 @@ pub use result::{EvalReport, EvalSettings, Floor, SamplerSettings, SweepPoint};
 
 use crate::metrics::{Features, Gaussian, Manifold, Measured, MetricsError, class_accuracy};
 use crate::model::classifier::{Classifier, ClassifierError, ClassifierOps, EXTRACTOR, Extracted};
+use crate::train::HeldOutReport;
 use sar_math::philox::{Purpose, Stream};
 use thiserror::Error;
 
@@ -128,6 +129,7 @@ pub struct Evaluator<'a, B: ClassifierOps> {
     labels: Vec<u32>,
     settings: EvalSettings,
     floors: Vec<Floor>,
+    held_out: Option<HeldOutReport>,
     warnings: Vec<String>,
 }
 
@@ -172,6 +174,7 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
             labels,
             settings,
             floors: Vec::new(),
+            held_out: None,
             warnings: warnings.into_iter().collect(),
         })
     }
@@ -309,6 +312,7 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
             settings: self.settings.clone(),
             floors: self.floors.clone(),
             points,
+            held_out: self.held_out.clone(),
             warnings: self.warnings(),
         }
     }
@@ -344,6 +348,11 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
             warnings.push("One sampling seed: the spread is unknown.".into());
         }
         warnings
+    }
+
+    /// Adds the losses on held-out images to every report from now on.
+    pub fn add_held_out(&mut self, losses: HeldOutReport) {
+        self.held_out = Some(losses);
     }
 
     /// Adds a sentence to [`Evaluator::warnings`].

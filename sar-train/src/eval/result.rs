@@ -1,6 +1,7 @@
 //! Results of an evaluation, with every setting that they depend on.
 
 use crate::metrics::Measured;
+use crate::train::HeldOutReport;
 use serde::{Deserialize, Serialize};
 
 /// How the images were generated, as reported by the sampler; recorded with the numbers.
@@ -172,6 +173,9 @@ pub struct EvalReport {
     pub floors: Vec<Floor>,
     /// Measurements, one per guidance value and filter.
     pub points: Vec<SweepPoint>,
+    /// Losses by teacher forcing on held-out images, as training logs them; `None` if not measured.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub held_out: Option<HeldOutReport>,
     /// What to keep in mind when reading the numbers (too few samples …).
     pub warnings: Vec<String>,
 }
@@ -263,6 +267,7 @@ mod tests {
                 settings: EvalSettings { count, seeds: vec![0, 1], ..EvalSettings::default() },
                 floors: Vec::new(),
                 points: guidances.iter().map(point).collect(),
+                held_out: None,
                 warnings: Vec::new(),
             }
         };

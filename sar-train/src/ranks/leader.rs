@@ -141,8 +141,9 @@ fn add_in_order(wires: &mut [Wire], sums: &mut [f32]) -> Result<(), RanksError> 
             }
         }
         drop(pieces);
-        let ended = threads.into_iter().map(|thread| thread.join());
-        ended.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        threads.into_iter().try_for_each(|thread| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     })
 }
 

@@ -241,6 +241,7 @@ mod tests {
                 settings: Default::default(),
                 floors: Vec::new(),
                 points: Vec::new(),
+                held_out: None,
                 warnings: Vec::new(),
             };
             let group: Vec<_> = runs.iter().map(|run| (run, &eval)).collect();

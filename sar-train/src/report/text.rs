@@ -1,6 +1,7 @@
 //! Evaluations as plain text, for a terminal and a log.
 
 use crate::eval::{EvalReport, EvalSettings, Floor, SweepPoint};
+use crate::train::HeldOutReport;
 
 /// Maximum line width of prose.
 const WIDTH: usize = 100;
@@ -15,12 +16,28 @@ pub fn evaluation(report: &EvalReport) -> String {
         out.push_str(&best.map_or_else(String::new, |p| format!("lowest FD: {}\n", p.name())));
     }
     out.push_str(&floors(&report.floors));
+    if let Some(held_out) = &report.held_out {
+        out.push_str(&losses(held_out, &report.settings.sampler.schedule));
+    }
     out.push('\n');
     out.push_str(&settings(&report.settings, swept));
     for warning in &report.warnings {
         out.push_str(&wrapped(warning, "note: "));
     }
     out
+}
+
+/// The loss on held-out images, and how often the likeliest code is the image's, at every grid.
+fn losses(held_out: &HeldOutReport, schedule: &str) -> String {
+    let HeldOutReport { heldout_loss, heldout_scale_loss: loss, heldout_scale_acc: right } =
+        held_out;
+    let name = format!("held-out loss {heldout_loss:.4}");
+    let mut rows = vec![row(&name, ["loss", "accuracy"].into_iter().map(String::from))];
+    for ((side, loss), right) in schedule.split('_').zip(loss).zip(right) {
+        let cells = [format!("{loss:.3}"), format!("{:.1} %", 100.0 * right)];
+        rows.push(row(&format!("grid {side}"), cells.into_iter()));
+    }
+    format!("\n{}", table(&rows))
 }
 
 fn dash() -> String {
@@ -195,6 +212,7 @@ mod tests {
             settings,
             floors: vec![floor],
             points: vec![point],
+            held_out: None,
             warnings: vec!["few images".into()],
         };
         let text = evaluation(&report);

@@ -2,14 +2,18 @@
 
 use super::TrainError;
 use super::Trainer;
+use super::memory::Given;
 use super::replica::Replica;
 use super::trainer::expect_length;
-use crate::model::generator::parts;
+use crate::model::generator::{Head, Recompute, Trace, parts};
+use crate::model::tokenizer::QuantizerMemory;
 use crate::run::Interrupt;
+use crate::sample::Model;
+use sar_math::ScaleSchedule;
 use sar_math::backend::{Backend, LatentDims};
-use sar_math::loss::{LossBatch, ScaleReport, Supervision};
+use sar_math::loss::{LossBatch, ScaleReport, Supervision, TeacherForcing};
 use sar_math::rollout::Pass;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Latents and labels of held-out images, encoded once.
 #[derive(Clone, Debug)]
@@ -21,7 +25,7 @@ pub struct HeldOut<H> {
 }
 
 /// Results of a generator on held-out images, with losses in nats per token.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HeldOutReport {
     /// Mean over all tokens.
     pub heldout_loss: f64,
@@ -81,13 +85,115 @@ impl<B: Backend> Replica<'_, B> {
         images: &HeldOut<B::Host>,
         interrupt: &Interrupt,
     ) -> Result<Option<HeldOutReport>, TrainError> {
+        let m = &mut self.memory;
+        let (generator, params, quantizer) = (&self.generator, &self.params, self.quantizer);
+        let memory = Lent {
+            latents: &mut self.latents,
+            coding: &mut m.coding,
+            truth: &mut m.truth,
+            given: &mut m.given,
+            trace: &mut m.trace,
+            head: &mut m.head,
+            loss: &mut m.teacher_loss,
+            // Kept after the losses of a step, which can still be asked for.
+            part: self.settings.accumulate,
+        };
+        let LatentDims { batch, .. } = self.latent_dims;
+        Measuring {
+            backend: self.backend,
+            model: Model { generator, params, quantizer },
+            schedule: self.schedule,
+            latent_dims: self.latent_dims,
+            memory,
+        }
+        .all(images, batch, interrupt)
+    }
+}
+
+/// As [`Trainer::held_out_until`], for weights that are not trained: on a schedule, in memory for `batch` images at a
+/// time, whose latents are `height`×`width`.
+///
+/// # Errors
+/// As [`Trainer::held_out`]; out of memory.
+pub fn held_out_loss<B: Backend>(
+    backend: &B,
+    model: Model<'_, B>,
+    schedule: &ScaleSchedule,
+    images: &HeldOut<B::Host>,
+    batch: usize,
+    (height, width): (usize, usize),
+    interrupt: &Interrupt,
+) -> Result<Option<HeldOutReport>, TrainError> {
+    let Model { generator, quantizer, .. } = model;
+    let (g, tokens) = (generator.shape(), schedule.tokens());
+    let rows = batch * tokens;
+    let measure = || -> Result<_, B::Error> {
+        // A forward that recomputes blocks keeps the least.
+        let mut trace = Trace::new(backend, generator, batch, tokens, Recompute::Blocks)?;
+        let mut head = Head::new(backend, generator, tokens)?;
+        let (mut latents, mut truth) =
+            (backend.activation(batch * g.channels * height * width)?, backend.ids(rows)?);
+        let mut coding = quantizer.memory(backend, batch, schedule)?;
+        let mut given = Given {
+            inputs: backend.activation(rows * g.channels)?,
+            labels: backend.ids(batch)?,
+            keep: backend.accum(0)?,
+        };
+        let mut loss = TeacherForcing::new(backend, rows, 1)?;
+        let memory = Lent {
+            latents: &mut latents,
+            coding: &mut coding,
+            truth: &mut truth,
+            given: &mut given,
+            trace: &mut trace,
+            head: &mut head,
+            loss: &mut loss,
+            part: 0,
+        };
+        let latent_dims = LatentDims { batch, channels: g.channels, height, width };
+        let schedule = *schedule;
+        let measuring = Measuring { backend, model, schedule, latent_dims, memory };
+        Ok(measuring.all(images, batch, interrupt))
+    };
+    measure().map_err(TrainError::backend)?
+}
+
+/// Memory of a forward pass and its loss.
+struct Lent<'m, B: Backend> {
+    latents: &'m mut B::Activation,
+    coding: &'m mut QuantizerMemory<B>,
+    truth: &'m mut B::Ids,
+    given: &'m mut Given<B>,
+    trace: &'m mut Trace<B>,
+    head: &'m mut Head<B>,
+    loss: &'m mut TeacherForcing<B>,
+    /// Where the loss keeps its sums.
+    part: usize,
+}
+
+/// Held-out images on their way through a model.
+struct Measuring<'m, B: Backend> {
+    backend: &'m B,
+    model: Model<'m, B>,
+    schedule: ScaleSchedule,
+    latent_dims: LatentDims,
+    memory: Lent<'m, B>,
+}
+
+impl<B: Backend> Measuring<'_, B> {
+    /// All images, `batch` at a time; `None` if the user stops it.
+    fn all(
+        mut self,
+        images: &HeldOut<B::Host>,
+        batch: usize,
+        interrupt: &Interrupt,
+    ) -> Result<Option<HeldOutReport>, TrainError> {
         let mut all = ScaleReport::default();
-        let each = LatentDims { batch: 1, ..self.latent_dims };
-        let each = each.channels * each.height * each.width;
+        let LatentDims { channels, height, width, .. } = self.latent_dims;
+        let each = channels * height * width;
         let labels = images.labels.len();
         expect_length("labels of held-out images", labels.max(1), labels)?;
         expect_length("latents of held-out images", each * labels, images.latents.len())?;
-        let batch = self.config.batch;
         for (latents, labels) in
             images.latents.chunks(batch * each).zip(images.labels.chunks(batch))
         {
@@ -107,31 +213,29 @@ impl<B: Backend> Replica<'_, B> {
 
     fn measure(&mut self, latents: &[B::Host], labels: &[u32]) -> Result<ScaleReport, B::Error> {
         let (b, m, schedule) = (self.backend, &mut self.memory, self.schedule);
-        let (g, batch) = (self.generator.shape(), labels.len());
-        b.upload(latents, &mut self.latents, 0)?;
+        let Model { generator, params, quantizer } = self.model;
+        let batch = labels.len();
+        b.upload(latents, m.latents, 0)?;
         b.upload_ids(labels, &mut m.given.labels, 0)?;
         let latent_dims = LatentDims { batch, ..self.latent_dims };
-        let (coding, ids, inputs) = (&mut m.coding, &mut m.truth, &mut m.given.inputs);
-        let quantizer = self.quantizer;
-        quantizer.codes(b, coding, latent_dims, &schedule, &self.latents, ids)?;
+        quantizer.codes(b, m.coding, latent_dims, &schedule, m.latents, m.truth)?;
         let scales = 1..schedule.len();
         if schedule.len() > 1 {
-            quantizer.inputs(b, coding, batch, &schedule, scales, ids, inputs)?;
+            let inputs = &mut m.given.inputs;
+            quantizer.inputs(b, m.coding, batch, &schedule, scales, m.truth, inputs)?;
         }
         let pass = Pass::teacher(&schedule);
         let input = m.given.input(&pass, batch, batch, false);
-        self.generator.forward(b, &self.params, &input, &mut m.trace)?;
-        let of = LossBatch { samples: batch, divisor: batch, vocab: g.vocab, smoothing: 0.0 };
+        generator.forward(b, params, &input, m.trace)?;
+        let vocab = generator.shape().vocab;
+        let of = LossBatch { samples: batch, divisor: batch, vocab, smoothing: 0.0 };
         let supervised = Supervision::teacher(of, &pass);
         for samples in parts(batch, m.head.samples(schedule.tokens())) {
             let (normed, part) = (m.trace.output(), [samples.clone()]);
-            let (tokens, head) = (schedule.tokens(), &mut m.head);
-            self.generator.head(b, &self.params, tokens, normed, &part, head)?;
-            m.teacher_loss.forward(b, &supervised, samples, &head.logits, &m.truth)?;
+            generator.head(b, params, schedule.tokens(), normed, &part, m.head)?;
+            m.loss.forward(b, &supervised, samples, &m.head.logits, m.truth)?;
         }
-        // Stored after the losses of a step, which can still be asked for.
-        let part = self.settings.accumulate;
-        m.teacher_loss.keep(b, &supervised, part)?;
-        m.teacher_loss.report(b, &supervised, part)
+        m.loss.keep(b, &supervised, m.part)?;
+        m.loss.report(b, &supervised, m.part)
     }
 }

@@ -22,7 +22,7 @@ pub use batches::{CachedBatches, EncodedBatches, encode_all, held_out_of};
 pub use cost::StepCost;
 pub use error::TrainError;
 pub use footprint::MemoryPlan;
-pub use heldout::{HeldOut, HeldOutReport};
+pub use heldout::{HeldOut, HeldOutReport, held_out_loss};
 pub(crate) use heldout::{RISEN, Risen};
 pub use memory::{Needs, StepMemory};
 pub use ranks::{GeneratorShare, OtherRanks, Share, TokenizerShare, check_ranks, share};

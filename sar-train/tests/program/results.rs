@@ -26,6 +26,13 @@ fn weights_of_a_file_are_measured_at_the_size_that_they_draw() {
     assert_eq!(numbers["settings"]["extractor_steps"], 500);
     assert_eq!(numbers["settings"]["extractor_seed"], 0);
     assert!(!folder.join("-").exists());
+    // As training measured them, up to the order of sums.
+    let log = fs::read_to_string(folder.join("base/log.jsonl")).unwrap();
+    let logged = log.lines().filter(|line| line.contains("heldout_loss")).last().unwrap();
+    let logged: serde_json::Value = serde_json::from_str(logged).unwrap();
+    let loss = |of: &serde_json::Value| of["heldout_loss"].as_f64().unwrap();
+    assert!((loss(&numbers) - loss(&logged)).abs() < 1e-6, "{numbers} {logged}");
+    assert_eq!(numbers["heldout_scale_acc"].as_array().unwrap().len(), 4);
     // A smaller last grid draws smaller images, and is compared with smaller ones.
     let small = ["--schedule", "1_2_4", "--top-k", "1", "--ramp", "constant", "--json", "s.json"];
     succeeds(&[&eval[..], &FEW, &small].concat(), folder);

@@ -339,6 +339,7 @@ fn single_runs_are_shown_side_by_side() {
         settings: summary().settings,
         floors: summary().floors,
         points: vec![point(0.0, 0.0, 40.0), point(1.0, 0.0, 40.0)],
+        held_out: None,
         warnings: vec!["One sampling seed: the spread is unknown.".into()],
     };
     std::fs::write(b.join("eval.json"), serde_json::to_string(&eval).unwrap()).unwrap();
@@ -366,6 +367,7 @@ fn runs_of_one_name_are_told_apart_and_unlike_measurements_warned_of() {
             settings: settings.clone(),
             floors: Vec::new(),
             points: vec![point(0.0, 0.0, 40.0)],
+            held_out: None,
             warnings: Vec::new(),
         };
         std::fs::write(run.join("eval.json"), serde_json::to_string(&eval).unwrap()).unwrap();
@@ -397,7 +399,13 @@ fn runs_that_differ_in_their_seed_are_taken_together_and_filters_told_apart() {
         std::fs::write(run.join("config.toml"), config).unwrap();
         std::fs::write(run.join("log.jsonl"), "{\"step\":1,\"loss_tf\":1}\n").unwrap();
         let (settings, floors) = (summary().settings, summary().floors);
-        let eval = sar_train::eval::EvalReport { settings, floors, points, warnings: vec![] };
+        let eval = sar_train::eval::EvalReport {
+            settings,
+            floors,
+            points,
+            held_out: None,
+            warnings: vec![],
+        };
         std::fs::write(run.join("eval.json"), serde_json::to_string(&eval).unwrap()).unwrap();
         run
     };

@@ -13,12 +13,12 @@ use sar_math::backend::Filter;
 pub(super) fn sweep<B: Compute>(
     backend: &B,
     of: &Measured<B>,
+    params: &B::Params,
     evaluator: &Evaluator<'_, B>,
     interrupt: &Interrupt,
     quiet: bool,
     mut point: impl FnMut(&EvalReport) -> anyhow::Result<()>,
 ) -> anyhow::Result<EvalReport> {
-    let params = of.generator.params(backend)?;
     let (model, decoder) = (&of.generator.generator, of.tokenizer.decoder());
     let (batch, mut guidances) = (of.config.sample.batch, of.config.eval.guidance.clone());
     guidances.sort_by(f64::total_cmp);
@@ -27,7 +27,7 @@ pub(super) fn sweep<B: Compute>(
     let total = pairs.len() as u64 * of.config.eval.seeds;
     let mut sampling = Sampling {
         painter: Painter::new(backend, model, decoder, &of.schedule, batch, of.guided())?,
-        params: &params,
+        params,
         config: of.config.sample.clone(),
         interrupt,
         stopped: false,

@@ -1,7 +1,9 @@
 //! The optimiser's step, micro-batches, and held-out loss.
 
 use super::*;
-use crate::train::{HeldOut, StepReport};
+use crate::run::Interrupt;
+use crate::sample::Model;
+use crate::train::{HeldOut, StepReport, held_out_loss};
 use sar_math::anneal::Shape;
 
 /// Parameters that weight decay leaves alone, by name.
@@ -156,6 +158,12 @@ fn losses_are_those_of_the_formula() {
     let first = (0..4)
         .map(|i| cross_entropy(&logits[i * 14 * VOCAB..][..VOCAB], codes.as_slice()[i * 14], 0.0));
     near(report.heldout_scale_loss[0], first.sum::<f64>() / 4.0, SUMMED);
+    // And of weights that are not trained, in memory of their own.
+    let (generator, quantizer) = (&world.generator, &world.quantizer);
+    let model = Model { generator, params: trainer.params(), quantizer };
+    let (b, never) = (&world.backend, Interrupt::none());
+    let alone = held_out_loss(b, model, &schedule, &held, 3, (SIDE, SIDE), &never).unwrap();
+    assert_eq!(alone.unwrap(), report);
 }
 
 /// A step can still be told after held-out images were measured in the same memory.
