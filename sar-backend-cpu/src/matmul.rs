@@ -147,11 +147,7 @@ impl<T: Element> Product<'_, T> {
             ArrayViewMut1::from(&mut *vector).assign(&b.column(0));
             for (c, a) in c.column_mut(0).iter_mut().zip(a.rows()) {
                 ArrayViewMut1::from(&mut *row).assign(&a);
-                let product = alpha
-                    * vectorized(
-                        #[inline(always)]
-                        || sum2(row, vector, |a, b| a * b),
-                    );
+                let product = alpha * vectorized!(sum2(row, vector, |a, b| a * b));
                 *c = match onto {
                     Onto::Nothing => product,
                     Onto::Itself => *c + product,

@@ -1,6 +1,6 @@
 //! Vector loops: run-time dispatch, exp, sums in a fixed order, scratch memory.
 //!
-//! A loop inside [`vectorized`] is compiled once per instruction set and the widest one the machine
+//! A loop inside `vectorized!` is compiled once per instruction set and the widest one the machine
 //! has is chosen at run time. Everything it calls must be `#[inline(always)]`, or it stays scalar.
 
 use crate::Element;
@@ -16,9 +16,20 @@ pub(crate) const LANES: usize = 32;
 /// outweigh handing it out. Independent of the number of threads.
 pub(crate) const CHUNK: usize = 16 * 1024;
 
-/// Runs `work` with the widest vector instructions of the machine.
+/// Evaluates an expression with the widest vector instructions of the machine.
+macro_rules! vectorized {
+    ($work:expr) => {
+        $crate::simd::dispatch(
+            #[inline(always)]
+            || $work,
+        )
+    };
+}
+pub(crate) use vectorized;
+
+/// Runs `work`, which must be `#[inline(always)]`: `vectorized!` sees to that.
 #[inline(always)]
-pub(crate) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
+pub(crate) fn dispatch<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 
@@ -274,10 +285,7 @@ mod tests {
         let mut worst = 0.0_f64;
         let mut x = -87.33_f32;
         while x < 88.72 {
-            let y = vectorized(
-                #[inline(always)]
-                || x.vexp(),
-            );
+            let y = vectorized!(x.vexp());
             let exact = f64::from(x).exp();
             let ulp = f64::from((exact as f32).next_up()) - f64::from(exact as f32);
             worst = worst.max((f64::from(y) - exact).abs() / ulp);

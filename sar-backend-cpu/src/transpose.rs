@@ -26,21 +26,18 @@ pub struct Transpose<'a, T> {
 impl<T: Element> Transpose<'_, T> {
     /// Moves the elements without special instructions.
     pub(crate) fn plain(self) {
-        vectorized(
-            #[inline(always)]
-            || {
-                self.by_blocks(
-                    #[inline(always)]
-                    |from, j, to, to_stride| {
-                        for k in 0..COLS {
-                            for i in 0..ROWS {
-                                to[k * to_stride + i] = from[i][j + k];
-                            }
+        vectorized!({
+            self.by_blocks(
+                #[inline(always)]
+                |from, j, to, to_stride| {
+                    for k in 0..COLS {
+                        for i in 0..ROWS {
+                            to[k * to_stride + i] = from[i][j + k];
                         }
-                    },
-                )
-            },
-        );
+                    }
+                },
+            )
+        });
     }
 
     /// Transposes whole blocks with `block(rows, column, to, to_stride)`, the rest element by

@@ -76,10 +76,7 @@ pub(crate) fn forward<T: Element>(
                 let decay = if run.decays { decay } else { T::zero() };
                 let (p, g) = (&mut p[part.clone()], &g[part.clone()]);
                 let (m, v) = (&mut m[part.clone()], &mut v[part]);
-                vectorized(
-                    #[inline(always)]
-                    || update(factors, decay, p, g, m, v),
-                );
+                vectorized!(update(factors, decay, p, g, m, v));
             }
         });
     Ok(())

@@ -24,13 +24,10 @@ pub(crate) fn forward<T: Element>(
         .into_par_iter()
         .for_each(|(latent, tokens)| {
             with_scratch(map, |latent_hwk| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        to_token_major(k, latent, latent_hwk);
-                        sample(dims, scales, latent_hwk, &mut tokens[k * columns.start..]);
-                    },
-                );
+                vectorized!({
+                    to_token_major(k, latent, latent_hwk);
+                    sample(dims, scales, latent_hwk, &mut tokens[k * columns.start..]);
+                });
             });
         });
 }

@@ -135,31 +135,25 @@ pub(crate) fn attend<T: Element>(
     let kt = strided(kt, size, keys, kt_stride);
     matmul(T::one(), q, kt, Onto::Nothing, strided_mut(scores, rows, keys, stride), false);
     let mut sums = [T::zero(); TILE];
-    vectorized(
-        #[inline(always)]
-        || {
-            for i in 0..rows {
-                let row = &mut scores[i * stride..][..keys];
-                lse[i] = max(row);
-                sums[i] = exp_sum(row, lse[i]);
-            }
-        },
-    );
+    vectorized!({
+        for i in 0..rows {
+            let row = &mut scores[i * stride..][..keys];
+            lse[i] = max(row);
+            sums[i] = exp_sum(row, lse[i]);
+        }
+    });
     let probabilities = strided(scores, rows, keys, stride);
     let v = matrix(v, keys, size);
     matmul(T::one(), probabilities, v, Onto::Nothing, matrix_mut(out, rows, size), false);
-    vectorized(
-        #[inline(always)]
-        || {
-            for i in 0..rows {
-                let by = T::one() / sums[i];
-                lse[i] += sums[i].ln();
-                for out in &mut out[i * size..][..size] {
-                    *out *= by;
-                }
+    vectorized!({
+        for i in 0..rows {
+            let by = T::one() / sums[i];
+            lse[i] += sums[i].ln();
+            for out in &mut out[i * size..][..size] {
+                *out *= by;
             }
-        },
-    );
+        }
+    });
 }
 
 /// Elements of `scores` that [`attend`] needs.
@@ -207,10 +201,7 @@ fn forward_head<T: Element>(
     let sizes = [head, head, head, size * stride, scores_len(TILE, tokens), TILE * size];
     with_scratch(sizes.iter().sum(), |scratch: &mut [T]| {
         let [q, k, v, kt, scores, tile_out] = carve(scratch, sizes);
-        vectorized(
-            #[inline(always)]
-            || load_head(place, qkv, params, norms, q, k, v),
-        );
+        vectorized!(load_head(place, qkv, params, norms, q, k, v));
         transpose(matrix(k, tokens, size), kt, stride);
         for scale in 0..dims.schedule.len() {
             let range = dims.schedule.range(scale);

@@ -49,34 +49,30 @@ fn one_head<T: Element>(
         let [q, k, scores, tile_out, lse] = carve(scratch, sizes);
         let channels = head * size..(head + 1) * size;
         let scale = params.scale(head);
-        vectorized(
-            #[inline(always)]
-            || {
-                for token in 0..tokens {
-                    let start =
-                        |part| (((sample * tokens + token) * 3 + part) * heads + head) * size;
-                    // SAFETY: this head's part of a token, which no other task touches.
-                    let row = unsafe { qkv.part(start(0), size) };
-                    normalize(row, Some(&params.q_bias[channels.clone()]), scale);
-                    params.store(row);
-                    q[token * size..][..size].copy_from_slice(row);
-                    // SAFETY: as above.
-                    let row = unsafe { qkv.part(start(1), size) };
-                    normalize(row, None, T::one());
-                    params.store(row);
-                    k[token * size..][..size].copy_from_slice(row);
-                    // SAFETY: as above.
-                    let row = unsafe { qkv.part(start(2), size) };
-                    let v = &mut v[(past + token) * size..][..size];
-                    let bias = &params.v_bias[channels.clone()];
-                    for (row, &bias) in row.iter_mut().zip(bias) {
-                        *row += bias;
-                    }
-                    params.store(row);
-                    v.copy_from_slice(row);
+        vectorized!({
+            for token in 0..tokens {
+                let start = |part| (((sample * tokens + token) * 3 + part) * heads + head) * size;
+                // SAFETY: this head's part of a token, which no other task touches.
+                let row = unsafe { qkv.part(start(0), size) };
+                normalize(row, Some(&params.q_bias[channels.clone()]), scale);
+                params.store(row);
+                q[token * size..][..size].copy_from_slice(row);
+                // SAFETY: as above.
+                let row = unsafe { qkv.part(start(1), size) };
+                normalize(row, None, T::one());
+                params.store(row);
+                k[token * size..][..size].copy_from_slice(row);
+                // SAFETY: as above.
+                let row = unsafe { qkv.part(start(2), size) };
+                let v = &mut v[(past + token) * size..][..size];
+                let bias = &params.v_bias[channels.clone()];
+                for (row, &bias) in row.iter_mut().zip(bias) {
+                    *row += bias;
                 }
-            },
-        );
+                params.store(row);
+                v.copy_from_slice(row);
+            }
+        });
         transpose(matrix(k, tokens, size), &mut kt[past..], capacity);
         for rows in tiles(0..tokens) {
             let q = matrix(&q[rows.start * size..], rows.len(), size);

@@ -71,10 +71,7 @@ pub(crate) fn forward<T: Element>(
                 Some(ramp) => with_scratch(dims.vocab, |mixed| {
                     let unconditional = &logits[half + number * dims.vocab..][..dims.vocab];
                     let t = T::of(ramp.get(row.scale).copied().unwrap_or(0.0));
-                    vectorized(
-                        #[inline(always)]
-                        || mix(t, conditional, unconditional, mixed),
-                    );
+                    vectorized!(mix(t, conditional, unconditional, mixed));
                     choose_row(dims, &row, mixed)
                 })?,
             };
@@ -92,10 +89,7 @@ fn mix<T: Element>(t: T, conditional: &[T], unconditional: &[T], mixed: &mut [T]
 
 fn choose_row<T: Element>(dims: &ChooseDims, row: &Row, logits: &[T]) -> Result<usize, ShapeError> {
     match dims.choice {
-        Choice::Argmax => Ok(vectorized(
-            #[inline(always)]
-            || argmax(logits),
-        )),
+        Choice::Argmax => Ok(vectorized!(argmax(logits))),
         Choice::Draw(filter, keys) => {
             let image = keys.first_image.wrapping_add(row.sample as u64);
             let uniform = token_uniform(keys.seed, image, row.scale as u32, row.token as u32);

@@ -51,19 +51,16 @@ pub(crate) fn forward<T: Element>(
         .into_par_iter()
         .enumerate()
         .for_each(|(task, (logits, loss, hits, lse))| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (r, x) in logits.chunks_exact(vocab).enumerate() {
-                        let target = targets[dims.targets.of(task * rows + r, tokens)] as usize;
-                        let max = simd::max(x);
-                        let log_sum = sum_exp(x, max).ln();
-                        lse[r] = max + log_sum;
-                        loss[r] = log_sum - smoothed(x, target, max, smoothing);
-                        hits[r] = hit(x, target, max);
-                    }
-                },
-            );
+            vectorized!({
+                for (r, x) in logits.chunks_exact(vocab).enumerate() {
+                    let target = targets[dims.targets.of(task * rows + r, tokens)] as usize;
+                    let max = simd::max(x);
+                    let log_sum = sum_exp(x, max).ln();
+                    lse[r] = max + log_sum;
+                    loss[r] = log_sum - smoothed(x, target, max, smoothing);
+                    hits[r] = hit(x, target, max);
+                }
+            });
         });
 }
 
@@ -79,25 +76,22 @@ pub(crate) fn backward<T: Element>(
     let even = T::of(dims.smoothing / vocab as f64);
     let peak = T::of(1.0 - dims.smoothing);
     logits_to_dlogits.par_chunks_mut(rows * vocab).enumerate().for_each(|(task, x)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (r, x) in x.chunks_exact_mut(vocab).enumerate() {
-                    let row = task * rows + r;
-                    let weight = T::of(row_weight(dims, row));
-                    if weight == T::zero() {
-                        // Not a product: a row that does not count may hold NaN.
-                        x.fill(T::zero());
-                        continue;
-                    }
-                    let lse = lse[row];
-                    for x in x.iter_mut() {
-                        *x = weight * (exp(*x - lse) - even);
-                    }
-                    x[targets[dims.targets.of(row, tokens)] as usize] -= weight * peak;
+        vectorized!({
+            for (r, x) in x.chunks_exact_mut(vocab).enumerate() {
+                let row = task * rows + r;
+                let weight = T::of(row_weight(dims, row));
+                if weight == T::zero() {
+                    // Not a product: a row that does not count may hold NaN.
+                    x.fill(T::zero());
+                    continue;
                 }
-            },
-        );
+                let lse = lse[row];
+                for x in x.iter_mut() {
+                    *x = weight * (exp(*x - lse) - even);
+                }
+                x[targets[dims.targets.of(row, tokens)] as usize] -= weight * peak;
+            }
+        });
     });
 }
 

@@ -12,14 +12,11 @@ pub(crate) fn forward<T: Element>(decay: f64, params: &[T], average: &mut [T]) {
     let (decay, rest) = (T::of(decay), T::of(1.0 - decay));
     (average.par_chunks_mut(CHUNK), params.par_chunks(CHUNK)).into_par_iter().for_each(
         |(average, params)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (average, &param) in average.iter_mut().zip(params) {
-                        *average = decay * *average + rest * param;
-                    }
-                },
-            );
+            vectorized!({
+                for (average, &param) in average.iter_mut().zip(params) {
+                    *average = decay * *average + rest * param;
+                }
+            });
         },
     );
 }

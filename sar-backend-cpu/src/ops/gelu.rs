@@ -10,28 +10,22 @@ const CUBIC: f64 = 0.044_715;
 
 pub(crate) fn forward<T: Element>(x: &[T], y: &mut [T]) {
     x.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK)).for_each(|(x, y)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (y, &x) in y.iter_mut().zip(x) {
-                    *y = x * gate(x).0;
-                }
-            },
-        );
+        vectorized!({
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = x * gate(x).0;
+            }
+        });
     });
 }
 
 /// `dy` becomes `dy·(s + x·s(1−s)·2u')`, where `s = σ(2u)`.
 pub(crate) fn backward<T: Element>(x: &[T], dy: &mut [T]) {
     x.par_chunks(CHUNK).zip(dy.par_chunks_mut(CHUNK)).for_each(|(x, dy)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (dy, &x) in dy.iter_mut().zip(x) {
-                    *dy *= slope(x, gate(x));
-                }
-            },
-        );
+        vectorized!({
+            for (dy, &x) in dy.iter_mut().zip(x) {
+                *dy *= slope(x, gate(x));
+            }
+        });
     });
 }
 
@@ -39,17 +33,14 @@ pub(crate) fn backward<T: Element>(x: &[T], dy: &mut [T]) {
 /// only once.
 pub(crate) fn again_backward<T: Element>(x: &mut [T], dy: &mut [T]) {
     x.par_chunks_mut(CHUNK).zip(dy.par_chunks_mut(CHUNK)).for_each(|(x, dy)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (dy, at) in dy.iter_mut().zip(x) {
-                    let x = *at;
-                    let gate = gate(x);
-                    *at = x * gate.0;
-                    *dy *= slope(x, gate);
-                }
-            },
-        );
+        vectorized!({
+            for (dy, at) in dy.iter_mut().zip(x) {
+                let x = *at;
+                let gate = gate(x);
+                *at = x * gate.0;
+                *dy *= slope(x, gate);
+            }
+        });
     });
 }
 

@@ -11,15 +11,8 @@ const LANES: usize = 16;
 
 /// `‖grads‖₂`, summed in f64; not finite where an element is not.
 pub(crate) fn forward<T: Element>(grads: &[T]) -> T {
-    let partial: Vec<f64> = grads
-        .par_chunks(CHUNK)
-        .map(|chunk| {
-            vectorized(
-                #[inline(always)]
-                || sum_squares(chunk),
-            )
-        })
-        .collect();
+    let partial: Vec<f64> =
+        grads.par_chunks(CHUNK).map(|chunk| vectorized!(sum_squares(chunk))).collect();
     T::of(partial.iter().sum::<f64>().sqrt())
 }
 

@@ -55,31 +55,28 @@ pub(crate) fn forward<T: Element>(
         .enumerate()
         .for_each(|(i, ((y, x), stats))| {
             let first = (i % n.groups) * n.width();
-            vectorized(
-                #[inline(always)]
-                || {
-                    let count = T::of(n.len() as f64);
-                    let mean = sum1(x, |v| v) / count;
-                    let variance = sum1(x, |v| (v - mean) * (v - mean)) / count;
-                    let rstd = (variance + T::of(n.eps)).sqrt().recip();
-                    stats.copy_from_slice(&[mean, rstd]);
-                    let channels = y.chunks_exact_mut(n.area()).zip(x.chunks_exact(n.area()));
-                    for (c, (y, x)) in channels.enumerate() {
-                        let scale = weight[first + c] * rstd;
-                        let shift = bias[first + c] - mean * scale;
-                        if n.silu {
-                            for (y, &x) in y.iter_mut().zip(x) {
-                                let v = x * scale + shift;
-                                *y = v * sigmoid(v);
-                            }
-                        } else {
-                            for (y, &x) in y.iter_mut().zip(x) {
-                                *y = x * scale + shift;
-                            }
+            vectorized!({
+                let count = T::of(n.len() as f64);
+                let mean = sum1(x, |v| v) / count;
+                let variance = sum1(x, |v| (v - mean) * (v - mean)) / count;
+                let rstd = (variance + T::of(n.eps)).sqrt().recip();
+                stats.copy_from_slice(&[mean, rstd]);
+                let channels = y.chunks_exact_mut(n.area()).zip(x.chunks_exact(n.area()));
+                for (c, (y, x)) in channels.enumerate() {
+                    let scale = weight[first + c] * rstd;
+                    let shift = bias[first + c] - mean * scale;
+                    if n.silu {
+                        for (y, &x) in y.iter_mut().zip(x) {
+                            let v = x * scale + shift;
+                            *y = v * sigmoid(v);
+                        }
+                    } else {
+                        for (y, &x) in y.iter_mut().zip(x) {
+                            *y = x * scale + shift;
                         }
                     }
-                },
-            );
+                }
+            });
         });
 }
 
@@ -118,10 +115,7 @@ pub(crate) fn backward<T: Element>(
                 let first = (i % n.groups) * width;
                 let affine = (&weight[first..][..width], &bias[first..][..width]);
                 with_scratch(len, |dn: &mut [T]| {
-                    vectorized(
-                        #[inline(always)]
-                        || group_backward(n, dy, x, stats, affine, write, dx, sums, dn),
-                    );
+                    vectorized!(group_backward(n, dy, x, stats, affine, write, dx, sums, dn));
                 });
             });
         for sums in sums.chunks_exact(2 * n.dims.channels) {

@@ -13,14 +13,11 @@ pub(crate) fn forward<T: Element>(t: f64, conditional: &mut [T], unconditional: 
     let t = T::of(t);
     (conditional.par_chunks_mut(CHUNK), unconditional.par_chunks(CHUNK)).into_par_iter().for_each(
         |(conditional, unconditional)| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (c, &u) in conditional.iter_mut().zip(unconditional) {
-                        *c = guide(t, *c, u);
-                    }
-                },
-            );
+            vectorized!({
+                for (c, &u) in conditional.iter_mut().zip(unconditional) {
+                    *c = guide(t, *c, u);
+                }
+            });
         },
     );
 }

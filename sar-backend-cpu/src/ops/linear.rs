@@ -60,10 +60,7 @@ pub(crate) fn backward_weight<T: Element>(
 pub(crate) fn backward_bias<T: Element>(dy: &[T], dbias: &mut [T]) {
     let outputs = dbias.len();
     dbias.par_chunks_mut(COLUMNS).enumerate().for_each(|(block, dbias)| {
-        vectorized(
-            #[inline(always)]
-            || column_sums(dy, outputs, block * COLUMNS, dbias),
-        );
+        vectorized!(column_sums(dy, outputs, block * COLUMNS, dbias));
     });
 }
 

@@ -126,10 +126,7 @@ fn improve<T: Element>(
     block: &[T],
     from: usize,
 ) {
-    let top = vectorized(
-        #[inline(always)]
-        || simd::max(scores),
-    );
+    let top = vectorized!(simd::max(scores));
     if top > best.rough {
         best.rough = top;
     }
@@ -139,10 +136,7 @@ fn improve<T: Element>(
     }
     for (part, scores) in scores.chunks(BLOCK).enumerate() {
         // Few parts hold a candidate; the others are skipped a vector at a time.
-        if !vectorized(
-            #[inline(always)]
-            || scores.iter().fold(false, |any, &s| any | (s >= bar)),
-        ) {
+        if !vectorized!(scores.iter().fold(false, |any, &s| any | (s >= bar))) {
             continue;
         }
         for (i, _) in scores.iter().enumerate().filter(|(_, s)| **s >= bar) {

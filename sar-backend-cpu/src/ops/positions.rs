@@ -54,10 +54,7 @@ pub(crate) fn forward<T: Element>(
                 // SAFETY: the columns of this block, which no other task writes.
                 let pos = unsafe { pos.part(token * width + channels.start, count) };
                 let share = T::one() / T::of((rows.len() * columns.len()) as f64);
-                vectorized(
-                    #[inline(always)]
-                    || average(cells, side, rows, columns, share, pos),
-                );
+                vectorized!(average(cells, side, rows, columns, share, pos));
             });
         });
     });
@@ -106,10 +103,7 @@ pub(crate) fn backward<T: Element>(
             windows(schedule, side, |token, rows, columns| {
                 let dpos = &dpos[token * width + start..][..count];
                 let share = T::one() / T::of((rows.len() * columns.len()) as f64);
-                vectorized(
-                    #[inline(always)]
-                    || spread(dpos, share, side, rows, columns, cells),
-                );
+                vectorized!(spread(dpos, share, side, rows, columns, cells));
             });
             for (j, dtable) in dtable.chunks_exact_mut(area).enumerate() {
                 for (i, dtable) in dtable.iter_mut().enumerate() {

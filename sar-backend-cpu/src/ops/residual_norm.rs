@@ -57,28 +57,25 @@ pub(crate) fn forward<T: Element>(
     let sum = Shared::new(sum);
     let chunks = y.par_chunks_mut(ROWS * width).zip(stats.par_chunks_mut(2 * ROWS));
     chunks.enumerate().for_each(|(chunk, (y, stats))| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (i, y) in y.chunks_exact_mut(width).enumerate() {
-                    let row = chunk * ROWS + i;
-                    let sample = row / dims.tokens;
-                    let mut x = &x[row * width..][..width];
-                    if let Some(branch) = branch {
-                        // SAFETY: a row of this chunk, which no other task touches.
-                        let sum = unsafe { sum.part(row * width, width) };
-                        let gate = ada.of(sample, branch.gate, width);
-                        add_branch(x, &branch.value[row * width..], gate, branch.keep(sample), sum);
-                        x = sum;
-                    }
-                    let (mean, inverse_std) = moments(x, T::of(eps));
-                    (stats[2 * i], stats[2 * i + 1]) = (mean, inverse_std);
-                    let scale = ada.of(sample, ada.at.scale, width);
-                    let shift = ada.of(sample, ada.at.shift, width);
-                    modulate(x, mean, inverse_std, scale, shift, y);
+        vectorized!({
+            for (i, y) in y.chunks_exact_mut(width).enumerate() {
+                let row = chunk * ROWS + i;
+                let sample = row / dims.tokens;
+                let mut x = &x[row * width..][..width];
+                if let Some(branch) = branch {
+                    // SAFETY: a row of this chunk, which no other task touches.
+                    let sum = unsafe { sum.part(row * width, width) };
+                    let gate = ada.of(sample, branch.gate, width);
+                    add_branch(x, &branch.value[row * width..], gate, branch.keep(sample), sum);
+                    x = sum;
                 }
-            },
-        );
+                let (mean, inverse_std) = moments(x, T::of(eps));
+                (stats[2 * i], stats[2 * i + 1]) = (mean, inverse_std);
+                let scale = ada.of(sample, ada.at.scale, width);
+                let shift = ada.of(sample, ada.at.shift, width);
+                modulate(x, mean, inverse_std, scale, shift, y);
+            }
+        });
     });
 }
 
@@ -97,19 +94,16 @@ pub(crate) fn renorm<T: Element>(
     }
     y.par_chunks_mut(ROWS * width).enumerate().for_each(|(chunk, y)| {
         with_scratch(width, |sum: &mut [T]| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (i, y) in y.chunks_exact_mut(width).enumerate() {
-                        let row = chunk * ROWS + i;
-                        let sample = row / dims.tokens;
-                        let x = seen_row(x, branch, ada, sample, row, sum);
-                        let scale = ada.of(sample, ada.at.scale, width);
-                        let shift = ada.of(sample, ada.at.shift, width);
-                        modulate(x, stats[2 * row], stats[2 * row + 1], scale, shift, y);
-                    }
-                },
-            );
+            vectorized!({
+                for (i, y) in y.chunks_exact_mut(width).enumerate() {
+                    let row = chunk * ROWS + i;
+                    let sample = row / dims.tokens;
+                    let x = seen_row(x, branch, ada, sample, row, sum);
+                    let scale = ada.of(sample, ada.at.scale, width);
+                    let shift = ada.of(sample, ada.at.shift, width);
+                    modulate(x, stats[2 * row], stats[2 * row + 1], scale, shift, y);
+                }
+            });
         });
     });
 }
@@ -187,27 +181,24 @@ pub(crate) fn backward<T: Element>(
                 let (sample, start) = (task / chunks, task % chunks * ROWS);
                 let rows = start..(start + ROWS).min(dims.tokens);
                 with_scratch(2 * width, |scratch: &mut [T]| {
-                    vectorized(
-                        #[inline(always)]
-                        || {
-                            let (g, sum) = scratch.split_at_mut(width);
-                            partial.fill(T::zero());
-                            for row in rows {
-                                let row = sample * dims.tokens + row;
-                                // SAFETY: a row of this task's, which no other task touches.
-                                let dx = unsafe { dx.part(row * width, width) };
-                                let dbranch = if saved.branch.is_some() {
-                                    // SAFETY: as above.
-                                    unsafe { dbranch.part(row * width, width) }
-                                } else {
-                                    &mut []
-                                };
-                                let added = saved.branch.filter(|_| saved.again);
-                                let x = seen_row(saved.seen, added, saved.ada, sample, row, sum);
-                                backward_row(saved, sample, row, x, write, g, dx, dbranch, partial);
-                            }
-                        },
-                    );
+                    vectorized!({
+                        let (g, sum) = scratch.split_at_mut(width);
+                        partial.fill(T::zero());
+                        for row in rows {
+                            let row = sample * dims.tokens + row;
+                            // SAFETY: a row of this task's, which no other task touches.
+                            let dx = unsafe { dx.part(row * width, width) };
+                            let dbranch = if saved.branch.is_some() {
+                                // SAFETY: as above.
+                                unsafe { dbranch.part(row * width, width) }
+                            } else {
+                                &mut []
+                            };
+                            let added = saved.branch.filter(|_| saved.again);
+                            let x = seen_row(saved.seen, added, saved.ada, sample, row, sum);
+                            backward_row(saved, sample, row, x, write, g, dx, dbranch, partial);
+                        }
+                    });
                 });
             });
         }

@@ -39,13 +39,10 @@ pub(super) fn resize<T: Element>(
     out: &mut [T],
 ) {
     with_scratch(before.height * scale.width * k, |wide| {
-        vectorized(
-            #[inline(always)]
-            || {
-                across(before, scale.width, ids, codebook_vk, wide, k);
-                down(before.height, scale, wide, out, k);
-            },
-        );
+        vectorized!({
+            across(before, scale.width, ids, codebook_vk, wide, k);
+            down(before.height, scale, wide, out, k);
+        });
     });
 }
 

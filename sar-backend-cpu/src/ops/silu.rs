@@ -6,29 +6,23 @@ use rayon::prelude::*;
 
 pub(crate) fn forward<T: Element>(x: &[T], y: &mut [T]) {
     x.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK)).for_each(|(x, y)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (y, &x) in y.iter_mut().zip(x) {
-                    *y = x * sigmoid(x);
-                }
-            },
-        );
+        vectorized!({
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = x * sigmoid(x);
+            }
+        });
     });
 }
 
 /// `dy` becomes `dy·s(1 + x(1−s))`, where `s = σ(x)`.
 pub(crate) fn backward<T: Element>(x: &[T], dy: &mut [T]) {
     x.par_chunks(CHUNK).zip(dy.par_chunks_mut(CHUNK)).for_each(|(x, dy)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (dy, &x) in dy.iter_mut().zip(x) {
-                    let s = sigmoid(x);
-                    *dy *= s * (T::one() + x * (T::one() - s));
-                }
-            },
-        );
+        vectorized!({
+            for (dy, &x) in dy.iter_mut().zip(x) {
+                let s = sigmoid(x);
+                *dy *= s * (T::one() + x * (T::one() - s));
+            }
+        });
     });
 }
 

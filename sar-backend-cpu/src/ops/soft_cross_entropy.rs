@@ -30,26 +30,23 @@ pub(crate) fn forward<T: Element>(
         .enumerate()
         .for_each(|(task, (logits, loss, hits, lse, teacher_lse))| {
             with_scratch(vocab, |p| {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for (r, x) in logits.chunks_exact(vocab).enumerate() {
-                            let at = dims.targets.of(task * rows + r, tokens) * vocab;
-                            let t = &teacher[at..at + vocab];
-                            let max = simd::max(x);
-                            let log_sum = sum_exp(x, max).ln();
-                            let teacher_max = simd::max(t);
-                            p.copy_from_slice(t);
-                            let teacher_sum = exp_sum(p, teacher_max);
-                            let product = expectation(p, x, max);
-                            lse[r] = max + log_sum;
-                            teacher_lse[r] = teacher_max + teacher_sum.ln();
-                            loss[r] = log_sum - product / teacher_sum;
-                            let same = first_equal(x, max) == Some(argmax(t));
-                            hits[r] = if same { T::one() } else { T::zero() };
-                        }
-                    },
-                );
+                vectorized!({
+                    for (r, x) in logits.chunks_exact(vocab).enumerate() {
+                        let at = dims.targets.of(task * rows + r, tokens) * vocab;
+                        let t = &teacher[at..at + vocab];
+                        let max = simd::max(x);
+                        let log_sum = sum_exp(x, max).ln();
+                        let teacher_max = simd::max(t);
+                        p.copy_from_slice(t);
+                        let teacher_sum = exp_sum(p, teacher_max);
+                        let product = expectation(p, x, max);
+                        lse[r] = max + log_sum;
+                        teacher_lse[r] = teacher_max + teacher_sum.ln();
+                        loss[r] = log_sum - product / teacher_sum;
+                        let same = first_equal(x, max) == Some(argmax(t));
+                        hits[r] = if same { T::one() } else { T::zero() };
+                    }
+                });
             });
         });
 }
@@ -65,26 +62,23 @@ pub(crate) fn backward<T: Element>(
     let (vocab, rows) = (dims.vocab, rows_per_task(dims.vocab));
     let tokens = dims.schedule.tokens();
     logits_to_dlogits.par_chunks_mut(rows * vocab).enumerate().for_each(|(task, x)| {
-        vectorized(
-            #[inline(always)]
-            || {
-                for (r, x) in x.chunks_exact_mut(vocab).enumerate() {
-                    let row = task * rows + r;
-                    let at = dims.targets.of(row, tokens) * vocab;
-                    let t = &teacher[at..at + vocab];
-                    let weight = T::of(row_weight(dims, row));
-                    if weight == T::zero() {
-                        // Not a product: a row that does not count may hold NaN.
-                        x.fill(T::zero());
-                        continue;
-                    }
-                    let (lse, teacher_lse) = (lse[row], teacher_lse[row]);
-                    for (x, &t) in x.iter_mut().zip(t) {
-                        *x = weight * (exp(*x - lse) - exp(t - teacher_lse));
-                    }
+        vectorized!({
+            for (r, x) in x.chunks_exact_mut(vocab).enumerate() {
+                let row = task * rows + r;
+                let at = dims.targets.of(row, tokens) * vocab;
+                let t = &teacher[at..at + vocab];
+                let weight = T::of(row_weight(dims, row));
+                if weight == T::zero() {
+                    // Not a product: a row that does not count may hold NaN.
+                    x.fill(T::zero());
+                    continue;
                 }
-            },
-        );
+                let (lse, teacher_lse) = (lse[row], teacher_lse[row]);
+                for (x, &t) in x.iter_mut().zip(t) {
+                    *x = weight * (exp(*x - lse) - exp(t - teacher_lse));
+                }
+            }
+        });
     });
 }
 

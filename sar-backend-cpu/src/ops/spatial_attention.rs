@@ -31,10 +31,7 @@ pub(crate) fn forward<T: Element>(
             let (q, k, v) = (matrix(q, c, n), matrix(k, c, n), matrix(v, c, n));
             matmul(scale, q.t(), k, Onto::Nothing, matrix_mut(p, n, n), apart);
             for row in p.chunks_exact_mut(n) {
-                vectorized(
-                    #[inline(always)]
-                    || softmax(row),
-                );
+                vectorized!(softmax(row));
             }
             matmul(T::one(), v, matrix(p, n, n).t(), Onto::Nothing, matrix_mut(y, c, n), apart);
         });
@@ -74,18 +71,15 @@ pub(crate) fn backward<T: Element>(
             matmul(one, dy, matrix(p, n, n), Onto::Nothing, matrix_mut(dv, c, n), false);
             matmul(one, dy.t(), v, Onto::Nothing, matrix_mut(ds, n, n), false);
             for (ds, p) in ds.chunks_exact_mut(n).zip(p.chunks_exact(n)) {
-                vectorized(
-                    #[inline(always)]
-                    || {
-                        for (ds, &p) in ds.iter_mut().zip(p) {
-                            *ds *= p;
-                        }
-                        let dot = sum1(ds, |v| v);
-                        for (ds, &p) in ds.iter_mut().zip(p) {
-                            *ds -= p * dot;
-                        }
-                    },
-                );
+                vectorized!({
+                    for (ds, &p) in ds.iter_mut().zip(p) {
+                        *ds *= p;
+                    }
+                    let dot = sum1(ds, |v| v);
+                    for (ds, &p) in ds.iter_mut().zip(p) {
+                        *ds -= p * dot;
+                    }
+                });
             }
             let ds = matrix(ds, n, n);
             matmul(scale, k, ds.t(), Onto::Nothing, matrix_mut(dq, c, n), false);

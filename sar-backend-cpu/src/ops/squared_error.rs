@@ -9,19 +9,16 @@ pub(crate) fn squared_error<T: Element>(x: &[T], target: &[T], weight: f64, dx: 
         return T::zero();
     }
     let factor = T::of(2.0 * weight / x.len() as f64);
-    vectorized(
-        #[inline(always)]
-        || {
-            for ((dx, &x), &t) in dx.iter_mut().zip(x).zip(target) {
-                *dx = x - t;
-            }
-            let mean = sum1(dx, |v| v * v) / T::of(x.len() as f64);
-            for dx in dx.iter_mut() {
-                *dx *= factor;
-            }
-            mean
-        },
-    )
+    vectorized!({
+        for ((dx, &x), &t) in dx.iter_mut().zip(x).zip(target) {
+            *dx = x - t;
+        }
+        let mean = sum1(dx, |v| v * v) / T::of(x.len() as f64);
+        for dx in dx.iter_mut() {
+            *dx *= factor;
+        }
+        mean
+    })
 }
 
 #[cfg(test)]

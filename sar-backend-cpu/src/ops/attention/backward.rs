@@ -107,24 +107,18 @@ fn backward_head<T: Element>(
                 backward_tile(&head, rows, keys, lse, p, ds, dq, dk, dv);
             }
         }
-        vectorized(
-            #[inline(always)]
-            || finish_head(place, saved, &head, dq, dk, dv, dqkv, partial),
-        );
+        vectorized!(finish_head(place, saved, &head, dq, dk, dv, dqkv, partial));
     });
 }
 
 /// Σ d_out∘out of each token.
 fn inner_products<T: Element>(place: Place, saved: &Saved<'_, T>, inner: &mut [T]) {
-    vectorized(
-        #[inline(always)]
-        || {
-            for (token, inner) in inner.iter_mut().enumerate().take(place.tokens) {
-                let row = place.out(token)..place.out(token) + place.size;
-                *inner = sum2(&saved.d_out[row.clone()], &saved.out[row], |a, b| a * b);
-            }
-        },
-    );
+    vectorized!({
+        for (token, inner) in inner.iter_mut().enumerate().take(place.tokens) {
+            let row = place.out(token)..place.out(token) + place.size;
+            *inner = sum2(&saved.d_out[row.clone()], &saved.out[row], |a, b| a * b);
+        }
+    });
 }
 
 /// A tile of query rows: its dq, and what it adds to dk and dv.
@@ -145,20 +139,17 @@ fn backward_tile<T: Element>(
     let (kt, vt) = (first_columns(head.kt, keys), first_columns(head.vt, keys));
     matmul(one, q, kt, Onto::Nothing, strided_mut(p, count, keys, stride), false);
     matmul(one, d_out, vt, Onto::Nothing, strided_mut(ds, count, keys, stride), false);
-    vectorized(
-        #[inline(always)]
-        || {
-            for (i, row) in rows.clone().enumerate() {
-                let p = &mut p[i * stride..][..keys];
-                let ds = &mut ds[i * stride..][..keys];
-                let (lse, inner) = (lse[row], head.inner[row]);
-                for j in 0..keys {
-                    p[j] = (p[j] - lse).vexp();
-                    ds[j] = p[j] * (ds[j] - inner);
-                }
+    vectorized!({
+        for (i, row) in rows.clone().enumerate() {
+            let p = &mut p[i * stride..][..keys];
+            let ds = &mut ds[i * stride..][..keys];
+            let (lse, inner) = (lse[row], head.inner[row]);
+            for j in 0..keys {
+                p[j] = (p[j] - lse).vexp();
+                ds[j] = p[j] * (ds[j] - inner);
             }
-        },
-    );
+        }
+    });
     let p = strided(p, count, keys, stride);
     let ds = strided(ds, count, keys, stride);
     let k = some_rows(head.k, 0..keys);

@@ -136,14 +136,11 @@ fn add<T: Element>(from: &[T], to: &mut [T]) {
 /// Adds the sum of each output's plane, over samples.
 fn add_bias_gradient<T: Element>(dy: &[T], area: usize, dbias: &mut [T]) {
     let outputs = dbias.len();
-    vectorized(
-        #[inline(always)]
-        || {
-            for (plane, dy) in dy.chunks_exact(area).enumerate() {
-                dbias[plane % outputs] += sum1(dy, |v| v);
-            }
-        },
-    );
+    vectorized!({
+        for (plane, dy) in dy.chunks_exact(area).enumerate() {
+            dbias[plane % outputs] += sum1(dy, |v| v);
+        }
+    });
 }
 
 fn pointwise_weights<T: Element>(d: ConvDims, dy: &[T], x: &[T], dw: &mut [T], apart: bool) {
