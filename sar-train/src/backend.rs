@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn a_gpu_without_room_is_a_want_of_memory() {
         type Gpu = sar_backend_cuda::CudaBackend<f32, sar_backend_cuda::Driver>;
-        let of = |error: CudaError| kind::<Gpu>(&TrainError::backend(error).into());
+        let of = |error: CudaError| kind::<Gpu>(&TrainError::from(error).into());
         let full = CudaError::OutOfMemory { bytes: 1, in_use: 2 };
         assert_eq!(of(full), Some(ErrorKind::OutOfMemory));
         let pinned = CudaError::NoRoom { call: "cuMemAllocHost".to_owned() };
@@ -251,10 +251,10 @@ mod tests {
         };
         let full = || CpuError::OutOfMemory { bytes: 1 };
         assert!(advice(full().into()));
-        assert!(advice(TrainError::backend(full()).into()));
-        assert!(advice(anyhow::Error::from(TrainError::backend(full())).context("above")));
+        assert!(advice(TrainError::from(full()).into()));
+        assert!(advice(anyhow::Error::from(TrainError::from(full())).context("above")));
         let shape = sar_math::backend::ShapeError { op: "a", operand: "b", expected: 1, found: 2 };
-        assert!(!advice(TrainError::backend(CpuError::from(shape)).into()));
+        assert!(!advice(TrainError::from(CpuError::from(shape)).into()));
         assert!(!advice(anyhow::anyhow!("something else")));
     }
 }

@@ -53,7 +53,7 @@ impl RandomBatches {
 
 impl<B: Compute> Batches<B> for RandomBatches {
     fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
-        backend.upload(&self.latents, latents, 0).map_err(TrainError::backend)?;
+        backend.upload(&self.latents, latents, 0)?;
         Ok(self.labels.clone())
     }
 }

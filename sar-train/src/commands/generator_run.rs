@@ -128,15 +128,13 @@ impl<'w, B: Compute> Work<'w, B> {
         let settings = config.sample.settings(config.train.seed);
         let guided = settings.guidance != sar_math::guidance::Guidance::Off;
         let labels = grid_labels(config.generator.classes);
-        let schedule = config.sample.schedule.unwrap_or(config.generator.schedule);
+        let schedule = config.sampled_schedule();
         let batch = config.sample.batch.min(labels.len());
         let decoder = self.inputs.tokenizer.decoder();
         let mut painter =
             Painter::new(self.inputs.backend, generator, decoder, &schedule, batch, guided)?;
         Ok(move |trainer: &Trainer<'_, B>| {
-            let painted = painter
-                .paint(trainer.params(), &labels, 0, &settings, 0)
-                .map_err(TrainError::backend)?;
+            let painted = painter.paint(trainer.params(), &labels, 0, &settings, 0)?;
             let (height, width) = painter.size(schedule.len() - 1);
             let images = grid::Images { images_b3hw: &painted.images, height, width };
             Ok(grid::grid(images, columns(config.generator.classes))?)

@@ -25,6 +25,7 @@ pub use train::{Mode, TrainConfig};
 use crate::data::DataConfig;
 use crate::model::tokenizer::TokenizerConfig;
 use documented::DocumentedFields;
+use sar_math::ScaleSchedule;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -59,6 +60,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// The schedule that images are sampled in: the sampler's own, or else the generator's.
+    pub fn sampled_schedule(&self) -> ScaleSchedule {
+        self.sample.schedule.unwrap_or(self.generator.schedule)
+    }
+
     /// Reads a configuration file.
     ///
     /// # Errors

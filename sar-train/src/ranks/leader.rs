@@ -67,7 +67,7 @@ impl<B: Buffers<Host = f32>, F: Found> OtherRanks<B, F> for Leader {
     }
 
     fn begin(&mut self, backend: &B, step: u64, params: &B::Params) -> Result<(), TrainError> {
-        backend.download_params(params, 0, &mut self.values).map_err(TrainError::backend)?;
+        backend.download_params(params, 0, &mut self.values)?;
         self.begun = Instant::now();
         let (values, wires) = (&self.values, &mut self.wires);
         let send = |wire: &mut Wire| {
@@ -88,7 +88,7 @@ impl<B: Buffers<Host = f32>, F: Found> OtherRanks<B, F> for Leader {
         backend: &B,
         gradients: &mut B::Accum,
     ) -> Result<Vec<F>, TrainError> {
-        backend.download_accum(gradients, 0, &mut self.values).map_err(TrainError::backend)?;
+        backend.download_accum(gradients, 0, &mut self.values)?;
         let mut texts = Vec::with_capacity(self.wires.len());
         // Another rank may have twice as many micro-batches.
         let patience = PATIENCE.max(2 * self.begun.elapsed());
@@ -116,7 +116,7 @@ impl<B: Buffers<Host = f32>, F: Found> OtherRanks<B, F> for Leader {
             let found = F::unpack(text, &self.numbers);
             all.push(found.ok_or_else(|| wire.unexpected("gradients", "those of another model"))?);
         }
-        backend.upload_accum(&self.values, gradients, 0).map_err(TrainError::backend)?;
+        backend.upload_accum(&self.values, gradients, 0)?;
         Ok(all)
     }
 }

@@ -29,8 +29,7 @@ impl<'a, B: Backend> EncodedBatches<'a, B> {
         batch: usize,
         side: usize,
     ) -> Result<Self, TrainError> {
-        let memory = tokenizer.encoder_memory(backend, batch, (side, side));
-        let memory = memory.map_err(TrainError::backend)?;
+        let memory = tokenizer.encoder_memory(backend, batch, (side, side))?;
         Ok(Self { loader, tokenizer, params, memory, side })
     }
 }
@@ -41,11 +40,9 @@ impl<B: Backend> Batches<B> for EncodedBatches<'_, B> {
         let expected = batch.labels_b.len() * IMAGE_CHANNELS * self.side * self.side;
         let found = batch.values_b.len();
         ShapeError::equal("encoded batches", "images (b*3*h*w)", expected, found)
-            .map_err(|e| TrainError::backend(B::Error::from(e)))?;
+            .map_err(B::Error::from)?;
         let (images, size) = (hosted::<B>(&batch.values_b), (self.side, self.side));
-        self.tokenizer
-            .encode(backend, self.params, &mut self.memory, &images, size, latents)
-            .map_err(TrainError::backend)?;
+        self.tokenizer.encode(backend, self.params, &mut self.memory, &images, size, latents)?;
         Ok(batch.labels_b)
     }
 }
@@ -68,9 +65,9 @@ impl<B: Backend> Batches<B> for CachedBatches {
         let batch = self.loader.next_batch()?;
         let (expected, found) = (batch.labels_b.len() * self.latent, batch.values_b.len());
         ShapeError::equal("cached batches", "latents (b*k*h*w)", expected, found)
-            .map_err(|e| TrainError::backend(B::Error::from(e)))?;
+            .map_err(B::Error::from)?;
         let values = hosted::<B>(&batch.values_b);
-        backend.upload(&values, latents, 0).map_err(TrainError::backend)?;
+        backend.upload(&values, latents, 0)?;
         Ok(batch.labels_b)
     }
 }
@@ -111,11 +108,8 @@ pub fn encode_all<B: Backend>(
     let chosen = spread(dataset.len(), limit);
     let count = chosen.len();
     let latent = tokenizer.encoder().output(1, side, side).len();
-    let room = || -> Result<_, B::Error> {
-        let memory = tokenizer.encoder_memory(backend, ENCODE_BATCH, (side, side))?;
-        Ok((memory, backend.activation(ENCODE_BATCH * latent)?))
-    };
-    let (mut memory, mut latents) = room().map_err(TrainError::backend)?;
+    let mut memory = tokenizer.encoder_memory(backend, ENCODE_BATCH, (side, side))?;
+    let mut latents = backend.activation(ENCODE_BATCH * latent)?;
     let mut held =
         HeldOut { latents: vec![B::Host::default(); count * latent], labels: Vec::new() };
     let parts = held.latents.chunks_mut(ENCODE_BATCH * latent);
@@ -125,10 +119,9 @@ pub fn encode_all<B: Backend>(
         }
         let batch = dataset.select(part)?;
         let images = hosted::<B>(&batch.values_b);
-        tokenizer
-            .encode(backend, params, &mut memory, &images, (side, side), &mut latents)
-            .and_then(|()| backend.download(&latents, 0, to))
-            .map_err(TrainError::backend)?;
+        let size = (side, side);
+        tokenizer.encode(backend, params, &mut memory, &images, size, &mut latents)?;
+        backend.download(&latents, 0, to)?;
         held.labels.extend(batch.labels_b);
     }
     Ok(held)

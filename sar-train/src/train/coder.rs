@@ -1,5 +1,6 @@
 //! A stand-in for a trained tokenizer, for runs whose results do not matter.
 
+use crate::config::Config;
 use crate::model::generator::Generator;
 use crate::model::tokenizer::{Quantizer, Tokenizer, directions};
 use crate::params::hosted;
@@ -41,6 +42,11 @@ impl<'a, B: Backend> Coder<'a, B> {
             Quantizer::direct(backend, &hosted::<B>(&codes), g.vocab)?
         };
         Ok(Self { tokenizer, params, quantizer, is_the_generators })
+    }
+
+    /// Whether a run of `config` encodes its images with it.
+    pub(super) fn encodes_for(&self, config: &Config) -> bool {
+        self.is_the_generators && config.train.latents.is_none()
     }
 
     pub(super) fn decoder(&self) -> Decoder<'_, B> {

@@ -28,7 +28,7 @@ pub enum TrainError {
     Tokenizer(#[from] TokenizerConfigError),
     /// The way of training does not fit the schedule.
     #[error("training: {0}")]
-    Plan(#[from] PlanError),
+    Plan(#[source] PlanError),
     /// An error of the images.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -89,13 +89,14 @@ fn advice(step: u64) -> &'static str {
     }
 }
 
-impl TrainError {
-    /// Wraps an error of a backend. It stays this error's source, so that its
-    /// [`kind`](BackendError::kind) can be asked for.
-    pub fn backend(error: impl BackendError) -> Self {
+/// An error of a backend stays this error's source, so that its [`kind`](BackendError::kind) can be asked for.
+impl<E: BackendError> From<E> for TrainError {
+    fn from(error: E) -> Self {
         Self::Backend(Box::new(error))
     }
+}
 
+impl TrainError {
     /// Whether the trainer is still as it was after its last step, as when images cannot be read, a log or picture cannot
     /// be written, or another rank has failed.
     pub(crate) fn leaves_the_model(&self) -> bool {

@@ -19,7 +19,7 @@ use serde::Serialize;
 const WIDE: u64 = 4;
 
 /// Estimated bytes of a training run, by what they hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MemoryPlan {
     /// Weights, their narrow copy where activations are narrow, and their running average.
     pub weights: u64,
@@ -54,28 +54,18 @@ impl MemoryPlan {
         let tokenizer = Tokenizer::new(&config.tokenizer)?;
         let count = Counter::<S>::new()?;
         let (coder, weights) = count.of(|b| Coder::new(b, &tokenizer, &generator, None))?;
-        let codes = coder.is_the_generators;
-        let encodes = codes && config.train.latents.is_none();
+        let encodes = coder.encodes_for(config);
         let encoder = |images| if encodes { count.encoder(&coder, config, images) } else { Ok(0) };
         let held_out = weights + encoder(ENCODE_BATCH)?;
-        let steps = Steps::of(&count, &coder, &generator, config)?;
+        let steps = count.steps(&coder, &generator, config)?;
         let painted = grid_labels(config.generator.classes).len().min(config.sample.batch);
         let (pictures, decoder) = match config.train.sample_every {
             0 => (0, 0),
             _ => count.painter(&coder, &generator, config, painted)?,
         };
         let tokenizer = weights + encoder(config.train.batch)? + decoder;
-        let mut plan = Self {
-            weights: steps.weights,
-            gradients: steps.gradients,
-            moments: steps.moments,
-            activations: steps.activations,
-            logits: steps.logits,
-            backend: own,
-            pictures,
-            tokenizer: codes.then_some(tokenizer),
-            saving: 0,
-        };
+        let tokenizer = coder.is_the_generators.then_some(tokenizer);
+        let mut plan = Self { backend: own, pictures, tokenizer, ..steps };
         // Held-out images are encoded first, and more of them at a time than a small batch has.
         let more = held_out.saturating_sub(plan.total() - own);
         plan.tokenizer = plan.tokenizer.map(|tokenizer| tokenizer + more);
@@ -125,7 +115,7 @@ type Counted<'a, S> = Coder<'a, CudaBackend<S, Dry>>;
 
 impl<S: Storage> Counter<S> {
     fn new() -> Result<Self, TrainError> {
-        CudaBackend::new(Dry::default()).map(Self).map_err(TrainError::backend)
+        Ok(Self(CudaBackend::new(Dry::default())?))
     }
 
     /// Returns what is made, and the bytes that it holds.
@@ -135,8 +125,31 @@ impl<S: Storage> Counter<S> {
     ) -> Result<(T, u64), TrainError> {
         let held = || self.0.device().held_bytes();
         let before = held();
-        let made = make(&self.0).map_err(TrainError::backend)?;
+        let made = make(&self.0)?;
         Ok((made, held() - before))
+    }
+
+    /// Counts a trainer alone.
+    fn steps(
+        &self,
+        coder: &Counted<'_, S>,
+        generator: &Generator,
+        config: &Config,
+    ) -> Result<MemoryPlan, TrainError> {
+        let latent = coder.decoder().tokenizer.latent_side(config.data.image_side);
+        let (held, quantizer) = (self.0.device().held_bytes(), &coder.quantizer);
+        let trainer =
+            Trainer::blank(&self.0, generator.clone(), config, quantizer, (latent, latent))?;
+        let all = self.0.device().held_bytes() - held;
+        drop(trainer);
+        let parameters = generator.layout().len();
+        let (_, trained) = self.of(|b| b.params(parameters))?;
+        let wide = WIDE * parameters as u64;
+        let average = if config.train.ema > 0.0 { wide } else { 0 };
+        let (weights, gradients, moments) = (trained + average, wide, 2 * wide);
+        let logits = size_of::<S>() as u64 * logits(config);
+        let activations = all - weights - gradients - moments - logits;
+        Ok(MemoryPlan { weights, gradients, moments, activations, logits, ..MemoryPlan::default() })
     }
 
     /// Bytes for encoding `images` images at a time.
@@ -159,7 +172,7 @@ impl<S: Storage> Counter<S> {
         config: &Config,
         images: usize,
     ) -> Result<(u64, u64), TrainError> {
-        let schedule = config.sample.schedule.unwrap_or(config.generator.schedule);
+        let schedule = config.sampled_schedule();
         let guided = config.sample.guidance != 0.0;
         let sampler =
             |b: &_| Sampler::new(b, generator, &coder.quantizer, images, &schedule, guided);
@@ -170,40 +183,6 @@ impl<S: Storage> Counter<S> {
         let (last, tokenizer) = (schedule.last(), coder.decoder().tokenizer);
         let memory = |b: &_| tokenizer.decoder_memory(b, images, (last.height, last.width));
         self.of(memory).map(|(_, decoder)| (pictures, decoder))
-    }
-}
-
-/// Bytes of a trainer, by what they hold.
-struct Steps {
-    weights: u64,
-    gradients: u64,
-    moments: u64,
-    activations: u64,
-    logits: u64,
-}
-
-impl Steps {
-    fn of<S: Storage>(
-        count: &Counter<S>,
-        coder: &Counted<'_, S>,
-        generator: &Generator,
-        config: &Config,
-    ) -> Result<Self, TrainError> {
-        let latent = coder.decoder().tokenizer.latent_side(config.data.image_side);
-        let size = (latent, latent);
-        let quantizer = &coder.quantizer;
-        let held = count.0.device().held_bytes();
-        let trainer = Trainer::blank(&count.0, generator.clone(), config, quantizer, size)?;
-        let all = count.0.device().held_bytes() - held;
-        drop(trainer);
-        let parameters = generator.layout().len();
-        let (_, trained) = count.of(|b| b.params(parameters))?;
-        let wide = WIDE * parameters as u64;
-        let average = if config.train.ema > 0.0 { wide } else { 0 };
-        let (weights, gradients, moments) = (trained + average, wide, 2 * wide);
-        let logits = size_of::<S>() as u64 * logits(config);
-        let activations = all - weights - gradients - moments - logits;
-        Ok(Self { weights, gradients, moments, activations, logits })
     }
 }
 

@@ -127,35 +127,32 @@ pub fn held_out_loss<B: Backend>(
     let Model { generator, quantizer, .. } = model;
     let (g, tokens) = (generator.shape(), schedule.tokens());
     let rows = batch * tokens;
-    let measure = || -> Result<_, B::Error> {
-        // A forward that recomputes blocks keeps the least.
-        let mut trace = Trace::new(backend, generator, batch, tokens, Recompute::Blocks)?;
-        let mut head = Head::new(backend, generator, tokens)?;
-        let (mut latents, mut truth) =
-            (backend.activation(batch * g.channels * height * width)?, backend.ids(rows)?);
-        let mut coding = quantizer.memory(backend, batch, schedule)?;
-        let mut given = Given {
-            inputs: backend.activation(rows * g.channels)?,
-            labels: backend.ids(batch)?,
-            keep: backend.accum(0)?,
-        };
-        let mut loss = TeacherForcing::new(backend, rows, 1)?;
-        let memory = Lent {
-            latents: &mut latents,
-            coding: &mut coding,
-            truth: &mut truth,
-            given: &mut given,
-            trace: &mut trace,
-            head: &mut head,
-            loss: &mut loss,
-            part: 0,
-        };
-        let latent_dims = LatentDims { batch, channels: g.channels, height, width };
-        let schedule = *schedule;
-        let measuring = Measuring { backend, model, schedule, latent_dims, memory };
-        Ok(measuring.all(images, batch, interrupt))
+    // A forward that recomputes blocks keeps the least.
+    let mut trace = Trace::new(backend, generator, batch, tokens, Recompute::Blocks)?;
+    let mut head = Head::new(backend, generator, tokens)?;
+    let (mut latents, mut truth) =
+        (backend.activation(batch * g.channels * height * width)?, backend.ids(rows)?);
+    let mut coding = quantizer.memory(backend, batch, schedule)?;
+    let mut given = Given {
+        inputs: backend.activation(rows * g.channels)?,
+        labels: backend.ids(batch)?,
+        keep: backend.accum(0)?,
     };
-    measure().map_err(TrainError::backend)?
+    let mut loss = TeacherForcing::new(backend, rows, 1)?;
+    let memory = Lent {
+        latents: &mut latents,
+        coding: &mut coding,
+        truth: &mut truth,
+        given: &mut given,
+        trace: &mut trace,
+        head: &mut head,
+        loss: &mut loss,
+        part: 0,
+    };
+    let latent_dims = LatentDims { batch, channels: g.channels, height, width };
+    let schedule = *schedule;
+    let measuring = Measuring { backend, model, schedule, latent_dims, memory };
+    measuring.all(images, batch, interrupt)
 }
 
 /// Memory of a forward pass and its loss.
@@ -200,7 +197,7 @@ impl<B: Backend> Measuring<'_, B> {
             if interrupt.is_asked() {
                 return Ok(None);
             }
-            let report = self.measure(latents, labels).map_err(TrainError::backend)?;
+            let report = self.measure(latents, labels)?;
             all.merge(&report);
         }
         let scales = self.schedule.len();

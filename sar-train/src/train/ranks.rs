@@ -102,11 +102,11 @@ impl<B: Backend<Host = f32>> Share for GeneratorShare<'_, B> {
         values: &mut [f32],
     ) -> Result<StepLosses, TrainError> {
         let (backend, replica) = (self.replica.backend, &mut self.replica);
-        backend.upload_params(values, &mut replica.params, 0).map_err(TrainError::backend)?;
+        backend.upload_params(values, &mut replica.params, 0)?;
         replica.gradients(step, share, &mut *self.batches)?;
         let gradients = &replica.memory.grads.params;
-        backend.download_accum(gradients, 0, values).map_err(TrainError::backend)?;
-        let losses = replica.losses().map_err(TrainError::backend)?;
+        backend.download_accum(gradients, 0, values)?;
+        let losses = replica.losses()?;
         losses.map(|(losses, _)| losses).ok_or(TrainError::NoShare)
     }
 }
@@ -137,16 +137,13 @@ impl<B: Backend<Host = f32>> Share for TokenizerShare<'_, B> {
         values: &mut [f32],
     ) -> Result<Vec<PartFound<f32>>, TrainError> {
         let Self { replica, loader } = self;
-        replica.set_weights(values).map_err(TrainError::backend)?;
+        replica.set_weights(values)?;
         replica.gradients(step, share, &mut || Ok(loader.next_batch()?.values_b))?;
-        let mut read = || -> Result<_, B::Error> {
-            replica.backend.download_accum(&replica.grads, 0, values)?;
-            let mut found = replica.found()?;
-            // Rank 0 knows which codes nothing has used, and may need any of them.
-            replica.read_latents(&mut found)?;
-            Ok(found)
-        };
-        read().map_err(TrainError::backend)
+        replica.backend.download_accum(&replica.grads, 0, values)?;
+        let mut found = replica.found()?;
+        // Rank 0 knows which codes nothing has used, and may need any of them.
+        replica.read_latents(&mut found)?;
+        Ok(found)
     }
 }
 

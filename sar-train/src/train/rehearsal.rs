@@ -34,9 +34,9 @@ pub fn rehearse<B: Backend>(
     generator: &Generator,
     tokenizer: &Tokenizer,
 ) -> Result<(), TrainError> {
-    let coder = Coder::new(backend, tokenizer, generator, None).map_err(TrainError::backend)?;
+    let coder = Coder::new(backend, tokenizer, generator, None)?;
     let (decoder, codes) = (coder.decoder(), coder.is_the_generators);
-    let (encodes, side) = (codes && config.train.latents.is_none(), config.data.image_side);
+    let (encodes, side) = (coder.encodes_for(config), config.data.image_side);
     if encodes {
         encode(backend, decoder, ENCODE_BATCH, side)?;
     }
@@ -66,7 +66,7 @@ pub fn rehearse_sampling<B: Backend>(
     tokenizer: &Tokenizer,
     weights: &B::Params,
 ) -> Result<(), TrainError> {
-    let coder = Coder::new(backend, tokenizer, generator, None).map_err(TrainError::backend)?;
+    let coder = Coder::new(backend, tokenizer, generator, None)?;
     if coder.is_the_generators {
         let labels = vec![0; config.sample.batch];
         paint(backend, generator, config, coder.decoder(), weights, &labels)?;
@@ -86,9 +86,8 @@ pub fn rehearse_tokenizer<B: Backend>(
     side: usize,
     images: usize,
 ) -> Result<(), TrainError> {
-    let failed = TrainError::backend;
     let size = (side, side);
-    let mut trainer = TokenizerTrainer::new(backend, tokenizer, config, size).map_err(failed)?;
+    let mut trainer = TokenizerTrainer::new(backend, tokenizer, config, size)?;
     if images == 0 {
         return Ok(());
     }
@@ -105,17 +104,14 @@ fn encode<B: Backend>(
 ) -> Result<EncoderMemory<B>, TrainError> {
     // As its memory is: what is no whole number of latents is refused where there are images.
     let side = side.next_multiple_of(of.tokenizer.downsample_factor());
-    let encode = || -> Result<EncoderMemory<B>, B::Error> {
-        let mut memory = of.tokenizer.encoder_memory(backend, batch, (side, side))?;
-        let images = batch.min(memory.at_a_time());
-        let pixels = vec![B::Host::default(); images * IMAGE_CHANNELS * side * side];
-        let latents = of.tokenizer.encoder().output(images, side, side).len();
-        let mut latents = backend.activation(latents)?;
-        let size = (side, side);
-        of.tokenizer.encode(backend, of.params, &mut memory, &pixels, size, &mut latents)?;
-        Ok(memory)
-    };
-    encode().map_err(TrainError::backend)
+    let mut memory = of.tokenizer.encoder_memory(backend, batch, (side, side))?;
+    let images = batch.min(memory.at_a_time());
+    let pixels = vec![B::Host::default(); images * IMAGE_CHANNELS * side * side];
+    let latents = of.tokenizer.encoder().output(images, side, side).len();
+    let mut latents = backend.activation(latents)?;
+    let size = (side, side);
+    of.tokenizer.encode(backend, of.params, &mut memory, &pixels, size, &mut latents)?;
+    Ok(memory)
 }
 
 /// An image of each label, all at once.
@@ -128,11 +124,8 @@ fn paint<B: Backend>(
     labels: &[u32],
 ) -> Result<(), TrainError> {
     let settings = config.sample.settings(config.train.seed);
-    let schedule = config.sample.schedule.unwrap_or(config.generator.schedule);
-    let (batch, guided) = (labels.len(), settings.guidance != Guidance::Off);
-    let paint = || -> Result<(), B::Error> {
-        let mut painter = Painter::new(backend, generator, decoder, &schedule, batch, guided)?;
-        painter.paint(weights, labels, 0, &settings, 0).map(drop)
-    };
-    paint().map_err(TrainError::backend)
+    let (schedule, guided) = (config.sampled_schedule(), settings.guidance != Guidance::Off);
+    let mut painter = Painter::new(backend, generator, decoder, &schedule, labels.len(), guided)?;
+    painter.paint(weights, labels, 0, &settings, 0)?;
+    Ok(())
 }

@@ -79,26 +79,24 @@ impl<'a, B: Backend> Replica<'a, B> {
         expect_length("channels of the tokenizer", shape.channels, quantizer.channels())?;
         let settings = StepSettings::of(config);
         let (schedule, batch) = (config.generator.schedule, config.train.batch);
-        Plan::new(settings.method, settings.target(), &schedule, settings.seed, 0)?;
-        let build = || -> Result<Self, B::Error> {
-            let params = backend.params(generator.layout().len())?;
-            let latent_dims = LatentDims { batch, channels: shape.channels, height, width };
-            let needs = settings.needs();
-            let memory = StepMemory::new(backend, &generator, quantizer, batch, &schedule, needs)?;
-            Ok(Self {
-                backend,
-                params,
-                quantizer,
-                latents: backend.activation(batch * shape.channels * height * width)?,
-                latent_dims,
-                memory,
-                schedule,
-                config: config.train.clone(),
-                settings,
-                generator,
-            })
-        };
-        build().map_err(TrainError::backend)
+        Plan::new(settings.method, settings.target(), &schedule, settings.seed, 0)
+            .map_err(TrainError::Plan)?;
+        let params = backend.params(generator.layout().len())?;
+        let latent_dims = LatentDims { batch, channels: shape.channels, height, width };
+        let needs = settings.needs();
+        let memory = StepMemory::new(backend, &generator, quantizer, batch, &schedule, needs)?;
+        Ok(Self {
+            backend,
+            params,
+            quantizer,
+            latents: backend.activation(batch * shape.channels * height * width)?,
+            latent_dims,
+            memory,
+            schedule,
+            config: config.train.clone(),
+            settings,
+            generator,
+        })
     }
 
     /// Computes the gradients of the micro-batches `share` of step `step`, whose images are the next of `batches`.
@@ -141,7 +139,7 @@ impl<'a, B: Backend> Replica<'a, B> {
             }
             other => other,
         };
-        let plan = Plan::new(method, target, &schedule, seed, step)?;
+        let plan = Plan::new(method, target, &schedule, seed, step).map_err(TrainError::Plan)?;
         let input = StepInput {
             settings: &self.settings,
             generator: &self.generator,
@@ -154,7 +152,7 @@ impl<'a, B: Backend> Replica<'a, B> {
             step,
             micro_batch,
         };
-        self.memory.accumulate(self.backend, &input).map_err(TrainError::backend)?;
+        self.memory.accumulate(self.backend, &input)?;
         Ok(())
     }
 

@@ -64,9 +64,8 @@ pub fn training_pace<B: Backend>(
     tokenizer: &Tokenizer,
 ) -> Result<Pace, TrainError> {
     let seed = config.train.seed;
-    let coder =
-        Coder::new(backend, tokenizer, generator, Some(seed)).map_err(TrainError::backend)?;
-    let encodes = coder.is_the_generators && config.train.latents.is_none();
+    let coder = Coder::new(backend, tokenizer, generator, Some(seed))?;
+    let encodes = coder.encodes_for(config);
     let weights = generator.initial(seed);
     let latent = tokenizer.latent_side(config.data.image_side);
     pace(backend, config.train.batch * config.train.accumulate, |images| {
@@ -99,8 +98,7 @@ pub fn tokenizer_pace<B: Backend>(
         let mut settings = settings.clone();
         (settings.batch, settings.accumulate, settings.coarse_probability) = (images, 1, 0.0);
         settings.lr = UNCHANGED;
-        let trainer = TokenizerTrainer::new(backend, tokenizer, &settings, (side, side));
-        let mut trainer = trainer.map_err(TrainError::backend)?;
+        let mut trainer = TokenizerTrainer::new(backend, tokenizer, &settings, (side, side))?;
         let pixels = hosted::<B>(&noise(images * IMAGE_CHANNELS * side * side)).into_owned();
         Ok((images, move || trainer.step(&mut || Ok(pixels.clone())).map(drop)))
     })
@@ -117,22 +115,24 @@ pub fn sampling_pace<B: Backend>(
     generator: &Generator,
     tokenizer: &Tokenizer,
 ) -> Result<Option<Pace>, TrainError> {
-    let (failed, seed) = (TrainError::backend, config.train.seed);
-    let coder = Coder::new(backend, tokenizer, generator, Some(seed)).map_err(failed)?;
+    let seed = config.train.seed;
+    let coder = Coder::new(backend, tokenizer, generator, Some(seed))?;
     if !coder.is_the_generators {
         return Ok(None);
     }
     let weights = generator.initial(seed);
-    let weights = generator.frozen(backend, &hosted::<B>(&weights)).map_err(failed)?;
+    let weights = generator.frozen(backend, &hosted::<B>(&weights))?;
     let settings = config.sample.settings(seed);
-    let schedule = config.sample.schedule.unwrap_or(config.generator.schedule);
+    let schedule = config.sampled_schedule();
     let guided = settings.guidance != Guidance::Off;
     let pace = pace(backend, config.sample.batch, |images| {
-        let painter = Painter::new(backend, generator, coder.decoder(), &schedule, images, guided);
-        let mut painter = painter.map_err(failed)?;
+        let decoder = coder.decoder();
+        let mut painter = Painter::new(backend, generator, decoder, &schedule, images, guided)?;
         let (labels, weights) = (vec![0; images], &weights);
-        let mut paint = move || painter.paint(weights, &labels, 0, &settings, 0).map(drop);
-        Ok((images, move || paint().map_err(failed)))
+        Ok((images, move || {
+            painter.paint(weights, &labels, 0, &settings, 0)?;
+            Ok(())
+        }))
     });
     pace.map(Some)
 }
@@ -148,7 +148,7 @@ fn pace<B: Backend, R: FnMut() -> Result<(), TrainError>>(
         let (images, mut run) = make(images)?;
         let call = move || {
             run()?;
-            backend.synchronize().map_err(TrainError::backend)
+            Ok(backend.synchronize()?)
         };
         Ok((images, call))
     })
@@ -217,7 +217,7 @@ impl<'a, B: Backend> Noise<'a, B> {
     ) -> Result<Self, TrainError> {
         let (batch, side) = (config.train.batch, config.data.image_side);
         let memory = || coder.tokenizer.encoder_memory(backend, batch, (side, side));
-        let encoder = encodes.then(memory).transpose().map_err(TrainError::backend)?;
+        let encoder = encodes.then(memory).transpose()?;
         let latent = coder.tokenizer.latent_side(side);
         let each = match encodes {
             true => IMAGE_CHANNELS * side * side,
@@ -231,14 +231,13 @@ impl<'a, B: Backend> Noise<'a, B> {
 impl<B: Backend> Batches<B> for Noise<'_, B> {
     fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
         let Self { coder, encoder, side, values, batch } = self;
-        let put = match encoder {
+        match encoder {
             Some(memory) => {
                 let size = (*side, *side);
-                coder.tokenizer.encode(backend, coder.params, memory, values, size, latents)
+                coder.tokenizer.encode(backend, coder.params, memory, values, size, latents)?;
             }
-            None => backend.upload(values, latents, 0),
-        };
-        put.map_err(TrainError::backend)?;
+            None => backend.upload(values, latents, 0)?,
+        }
         Ok(vec![0; *batch])
     }
 }

@@ -166,7 +166,7 @@ impl Batches<Cpu> for Images<'_> {
             labels.push(self.world.labels[i]);
             self.next += 1;
         }
-        b.upload(&pixels, latents, 0).map_err(TrainError::backend)?;
+        b.upload(&pixels, latents, 0)?;
         Ok(labels)
     }
 }

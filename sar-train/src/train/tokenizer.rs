@@ -123,7 +123,7 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerTrainer<'a, B> {
                 expect_length("latents of a rank", expected, part.latents.len())?;
             }
         }
-        self.update(theirs).map_err(TrainError::backend)
+        Ok(self.update(theirs)?)
     }
 
     /// Makes the optimiser's step, and puts codes that nothing used to new places. `theirs` is what the other ranks'

@@ -86,14 +86,10 @@ impl<'a, B: Backend> Trainer<'a, B> {
         expect_length("weights", generator.layout().len(), weights.len())?;
         let mut trainer = Self::blank(backend, generator, config, quantizer, latent_size)?;
         let weights = hosted::<B>(weights);
-        let mut upload = || -> Result<(), B::Error> {
-            backend.upload_params(&weights, &mut trainer.replica.params, 0)?;
-            match trainer.ema.as_mut() {
-                Some(average) => backend.upload_accum(&weights, average, 0),
-                None => Ok(()),
-            }
-        };
-        upload().map_err(TrainError::backend)?;
+        backend.upload_params(&weights, &mut trainer.replica.params, 0)?;
+        if let Some(average) = trainer.ema.as_mut() {
+            backend.upload_accum(&weights, average, 0)?;
+        }
         Ok(trainer)
     }
 
@@ -111,11 +107,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let len = generator.layout().len();
         let replica = Replica::new(backend, generator, config, quantizer, latent_size)?;
         let averages = config.train.ema > 0.0;
-        let ema = averages.then(|| backend.accum(len)).transpose().map_err(TrainError::backend)?;
+        let ema = averages.then(|| backend.accum(len)).transpose()?;
         let optimizer = Optimizer::new(backend, replica.generator.layout());
         Ok(Self {
             replica,
-            optimizer: optimizer.map_err(TrainError::backend)?,
+            optimizer: optimizer?,
             ema,
             state: TrainState {
                 step: 0,
@@ -190,15 +186,11 @@ impl<'a, B: Backend> Trainer<'a, B> {
             expect_length("running average", len, host.len())?;
         }
         let backend = self.replica.backend;
-        let mut upload = || -> Result<(), B::Error> {
-            let [first, second] = [first_moment, second_moment].map(hosted::<B>);
-            self.optimizer.set_moments(backend, [&first, &second], 0)?;
-            match (ema, self.ema.as_mut()) {
-                (Some(host), Some(average)) => backend.upload_accum(&hosted::<B>(host), average, 0),
-                _ => Ok(()),
-            }
-        };
-        upload().map_err(TrainError::backend)?;
+        let [first, second] = [first_moment, second_moment].map(hosted::<B>);
+        self.optimizer.set_moments(backend, [&first, &second], 0)?;
+        if let (Some(host), Some(average)) = (ema, self.ema.as_mut()) {
+            backend.upload_accum(&hosted::<B>(host), average, 0)?;
+        }
         // How many in a row are too many is the configuration's, which may have changed since.
         let limit = self.state.non_finite.limit;
         self.state = TrainState { non_finite: NonFinite { limit, ..state.non_finite }, ..state };
@@ -221,7 +213,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
             let gradients = &mut self.replica.memory.grads.params;
             self.others_losses = others.add_gradients(backend, gradients)?;
         }
-        let finite = self.update().map_err(TrainError::backend)?;
+        let finite = self.update()?;
         self.state.step += 1;
         self.state.updates += u64::from(finite);
         Ok(self.state.non_finite.note(self.state.step, finite)?)
@@ -259,10 +251,6 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// # Errors
     /// A device fault.
     pub fn report(&self) -> Result<Option<StepReport>, TrainError> {
-        self.read_report().map_err(TrainError::backend)
-    }
-
-    fn read_report(&self) -> Result<Option<StepReport>, B::Error> {
         let Some((mut losses, schedule)) = self.replica.losses()? else { return Ok(None) };
         self.others_losses.iter().for_each(|others| losses.merge(others));
         let StepLosses { first, second } = losses;
@@ -297,7 +285,7 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let mut values = vec![B::Host::default(); layout.len()];
         let gradients = &self.replica.memory.grads.params;
         let read = self.replica.backend.download_accum(gradients, 0, &mut values);
-        read.map_err(TrainError::backend)?;
+        read?;
         Ok(layout.not_finite(&values).unwrap_or_else(|| "norm".to_owned()))
     }
 
@@ -308,19 +296,16 @@ impl<'a, B: Backend> Trainer<'a, B> {
     pub fn export(&self) -> Result<Export, TrainError> {
         let (backend, len) = (self.replica.backend, self.replica.generator.layout().len());
         let narrow = |host: Vec<B::Host>| host.into_iter().map(|v| v.wide() as f32).collect();
-        let read = || -> Result<Export, B::Error> {
-            let mut weights = vec![B::Host::default(); len];
-            backend.download_params(&self.replica.params, 0, &mut weights)?;
-            let [first_moment, second_moment] = self.optimizer.moments(backend)?.map(narrow);
-            let average = |from: &B::Accum| -> Result<Vec<f32>, B::Error> {
-                let mut host = vec![B::Host::default(); len];
-                backend.download_accum(from, 0, &mut host)?;
-                Ok(narrow(host))
-            };
-            let ema = self.ema.as_ref().map(average).transpose()?;
-            Ok(Export { weights: narrow(weights), first_moment, second_moment, ema })
+        let mut weights = vec![B::Host::default(); len];
+        backend.download_params(&self.replica.params, 0, &mut weights)?;
+        let [first_moment, second_moment] = self.optimizer.moments(backend)?.map(narrow);
+        let average = |from: &B::Accum| -> Result<Vec<f32>, B::Error> {
+            let mut host = vec![B::Host::default(); len];
+            backend.download_accum(from, 0, &mut host)?;
+            Ok(narrow(host))
         };
-        read().map_err(TrainError::backend)
+        let ema = self.ema.as_ref().map(average).transpose()?;
+        Ok(Export { weights: narrow(weights), first_moment, second_moment, ema })
     }
 }
 

@@ -130,7 +130,7 @@ impl<B: Backend> Batches<B> for Images<'_> {
     fn next(&mut self, backend: &B, latents: &mut B::Activation) -> Result<Vec<u32>, TrainError> {
         let host: Vec<B::Host> =
             self.0.latents.iter().map(|&v| B::Host::of(f64::from(v))).collect();
-        backend.upload(&host, latents, 0).map_err(TrainError::backend)?;
+        backend.upload(&host, latents, 0)?;
         Ok(vec![0, 2])
     }
 }

@@ -28,7 +28,7 @@ fn weights_of_a_file_are_measured_at_the_size_that_they_draw() {
     assert!(!folder.join("-").exists());
     // As training measured them, up to the order of sums.
     let log = fs::read_to_string(folder.join("base/log.jsonl")).unwrap();
-    let logged = log.lines().filter(|line| line.contains("heldout_loss")).last().unwrap();
+    let logged = log.lines().rfind(|line| line.contains("heldout_loss")).unwrap();
     let logged: serde_json::Value = serde_json::from_str(logged).unwrap();
     let loss = |of: &serde_json::Value| of["heldout_loss"].as_f64().unwrap();
     assert!((loss(&numbers) - loss(&logged)).abs() < 1e-6, "{numbers} {logged}");

@@ -147,8 +147,8 @@ pub enum ClassifierError {
     Metrics(#[from] MetricsError),
 }
 
-impl ClassifierError {
-    pub(crate) fn backend<E: BackendError>(error: E) -> Self {
+impl<E: BackendError> From<E> for ClassifierError {
+    fn from(error: E) -> Self {
         Self::Backend(Box::new(error))
     }
 }
@@ -192,8 +192,8 @@ impl<B: ClassifierOps> Classifier<B> {
     pub fn new(backend: &B, config: ClassifierConfig, seed: u64) -> Result<Self, ClassifierError> {
         let network = Network::new(config)?;
         let host: Vec<B::Host> = network.initial(seed).into_iter().map(B::Host::of).collect();
-        let mut params = backend.params(host.len()).map_err(ClassifierError::backend)?;
-        backend.upload_params(&host, &mut params, 0).map_err(ClassifierError::backend)?;
+        let mut params = backend.params(host.len())?;
+        backend.upload_params(&host, &mut params, 0)?;
         Ok(Self { network, params })
     }
 
@@ -213,7 +213,7 @@ impl<B: ClassifierOps> Classifier<B> {
     /// The backend failed.
     pub fn weights(&self, backend: &B) -> Result<Vec<f64>, ClassifierError> {
         let mut host = vec![B::Host::default(); self.layout().len()];
-        backend.download_params(&self.params, 0, &mut host).map_err(ClassifierError::backend)?;
+        backend.download_params(&self.params, 0, &mut host)?;
         Ok(host.into_iter().map(|v| v.wide()).collect())
     }
 
@@ -226,14 +226,18 @@ impl<B: ClassifierOps> Classifier<B> {
         let count = whole_images(images, len)?;
         let classes = self.config().classes;
         let batch = count.min(EXTRACT_BATCH);
-        let mut space =
-            Workspace::new(backend, &self.network, batch).map_err(ClassifierError::backend)?;
+        let mut space = Workspace::new(backend, &self.network, batch)?;
         let mut features = Vec::with_capacity(count * FEATURES);
         let mut logits = Vec::with_capacity(count * classes);
         for chunk in images.chunks(batch * len) {
-            self.network
-                .extract(backend, &self.params, chunk, &mut space, &mut features, &mut logits)
-                .map_err(ClassifierError::backend)?;
+            self.network.extract(
+                backend,
+                &self.params,
+                chunk,
+                &mut space,
+                &mut features,
+                &mut logits,
+            )?;
         }
         let dims = self.network.feature_dims();
         Ok(Extracted { features: Features::new(features, dims)?, logits })

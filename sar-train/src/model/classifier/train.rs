@@ -85,15 +85,13 @@ impl<B: ClassifierOps> Classifier<B> {
     ) -> Result<TrainedClassifier<B>, ClassifierError> {
         let mut classifier = Self::new(backend, config, training.seed)?;
         check(classifier.config(), training, images, labels)?;
-        let mut run = Run::new(backend, &classifier, training).map_err(ClassifierError::backend)?;
+        let mut run = Run::new(backend, &classifier, training)?;
         let mut batches = Batches::new(classifier.config().clone(), training, images, labels);
         let mut loss = f64::NAN;
         for step in 1..=training.steps {
             batches.next();
             let look = step % LOOK_EVERY == 0 || step == training.steps;
-            let found = run
-                .step(backend, &mut classifier, training, &batches, step, look)
-                .map_err(ClassifierError::backend)?;
+            let found = run.step(backend, &mut classifier, training, &batches, step, look)?;
             if let Some(found) = found {
                 loss = found;
                 if !loss.is_finite() {

@@ -49,7 +49,7 @@ impl<'a, B: Backend<Host = f32>> TokenizerHeldOut<'a, B> {
         for chosen in spread(self.images.len(), MEASURED).chunks(self.through.batch()) {
             let images = self.images.select(chosen)?.values_b;
             let counted = self.through.count(params, &images, &mut tally, interrupt);
-            if !counted.map_err(TrainError::backend)? {
+            if !counted? {
                 return Ok(None);
             }
         }
@@ -64,7 +64,7 @@ impl<'a, B: Backend<Host = f32>> TokenizerHeldOut<'a, B> {
         let full = self.through.full();
         let shown = spread(self.images.len(), SHOWN);
         let mut both = self.images.select(&shown)?.values_b;
-        let back = self.through.reconstruct(params, &both, full).map_err(TrainError::backend)?;
+        let back = self.through.reconstruct(params, &both, full)?;
         both.extend(back);
         let images = grid::Images::square(&both, self.images.side());
         Ok(grid::grid(images, shown.len().max(1))?)

@@ -174,11 +174,11 @@ impl<'a, B: TokenizerOps + OptimizerOps> TokenizerReplica<'a, B> {
         images: &mut Images<'_, B::Host>,
     ) -> Result<(), TrainError> {
         let parameters = self.tokenizer.layout().len();
-        self.backend.zero_accum(&mut self.grads, 0, parameters).map_err(TrainError::backend)?;
+        self.backend.zero_accum(&mut self.grads, 0, parameters)?;
         self.taken = 0;
         for _ in share {
             let images_b3hw = images()?;
-            self.accumulate(step, &images_b3hw).map_err(TrainError::backend)?;
+            self.accumulate(step, &images_b3hw)?;
             self.taken += 1;
         }
         Ok(())

@@ -185,7 +185,7 @@ impl TokenizerSession<'_> {
         }
         let last = step == self.config.tokenizer_train.steps;
         let broken = losses.skipped.then(|| trainer.not_finite()).transpose();
-        journal.moved(step, broken.map_err(TrainError::backend)?.as_deref());
+        journal.moved(step, broken?.as_deref());
         if step.is_multiple_of(self.config.train.log_every) || last {
             log_step(step, &record, journal)?;
         }
@@ -218,11 +218,11 @@ fn save<B: Backend<Host = f32>>(
 ) -> Result<(), TrainError> {
     let (tokenizer, step) = (trainer.replica.tokenizer, trainer.steps());
     let header = Header::new(Kind::Tokenizer, step, tokenizer.config())?;
-    let [first_moment, second_moment] = trainer.moments().map_err(TrainError::backend)?;
+    let [first_moment, second_moment] = trainer.moments()?;
     journal.save(&Snapshot {
         header: &header,
         layout: tokenizer.layout(),
-        weights: &trainer.weights().map_err(TrainError::backend)?,
+        weights: &trainer.weights()?,
         ema: None,
         first_moment: &first_moment,
         second_moment: &second_moment,
