@@ -19,9 +19,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Override one key of the configuration; may be repeated; an empty value removes an optional
-    /// key (train.lr=). With --resume only these may be set: how long and how often (train.steps;
-    /// of a tokenizer, tokenizer_train.steps), where images and latents are (data.path,
-    /// train.latents), how samples are drawn.
+    /// key (train.lr=). With --resume only these may be set: how long and how often (train.steps, train.save_every
+    /// and the like; of a tokenizer, tokenizer_train.steps), where images and latents are (data.path, train.latents)
+    /// and how they are read, how samples are drawn and measured; the error for another key lists them.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
     /// The run folder; must be new or empty unless --resume or --requeue is given.

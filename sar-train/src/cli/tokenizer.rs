@@ -78,7 +78,7 @@ pub struct TokenizerEvalArgs {
     #[arg(long, requires = "data")]
     pub all: bool,
     /// Where to write the reconstructions of all images as an array, uint8 `[n, h, w, 3]`. With --originals, `sar score
-    /// FILE --reference ORIGINALS` is their Fréchet distance (rFID).
+    /// FILE --reference ORIGINALS --inception WEIGHTS` is their Fréchet distance (rFID).
     #[arg(long, value_name = "FILE")]
     pub npz: Option<PathBuf>,
     /// Where to write the images themselves, cut as they were reconstructed.
