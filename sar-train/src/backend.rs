@@ -1,8 +1,8 @@
 //! The choice of the backend that the program runs on: made here, once, from the flags of every
 //! command.
 //!
-//! Commands are generic over [`Compute`]. The macro in this file holds the one `match` that turns a
-//! name into a backend; another backend is another arm there.
+//! Commands are generic over [`Compute`]. The macro in this file turns a name into a backend; another backend is another
+//! arm there, and in the few other matches on the name that the compiler tells of.
 
 use crate::cli::{BackendName, Dtype, GlobalArgs};
 use crate::run::memory;

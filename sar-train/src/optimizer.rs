@@ -49,6 +49,18 @@ impl<B: OptimizerOps> Optimizer<B> {
         Ok(norm[0].wide())
     }
 
+    /// Names the tensors of a gradient that is not finite, or its norm if each of them is. Waits for the device.
+    pub(crate) fn not_finite(
+        &self,
+        backend: &B,
+        layout: &Layout,
+        grads: &B::Accum,
+    ) -> Result<String, B::Error> {
+        let mut values = vec![B::Host::zero(); self.len];
+        backend.download_accum(grads, 0, &mut values)?;
+        Ok(layout.not_finite(&values).unwrap_or_else(|| "norm".to_owned()))
+    }
+
     /// Downloads the first and second moments.
     pub(crate) fn moments(&self, backend: &B) -> Result<[Vec<B::Host>; 2], B::Error> {
         let get = |from: &B::Accum| {

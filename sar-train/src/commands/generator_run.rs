@@ -5,16 +5,17 @@ use super::inputs::Inputs;
 use super::latents;
 use super::ranks::gather;
 use super::resuming::{
-    NOTHING_TO_RESUME, compare_classes, compare_images, from_step, tell_empty, tell_replaced,
+    NOTHING_TO_RESUME, compare_classes, compare_images, from_step, resumed, tell_empty,
+    tell_replaced,
 };
 use crate::backend::Compute;
-use crate::checkpoint::{Checkpoints, Kind};
+use crate::checkpoint::Kind;
 use crate::config::Config;
 use crate::data::{Data, grid};
 use crate::hash::sha256_of;
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::ranks::{Job, Meeting};
-use crate::run::{Interrupt, RunFolder};
+use crate::run::{Interrupt, Recorded, RunFolder};
 use crate::sample::{Painter, columns, grid_labels};
 use crate::train::{
     HeldOut, Outcome, PaintHook, Session, TrainError, TrainState, Trainer, encode_all, held_out_of,
@@ -63,7 +64,7 @@ impl<'w, B: Compute> Work<'w, B> {
         latents::compare(self.folder, self.inputs.latents, config.train.seed, resumed)?;
         self.inputs.introduce(quiet);
         self.inputs.tokenizer.keep_in(self.folder)?;
-        self.folder.other_tokenizer(&sha256_of(&tokenizer.weights))?;
+        self.folder.other(Recorded::Tokenizer, &sha256_of(&tokenizer.weights))?;
         let generator = Generator::new(&GeneratorShape::from(&config.generator))?;
         let mut trainer = self.trainer(&generator, start)?;
         if resumed && !quiet {
@@ -172,15 +173,11 @@ impl<'w, B: Compute> Work<'w, B> {
             Start::New => new(&generator.initial(config.train.seed))?,
             Start::From(weights) => new(&weights)?,
             Start::Resume => {
-                let checkpoints = self.folder.checkpoints(config.train.keep)?;
-                let Some(found) = checkpoints.take_up()? else {
-                    anyhow::bail!("{}: {NOTHING_TO_RESUME}", self.folder.path().display());
-                };
-                for warning in &found.warnings {
-                    eprintln!("warning: {warning}");
-                }
-                let saved =
-                    Checkpoints::load::<TrainState>(&found, Kind::Generator, generator.layout())?;
+                let (kind, layout) = (Kind::Generator, generator.layout());
+                let saved = resumed::<TrainState>(self.folder, config.train.keep, kind, layout)?;
+                let saved = saved.with_context(|| {
+                    format!("{}: {NOTHING_TO_RESUME}", self.folder.path().display())
+                })?;
                 let mut trainer = new(&saved.weights)?;
                 let (first, second) = (&saved.first_moment, &saved.second_moment);
                 trainer.restore(saved.state, first, second, saved.ema.as_deref())?;

@@ -4,7 +4,7 @@ use crate::backend::Compute;
 use crate::config::Config;
 use crate::data::{Data, Latents, Origin, View, spread};
 use crate::hash::sha256_of;
-use crate::run::RunFolder;
+use crate::run::{Recorded, RunFolder};
 use crate::trained::TrainedTokenizer;
 use anyhow::Context as _;
 
@@ -108,10 +108,10 @@ pub(super) fn compare(
     }
     if goes_on {
         // A run without this record began when there was nothing else to train on.
-        folder.other_source(IMAGES)?;
+        folder.other(Recorded::Source, IMAGES)?;
     }
     let now = latents.map_or_else(|| IMAGES.to_owned(), Latents::describe);
-    if let Some(before) = folder.other_source(&now)? {
+    if let Some(before) = folder.other(Recorded::Source, &now)? {
         eprintln!(
             "warning: the run began on {before}, and now it has {now}: it may not go on as it would have"
         );

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::data::Data;
 use crate::hash::sha256_of;
 use crate::ranks::Meeting;
-use crate::run::{Interrupt, RUN_TOKENIZER, RunFolder};
+use crate::run::{Interrupt, RUN_TOKENIZER, Recorded, RunFolder};
 use crate::trained::{TrainedGenerator, TrainedTokenizer};
 
 /// What a command asks for.
@@ -161,7 +161,7 @@ impl Order<'_> {
         let tokenizer = kept_tokenizer(backend, &folder, &config)?;
         let sum = sha256_of(&tokenizer.weights);
         anyhow::ensure!(
-            folder.other_tokenizer(&sum)?.is_none(),
+            folder.other(Recorded::Tokenizer, &sum)?.is_none(),
             "{} is not the tokenizer that the run began with; put that one there, or start a run from its weights with \
              --init-from",
             folder.path().join(RUN_TOKENIZER).display()

@@ -3,7 +3,7 @@
 use crate::backend::Compute;
 use crate::checkpoint::{Kind, load_weights};
 use crate::hash::sha256_of;
-use crate::run::{Origin, tokenizer_sum_of};
+use crate::run::{Origin, Recorded, recorded};
 use crate::trained::{TrainedError, TrainedGenerator, TrainedTokenizer};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
@@ -89,7 +89,8 @@ pub(crate) fn tokenizer_of<B: Compute>(
             .is_ok_and(|weights| weights.flat != tokenizer.weights)
     };
     if let (None, Some(run)) = (named, &generator.run)
-        && tokenizer_sum_of(run)?.is_some_and(|began| began != sha256_of(&tokenizer.weights))
+        && recorded(run, Recorded::Tokenizer)?
+            .is_some_and(|began| began != sha256_of(&tokenizer.weights))
     {
         eprintln!(
             "warning: {} is not the tokenizer that the generator was trained with: it has been replaced since",

@@ -1,11 +1,14 @@
 //! What a run began with, and whether it goes on with the same.
 
 use super::classes::other_class;
+use crate::checkpoint::{Checkpoints, Kind, Resumed};
 use crate::cli::{GlobalArgs, going_on};
 use crate::config::Config;
 use crate::data::{self, Data, DataError, some_of};
-use crate::run::{Interrupted, RunFolder, held_out_of, images_of};
+use crate::params::Layout;
+use crate::run::{Interrupted, Recorded, RunFolder, recorded};
 use crate::train::TrainError;
+use serde::de::DeserializeOwned;
 use std::path::Path;
 
 /// What to do about a run without a checkpoint.
@@ -74,8 +77,9 @@ fn counted(data: &Data) -> String {
 /// was trained on some of them.
 pub(crate) fn compare_with_run(run: Option<&Path>, what: &str, data: &Data) -> anyhow::Result<()> {
     let Some(run) = run else { return Ok(()) };
-    let held_out = held_out_of(run)?.map(|before| before == data.held_out_fingerprint());
-    let (before, now) = (images_of(run)?, counted(data));
+    let held_out =
+        recorded(run, Recorded::HeldOut)?.map(|before| before == data.held_out_fingerprint());
+    let (before, now) = (recorded(run, Recorded::Images)?, counted(data));
     // The same images are held out, whatever classes without images were counted.
     if held_out == Some(true) {
         return Ok(());
@@ -98,18 +102,18 @@ pub(crate) fn compare_with_run(run: Option<&Path>, what: &str, data: &Data) -> a
 /// has changed is not checked.
 pub(crate) fn compare_images(folder: &RunFolder, data: &Data) -> anyhow::Result<()> {
     let now = counted(data);
-    if let Some(before) = folder.other_images(&now)? {
+    if let Some(before) = folder.other(Recorded::Images, &now)? {
         eprintln!(
             "warning: the run began with {before}, and now there are {now}: it goes on, but not as it \
              would have with the same, and where held-out images are drawn from all of them, some \
              that are held out now may have been trained on"
         );
-    } else if folder.other_held_out(&data.held_out_fingerprint())?.is_some() {
+    } else if folder.other(Recorded::HeldOut, &data.held_out_fingerprint())?.is_some() {
         eprintln!(
             "warning: other images are held out than when the run began; were some renamed? Some that are held \
              out now may have been trained on"
         );
-    } else if folder.other_trained_on(&data.trained_on_fingerprint())?.is_some() {
+    } else if folder.other(Recorded::TrainedOn, &data.trained_on_fingerprint())?.is_some() {
         eprintln!(
             "warning: as many images are trained on as when the run began, but not the same by name, or in another \
              order; were some renamed? The run goes on, not as it would have with the same"
@@ -127,13 +131,27 @@ pub(crate) fn compare_computing(folder: &RunFolder, now: &str) -> anyhow::Result
             folder.path().display()
         );
     }
-    if let Some(before) = folder.other_computing(now)? {
+    if let Some(before) = folder.other(Recorded::Computing, now)? {
         eprintln!(
             "warning: the run began on {before} and goes on with {now}, not bit for bit; --backend, --dtype and \
              --ranks are given to --resume, too"
         );
     }
     Ok(())
+}
+
+/// Reads the checkpoint that a run goes on from, if there is one, and warns of later ones that are damaged.
+pub(crate) fn resumed<S: DeserializeOwned>(
+    folder: &RunFolder,
+    keep: usize,
+    kind: Kind,
+    layout: &Layout,
+) -> anyhow::Result<Option<Resumed<S>>> {
+    let Some(found) = folder.checkpoints(keep)?.take_up()? else { return Ok(None) };
+    for warning in &found.warnings {
+        eprintln!("warning: {warning}");
+    }
+    Ok(Some(Checkpoints::load(&found, kind, layout)?))
 }
 
 /// Warns about class folders that were left out because there is no image in them.

@@ -1,7 +1,7 @@
 //! The generator's shape.
 
 use super::{ConfigError, require, text};
-use crate::model::generator::GeneratorShape;
+use crate::model::generator::{GeneratorShape, MLP_RATIO, NORM_EPS, POSITION_SIDE};
 use documented::DocumentedFields;
 use sar_math::ScaleSchedule;
 use sar_math::sampling::MAX_VOCAB;
@@ -81,9 +81,9 @@ impl Default for GeneratorSection {
             classes: 10,
             schedule: four_scales(),
             positions: Positions::Grid,
-            pos_side: 32,
-            mlp_ratio: 4,
-            norm_eps: 1e-6,
+            pos_side: POSITION_SIDE,
+            mlp_ratio: MLP_RATIO,
+            norm_eps: NORM_EPS,
             alng: 1e-3,
         }
     }

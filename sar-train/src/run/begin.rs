@@ -1,9 +1,6 @@
 //! How a run's folder is created, and removed again if the run came to nothing.
 
-use super::folder::{
-    BEGAN, CLASSES, COMPUTED, EVENTS, HELD_OUT, IMAGES, LATENTS, LOG, RUN_TOKENIZER, SAMPLES,
-    TOKENIZER_SUM, TRAINED_ON,
-};
+use super::folder::{BEGAN, CLASSES, EVENTS, LOG, RUN_TOKENIZER, Recorded, SAMPLES};
 use super::origin::ORIGIN;
 use super::{Log, RunError, RunFolder};
 use crate::checkpoint::{any_in, clean};
@@ -117,20 +114,7 @@ impl RunFolder {
     /// Returns the files of a run that has only begun, and its curves; `None` if there is anything
     /// else.
     fn only_begun(&self) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
-        const FILES: [&str; 12] = [
-            CONFIG,
-            BEGAN,
-            IMAGES,
-            HELD_OUT,
-            TRAINED_ON,
-            CLASSES,
-            LATENTS,
-            COMPUTED,
-            LOG,
-            RUN_TOKENIZER,
-            TOKENIZER_SUM,
-            ORIGIN,
-        ];
+        const FILES: [&str; 6] = [CONFIG, BEGAN, CLASSES, LOG, RUN_TOKENIZER, ORIGIN];
         const OTHERS: [&str; 4] = [LOCK, EVENTS, SAMPLES, CHECKPOINTS];
         let within = |folder: &Path| match fs::symlink_metadata(folder) {
             Err(e) if e.kind() == ErrorKind::NotFound => Some(Vec::new()),
@@ -139,14 +123,17 @@ impl RunFolder {
             _ => None,
         };
         let is = |name: &OsString, known: &[&str]| known.iter().any(|known| name == *known);
+        let own = |name: &OsString| {
+            is(name, &FILES) || Recorded::ALL.iter().any(|recorded| name == recorded.file())
+        };
         let events = self.path().join(EVENTS);
         let (names, curves) = (inside(self.path()).ok()?, within(&events)?);
-        let known = names.iter().all(|name| is(name, &FILES) || is(name, &OTHERS));
-        let own = curves.iter().all(|name| name.to_string_lossy().contains("tfevents"));
+        let known = names.iter().all(|name| own(name) || is(name, &OTHERS));
+        let whole = curves.iter().all(|name| name.to_string_lossy().contains("tfevents"));
         let unused =
             within(&self.samples())?.is_empty() && within(&self.checkpoints_folder())?.is_empty();
-        let files = names.iter().filter(|name| is(name, &FILES)).map(|name| self.path().join(name));
-        (known && own && unused && Log::has_only_begun(&self.path().join(LOG)))
+        let files = names.iter().filter(|name| own(name)).map(|name| self.path().join(name));
+        (known && whole && unused && Log::has_only_begun(&self.path().join(LOG)))
             .then(|| (files.collect(), curves.iter().map(|name| events.join(name)).collect()))
     }
 }

@@ -10,20 +10,55 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
-pub(super) const IMAGES: &str = "images.txt";
-pub(super) const HELD_OUT: &str = "held-out.txt";
-pub(super) const TRAINED_ON: &str = "trained-on.txt";
 pub(super) const CLASSES: &str = "classes.json";
-pub(super) const LATENTS: &str = "latents.txt";
-pub(super) const COMPUTED: &str = "computed.txt";
 /// The configuration as the program last wrote it, beside [`CONFIG`], which a user may have edited.
 pub(super) const BEGAN: &str = "began.toml";
-pub(super) const TOKENIZER_SUM: &str = "tokenizer.txt";
 pub(super) const LOG: &str = "log.jsonl";
 pub(super) const EVENTS: &str = "tensorboard";
 pub(super) const SAMPLES: &str = "samples";
 /// The tokenizer's file in a generator's run, which makes the run self-contained.
 pub(crate) const RUN_TOKENIZER: &str = "tokenizer.safetensors";
+
+/// What a run records when it begins, a line in a file of its own, to be compared with when it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recorded {
+    /// How many images there are.
+    Images,
+    /// SHA-256 of the names of the images that it holds out.
+    HeldOut,
+    /// SHA-256 of the names of the images that it trains on.
+    TrainedOn,
+    /// Whether it trains on its images or on latents of them.
+    Source,
+    /// Backend, type of numbers, and number of ranks if several.
+    Computing,
+    /// SHA-256 of the weights of a generator's tokenizer.
+    Tokenizer,
+}
+
+impl Recorded {
+    /// All of them.
+    pub(super) const ALL: [Self; 6] = [
+        Self::Images,
+        Self::HeldOut,
+        Self::TrainedOn,
+        Self::Source,
+        Self::Computing,
+        Self::Tokenizer,
+    ];
+
+    /// The file's name.
+    pub(super) const fn file(self) -> &'static str {
+        match self {
+            Self::Images => "images.txt",
+            Self::HeldOut => "held-out.txt",
+            Self::TrainedOn => "trained-on.txt",
+            Self::Source => "latents.txt",
+            Self::Computing => "computed.txt",
+            Self::Tokenizer => "tokenizer.txt",
+        }
+    }
+}
 
 /// A run folder that only this process may write to until this is dropped.
 #[derive(Debug)]
@@ -159,66 +194,14 @@ impl RunFolder {
         Ok(path)
     }
 
-    /// Records the number of the run's images when it begins; returns the recorded text if it
-    /// differs from `now`.
+    /// Records something of a run when it begins; returns the recorded text if it differs from `now`.
     ///
     /// # Errors
     /// [`RunError::Read`], [`RunError::Write`].
-    pub fn other_images(&self, now: &str) -> Result<Option<String>, RunError> {
-        self.other(IMAGES, now)
-    }
-
-    /// Records which images the run holds out when it begins; returns the recorded text if it
-    /// differs from `now`.
-    ///
-    /// # Errors
-    /// [`RunError::Read`], [`RunError::Write`].
-    pub fn other_held_out(&self, now: &str) -> Result<Option<String>, RunError> {
-        self.other(HELD_OUT, now)
-    }
-
-    /// Records which images the run trains on when it begins; returns the recorded text if it
-    /// differs from `now`.
-    ///
-    /// # Errors
-    /// [`RunError::Read`], [`RunError::Write`].
-    pub fn other_trained_on(&self, now: &str) -> Result<Option<String>, RunError> {
-        self.other(TRAINED_ON, now)
-    }
-
-    /// Records whether the run trains on its images or on latents of them when it begins; returns
-    /// the recorded text if it differs from `now`.
-    ///
-    /// # Errors
-    /// [`RunError::Read`], [`RunError::Write`].
-    pub fn other_source(&self, now: &str) -> Result<Option<String>, RunError> {
-        self.other(LATENTS, now)
-    }
-
-    /// Records backend and number type of the run when it begins; returns the recorded text if it
-    /// differs from `now`.
-    ///
-    /// # Errors
-    /// [`RunError::Read`], [`RunError::Write`].
-    pub fn other_computing(&self, now: &str) -> Result<Option<String>, RunError> {
-        self.other(COMPUTED, now)
-    }
-
-    /// Records the checksum of the tokenizer's weights when a generator's run begins; returns the recorded one if it
-    /// differs from `now`.
-    ///
-    /// # Errors
-    /// [`RunError::Read`], [`RunError::Write`].
-    pub fn other_tokenizer(&self, now: &str) -> Result<Option<String>, RunError> {
-        self.other(TOKENIZER_SUM, now)
-    }
-
-    /// Writes a line to a file of the run unless the file exists; returns the line in an existing
-    /// file if it differs.
-    fn other(&self, file: &str, now: &str) -> Result<Option<String>, RunError> {
-        match line_of(&self.path.join(file))? {
+    pub fn other(&self, what: Recorded, now: &str) -> Result<Option<String>, RunError> {
+        match recorded(&self.path, what)? {
             Some(before) => Ok((before != now).then_some(before)),
-            None => self.write(file, now.as_bytes()).map(|_| None),
+            None => self.write(what.file(), now.as_bytes()).map(|_| None),
         }
     }
 
@@ -277,34 +260,14 @@ fn this_process() -> String {
     format!("process {}{on}{of}", std::process::id())
 }
 
-/// Returns the description of the run's images from when it began, if recorded.
+/// Returns what a run recorded when it began; `None` of a run that did not.
 ///
 /// # Errors
 /// [`RunError::Read`].
-pub fn images_of(run: &Path) -> Result<Option<String>, RunError> {
-    line_of(&run.join(IMAGES))
-}
-
-/// Returns which images the run held out when it began, if recorded.
-///
-/// # Errors
-/// [`RunError::Read`].
-pub fn held_out_of(run: &Path) -> Result<Option<String>, RunError> {
-    line_of(&run.join(HELD_OUT))
-}
-
-/// Returns the checksum of the weights of the tokenizer that a generator's run began with, if recorded.
-///
-/// # Errors
-/// [`RunError::Read`].
-pub fn tokenizer_sum_of(run: &Path) -> Result<Option<String>, RunError> {
-    line_of(&run.join(TOKENIZER_SUM))
-}
-
-/// Returns the content of a file of a run, if it exists.
-fn line_of(path: &Path) -> Result<Option<String>, RunError> {
+pub fn recorded(run: &Path, what: Recorded) -> Result<Option<String>, RunError> {
+    let path = run.join(what.file());
     match path.is_file() {
-        true => fs::read_to_string(path).map(Some).map_err(RunError::read(path)),
+        true => fs::read_to_string(&path).map(Some).map_err(RunError::read(&path)),
         false => Ok(None),
     }
 }

@@ -34,7 +34,7 @@ mod tensorboard;
 
 pub use error::RunError;
 pub(crate) use folder::RUN_TOKENIZER;
-pub use folder::{RunFolder, class_names, held_out_of, images_of, tokenizer_sum_of};
+pub use folder::{Recorded, RunFolder, class_names, recorded};
 pub use log::Log;
 pub use non_finite::{NonFinite, NonFiniteError};
 pub use origin::Origin;

@@ -1,13 +1,11 @@
 //! Generation scale by scale with a cache of keys and values.
 
 mod blocks;
-mod known;
 
 use super::recordings::{Call, Recordings};
 use crate::model::generator::{Conditioning, Generator};
 use crate::model::tokenizer::{Quantizer, QuantizerMemory};
 use blocks::Blocks;
-use known::Known;
 use sar_math::backend::{Backend, Buffers, Choice, ChooseDims, LatentDims, LinearDims, ShapeError};
 use sar_math::{MAX_SCALES, ScaleSchedule};
 
@@ -21,6 +19,14 @@ pub struct Decoding {
     pub guidance: Option<[f64; MAX_SCALES]>,
     /// Argmax, or a draw from the filtered distribution.
     pub choice: Choice,
+}
+
+/// Kept codes where scales add up: each stands for what the scales before it leave of the known latents.
+struct Known<B: Buffers> {
+    /// What is left of the latents.
+    memory: QuantizerMemory<B>,
+    /// Codes `[b, T]`.
+    ids: B::Ids,
 }
 
 /// Codes that are given instead of generated.
@@ -201,7 +207,8 @@ impl<B: Backend> Sampler<B> {
             self.features(backend, model, call)?;
             if given.is_some_and(|g| g.scales[scale]) {
                 if let Some(known) = self.known.as_mut().filter(|_| looks_up) {
-                    known.take_off(backend, model.quantizer, &self.schedule, call, &self.ids)?;
+                    let (memory, schedule) = (&mut known.memory, &self.schedule);
+                    model.quantizer.take_off(backend, memory, batch, schedule, scale, &self.ids)?;
                 }
                 continue;
             }
@@ -315,10 +322,13 @@ impl<B: Backend> Sampler<B> {
         };
         let mut known = match self.known.take() {
             Some(known) => known,
-            None => Known::new(backend, quantizer, self.images, &self.room)?,
+            None => Known {
+                memory: quantizer.memory(backend, self.images, &self.room)?,
+                ids: backend.ids(self.images * self.room.tokens())?,
+            },
         };
         let dims = LatentDims { batch, ..dims };
-        known.look_at(backend, quantizer, dims, &self.schedule, latents)?;
+        quantizer.look_at(backend, &mut known.memory, dims, &self.schedule, latents)?;
         self.known = Some(known);
         Ok(true)
     }
@@ -338,8 +348,9 @@ impl<B: Backend> Sampler<B> {
         let Some(known) = self.known.as_mut().filter(|_| looks_up) else {
             return backend.keep_codes(call.batch, schedule, scales, kept, given.ids, ids);
         };
-        let own = known.look_up(backend, quantizer, schedule, call)?;
-        backend.keep_codes(call.batch, schedule, scales, kept, own, ids)?;
-        known.take_off(backend, quantizer, schedule, call, ids)
+        let (Known { memory, ids: own }, Call { scale, batch, .. }) = (known, call);
+        quantizer.look_up(backend, memory, batch, schedule, scale, own)?;
+        backend.keep_codes(batch, schedule, scales, kept, own, ids)?;
+        quantizer.take_off(backend, memory, batch, schedule, scale, ids)
     }
 }

@@ -108,10 +108,9 @@ impl<'a, B: Backend> Trainer<'a, B> {
         let replica = Replica::new(backend, generator, config, quantizer, latent_size)?;
         let averages = config.train.ema > 0.0;
         let ema = averages.then(|| backend.accum(len)).transpose()?;
-        let optimizer = Optimizer::new(backend, replica.generator.layout());
         Ok(Self {
+            optimizer: Optimizer::new(backend, replica.generator.layout())?,
             replica,
-            optimizer: optimizer?,
             ema,
             state: TrainState {
                 step: 0,
@@ -281,12 +280,8 @@ impl<'a, B: Backend> Trainer<'a, B> {
     /// # Errors
     /// A device fault.
     pub(crate) fn not_finite(&self) -> Result<String, TrainError> {
-        let layout = self.replica.generator.layout();
-        let mut values = vec![B::Host::default(); layout.len()];
-        let gradients = &self.replica.memory.grads.params;
-        let read = self.replica.backend.download_accum(gradients, 0, &mut values);
-        read?;
-        Ok(layout.not_finite(&values).unwrap_or_else(|| "norm".to_owned()))
+        let Replica { backend, generator, memory, .. } = &self.replica;
+        Ok(self.optimizer.not_finite(*backend, generator.layout(), &memory.grads.params)?)
     }
 
     /// Weights, moments and running average on the host, to be saved.

@@ -3,10 +3,10 @@
 
 use super::held_out;
 use crate::backend::Compute;
-use crate::checkpoint::{Checkpoints, Kind};
+use crate::checkpoint::Kind;
 use crate::commands::inputs::tokenizer_loader;
 use crate::commands::ranks::gather;
-use crate::commands::resuming::{compare_images, from_step, tell_empty, tell_replaced};
+use crate::commands::resuming::{compare_images, from_step, resumed, tell_empty, tell_replaced};
 use crate::config::Config;
 use crate::data::{Data, Dataset};
 use crate::model::tokenizer::Tokenizer;
@@ -54,12 +54,16 @@ impl<B: Compute> TokenizerWork<'_, B> {
         let tokenizer = Tokenizer::new(&config.tokenizer)?;
         let side = data.train.side();
         let mut trainer = TokenizerTrainer::new(backend, &tokenizer, settings, (side, side))?;
-        let resumed = resume(&mut trainer, &folder.checkpoints(config.train.keep)?, &tokenizer)?;
-        if resumed && !quiet {
-            eprintln!("{}", from_step(trainer.steps()));
-        }
-        if let Some(weights) = start.filter(|_| !resumed) {
-            trainer.start_from(weights)?;
+        let (kind, layout) = (Kind::Tokenizer, tokenizer.layout());
+        match resumed::<TokenizerProgress>(folder, config.train.keep, kind, layout)? {
+            Some(saved) => {
+                let moments = [&saved.first_moment[..], &saved.second_moment[..]];
+                trainer.restore(&saved.weights, moments, &saved.state)?;
+                if !quiet {
+                    eprintln!("{}", from_step(trainer.steps()));
+                }
+            }
+            None => start.map_or(Ok(()), |weights| trainer.start_from(weights))?,
         }
         let mut ranks = 1;
         if let Some(meeting) = meeting {
@@ -122,21 +126,4 @@ fn measure<B: Compute>(
     }
     folder.write_png("samples/reconstructions.png", &held_out.picture(&of.params)?)?;
     Ok(quality)
-}
-
-/// Restores the checkpoint to go on from; returns whether there was one.
-fn resume<B: Compute>(
-    trainer: &mut TokenizerTrainer<'_, B>,
-    checkpoints: &Checkpoints,
-    tokenizer: &Tokenizer,
-) -> anyhow::Result<bool> {
-    let Some(found) = checkpoints.take_up()? else { return Ok(false) };
-    for warning in &found.warnings {
-        eprintln!("warning: {warning}");
-    }
-    let saved =
-        Checkpoints::load::<TokenizerProgress>(&found, Kind::Tokenizer, tokenizer.layout())?;
-    let moments = [&saved.first_moment[..], &saved.second_moment[..]];
-    trainer.restore(&saved.weights, moments, &saved.state)?;
-    Ok(true)
 }

@@ -163,8 +163,7 @@ pub struct Extracted {
 }
 
 impl Extracted {
-    /// Returns the softmax of the logits, `[n, classes]`, from which the Inception Score is
-    /// computed.
+    /// Returns the softmax of the logits, `[n, classes]`.
     pub fn probabilities(&self) -> Vec<f64> {
         let classes = self.logits.len() / self.features.count().max(1);
         let mut out = self.logits.clone();

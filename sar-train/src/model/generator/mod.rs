@@ -21,5 +21,5 @@ pub(crate) use head::parts;
 pub use layout::{Generator, parameters};
 pub use pass::PassInput;
 pub(crate) use positions::Places;
-pub use shape::{GeneratorError, GeneratorShape};
+pub use shape::{GeneratorError, GeneratorShape, MLP_RATIO, NORM_EPS, POSITION_SIDE};
 pub use trace::{Gradients, Recompute, Trace};

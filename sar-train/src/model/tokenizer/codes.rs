@@ -20,7 +20,6 @@ impl<B: Backend> Quantizer<B> {
     ///
     /// # Errors
     /// Shape: memory that is too small, or latents with other channels; a device fault.
-    /// Shape: too little room, latents of other channels; a device fault.
     pub fn codes(
         &self,
         backend: &B,

@@ -57,11 +57,6 @@ impl Network {
         all
     }
 
-    /// Number of channels of the input.
-    pub fn inputs(&self) -> usize {
-        self.inputs
-    }
-
     /// Returns the dimensions of the output for `batch` maps of `height`×`width`.
     pub fn output(&self, batch: usize, height: usize, width: usize) -> MapDims {
         let input = MapDims { batch, channels: self.inputs, height, width };

@@ -48,8 +48,7 @@ impl<'a, B: Backend<Host = f32>> TokenizerHeldOut<'a, B> {
         let mut tally = self.through.tally(&self.grids);
         for chosen in spread(self.images.len(), MEASURED).chunks(self.through.batch()) {
             let images = self.images.select(chosen)?.values_b;
-            let counted = self.through.count(params, &images, &mut tally, interrupt);
-            if !counted? {
+            if !self.through.count(params, &images, &mut tally, interrupt)? {
                 return Ok(None);
             }
         }

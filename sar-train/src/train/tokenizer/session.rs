@@ -184,8 +184,8 @@ impl TokenizerSession<'_> {
             return Err(NonFiniteError { step, in_a_row }.into());
         }
         let last = step == self.config.tokenizer_train.steps;
-        let broken = losses.skipped.then(|| trainer.not_finite()).transpose();
-        journal.moved(step, broken?.as_deref());
+        let broken = losses.skipped.then(|| trainer.not_finite()).transpose()?;
+        journal.moved(step, broken.as_deref());
         if step.is_multiple_of(self.config.train.log_every) || last {
             log_step(step, &record, journal)?;
         }

@@ -1,6 +1,6 @@
 //! What a resumed run needs to go on bit for bit.
 
-use super::TokenizerTrainer;
+use super::{TokenizerReplica, TokenizerTrainer};
 use num_traits::Zero;
 use sar_math::backend::{OptimizerOps, ShapeError, TokenizerOps};
 use serde::{Deserialize, Serialize};
@@ -59,10 +59,8 @@ impl<B: TokenizerOps + OptimizerOps> TokenizerTrainer<'_, B> {
 
     /// Names the tensors whose gradient was not finite in the last step, or its norm if each of them was.
     pub(super) fn not_finite(&self) -> Result<String, B::Error> {
-        let (replica, layout) = (&self.replica, self.replica.tokenizer.layout());
-        let mut values = vec![B::Host::zero(); layout.len()];
-        replica.backend.download_accum(&replica.grads, 0, &mut values)?;
-        Ok(layout.not_finite(&values).unwrap_or_else(|| "norm".to_owned()))
+        let TokenizerReplica { backend, tokenizer, grads, .. } = &self.replica;
+        self.optimizer.not_finite(*backend, tokenizer.layout(), grads)
     }
 
     /// Steps and use of the codes.
