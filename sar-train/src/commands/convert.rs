@@ -25,7 +25,7 @@ type Shapes<'a> = BTreeMap<&'a str, &'a [usize]>;
 /// A file cannot be read, is of no known model or lacks tensors of it; the target exists.
 pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     check_paths(args)?;
-    let _place = super::output::ready(&args.to)?;
+    let _place = super::place::ready(&args.to)?;
     let native = args.from.extension().is_some_and(|e| e == "safetensors");
     let (model, flat) = if native { of_safetensors(args)? } else { of_pth(args)? };
     let header =

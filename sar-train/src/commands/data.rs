@@ -1,7 +1,7 @@
 //! `sar data check`: decodes every image and says what is there.
 
 use super::next;
-use super::output::ready_new;
+use super::place::ready_new;
 use crate::cli::{DataArgs, DataCommand, GlobalArgs};
 use crate::data::grid::{Images, save_grid};
 use crate::data::{

@@ -6,7 +6,7 @@ mod sweep;
 use super::classes::compare_with_generator;
 use super::generator_run::HELD_OUT;
 use super::models::{open_to_draw, tokenizer_of, tokenizer_path};
-use super::output;
+use super::place;
 use super::resuming::{compare_with_run, run_data};
 use super::room::drawing_fits;
 use super::tokenizer::reconstruct;
@@ -44,7 +44,7 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
         json.as_deref()
             .filter(|_| !piped)
             .map(|path| {
-                let place = output::ready_as(path, &["json"]);
+                let place = place::ready_as(path, &["json"]);
                 let place = place.and_then(|place| store::not_foreign(path).map(|()| place));
                 match args.json {
                     Some(_) => place,

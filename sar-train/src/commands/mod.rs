@@ -34,6 +34,7 @@ mod models;
 mod next;
 mod output;
 mod painting;
+mod place;
 pub mod plan;
 pub mod ranks;
 pub mod report;

@@ -1,9 +1,7 @@
 //! What the program writes to the terminal, whoever reads it.
 
-use anyhow::Context as _;
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write as _};
-use std::path::{Path, PathBuf};
 use std::process::exit;
 
 /// Writes a part of the result to standard output.
@@ -20,73 +18,6 @@ pub(crate) fn result(part: Arguments<'_>) {
             exit(1)
         }
     }
-}
-
-/// Folders that were made for a file; those that are still empty when it is dropped are removed.
-#[must_use = "folders that stay empty are removed when it is dropped"]
-pub(crate) struct Place {
-    /// The folders, outermost first.
-    made: Vec<PathBuf>,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        for folder in self.made.iter().rev() {
-            // A folder that holds something, above all the file itself, stays.
-            let _ = std::fs::remove_dir(folder);
-        }
-    }
-}
-
-/// Makes sure that a file can be written where it is asked for, before the work for it begins:
-/// makes its folder and tries to write there.
-pub(crate) fn ready(file: &Path) -> anyhow::Result<Place> {
-    anyhow::ensure!(!file.is_dir(), "{} is a folder; name a file in it", file.display());
-    if file.exists() && !file.is_file() {
-        // A pipe or a device is written to as it is.
-        return Ok(Place { made: Vec::new() });
-    }
-    let folder = match file.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    };
-    let missing = |path: &&Path| *path != Path::new("") && !path.exists();
-    let mut made: Vec<PathBuf> =
-        folder.ancestors().take_while(missing).map(Path::to_path_buf).collect();
-    made.reverse();
-    let place = Place { made };
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("{}: the folder cannot be made", folder.display()))?;
-    tempfile::tempfile_in(folder)
-        .with_context(|| format!("{}: nothing can be written there", folder.display()))?;
-    Ok(place)
-}
-
-/// As [`ready`], for a file whose name must have the extension of its kind: a name that would
-/// replace a file of another kind is taken for mistyped.
-pub(crate) fn ready_as(file: &Path, extensions: &[&str]) -> anyhow::Result<Place> {
-    let regular = !file.exists() || file.is_file();
-    let named = extensions
-        .iter()
-        .any(|kind| file.extension().is_some_and(|found| found.eq_ignore_ascii_case(kind)));
-    anyhow::ensure!(
-        named || !regular,
-        "{}: name the file .{}, which is what is written",
-        file.display(),
-        extensions.first().unwrap_or(&"")
-    );
-    ready(file)
-}
-
-/// As [`ready_as`], for a file that replaces none unless the user says so with --force.
-pub(crate) fn ready_new(file: &Path, extensions: &[&str], force: bool) -> anyhow::Result<Place> {
-    let place = ready_as(file, extensions)?;
-    anyhow::ensure!(
-        force || !file.is_file(),
-        "{} exists; choose another name, or replace it with --force",
-        file.display()
-    );
-    Ok(place)
 }
 
 /// Writes a line to standard error, if anybody reads it.

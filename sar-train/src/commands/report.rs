@@ -15,7 +15,7 @@ pub fn run(args: &ReportArgs) -> anyhow::Result<()> {
         (None, None) => anyhow::bail!("no run folder given"),
     };
     let there = args.runs.iter().all(|run| run.is_dir());
-    let place = there.then(|| super::output::ready_as(&out, &["html", "htm"])).transpose();
+    let place = there.then(|| super::place::ready_as(&out, &["html", "htm"])).transpose();
     let _place = match args.out {
         Some(_) => place,
         None => place.context("no place for the report in the run's folder; name one with --out"),

@@ -2,8 +2,8 @@
 
 use super::classes::asked_classes;
 use super::models::{open_to_draw, tokenizer_of, tokenizer_path};
-use super::output::ready_as;
 use super::painting::{Painting, Target};
+use super::place::ready_as;
 use super::room::drawing_fits;
 use super::samples::{SampleFolder, SampleRecord, as_text};
 use crate::backend::Compute;

@@ -5,6 +5,7 @@ mod record;
 pub(super) use record::{EditRecord, SampleRecord, as_text};
 
 use crate::cli::OutArgs;
+use crate::data::grid::file_name;
 use crate::files::{Sharing, absolute, lock_folder, remove_left_behind, write_new, write_whole};
 // Images without this record next to them were not written here.
 use crate::run_files::SAMPLES_RECORD as RECORD;
@@ -198,7 +199,7 @@ impl SampleFolder {
     }
 
     fn has(&self, number: usize) -> bool {
-        self.path.join(format!("{number:06}.png")).exists()
+        self.path.join(file_name(number as u64)).exists()
     }
 
     /// Returns one more than the number of the last image that exists, among the first `most`.

@@ -2,7 +2,7 @@
 
 mod set;
 
-use super::output;
+use super::place;
 use crate::cli::{BackendName, GlobalArgs, ScoreArgs};
 use crate::data::npz::NpzReader;
 use crate::eval::{NEIGHBOURS, Reference, Scores, Sight, Statistics, scores};
@@ -55,9 +55,9 @@ struct ScoreReport {
 /// Images or weights cannot be used.
 pub fn run(args: &ScoreArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     let reference = args.save_reference.as_deref();
-    let place = |path, kind| output::ready_new(path, &[kind], args.force);
-    let _reference = reference.map(|path| place(path, "npz")).transpose()?;
-    let _place = args.json.as_deref().map(|path| place(path, "json")).transpose()?;
+    let ready = |path, kind| place::ready_new(path, &[kind], args.force);
+    let _reference = reference.map(|path| ready(path, "npz")).transpose()?;
+    let _place = args.json.as_deref().map(|path| ready(path, "json")).transpose()?;
     let task = Task::open(args)?;
     if global.backend != BackendName::Cpu {
         eprintln!("note: `sar score` runs on the CPU");

@@ -46,6 +46,25 @@ pub struct Batch {
     pub first_index: u64,
 }
 
+impl Batch {
+    /// Puts images one behind the other.
+    ///
+    /// # Errors
+    /// The first of theirs, in order.
+    pub(super) fn gathered(
+        images: Vec<Result<(Vec<f32>, u32), DataError>>,
+        first_index: u64,
+    ) -> Result<Self, DataError> {
+        let mut batch = Self { values_b: Vec::new(), labels_b: Vec::new(), first_index };
+        for image in images {
+            let (pixels, label) = image?;
+            batch.values_b.extend(pixels);
+            batch.labels_b.push(label);
+        }
+        Ok(batch)
+    }
+}
+
 impl Dataset {
     pub(super) fn new(root: PathBuf, items: Vec<Item>, config: &DataConfig) -> Self {
         Self {
@@ -172,15 +191,7 @@ impl Dataset {
     }
 
     fn gather(&self, indices: &[usize], first_index: u64) -> Result<Batch, DataError> {
-        let cut: Vec<_> = indices.par_iter().map(|&i| self.image(i)).collect();
-        let mut values_b = Vec::with_capacity(indices.len() * 3 * self.side() * self.side());
-        let mut labels_b = Vec::with_capacity(indices.len());
-        for image in cut {
-            let (pixels, label) = image?;
-            values_b.extend_from_slice(&pixels);
-            labels_b.push(label);
-        }
-        Ok(Batch { values_b, labels_b, first_index })
+        Batch::gathered(indices.par_iter().map(|&i| self.image(i)).collect(), first_index)
     }
 
     /// Returns the picture at `index`, or with `skip_bad` the next good one. Which one that is

@@ -164,7 +164,7 @@ pub fn save_each(dir: &Path, images: Images<'_>, first: u64) -> Result<Vec<PathB
     let len = images.plane() * 3;
     (0..images.count()?)
         .map(|i| {
-            let path = dir.join(format!("{:06}.png", first + i as u64));
+            let path = dir.join(file_name(first + i as u64));
             let one = &images.images_b3hw[i * len..(i + 1) * len];
             save_png(&path, &grid(Images { images_b3hw: one, ..images }, 1)?)?;
             Ok(path)
@@ -172,12 +172,17 @@ pub fn save_each(dir: &Path, images: Images<'_>, first: u64) -> Result<Vec<PathB
         .collect()
 }
 
+/// Name of the file of an image by its number.
+pub fn file_name(number: u64) -> String {
+    format!("{number:06}.png")
+}
+
 /// Loads an image that [`save_each`] wrote, `[3, h, w]`, if it exists, is complete and has this
 /// size.
 ///
 /// Its values are those that were rounded to 8 bits, so writing it again gives the same file.
 pub fn load(dir: &Path, number: u64, (height, width): (usize, usize)) -> Option<Vec<f32>> {
-    let picture = image::open(dir.join(format!("{number:06}.png"))).ok()?.to_rgb8();
+    let picture = image::open(dir.join(file_name(number))).ok()?.to_rgb8();
     let size = (picture.height() as usize, picture.width() as usize);
     let value = |c: usize| picture.pixels().map(move |p| f32::from(p.0[c]) / 127.5 - 1.0);
     (size == (height, width)).then(|| (0..3).flat_map(value).collect())

@@ -18,7 +18,6 @@ pub use writer::{LatentsWriter, Sizes};
 use super::augment::Augment;
 use super::loader::Examples;
 use super::{Data, DataError};
-use crate::hash::sha256_of_bytes;
 use header::Header;
 use sar_math::philox::Stream;
 use serde::{Deserialize, Serialize};
@@ -277,32 +276,5 @@ impl std::fmt::Debug for Latents {
             .field("path", &self.inner.path)
             .field("sizes", &self.sizes())
             .finish_non_exhaustive()
-    }
-}
-
-impl Data {
-    /// Returns the SHA-256 of the names and labels of all images, training before held-out ones, in
-    /// order. It identifies the images wherever they lie; the contents of the files are not hashed.
-    pub fn fingerprint(&self) -> String {
-        let mut names = Vec::new();
-        for set in [&self.train, &self.validation] {
-            set.name_to(&mut names);
-            names.push(0);
-        }
-        sha256_of_bytes(&names)
-    }
-
-    /// Like [`Data::fingerprint`], but only of the training images.
-    pub fn trained_on_fingerprint(&self) -> String {
-        let mut names = Vec::new();
-        self.train.name_to(&mut names);
-        sha256_of_bytes(&names)
-    }
-
-    /// Like [`Data::fingerprint`], but only of the held-out images.
-    pub fn held_out_fingerprint(&self) -> String {
-        let mut names = Vec::new();
-        self.validation.name_to(&mut names);
-        sha256_of_bytes(&names)
     }
 }

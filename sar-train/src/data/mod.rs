@@ -49,6 +49,7 @@ pub use loader::{Cuts, Examples, Loader, LoaderConfig, Turns};
 pub(crate) use source::{Listing, Source, locate, some_of};
 pub(crate) use views::View;
 
+use crate::hash::sha256_of_bytes;
 use std::path::PathBuf;
 
 /// A training set, a validation set and their classes.
@@ -74,6 +75,35 @@ pub struct Data {
     /// Class folders without images that were left out under `skip_bad_images`.
     pub(crate) empty: Vec<PathBuf>,
     workers: usize,
+}
+
+impl Data {
+    /// Returns the SHA-256 of the names and labels of all images, training before held-out ones, in
+    /// order. It identifies the images wherever they lie; the contents of the files are not hashed.
+    pub fn fingerprint(&self) -> String {
+        let mut names = Vec::new();
+        for set in [&self.train, &self.validation] {
+            set.name_to(&mut names);
+            names.push(0);
+        }
+        sha256_of_bytes(&names)
+    }
+
+    /// Like [`Data::fingerprint`], but only of the training images.
+    pub fn trained_on_fingerprint(&self) -> String {
+        names_sum(&self.train)
+    }
+
+    /// Like [`Data::fingerprint`], but only of the held-out images.
+    pub fn held_out_fingerprint(&self) -> String {
+        names_sum(&self.validation)
+    }
+}
+
+fn names_sum(set: &Dataset) -> String {
+    let mut names = Vec::new();
+    set.name_to(&mut names);
+    sha256_of_bytes(&names)
 }
 
 impl Data {

@@ -43,13 +43,6 @@ impl<'a> View<'a> {
             train.cut(index, augment, &mut cut_draws(self.seed, self.places[index]))
         };
         let first_index = indices.first().map_or(0, |&index| index as u64);
-        let cut: Vec<_> = indices.par_iter().map(cut).collect();
-        let (mut values_b, mut labels_b) = (Vec::new(), Vec::new());
-        for image in cut {
-            let (pixels, label) = image?;
-            values_b.extend(pixels);
-            labels_b.push(label);
-        }
-        Ok(Batch { values_b, labels_b, first_index })
+        Batch::gathered(indices.par_iter().map(cut).collect(), first_index)
     }
 }

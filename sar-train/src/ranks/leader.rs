@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// Time between looks at whether the user asks to stop.
-const LOOK: Duration = Duration::from_secs(1);
+const ASK: Duration = Duration::from_secs(1);
 /// A rank that says nothing for so long after rank 0 has done its own share is told of.
 const SILENCE: Duration = Duration::from_secs(30);
 /// How long a rank is waited for, at least, once the user asks to stop: then it is taken for lost, and the run is saved as it was
@@ -156,7 +156,7 @@ fn wait(
 ) -> Result<(), RanksError> {
     let (start, mut asked) = (Instant::now(), None);
     let mut told = SILENCE;
-    while !wire.hears_within(LOOK)? {
+    while !wire.hears_within(ASK)? {
         if interrupt.is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > patience {
             return Err(RanksError::Silent {
                 peer: wire.peer.clone(),

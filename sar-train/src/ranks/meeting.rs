@@ -1,7 +1,7 @@
 //! Where the ranks of a run meet before it begins.
 
 use super::message::{FromLeader, FromMember, Hello};
-use super::wire::{LONGEST, LONGEST_GREETING, Wire, is_silence};
+use super::wire::{LONGEST, LONGEST_GREETING, LOOK, Wire, is_silence};
 use super::{Job, Leader, RanksError};
 use crate::run::Interrupt;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,8 +14,6 @@ use std::time::{Duration, Instant};
 /// Environment variable of a secret that keeps strangers out: if rank 0 has one, the others need the same.
 pub const SECRET: &str = "SAR_RANKS_SECRET";
 
-/// Time between looks at what else may have happened while ranks are waited for.
-const LOOK: Duration = Duration::from_millis(50);
 /// As good as no time, which a socket does not take for one.
 const MOMENT: Duration = Duration::from_millis(1);
 /// Whoever connects has this long to say who it is, and to take each part of what it is sent.

@@ -2,7 +2,7 @@
 
 use super::RanksError;
 use super::message::{Found, FromLeader, FromMember, Hello};
-use super::wire::{LONGEST, Wire};
+use super::wire::{LONGEST, LOOK, Wire};
 use crate::checkpoint::Kind;
 use crate::run::Interrupt;
 use crate::train::{Share, TrainError, check_ranks, share};
@@ -11,8 +11,6 @@ use std::io::{Error, ErrorKind};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
 
-/// Time between looks at whether the user asks to stop, while the run is waited for.
-const LOOK: Duration = Duration::from_millis(50);
 /// How long rank 0, which may be in the middle of a step, has to read why this rank has failed.
 const LAST_WORDS: Duration = Duration::from_secs(60);
 /// How long an address may take to answer.

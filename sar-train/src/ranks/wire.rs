@@ -20,7 +20,7 @@ pub(super) const LONGEST_GREETING: u32 = 1 << 12;
 const SILENCE: Duration = Duration::from_secs(30);
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// Time between looks at what else has happened, while something is waited for.
-const LOOK: Duration = Duration::from_millis(50);
+pub(super) const LOOK: Duration = Duration::from_millis(50);
 
 /// One end of a connection to another rank.
 pub(super) struct Wire {

@@ -3,6 +3,7 @@
 use super::{GIVEN, GRID, SCALES};
 use crate::backend::Compute;
 use crate::config::SampleConfig;
+use crate::data::grid::file_name;
 use crate::files::absolute;
 use crate::hash::sha256_of;
 use crate::trained::{TrainedGenerator, TrainedTokenizer};
@@ -155,7 +156,7 @@ impl SampleRecord {
 
     /// Returns the names of the files that the record covers.
     pub(super) fn files(&self) -> impl Iterator<Item = String> {
-        let images = (0..self.labels.len()).map(|k| format!("{k:06}.png"));
+        let images = (0..self.labels.len() as u64).map(file_name);
         let given = self.edit.iter().map(|_| GIVEN.to_owned());
         images.chain([GRID, SCALES].map(String::from)).chain(given)
     }

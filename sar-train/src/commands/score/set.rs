@@ -2,7 +2,7 @@
 
 use crate::cli::ScoreArgs;
 use crate::commands::samples::SampleFolder;
-use crate::data::grid::{self, pixels};
+use crate::data::grid::{self, file_name, pixels};
 use crate::data::npz::{IMAGES, NpzReader};
 use crate::data::{self, Crop, DataConfig, DataError, Dataset};
 use anyhow::Context as _;
@@ -95,10 +95,10 @@ fn as_made(source: &str) -> anyhow::Result<Option<Images>> {
     );
     let Some(count) = SampleFolder::images_of(path)? else { return Ok(None) };
     // Checked before the work: a call that was interrupted has not painted all images that its record names.
-    let missing = (0..count).find(|k| !path.join(format!("{k:06}.png")).is_file());
+    let missing = (0..count as u64).map(file_name).find(|name| !path.join(name).is_file());
     if let Some(missing) = missing {
         anyhow::bail!(
-            "{source}: {missing:06}.png is missing; the call that made the folder paints the rest of its {count} images \
+            "{source}: {missing} is missing; the call that made the folder paints the rest of its {count} images \
              with --resume"
         );
     }
@@ -164,9 +164,8 @@ impl Images {
                     let load = |number: usize| {
                         let image = grid::load(&folder, number as u64, (height, width));
                         let image = image.with_context(|| {
-                            format!(
-                                "{source}: {number:06}.png is missing, damaged or of another size"
-                            )
+                            let name = file_name(number as u64);
+                            format!("{source}: {name} is missing, damaged or of another size")
                         })?;
                         Ok(pixels(&image, height * width).collect::<Vec<u8>>())
                     };

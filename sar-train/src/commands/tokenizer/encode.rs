@@ -7,7 +7,7 @@ use super::Use;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, TokenizerEncodeArgs};
 use crate::commands::models::open_tokenizer;
-use crate::commands::output;
+use crate::commands::place;
 use crate::model::tokenizer::EncoderMemory;
 use crate::run::{Interrupt, Progress};
 use crate::trained::TrainedTokenizer;
@@ -23,7 +23,7 @@ pub(super) fn run<B: Compute>(
     args: &TokenizerEncodeArgs,
     global: &GlobalArgs,
 ) -> anyhow::Result<()> {
-    let _place = output::ready_new(&args.out, &["safetensors"], args.force)?;
+    let _place = place::ready_new(&args.out, &["safetensors"], args.force)?;
     let loaded = open_tokenizer(backend, &args.tokenizer)?;
     let scheduled = args.schedule.is_some() || args.latents;
     let of = Use::open(&args.tokenizer, &loaded.tokenizer, &args.images, &args.set, scheduled)?;

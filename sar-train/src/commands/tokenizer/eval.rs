@@ -4,7 +4,7 @@ use super::{BATCH, Use, check_grids, held_out};
 use crate::backend::Compute;
 use crate::cli::TokenizerEvalArgs;
 use crate::commands::models::open_tokenizer;
-use crate::commands::output;
+use crate::commands::place;
 use crate::data::Dataset;
 use crate::data::grid::{self, Images};
 use crate::data::npz::NpzWriter;
@@ -16,10 +16,10 @@ use sar_math::ScaleSchedule;
 use std::path::Path;
 
 pub(super) fn run<B: Compute>(backend: &B, args: &TokenizerEvalArgs) -> anyhow::Result<()> {
-    let grid = args.grid.as_deref().map(|path| output::ready_new(path, &["png"], args.force));
+    let grid = args.grid.as_deref().map(|path| place::ready_new(path, &["png"], args.force));
     let _place = grid.transpose()?;
     let arrays = [&args.npz, &args.originals].into_iter().flatten();
-    let arrays = arrays.map(|path| output::ready_new(path, &["npz"], args.force));
+    let arrays = arrays.map(|path| place::ready_new(path, &["npz"], args.force));
     let _arrays = arrays.collect::<anyhow::Result<Vec<_>>>()?;
     let loaded = open_tokenizer(backend, &args.tokenizer)?;
     let set = if args.all { vec!["data.val_fraction=0".to_owned()] } else { Vec::new() };
