@@ -16,6 +16,8 @@ struct Launcher {
     job: &'static str,
     /// Whether the processes of a machine share its cores.
     shares_cores: bool,
+    /// Set where each process sees GPUs of its own.
+    gpus_of_one: Option<&'static str>,
 }
 
 const TORCHRUN: Launcher = Launcher {
@@ -25,6 +27,7 @@ const TORCHRUN: Launcher = Launcher {
     local_size: "LOCAL_WORLD_SIZE",
     job: "TORCHELASTIC_RUN_ID",
     shares_cores: true,
+    gpus_of_one: None,
 };
 const SRUN: Launcher = Launcher {
     rank: "SLURM_PROCID",
@@ -33,6 +36,7 @@ const SRUN: Launcher = Launcher {
     local_size: "SLURM_NTASKS_PER_NODE",
     job: "SLURM_JOB_ID",
     shares_cores: false,
+    gpus_of_one: Some("SLURM_GPUS_PER_TASK"),
 };
 
 /// A process among several that were started with the same command.
@@ -103,7 +107,7 @@ impl World {
             port: port(&text, job.as_deref())?,
             run: format!("{} {} {size}", job.unwrap_or_default(), step.unwrap_or_default()),
             host,
-            own_gpus: text("SLURM_GPUS_PER_TASK").is_some() || (one_gpu && !inherited),
+            own_gpus: launcher.gpus_of_one.and_then(text).is_some() || (one_gpu && !inherited),
         })
     }
 
@@ -187,6 +191,9 @@ mod tests {
         assert_eq!(of(&shared).unwrap().gpu(0), 1);
         let all = [&own[..], &meet, &[("CUDA_VISIBLE_DEVICES", "0,1,2,3")]].concat();
         assert_eq!(of(&all).unwrap().gpu(2), 3);
+        // Slurm's task is then torchrun, whose processes share what it has.
+        let within = [&all[..], &[("SLURM_GPUS_PER_TASK", "4")]].concat();
+        assert_eq!(of(&within).unwrap().gpu(0), 1);
     }
 
     #[test]

@@ -154,8 +154,9 @@ impl Order<'_> {
         rest: impl FnOnce(&mut Config, &Config),
     ) -> anyhow::Result<()> {
         let (folder, had) = RunFolder::open_for_resume(&self.run.out)?;
-        let began = folder.began_with()?.unwrap_or_else(|| had.clone());
-        let config = self.run.continued((&began, &had), free, rest)?;
+        let kept = folder.began_with()?;
+        let began = kept.as_ref().unwrap_or(&had);
+        let config = self.run.continued((began, &had), free, rest)?;
         let steps = Steps::from(&config.train);
         steps.can_go_on(self.ranks)?;
         let tokenizer = kept_tokenizer(backend, &folder, &config)?;
@@ -174,7 +175,7 @@ impl Order<'_> {
         longer(&folder, "train.steps", config.train.steps, began.train.steps)?;
         let interrupt = Interrupt::listen()?;
         let meeting = ranks::meeting(self.listening.take(), self.ranks, steps, self.global)?;
-        if config != began {
+        if config != had || kept.as_ref() != Some(&config) {
             // Only once nothing stands in the way of the run.
             folder.reconfigure(&config)?;
         }

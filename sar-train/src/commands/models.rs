@@ -81,30 +81,43 @@ pub(crate) fn tokenizer_of<B: Compute>(
         Some(_) => tokenizer.map_err(Into::into),
     }?;
     tokenizer.fits(&generator.section)?;
+    compare_with_own(generator, &path, &tokenizer, named.is_some())?;
+    Ok(tokenizer)
+}
+
+/// Warns if a tokenizer is not the one that a generator was trained with: by the checksum that its run recorded or,
+/// without one, by the file that the run keeps.
+fn compare_with_own<B: Compute>(
+    generator: &TrainedGenerator,
+    path: &Path,
+    tokenizer: &TrainedTokenizer<B>,
+    named: bool,
+) -> anyhow::Result<()> {
+    let Some(run) = &generator.run else { return Ok(()) };
     let own = generator.tokenizer_file().ok().filter(|own| own.is_file());
     // If the run's own tokenizer cannot be read, that is no reason against the one that is named.
-    let other = |own: &PathBuf| {
-        let layout = tokenizer.tokenizer.layout();
-        load_weights(own, Kind::Tokenizer, layout)
-            .is_ok_and(|weights| weights.flat != tokenizer.weights)
+    let sum_of = |own: &PathBuf| {
+        let weights = load_weights(own, Kind::Tokenizer, tokenizer.tokenizer.layout()).ok()?;
+        Some(sha256_of(&weights.flat))
     };
-    if let (None, Some(run)) = (named, &generator.run)
-        && recorded(run, Recorded::Tokenizer)?
-            .is_some_and(|began| began != sha256_of(&tokenizer.weights))
-    {
-        eprintln!(
-            "warning: {} is not the tokenizer that the generator was trained with: it has been replaced since",
-            path.display()
-        );
+    let recorded = recorded(run, Recorded::Tokenizer)?;
+    let kept = || own.as_ref().filter(|_| named).and_then(sum_of);
+    let Some(trained_with) = recorded.or_else(kept) else { return Ok(()) };
+    if trained_with == sha256_of(&tokenizer.weights) {
+        return Ok(());
     }
-    if let Some(own) = own.filter(|own| named.is_some() && other(own)) {
-        eprintln!(
-            "warning: {} is not the tokenizer that the generator was trained with, which is {}",
-            path.display(),
-            own.display()
-        );
-    }
-    Ok(tokenizer)
+    let why = match own.as_ref().filter(|_| named) {
+        None => ": it has been replaced since".to_owned(),
+        Some(own) if sum_of(own).as_ref() == Some(&trained_with) => {
+            format!(", which is {}", own.display())
+        }
+        Some(_) => String::new(),
+    };
+    eprintln!(
+        "warning: {} is not the tokenizer that the generator was trained with{why}",
+        path.display()
+    );
+    Ok(())
 }
 
 fn warn_all(warnings: &[String]) {

@@ -57,11 +57,16 @@ pub(crate) fn ready_as(file: &Path, extensions: &[&str]) -> anyhow::Result<Place
     ready(file)
 }
 
+/// Whether there is a file that would be lost: an empty one would not.
+pub(crate) fn is_taken(file: &Path) -> bool {
+    file.is_file() && std::fs::metadata(file).map_or(true, |found| found.len() > 0)
+}
+
 /// As [`ready_as`], for a file that replaces none unless the user says so with --force.
 pub(crate) fn ready_new(file: &Path, extensions: &[&str], force: bool) -> anyhow::Result<Place> {
     let place = ready_as(file, extensions)?;
     anyhow::ensure!(
-        force || !file.is_file(),
+        force || !is_taken(file),
         "{} exists; choose another name, or replace it with --force",
         file.display()
     );

@@ -23,7 +23,7 @@ pub fn run(args: &ReportArgs) -> anyhow::Result<()> {
     if args.out.is_some() {
         // An earlier report is replaced, as the one in a run's folder is.
         anyhow::ensure!(
-            !out.is_file() || report::is_report(&out),
+            !super::place::is_taken(&out) || report::is_report(&out),
             "{} exists and is no report of this program; name another file with --out",
             out.display()
         );

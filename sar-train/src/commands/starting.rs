@@ -112,23 +112,22 @@ pub(super) fn note_rate(from: &TrainedGenerator, config: &Config) -> anyhow::Res
     Ok(())
 }
 
-/// Notes if the file of --config names a preset, and switches that are other than the preset's.
-pub(super) fn note_own_switches(args: &RunArgs) -> anyhow::Result<()> {
-    let Some(file) = args.file_section("sar").filter(|file| file.contains_key("preset")) else {
-        return Ok(());
-    };
+/// Notes if the file of --config names a preset, and switches that differ from it and hold in `sar`.
+pub(super) fn note_own_switches(sar: &SarConfig, args: &RunArgs) -> anyhow::Result<()> {
+    let file = args.file_section("sar").filter(|file| file.contains_key("preset"));
+    let Some(file) = file.filter(|_| !args.sets("sar", "preset")) else { return Ok(()) };
     let named = file.clone().try_into::<SarConfig>()?;
     let stands_for = toml::Table::try_from(SarConfig::preset(named.preset))?;
-    let is = toml::Table::try_from(named)?;
-    let others = file.keys().filter(|key| !args.sets("sar", key));
-    let others = others.filter(|key| is.get(*key) != stands_for.get(*key));
-    let others: Vec<String> = others.map(|key| format!("sar.{key}")).collect();
-    if !others.is_empty() {
+    let (named, holds) = (toml::Table::try_from(named)?, toml::Table::try_from(sar)?);
+    let own = file.keys().filter(|key| named.get(*key) != stands_for.get(*key));
+    let own = own.filter(|key| named.get(*key) == holds.get(*key) && !args.sets("sar", key));
+    let own: Vec<String> = own.map(|key| format!("sar.{key}")).collect();
+    if !own.is_empty() {
+        let preset = named.get("preset").and_then(toml::Value::as_str).unwrap_or_default();
         eprintln!(
-            "note: sar.preset of the file is {}, and its {} differ from the preset and hold; leave them out, or give \
-             --preset, for the preset's own",
-            is.get("preset").and_then(toml::Value::as_str).unwrap_or_default(),
-            others.join(", ")
+            "note: sar.preset of the file is {preset}, and its {} differ from the preset and hold; leave them out, or \
+             give --set sar.preset={preset}, for the preset's own",
+            own.join(", ")
         );
     }
     Ok(())

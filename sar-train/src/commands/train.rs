@@ -65,7 +65,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     config.train.mode = args.mode.unwrap_or(config.train.mode);
     used_by(config.train.mode, &args.run)?;
     if config.train.mode == Mode::Ssr {
-        note_own_switches(&args.run)?;
+        note_own_switches(&config.sar, &args.run)?;
     }
     let mut from =
         args.run.init_from.as_deref().map(|path| open_generator(path, false)).transpose()?;
@@ -144,8 +144,6 @@ pub fn refine<B: Compute>(
     args.run.sets_only(&USED, TRAINED_ALREADY)?;
     if args.sar.preset.is_some() {
         note_replaced(&config.sar, &run)?;
-    } else {
-        note_own_switches(&run)?;
     }
     on_latents(&mut config, args.latents.as_deref());
     // The file may be that of the run to be refined, which says how that run was trained.
@@ -159,6 +157,9 @@ pub fn refine<B: Compute>(
     adopt(&mut config, &from, &run)?;
     config.train.mode = Mode::Ssr;
     switch(&mut config.sar, &args.sar);
+    if args.sar.preset.is_none() {
+        note_own_switches(&config.sar, &run)?;
+    }
     config.sar.validate()?;
     let sets = |key| run.sets("sar", key);
     let filtered =

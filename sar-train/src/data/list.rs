@@ -125,10 +125,12 @@ enum Classes {
 }
 
 impl Classes {
-    /// A label that is a number in some line, or that could be the end of a path, is no name of a class.
+    /// A number of any kind, or what could be the end of a path, is no name of a class.
     fn of(list: &List<'_>, num_classes: Option<usize>) -> Result<Self, DataError> {
-        let is_name =
-            |line: &Line| line.label.parse::<i64>().is_err() && !is_image(Path::new(&line.label));
+        let is_name = |Line { label, .. }: &Line| {
+            let spelt = label.chars().any(char::is_alphabetic) && label.parse::<f64>().is_err();
+            spelt && !is_image(Path::new(label))
+        };
         if list.lines.iter().all(is_name) {
             let mut names: Vec<String> = list.lines.iter().map(|l| l.label.clone()).collect();
             names.sort_unstable();

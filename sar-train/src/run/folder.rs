@@ -227,9 +227,9 @@ impl RunFolder {
     /// [`RunError::Write`].
     pub fn reconfigure(&self, config: &Config) -> Result<(), RunError> {
         let text = config.to_toml()?;
-        // The one that is compared with comes first: if only it is written, the run goes on as it was to.
-        self.write(BEGAN, text.as_bytes())?;
-        self.write(CONFIG, text.as_bytes()).map(drop)
+        // What is compared with comes last: if it is not written, the other counts as edited in what may be.
+        self.write(CONFIG, text.as_bytes())?;
+        self.write(BEGAN, text.as_bytes()).map(drop)
     }
 
     /// Writes a picture as PNG, like [`RunFolder::write`].

@@ -56,20 +56,17 @@ impl MemoryPlan {
         let (coder, weights) = count.of(|b| Coder::new(b, &tokenizer, &generator, None))?;
         let encodes = coder.encodes_for(config);
         let encoder = |images| if encodes { count.encoder(&coder, config, images) } else { Ok(0) };
-        let held_out = weights + encoder(ENCODE_BATCH)?;
         let steps = count.steps(&coder, &generator, config)?;
         let painted = grid_labels(config.generator.classes).len().min(config.sample.batch);
         let (pictures, decoder) = match config.train.sample_every {
             0 => (0, 0),
             _ => count.painter(&coder, &generator, config, painted)?,
         };
-        let tokenizer = weights + encoder(config.train.batch)? + decoder;
-        let tokenizer = coder.is_the_generators.then_some(tokenizer);
-        let mut plan = Self { backend: own, pictures, tokenizer, ..steps };
         // Held-out images are encoded first, and more of them at a time than a small batch has.
-        let more = held_out.saturating_sub(plan.total() - own);
-        plan.tokenizer = plan.tokenizer.map(|tokenizer| tokenizer + more);
-        Ok(plan)
+        let images = encoder(config.train.batch)? + decoder;
+        let held_out = encoder(ENCODE_BATCH)?.saturating_sub(images + pictures);
+        let tokenizer = coder.is_the_generators.then_some(weights + images + held_out);
+        Ok(Self { backend: own, pictures, tokenizer, ..steps })
     }
 
     /// Returns the bytes for sampling `sample.batch` images at a time with weights that are not trained;
@@ -233,7 +230,7 @@ mod tests {
         assert_eq!(saving(&config), 16, "and the average");
     }
 
-    /// Held-out images are encoded before a step takes its memory, many at a time.
+    /// Held-out images are encoded many at a time, whatever the batch of a step.
     #[test]
     fn encoding_held_out_images_may_take_the_most() {
         let mut config = Config::default();

@@ -21,8 +21,8 @@ impl<B: Backend> Batches<B> for Blank {
     }
 }
 
-/// Goes through all that a run of `config` does on a backend, once, with weights of zero: held-out images are encoded,
-/// and images of a batch; a step is taken; pictures are painted.
+/// Goes through all that a run of `config` does on a backend, once, with weights of zero: a trainer is made, held-out
+/// images are encoded, and images of a batch; a step is taken; pictures are painted.
 ///
 /// A tokenizer with other codes than the generator's encodes and paints nothing.
 ///
@@ -37,12 +37,12 @@ pub fn rehearse<B: Backend>(
     let coder = Coder::new(backend, tokenizer, generator, None)?;
     let (decoder, codes) = (coder.decoder(), coder.is_the_generators);
     let (encodes, side) = (coder.encodes_for(config), config.data.image_side);
-    if encodes {
-        encode(backend, decoder, ENCODE_BATCH, side)?;
-    }
     let latent = tokenizer.latent_side(side);
     let size = (latent, latent);
     let mut trainer = Trainer::blank(backend, generator.clone(), config, &coder.quantizer, size)?;
+    if encodes {
+        encode(backend, decoder, ENCODE_BATCH, side)?;
+    }
     // A run keeps it from step to step.
     let encoder = encodes.then(|| encode(backend, decoder, config.train.batch, side));
     let _encoder = encoder.transpose()?;

@@ -17,6 +17,9 @@ const PLAN_ERROR: f64 = 1e-3;
 /// Images of a step whose memory is compared with the plan.
 const PLANNED_BATCH: usize = 4;
 
+/// Held-out images that are encoded at a time.
+const HELD_OUT_BATCH: usize = 64;
+
 /// Blank images of the first class.
 struct Blank;
 
@@ -198,6 +201,8 @@ fn the_plan_is_what_tokenizer_and_painter_hold() {
         let quantizer = tokenizer.quantizer(&backend, &params).unwrap();
         let decoder = Decoder { tokenizer: &tokenizer, params: &params, quantizer: &quantizer };
         let (side, schedule) = (config.data.image_side, config.generator.schedule);
+        // Held-out images come first, so many at a time.
+        drop(tokenizer.encoder_memory(&backend, HELD_OUT_BATCH, (side, side)).unwrap());
         let encoder = tokenizer.encoder_memory(&backend, PLANNED_BATCH, (side, side)).unwrap();
         let painter = Painter::new(&backend, &generator, decoder, &schedule, 2, guidance != 0.0);
         let held = (backend.device().peak_bytes() - own) as f64;

@@ -27,6 +27,14 @@ fn a_run_does_not_go_on_by_an_edited_configuration_as_if_it_had_begun_so() {
     says(&succeeds(&on, folder), &["train.steps is 3 now and was 2"]);
     assert_eq!(steps(&folder.join("base")).last().unwrap(), "step-3");
     says(&succeeds(&on, folder), &["step 3"]);
+    // Flags go before the file, which then says what they said.
+    edit(&config, "steps = 3\n", "steps = 9\n");
+    succeeds(&[&on[..], &["--set", "train.steps=3"]].concat(), folder);
+    says(&fs::read_to_string(&config).unwrap(), &["steps = 3\n"]);
+    // A run that an earlier program began is known from now on.
+    fs::remove_file(folder.join("base/began.toml")).unwrap();
+    succeeds(&on, folder);
+    assert_eq!(fs::read(folder.join("base/began.toml")).unwrap(), fs::read(&config).unwrap());
     let tokenizer = folder.join("tok/config.toml");
     edit(&tokenizer, "ch = 8", "ch = 16");
     let on = ["tokenizer", "train", "--resume", "--out", "tok"];
@@ -50,7 +58,13 @@ fn a_tokenizer_that_was_replaced_is_told() {
     );
     let on = ["train", "--resume", "--out", "base", "--set", "train.steps=3"];
     says(&fails(1, &on, folder), &["is not the tokenizer that the run began with"]);
+    // The one that it was trained with may be named, and another is told.
+    let named =
+        |path: &str| succeeds(&[&sample[..], &["--force", "--tokenizer", path]].concat(), folder);
+    assert!(!named("tok").contains("warning"));
+    says(&named("other"), &["other is not the tokenizer that the generator was trained with"]);
     fs::write(&kept, own).unwrap();
+    says(&named("other"), &["trained with, which is base/tokenizer.safetensors"]);
     assert!(!succeeds(&[&sample[..], &["--force"]].concat(), folder).contains("warning"));
     assert!(!succeeds(&on, folder).contains("warning"));
 }
@@ -74,6 +88,13 @@ fn a_runs_configuration_serves_another_run() {
     two_classes(folder, 12);
     let tokenizer = ["tokenizer", "train", "--config", "small.toml", "--out", "two"];
     succeeds(&tokenizer, folder);
+    // Its generator's sizes are the data's, also where the file that it was begun with has others.
+    let begun = [&tokenizer[..4], &["--out", "two", "--requeue"]].concat();
+    let text = fs::read_to_string(folder.join("small.toml")).unwrap();
+    fs::write(folder.join("small.toml"), text.replace("[generator]", "[generator]\nclasses = 7"))
+        .unwrap();
+    succeeds(&begun, folder);
+    fs::write(folder.join("small.toml"), text).unwrap();
     let train = ["train", "--config", "two/config.toml", "--tokenizer", "two"];
     let more = ["--set", "train.steps=1", "--set", "train.batch=2"];
     succeeds(&[&train[..], &more, &["--out", "a"]].concat(), folder);
@@ -88,9 +109,15 @@ fn a_runs_configuration_serves_another_run() {
     edit(&folder.join("r.toml"), "preset = \"release\"", "preset = \"paper\"");
     let again = ["refine", "--init-from", "base", "--config", "r.toml"];
     let said = succeeds(&[&again[..], &["--out", "s"]].concat(), folder);
-    says(&said, &["note: sar.preset of the file is paper", "sar.extent", "--preset"]);
-    let said = succeeds(&[&again[..], &["--preset", "paper", "--out", "t"]].concat(), folder);
-    assert!(!said.contains("sar.preset of the file"), "{said}");
+    says(&said, &["note: sar.preset of the file is paper", "sar.extent", "--set sar.preset=paper"]);
+    for none in [["--preset", "paper"], ["--set", "sar.preset=paper"]] {
+        let out = format!("t{}", none[0]);
+        let said = succeeds(&[&again[..], &none, &["--out", &out]].concat(), folder);
+        assert!(!said.contains("sar.preset of the file"), "{said}");
+    }
+    let switched = ["--extent", "all", "--guidance", "0", "--sigma", "1", "--out", "u"];
+    let said = succeeds(&[&again[..], &switched].concat(), folder);
+    assert!(!said.contains("sar.extent"), "{said}");
 }
 
 #[test]

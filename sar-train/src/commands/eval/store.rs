@@ -1,5 +1,6 @@
 //! Where the numbers of an evaluation go, and what happens to those already there.
 
+use crate::commands::place::is_taken;
 use crate::eval::EvalReport;
 use crate::files::{Sharing, folder_of, lock_folder, write_whole};
 use crate::report::text;
@@ -108,14 +109,19 @@ fn turn_in(folder: &Path) -> Option<File> {
     lock_folder(folder, Sharing::Alone, LONGEST_TURN).ok().flatten()
 }
 
-/// Fails if a file holds something else than an evaluation, which would be lost.
+/// Fails if a file that would be written holds something else than an evaluation, which would be lost.
 pub(super) fn not_foreign(json: &Path) -> anyhow::Result<()> {
-    let empty = fs::metadata(json).is_ok_and(|file| file.len() == 0);
-    anyhow::ensure!(
-        !json.is_file() || empty || read(json).is_some(),
-        "{} exists and is no evaluation of this program; name another file with --json, or remove it",
-        json.display()
-    );
+    for file in [json.to_owned(), numbered(json, "partial")] {
+        if !is_taken(&file) {
+            continue;
+        }
+        let text = fs::read(&file).with_context(|| format!("{}", file.display()))?;
+        anyhow::ensure!(
+            serde_json::from_slice::<EvalReport>(&text).is_ok(),
+            "{} exists and is no evaluation of this program; name another file with --json, or remove it",
+            file.display()
+        );
+    }
     Ok(())
 }
 

@@ -112,8 +112,13 @@ impl Begun {
         global: &GlobalArgs,
     ) -> anyhow::Result<Self> {
         let (folder, had) = RunFolder::open_for_resume(&args.run.out)?;
-        let began = folder.began_with()?.unwrap_or_else(|| had.clone());
-        let config = args.run.continued((&began, &had), &FREE, |_, _| ())?;
+        let kept = folder.began_with()?;
+        let began = kept.as_ref().unwrap_or(&had);
+        let config = args.run.continued((began, &had), &FREE, |config, had| {
+            // Sized by the data, whatever a file says.
+            let (g, had) = (&mut config.generator, &had.generator);
+            (g.vocab, g.channels, g.classes) = (had.vocab, had.channels, had.classes);
+        })?;
         anyhow::ensure!(
             !folder.path().join(RUN_TOKENIZER).exists(),
             "{} is the run of a generator, which goes on with `sar train --resume`",
@@ -132,7 +137,7 @@ impl Begun {
         tokenizer_fits(&config, data.train.side(), args.ranks.here(), global)?;
         let interrupt = Interrupt::listen()?;
         let meeting = ranks::meeting(listening, &args.ranks, steps, global)?;
-        if config != began {
+        if config != had || kept.as_ref() != Some(&config) {
             // Only once nothing stands in the way of the run.
             folder.reconfigure(&config)?;
         }

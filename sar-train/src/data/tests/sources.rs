@@ -149,7 +149,12 @@ fn lists_may_name_classes() {
     let message = open(&at(&list)).unwrap_err().to_string();
     assert!(message.contains("val.txt:1: label \"bird\" is no class of the list"), "{message}");
     // Numbers and names together are a mistake, and paths alone have no labels.
-    for lines in ["dog/000.png dog\ncat/000.png 1\n", "a dog/my dog.png\ncat/my cat.png\n"] {
+    for lines in [
+        "dog/000.png dog\ncat/000.png 1\n",
+        "a dog/my dog.png\ncat/my cat.png\n",
+        "dog/000.png 0.0\ncat/000.png 10.0\n",
+        "dog/000.png 0,\ncat/000.png 1,\n",
+    ] {
         fs::write(&list, lines).unwrap();
         let message = open(&at(&list)).unwrap_err().to_string();
         assert!(message.contains("train.txt:1") && message.contains("whole number"), "{message}");
