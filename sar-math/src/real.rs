@@ -1,6 +1,5 @@
 //! The host-side real number that generic mathematics is written in.
 
-use alloc::borrow::Cow;
 use core::fmt::{Debug, Display};
 use core::iter::Sum;
 use core::ops::{AddAssign, DivAssign, MulAssign, SubAssign};
@@ -35,8 +34,8 @@ pub trait Real:
     /// Widens to a double without loss.
     fn wide(self) -> f64;
 
-    /// Single-precision numbers, as files and images have them, in this type: without a copy where it is theirs.
-    fn of_singles(values: &[f32]) -> Cow<'_, [Self]>;
+    /// Single-precision numbers, as files and images have them, as numbers of this type; `None` unless it is theirs.
+    fn of_singles(values: &[f32]) -> Option<&[Self]>;
 }
 
 impl Real for f32 {
@@ -49,8 +48,8 @@ impl Real for f32 {
     fn wide(self) -> f64 {
         f64::from(self)
     }
-    fn of_singles(values: &[f32]) -> Cow<'_, [Self]> {
-        Cow::Borrowed(values)
+    fn of_singles(values: &[f32]) -> Option<&[Self]> {
+        Some(values)
     }
 }
 
@@ -64,7 +63,7 @@ impl Real for f64 {
     fn wide(self) -> f64 {
         self
     }
-    fn of_singles(values: &[f32]) -> Cow<'_, [Self]> {
-        values.iter().map(|&value| Self::from(value)).collect()
+    fn of_singles(_: &[f32]) -> Option<&[Self]> {
+        None
     }
 }

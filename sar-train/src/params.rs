@@ -119,9 +119,10 @@ fn decays(name: &str, shape: &[usize]) -> bool {
         && !["pos_1LC", "pos_start", "scale_mul", "lvl_embed"].iter().any(|s| name.contains(s))
 }
 
-/// Values of a file or of images in the host's number type.
+/// Values of a file or of images in the host's number type, without a copy where it is theirs.
 pub(crate) fn hosted<B: Buffers>(values: &[f32]) -> Cow<'_, [B::Host]> {
-    B::Host::of_singles(values)
+    let converted = || values.iter().map(|&v| B::Host::of(f64::from(v))).collect();
+    B::Host::of_singles(values).map_or_else(converted, Cow::Borrowed)
 }
 
 #[cfg(test)]

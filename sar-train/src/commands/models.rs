@@ -106,12 +106,12 @@ fn compare_with_own<B: Compute>(
     if trained_with == sha256_of(&tokenizer.weights) {
         return Ok(());
     }
-    let why = match own.as_ref().filter(|_| named) {
-        None => ": it has been replaced since".to_owned(),
+    let why = match &own {
+        _ if !named => ": it has been replaced since".to_owned(),
         Some(own) if sum_of(own).as_ref() == Some(&trained_with) => {
             format!(", which is {}", own.display())
         }
-        Some(_) => String::new(),
+        _ => String::new(),
     };
     eprintln!(
         "warning: {} is not the tokenizer that the generator was trained with{why}",
