@@ -137,7 +137,7 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
 }
 
 /// Returns the file that a symbolic link points to, since a rename would replace the link itself.
-fn behind(path: &Path) -> PathBuf {
+pub(crate) fn behind(path: &Path) -> PathBuf {
     match path.is_symlink() {
         // A link to a missing file is replaced.
         true => path.canonicalize().unwrap_or_else(|_| path.to_owned()),
@@ -221,18 +221,29 @@ impl Drop for Listed {
 pub(crate) fn put(file: NamedTempFile, path: &Path, sync: bool) -> io::Result<()> {
     let path = &behind(path);
     let _listed = Listed(file.path().to_owned());
-    if let Ok(replaced) = fs::metadata(path) {
-        file.as_file().set_permissions(replaced.permissions())?;
-    }
-    if sync {
-        file.as_file().sync_all()?;
-    }
+    ready_to_replace(file.as_file(), path, sync)?;
     file.persist(path).map_err(|e| e.error)?;
     if sync {
         // The file is in place even where the file system cannot sync folders.
         let _ = sync_folder(folder_of(path));
     }
     Ok(())
+}
+
+/// As [`put`], for an open file `from` that has a name of its own until then. `path` is not a symbolic link.
+pub(crate) fn put_over(file: &fs::File, from: &Path, path: &Path) -> io::Result<()> {
+    ready_to_replace(file, path, true)?;
+    fs::rename(from, path)?;
+    let _ = sync_folder(folder_of(path));
+    Ok(())
+}
+
+/// Gives a file the permissions of the one at `path`, if there is one, and makes it durable if `sync`.
+fn ready_to_replace(file: &fs::File, path: &Path, sync: bool) -> io::Result<()> {
+    if let Ok(replaced) = fs::metadata(path) {
+        file.set_permissions(replaced.permissions())?;
+    }
+    if sync { file.sync_all() } else { Ok(()) }
 }
 
 #[cfg(test)]

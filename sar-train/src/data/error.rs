@@ -210,6 +210,14 @@ pub enum DataError {
         /// What was found.
         reason: String,
     },
+    /// A file of rows that cannot be begun or gone on with.
+    #[error("{}: {reason}", path.display())]
+    Partial {
+        /// The file.
+        path: PathBuf,
+        /// What was found, and what to do.
+        reason: String,
+    },
     /// A decoding thread could not be started or died.
     #[error("decoding thread: {reason}")]
     Worker {

@@ -6,8 +6,8 @@
 //! with the file's seed. As long as a run has not taken more epochs than there are views, it
 //! equals, bit for bit, the run that encodes its images (in f32); after that, views are repeated.
 //!
-//! The file is safetensors: `train [views, n, k, h, w]`, `validation [m, k, h, w]`, `train_labels [n]`,
-//! `validation_labels [m]`, and [`Origin`] in the metadata. It may be larger than memory: rows are written
+//! The file is safetensors: `train_labels [n]`, `validation_labels [m]`, `train [views, n, k, h, w]`,
+//! `validation [m, k, h, w]`, and [`Origin`] in the metadata. It may be larger than memory: rows are written
 //! and read one by one.
 
 mod header;
@@ -15,31 +15,16 @@ mod writer;
 
 pub use writer::{LatentsWriter, Sizes};
 
-use super::augment::Augment;
 use super::loader::Examples;
-use super::{Data, DataError};
+use super::{Data, DataError, Origin};
 use header::Header;
 use sar_math::philox::Stream;
-use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 #[cfg(not(unix))]
 use std::sync::{Mutex, PoisonError};
-
-/// What latents were made from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Origin {
-    /// SHA-256 of the tokenizer's weights.
-    pub tokenizer: String,
-    /// SHA-256 of the names and labels of the images; see [`Data::fingerprint`].
-    pub images: String,
-    /// How training images were cut.
-    pub augment: Augment,
-    /// Seed of the cuts.
-    pub seed: u64,
-}
 
 /// How values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -186,27 +171,11 @@ impl Latents {
     /// # Errors
     /// [`DataError::Latents`], with what differs.
     pub fn check(&self, run: &Origin, data: &Data, latent: [usize; 3]) -> Result<(), DataError> {
-        let made = self.origin();
-        let cut = |of: &Augment| {
-            let Augment { side, crop, flip, shift } = of;
-            let crop = format!("{crop:?}").to_lowercase();
-            format!("data.image_side={side} crop={crop} flip={flip} shift={shift}")
-        };
-        let reason = if made.tokenizer != run.tokenizer {
-            "these are latents of another tokenizer".to_owned()
-        } else if made.images != run.images {
-            "these are latents of other images, or others of them were held out".to_owned()
-        } else if made.augment != run.augment {
-            let (made, run) = (cut(&made.augment), cut(&run.augment));
-            let sets = |of: &str| format!("--set {}", of.replace(' ', " --set data."));
-            format!(
-                "their images were cut by {made}, and this run says {run}; encode them with {}",
-                sets(&run)
-            )
-        } else if !self.belongs_to(data, latent) {
-            "numbers of images, labels or latents are not those of the images".to_owned()
-        } else {
-            return Ok(());
+        let origins = self.origin().difference(run, "latents", "this run");
+        let reason = match origins {
+            Some(difference) => difference,
+            None if self.belongs_to(data, latent) => return Ok(()),
+            None => "numbers of images, labels or latents are not those of the images".to_owned(),
         };
         Err(self.unfit(reason))
     }

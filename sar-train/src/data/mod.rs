@@ -31,8 +31,11 @@ mod latents;
 mod list;
 mod loader;
 pub mod npz;
+mod origin;
 mod resize;
+mod rows;
 mod source;
+mod tokens;
 mod views;
 
 pub use augment::{Augment, Crop};
@@ -44,9 +47,12 @@ pub use error::DataError;
 pub(crate) use folder::{classes_within, is_validation};
 pub use hole::Known;
 pub use image_file::ImageFile;
-pub use latents::{Latents, LatentsWriter, Origin, Precision, Sizes};
+pub use latents::{Latents, LatentsWriter, Precision, Sizes};
 pub use loader::{Cuts, Examples, Loader, LoaderConfig, Turns};
+pub use origin::Origin;
+pub use rows::Earlier;
 pub(crate) use source::{Listing, Source, locate, some_of};
+pub use tokens::TokensWriter;
 pub(crate) use views::View;
 
 use crate::hash::sha256_of_bytes;

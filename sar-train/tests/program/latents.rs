@@ -159,3 +159,78 @@ fn latents_of_something_else_are_refused() {
     let twice = ["--force", "--data", "images", "--set", "data.path=images"];
     says(&fails(1, &[&ENCODE[..], &twice].concat(), folder), &["--data names the images already"]);
 }
+
+/// A call that is stopped in the middle keeps what it has, and the same call with --resume ends in the same file as one
+/// that was not stopped.
+#[cfg(unix)]
+#[test]
+fn encoding_goes_on_after_an_interruption() {
+    use std::io::Read as _;
+    use std::time::{Duration, Instant};
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    on_uneven_images(folder);
+    let long = [&ENCODE[..], &["--views", "3000"]].concat();
+    let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_sar"))
+        .args(&long)
+        .current_dir(folder)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let partial = folder.join("l.safetensors.partial");
+    let (begun, rows) = (Instant::now(), 1 << 16);
+    while fs::metadata(&partial).map_or(0, |found| found.len()) < 8 * 3000 + rows {
+        assert!(begun.elapsed() < Duration::from_secs(120), "nothing was written");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(sent.unwrap().success());
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
+    says(&said, &["latents are kept in l.safetensors.partial", "--resume", "interrupted"]);
+    assert!(!folder.join("l.safetensors").exists());
+
+    let kept = fs::read(&partial).unwrap();
+    says(&fails(1, &long, folder), &["l.safetensors.partial", "--resume", "--force"]);
+    let other = [&long[..], &["--resume", "--half"]].concat();
+    says(&fails(1, &other, folder), &["another --seed, --views or --half", "--force"]);
+    says(&fails(2, &[&long[..], &["--resume", "--force"]].concat(), folder), &["--force"]);
+    assert!(fs::read(&partial).unwrap() == kept, "nothing of it is lost");
+    let on = [&long[..], &["--resume"]].concat();
+    says(&succeeds(&on, folder), &["30002 latents"]);
+    let whole = fs::read(folder.join("l.safetensors")).unwrap();
+    assert!(!partial.exists() && whole.starts_with(&kept[..kept.len() / 2]));
+    // Again, there is nothing to do.
+    assert!(!succeeds(&on, folder).contains("encoding"));
+    succeeds(&[&long[..], &["--force"]].concat(), folder);
+    assert!(fs::read(folder.join("l.safetensors")).unwrap() == whole, "the same bits");
+}
+
+#[test]
+fn tokens_are_gone_on_with_image_by_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    on_uneven_images(folder);
+    let encode = ["tokenizer", "encode", "tok", "--out", "t.safetensors"];
+    succeeds(&encode, folder);
+    let file = folder.join("t.safetensors");
+    let whole = fs::read(&file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&whole).unwrap();
+    let shape = |name: &str| tensors.tensor(name).unwrap().shape().to_vec();
+    assert_eq!((shape("ids"), shape("labels")), (vec![12, 85], vec![12]));
+    let held_out = tensors.tensor("validation").unwrap().data().iter().filter(|&&b| b == 1).count();
+    assert_eq!(held_out, 2);
+    fs::remove_file(&file).unwrap();
+    // All of the training images, and a part of the held-out ones' tokens.
+    fs::write(folder.join("t.safetensors.partial"), &whole[..whole.len() - 400]).unwrap();
+    let other = [&encode[..], &["--resume", "--schedule", "1_2_4"]].concat();
+    says(&fails(1, &other, folder), &["t.safetensors.partial", "another --schedule"]);
+    succeeds(&[&encode[..], &["--resume"]].concat(), folder);
+    assert!(fs::read(&file).unwrap() == whole);
+    // Latents are no tokens.
+    let latents = ["tokenizer", "encode", "tok", "--latents", "--out", "t.safetensors", "--resume"];
+    says(&fails(1, &latents, folder), &["no latents of this program", "--force"]);
+    assert!(fs::read(&file).unwrap() == whole);
+}

@@ -2,26 +2,13 @@
 
 use super::{Origin, Precision, Sizes};
 use crate::data::DataError;
+use crate::data::rows::header::{self, About, FORMAT};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
-use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
-/// Version of the file format: the one written, and the newest that is read.
-const FORMAT: u32 = 1;
 /// Key in the metadata.
 const KEY: &str = "sar.latents";
-/// Longest header that is read; those of this program have a few hundred bytes.
-const LONGEST: u64 = 1 << 20;
-
-/// [`Origin`] with the version of the file format.
-#[derive(Serialize, Deserialize)]
-struct About {
-    format: u32,
-    #[serde(flatten)]
-    origin: Origin,
-}
 
 /// Contents of a file, and the byte at which each tensor begins.
 pub(super) struct Header {
@@ -34,51 +21,37 @@ pub(super) struct Header {
     pub validation_labels: u64,
 }
 
-/// Returns the header of a file of such latents, and the number of bytes that follow it.
+/// Returns the header of a file of such latents.
 pub(super) fn encode(
     origin: &Origin,
     sizes: Sizes,
     precision: Precision,
-) -> Result<(Vec<u8>, usize), String> {
+) -> Result<Vec<u8>, String> {
     let [k, h, w] = sizes.latent;
     let values = match precision {
         Precision::F32 => Dtype::F32,
         Precision::F16 => Dtype::F16,
     };
-    let mut end = 0_usize;
-    let mut tensor = |name: &str, dtype: Dtype, shape: Vec<usize>| {
-        let bytes = shape.iter().try_fold(dtype.bitsize() / 8, |n, &side| n.checked_mul(side));
-        let start = end;
-        end = start.checked_add(bytes?)?;
-        Some((name.to_owned(), TensorInfo { dtype, shape, data_offsets: (start, end) }))
-    };
-    let tensors: Option<Vec<_>> = [
-        ("train", values, vec![sizes.views, sizes.train, k, h, w]),
-        ("validation", values, vec![sizes.validation, k, h, w]),
+    let tensors = [
         ("train_labels", Dtype::U32, vec![sizes.train]),
         ("validation_labels", Dtype::U32, vec![sizes.validation]),
-    ]
-    .into_iter()
-    .map(|(name, dtype, shape)| tensor(name, dtype, shape))
-    .collect();
-    let tensors = tensors.ok_or("more latents than a file can hold")?;
-    let about = About { format: FORMAT, origin: origin.clone() };
-    let about = serde_json::to_string(&about).map_err(|e| e.to_string())?;
-    let metadata = Metadata::new(Some([(KEY.to_owned(), about)].into()), tensors);
-    let metadata = metadata.map_err(|e| e.to_string())?;
-    let mut text = serde_json::to_vec(&metadata).map_err(|e| e.to_string())?;
-    // Padding keeps the data aligned for readers that map the file.
-    text.resize(text.len().next_multiple_of(8), b' ');
-    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(text);
-    Ok((bytes, end))
+        ("train", values, vec![sizes.views, sizes.train, k, h, w]),
+        ("validation", values, vec![sizes.validation, k, h, w]),
+    ];
+    header::encode(&tensors, &[(KEY, &About::text(origin)?)])
+}
+
+/// Says what the file with the header `text` is, which is not to be gone on with as latents of `origin`.
+pub(super) fn difference(text: &[u8], origin: &Origin) -> String {
+    header::difference(text, KEY, origin, "latents", "--seed, --views or --half")
 }
 
 impl Header {
     /// Reads the header of an open file.
     pub(super) fn read(path: &Path, file: &mut File) -> Result<Self, DataError> {
         let found = file.metadata().map_err(|e| DataError::io(path, "read", &e))?.len();
-        let text = beginning(file).ok_or_else(|| not_latents(path, "it is no safetensors file"))?;
+        let text =
+            header::read(file).ok_or_else(|| not_latents(path, "it is no safetensors file"))?;
         let metadata: Metadata = serde_json::from_slice(&text)
             .map_err(|e| not_latents(path, &format!("its header cannot be read: {e}")))?;
         let about = metadata.metadata().as_ref().and_then(|all| all.get(KEY));
@@ -134,19 +107,6 @@ impl Header {
             validation_labels: at(validation_labels),
         })
     }
-}
-
-/// Reads the text of the header; `None` if there cannot be one.
-fn beginning(file: &mut File) -> Option<Vec<u8>> {
-    let mut length = [0; 8];
-    file.read_exact(&mut length).ok()?;
-    let header = u64::from_le_bytes(length);
-    if header > LONGEST {
-        return None;
-    }
-    let mut text = vec![0; header as usize];
-    file.read_exact(&mut text).ok()?;
-    Some(text)
 }
 
 fn not_latents(path: &Path, reason: &str) -> DataError {

@@ -17,13 +17,31 @@ fn value(row: usize, i: usize) -> f32 {
     (row as f32 + i as f32 / 7.0) / 5.0 - 0.9
 }
 
+/// Labels of three training images and two held-out ones, and of each row.
+const LABELS: [u32; 5] = [5, 6, 7, 8, 9];
+const ROW_LABELS: [u32; 8] = [5, 6, 7, 5, 6, 7, 8, 9];
+
+fn writer(
+    path: &Path,
+    origin: &Origin,
+    precision: Precision,
+    earlier: Earlier,
+) -> Result<Option<LatentsWriter>, DataError> {
+    LatentsWriter::open(path, origin, SIZES, precision, LABELS.to_vec(), earlier)
+}
+
+fn push(writer: &mut LatentsWriter, rows: std::ops::Range<usize>) {
+    let labels = &ROW_LABELS[rows.clone()];
+    let values: Vec<f32> = rows.flat_map(|row| (0..6).map(move |i| value(row, i))).collect();
+    writer.push(&values, labels).unwrap();
+}
+
 fn written(path: &Path, precision: Precision) {
-    let mut writer = LatentsWriter::create(path, &origin(), SIZES, precision).unwrap();
-    for rows in [0..1, 1..4, 4..8] {
-        let values: Vec<f32> = rows.flat_map(|row| (0..6).map(move |i| value(row, i))).collect();
-        writer.push(&values).unwrap();
+    let mut writer = writer(path, &origin(), precision, Earlier::Refuse).unwrap().unwrap();
+    for rows in [0..1, 1..3, 3..6, 6..8] {
+        push(&mut writer, rows);
     }
-    writer.finish(&[5, 6, 7], &[8, 9]).unwrap();
+    writer.finish().unwrap();
 }
 
 #[test]
@@ -60,19 +78,120 @@ fn what_was_written_is_read_view_by_view() {
 fn a_file_without_all_of_it_gets_no_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("l.safetensors");
-    let create = || LatentsWriter::create(&path, &origin(), SIZES, Precision::F32).unwrap();
-    let mut writer = create();
-    writer.push(&[0.0; 42]).unwrap();
-    assert!(matches!(writer.push(&[0.0; 7]), Err(DataError::Shape { .. })));
-    assert!(matches!(writer.finish(&[0; 3], &[0; 2]), Err(DataError::Shape { .. })));
-    for (train, validation) in [(2, 2), (3, 1)] {
-        let mut writer = create();
-        writer.push(&[0.0; 48]).unwrap();
-        let finished = writer.finish(&vec![0; train], &vec![0; validation]);
-        assert!(matches!(finished, Err(DataError::Shape { .. })));
-    }
-    drop(create());
+    let open = || writer(&path, &origin(), Precision::F32, Earlier::Refuse).unwrap().unwrap();
+    let shape = |result| assert!(matches!(result, Err(DataError::Shape { .. })), "{result:?}");
+    let mut writer = open();
+    push(&mut writer, 0..3);
+    push(&mut writer, 3..6);
+    shape(writer.push(&[0.0; 18], &[0; 2]));
+    shape(writer.push(&[0.0; 7], &[0]));
+    shape(writer.push(&[0.0; 12], &[0; 3]));
+    shape(writer.finish());
+    assert!(!path.exists());
+    let labels =
+        LatentsWriter::open(&path, &origin(), SIZES, Precision::F32, vec![0; 4], Earlier::Replace);
+    shape(labels.map(drop));
+    fs::remove_file(dir.path().join("l.safetensors.partial")).unwrap();
+    drop(open());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// However an interruption cuts the file: inside the header, the labels or a row, or after any row.
+#[test]
+fn a_file_is_gone_on_with_after_an_interruption_at_any_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, partial) =
+        (dir.path().join("l.safetensors"), dir.path().join("l.safetensors.partial"));
+    written(&path, Precision::F16);
+    let whole = fs::read(&path).unwrap();
+    let first_row = whole.len() - 8 * 12;
+    fs::remove_file(&path).unwrap();
+    for cut in 0..whole.len() {
+        fs::write(&partial, &whole[..cut]).unwrap();
+        let open = |earlier| writer(&path, &origin(), Precision::F16, earlier);
+        let expected = cut.saturating_sub(first_row) / 12;
+        if expected > 0 {
+            let said = open(Earlier::Refuse).map(drop).unwrap_err().to_string();
+            assert!(said.contains(".partial") && said.contains("--resume"), "{said}");
+            assert_eq!(fs::read(&partial).unwrap(), whole[..cut], "it has been left alone");
+        }
+        let mut on = open(Earlier::GoOn).unwrap().unwrap();
+        assert_eq!(on.done(), expected, "cut at {cut}");
+        // Rows of an unfinished piece are made again.
+        let again = expected - expected.min(1);
+        on.cut(again).unwrap();
+        (again..8).for_each(|row| push(&mut on, row..row + 1));
+        on.finish().unwrap();
+        assert!(fs::read(&path).unwrap() == whole && !partial.exists(), "cut at {cut}");
+        assert!(open(Earlier::GoOn).unwrap().is_none(), "nothing is left to do");
+        fs::remove_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn only_rows_of_the_same_file_are_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, partial) =
+        (dir.path().join("l.safetensors"), dir.path().join("l.safetensors.partial"));
+    let said = |origin: &Origin, precision| {
+        writer(&path, origin, precision, Earlier::GoOn).map(drop).unwrap_err().to_string()
+    };
+    let mut begun = writer(&path, &origin(), Precision::F32, Earlier::Refuse).unwrap().unwrap();
+    push(&mut begun, 0..1);
+    assert!(said(&origin(), Precision::F32).contains("another `sar` writes it"));
+    drop(begun);
+    let kept = fs::read(&partial).unwrap();
+    let tokenizer = Origin { tokenizer: "u".into(), ..origin() };
+    let seed = Origin { seed: 5, ..origin() };
+    for (other, precision, expected) in [
+        (&tokenizer, Precision::F32, "another tokenizer"),
+        (&seed, Precision::F32, "another --seed"),
+        (&origin(), Precision::F16, "--half"),
+    ] {
+        let said = said(other, precision);
+        assert!(said.contains(expected) && said.contains("--force"), "{said}");
+    }
+    assert_eq!(fs::read(&partial).unwrap(), kept);
+    // A complete file of something else is not gone on with either, and stays.
+    fs::rename(&partial, dir.path().join("aside")).unwrap();
+    for other in [&b"of a user"[..], b"", &[0; 4000]] {
+        fs::write(&path, other).unwrap();
+        assert!(said(&origin(), Precision::F32).contains("choose another --out"));
+        assert_eq!(fs::read(&path).unwrap(), other);
+    }
+    assert!(!partial.exists());
+    written(&path, Precision::F32);
+    assert!(said(&tokenizer, Precision::F32).contains("another tokenizer"));
+    // One that was begun is replaced if asked, and so is the complete one once the other is.
+    fs::write(&partial, &kept).unwrap();
+    let mut anew = writer(&path, &tokenizer, Precision::F32, Earlier::Replace).unwrap().unwrap();
+    assert_eq!(anew.done(), 0);
+    for rows in [0..3, 3..6, 6..8] {
+        push(&mut anew, rows);
+    }
+    anew.finish().unwrap();
+    assert_eq!(Latents::open(&path).unwrap().origin(), &tokenizer);
+}
+
+/// Where an image cannot be read, the next one stands in its place, with its own label.
+#[test]
+fn a_label_is_that_of_the_image_that_was_encoded() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("l.safetensors");
+    let open = |earlier| writer(&path, &origin(), Precision::F32, earlier).unwrap().unwrap();
+    let mut first = open(Earlier::Refuse);
+    first.push(&[0.0; 12], &[5, 7]).unwrap();
+    drop(first);
+    let mut on = open(Earlier::GoOn);
+    on.push(&[0.5; 6], &[7]).unwrap();
+    push(&mut on, 3..6);
+    on.push(&[0.5; 12], &[8, 8]).unwrap();
+    on.finish().unwrap();
+    let latents = Latents::open(&path).unwrap();
+    let mut draws = Stream::new(0, Purpose::Augment, 0);
+    let labels = [0, 1, 2].map(|i| latents.example(i, 0, &mut draws).unwrap().1);
+    assert_eq!((labels, latents.validation_labels()), ([5, 6, 7], &[8, 8][..]));
+    assert_eq!(latents.training(2, 0).unwrap(), [0.5; 6]);
 }
 
 #[test]
@@ -82,9 +201,13 @@ fn each_difference_from_a_run_is_told() {
     let path = dir.path().join("l.safetensors");
     let sizes = Sizes { views: 1, train: 6, validation: 2, latent: [2, 1, 3] };
     let written = |label: u32| {
-        let mut writer = LatentsWriter::create(&path, &origin(), sizes, Precision::F32).unwrap();
-        writer.push(&[0.0; 48]).unwrap();
-        writer.finish(&[0, 0, 0, 1, 1, 1], &[0, label]).unwrap();
+        let labels = vec![0, 0, 0, 1, 1, 1, 0, label];
+        let (origin, earlier) = (origin(), Earlier::Replace);
+        let writer = LatentsWriter::open(&path, &origin, sizes, Precision::F32, labels, earlier);
+        let mut writer = writer.unwrap().unwrap();
+        writer.push(&[0.0; 36], &[0, 0, 0, 1, 1, 1]).unwrap();
+        writer.push(&[0.0; 12], &[0, label]).unwrap();
+        writer.finish().unwrap();
         Latents::open(&path).unwrap()
     };
     let latents = written(1);

@@ -1,10 +1,10 @@
 //! Latents that a generator is trained on in place of images.
 
-use super::{Encoder, Use, latent, progress};
+use super::{Cut, Encoder, Use, Work, earlier, kept, latent};
 use crate::backend::Compute;
 use crate::cli::TokenizerEncodeArgs;
 use crate::commands::latents;
-use crate::data::{LatentsWriter, Precision, Sizes, View};
+use crate::data::{LatentsWriter, Precision, Sizes};
 use crate::run::memory;
 
 /// Writes some views of every training image, then the held-out images.
@@ -29,36 +29,31 @@ pub(super) fn write<B: Compute>(
         eprintln!("{views} views of each training image; the file takes {}", memory::text(bytes));
     }
     let origin = latents::origin(encoder.tokenizer, data, seed);
-    let mut writer = LatentsWriter::create(&args.out, &origin, sizes, precision)?;
-    let mut progress = progress(sizes.rows(), quiet);
-    let (mut host, mut done) = (Vec::new(), 0);
-    let mut push = |encoder: &mut Encoder<'_, B>, images: &[f32]| -> anyhow::Result<()> {
-        let dims = encoder.encode(images)?;
-        host.resize(dims.batch * sizes.values(), 0.0);
+    let labels = [data.train.labels(), data.validation.labels()].concat();
+    let writer = LatentsWriter::open(&args.out, &origin, sizes, precision, labels, earlier(args))?;
+    let Some(mut writer) = writer else { return Ok(()) };
+    let work = Work::new(data, (0..views).map(Cut::Epoch), seed);
+    match encode(&mut encoder, work, &mut writer, quiet) {
+        Ok(()) => Ok(writer.finish()?),
+        Err(error) => Err(kept(error, writer.done(), "latents", writer.partial())),
+    }
+}
+
+/// Encodes the images whose latents are missing.
+fn encode<B: Compute>(
+    encoder: &mut Encoder<'_, B>,
+    mut work: Work<'_>,
+    writer: &mut LatentsWriter,
+    quiet: bool,
+) -> anyhow::Result<()> {
+    let missing = work.missing(encoder.batch, writer.done());
+    writer.cut(missing.0)?;
+    let mut host = Vec::new();
+    work.carry_out(missing, ("latents", quiet), |images| {
+        let dims = encoder.encode(&images.values_b)?;
+        host.resize(dims.batch * dims.channels * dims.height * dims.width, 0.0);
         encoder.backend.download(&encoder.latents, 0, &mut host)?;
-        writer.push(&host)?;
-        done += dims.batch as u64;
-        progress.update(done, "");
-        Ok(())
-    };
-    let batch = encoder.batch;
-    let mut train_labels = Vec::with_capacity(sizes.train);
-    for number in 0..views {
-        let view = View::new(data, seed, number);
-        train_labels.clear();
-        for first in (0..sizes.train).step_by(batch) {
-            let images = view.batch(first..sizes.train.min(first + batch))?;
-            push(&mut encoder, &images.values_b)?;
-            train_labels.extend(images.labels_b);
-        }
-    }
-    let mut validation_labels = Vec::with_capacity(sizes.validation);
-    for first in (0..sizes.validation).step_by(batch) {
-        let images = data.validation.batch(first, batch)?;
-        push(&mut encoder, &images.values_b)?;
-        validation_labels.extend(images.labels_b);
-    }
-    writer.finish(&train_labels, &validation_labels)?;
-    progress.finish(&format!("{} latents", sizes.rows()));
-    Ok(())
+        writer.push(&host, &images.labels_b)?;
+        Ok(writer.done())
+    })
 }

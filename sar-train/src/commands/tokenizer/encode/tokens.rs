@@ -1,17 +1,15 @@
 //! The tokens of one schedule.
 
-use super::{Encoder, Use, progress};
+use super::{Cut, Encoder, Use, Work, earlier, kept};
 use crate::backend::Compute;
 use crate::cli::TokenizerEncodeArgs;
 use crate::commands::tokenizer::check_grids;
-use crate::data::Dataset;
-use crate::files::write_whole;
+use crate::data::{Augment, Batch, Origin, TokensWriter};
+use crate::hash::sha256_of;
 use crate::model::tokenizer::QuantizerMemory;
-use anyhow::Context as _;
 use sar_math::ScaleSchedule;
-use std::path::Path;
 
-/// Writes the tokens as safetensors.
+/// Writes the tokens of all images, cut in the middle; training images first.
 pub(super) fn write<B: Compute>(
     encoder: Encoder<'_, B>,
     args: &TokenizerEncodeArgs,
@@ -28,18 +26,21 @@ pub(super) fn write<B: Compute>(
          --image-side"
     );
     check_grids(encoder.tokenizer, &schedule, side)?;
-    let mut progress = progress(data.train.len() + data.validation.len(), quiet);
+    let origin = Origin {
+        tokenizer: sha256_of(&encoder.tokenizer.weights),
+        images: data.fingerprint(),
+        augment: Augment::evaluation(side),
+        seed: 0,
+    };
+    let labels = [data.train.labels(), data.validation.labels()];
+    let writer = TokensWriter::open(&args.out, &origin, &schedule, labels, earlier(args))?;
+    let Some(mut writer) = writer else { return Ok(()) };
     let mut coder = Coder::new(encoder, schedule)?;
-    let mut coded = Coded::default();
-    for (set, validation) in [(&data.train, 0), (&data.validation, 1)] {
-        for first in (0..set.len()).step_by(coder.encoder.batch) {
-            coder.code(set, first, validation, &mut coded)?;
-            progress.update(coded.labels.len() as u64, "");
-        }
+    let work = Work::new(data, [Cut::Training].into_iter(), origin.seed);
+    match coder.encode(work, &mut writer, quiet) {
+        Ok(()) => Ok(writer.finish()?),
+        Err(error) => Err(kept(error, writer.done(), "images' tokens", writer.partial())),
     }
-    coded.write(&args.out, schedule.tokens(), &schedule.to_string())?;
-    progress.finish(&format!("{} images of {} tokens", coded.labels.len(), schedule.tokens()));
-    Ok(())
 }
 
 /// Encodes images to codes, a batch at a time.
@@ -61,55 +62,30 @@ impl<'a, B: Compute> Coder<'a, B> {
         })
     }
 
-    /// Adds the codes of images `first..` of a set, at most a batch.
-    fn code(
+    /// Encodes the images whose tokens are missing.
+    fn encode(
         &mut self,
-        set: &Dataset,
-        first: usize,
-        validation: u32,
-        coded: &mut Coded,
+        mut work: Work<'_>,
+        writer: &mut TokensWriter,
+        quiet: bool,
     ) -> anyhow::Result<()> {
-        let images = set.batch(first, self.encoder.batch)?;
+        let missing = work.missing(self.encoder.batch, writer.done());
+        writer.cut(missing.0)?;
+        let what = format!("images of {} tokens", self.schedule.tokens());
+        work.carry_out(missing, (&what, quiet), |images| {
+            writer.push(&self.code(images)?, &images.labels_b)?;
+            Ok(writer.done())
+        })
+    }
+
+    /// Returns the codes of at most a batch of images, `[b, T]`.
+    fn code(&mut self, images: &Batch) -> anyhow::Result<Vec<u32>> {
         let dims = self.encoder.encode(&images.values_b)?;
         let (backend, tokenizer) = (self.encoder.backend, self.encoder.tokenizer);
-        let (batch, t) = (dims.batch, self.schedule.tokens());
         let (latents, coding, codes) = (&self.encoder.latents, &mut self.coding, &mut self.codes);
         tokenizer.quantizer.codes(backend, coding, dims, &self.schedule, latents, codes)?;
-        let done = coded.ids.len();
-        coded.ids.resize(done + batch * t, 0);
-        backend.download_ids(&self.codes, 0, &mut coded.ids[done..])?;
-        coded.validation.extend(std::iter::repeat_n(validation, batch));
-        coded.labels.extend(images.labels_b);
-        Ok(())
-    }
-}
-
-/// The tokens of a data set, training images first.
-#[derive(Default)]
-struct Coded {
-    /// `[images, T]`.
-    ids: Vec<u32>,
-    labels: Vec<u32>,
-    /// 1 for images held out for validation.
-    validation: Vec<u32>,
-}
-
-impl Coded {
-    /// Writes all of it as safetensors, with the schedule in the metadata.
-    fn write(&self, path: &Path, tokens: usize, schedule: &str) -> anyhow::Result<()> {
-        use safetensors::tensor::{Dtype, TensorView};
-        let bytes = |v: &[u32]| v.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
-        let images = self.labels.len();
-        let (ids, labels, validation) =
-            (bytes(&self.ids), bytes(&self.labels), bytes(&self.validation));
-        let views = [
-            ("ids", TensorView::new(Dtype::U32, vec![images, tokens], &ids)?),
-            ("labels", TensorView::new(Dtype::U32, vec![images], &labels)?),
-            ("validation", TensorView::new(Dtype::U32, vec![images], &validation)?),
-        ];
-        let metadata = [("schedule".to_owned(), schedule.to_owned())].into();
-        let file = safetensors::serialize(views, Some(metadata))?;
-        write_whole(path, &file).with_context(|| format!("{}", path.display()))?;
-        Ok(())
+        let mut ids = vec![0; dims.batch * self.schedule.tokens()];
+        backend.download_ids(&self.codes, 0, &mut ids)?;
+        Ok(ids)
     }
 }
