@@ -38,7 +38,7 @@ pub use device::{
     Device, Driver, Dry, GuidanceRamp, Kernel, KernelArg, Launch, ScaleTable, ScaleWeights,
 };
 #[cfg(feature = "emulator")]
-pub use device::{Emulator, ORDERS, PtxDevice, TestDevice};
+pub use device::{Emulator, ORDERS, PtxDevice, TestDevice, lend_emulator};
 pub use error::CudaError;
 pub use gemm::{DataType, Gemm, Matrix, Sample};
 pub use half::bf16;

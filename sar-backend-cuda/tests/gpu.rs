@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use sar_backend_cuda::{CudaBackend, Driver, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, Driver, Storage, TestDevice, bf16};
 use sar_math::backend::{Buffers, Linear, LinearDims, Slot, TransformerOps, Write};
 use sar_math::conformance::{Case, fingerprints, run_all};
 
@@ -12,7 +12,7 @@ use sar_math::conformance::{Case, fingerprints, run_all};
 const CASES: u64 = 3;
 
 fn gpu<S: Storage>() -> Option<CudaBackend<S, Driver>> {
-    match Driver::new(0).and_then(CudaBackend::new) {
+    match TestDevice::gpu().and_then(CudaBackend::new) {
         Ok(backend) => Some(backend),
         Err(error) => {
             assert!(std::env::var_os("SAR_REQUIRE_GPU").is_none(), "{error}");

@@ -5,7 +5,10 @@
 //! is first written, but for scratch, which is NaN, and stands between guards that are checked whenever it is
 //! read or released.
 
+mod lent;
 mod replays;
+
+pub use lent::lend_emulator;
 
 use super::{Device, Launch};
 use crate::error::CudaError;

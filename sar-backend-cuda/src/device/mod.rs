@@ -15,7 +15,7 @@ pub use args::{GuidanceRamp, KernelArg, ScaleTable, ScaleWeights};
 pub use driver::Driver;
 pub use dry::Dry;
 #[cfg(feature = "emulator")]
-pub use emulator::Emulator;
+pub use emulator::{Emulator, lend_emulator};
 #[cfg(feature = "emulator")]
 pub use ptx::PtxDevice;
 #[cfg(feature = "emulator")]

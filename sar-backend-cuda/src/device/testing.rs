@@ -1,7 +1,7 @@
 //! The device that tests run on: the emulator; the PTX that NVRTC makes of the kernels, carried out on the
 //! CPU, if `SAR_PTX` names an architecture; or the GPU, if `SAR_REQUIRE_GPU` is set.
 
-use super::{Device, Driver, Emulator, Launch, PtxDevice};
+use super::{Device, Driver, Emulator, Launch, PtxDevice, lend_emulator};
 use crate::error::CudaError;
 use crate::gemm::Gemm;
 use crate::work::Tally;
@@ -50,13 +50,23 @@ impl TestDevice {
         Self::with_order(1, 0)
     }
 
+    /// The GPU of this machine; or the fake CUDA of the tests, if that is where the environment leads.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be used.
+    pub fn gpu() -> Result<Driver, CudaError> {
+        let driver = Driver::new(0)?;
+        lend_emulator()?;
+        Ok(driver)
+    }
+
     /// Like [`Emulator::with_order`]; PTX is carried out by one thread, and a GPU has an order of its own.
     ///
     /// # Errors
     /// As [`TestDevice::new`].
     pub fn with_order(threads: u32, order: u64) -> Result<Self, CudaError> {
         if std::env::var_os(REQUIRE_GPU).is_some() {
-            return Driver::new(0).map(Self::Gpu);
+            return Self::gpu().map(Self::Gpu);
         }
         match std::env::var_os(PTX) {
             // If the name is not an architecture, NVRTC reports it.

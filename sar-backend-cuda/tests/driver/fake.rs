@@ -3,8 +3,8 @@
 //! Libraries are loaded once a process, and the fake is set up by environment variables; so a
 //! scenario is a test that runs itself again in a process of its own.
 
-use sar_backend_cuda::{Cache, CudaBackend, CudaError, Driver, Storage};
-use std::ffi::{c_char, c_int, c_void};
+use sar_backend_cuda::{Cache, CudaBackend, CudaError, Driver, Storage, lend_emulator};
+use std::ffi::{c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -23,35 +23,6 @@ const ELSEWHERE: [&str; 5] =
 /// Sources by library: file, folder.
 const SOURCES: [(&str, &str); 3] =
     [("libcuda.so.1", "driver"), ("libnvrtc.so.12", "nvrtc"), ("libcublasLt.so.12", "cublaslt")];
-
-type Launcher = unsafe extern "C" fn(
-    *const c_char,
-    *const u32,
-    *const u32,
-    u32,
-    *const *mut c_void,
-    u32,
-    u64,
-    *mut c_char,
-    usize,
-) -> c_int;
-type Parameters = unsafe extern "C" fn(*const c_char) -> *const c_int;
-
-// Of the emulator that the crate is built with.
-unsafe extern "C" {
-    fn sar_emu_launch(
-        key: *const c_char,
-        grid: *const u32,
-        block: *const u32,
-        shared: u32,
-        args: *const *mut c_void,
-        os_threads: u32,
-        seed: u64,
-        error: *mut c_char,
-        error_len: usize,
-    ) -> c_int;
-    fn sar_emu_parameters(key: *const c_char) -> *const c_int;
-}
 
 /// Defines a test that runs in a process of its own, on a fake set up by `[(variable, value), ..]`.
 macro_rules! scenario {
@@ -111,12 +82,7 @@ impl Fake {
     /// A device on the fake. The code under test opens the libraries first, as it does on a GPU.
     pub fn driver(&self) -> Result<Driver, CudaError> {
         let driver = Driver::with_cache(0, Cache::at(self.cache()))?;
-        // SAFETY: the emulator's functions have these types.
-        unsafe {
-            let name = b"sar_fake_set_launcher";
-            let set: extern "C" fn(Launcher, Parameters) = self.function("libcuda.so.1", name);
-            set(sar_emu_launch, sar_emu_parameters);
-        }
+        assert!(lend_emulator()?, "not the fake");
         Ok(driver)
     }
 

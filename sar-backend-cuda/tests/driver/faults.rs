@@ -235,6 +235,27 @@ scenario! {
 }
 
 scenario! {
+    /// The pool keeps what was given back, which serves nothing larger.
+    fn room_is_made_of_what_the_pool_keeps(fake) on [("SAR_FAKE_MEMORY", "67108864")]; {
+        let backend = fake.backend::<f32>().unwrap();
+        // Beside 34 MiB of the backend's own: two of the smaller pieces, or the larger one alone.
+        let (piece, all) = (3 << 20, 6 << 20);
+        let pieces = [backend.activation(piece).unwrap(), backend.activation(piece).unwrap()];
+        drop(pieces);
+        let mut whole = backend.activation(all).unwrap();
+        backend.upload(&vec![1.0; all], &mut whole, 0).unwrap();
+        let held = backend.activation(all).map(drop).unwrap_err();
+        assert!(matches!(held, CudaError::OutOfMemory { .. }), "what is held stays: {held}");
+        let mut host = [0.0; 2];
+        backend.download(&whole, all - 2, &mut host).unwrap();
+        assert_eq!(host, [1.0; 2]);
+        drop(whole);
+        drop(backend);
+        fake.expect_clean();
+    }
+}
+
+scenario! {
     fn what_the_backend_keeps_is_counted(fake) on [("SAR_FAKE_MEMORY", "67108864")]; {
         let backend = fake.backend::<f32>().unwrap();
         let own = Driver::PRODUCT_SPACE + SCRATCH;

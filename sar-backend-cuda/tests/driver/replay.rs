@@ -110,8 +110,13 @@ scenario! {
     fn a_panic_while_recording_leaves_the_stream_usable(fake) on []; {
         let mut counter = Counter::new(fake);
         counter.count((1, 0), nothing).unwrap();
+        // Memory that the unwinding gives back.
+        let buffer = std::cell::RefCell::new(Some(counter.backend.activation(10).unwrap()));
         let panicking = std::panic::AssertUnwindSafe(|| {
-            counter.count((1, 0), |_| panic!("of the test"))
+            counter.count((1, 0), |_| {
+                let _given_back = buffer.take();
+                panic!("of the test")
+            })
         });
         std::panic::catch_unwind(panicking).unwrap_err();
         assert_eq!(counter.read(), 1.0);

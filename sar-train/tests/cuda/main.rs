@@ -168,7 +168,7 @@ fn ptx(order: u64) -> Option<PtxDevice> {
 }
 
 fn gpu() -> Option<Driver> {
-    match Driver::new(0) {
+    match TestDevice::gpu() {
         Ok(driver) => Some(driver),
         Err(error) => {
             assert!(std::env::var_os("SAR_REQUIRE_GPU").is_none(), "{error}");

@@ -1,8 +1,8 @@
 //! Sampling runs on the CUDA backend beside the CPU backend's.
 
-use super::{CHANNELS, CLASSES, KINDS, Kind, VOCAB, World, as_var, config, each, emulated};
+use super::{CHANNELS, CLASSES, KINDS, Kind, VOCAB, World, as_var, config, each, emulated, gpu};
 use sar_backend_cpu::CpuBackend;
-use sar_backend_cuda::{CudaBackend, Device as _, ORDERS, Storage, bf16};
+use sar_backend_cuda::{CudaBackend, Device as _, ORDERS, Storage, TestDevice, bf16};
 use sar_math::backend::{Backend, Buffers as _, Choice, DrawKeys, Filter, LatentDims};
 use sar_math::guidance::Guidance;
 use sar_math::philox::{Purpose, Stream};
@@ -117,6 +117,37 @@ fn weights_that_take_the_place_of_others_are_seen_to_be_others() {
             assert_eq!(codes_of(&uploaded(seed)), codes, "seed {seed}");
         }
     }
+}
+
+/// Where a device records, each scale is recorded once and replayed from then on: whatever is drawn, for whomever.
+#[test]
+fn each_scale_is_recorded_once() {
+    let Some(driver) = gpu() else { return };
+    let backend = CudaBackend::<bf16, _>::new(TestDevice::Gpu(driver)).unwrap();
+    let recorded = || match backend.device() {
+        TestDevice::Gpu(driver) => driver.recorded(),
+        _ => unreachable!("it was made of a driver"),
+    };
+    let (config, filter) = (config(Mode::Teacher), Filter { top_k: 20, top_p: 0.95 });
+    let (world, schedule) = (World::new(&config), config.generator.schedule);
+    let (generator, quantizer) = (&world.generator, world.quantizer(&backend));
+    let frozen = world.generator.frozen(&backend, &world.weights).unwrap();
+    let mut sampler = Sampler::new(&backend, generator, &quantizer, 2, &schedule, true).unwrap();
+    let model = Model { generator, params: &frozen, quantizer: &quantizer };
+    let mut expected = 0;
+    for (batch, calls) in [(2, 4), (1, 3)] {
+        for call in 0..calls {
+            let keys = DrawKeys { seed: call, first_image: 7 * call };
+            let guidance = Guidance::Sampling(1.0 + call as f64).ramp(schedule.len());
+            let decoding = Decoding { guidance, choice: Choice::Draw(filter, keys) };
+            let labels = [call as u32 % 2, 2];
+            sampler.run(&backend, model, &labels[..batch], &decoding, None).unwrap();
+            // The first call of a size runs, the second records.
+            expected += if call == 1 { schedule.len() } else { 0 };
+            assert_eq!(recorded(), expected, "call {call} of {batch} images");
+        }
+    }
+    drop((sampler, frozen, quantizer));
 }
 
 /// Modulation vectors are made once for all scales, and the head sees guided features alone.

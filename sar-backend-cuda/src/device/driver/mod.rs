@@ -138,6 +138,11 @@ impl Driver {
         locked(&self.plans).tried()
     }
 
+    /// Number of sequences of launches that are recorded as graphs.
+    pub fn recorded(&self) -> usize {
+        locked(&self.recordings).recorded()
+    }
+
     /// Access to the stream, for work that may be recorded.
     fn enter(&self) -> Result<Turn<'_>, CudaError> {
         let turn = Turn { _pass: self.gate.pass(), stream: self.stream.cu_stream() };
@@ -347,6 +352,8 @@ impl Device for Driver {
                 Ok(())
             }
             Next::Record => {
+                // Of a recording that a panic ended.
+                self.pool.release_deferred(self.stream.cu_stream());
                 let recorded = self.gate.record(self.stream.cu_stream(), work);
                 let released = self.pool.release_deferred(self.stream.cu_stream());
                 let recording = State::Recorded(recorded?);

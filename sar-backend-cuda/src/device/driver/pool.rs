@@ -3,12 +3,13 @@
 use super::errors::{failed, out_of_memory};
 use super::locked;
 use crate::error::CudaError;
-use cudarc::driver::{CudaContext, result, sys};
+use cudarc::driver::{CudaContext, DriverError, result, sys};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Counts of the bytes held from the pool, now and at most.
 pub(super) struct Pool {
+    pool: sys::CUmemoryPool,
     held: AtomicUsize,
     peak: AtomicUsize,
     /// Memory released while the stream was recorded.
@@ -18,21 +19,27 @@ pub(super) struct Pool {
 impl Pool {
     /// The pool of a context, of which `kept` bytes are held from the start.
     pub(super) fn of(context: &CudaContext, kept: usize) -> Result<Self, CudaError> {
-        keep_freed_memory(context)?;
         Ok(Self {
+            pool: keeping_freed_memory(context)?,
             held: AtomicUsize::new(kept),
             peak: AtomicUsize::new(kept),
             released: Mutex::default(),
         })
     }
 
-    /// Allocates zeroed memory, in the stream's order.
+    /// Allocates zeroed memory, in the stream's order. Where there is no room, what the pool keeps in pieces that are too
+    /// small is given back to the system first.
     pub(super) fn allocate(&self, stream: sys::CUstream, bytes: usize) -> Result<u64, CudaError> {
         let in_use = self.held.load(Ordering::Relaxed);
         // SAFETY: memory of the stream, zeroed in its order before the address is returned.
         let address = unsafe {
-            let address =
-                result::malloc_async(stream, bytes).map_err(out_of_memory(bytes, in_use))?;
+            let allocated = match result::malloc_async(stream, bytes) {
+                Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) if self.trim(stream) => {
+                    result::malloc_async(stream, bytes)
+                }
+                allocated => allocated,
+            };
+            let address = allocated.map_err(out_of_memory(bytes, in_use))?;
             if let Err(error) = result::memset_d8_async(address, 0, bytes, stream) {
                 let _ = result::free_async(address, stream);
                 return Err(failed("cuMemsetD8Async")(error));
@@ -42,6 +49,15 @@ impl Pool {
         let held = self.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.peak.fetch_max(held, Ordering::Relaxed);
         Ok(address)
+    }
+
+    /// Gives freed memory back to the system once the work that used it has ended; whether that could be done.
+    fn trim(&self, stream: sys::CUstream) -> bool {
+        // SAFETY: the stream is alive, and the pool is the device's own.
+        unsafe {
+            result::stream::synchronize(stream).is_ok()
+                && sys::cuMemPoolTrimTo(self.pool, 0).result().is_ok()
+        }
     }
 
     /// Frees memory, in the stream's order.
@@ -77,9 +93,9 @@ impl Pool {
     }
 }
 
-/// Makes the driver's pool keep freed memory, which it would otherwise return to the system at every
+/// The driver's pool, made to keep freed memory, which it would otherwise return to the system at every
 /// synchronisation.
-fn keep_freed_memory(context: &CudaContext) -> Result<(), CudaError> {
+fn keeping_freed_memory(context: &CudaContext) -> Result<sys::CUmemoryPool, CudaError> {
     let most = u64::MAX;
     // SAFETY: the device is a valid one, and the attribute a 64-bit number.
     unsafe {
@@ -88,6 +104,7 @@ fn keep_freed_memory(context: &CudaContext) -> Result<(), CudaError> {
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         sys::cuMemPoolSetAttribute(pool, attribute, (&raw const most).cast_mut().cast())
             .result()
-            .map_err(failed("cuMemPoolSetAttribute"))
+            .map_err(failed("cuMemPoolSetAttribute"))?;
+        Ok(pool)
     }
 }

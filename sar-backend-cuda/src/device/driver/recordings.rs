@@ -88,6 +88,11 @@ impl Recordings {
         }
     }
 
+    /// Number of keys with a recording.
+    pub(super) fn recorded(&self) -> usize {
+        self.by_key.values().filter(|(state, _)| matches!(state, State::Recorded(_))).count()
+    }
+
     /// Keeps the state of a key; if there are too many, the least recently used one is dropped.
     pub(super) fn remember(&mut self, key: (u64, u64), state: State) {
         if self.by_key.len() >= MOST && !self.by_key.contains_key(&key) {

@@ -2,6 +2,8 @@
 // on released memory is noticed. Every allocation is filled with NaN and stands between guards.
 #include "state.h"
 #include <cstring>
+#include <iterator>
+#include <set>
 #include <sys/mman.h>
 
 using namespace fake;
@@ -19,6 +21,7 @@ struct Allocation {
     bool held;          // in the order of the stream: between its allocation and its release
     bool freed;         // cuMemFreeAsync was called
     bool of_graph;      // allocated by a captured call
+    size_t block;       // bytes that the pool took from the device for it
     unsigned char* pages;
     size_t page_bytes;
 };
@@ -26,8 +29,10 @@ struct Allocation {
 struct Memory {
     unsigned char* region = nullptr;
     size_t used = 0;
-    size_t in_use = 0;
+    size_t taken = 0;   // by the pool, from the device
     std::map<Address, Allocation> all;
+    std::set<Address> held;
+    std::multimap<size_t, Address> idle; // blocks that were given back to the pool, by their bytes
 };
 
 Memory& memory() {
@@ -45,7 +50,7 @@ bool reserve_region() {
 }
 
 // Addresses for so many bytes; memory behind them comes with `hold`.
-Address reserve(size_t bytes, bool of_graph) {
+Address reserve(size_t bytes, bool of_graph, size_t block) {
     if (!reserve_region()) return 0;
     Memory& m = memory();
     const size_t page_bytes = (bytes + 2 * GUARD + PAGE - 1) / PAGE * PAGE;
@@ -53,7 +58,7 @@ Address reserve(size_t bytes, bool of_graph) {
     unsigned char* pages = m.region + m.used;
     m.used += page_bytes + PAGE; // one page that nobody may touch in between
     const Address start = reinterpret_cast<Address>(pages) + GUARD;
-    m.all[start] = Allocation{bytes, false, false, of_graph, pages, page_bytes};
+    m.all[start] = Allocation{bytes, false, false, of_graph, block, pages, page_bytes};
     return start;
 }
 
@@ -63,6 +68,7 @@ Status hold(Address start) {
     if (mprotect(a.pages, a.page_bytes, PROT_READ | PROT_WRITE) != 0) return OUT_OF_MEMORY;
     std::memset(a.pages, POISON, a.page_bytes);
     a.held = true;
+    memory().held.insert(start);
     return SUCCESS;
 }
 
@@ -88,6 +94,7 @@ void let_go(Address start) {
     if (!a.held) return;
     check_guards_of(start, a);
     a.held = false;
+    memory().held.erase(start);
     madvise(a.pages, a.page_bytes, MADV_DONTNEED);
     mprotect(a.pages, a.page_bytes, PROT_NONE);
 }
@@ -118,9 +125,7 @@ Status check_range(const std::string& who, Range range) {
 }
 
 void check_guards() {
-    for (const auto& [start, a] : memory().all) {
-        if (a.held) check_guards_of(start, a);
-    }
+    for (const Address start : memory().held) check_guards_of(start, memory().all.at(start));
 }
 
 void release_memory(bool complain_of_leaks) {
@@ -128,7 +133,8 @@ void release_memory(bool complain_of_leaks) {
         if (complain_of_leaks && a.held && !a.freed) complain("memory is left when its context goes");
         let_go(start);
     }
-    memory().in_use = 0;
+    memory().taken = 0;
+    memory().idle.clear();
 }
 
 size_t held_allocations() {
@@ -150,17 +156,38 @@ CUDA_API int cuMemPoolSetAttribute(void* pool, int attribute, void* value) {
     return attribute == 4 ? SUCCESS : INVALID_VALUE; // RELEASE_THRESHOLD, a cuuint64_t
 }
 
+// Gives back to the device what is idle, once its release has run.
+CUDA_API int cuMemPoolTrimTo(void* pool, size_t least) {
+    const auto guard = lock();
+    Memory& m = memory();
+    if (pool != &m) return INVALID_VALUE;
+    for (auto block = m.idle.begin(); block != m.idle.end();) {
+        const bool goes = m.all.at(block->second).held == false && m.taken >= least + block->first;
+        if (goes) m.taken -= block->first;
+        block = goes ? m.idle.erase(block) : std::next(block);
+    }
+    return SUCCESS;
+}
+
 CUDA_API int cuMemAllocAsync(Address* address, size_t bytes, void* handle) {
     const auto guard = lock();
     Stream* stream;
     if (const Status status = ready(handle, stream)) return status;
     if (bytes == 0 || address == nullptr) return INVALID_VALUE;
     const auto limit = static_cast<size_t>(setting("SAR_FAKE_MEMORY", 8ll << 30));
-    if (bytes > limit - memory().in_use) return OUT_OF_MEMORY;
+    Memory& m = memory();
+    // A block of the pool that is idle serves what fits into it; nothing joins two of them.
+    const auto idle = m.idle.lower_bound(bytes);
+    const bool reused = idle != m.idle.end();
+    if (!reused && bytes > limit - m.taken) return OUT_OF_MEMORY;
     const bool captured = stream->capture != nullptr;
-    const Address start = reserve(bytes, captured);
+    const Address start = reserve(bytes, captured, reused ? idle->first : bytes);
     if (start == 0) return OUT_OF_MEMORY;
-    memory().in_use += bytes;
+    if (reused) {
+        m.idle.erase(idle);
+    } else {
+        m.taken += bytes;
+    }
     *address = start;
     return submit(stream, {"cuMemAllocAsync", {}, [start] { return hold(start); }});
 }
@@ -178,7 +205,7 @@ CUDA_API int cuMemFreeAsync(Address start, void* handle) {
     if (stream->capture && !found->second.of_graph) return INVALID_VALUE;
     if (!stream->capture) {
         found->second.freed = true;
-        memory().in_use -= found->second.bytes;
+        memory().idle.emplace(found->second.block, start);
     }
     const auto release = [start] {
         let_go(start);
