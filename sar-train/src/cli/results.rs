@@ -253,6 +253,9 @@ pub struct EvalArgs {
     /// same file if it was made in the same way, otherwise beside it.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Measure only what earlier calls have not, by the same settings: to go on after an interruption.
+    #[arg(long)]
+    pub resume: bool,
     /// Evaluate the running average of the weights, where the checkpoint has one.
     #[arg(long)]
     pub ema: bool,

@@ -5,7 +5,7 @@ use super::inputs::Inputs;
 use super::tokenizer::{TokenizerWork, Trained, reconstruct};
 use crate::backend::Compute;
 use crate::cli::{DemoArgs, GlobalArgs};
-use crate::config::{Config, Mode, Preset, SampleConfig, SarConfig};
+use crate::config::{Config, EvalConfig, Mode, Preset, SampleConfig, SarConfig};
 use crate::data::{self, Data, DataConfig, grid};
 use crate::eval::{AnyError, EvalOptions, Evaluator, SamplerSettings, prepare};
 use crate::files::absolute;
@@ -84,6 +84,7 @@ pub fn run<B: Compute>(backend: &B, args: &DemoArgs, global: &GlobalArgs) -> any
         config,
         root: &root,
         interrupt: Interrupt::listen()?,
+        program: format!("sar {}, {}", env!("CARGO_PKG_VERSION"), global.computed()),
         quiet: global.quiet,
     };
     // Only an interruption is reported as one: after Ctrl-C, too, a full disk may keep a run from being saved.
@@ -141,6 +142,14 @@ fn configuration(budget: &Budget, seed: u64) -> anyhow::Result<Config> {
     t.sample_every = 0;
     t.keep = 1;
     config.sample.guidance = 0.5;
+    // So that `sar eval` measures a run of the demonstration as it was measured here.
+    config.sample.seed = SAMPLING_SEEDS[0];
+    config.eval = EvalConfig {
+        guidance: budget.guidances.to_vec(),
+        samples: budget.samples,
+        seeds: SAMPLING_SEEDS.len() as u64,
+        classifier_steps: budget.classifier_steps,
+    };
     config.validate()?;
     Ok(config)
 }
@@ -152,6 +161,8 @@ struct Demo<'d, B: Compute> {
     data: Data,
     root: &'d RunFolder,
     interrupt: Interrupt,
+    /// The program, its backend and number type, as results name them.
+    program: String,
     quiet: bool,
 }
 
@@ -221,6 +232,9 @@ impl<B: Compute> Demo<'_, B> {
                 top_k: sample.top_k,
                 top_p: sample.top_p,
                 schedule: self.config.generator.schedule.to_string(),
+                program: self.program.clone(),
+                tokenizer_sha256: sha256_of(&trained.loaded.weights),
+                // Each arm has weights of its own.
                 ..SamplerSettings::default()
             },
         };

@@ -16,6 +16,7 @@ use crate::config::{Config, SampleConfig};
 use crate::data::{Data, some_of};
 use crate::eval::{EvalOptions, EvalReport, Evaluator, NEIGHBOURS, SamplerSettings, prepare};
 use crate::files::{absolute, is_special, same_place};
+use crate::hash::sha256_of;
 use crate::model::classifier::ClassifierTraining;
 use crate::run::{EVAL_FILE, Interrupt, Progress};
 use crate::sample::Model;
@@ -63,13 +64,22 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     let interrupt = Interrupt::listen()?;
     // A pipe has the numbers once, when they are all there.
     let file = json.as_deref().filter(|path| !piped && !is_special(path));
-    let point = |report: &EvalReport| match file {
-        // What is measured is not lost with what comes after it.
-        Some(file) => store(report, false, file).map(drop),
-        None => Ok(()),
+    let mut begun = evaluator.report(Vec::new());
+    if let Some(file) = file.filter(|_| args.resume) {
+        store::take_up(&mut begun, file);
+    }
+    let mut failed = false;
+    let point = |report: &EvalReport| {
+        // What is measured is not lost with what comes after it, nor because there is no room for it now.
+        let Some(Err(error)) = file.map(|file| store(report, false, file)) else { return };
+        if !std::mem::replace(&mut failed, true) {
+            eprintln!(
+                "warning: {error:#}; measuring goes on, and the numbers are printed at its end"
+            );
+        }
     };
-    let mut report =
-        sweep::sweep(backend, &measured, &params, &evaluator, &interrupt, global.quiet, point)?;
+    let (with, quiet) = ((&evaluator, &begun), global.quiet);
+    let mut report = sweep::sweep(backend, &measured, &params, with, &interrupt, quiet, point)?;
     let of = measured.config.eval.guidance.len() * measured.filters.len();
     let done = report.points.len();
     if done < of {
@@ -283,6 +293,8 @@ impl<B: Compute> Measured<B> {
             data: self.data.summary.clone(),
             sampler: SamplerSettings {
                 weights: absolute(&self.generator.file).display().to_string(),
+                weights_sha256: sha256_of(&self.generator.weights),
+                tokenizer_sha256: sha256_of(&self.tokenizer.weights),
                 step: self.generator.step,
                 ramp: s.ramp.formula().to_owned(),
                 top_k: s.top_k,
@@ -324,7 +336,10 @@ fn rest(done: usize, left: &[f64]) -> String {
         return String::new();
     }
     let values: Vec<String> = left.iter().map(f64::to_string).collect();
-    format!("; --guidance {}, the other flags as they were, measures the others", values.join(","))
+    let values = values.join(",");
+    format!(
+        "; --resume, or --guidance {values}, with the other flags as they were, measures the others"
+    )
 }
 
 /// What is to be measured.

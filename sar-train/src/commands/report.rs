@@ -20,14 +20,12 @@ pub fn run(args: &ReportArgs) -> anyhow::Result<()> {
         Some(_) => place,
         None => place.context("no place for the report in the run's folder; name one with --out"),
     }?;
-    if args.out.is_some() {
-        // An earlier report is replaced, as the one in a run's folder is.
-        anyhow::ensure!(
-            !super::place::is_taken(&out) || report::is_report(&out),
-            "{} exists and is no report of this program; name another file with --out",
-            out.display()
-        );
-    }
+    // An earlier report is replaced.
+    anyhow::ensure!(
+        !super::place::is_taken(&out) || report::is_report(&out),
+        "{} exists and is no report of this program; name another file with --out",
+        out.display()
+    );
     let report = report::write(&args.runs, &out)?;
     for note in &report.notes {
         eprintln!("note: {note}");

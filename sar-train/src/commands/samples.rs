@@ -178,7 +178,8 @@ impl SampleFolder {
             return Ok(());
         }
         let text = serde_json::to_string_pretty(record)?;
-        write_whole(&path, text.as_bytes()).with_context(|| format!("{}", path.display()))
+        let written = write_whole(&path, text.as_bytes());
+        written.with_context(|| format!("{} cannot be written", path.display()))
     }
 
     pub(super) fn path(&self) -> &Path {

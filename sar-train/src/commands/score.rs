@@ -62,13 +62,14 @@ pub fn run(args: &ScoreArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     if global.backend != BackendName::Cpu {
         eprintln!("note: `sar score` runs on the CPU");
     }
-    let report = task.measure(args.save_reference.as_deref(), global.quiet)?;
+    let (report, saved) = task.measure(args.save_reference.as_deref(), global.quiet)?;
     print!("{}", text(&report));
     if let Some(json) = &args.json {
         let numbers = serde_json::to_string_pretty(&report)?;
-        write_whole(json, numbers.as_bytes()).with_context(|| format!("{}", json.display()))?;
+        let written = write_whole(json, numbers.as_bytes());
+        written.with_context(|| format!("{} cannot be written", json.display()))?;
     }
-    Ok(())
+    saved
 }
 
 /// Everything that is measured, opened and checked as far as possible before the work begins.
@@ -131,7 +132,12 @@ impl Task {
         })
     }
 
-    fn measure(self, save: Option<&Path>, quiet: bool) -> anyhow::Result<ScoreReport> {
+    /// Measures; also returns whether the reference could be saved, which the numbers do not depend on.
+    fn measure(
+        self,
+        save: Option<&Path>,
+        quiet: bool,
+    ) -> anyhow::Result<(ScoreReport, anyhow::Result<()>)> {
         let Self { samples, reference, known, seen, remembered, inception, .. } = self;
         let (weights, sha256) = self.weights;
         let made = samples.made.clone();
@@ -140,17 +146,8 @@ impl Task {
         let (source, known) = known.unzip();
         let looked = reference.map(|set| look(&inception, set, "reference", quiet)).transpose()?;
         let reference = Reference::new(known, seen.or(looked))?;
-        if let Some(path) = save {
-            let size = about_reference.as_ref().map(|set| (set.height, set.width));
-            let kept = reference.save(path, network(&sha256), size);
-            if !kept.with_context(|| format!("{}", path.display()))? && reference.has_images() {
-                eprintln!(
-                    "note: {} has statistics alone: features of so many images are too many to be read again, and \
-                     precision and recall need the images",
-                    path.display()
-                );
-            }
-        }
+        let size = about_reference.as_ref().map(|set| (set.height, set.width));
+        let saved = save.map_or(Ok(()), |path| keep(&reference, path, &sha256, size));
         let samples = look(&inception, samples, "samples", quiet)?;
         let mut warnings = warnings(&about, about_reference.as_ref(), &sha256);
         if !reference.has_images() {
@@ -167,7 +164,7 @@ impl Task {
             let none = "The reference has no statistics of spatial features (mu_s) for sFID.";
             warnings.push(none.to_owned());
         }
-        Ok(ScoreReport {
+        let report = ScoreReport {
             program: format!("sar {}", env!("CARGO_PKG_VERSION")),
             samples: about,
             reference: about_reference,
@@ -177,8 +174,28 @@ impl Task {
             inception_sha256: sha256,
             scores,
             warnings,
-        })
+        };
+        Ok((report, saved))
     }
+}
+
+/// Saves what the network saw of a reference, so that it need not look again.
+fn keep(
+    reference: &Reference,
+    path: &Path,
+    sha256: &str,
+    size: Option<(usize, usize)>,
+) -> anyhow::Result<()> {
+    let kept = reference.save(path, network(sha256), size);
+    let whole = kept.with_context(|| format!("{} cannot be written", path.display()))?;
+    if !whole && reference.has_images() {
+        eprintln!(
+            "note: {} has statistics alone: features of so many images are too many to be read again, and \
+             precision and recall need the images",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// The first four bytes of a SHA-256, which identify the network.

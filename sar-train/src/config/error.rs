@@ -176,8 +176,18 @@ fn hint(unknown: &str, key: &str, known: &[&str]) -> String {
         .unwrap_or_else(|| format!("known here: {}", quoted(known.iter().copied())))
 }
 
+/// Names that other programs have for keys of this one.
+const CALLED: [(&str, &str); 4] =
+    [("learning_rate", "lr"), ("epochs", "steps"), ("iterations", "steps"), ("wd", "weight_decay")];
+
 /// Suggests the keys close to `unknown` ("did you mean"), if there are any.
 fn near(unknown: &str, known: &[&str]) -> Option<String> {
+    let unknown = unknown.to_lowercase();
+    let called = CALLED.iter().find(|(name, key)| unknown == *name && known.contains(key));
+    if let Some((_, key)) = called {
+        return Some(format!("did you mean `{key}`?"));
+    }
+    let unknown = unknown.as_str();
     let mut near: Vec<(usize, &str)> = known
         .iter()
         .map(|&k| (levenshtein(unknown, k), k))

@@ -29,8 +29,25 @@ pub(super) fn apply(config: &Config, setting: &str) -> Result<Config, ConfigErro
         {
             change(Value::String(text.trim().to_owned()))
         }
+        Err(ConfigError::Invalid { place, key, reason }) => match whole(text) {
+            // 1e3 is a whole number to people.
+            Some(number) if reason.contains("expected a whole number") => change(number),
+            _ if text.trim().parse::<f64>().is_ok() && reason.contains("type: string") => {
+                let reason = "the number is too large".to_owned();
+                Err(ConfigError::Invalid { place, key, reason })
+            }
+            _ => Err(ConfigError::Invalid { place, key, reason }),
+        },
         changed => changed,
     }
+}
+
+/// Reads a whole number that is written with a point or an exponent, of those that f64 counts exactly.
+fn whole(text: &str) -> Option<Value> {
+    const MOST: f64 = (1_u64 << f64::MANTISSA_DIGITS) as f64;
+    let number: f64 = text.trim().parse().ok()?;
+    let is_whole = number.fract() == 0.0 && number.abs() <= MOST;
+    is_whole.then_some(Value::Integer(number as i64))
 }
 
 /// Adds to an error of all settings the last one that set its key, or else all of them.

@@ -2,6 +2,7 @@
 
 use crate::metrics::Measured;
 use crate::train::HeldOutReport;
+use sar_math::backend::Filter;
 use serde::{Deserialize, Serialize};
 
 /// How the images were generated, as reported by the sampler; recorded with the numbers.
@@ -24,6 +25,11 @@ pub struct SamplerSettings {
     pub tokenizer: String,
     /// The file of the weights; empty if they did not come from a file.
     pub weights: String,
+    /// SHA-256 of the tokenizer's weights and of the generator's, by which they are known wherever they lie; empty if
+    /// not recorded.
+    pub tokenizer_sha256: String,
+    /// See `tokenizer_sha256`.
+    pub weights_sha256: String,
     /// Number of optimiser steps that the weights were trained for.
     pub step: u64,
     /// Whether the weights are a running average (EMA) rather than those of that step.
@@ -31,6 +37,24 @@ pub struct SamplerSettings {
 }
 
 impl SamplerSettings {
+    /// These settings with the files' names that `others` have, where those are the same weights; where one of both does
+    /// not record a sum, the names decide.
+    fn named_as(self, others: &Self) -> Self {
+        type Pair<'a> = (&'a str, &'a str);
+        let named = |(path, sum): Pair<'_>, (other_path, other_sum): Pair<'_>| {
+            let path = if sum.is_empty() || sum != other_sum { path } else { other_path };
+            let sum = if sum.is_empty() || other_sum.is_empty() { other_sum } else { sum };
+            (path.to_owned(), sum.to_owned())
+        };
+        let (weights, weights_sha256) =
+            named((&self.weights, &self.weights_sha256), (&others.weights, &others.weights_sha256));
+        let (tokenizer, tokenizer_sha256) = named(
+            (&self.tokenizer, &self.tokenizer_sha256),
+            (&others.tokenizer, &others.tokenizer_sha256),
+        );
+        Self { weights, weights_sha256, tokenizer, tokenizer_sha256, ..self }
+    }
+
     /// Describes the weights in words that continue a sentence; empty if they did not come from a
     /// file.
     pub fn described(&self) -> String {
@@ -197,7 +221,11 @@ impl EvalReport {
     /// the same way except for filters and guidance; returns whether that is the case.
     pub fn take_up(&mut self, other: &Self) -> bool {
         let (own, others) = (self.settings.sampler.clone(), &other.settings.sampler);
-        let alike = SamplerSettings { top_k: others.top_k, top_p: others.top_p, ..own.clone() };
+        let alike = SamplerSettings {
+            top_k: others.top_k,
+            top_p: others.top_p,
+            ..own.clone().named_as(others)
+        };
         if (EvalSettings { sampler: alike, ..self.settings.clone() }) != other.settings {
             return false;
         }
@@ -229,6 +257,15 @@ impl EvalReport {
         }
         self.points = all;
         true
+    }
+
+    /// Returns the measurement at a guidance value by a filter, if there is one.
+    pub fn point(&self, filter: Filter, guidance: f64) -> Option<&SweepPoint> {
+        let s = &self.settings.sampler;
+        self.points.iter().find(|p| {
+            let (top_k, top_p) = (p.top_k.unwrap_or(s.top_k), p.top_p.unwrap_or(s.top_p));
+            (top_k, top_p, p.guidance) == (filter.top_k, filter.top_p, guidance)
+        })
     }
 
     /// Whether it has every point of another report, each with at least as many samples.
@@ -278,6 +315,53 @@ mod tests {
         // another filter.
         assert!(!of(&[0.5], 9000, None).covers(&sweep) && !sweep.covers(&of(&[0.5], 9000, None)));
         assert!(!sweep.covers(&of(&[0.5], 300, Some(0.9))));
+    }
+
+    #[test]
+    fn weights_are_known_wherever_they_lie() {
+        let of = |guidance: f64, path: &str, sum: &str| {
+            let measured = Measured::once(guidance).unwrap();
+            let sampler = SamplerSettings {
+                weights: path.into(),
+                weights_sha256: sum.into(),
+                tokenizer: format!("{path}-tokenizer"),
+                tokenizer_sha256: sum.into(),
+                ..SamplerSettings::default()
+            };
+            EvalReport {
+                settings: EvalSettings { sampler, ..EvalSettings::default() },
+                floors: Vec::new(),
+                points: vec![SweepPoint {
+                    guidance,
+                    top_k: None,
+                    top_p: None,
+                    frechet: measured.clone(),
+                    precision: measured.clone(),
+                    recall: measured.clone(),
+                    class_accuracy: measured,
+                }],
+                held_out: None,
+                warnings: Vec::new(),
+            }
+        };
+        let there = of(0.5, "/a/run", "aa");
+        // Moved, and recorded before sums were.
+        for (path, sum, same) in [
+            ("/b/run", "aa", true),
+            ("/a/run", "aa", true),
+            ("/a/run", "", true),
+            ("/a/run", "bb", false),
+            ("/b/run", "", false),
+        ] {
+            let mut now = of(1.0, path, sum);
+            assert_eq!(now.take_up(&there), same, "{path} {sum}");
+            assert_eq!(now.points.len(), if same { 2 } else { 1 });
+            assert_eq!(now.settings.sampler.weights, path, "its own name stays");
+            let filter = Filter { top_k: 0, top_p: 0.0 };
+            let found = now.point(filter, 0.5).map(|point| point.frechet.mean);
+            assert_eq!(found, same.then_some(0.5));
+            assert!(now.point(Filter { top_k: 1, ..filter }, 1.0).is_none());
+        }
     }
 
     #[test]

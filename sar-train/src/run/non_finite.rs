@@ -16,10 +16,9 @@ pub struct NonFinite {
 /// Too many steps in a row with a loss or gradient that is not finite.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "step {step}: loss or gradient was not finite {in_a_row} steps in a row; the weights are those \
-     of the last finite step. Lower lr, lengthen warmup or tighten clip (section train, or \
-     tokenizer_train for a tokenizer) and start anew in another folder, from an earlier checkpoint \
-     with --init-from"
+    "step {step}: loss or gradient was not finite {in_a_row} steps in a row; nothing was saved after the last \
+     checkpoint. Lower lr, lengthen warmup or tighten clip (section train, or tokenizer_train for a tokenizer) and \
+     start anew in another folder, from an earlier checkpoint with --init-from"
 )]
 pub struct NonFiniteError {
     /// The step at which the run gave up.

@@ -168,16 +168,24 @@ impl<B: Backend> Session<'_, B> {
             // From here on there is something to resume, and a full disk is found out early.
             self.save(trainer, journal, course)?;
         }
-        // The last process may have stopped after its last step, but before evaluating it.
-        let ended = step >= self.config.train.steps;
-        if ended && !journal.log.has(step, "eval")? && !self.evaluate(trainer, journal, course)? {
-            return Err(Interrupted { step }.into());
+        // The last process may have stopped at this step, but before evaluating it.
+        if self.is_evaluated(step) && !journal.log.has(step, "eval")? {
+            if !self.evaluate(trainer, journal, course)? {
+                return Err(Interrupted { step }.into());
+            }
+            course.note_saved(step, journal);
         }
         // Or after saving this step, but before painting it.
         if step > 0 && !self.run.path().join(samples_of(step)).exists() {
             self.paint_due(trainer, journal)?;
         }
         Ok(())
+    }
+
+    /// Whether a step's held-out loss is due.
+    fn is_evaluated(&self, step: u64) -> bool {
+        let train = &self.config.train;
+        step >= train.steps || (train.eval_every > 0 && step.is_multiple_of(train.eval_every))
     }
 
     /// Ends the progress with what the run has come to.
@@ -242,9 +250,8 @@ impl<B: Backend> Session<'_, B> {
         if step.is_multiple_of(train.log_every) || last {
             self.log_step(trainer, journal, &course.clock)?;
         }
-        let evaluate = last || (train.eval_every > 0 && step.is_multiple_of(train.eval_every));
-        let evaluated = !evaluate || self.evaluate(trainer, journal, course)?;
-        // An evaluation of the last step that was stopped is made up for when the run is taken up again.
+        let evaluated = !self.is_evaluated(step) || self.evaluate(trainer, journal, course)?;
+        // An evaluation that was stopped is made up for when the run is taken up again.
         let asked = self.interrupt.is_asked() && !(last && evaluated);
         // Not while steps are skipped: the checkpoints before are the ones to go back to.
         let save = journal.save_is_due(train, step) && !skipped;

@@ -98,6 +98,9 @@ fn configurations_are_explained() {
     for (key, expected) in [
         ("lr", "`tokenizer_train.lr`, `train.lr`"),
         ("train.clipp", "`train.clipp`; did you mean `clip`"),
+        ("train.LR", "`train.LR`; did you mean `lr`"),
+        ("train.learning_rate", "did you mean `lr`"),
+        ("train.epochs", "did you mean `steps`"),
         ("trian", "`trian`; did you mean `train`"),
         ("train.", "unknown key `train.`; known here: `mode`"),
         ("", "unknown key ``; known here: `data`"),
@@ -105,6 +108,21 @@ fn configurations_are_explained() {
         says(&fails(1, &["config", key], folder), &[expected]);
     }
     says(&fails(1, &["config", "--set", "train.clip=-1"], folder), &["train.clip is -1"]);
+    for (set, expected) in [
+        ("train.steps=1e3", Ok("\nsteps = 1000\n")),
+        ("train.steps=2.0", Ok("\nsteps = 2\n")),
+        ("train.steps=1.5", Err("expected a whole number")),
+        ("train.steps=99999999999999999999", Err("too large")),
+        ("train.seed=18446744073709551615", Err("too large")),
+        ("train.lr=1e999", Err("too large")),
+    ] {
+        match expected {
+            Ok(line) => says(&prints(&["config", "train", "--set", set], folder), &[line]),
+            Err(reason) => {
+                says(&fails(1, &["config", "train", "--set", set], folder), &[set, reason]);
+            }
+        }
+    }
 }
 
 #[test]

@@ -53,6 +53,39 @@ fn the_checkpoint_of_the_lowest_held_out_loss_stays() {
     assert_eq!(steps(&folder.join("few")), ["step-100", lowest.as_str()]);
 }
 
+/// A run that was stopped while it measured a step makes up for that, whether or not the step was its last.
+#[test]
+fn a_held_out_loss_that_was_stopped_is_measured_when_the_run_goes_on() {
+    let folder = trained();
+    let folder = folder.path();
+    let often = ["--set", "train.eval_every=1", "--set", "train.steps=3", "--out", "often"];
+    let every = ["--set", "train.save_every=1", "--set", "train.keep=9"];
+    succeeds(&[&TRAIN[..], &often, &every].concat(), folder);
+    let log = folder.join("often/log.jsonl");
+    let losses = || {
+        let text = fs::read_to_string(&log).unwrap();
+        let records = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        let losses = records.filter(|r| r["kind"] == "eval");
+        losses.map(|r| (r["step"].as_u64(), r["heldout_loss"].as_f64())).collect::<Vec<_>>()
+    };
+    let (whole, last) = (losses(), folder.join("often/checkpoints/step-3"));
+    assert_eq!(whole.len(), 4);
+    for stopped in [2, 3] {
+        let text = fs::read_to_string(&log).unwrap();
+        let of = |line: &&str| {
+            !(line.contains("\"eval\"") && line.contains(&format!("\"step\":{stopped},")))
+        };
+        let without: Vec<&str> = text.lines().filter(of).collect();
+        assert_eq!(without.len() + 1, text.lines().count(), "{text}");
+        fs::write(&log, without.join("\n") + "\n").unwrap();
+        if stopped == 2 {
+            fs::remove_dir_all(&last).unwrap();
+        }
+        succeeds(&["train", "--resume", "--out", "often"], folder);
+        assert_eq!(losses(), whole, "stopped at step {stopped}");
+    }
+}
+
 /// A start that was killed before its first checkpoint leaves nothing to go on with: the next one takes its place.
 #[test]
 fn what_only_began_stands_in_no_ones_way() {

@@ -137,6 +137,66 @@ fn a_sweep_may_be_measured_in_parts() {
     assert_eq!(guidances(), [1.0]);
 }
 
+/// With --resume a sweep measures only what it lacks; the run is known wherever it lies.
+#[cfg(unix)]
+#[test]
+fn a_sweep_goes_on_wherever_its_run_has_been_moved_to() {
+    let folder = trained();
+    let folder = folder.path();
+    let eval = |run: &str, more: &[&str]| {
+        let few = ["--samples", "10", "--seeds", "1", "--guidance"];
+        succeeds(&[&["eval", run][..], &few, more].concat(), folder)
+    };
+    let points = |run: &str| {
+        let text = fs::read(folder.join(run).join("eval.json")).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&text).unwrap()["points"].clone()
+    };
+    eval("base", &["0,1"]);
+    let first = points("base");
+    fs::rename(folder.join("base"), folder.join("moved")).unwrap();
+    assert!(!eval("moved", &["0.5"]).contains("kept as"));
+    // A number of its own would be measured again without --resume.
+    let file = folder.join("moved/eval.json");
+    let text = fs::read_to_string(&file).unwrap();
+    let recall = points("moved")[0]["recall"]["mean"].to_string();
+    let marked = text.replacen(&format!("\"mean\": {recall}"), "\"mean\": 0.123", 1);
+    assert_ne!(text, marked);
+    fs::write(&file, marked).unwrap();
+    let said = eval("moved", &["0,0.5,1,1.5", "--resume"]);
+    assert!(said.contains("(1/1)") || !said.contains("/4"), "{said}");
+    let all = points("moved");
+    assert_eq!((all.as_array().unwrap().len(), &all[2]), (4, &first[1]));
+    assert!(fs::read_to_string(&file).unwrap().contains("0.123"), "it was measured again");
+    std::os::unix::fs::symlink("moved", folder.join("link")).unwrap();
+    eval("link", &["0"]);
+    assert_eq!(points("moved").as_array().unwrap().len(), 4);
+    assert!(!fs::read_to_string(&file).unwrap().contains("0.123"), "it was not measured again");
+    assert!(!folder.join("moved/eval-1.json").exists());
+}
+
+/// Numbers that cannot be kept are printed all the same.
+#[cfg(unix)]
+#[test]
+fn a_sweep_that_cannot_be_kept_is_printed() {
+    let folder = trained();
+    let folder = folder.path();
+    let command = "ulimit -f 1; exec \"$0\" \"$@\"";
+    let few = ["--samples", "10", "--seeds", "1", "--guidance", "0,1", "--json", "e.json"];
+    let output = Command::new("sh")
+        .args(["-c", command, env!("CARGO_BIN_EXE_sar"), "eval", "base"])
+        .args(few)
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let (said, printed) =
+        (String::from_utf8(output.stderr).unwrap(), String::from_utf8(output.stdout).unwrap());
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    says(&said, &["e.json cannot be written", "measuring goes on"]);
+    assert_eq!(said.matches("measuring goes on").count(), 1, "told once: {said}");
+    says(&printed, &["Fréchet"]);
+    assert!(!folder.join("e.json").exists());
+}
+
 #[test]
 fn a_picture_that_a_killed_run_had_not_painted_is_painted() {
     let folder = trained();
@@ -192,6 +252,10 @@ fn a_result_does_not_replace_what_is_no_result() {
     ] {
         says(&fails(1, command, folder), &["mine.", "exists", expected]);
     }
+    let notes = folder.join("base/report.html");
+    fs::write(&notes, "my notes").unwrap();
+    says(&fails(1, &["report", "base"], folder), &["report.html exists", "--out"]);
+    assert_eq!(fs::read(&notes).unwrap(), b"my notes");
     let read = |name: &str| fs::read(folder.join(name)).unwrap();
     assert_eq!(
         (&read(image)[..], &read("mine.npz")[..], &read("mine.html")[..]),

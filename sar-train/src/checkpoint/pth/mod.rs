@@ -40,7 +40,9 @@ pub fn read_pth(path: &Path) -> Result<BTreeMap<String, RawTensor>, CheckpointEr
         .map_err(|_| bad("not a usable PyTorch file: it has hardly a byte".to_owned()))?;
     let mut start = Vec::new();
     let _ = file.rewind().and_then(|()| (&mut file).take(64).read_to_end(&mut start));
-    if let Some(other) = otherwise(&start) {
+    // A length in 8 bytes, then JSON.
+    let safetensors = (start.get(8) == Some(&b'{')).then_some("a safetensors file");
+    if let Some(other) = otherwise(&start).or(safetensors) {
         return Err(bad(format!("not a usable PyTorch file, but {other}")));
     }
     let tensors = if &head == b"PK" { read_zip(path) } else { read_legacy(path) };

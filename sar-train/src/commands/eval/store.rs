@@ -90,9 +90,18 @@ pub(super) fn store(report: &EvalReport, whole: bool, json: &Path) -> anyhow::Re
     Ok(stored)
 }
 
+/// Adds what earlier calls have measured in the same way, the interrupted ones included.
+pub(super) fn take_up(report: &mut EvalReport, json: &Path) {
+    for earlier in [json.to_owned(), numbered(json, "partial")].iter().filter_map(|file| read(file))
+    {
+        report.take_up(&earlier);
+    }
+}
+
 fn write(report: &EvalReport, json: &Path) -> anyhow::Result<()> {
     let numbers = serde_json::to_string_pretty(report)?;
-    write_whole(json, numbers.as_bytes()).with_context(|| format!("{}", json.display()))
+    let written = write_whole(json, numbers.as_bytes());
+    written.with_context(|| format!("{} cannot be written", json.display()))
 }
 
 /// Returns the file's name with `what` appended to its stem, such as `eval-1.json`.

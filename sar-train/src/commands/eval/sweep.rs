@@ -9,22 +9,23 @@ use crate::sample::Painter;
 use sar_math::backend::Filter;
 
 /// Samples and measures by every filter and at every guidance value, in ascending order, until the user asks
-/// to stop; `point` sees the report after each.
+/// to stop; what `begun` has is not measured again. `point` sees the report after each.
 pub(super) fn sweep<B: Compute>(
     backend: &B,
     of: &Measured<B>,
     params: &B::Params,
-    evaluator: &Evaluator<'_, B>,
+    (evaluator, begun): (&Evaluator<'_, B>, &EvalReport),
     interrupt: &Interrupt,
     quiet: bool,
-    mut point: impl FnMut(&EvalReport) -> anyhow::Result<()>,
+    mut point: impl FnMut(&EvalReport),
 ) -> anyhow::Result<EvalReport> {
     let (model, decoder) = (&of.generator.generator, of.tokenizer.decoder());
     let (batch, mut guidances) = (of.config.sample.batch, of.config.eval.guidance.clone());
     guidances.sort_by(f64::total_cmp);
     let pairs: Vec<_> =
         of.filters.iter().flat_map(|f| guidances.iter().map(move |g| (*f, *g))).collect();
-    let total = pairs.len() as u64 * of.config.eval.seeds;
+    let missing = pairs.iter().filter(|(f, g)| begun.point(*f, *g).is_none()).count();
+    let total = missing as u64 * of.config.eval.seeds;
     let mut sampling = Sampling {
         painter: Painter::new(backend, model, decoder, &of.schedule, batch, of.guided())?,
         params,
@@ -35,15 +36,23 @@ pub(super) fn sweep<B: Compute>(
         done: 0,
     };
     let mut points = Vec::with_capacity(pairs.len());
-    for (Filter { top_k, top_p }, guidance) in pairs {
+    for (filter, guidance) in pairs {
+        let Filter { top_k, top_p } = filter;
+        // Of a single filter the settings speak.
+        let several = of.filters.len() > 1;
+        let (named_k, named_p) = (several.then_some(top_k), several.then_some(top_p));
+        let mut add = |measured| {
+            points.push(SweepPoint { top_k: named_k, top_p: named_p, ..measured });
+        };
+        if let Some(known) = begun.point(filter, guidance) {
+            add(known.clone());
+            continue;
+        }
         (sampling.config.top_k, sampling.config.top_p) = (top_k, top_p);
         match evaluator.measure(&mut sampling, guidance) {
             Ok(measured) => {
-                // Of a single filter the settings speak.
-                let several = of.filters.len() > 1;
-                let (top_k, top_p) = (several.then_some(top_k), several.then_some(top_p));
-                points.push(SweepPoint { top_k, top_p, ..measured });
-                point(&evaluator.report(points.clone()))?;
+                add(measured);
+                point(&evaluator.report(points.clone()));
             }
             Err(_) if sampling.stopped => break,
             Err(error) => return Err(error.into()),

@@ -119,11 +119,14 @@ fn measure<B: Compute>(
     let step = of.step;
     let mut held_out = held_out(backend, of, held, schedule)?;
     let quality = held_out.quality(&of.params, interrupt)?.ok_or(Interrupted { step })?;
+    let picture = held_out.picture(&of.params)?;
     let mut log = folder.log(step)?;
     // A run that was already finished is measured again, but recorded only once.
     if !log.has(step, "eval")? {
-        keep_quality(&mut log, &mut folder.tensorboard(step)?, step, &quality)?;
+        let mut board = folder.tensorboard(step)?;
+        keep_quality(&mut log, &mut board, step, &quality)?;
+        board.image("reconstructions", step, &picture)?;
     }
-    folder.write_png("samples/reconstructions.png", &held_out.picture(&of.params)?)?;
+    folder.write_png("samples/reconstructions.png", &picture)?;
     Ok(quality)
 }
