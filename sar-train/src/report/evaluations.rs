@@ -1,13 +1,14 @@
 //! Runs that were evaluated on their own, side by side where no summary compares them.
 
 use super::curves::{self, Figures, gallery};
+use super::differences::{self, Group};
 use super::html::{escape, list, paragraph, section};
 use super::read::Run;
 use super::summary::{Arm, same_guidance};
 use super::tables;
 use crate::eval::{EvalReport, Floor, SweepPoint};
 use crate::metrics::Measured;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 /// Text above evaluations that cannot be compared.
@@ -43,7 +44,12 @@ pub(super) fn evaluations(runs: &[Run], figures: &mut Figures) -> String {
     let floors = shared_floors(&evaluated);
     out.push_str(&gallery(&curves::sweep(&arms, &styles, &floors, "sampling seeds", figures)));
     out.push_str(&tables::sweep(&arms, alike));
-    out.push_str(&over_training_seeds(&evaluated, &floors, alike, figures));
+    let groups = if alike { training_groups(&evaluated) } else { Vec::new() };
+    out.push_str(&match groups.len() {
+        // Numbers of single runs are noise beside those of several.
+        0 if alike => differences::of_arms(&arms),
+        _ => over_training_seeds(&groups, &floors, figures),
+    });
     out.push_str(&how_measured(&evaluated));
     section("Evaluations", &out)
 }
@@ -96,46 +102,45 @@ fn shared_floors(evaluated: &[(&Run, &EvalReport)]) -> Vec<Floor> {
     first.map_or_else(Vec::new, |floors| floors.filter(in_all).cloned().collect())
 }
 
-/// Shows mean and spread over training seeds of runs that differ in nothing else; empty if there
-/// are none.
-fn over_training_seeds(
-    evaluated: &[(&Run, &EvalReport)],
-    floors: &[Floor],
-    alike: bool,
-    figures: &mut Figures,
-) -> String {
-    let mut groups: BTreeMap<(usize, String), Vec<(&Run, &EvalReport)>> = BTreeMap::new();
-    let mut order: Vec<String> = Vec::new();
-    for (run, eval) in evaluated.iter().filter(|(_, eval)| alike && !eval.sweeps_filters()) {
+/// Returns the runs that differ in their training seed alone, where there are several, in the order in which they were
+/// named.
+fn training_groups<'a>(evaluated: &[(&'a Run, &'a EvalReport)]) -> Vec<Group<'a>> {
+    let mut groups: Vec<(String, Group<'a>)> = Vec::new();
+    for &(run, eval) in evaluated.iter().filter(|(_, eval)| !eval.sweeps_filters()) {
         let Some(key) = run.apart_from_seed() else { continue };
         // They must have been measured after the same number of steps, with the same kind of
         // weights and sampler.
         let s = &eval.settings.sampler;
         let sampler = (s.step, s.ema, s.top_k, s.top_p, &s.ramp, &s.schedule, s.published_greedy);
         let key = format!("{key}\n{sampler:?}");
-        let place = order.iter().position(|known| *known == key).unwrap_or(order.len());
-        if place == order.len() {
-            order.push(key.clone());
+        match groups.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, group)) => group.push((run, eval)),
+            None => groups.push((key, vec![(run, eval)])),
         }
-        groups.entry((place, key)).or_default().push((run, eval));
     }
     // A copy of a run does not count as another seed.
-    let seeds = |group: &[(&Run, &EvalReport)]| {
-        group.iter().map(|(run, _)| run.seed()).collect::<BTreeSet<_>>().len()
-    };
-    let several = groups.values().filter(|group| group.len() > 1 && seeds(group) == group.len());
+    let seeds =
+        |group: &Group<'_>| group.iter().map(|(run, _)| run.seed()).collect::<BTreeSet<_>>().len();
+    let groups = groups.into_iter().map(|(_, group)| group);
+    groups.filter(|group| group.len() > 1 && seeds(group) == group.len()).collect()
+}
+
+/// Shows mean and spread over training seeds of groups of runs, and what they differ by; empty if there are none.
+fn over_training_seeds(groups: &[Group<'_>], floors: &[Floor], figures: &mut Figures) -> String {
+    if groups.is_empty() {
+        return String::new();
+    }
     let (mut arms, mut styles) = (Vec::new(), Vec::new());
-    for group in several {
+    for group in groups {
         let name = format!("{} ({} training seeds)", shared_name(group), group.len());
         arms.push(Arm { name, sweep: means(group), ..Arm::default() });
         styles.push(group.first().map_or(0, |(run, _)| run.style));
     }
-    if arms.is_empty() {
-        return String::new();
-    }
+    let names: Vec<String> = groups.iter().map(|group| shared_name(group)).collect();
     format!("<h3>Over training seeds</h3>\n{}", paragraph("", TRAINING_SEEDS))
         + &gallery(&curves::sweep(&arms, &styles, floors, "training seeds", figures))
         + &tables::sweep(&arms, true)
+        + &differences::of_groups(groups, &names)
 }
 
 /// Returns mean and spread of the runs' means, at each guidance at which all of them were measured.

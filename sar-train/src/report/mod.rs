@@ -5,6 +5,7 @@
 //! folder are mentioned in the page.
 
 mod curves;
+mod differences;
 mod evaluations;
 mod html;
 mod log;

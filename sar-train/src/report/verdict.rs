@@ -59,18 +59,25 @@ fn student(freedom: f64) -> f64 {
 /// Returns the difference `a − b` of two Fréchet distances, half of its 95 % interval, and how a
 /// stands; lower is better.
 pub fn compare(a: &Measured, b: &Measured) -> (f64, Option<f64>, Standing) {
-    let difference = a.mean - b.mean;
-    let Some(spread) = interval(a, b) else {
-        return (difference, None, Standing::SpreadUnknown);
+    judged(a.mean - b.mean, interval(a, b))
+}
+
+/// As [`compare`], of differences that were measured in pairs: their mean, by Student's t.
+pub(super) fn compare_pairs(differences: &Measured) -> (f64, Option<f64>, Standing) {
+    let count = differences.values.len() as f64;
+    let half = differences.spread.map(|spread| student(count - 1.0) * spread / count.sqrt());
+    judged(differences.mean, half)
+}
+
+/// How a difference stands, of which half of the interval is known or not.
+fn judged(difference: f64, half: Option<f64>) -> (f64, Option<f64>, Standing) {
+    let standing = match half {
+        None => Standing::SpreadUnknown,
+        Some(half) if difference.abs() <= half => Standing::NoClearDifference,
+        Some(_) if difference < 0.0 => Standing::Better,
+        Some(_) => Standing::Worse,
     };
-    let standing = if difference.abs() <= spread {
-        Standing::NoClearDifference
-    } else if difference < 0.0 {
-        Standing::Better
-    } else {
-        Standing::Worse
-    };
-    (difference, Some(spread), standing)
+    (difference, half, standing)
 }
 
 /// Returns the verdict on the refined arm compared with the control arm of a summary.

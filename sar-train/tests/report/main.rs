@@ -421,6 +421,13 @@ fn runs_that_differ_in_their_seed_are_taken_together_and_filters_told_apart() {
         assert!(html.contains(part), "no '{part}'");
     }
     assert!(!html.contains("ssr (1") && !html.contains("ssr (2"));
+    assert!(!html.contains("Differences from"), "of a single other run");
+    let all = [&runs[..], &[run("ssr-s1", 1, vec![point(0.0, 0.0, 42.5)])]].concat();
+    let html = report::render(&all).unwrap().html;
+    // −1 and −0.5, whose sample deviation is 0.354: 12.706·0.354/√2.
+    for part in ["Differences from teacher", "−0.75\u{a0}±\u{a0}3.18", "minus that of teacher"] {
+        assert!(html.contains(part), "no '{part}'");
+    }
     // Others started from other weights.
     let origin = "{\"weights\":\"w\",\"step\":7,\"ema\":false,\"sha256\":\"0123456789abcdef\"}";
     std::fs::write(runs[1].join("started.json"), origin).unwrap();
