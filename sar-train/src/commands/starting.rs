@@ -72,6 +72,24 @@ pub(super) fn inherit(
     Ok(())
 }
 
+/// Takes over how the tokenizer was trained, where its run says so: a run's configuration tells that, too, and nothing
+/// else would be true of it.
+pub(super) fn tell_tokenizer_training(
+    config: &mut Config,
+    from: Option<&TrainedGenerator>,
+    tokenizer: Option<&Path>,
+) -> anyhow::Result<()> {
+    let run = |path: &Path| locate(path, false).ok()?.run;
+    let of = match tokenizer {
+        Some(path) => run(path).and_then(|run| config_of(&run).ok().flatten()),
+        None => from.map(TrainedGenerator::run_config).transpose()?.flatten(),
+    };
+    if let Some(of) = of {
+        config.tokenizer_train = of.tokenizer_train;
+    }
+    Ok(())
+}
+
 /// Notes what a new run does not take over from the one whose weights it starts from.
 pub(super) fn note_other_settings(
     from: &TrainedGenerator,

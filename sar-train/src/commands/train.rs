@@ -6,7 +6,7 @@ use super::models::{open_generator, open_tokenizer, tokenizer_of};
 use super::ranks::listening;
 use super::starting::{
     adopt, compare_held_out, compare_with_tokenizer, inherit, note_other_settings,
-    note_own_switches, note_rate, note_replaced,
+    note_own_switches, note_rate, note_replaced, tell_tokenizer_training,
 };
 use crate::backend::Compute;
 use crate::cli::{
@@ -55,6 +55,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
         return order.go_on(backend, &FREE, |config, had| {
             // The run keeps its own tokenizer, whatever shape a file gives for a new one.
             config.tokenizer = had.tokenizer.clone();
+            config.tokenizer_train = had.tokenizer_train.clone();
             on_latents(config, args.latents.as_deref());
             config.train.mode = args.mode.unwrap_or(config.train.mode);
         });
@@ -76,6 +77,7 @@ pub fn run<B: Compute>(backend: &B, args: &TrainArgs, global: &GlobalArgs) -> an
     };
     let (named, side) = (args.tokenizer.as_deref(), tokenizer.side);
     inherit(&mut config, from.as_ref(), named, side, &args.run)?;
+    tell_tokenizer_training(&mut config, from.as_ref(), named)?;
     let mut data = open_data(&config, &args.run, Task::Train).map_err(|error| {
         let named = args.run.config.is_some() || config.data.path.is_some();
         match from.as_ref().and_then(|from| from.run.as_deref()).filter(|_| !named) {
@@ -128,6 +130,7 @@ pub fn refine<B: Compute>(
         return order.go_on(backend, &FREE, |config, had| {
             // The run keeps its own tokenizer, whatever shape a file gives for a new one.
             config.tokenizer = had.tokenizer.clone();
+            config.tokenizer_train = had.tokenizer_train.clone();
             on_latents(config, args.latents.as_deref());
             config.train.mode = Mode::Ssr;
             switch(&mut config.sar, &args.sar);
@@ -155,6 +158,7 @@ pub fn refine<B: Compute>(
         config.train.mode
     );
     adopt(&mut config, &from, &run)?;
+    tell_tokenizer_training(&mut config, Some(&from), args.tokenizer.as_deref())?;
     config.train.mode = Mode::Ssr;
     switch(&mut config.sar, &args.sar);
     if args.sar.preset.is_none() {

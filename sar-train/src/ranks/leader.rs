@@ -154,14 +154,21 @@ fn wait(
     interrupt: &Interrupt,
     tell: &mut dyn FnMut(&str),
 ) -> Result<(), RanksError> {
-    let (start, mut asked) = (Instant::now(), None);
+    let (start, mut asked) = (Instant::now(), None::<Instant>);
     let mut told = SILENCE;
     while !wire.hears_within(ASK)? {
-        if interrupt.is_asked() && asked.get_or_insert_with(Instant::now).elapsed() > patience {
-            return Err(RanksError::Silent {
-                peer: wire.peer.clone(),
-                seconds: patience.as_secs(),
-            });
+        let (peer, seconds) = (&wire.peer, patience.as_secs());
+        match asked {
+            Some(asked) if asked.elapsed() > patience => {
+                return Err(RanksError::Silent { peer: peer.clone(), seconds });
+            }
+            None if interrupt.is_asked() => {
+                asked = Some(Instant::now());
+                tell(&format!(
+                    "{peer} is waited for, {seconds} s at most; without it the last whole step is saved"
+                ));
+            }
+            _ => {}
         }
         if start.elapsed() >= told {
             tell(&format!("{} has said nothing for {} s", wire.peer, start.elapsed().as_secs()));

@@ -16,15 +16,29 @@ pub fn peak() -> Option<u64> {
 /// container.
 pub fn total() -> Option<u64> {
     let machine = kilobytes("/proc/meminfo", "MemTotal:")?;
-    Some(limit().map_or(machine, |limit| limit.min(machine)))
+    let limits = limit().into_iter().chain(addresses());
+    Some(limits.fold(machine, u64::min))
 }
 
 /// Returns the memory that is available without swapping: that of the machine, or what is left of
 /// this process's limit.
 pub fn available() -> Option<u64> {
     let machine = kilobytes("/proc/meminfo", "MemAvailable:")?;
-    let own = kilobytes("/proc/self/status", "VmRSS:").unwrap_or(0);
-    Some(limit().map_or(machine, |limit| limit.saturating_sub(own).min(machine)))
+    let own = |what| kilobytes("/proc/self/status", what).unwrap_or(0);
+    let left = limit().map(|limit| limit.saturating_sub(own("VmRSS:")));
+    let addresses = addresses().map(|limit| limit.saturating_sub(own("VmSize:")));
+    Some(left.into_iter().chain(addresses).fold(machine, u64::min))
+}
+
+/// Returns the limit of this process's addresses (`ulimit -v`), if there is one.
+fn addresses() -> Option<u64> {
+    addresses_in(&std::fs::read_to_string("/proc/self/limits").ok()?)
+}
+
+/// Reads the limit that holds, the first of two, in a `/proc/PID/limits`.
+fn addresses_in(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Returns the smallest limit of this process's control groups, if it is below the machine's
@@ -108,6 +122,16 @@ mod tests {
         write("memory/memory.limit_in_bytes", "9223372036854771712\n");
         let both = "5:cpu:/\n4:hugetlb,memory:/slurm/job\n0::/job\n";
         assert_eq!(limit_of(both, root.path()), Some(4 << 30));
+    }
+
+    #[test]
+    fn addresses_may_be_limited() {
+        let limits = |of: &str| {
+            format!("Max cpu time  unlimited  unlimited  seconds\nMax address space  {of}  bytes\n")
+        };
+        assert_eq!(addresses_in(&limits("307200000            unlimited")), Some(307_200_000));
+        assert_eq!(addresses_in(&limits("unlimited            unlimited")), None);
+        assert_eq!(addresses_in(""), None);
     }
 
     #[test]

@@ -55,7 +55,11 @@ fn weights_fix_the_shape_of_a_run_and_nothing_else() {
     let written = fs::read_to_string(folder.join("new/config.toml")).unwrap();
     let expected = ["extent = \"all\"", "sigma = 0.25", "top_k = 3", "schedule = \"1_2_3_8\""];
     says(&written, &expected);
-    assert_eq!(written.matches("seed = 7").count(), 2, "train and tokenizer_train: {written}");
+    assert_eq!(
+        written.matches("seed = 7").count(),
+        1,
+        "the tokenizer was trained with another: {written}"
+    );
 
     // A preset is all switches at once, also those that a file names, and says so.
     fs::write(folder.join("sar.toml"), "[sar]\nsigma = 0.7\ntop_k = 900\n[train]\nsteps = 1\n")
@@ -282,6 +286,50 @@ fn what_has_a_shape_and_a_place_keeps_them() {
     let long = [&encode[..], &["--force", "--schedule", "1_2_16"]].concat();
     says(&fails(1, &long, folder), &["ends in a grid of 16", "latents of 8×8"]);
     says(&fails(1, &["plan", "--dtype", "bf16"], folder), &["bf16 needs --backend cuda"]);
+}
+
+/// A run's configuration says how its tokenizer was trained, also where the run was begun without that one's file.
+#[test]
+fn a_run_tells_how_its_tokenizer_was_trained() {
+    let folder = trained();
+    let folder = folder.path();
+    let section = |run: &str| -> toml::Value {
+        let text = fs::read_to_string(folder.join(run).join("config.toml")).unwrap();
+        text.parse::<toml::Table>().unwrap()["tokenizer_train"].clone()
+    };
+    let small = ["generator.depth=1", "generator.width=16", "generator.heads=1", "train.steps=1"];
+    let small: Vec<&str> = small.into_iter().flat_map(|set| ["--set", set]).collect();
+    let train = ["train", "--data", "builtin:glyphs10", "--tokenizer", "tok", "--seed", "3"];
+    succeeds(&[&train[..], &small, &["--set", "train.batch=2", "--out", "own"]].concat(), folder);
+    let trained = section("tok");
+    assert_eq!(trained["steps"].as_integer(), Some(1));
+    assert_eq!(section("own"), trained);
+    let refine = ["refine", "--init-from", "own", "--seed", "4", "--set", "train.steps=1"];
+    succeeds(&[&refine[..], &["--out", "sar"]].concat(), folder);
+    assert_eq!(section("sar"), trained);
+    let again = ["train", "--requeue", "--tokenizer", "tok", "--seed", "5", "--out", "own"];
+    let said = fails(1, &again, folder);
+    says(&said, &["train.seed=3"]);
+    assert!(!said.contains("tokenizer_train"), "{said}");
+}
+
+/// What does not fit is told before it is allocated, by whatever limit.
+#[cfg(unix)]
+#[test]
+fn a_run_that_does_not_fit_into_its_addresses_is_refused() {
+    let folder = trained();
+    let folder = folder.path();
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -v 2000000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_sar")])
+        .args(TRAIN)
+        .args(["--set", "generator.width=4096", "--set", "generator.heads=64", "--out", "large"])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    says(&said, &["training takes about", "GiB"]);
+    assert!(!folder.join("large").exists());
 }
 
 #[test]
