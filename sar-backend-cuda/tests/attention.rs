@@ -6,7 +6,7 @@
 mod lengths;
 
 use sar_backend_cpu::{CpuBackend, NarrowCpu};
-use sar_backend_cuda::{CudaBackend, CudaError, Storage, TestDevice, bf16};
+use sar_backend_cuda::{CudaBackend, CudaError, Device as _, Storage, TestDevice, bf16};
 use sar_math::backend::{
     AttentionDims, AttentionSlots, CachedAttentionDims, RolloutOps, SCALE_MUL_MAX, Slot,
     TransformerOps,
@@ -377,6 +377,67 @@ fn later_scales_reach_nothing_before_them() {
         later_scales_reach_nothing::<f32>(sides);
         later_scales_reach_nothing::<bf16>(sides);
     }
+}
+
+/// The same of the backward: a tile of queries reads no tile of later scales, and a tile of keys none of queries that do
+/// not see it.
+fn masked_tiles_are_skipped_backward<S: Storage>(sides: &str) {
+    let clean = Case::new(schedule(sides), [1, 1, 64], INITIAL_SCALE);
+    let last = clean.dims.schedule.range(clean.dims.schedule.len() - 1);
+    let gradients = |case: &Case| {
+        let outputs = run(&gpu::<S>(), case).unwrap().0;
+        outputs.into_iter().find(|(name, _)| *name == "gradient of qkv").unwrap().1
+    };
+    let expected = gradients(&clean);
+    let of_q = |row: usize| row * 3 * 64..(row * 3 + 1) * 64;
+    let mut later = clean.clone();
+    later.qkv[last.start * 3 * 64..].fill(f64::NAN);
+    later.d_out[last.start * 64..].fill(f64::NAN);
+    let found = gradients(&later);
+    // As above: tiles end with the last row.
+    for row in 0..last.end - last.len().div_ceil(TILE) * TILE {
+        assert_eq!(found[of_q(row)], expected[of_q(row)], "query {row}, {sides} in {}", S::NAME);
+    }
+    // Keys and values stay: later queries see them.
+    let mut earlier = clean;
+    for row in 0..last.start.saturating_sub(TILE) {
+        earlier.qkv[of_q(row)].fill(f64::NAN);
+        earlier.d_out[row * 64..(row + 1) * 64].fill(f64::NAN);
+    }
+    let found = gradients(&earlier);
+    let rows = (last.start + TILE) * 3 * 64..last.end * 3 * 64;
+    assert!(!rows.is_empty());
+    assert_eq!(found[rows.clone()], expected[rows], "keys, {sides} in {}", S::NAME);
+}
+
+#[test]
+fn what_is_masked_is_not_read_backward() {
+    masked_tiles_are_skipped_backward::<f32>("1_2_3_4_6_8_10_13");
+    masked_tiles_are_skipped_backward::<bf16>("1_2_3_4_6_8_10_13");
+    masked_tiles_are_skipped_backward::<bf16>("1_2_3_4_5_6_8_12x13");
+}
+
+/// Nothing has a number for each pair of tokens: beside the operands there is the scratch that a backend begins with.
+fn no_pairs_are_kept<S: Storage>() {
+    let longest = lengths::schedules().last().unwrap();
+    let (case, backend) = (Case::new(longest, [1, 1, 64], INITIAL_SCALE), gpu::<S>());
+    let before = backend.device().peak_bytes();
+    run(&backend, &case).unwrap();
+    let (rows, width) = (longest.tokens(), 64);
+    let activations = 8 * rows * width * size_of::<S>();
+    let sums = size_of::<f32>() * (3 * rows + 2 * case.params.len());
+    let narrow = size_of::<S>() * case.params.len();
+    let more = backend.device().peak_bytes() - before;
+    let beside = more.saturating_sub(activations + sums + narrow);
+    assert!(more >= activations, "{more} bytes");
+    // A byte for each pair that sees each other would be half of this or more.
+    assert!(beside < rows * rows / 4, "{beside} bytes beside {activations} of operands");
+}
+
+#[test]
+fn scores_are_never_all_there() {
+    no_pairs_are_kept::<f32>();
+    no_pairs_are_kept::<bf16>();
 }
 
 fn bits(outputs: &Outputs) -> Vec<u64> {

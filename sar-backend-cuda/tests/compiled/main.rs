@@ -58,11 +58,48 @@ fn resources(nvrtc: &Nvrtc, source: Source) -> Vec<(String, Resources)> {
             assert!(!kernels.is_empty(), "{}: no kernel in {}", source.stem, compiled.log);
             let faults = read_only::faults(&compiled.ptx);
             assert!(faults.is_empty(), "{variant} {arch}: {}", faults.join("\n"));
+            let faults = multiplied_otherwise(&compiled.ptx, variant);
+            assert!(faults.is_empty(), "{variant} {arch}: {}", faults.join("\n"));
             let name = |kernel: &Resources| format!("{} {variant} {arch}", kernel.name);
             found.extend(kernels.into_iter().map(|kernel| (name(&kernel), kernel)));
         }
     }
     found
+}
+
+/// Kernels whose products of bf16 are those of tensor cores, by the beginning of their names.
+const ON_TENSOR_CORES: [&str; 3] = ["attention_forward_", "attention_queries_", "attention_keys_"];
+
+/// The kernels of a file that do not multiply as they are to: on tensor cores in bf16, and never in TF32 where numbers
+/// are f32.
+fn multiplied_otherwise(ptx: &str, variant: &str) -> Vec<String> {
+    let kernels =
+        ptx.split(".entry ").skip(1).filter_map(|body| Some((body.split_once('(')?.0, body)));
+    let fault = |(name, body): (&str, &str)| {
+        let narrow = variant == "bf16" && ON_TENSOR_CORES.iter().any(|of| name.starts_with(of));
+        match () {
+            () if body.contains(".tf32") => Some(format!("{name}: rounds to TF32")),
+            () if narrow && !body.contains("mma.sync") => Some(format!("{name}: no tensor cores")),
+            () => None,
+        }
+    };
+    kernels.filter_map(fault).collect()
+}
+
+#[test]
+fn a_kernel_that_multiplies_otherwise_is_found() {
+    let faults = |name: &str, body: &str, variant: &str| {
+        multiplied_otherwise(&format!(".visible .entry {name}(\n)\n{{ {body} }}"), variant)
+    };
+    let product = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32";
+    assert!(faults("attention_keys_64", product, "bf16").is_empty());
+    assert!(faults("attention_keys_64", "fma.rn.f32", "f32").is_empty());
+    assert!(faults("gelu", "fma.rn.f32", "bf16").is_empty());
+    assert_eq!(
+        faults("attention_keys_64", "fma.rn.f32", "bf16"),
+        ["attention_keys_64: no tensor cores"]
+    );
+    assert_eq!(faults("gelu", "cvt.rna.tf32.f32", "f32"), ["gelu: rounds to TF32"]);
 }
 
 fn budget_path() -> PathBuf {
