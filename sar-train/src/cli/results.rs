@@ -1,6 +1,6 @@
 //! Commands on what a run has made.
 
-use crate::config::{ConfigError, Ramp, SampleConfig};
+use crate::config::{ConfigError, Published, Ramp, SampleConfig};
 use clap::Args;
 use sar_math::ScaleSchedule;
 use std::fmt;
@@ -28,6 +28,9 @@ pub struct SamplerArgs {
     /// Be greedy on grids outside the published sampler's fixed list, as that sampler is.
     #[arg(long)]
     pub published_greedy: bool,
+    /// Guidance, ramp and filter of a published model's results, in place of the run's; other flags change them.
+    #[arg(long, value_name = "MODEL")]
+    pub published: Option<Published>,
 }
 
 impl SamplerArgs {
@@ -39,6 +42,7 @@ impl SamplerArgs {
         guidance: Option<f64>,
         filter: &FilterArgs,
     ) -> Result<SampleConfig, ConfigError> {
+        self.as_published(&mut run);
         run.count = count.unwrap_or(run.count);
         run.guidance = guidance.unwrap_or(run.guidance);
         run.top_k = filter.top_k.unwrap_or(run.top_k);
@@ -46,6 +50,11 @@ impl SamplerArgs {
         self.over(&mut run);
         run.validate()?;
         Ok(run)
+    }
+
+    /// Changes a configuration to the settings of the published model that was named, if one was; returns whether.
+    pub(crate) fn as_published(&self, sample: &mut SampleConfig) -> bool {
+        self.published.inspect(|model| model.over(sample)).is_some()
     }
 
     /// Overrides a configuration with the given flags.

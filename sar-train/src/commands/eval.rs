@@ -365,6 +365,9 @@ fn configuration(
     if let Some(source) = &args.data {
         config.data = config.data.with_source(source);
     }
+    if args.sampler.as_published(&mut config.sample) {
+        config.eval.guidance = vec![config.sample.guidance];
+    }
     if !args.guidance.is_empty() {
         config.eval.guidance.clone_from(&args.guidance);
     }

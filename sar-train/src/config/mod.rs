@@ -17,7 +17,7 @@ mod train;
 pub use error::ConfigError;
 pub use eval::EvalConfig;
 pub use generator::{GeneratorSection, Positions};
-pub use sample::{Ramp, SampleConfig};
+pub use sample::{Published, Ramp, SampleConfig};
 pub use sar::{Decode, Preset, SarConfig};
 pub use tokenizer_train::TokenizerTrainConfig;
 pub use train::{Mode, TrainConfig};

@@ -23,6 +23,38 @@ pub enum Ramp {
     Constant,
 }
 
+/// Settings by which the results of a published model were sampled, as its repository says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Published {
+    /// VAR: guidance 1.5, its own ramp, top-k 900, top-p 0.96.
+    Var,
+    /// FlexVAR: guidance 2.5, top-k 900, top-p 0.95, greedy off its list of grids.
+    Flexvar,
+    /// SAR of depth 16: as FlexVAR, at guidance 2.2.
+    SarD16,
+    /// SAR of depth 20: at guidance 2.6.
+    SarD20,
+    /// SAR of depth 24: at guidance 3.3.
+    SarD24,
+}
+
+impl Published {
+    /// Changes a section to these settings.
+    pub fn over(self, sample: &mut SampleConfig) {
+        let (guidance, ramp, top_p) = match self {
+            Self::Var => (1.5, Ramp::Var, 0.96),
+            Self::Flexvar => (2.5, Ramp::Flexvar, 0.95),
+            Self::SarD16 => (2.2, Ramp::Flexvar, 0.95),
+            Self::SarD20 => (2.6, Ramp::Flexvar, 0.95),
+            Self::SarD24 => (3.3, Ramp::Flexvar, 0.95),
+        };
+        // VAR has no other grids than those of its schedule.
+        let published_greedy = self != Self::Var;
+        (sample.guidance, sample.ramp, sample.top_k, sample.top_p, sample.published_greedy) =
+            (guidance, ramp, 900, top_p, published_greedy);
+    }
+}
+
 /// Section `[sample]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, DocumentedFields)]
 #[serde(deny_unknown_fields, default)]

@@ -97,6 +97,44 @@ fn samples_are_an_array_for_published_evaluators() {
     assert!(!folder.join("t").exists());
 }
 
+/// By one word, what a published model's results were sampled with; flags beside it count.
+#[test]
+fn samples_are_drawn_as_a_published_models() {
+    let folder = trained();
+    let folder = folder.path();
+    let settings = |flags: &[&str]| -> serde_json::Value {
+        let sample = ["sample", "base", "--count", "1", "--out", "s", "--force"];
+        succeeds(&[&sample[..], flags].concat(), folder);
+        let record: serde_json::Value =
+            serde_json::from_slice(&fs::read(folder.join("s/samples.json")).unwrap()).unwrap();
+        record["settings"].clone()
+    };
+    for (model, guidance, ramp, top_p) in [
+        ("var", 1.5, "var", 0.96),
+        ("flexvar", 2.5, "flexvar", 0.95),
+        ("sar-d16", 2.2, "flexvar", 0.95),
+        ("sar-d20", 2.6, "flexvar", 0.95),
+        ("sar-d24", 3.3, "flexvar", 0.95),
+    ] {
+        let found = settings(&["--published", model]);
+        let expected = serde_json::json!([guidance, ramp, 900, top_p]);
+        let found = ["guidance", "ramp", "top_k", "top_p"].map(|key| found[key].clone());
+        assert_eq!(serde_json::Value::from(found.to_vec()), expected, "{model}");
+    }
+    let own =
+        settings(&["--published", "var", "--guidance", "2", "--top-k", "5", "--ramp", "constant"]);
+    assert_eq!((&own["guidance"], &own["top_k"]), (&2.0.into(), &5.into()));
+    assert_eq!((&own["ramp"], &own["top_p"]), (&"constant".into(), &0.96.into()));
+    let eval =
+        ["eval", "base", "--published", "sar-d16", "--samples", "10", "--seeds", "1", "--json"];
+    let numbers = prints(&[&eval[..], &["-"]].concat(), folder);
+    let numbers: serde_json::Value = serde_json::from_str(&numbers).unwrap();
+    assert_eq!(numbers["points"].as_array().unwrap().len(), 1);
+    assert_eq!(numbers["points"][0]["guidance"], 2.2);
+    assert_eq!(numbers["settings"]["sampler"]["published_greedy"], true);
+    says(&fails(2, &["sample", "base", "--out", "t", "--published", "sar"], folder), &["sar-d16"]);
+}
+
 /// Of a sweep that is measured in parts, one after the other and several at once, nothing is lost.
 #[test]
 fn a_sweep_may_be_measured_in_parts() {
