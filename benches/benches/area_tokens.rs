@@ -2,7 +2,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sar_benches::{Backend, SETTINGS, noise, run};
-use sar_math::backend::{LatentDims, RolloutOps, TokenSpan};
+use sar_math::backend::{MapDims, RolloutOps, TokenSpan};
 
 fn bench(criterion: &mut Criterion) {
     let backend = Backend::new();
@@ -10,7 +10,7 @@ fn bench(criterion: &mut Criterion) {
     for setting in SETTINGS {
         let (rows, schedule) = (setting.rows(), setting.schedule());
         let last = schedule.last();
-        let dims = LatentDims {
+        let dims = MapDims {
             batch: setting.batch,
             channels: setting.channels,
             height: last.height,

@@ -10,7 +10,7 @@ use crate::{Buffer, CpuBackend, CpuError, Element};
 use core::ops::Range;
 use sar_math::backend::checks::{self, size};
 use sar_math::backend::{
-    AttentionSlots, CachedAttentionDims, ChooseDims, CodeDims, LatentDims, RolloutDims, RolloutOps,
+    AttentionSlots, CachedAttentionDims, ChooseDims, CodeDims, MapDims, RolloutDims, RolloutOps,
     ShapeError, TokenSpan,
 };
 use sar_math::sampling::MAX_VOCAB;
@@ -37,7 +37,7 @@ fn codes<'a, T: Element>(
 impl<T: Element> RolloutOps for CpuBackend<T> {
     fn area_tokens(
         &self,
-        dims: LatentDims,
+        dims: MapDims,
         span: &TokenSpan,
         latent_bkhw: &Buffer<T>,
         tokens_btk: &mut Buffer<T>,

@@ -11,7 +11,7 @@ use crate::transformer::head_params;
 use crate::{Buffer, CudaBackend, CudaError, Params};
 use sar_math::backend::checks::{self, size};
 use sar_math::backend::{
-    AttentionSlots, CachedAttentionDims, ChooseDims, CodeDims, LatentDims, RolloutDims, RolloutOps,
+    AttentionSlots, CachedAttentionDims, ChooseDims, CodeDims, MapDims, RolloutDims, RolloutOps,
     ShapeError, TokenSpan,
 };
 use sar_math::sampling::MAX_VOCAB;
@@ -33,7 +33,7 @@ fn codes<D: Device>(
 impl<S: Storage, D: Device> RolloutOps for CudaBackend<S, D> {
     fn area_tokens(
         &self,
-        dims: LatentDims,
+        dims: MapDims,
         span: &TokenSpan,
         latent_bkhw: &Buffer<S, D>,
         tokens_btk: &mut Buffer<S, D>,

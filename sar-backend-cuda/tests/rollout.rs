@@ -6,9 +6,7 @@ mod lengths;
 
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{CudaBackend, Storage, TestDevice, bf16};
-use sar_math::backend::{
-    Buffers, CodeDims, Distance, LatentDims, RolloutDims, RolloutOps, TokenSpan,
-};
+use sar_math::backend::{Buffers, CodeDims, Distance, MapDims, RolloutDims, RolloutOps, TokenSpan};
 use sar_math::philox::{Purpose, Stream};
 use sar_math::{Scale, ScaleSchedule};
 
@@ -277,7 +275,7 @@ fn a_map_of_no_size_is_refused() {
 }
 
 fn area<B: RolloutOps<Host = f32>>(backend: &B, span: &TokenSpan, latent: &[f32]) -> Vec<f32> {
-    let dims = LatentDims { batch: 2, channels: 32, height: 16, width: 16 };
+    let dims = MapDims { batch: 2, channels: 32, height: 16, width: 16 };
     let mut held = backend.activation(latent.len()).unwrap();
     backend.upload(latent, &mut held, 0).unwrap();
     let mut found = vec![UNTOUCHED as f32; dims.batch * span.row() * dims.channels];

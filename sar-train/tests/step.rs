@@ -5,7 +5,7 @@
 use sar_backend_cpu::{Buffer, CpuBackend, CpuError};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{
-    Buffers, Choice, ChooseDims, CodeDims, Distance, LatentDims, RolloutDims, RolloutOps, TokenSpan,
+    Buffers, Choice, ChooseDims, CodeDims, Distance, MapDims, RolloutDims, RolloutOps, TokenSpan,
 };
 use sar_math::loss::{LossBatch, StudentForcing, StudentTargets, Supervision, TeacherForcing};
 use sar_math::philox::{Purpose, Stream};
@@ -99,7 +99,7 @@ impl World {
     /// Codes `[b, T]` of the latents.
     fn codes(&self) -> Buffer<u32> {
         let (b, schedule, batch) = (&self.backend, &self.schedule, self.labels.len());
-        let dims = LatentDims { batch, channels: 4, height: 3, width: 3 };
+        let dims = MapDims { batch, channels: 4, height: 3, width: 3 };
         let latents = self.activation(&self.latents);
         let mut truth = b.ids(batch * schedule.tokens()).unwrap();
         if self.quantizer.adds_up() {
@@ -162,7 +162,7 @@ impl World {
                 params: &params,
                 quantizer,
                 latents: &latents,
-                latent_dims: LatentDims { batch: to - from, channels: 4, height: 3, width: 3 },
+                latent_dims: MapDims { batch: to - from, channels: 4, height: 3, width: 3 },
                 labels: &self.labels[from..to],
                 plan: &plan,
                 step: 0,

@@ -3,8 +3,8 @@
 use super::{Buf, Done, Ids, NarrowCpu, held, rounding, store, with_loss};
 use sar_math::ScaleSchedule;
 use sar_math::backend::{
-    AdamW, AttentionSlots, CachedAttentionDims, ChooseDims, CodeDims, LatentDims, LossDims,
-    LossOps, OptimizerOps, RolloutDims, RolloutOps, Slot, TokenLoss, TokenSpan,
+    AdamW, AttentionSlots, CachedAttentionDims, ChooseDims, CodeDims, LossDims, LossOps, MapDims,
+    OptimizerOps, RolloutDims, RolloutOps, Slot, TokenLoss, TokenSpan,
 };
 use std::ops::Range;
 
@@ -63,7 +63,7 @@ impl LossOps for NarrowCpu {
 impl RolloutOps for NarrowCpu {
     rounding! {
         area_tokens(
-            dims: LatentDims, span: &TokenSpan, latent: &Buf, tokens: &mut Buf,
+            dims: MapDims, span: &TokenSpan, latent: &Buf, tokens: &mut Buf,
         ) -> [tokens];
         nearest_code(
             batch: usize, span: &TokenSpan, codes: CodeDims, z: &Buf, codebook: &Buf, ids: &mut Ids,

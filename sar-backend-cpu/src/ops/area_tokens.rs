@@ -4,12 +4,12 @@ use crate::Element;
 use crate::simd::{vectorized, with_scratch};
 use rayon::prelude::*;
 use sar_math::Scale;
-use sar_math::backend::{LatentDims, TokenSpan};
+use sar_math::backend::{MapDims, TokenSpan};
 use sar_math::resample::area_bin;
 
 /// Writes the columns of the span's scales in `tokens[b, row, k]`, from `latent[b, k, h, w]`.
 pub(crate) fn forward<T: Element>(
-    dims: LatentDims,
+    dims: MapDims,
     span: &TokenSpan,
     latent_bkhw: &[T],
     tokens_btk: &mut [T],
@@ -45,7 +45,7 @@ fn to_token_major<T: Element>(channels: usize, from_khw: &[T], to_hwk: &mut [T])
 
 /// The scales of one sample.
 #[inline(always)]
-fn sample<T: Element>(dims: LatentDims, scales: &[Scale], latent: &[T], tokens: &mut [T]) {
+fn sample<T: Element>(dims: MapDims, scales: &[Scale], latent: &[T], tokens: &mut [T]) {
     let k = dims.channels;
     let mut outputs = tokens.chunks_exact_mut(k);
     for scale in scales {
@@ -80,7 +80,7 @@ mod tests {
     #[test]
     fn a_two_by_two_latent_to_one_and_two() {
         let schedule = ScaleSchedule::from_sides(&[1, 2]).unwrap();
-        let dims = LatentDims { batch: 1, channels: 2, height: 2, width: 2 };
+        let dims = MapDims { batch: 1, channels: 2, height: 2, width: 2 };
         let mut tokens = [0.0f64; 10];
         let latent = [1.0, 2.0, 3.0, 6.0, 10.0, 20.0, 30.0, 40.0];
         forward(dims, &TokenSpan::whole(&schedule), &latent, &mut tokens);
@@ -98,7 +98,7 @@ mod tests {
             sar_math::Scale { height: 1, width: 2 },
         ])
         .unwrap();
-        let dims = LatentDims { batch: 1, channels: 1, height: 1, width: 3 };
+        let dims = MapDims { batch: 1, channels: 1, height: 1, width: 3 };
         let mut tokens = [0.0f32; 3];
         forward(dims, &TokenSpan::whole(&schedule), &[1.0, 2.0, 6.0], &mut tokens);
         assert_eq!(tokens, [3.0, 1.5, 4.0]);

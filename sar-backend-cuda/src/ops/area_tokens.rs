@@ -6,7 +6,7 @@ use crate::device::{Device, Kernel, ScaleTable};
 use crate::error::CudaError;
 use crate::memory::Address;
 use crate::storage::Storage;
-use sar_math::backend::{LatentDims, TokenSpan};
+use sar_math::backend::{MapDims, TokenSpan};
 
 const AREA_TOKENS: Kernel = Kernel { file: "area_tokens", name: "area_tokens" };
 
@@ -15,7 +15,7 @@ const THREADS: usize = 256;
 
 pub(crate) fn forward<S: Storage, D: Device>(
     gpu: &CudaBackend<S, D>,
-    dims: LatentDims,
+    dims: MapDims,
     span: &TokenSpan,
     latent: Address<S>,
     tokens: Address<S>,

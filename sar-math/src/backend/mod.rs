@@ -35,8 +35,7 @@ pub use error::{BackendError, ErrorKind};
 pub use loss::{LossDims, LossOps, TargetRows, TokenLoss};
 pub use optimizer::{AdamW, OptimizerOps};
 pub use rollout::{
-    CachedAttentionDims, ChooseDims, CodeDims, Distance, LatentDims, RolloutDims, RolloutOps,
-    TokenSpan,
+    CachedAttentionDims, ChooseDims, CodeDims, Distance, RolloutDims, RolloutOps, TokenSpan,
 };
 pub use tokenizer::{Conv, ConvDims, GroupNorm, MapDims, QuantizeWeights, TokenizerOps};
 pub use transformer::{

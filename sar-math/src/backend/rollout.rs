@@ -1,6 +1,6 @@
 //! Tokenising, rolling out and sampling: steps without gradients and therefore without backwards.
 
-use super::{AttentionSlots, Buffers};
+use super::{AttentionSlots, Buffers, MapDims};
 use crate::sampling::Choice;
 use crate::{MAX_SCALES, ScaleSchedule};
 use core::ops::Range;
@@ -97,19 +97,6 @@ impl CodeDims {
     }
 }
 
-/// Dimensions of the latents of [`RolloutOps::area_tokens`].
-#[derive(Clone, Copy, Debug)]
-pub struct LatentDims {
-    /// Samples B.
-    pub batch: usize,
-    /// Latent channels K.
-    pub channels: usize,
-    /// Rows of the latent.
-    pub height: usize,
-    /// Columns of the latent.
-    pub width: usize,
-}
-
 /// Dimensions of [`RolloutOps::rollout_inputs`].
 #[derive(Clone, Debug)]
 pub struct RolloutDims {
@@ -151,7 +138,7 @@ pub trait RolloutOps: Buffers {
     /// A shape error; the same holds for all methods below.
     fn area_tokens(
         &self,
-        dims: LatentDims,
+        dims: MapDims,
         span: &TokenSpan,
         latent_bkhw: &Self::Activation,
         tokens_btk: &mut Self::Activation,

@@ -7,20 +7,20 @@ use super::rig::Rig;
 use super::subject::{Expected, Outputs, Subject, Verifier, shape_error};
 use super::verdict::{Mismatch, Report};
 use crate::ScaleSchedule;
-use crate::backend::{LatentDims, RolloutOps, TokenSpan};
+use crate::backend::{MapDims, RolloutOps, TokenSpan};
 use alloc::vec::Vec;
 
 /// Name of the change of the elements that the op leaves as they were.
 const REST: &str = "change of the rest of a row";
 
 struct Operands {
-    dims: LatentDims,
+    dims: MapDims,
     span: TokenSpan,
     latent: Vec<f64>,
 }
 
 impl Operands {
-    fn draw(n: &mut Numbers, dims: LatentDims, span: TokenSpan) -> Self {
+    fn draw(n: &mut Numbers, dims: MapDims, span: TokenSpan) -> Self {
         let latent = n.values(dims.batch * dims.channels * dims.height * dims.width);
         Self { dims, span, latent }
     }
@@ -50,7 +50,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
     }
 
     fn values(&self) -> Vec<Expected> {
-        let LatentDims { batch, channels, height, width } = self.dims;
+        let MapDims { batch, channels, height, width } = self.dims;
         let schedule = &self.span.schedule;
         let columns = schedule.span(self.span.scales.clone());
         let total = columns.len();
@@ -77,7 +77,7 @@ impl<B: RolloutOps> Subject<B> for Operands {
     fn row(&self, row: usize) -> Option<Self> {
         let len = self.latent.len() / self.dims.batch;
         Some(Self {
-            dims: LatentDims { batch: 1, ..self.dims },
+            dims: MapDims { batch: 1, ..self.dims },
             span: self.span.clone(),
             latent: self.latent[row * len..][..len].to_vec(),
         })
@@ -97,7 +97,7 @@ pub(super) fn draw_span(n: &mut Numbers, schedule: ScaleSchedule) -> TokenSpan {
 }
 
 fn past_the_row<B: RolloutOps>(backend: &B) -> Result<(), B::Error> {
-    let dims = LatentDims { batch: 1, channels: 1, height: 1, width: 1 };
+    let dims = MapDims { batch: 1, channels: 1, height: 1, width: 1 };
     let (latent, mut tokens) = (backend.activation(64)?, backend.activation(64)?);
     let span = TokenSpan { held: 0..2, scales: 1..3, ..TokenSpan::whole(&mid_schedule()) };
     backend.area_tokens(dims, &span, &latent, &mut tokens)
@@ -111,7 +111,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
     let mut verifier = Verifier::new(backend, "area_tokens", case)?;
     let mut n = case.numbers("area_tokens");
     for (height, width) in [(4, 4), (1, 1), (n.between(1, 7), n.between(1, 7))] {
-        let dims = LatentDims { batch: n.between(1, 3), channels: n.between(1, 4), height, width };
+        let dims = MapDims { batch: n.between(1, 3), channels: n.between(1, 4), height, width };
         let schedule = n.schedule();
         verifier.verify(&Operands::draw(&mut n, dims, TokenSpan::whole(&schedule)))?;
         let span = draw_span(&mut n, schedule);
@@ -127,7 +127,7 @@ pub fn check<B: RolloutOps>(backend: &B, case: Case) -> Result<Report, Mismatch>
 /// # Errors
 /// A second run, or a sample on its own, gives other bits.
 pub fn fingerprint<B: RolloutOps>(backend: &B, case: Case) -> Result<Vec<u64>, Mismatch> {
-    let dims = LatentDims { batch: 3, channels: 32, height: 8, width: 10 };
+    let dims = MapDims { batch: 3, channels: 32, height: 8, width: 10 };
     let mut n = case.numbers("area_tokens");
     repeatable(backend, &Operands::draw(&mut n, dims, TokenSpan::whole(&mid_schedule())))
 }

@@ -10,7 +10,7 @@
 use super::{Decoder, Given, Mask, Painted, Painter, SampleSettings};
 use crate::model::tokenizer::{EncoderMemory, QuantizerMemory};
 use crate::params::hosted;
-use sar_math::backend::{Backend, LatentDims, ShapeError};
+use sar_math::backend::{Backend, MapDims, ShapeError};
 use sar_math::{MAX_SCALES, ScaleSchedule};
 
 /// Largest share of a coarse cell that may be masked for a further pass to keep its code.
@@ -48,7 +48,7 @@ pub struct Editor<'a, B: Backend> {
     scales: [bool; MAX_SCALES],
     /// Codes `[b, T]` of the image, the same for every picture of a batch, and which are kept.
     first: Codes<B>,
-    latent_dims: LatentDims,
+    latent_dims: MapDims,
     again: Option<Again<'a, B>>,
 }
 
@@ -221,14 +221,13 @@ impl<'a, B: Backend> Encoding<'a, B> {
         batch: usize,
     ) -> Result<Self, B::Error> {
         let (tokenizer, tokens) = (decoder.tokenizer, schedule.tokens());
-        let (channels, grid) = (tokenizer.config().latent_channels, tokenizer.latent_side(side));
         Ok(Self {
             backend,
             decoder,
             schedule: *schedule,
             side,
             memory: tokenizer.encoder_memory(backend, batch, (side, side))?,
-            latents_bkhw: backend.activation(batch * channels * grid * grid)?,
+            latents_bkhw: backend.activation(tokenizer.latents(batch, side).len())?,
             coding: decoder.quantizer.memory(backend, batch, schedule)?,
             ids: backend.ids(batch * tokens)?,
         })
@@ -248,17 +247,13 @@ impl<'a, B: Backend> Encoding<'a, B> {
         Ok(batch)
     }
 
-    fn dims(&self, batch: usize) -> LatentDims {
-        let tokenizer = self.decoder.tokenizer;
-        let (channels, grid) =
-            (tokenizer.config().latent_channels, tokenizer.latent_side(self.side));
-        LatentDims { batch, channels, height: grid, width: grid }
+    fn dims(&self, batch: usize) -> MapDims {
+        self.decoder.tokenizer.latents(batch, self.side)
     }
 
     /// Returns `batch` copies of the latents of the picture encoded last.
     fn repeated(&self, batch: usize) -> Result<B::Activation, B::Error> {
-        let LatentDims { channels, height, width, .. } = self.dims(1);
-        let len = channels * height * width;
+        let len = self.dims(1).len();
         let mut all = self.backend.activation(batch * len)?;
         for picture in 0..batch {
             self.backend.copy(&self.latents_bkhw, 0, &mut all, picture * len, len)?;

@@ -6,7 +6,7 @@ use super::recordings::{Call, Recordings};
 use crate::model::generator::{Conditioning, Generator};
 use crate::model::tokenizer::{Quantizer, QuantizerMemory};
 use blocks::Blocks;
-use sar_math::backend::{Backend, Buffers, Choice, ChooseDims, LatentDims, LinearDims, ShapeError};
+use sar_math::backend::{Backend, Buffers, Choice, ChooseDims, LinearDims, MapDims, ShapeError};
 use sar_math::{MAX_SCALES, ScaleSchedule};
 
 /// Sides of the grids that the published sampler draws from a distribution; on others it is greedy.
@@ -40,7 +40,7 @@ pub struct Given<'a, B: Buffers> {
     /// Latents `[b, k, h, w]` that the kept codes are of. Where scales add up, a kept code stands
     /// for what the scales before it leave of the latents, whichever codes those got: it is looked
     /// up when its scale comes, instead of being taken from `ids`.
-    pub latents: Option<(&'a B::Activation, LatentDims)>,
+    pub latents: Option<(&'a B::Activation, MapDims)>,
 }
 
 /// A generator with its weights, and what its codes stand for.
@@ -327,7 +327,7 @@ impl<B: Backend> Sampler<B> {
                 ids: backend.ids(self.images * self.room.tokens())?,
             },
         };
-        let dims = LatentDims { batch, ..dims };
+        let dims = MapDims { batch, ..dims };
         quantizer.look_at(backend, &mut known.memory, dims, &self.schedule, latents)?;
         self.known = Some(known);
         Ok(true)

@@ -10,7 +10,7 @@ use crate::model::tokenizer::QuantizerMemory;
 use crate::run::Interrupt;
 use crate::sample::Model;
 use sar_math::ScaleSchedule;
-use sar_math::backend::{Backend, LatentDims};
+use sar_math::backend::{Backend, MapDims};
 use sar_math::loss::{LossBatch, ScaleReport, Supervision, TeacherForcing};
 use sar_math::rollout::Pass;
 use serde::{Deserialize, Serialize};
@@ -98,7 +98,7 @@ impl<B: Backend> Replica<'_, B> {
             // Kept after the losses of a step, which can still be asked for.
             part: self.settings.accumulate,
         };
-        let LatentDims { batch, .. } = self.latent_dims;
+        let MapDims { batch, .. } = self.latent_dims;
         Measuring {
             backend: self.backend,
             model: Model { generator, params, quantizer },
@@ -149,7 +149,7 @@ pub fn held_out_loss<B: Backend>(
         loss: &mut loss,
         part: 0,
     };
-    let latent_dims = LatentDims { batch, channels: g.channels, height, width };
+    let latent_dims = MapDims { batch, channels: g.channels, height, width };
     let schedule = *schedule;
     let measuring = Measuring { backend, model, schedule, latent_dims, memory };
     measuring.all(images, batch, interrupt)
@@ -173,7 +173,7 @@ struct Measuring<'m, B: Backend> {
     backend: &'m B,
     model: Model<'m, B>,
     schedule: ScaleSchedule,
-    latent_dims: LatentDims,
+    latent_dims: MapDims,
     memory: Lent<'m, B>,
 }
 
@@ -186,8 +186,7 @@ impl<B: Backend> Measuring<'_, B> {
         interrupt: &Interrupt,
     ) -> Result<Option<HeldOutReport>, TrainError> {
         let mut all = ScaleReport::default();
-        let LatentDims { channels, height, width, .. } = self.latent_dims;
-        let each = channels * height * width;
+        let each = MapDims { batch: 1, ..self.latent_dims }.len();
         let labels = images.labels.len();
         expect_length("labels of held-out images", labels.max(1), labels)?;
         expect_length("latents of held-out images", each * labels, images.latents.len())?;
@@ -214,7 +213,7 @@ impl<B: Backend> Measuring<'_, B> {
         let batch = labels.len();
         b.upload(latents, m.latents, 0)?;
         b.upload_ids(labels, &mut m.given.labels, 0)?;
-        let latent_dims = LatentDims { batch, ..self.latent_dims };
+        let latent_dims = MapDims { batch, ..self.latent_dims };
         quantizer.codes(b, m.coding, latent_dims, &schedule, m.latents, m.truth)?;
         let scales = 1..schedule.len();
         if schedule.len() > 1 {

@@ -9,7 +9,7 @@ use crate::config::{Config, TrainConfig};
 use crate::model::generator::Generator;
 use crate::model::tokenizer::Quantizer;
 use sar_math::ScaleSchedule;
-use sar_math::backend::{Backend, LatentDims};
+use sar_math::backend::{Backend, MapDims};
 use sar_math::loss::ScaleReport;
 use sar_math::rollout::{Method, Plan};
 use std::ops::Range;
@@ -55,7 +55,7 @@ pub struct Replica<'a, B: Backend> {
     pub(crate) params: B::Params,
     pub(crate) quantizer: &'a Quantizer<B>,
     pub(crate) latents: B::Activation,
-    pub(crate) latent_dims: LatentDims,
+    pub(crate) latent_dims: MapDims,
     pub(crate) memory: StepMemory<B>,
 }
 
@@ -82,7 +82,7 @@ impl<'a, B: Backend> Replica<'a, B> {
         Plan::new(settings.method, settings.target(), &schedule, settings.seed, 0)
             .map_err(TrainError::Plan)?;
         let params = backend.params(generator.layout().len())?;
-        let latent_dims = LatentDims { batch, channels: shape.channels, height, width };
+        let latent_dims = MapDims { batch, channels: shape.channels, height, width };
         let needs = settings.needs();
         let memory = StepMemory::new(backend, &generator, quantizer, batch, &schedule, needs)?;
         Ok(Self {
@@ -146,7 +146,7 @@ impl<'a, B: Backend> Replica<'a, B> {
             params: &self.params,
             quantizer: self.quantizer,
             latents: &self.latents,
-            latent_dims: LatentDims { batch: labels.len(), ..self.latent_dims },
+            latent_dims: MapDims { batch: labels.len(), ..self.latent_dims },
             labels,
             plan: &plan,
             step,

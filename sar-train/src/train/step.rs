@@ -8,7 +8,7 @@ use super::settings::StepSettings;
 use crate::model::generator::{Generator, parts};
 use crate::model::tokenizer::Quantizer;
 use crate::sample::{self, Decoding, Model};
-use sar_math::backend::{Backend, Buffers, ChooseDims, LatentDims, ShapeError};
+use sar_math::backend::{Backend, Buffers, ChooseDims, MapDims, ShapeError};
 use sar_math::guidance::Guidance;
 use sar_math::loss::{LossBatch, StudentTargets, Supervision};
 use sar_math::philox::{Purpose, Stream};
@@ -29,7 +29,7 @@ pub struct StepInput<'a, B: Buffers> {
     /// Latents of the images, `[b, k, h, w]`.
     pub latents: &'a B::Activation,
     /// Their dimensions.
-    pub latent_dims: LatentDims,
+    pub latent_dims: MapDims,
     /// Classes of the images, before class dropout.
     pub labels: &'a [u32],
     /// Passes of the step: which scales feed which, and what supervises them.

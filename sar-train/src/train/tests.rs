@@ -11,9 +11,7 @@ use crate::model::generator::{Generator, GeneratorShape, Head, PassInput, Recomp
 use crate::model::tokenizer::Quantizer;
 use sar_backend_cpu::{Buffer, CpuBackend};
 use sar_math::ScaleSchedule;
-use sar_math::backend::{
-    Buffers, CodeDims, Distance, LatentDims, RolloutDims, RolloutOps, TokenSpan,
-};
+use sar_math::backend::{Buffers, CodeDims, Distance, MapDims, RolloutDims, RolloutOps, TokenSpan};
 use sar_math::philox::{Purpose, Stream};
 
 pub(super) type Cpu = CpuBackend<f64>;
@@ -96,7 +94,7 @@ impl World {
         let (b, tokens) = (&self.backend, schedule.tokens());
         let mut latents = b.activation(self.latents.len()).unwrap();
         b.upload(&self.latents, &mut latents, 0).unwrap();
-        let dims = LatentDims { batch, channels: CHANNELS, height: SIDE, width: SIDE };
+        let dims = MapDims { batch, channels: CHANNELS, height: SIDE, width: SIDE };
         let mut means = b.activation(batch * tokens * CHANNELS).unwrap();
         let span = TokenSpan::whole(schedule);
         b.area_tokens(dims, &span, &latents, &mut means).unwrap();

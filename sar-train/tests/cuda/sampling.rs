@@ -3,7 +3,7 @@
 use super::{CHANNELS, CLASSES, KINDS, Kind, VOCAB, World, as_var, config, each, emulated, gpu};
 use sar_backend_cpu::CpuBackend;
 use sar_backend_cuda::{CudaBackend, Device as _, ORDERS, Storage, TestDevice, bf16};
-use sar_math::backend::{Backend, Buffers as _, Choice, DrawKeys, Filter, LatentDims};
+use sar_math::backend::{Backend, Buffers as _, Choice, DrawKeys, Filter, MapDims};
 use sar_math::guidance::Guidance;
 use sar_math::philox::{Purpose, Stream};
 use sar_math::{MAX_SCALES, Real, ScaleSchedule};
@@ -392,7 +392,7 @@ fn codes<B: Backend>(backend: &B, world: &World, latents: &[f32], side: usize) -
     backend.upload(&host, &mut held, 0).unwrap();
     let mut memory = quantizer.memory(backend, batch, &schedule).unwrap();
     let mut ids = backend.ids(batch * schedule.tokens()).unwrap();
-    let dims = LatentDims { batch, channels: CHANNELS, height: side, width: side };
+    let dims = MapDims { batch, channels: CHANNELS, height: side, width: side };
     quantizer.codes(backend, &mut memory, dims, &schedule, &held, &mut ids).unwrap();
     let mut found = vec![0; batch * schedule.tokens()];
     backend.download_ids(&ids, 0, &mut found).unwrap();

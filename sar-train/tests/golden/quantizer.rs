@@ -3,7 +3,7 @@
 use crate::backends::{Transfers, on_backends};
 use crate::compare::{Findings, code_margin};
 use crate::support::Golden;
-use sar_math::backend::{Backend, CodeDims, Distance, LatentDims, RolloutDims, TokenSpan};
+use sar_math::backend::{Backend, CodeDims, Distance, MapDims, RolloutDims, TokenSpan};
 use sar_math::resample::area_resize;
 
 /// Sixteen products of numbers of order 1.
@@ -24,7 +24,7 @@ fn ids_and_inputs<B: Backend>(backend: &B) -> Findings {
 
     let rows = batch * tokens;
     let mut tokens_btk = backend.activation(rows * channels).unwrap();
-    let dims = LatentDims { batch, channels, height, width };
+    let dims = MapDims { batch, channels, height, width };
     let span = TokenSpan::whole(&schedule);
     backend.area_tokens(dims, &span, &latent, &mut tokens_btk).unwrap();
     let exact = area_tokens(&golden);

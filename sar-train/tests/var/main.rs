@@ -9,7 +9,7 @@
 use safetensors::SafeTensors;
 use sar_backend_cpu::{Buffer, CpuBackend};
 use sar_math::backend::{
-    Buffers, Choice, DrawKeys, Filter, LatentDims, LossDims, LossOps, TargetRows, TokenLoss,
+    Buffers, Choice, DrawKeys, Filter, LossDims, LossOps, MapDims, TargetRows, TokenLoss,
 };
 use sar_math::guidance::Guidance;
 use sar_math::{MAX_SCALES, ScaleSchedule};
@@ -170,7 +170,7 @@ fn latents_codes_and_reconstructions_are_the_published_ones() {
 
     let mut memory = m.quantizer.memory(b, batch, &schedule()).unwrap();
     let mut ids = b.ids(batch * 55).unwrap();
-    let dims = LatentDims { batch, channels: CHANNELS, height: GRID, width: GRID };
+    let dims = MapDims { batch, channels: CHANNELS, height: GRID, width: GRID };
     let latents = m.put(&m.reference.f64("latents"));
     m.quantizer.codes(b, &mut memory, dims, &schedule(), &latents, &mut ids).unwrap();
     let expected = m.reference.ids("ids");
@@ -279,7 +279,7 @@ fn known_codes_are_looked_up_in_what_drawn_ones_left() {
     let m = Models::open();
     let (b, s, q) = (&m.backend, schedule(), &m.quantizer);
     let latents = m.put(&m.reference.f64("latents"));
-    let dims = LatentDims { batch: 2, channels: CHANNELS, height: GRID, width: GRID };
+    let dims = MapDims { batch: 2, channels: CHANNELS, height: GRID, width: GRID };
     let own = m.put_ids(&m.reference.ids("ids"));
     let labels = [2, 0];
     let draw = |kept: &[u32], looked_up: bool| {

@@ -12,7 +12,7 @@ use crate::data::{Batch, Data, DataError, Earlier, View};
 use crate::model::tokenizer::EncoderMemory;
 use crate::run::{Interrupt, Progress};
 use crate::trained::TrainedTokenizer;
-use sar_math::backend::LatentDims;
+use sar_math::backend::MapDims;
 use std::ops::Range;
 use std::path::Path;
 
@@ -69,29 +69,20 @@ impl<'a, B: Compute> Encoder<'a, B> {
     ) -> Result<Self, B::Error> {
         let batch = (PIXELS / (side * side).max(1)).clamp(1, BATCH);
         let memory = tokenizer.tokenizer.encoder_memory(backend, batch, (side, side))?;
-        let [k, h, w] = latent(tokenizer, side);
-        let latents = backend.activation(batch * k * h * w)?;
+        let latents = backend.activation(tokenizer.tokenizer.latents(batch, side).len())?;
         Ok(Self { backend, tokenizer, side, batch, memory, latents, interrupt })
     }
 
     /// Encodes at most a batch of images, and leaves their latents in `self.latents`.
-    fn encode(&mut self, images_b3hw: &[f32]) -> anyhow::Result<LatentDims> {
+    fn encode(&mut self, images_b3hw: &[f32]) -> anyhow::Result<MapDims> {
         if self.interrupt.is_asked() {
             return Err(EncodingInterrupted.into());
         }
         let (model, params) = (&self.tokenizer.tokenizer, &self.tokenizer.params);
         let (memory, size) = (&mut self.memory, (self.side, self.side));
         model.encode(self.backend, params, memory, images_b3hw, size, &mut self.latents)?;
-        let batch = images_b3hw.len() / (3 * self.side * self.side);
-        let [channels, height, width] = latent(self.tokenizer, self.side);
-        Ok(LatentDims { batch, channels, height, width })
+        Ok(model.latents(images_b3hw.len() / (3 * self.side * self.side), self.side))
     }
-}
-
-/// Channels, height and width of the latent of an image.
-fn latent<B: Compute>(tokenizer: &TrainedTokenizer<B>, side: usize) -> [usize; 3] {
-    let grid = tokenizer.tokenizer.latent_side(side);
-    [tokenizer.tokenizer.config().latent_channels, grid, grid]
 }
 
 /// Encoding that the user stopped; the exit code is 130.

@@ -2,9 +2,7 @@
 
 use super::quantizer::{Maps, Quantizer, QuantizerMemory, Residual, TO_ADD_UP, no_memory};
 use sar_math::ScaleSchedule;
-use sar_math::backend::{
-    Backend, Buffers, CodeDims, Distance, LatentDims, MapDims, ShapeError, TokenSpan,
-};
+use sar_math::backend::{Backend, Buffers, CodeDims, Distance, MapDims, ShapeError, TokenSpan};
 
 /// Name of what [`Quantizer::memory`] provides, for errors.
 const TO_LOOK_UP: &str = "memory to look up (of this quantizer)";
@@ -24,7 +22,7 @@ impl<B: Backend> Quantizer<B> {
         &self,
         backend: &B,
         memory: &mut QuantizerMemory<B>,
-        latent: LatentDims,
+        latent: MapDims,
         schedule: &ScaleSchedule,
         latents_bkhw: &B::Activation,
         ids_bt: &mut B::Ids,
@@ -56,7 +54,7 @@ impl<B: Backend> Quantizer<B> {
         &self,
         backend: &B,
         memory: &mut QuantizerMemory<B>,
-        latent: LatentDims,
+        latent: MapDims,
         schedule: &ScaleSchedule,
         latents_bkhw: &B::Activation,
     ) -> Result<(), B::Error> {
@@ -64,10 +62,8 @@ impl<B: Backend> Quantizer<B> {
         let (_, _, maps) = self.added(memory)?;
         // The remainder of a latent is not a sum that a later call could continue.
         maps.summed = 0;
-        let LatentDims { batch, channels, height, width } = latent;
-        let map = MapDims { batch, channels, height, width };
         let last = schedule.last();
-        backend.area_resize(map, last.height, last.width, latents_bkhw, &mut maps.sum)
+        backend.area_resize(latent, last.height, last.width, latents_bkhw, &mut maps.sum)
     }
 
     /// Looks up one scale's codes for the remainder of the latents: its columns of `ids[b, T]`.

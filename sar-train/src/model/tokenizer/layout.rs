@@ -6,7 +6,7 @@ use super::layer::Layer;
 use super::network::{Gradients, Network};
 use crate::params::Layout;
 use sar_math::Real;
-use sar_math::backend::{Buffers, Conv, NORMALIZE_EPS, Slot};
+use sar_math::backend::{Buffers, Conv, MapDims, NORMALIZE_EPS, Slot};
 use sar_math::philox::{Purpose, Stream};
 
 /// Channels of an image: red, green, blue in [−1, 1].
@@ -95,6 +95,12 @@ impl Tokenizer {
     /// Side of the latent for an image side; a remainder is cut off.
     pub fn latent_side(&self, image_side: usize) -> usize {
         image_side / self.downsample_factor()
+    }
+
+    /// Dimensions of the latents of `batch` images with this side.
+    pub fn latents(&self, batch: usize, image_side: usize) -> MapDims {
+        let side = self.latent_side(image_side);
+        MapDims { batch, channels: self.config().latent_channels, height: side, width: side }
     }
 
     /// Returns initial parameters for a seed: convolutions as PyTorch's default (weight and bias
@@ -190,6 +196,7 @@ mod tests {
         assert!(published.contains_key("quantize.codebook_used"));
         assert_eq!(tokenizer.downsample_factor(), 16);
         assert_eq!(tokenizer.latent_side(256), 16);
+        assert_eq!(tokenizer.latents(3, 256), tokenizer.encoder().output(3, 256, 256));
         // 72 million, as the paper says.
         assert_eq!(tokenizer.layout().parameters() / 1_000_000, 72);
     }

@@ -11,7 +11,7 @@ use super::layout::{Tokenizer, normalise};
 use super::phi::{Phi, fold, phi_of};
 use num_traits::Zero;
 use sar_math::backend::{
-    Backend, Buffers, Conv, ConvDims, LatentDims, RolloutDims, ShapeError, Slot, TokenSpan,
+    Backend, Buffers, Conv, ConvDims, MapDims, RolloutDims, ShapeError, Slot, TokenSpan,
 };
 use sar_math::{Real, ScaleSchedule};
 use std::ops::Range;
@@ -179,10 +179,10 @@ impl<B: Buffers> Quantizer<B> {
     }
 
     /// Returns the dimensions of the maps in which scales add up.
-    pub(super) fn sum_dims(&self, batch: usize, schedule: &ScaleSchedule) -> LatentDims {
+    pub(super) fn sum_dims(&self, batch: usize, schedule: &ScaleSchedule) -> MapDims {
         let last = schedule.last();
         let (height, width) = (last.height, last.width);
-        LatentDims { batch, channels: self.channels, height, width }
+        MapDims { batch, channels: self.channels, height, width }
     }
 
     pub(super) fn dims(

@@ -6,7 +6,7 @@ use crate::model::tokenizer::{IMAGE_CHANNELS, Quantizer, QuantizerMemory, Tokeni
 use crate::run::Interrupt;
 use num_traits::Zero;
 use sar_math::ScaleSchedule;
-use sar_math::backend::{Backend, Buffers, LatentDims, MapDims, ShapeError};
+use sar_math::backend::{Backend, Buffers, MapDims, ShapeError};
 
 /// Name of the operation in shape errors.
 const OP: &str = "tokenizer evaluation";
@@ -266,10 +266,8 @@ impl<B: Backend> Added<'_, B> {
         full: MapDims,
         latents: &B::Activation,
     ) -> Result<(), B::Error> {
-        let MapDims { batch, channels, height, width } = full;
-        let latent = LatentDims { batch, channels, height, width };
         let Self { quantizer, memory, schedule, ids } = self;
-        quantizer.codes(backend, memory, latent, schedule, latents, ids)
+        quantizer.codes(backend, memory, full, schedule, latents, ids)
     }
 
     /// Writes the sum of the scales up to that of `grid` to `map`; returns the codes of that scale.

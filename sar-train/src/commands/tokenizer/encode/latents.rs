@@ -1,11 +1,12 @@
 //! Latents that a generator is trained on in place of images.
 
-use super::{Cut, Encoder, Use, Work, earlier, kept, latent};
+use super::{Cut, Encoder, Use, Work, earlier, kept};
 use crate::backend::Compute;
 use crate::cli::TokenizerEncodeArgs;
 use crate::commands::latents;
 use crate::data::{LatentsWriter, Precision, Sizes};
 use crate::run::memory;
+use sar_math::backend::MapDims;
 
 /// Writes some views of every training image, then the held-out images.
 pub(super) fn write<B: Compute>(
@@ -16,11 +17,13 @@ pub(super) fn write<B: Compute>(
 ) -> anyhow::Result<()> {
     let (data, views) = (&of.data, args.views);
     let seed = args.seed.unwrap_or(of.config.train.seed);
+    let MapDims { channels, height, width, .. } =
+        encoder.tokenizer.tokenizer.latents(1, data.train.side());
     let sizes = Sizes {
         views: views as usize,
         train: data.train.len(),
         validation: data.validation.len(),
-        latent: latent(encoder.tokenizer, data.train.side()),
+        latent: [channels, height, width],
     };
     let precision = if args.half { Precision::F16 } else { Precision::F32 };
     let bytes = (sizes.rows() * sizes.values() * precision.bytes()) as u64;
@@ -51,7 +54,7 @@ fn encode<B: Compute>(
     let mut host = Vec::new();
     work.carry_out(missing, ("latents", quiet), |images| {
         let dims = encoder.encode(&images.values_b)?;
-        host.resize(dims.batch * dims.channels * dims.height * dims.width, 0.0);
+        host.resize(dims.len(), 0.0);
         encoder.backend.download(&encoder.latents, 0, &mut host)?;
         writer.push(&host, &images.labels_b)?;
         Ok(writer.done())
