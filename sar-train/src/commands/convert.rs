@@ -5,6 +5,7 @@ use crate::checkpoint::{
 };
 use crate::cli::{ConvertArgs, GlobalArgs};
 use crate::config::{GeneratorSection, Positions};
+use crate::files::has_extension;
 use crate::model::generator::{Generator, GeneratorShape};
 use crate::model::tokenizer::{Tokenizer, TokenizerConfig};
 use crate::params::Layout;
@@ -26,7 +27,7 @@ type Shapes<'a> = BTreeMap<&'a str, &'a [usize]>;
 pub fn run(args: &ConvertArgs, global: &GlobalArgs) -> anyhow::Result<()> {
     check_paths(args)?;
     let _place = super::place::ready(&args.to)?;
-    let native = args.from.extension().is_some_and(|e| e == "safetensors");
+    let native = has_extension(&args.from, "safetensors");
     let (model, flat) = if native { of_safetensors(args)? } else { of_pth(args)? };
     let header =
         Header { classes: model.classes, ..Header::new(model.kind, model.step, &model.config)? };
@@ -65,7 +66,7 @@ fn check_paths(args: &ConvertArgs) -> anyhow::Result<()> {
     anyhow::ensure!(from.is_file(), "{}: no such file", from.display());
     anyhow::ensure!(!to.exists() || to.is_file(), "{} is no file; name one to write", to.display());
     anyhow::ensure!(
-        to.extension().is_some_and(|e| e == "safetensors"),
+        has_extension(to, "safetensors"),
         "{}: what is written is a safetensors file; name it so",
         to.display()
     );

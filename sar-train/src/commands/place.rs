@@ -1,6 +1,6 @@
 //! Places for the files that commands write, prepared before the work for them begins.
 
-use crate::files::folder_of;
+use crate::files::{folder_of, has_extension};
 use anyhow::Context as _;
 use std::path::{Path, PathBuf};
 
@@ -45,9 +45,7 @@ pub(crate) fn ready(file: &Path) -> anyhow::Result<Place> {
 /// replace a file of another kind is taken for mistyped.
 pub(crate) fn ready_as(file: &Path, extensions: &[&str]) -> anyhow::Result<Place> {
     let regular = !file.exists() || file.is_file();
-    let named = extensions
-        .iter()
-        .any(|kind| file.extension().is_some_and(|found| found.eq_ignore_ascii_case(kind)));
+    let named = extensions.iter().any(|kind| has_extension(file, kind));
     anyhow::ensure!(
         named || !regular,
         "{}: name the file .{}, which is what is written",

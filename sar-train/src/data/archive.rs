@@ -16,6 +16,7 @@ mod parts;
 use super::folder::{self, is_image};
 use super::list::MOST_CLASSES_BY_DEFAULT;
 use super::{DataError, ImageFile, Listing};
+use crate::files::has_extension;
 use contents::{Contents, Member};
 use parts::{Part, Split};
 use rayon::prelude::*;
@@ -56,7 +57,7 @@ pub(super) fn is_archive(path: &Path, magic: &[u8]) -> Result<bool, DataError> {
 
 /// Whether a file has the name of a tar archive.
 pub(super) fn named_tar(path: &Path) -> bool {
-    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("tar"))
+    has_extension(path, "tar")
 }
 
 /// Returns the name of the file of this kind that belongs to an image.

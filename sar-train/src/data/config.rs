@@ -1,6 +1,7 @@
 //! The `[data]` section of a configuration file.
 
 use super::{Augment, Crop, DataError, glyphs};
+use crate::files::has_extension;
 use documented::DocumentedFields;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -87,7 +88,7 @@ impl DataConfig {
             return Self { builtin: Some(name.into()), ..Self::glyph_recipe() };
         }
         let path = PathBuf::from(argument);
-        let sheet = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("png"));
+        let sheet = has_extension(&path, "png");
         let recipe = if sheet { Self::glyph_recipe() } else { Self::default() };
         Self { path: Some(path), ..recipe }
     }

@@ -1,6 +1,7 @@
 //! The sample grids and strips of a run.
 
 use super::read::Run;
+use crate::files::has_extension;
 use base64::Engine as _;
 use std::path::{Path, PathBuf};
 
@@ -58,11 +59,8 @@ pub(super) fn read_pictures(folder: &Path, run: &mut Run) {
             return;
         }
     };
-    let mut paths: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|p| p.extension().is_some_and(|e| e.eq_ignore_ascii_case("png")))
-        .collect();
+    let mut paths: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(|p| has_extension(p, "png")).collect();
     paths.sort_by_cached_key(|p| natural(&p.to_string_lossy()));
     for path in paths {
         match read_picture(&path) {

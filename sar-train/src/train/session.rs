@@ -1,6 +1,6 @@
 //! The loop around a trainer: log, held-out loss, sample grids, checkpoints, interruption.
 
-use super::heldout::{RISEN, Risen};
+use super::held_out::{RISEN, Risen};
 use super::journal::Journal;
 use super::{
     Batches, HeldOut, HeldOutReport, StepCost, StepReport, TrainError, TrainState, Trainer,

@@ -5,6 +5,7 @@ use crate::commands::samples::SampleFolder;
 use crate::data::grid::{self, file_name, pixels};
 use crate::data::npz::{IMAGES, NpzReader};
 use crate::data::{self, Crop, DataConfig, DataError, Dataset};
+use crate::files::has_extension;
 use anyhow::Context as _;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -50,7 +51,7 @@ enum Source {
 
 /// Whether a file has the extension of an array.
 pub(super) fn is_npz(source: &str) -> bool {
-    Path::new(source).extension().is_some_and(|e| e.eq_ignore_ascii_case("npz"))
+    has_extension(Path::new(source), "npz")
 }
 
 /// Opens the samples, and the reference's images unless its file has only `statistics`. Images that
@@ -90,7 +91,7 @@ fn as_made(source: &str) -> anyhow::Result<Option<Images>> {
         return Ok(Some(Images { about, made: None, source: Source::Array(reader) }));
     }
     anyhow::ensure!(
-        path.extension().is_none_or(|e| !e.eq_ignore_ascii_case("npy")),
+        !has_extension(path, "npy"),
         "{source}: an .npy file; give an .npz file with the images as `{IMAGES}`"
     );
     let Some(count) = SampleFolder::images_of(path)? else { return Ok(None) };

@@ -1,6 +1,7 @@
 //! Contents of one tar archive, and where they lie in it.
 
 use super::super::{DataError, folder};
+use crate::files::has_extension;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
@@ -85,7 +86,7 @@ impl Labels {
 
     /// Stores the label that a file holds; returns whether it holds one.
     fn take(&mut self, archive: &Path, name: &Path, text: &[u8]) -> Result<bool, DataError> {
-        if extension_is(name, "json") {
+        if has_extension(name, "json") {
             let label = json_label(text);
             // A later file of the same name replaces the earlier one, as after unpacking.
             self.written.remove(&key(name));
@@ -245,13 +246,9 @@ fn has_holes(entry: &mut Entry<'_, File>) -> std::io::Result<bool> {
     Ok(false)
 }
 
-fn extension_is(name: &Path, extension: &str) -> bool {
-    name.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))
-}
-
 /// Whether a file may hold a label: `key.cls`, a number, or `key.json`, an object with a `label`.
 fn is_label(name: &Path) -> bool {
-    ["cls", "json"].iter().any(|kind| extension_is(name, kind))
+    ["cls", "json"].iter().any(|kind| has_extension(name, kind))
 }
 
 fn class_number(text: &[u8]) -> Option<u64> {
