@@ -270,6 +270,13 @@ scenario! {
 }
 
 scenario! {
+    fn a_gpu_without_memory_pools_is_told(fake) on [("SAR_FAKE_NO_POOLS", "1")]; {
+        expect(fake.driver(), ErrorKind::Unsupported, &["no memory pools", "--device"]);
+        fake.expect_clean();
+    }
+}
+
+scenario! {
     fn no_room_to_begin_with(fake) on [("SAR_FAKE_MEMORY", "1000000")]; {
         expect(fake.driver(), ErrorKind::OutOfMemory, &["34603008 more bytes"]);
         fake.expect_clean();

@@ -21,6 +21,7 @@ constexpr Status NOT_FOUND = 500;
 constexpr Status ILLEGAL_ADDRESS = 700;
 constexpr Status CONTEXT_IS_DESTROYED = 709;
 constexpr Status LAUNCH_FAILED = 719;
+constexpr Status NOT_SUPPORTED = 801;
 constexpr Status CAPTURE_UNSUPPORTED = 900;
 constexpr Status CAPTURE_INVALIDATED = 901;
 constexpr Status CAPTURE_UNMATCHED = 903;

@@ -97,6 +97,8 @@ impl Driver {
         let gpu = probe::usable(ordinal)?;
         let stream = stream_of(ordinal)?;
         let context = Arc::clone(stream.context());
+        // Before anything is allocated from it.
+        let pool = Pool::of(&context, plans::SPACE)?;
         let plans = Plans::new(&stream)?;
         let shared = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared = context.attribute(shared).map_err(failed("cuDeviceGetAttribute"))?;
@@ -107,7 +109,7 @@ impl Driver {
             staging: Mutex::new(Staging::new()?),
             recordings: Mutex::default(),
             plans: Mutex::new(plans),
-            pool: Pool::of(&context, plans::SPACE)?,
+            pool,
             unrecorded: recordings::switched_off()?,
             gate: Gate::default(),
             gpu,

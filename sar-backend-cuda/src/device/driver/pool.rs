@@ -99,12 +99,22 @@ fn keeping_freed_memory(context: &CudaContext) -> Result<sys::CUmemoryPool, Cuda
     let most = u64::MAX;
     // SAFETY: the device is a valid one, and the attribute a 64-bit number.
     unsafe {
-        let pool = result::device::get_mem_pool(context.cu_device())
-            .map_err(failed("cuDeviceGetMemPool"))?;
+        let pool = result::device::get_mem_pool(context.cu_device()).map_err(no_pool)?;
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
         sys::cuMemPoolSetAttribute(pool, attribute, (&raw const most).cast_mut().cast())
             .result()
             .map_err(failed("cuMemPoolSetAttribute"))?;
         Ok(pool)
     }
+}
+
+/// The error where the device gives no pool. Some virtual GPUs have none.
+fn no_pool(error: DriverError) -> CudaError {
+    if error.0 != sys::CUresult::CUDA_ERROR_NOT_SUPPORTED {
+        return failed("cuDeviceGetMemPool")(error);
+    }
+    let what = "this GPU has no memory pools, from which all memory is taken; a virtual GPU has them where its host \
+                enables unified memory, or take another GPU with --device"
+        .to_owned();
+    CudaError::Unsupported { op: "GPU memory", what }
 }

@@ -146,6 +146,7 @@ size_t held_allocations() {
 } // namespace fake
 
 CUDA_API int cuDeviceGetMemPool(void** pool, int) {
+    if (setting("SAR_FAKE_NO_POOLS", 0) != 0) return NOT_SUPPORTED;
     *pool = &memory();
     return SUCCESS;
 }
