@@ -231,7 +231,7 @@ program="$("$sar" --version), sha256 $(sha256sum <"$sar" | cut -c1-16)"
 idle=$(gpu memory.used)
 # The numbers of another program, or of another GPU, would count as this one's.
 whose="$program, GPU ${name:-none} $(gpu uuid)"
-if [ -s "$lines" ] && [ "$whose" != "$(cat "$out/program.txt" 2>/dev/null)" ]; then
+if { [ -s "$lines" ] || [ -s "$out/ceilings.json" ]; } && [ "$whose" != "$(cat "$out/program.txt" 2>/dev/null)" ]; then
     earlier="$out/earlier-$(date -u +%Y%m%dT%H%M%S)"
     echo "what is in $out is not by $whose: moved to $earlier"
     mkdir "$earlier" && find "$out" -maxdepth 1 -type f -exec mv -t "$earlier" {} + || exit

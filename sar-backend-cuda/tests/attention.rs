@@ -430,7 +430,7 @@ fn no_pairs_are_kept<S: Storage>() {
     let more = backend.device().peak_bytes() - before;
     let beside = more.saturating_sub(activations + sums + narrow);
     assert!(more >= activations, "{more} bytes");
-    // A byte for each pair that sees each other would be half of this or more.
+    // Half of all pairs and more see each other: a byte for each of those would be twice this.
     assert!(beside < rows * rows / 4, "{beside} bytes beside {activations} of operands");
 }
 

@@ -171,6 +171,10 @@ fn every_kernel_compiles_within_its_budget() {
     for key in budget.keys().filter(|key| !found.contains_key(*key)) {
         faults.push(format!("{key}: in kernels/budget.txt, but no such kernel"));
     }
+    for of in ON_TENSOR_CORES {
+        let named = |key: &&String| key.starts_with(of) && key.contains(" bf16 ");
+        assert!(found.keys().any(|key| named(&key)), "no kernel is called {of}…");
+    }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 

@@ -28,7 +28,8 @@ pub struct SamplerArgs {
     /// Be greedy on grids outside the published sampler's fixed list, as that sampler is.
     #[arg(long)]
     pub published_greedy: bool,
-    /// Guidance, ramp and filter of a published model's results, in place of the run's; other flags change them.
+    /// Guidance, ramp and filter of a published model's results, in place of the run's, and --published-greedy where its
+    /// sampler is; --guidance, --ramp, --top-k and --top-p change them.
     #[arg(long, value_name = "MODEL")]
     pub published: Option<Published>,
 }
@@ -262,7 +263,8 @@ pub struct EvalArgs {
     /// same file if it was made in the same way, otherwise beside it.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Measure only what earlier calls have not, by the same settings: to go on after an interruption.
+    /// Sample and measure only the points that earlier calls have not, by the same settings, to go on after an
+    /// interruption; the classifier is trained anew, to the same bits.
     #[arg(long)]
     pub resume: bool,
     /// Evaluate the running average of the weights, where the checkpoint has one.

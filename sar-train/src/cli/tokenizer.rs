@@ -124,10 +124,10 @@ pub struct TokenizerEncodeArgs {
     /// repeated. Only with --latents, because tokens are always of the images cut in the middle.
     #[arg(long, value_name = "data.KEY=VALUE", requires = "latents")]
     pub set: Vec<String>,
-    /// Replace the file of --out if it exists, and what an interrupted call has left of it.
+    /// Replace the file of --out if it exists and, without --resume, what an interrupted call has left of it.
     #[arg(long)]
     pub force: bool,
     /// Go on after an interruption: until it is complete, the file of --out is called FILE.partial.
-    #[arg(long, conflicts_with = "force")]
+    #[arg(long)]
     pub resume: bool,
 }

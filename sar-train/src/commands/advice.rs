@@ -5,6 +5,7 @@ use super::inputs::Inputs;
 use crate::backend::Compute;
 use crate::config::TrainConfig;
 use crate::data::Data;
+use crate::eval::NEIGHBOURS;
 use sar_math::ScaleSchedule;
 
 /// Images of a step that the published rate is of.
@@ -12,6 +13,8 @@ const PUBLISHED_BATCH: usize = 256;
 
 /// Held-out images below which what they say is rough: the classifier that measures has 64 features.
 const FEW_HELD_OUT: usize = 65;
+/// So many times the share that was asked for is noted.
+const FAR_MORE: f64 = 2.5;
 
 impl<B: Compute> Inputs<'_, B> {
     /// Prints what the run trains on and how long, unless it is to be quiet, and notes on its settings.
@@ -24,8 +27,13 @@ impl<B: Compute> Inputs<'_, B> {
         }
         let factor = self.tokenizer.tokenizer.downsample_factor();
         let small = small(self.data.train.side(), factor, &self.config.generator.schedule);
-        let held_out =
-            [none_held_out(self.data), few_held_out(self.data), many_held_out(self.data)];
+        let (data, fraction) = (self.data, self.config.data.val_fraction);
+        let held_out = [
+            none_held_out(data),
+            few_held_out(data),
+            much_held_out(data, fraction),
+            many_held_out(data),
+        ];
         let notes = [self.slow(), small].into_iter().chain(held_out);
         for note in notes.flatten() {
             eprintln!("note: {note}");
@@ -103,9 +111,29 @@ fn none_held_out(data: &Data) -> Option<String> {
 pub(super) fn few_held_out(data: &Data) -> Option<String> {
     let held_out = data.validation.len();
     (data.drawn && held_out > 0 && held_out < FEW_HELD_OUT).then(|| {
+        let what = match held_out {
+            1 => "only one image is held out".to_owned(),
+            many => format!("only {many} images are held out"),
+        };
+        let rough = match held_out > NEIGHBOURS {
+            true => "which makes what is measured on them rough".to_owned(),
+            false => format!("and `sar eval` measures on {} at least", NEIGHBOURS + 1),
+        };
         format!(
-            "only {held_out} images are held out, which makes what is measured on them rough; a larger \
-             data.val_fraction holds out more, and cannot be changed later"
+            "{what}, {rough}; a larger data.val_fraction holds out more, and cannot be changed later"
+        )
+    })
+}
+
+/// What to know where classes are so small that one image of each is far more than the share to be held out.
+pub(super) fn much_held_out(data: &Data, fraction: f64) -> Option<String> {
+    let (held_out, all) = (data.validation.len(), data.train.len() + data.validation.len());
+    let share = held_out as f64 / all.max(1) as f64;
+    (data.drawn && fraction > 0.0 && share > FAR_MORE * fraction).then(|| {
+        format!(
+            "{held_out} of {all} images, {:.0} %, are held out, one of each small class at least; data.val_fraction=0 \
+             trains on all of them, and a val/ folder names others to measure on",
+            100.0 * share
         )
     })
 }

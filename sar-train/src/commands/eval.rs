@@ -54,6 +54,11 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
                 }
             })
             .transpose()?;
+    let kept = json.as_deref().filter(|path| !piped && !is_special(path));
+    anyhow::ensure!(
+        !args.resume || kept.is_some(),
+        "--resume goes on with the numbers in a file, and these are not kept in one; name it with --json"
+    );
     if json.is_none() {
         eprintln!("note: the numbers are printed and not kept; --json FILE does that");
     }
@@ -62,16 +67,15 @@ pub fn run<B: Compute>(backend: &B, args: &EvalArgs, global: &GlobalArgs) -> any
     evaluator.add_held_out(measured.held_out(backend, &params)?);
     // Not before: what comes until here keeps nothing, and is ended at once.
     let interrupt = Interrupt::listen()?;
-    // A pipe has the numbers once, when they are all there.
-    let file = json.as_deref().filter(|path| !piped && !is_special(path));
     let mut begun = evaluator.report(Vec::new());
-    if let Some(file) = file.filter(|_| args.resume) {
+    if let Some(file) = kept.filter(|_| args.resume) {
         store::take_up(&mut begun, file);
     }
     let mut failed = false;
     let point = |report: &EvalReport| {
-        // What is measured is not lost with what comes after it, nor because there is no room for it now.
-        let Some(Err(error)) = file.map(|file| store(report, false, file)) else { return };
+        // What is measured is not lost with what comes after it, nor because there is no room for it now. A pipe has the
+        // numbers once, when they are all there.
+        let Some(Err(error)) = kept.map(|file| store(report, false, file)) else { return };
         if !std::mem::replace(&mut failed, true) {
             eprintln!(
                 "warning: {error:#}; measuring goes on, and the numbers are printed at its end"
@@ -229,8 +233,9 @@ impl<B: Compute> Measured<B> {
         let held_out = data.validation.len();
         anyhow::ensure!(
             held_out > NEIGHBOURS,
-            "{held_out} images are held out for validation, too few to measure with; name \
-             a set that has a val/ of its own with --data, or train with a larger data.val_fraction"
+            "{held_out} images are held out for validation, too few to measure with ({} are the least); name \
+             a set that has a val/ of its own with --data, or train with a larger data.val_fraction",
+            NEIGHBOURS + 1
         );
         Ok(())
     }

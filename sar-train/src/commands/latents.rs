@@ -25,12 +25,14 @@ pub(super) fn origin<B: Compute>(
     tokenizer: &TrainedTokenizer<B>,
     data: &Data,
     seed: u64,
+    computed: String,
 ) -> Origin {
     Origin {
         tokenizer: sha256_of(&tokenizer.weights),
         images: data.fingerprint(),
         augment: data.augment.clone(),
         seed,
+        computed,
     }
 }
 
@@ -46,7 +48,8 @@ pub(super) fn of_run<B: Compute>(
 ) -> anyhow::Result<Option<Latents>> {
     let Some(path) = &config.train.latents else { return Ok(None) };
     let latents = Latents::open(path).context(HOW)?;
-    let run = origin(tokenizer, data, config.train.seed);
+    // By which backend they were made makes no difference to a run.
+    let run = origin(tokenizer, data, config.train.seed, String::new());
     let grid = tokenizer.tokenizer.latent_side(data.train.side());
     let latent = [tokenizer.tokenizer.config().latent_channels, grid, grid];
     latents.check(&run, data, latent).context(HOW)?;

@@ -6,6 +6,7 @@ pub(super) use record::{EditRecord, SampleRecord, as_text};
 
 use crate::cli::OutArgs;
 use crate::data::grid::file_name;
+use crate::data::is_image;
 use crate::files::{Sharing, absolute, lock_folder, remove_left_behind, write_new, write_whole};
 // Images without this record next to them were not written here.
 use crate::run_files::SAMPLES_RECORD as RECORD;
@@ -258,10 +259,12 @@ impl SampleFolder {
         let files = fs::read_dir(&self.path)
             .with_context(|| format!("{}: the folder cannot be read", self.path.display()))?;
         let names = files.flatten().map(|file| file.file_name().to_string_lossy().into_owned());
+        // A record makes all images beside it samples, which are no data: without one, every image is in the way.
         let alike = |name: &String| {
             let numbered =
                 name.strip_suffix(".png").is_some_and(|stem| stem.parse::<u64>().is_ok());
-            (numbered || written.contains(name)) && !own.contains(name)
+            let image = earlier.is_none() && is_image(Path::new(name));
+            (numbered || image || written.contains(name)) && !own.contains(name)
         };
         Ok(names.filter(alike).min())
     }

@@ -79,9 +79,8 @@ pub(super) fn tell_tokenizer_training(
     from: Option<&TrainedGenerator>,
     tokenizer: Option<&Path>,
 ) -> anyhow::Result<()> {
-    let run = |path: &Path| locate(path, false).ok()?.run;
     let of = match tokenizer {
-        Some(path) => run(path).and_then(|run| config_of(&run).ok().flatten()),
+        Some(path) => run_at(path).map(|(_, of)| of),
         None => from.map(TrainedGenerator::run_config).transpose()?.flatten(),
     };
     if let Some(of) = of {
@@ -201,11 +200,13 @@ pub(super) fn compare_with_tokenizer(
 /// The run in which a tokenizer was trained, and its configuration; `None` for a file without a run, or one that cannot
 /// be read, which has been reported.
 fn run_of_tokenizer(path: &Path) -> Option<(PathBuf, Config)> {
-    let run = locate(path, false).ok().and_then(|found| found.run)?;
     // A generator's run keeps a tokenizer, but not what that tokenizer was trained on.
-    if run.join(RUN_TOKENIZER).exists() {
-        return None;
-    }
+    run_at(path).filter(|(run, _)| !run.join(RUN_TOKENIZER).exists())
+}
+
+/// The run of weights, and its configuration; `None` as of [`run_of_tokenizer`].
+fn run_at(path: &Path) -> Option<(PathBuf, Config)> {
+    let run = locate(path, false).ok().and_then(|found| found.run)?;
     let of = config_of(&run).ok().flatten()?;
     Some((run, of))
 }

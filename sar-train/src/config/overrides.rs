@@ -32,19 +32,26 @@ pub(super) fn apply(config: &Config, setting: &str) -> Result<Config, ConfigErro
         Err(ConfigError::Invalid { place, key, reason }) => match whole(text) {
             // 1e3 is a whole number to people.
             Some(number) if reason.contains("expected a whole number") => change(number),
-            _ if text.trim().parse::<f64>().is_ok() && reason.contains("type: string") => {
-                let reason = "the number is too large".to_owned();
-                Err(ConfigError::Invalid { place, key, reason })
-            }
+            _ if reason.contains("type: string") => match text.trim().parse::<f64>() {
+                // Numbers that TOML writes otherwise: `.5`, `1.`
+                Ok(number) if number.abs() < MOST => change(Value::Float(number)),
+                Ok(_) => {
+                    let reason = "the number is too large".to_owned();
+                    Err(ConfigError::Invalid { place, key, reason })
+                }
+                Err(_) => Err(ConfigError::Invalid { place, key, reason }),
+            },
             _ => Err(ConfigError::Invalid { place, key, reason }),
         },
         changed => changed,
     }
 }
 
+/// Whole numbers up to this are exact in f64; TOML's go a little further.
+const MOST: f64 = (1_u64 << f64::MANTISSA_DIGITS) as f64;
+
 /// Reads a whole number that is written with a point or an exponent, of those that f64 counts exactly.
 fn whole(text: &str) -> Option<Value> {
-    const MOST: f64 = (1_u64 << f64::MANTISSA_DIGITS) as f64;
     let number: f64 = text.trim().parse().ok()?;
     let is_whole = number.fract() == 0.0 && number.abs() <= MOST;
     is_whole.then_some(Value::Integer(number as i64))

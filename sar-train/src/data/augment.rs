@@ -40,6 +40,18 @@ pub struct Augment {
 pub const MIN_CROP_RATIO: f64 = 0.88;
 
 impl Augment {
+    /// Returns the keys of `[data]` that say so, as `--set` takes them.
+    pub(super) fn settings(&self) -> [String; 4] {
+        let Self { side, crop, flip, shift } = self;
+        let crop = format!("{crop:?}").to_lowercase();
+        [
+            format!("data.image_side={side}"),
+            format!("data.crop={crop}"),
+            format!("data.flip={flip}"),
+            format!("data.shift={shift}"),
+        ]
+    }
+
     /// Describes in words what is done to training images.
     pub fn described(&self) -> String {
         let mut words = match self.crop {

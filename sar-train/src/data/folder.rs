@@ -180,7 +180,7 @@ const PASSED_OVER: &str = " in one folder per class; folders that `sar sample` w
                            samples.json makes them: remove it from those that are to be trained on";
 
 /// Whether a file has the name of an image, of whatever format.
-pub(super) fn is_image(path: &Path) -> bool {
+pub(crate) fn is_image(path: &Path) -> bool {
     image::ImageFormat::from_path(path).is_ok()
 }
 

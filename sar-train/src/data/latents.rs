@@ -173,6 +173,10 @@ impl Latents {
     pub fn check(&self, run: &Origin, data: &Data, latent: [usize; 3]) -> Result<(), DataError> {
         let origins = self.origin().difference(run, "latents", "this run");
         let reason = match origins {
+            Some(difference) if self.origin().augment != run.augment => {
+                let sets = run.augment.settings().map(|set| format!(" --set {set}")).concat();
+                format!("{difference}; encode them with{sets}")
+            }
             Some(difference) => difference,
             None if self.belongs_to(data, latent) => return Ok(()),
             None => "numbers of images, labels or latents are not those of the images".to_owned(),

@@ -1,13 +1,15 @@
 //! List files: lines of `relative/path label`, as the published loaders read `train.txt`.
 //!
-//! Paths are relative to the list's folder and may contain blanks: a line is split at its last one. Labels are whole
-//! numbers from 0; or none is a number, and they name classes, which are numbered in alphabetical order. Empty lines
+//! Paths are relative to the list's folder and may contain blanks: a line is split at its last tab, or else at its last
+//! blank. Of a `.csv` file the first two columns count, separated by commas or semicolons; a first line that names no
+//! image is its header. Backslashes in paths stand for slashes where that leads to a file. Labels are whole numbers from 0; or none is a number, and they name classes, which are numbered in alphabetical order. Empty lines
 //! and lines beginning with `#` are ignored. A `val.txt` (or `valid.txt`, `validation.txt`) next to a `train.txt` names
 //! the validation images.
 
 use super::folder::is_image;
 use super::{DataError, ImageFile, Listing};
-use std::path::Path;
+use crate::files::has_extension;
+use std::path::{Path, PathBuf};
 
 /// Limit of labels if the number of classes is not given; a higher one is taken for a mistake in
 /// the file.
@@ -53,22 +55,25 @@ impl<'a> List<'a> {
         let text = String::from_utf8(bytes).map_err(|_| DataError::Io {
             path: path.to_path_buf(),
             action: "read",
-            reason: "not text; expected a folder, a list of `relative/path label` lines, \
+            reason: "not text in UTF-8; expected a folder, a list of `relative/path label` lines, \
                      a tar archive or a PNG glyph sheet"
                 .into(),
         })?;
         let mut list = Self { path, lines: Vec::new() };
-        for (i, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
-            let line = line.trim();
+        let text = text.trim_start_matches('\u{feff}');
+        let table = has_extension(path, "csv");
+        let separator = if table && !text.contains(',') { ';' } else { ',' };
+        for (i, line) in text.lines().enumerate() {
+            let (number, line) = (i + 1, line.trim());
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let number = i + 1;
-            let Some((file, label)) = line.rsplit_once(char::is_whitespace) else {
-                return Err(list.bad(number, format!("no label after {line:?}")));
-            };
-            let (file, label) = (file.trim_end().to_owned(), label.to_owned());
-            list.lines.push(Line { number, file, label });
+            let found = if table { columns(line, separator) } else { at_last_blank(line) };
+            match found {
+                Some((file, _)) if table && i == 0 && !is_image(Path::new(&file)) => {}
+                Some((file, label)) => list.lines.push(Line { number, file, label }),
+                None => return Err(list.bad(number, format!("no label after {line:?}"))),
+            }
         }
         if list.lines.is_empty() {
             let hint = " named in lines of `relative/path label`";
@@ -91,7 +96,7 @@ impl<'a> List<'a> {
                     }
                 },
             };
-            Ok((folder.join(&line.file).into(), label))
+            Ok((within(folder, &line.file).into(), label))
         };
         self.lines.iter().map(labelled).collect()
     }
@@ -114,6 +119,38 @@ impl<'a> List<'a> {
     fn bad(&self, line: usize, reason: String) -> DataError {
         DataError::BadLine { path: self.path.to_path_buf(), line, reason }
     }
+}
+
+/// Splits a line at its last tab, or else at its last blank.
+fn at_last_blank(line: &str) -> Option<(String, String)> {
+    let (file, label) = line.rsplit_once('\t').or_else(|| line.rsplit_once(char::is_whitespace))?;
+    Some((file.trim_end().to_owned(), label.trim_start().to_owned()))
+}
+
+/// Returns the first two columns of a line of a table; what is quoted may have the separator in it.
+fn columns(line: &str, separator: char) -> Option<(String, String)> {
+    let (mut fields, mut quoted) = (vec![String::new()], false);
+    let mut letters = line.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letter {
+            '"' if quoted && letters.peek() == Some(&'"') => {
+                letters.next();
+                fields.last_mut()?.push('"');
+            }
+            '"' => quoted = !quoted,
+            other if other == separator && !quoted => fields.push(String::new()),
+            other => fields.last_mut()?.push(other),
+        }
+    }
+    let mut fields = fields.iter().map(|field| field.trim().to_owned());
+    Some((fields.next()?, fields.next().filter(|label| !label.is_empty())?))
+}
+
+/// The place of a listed file. Lists that were written on Windows have backslashes in it.
+fn within(folder: &Path, file: &str) -> PathBuf {
+    let path = folder.join(file);
+    let other = folder.join(file.replace('\\', "/"));
+    if file.contains('\\') && !path.exists() && other.exists() { other } else { path }
 }
 
 /// The classes of a list.

@@ -6,7 +6,7 @@
 //! | source | what it looks like | validation |
 //! | --- | --- | --- |
 //! | class folders | `DIR/cat/*.png`, or `DIR/train/cat/*.png` with `DIR/val/cat/*.png` | `val/` if there, else held out by seed |
-//! | list file | lines `relative/path label`, labels from 0 or names of classes, `#` comments; a folder with `train.txt` counts as one | `val.txt` next to it if there, else held out |
+//! | list file | lines `relative/path label`, labels from 0 or names of classes, `#` comments; a `.csv` file; a folder with `train.txt` counts as one | `val.txt` next to it if there, else held out |
 //! | tar archives | shards of `key.jpg` with `key.cls`, or class folders, packed; one, or a folder of them | by a folder or name `val`, else held out |
 //! | glyph sheet | a PNG of 32×32 cells, a row per class, a column per font; `glyphs10` is embedded | the last 93 columns |
 //! | loose images | a folder without classes, with `unlabelled = true` | held out by seed |
@@ -44,7 +44,7 @@ pub(crate) use dataset::spread;
 pub use dataset::{Batch, Dataset};
 pub use decode::BadImage;
 pub use error::DataError;
-pub(crate) use folder::{classes_within, is_validation};
+pub(crate) use folder::{classes_within, is_image, is_validation};
 pub use hole::Known;
 pub use image_file::ImageFile;
 pub use latents::{Latents, LatentsWriter, Precision, Sizes};

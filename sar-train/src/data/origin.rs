@@ -3,7 +3,7 @@
 use super::augment::Augment;
 use serde::{Deserialize, Serialize};
 
-/// What latents or tokens were made from.
+/// What latents or tokens were made from, and by what.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// SHA-256 of the tokenizer's weights.
@@ -14,29 +14,27 @@ pub struct Origin {
     pub augment: Augment,
     /// Seed of the cuts.
     pub seed: u64,
+    /// Backend and number type, as `cpu f32`; empty if not recorded.
+    #[serde(default)]
+    pub computed: String,
 }
 
 impl Origin {
-    /// Says what these were made from that `wanted` is not to be made from, seeds aside; `None` if nothing. `what` names
-    /// them, and `who` the one that wants them.
-    pub(super) fn difference(&self, wanted: &Self, what: &str, who: &str) -> Option<String> {
-        if self.tokenizer != wanted.tokenizer {
+    /// Says in which of tokenizer, images and cuts this origin of `what` differs from the one that `who` (a run, a call)
+    /// asks for; `None` if in none.
+    pub(super) fn difference(&self, asked: &Self, what: &str, who: &str) -> Option<String> {
+        if self.tokenizer != asked.tokenizer {
             return Some(format!("these are {what} of another tokenizer"));
         }
-        if self.images != wanted.images {
+        if self.images != asked.images {
             return Some(format!(
                 "these are {what} of other images, or others of them were held out"
             ));
         }
-        (self.augment != wanted.augment).then(|| {
-            let cut = |of: &Augment| {
-                let Augment { side, crop, flip, shift } = of;
-                let crop = format!("{crop:?}").to_lowercase();
-                format!("data.image_side={side} crop={crop} flip={flip} shift={shift}")
-            };
-            let (made, wanted) = (cut(&self.augment), cut(&wanted.augment));
-            let sets = wanted.replace(' ', " --set data.");
-            format!("their images were cut by {made}, and {who} says {wanted}: --set {sets}")
+        let (made, asked) = (&self.augment, &asked.augment);
+        (made != asked).then(|| {
+            let [made, asked] = [made, asked].map(|cut| cut.settings().join(" "));
+            format!("their images were cut by {made}, and {who} says {asked}")
         })
     }
 }

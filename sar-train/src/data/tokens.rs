@@ -12,6 +12,8 @@ use std::path::Path;
 
 /// Key in the metadata.
 const KEY: &str = "sar.tokens";
+/// What else decides what they are.
+const FLAGS: &str = "--schedule, --backend or --dtype";
 
 /// A file being written. It is called `NAME.partial` until it is complete, and stays if it has tokens.
 pub struct TokensWriter {
@@ -50,7 +52,7 @@ impl TokensWriter {
         let held_out = train.iter().map(|_| 0).chain(validation.iter().map(|_| 1));
         let labels = train.iter().chain(&validation).copied().chain(held_out).collect();
         let plan = Plan { header, labels, row: size_of::<u32>() * tokens, rows };
-        let differs = |found: &[u8]| header::difference(found, KEY, origin, "tokens", "--schedule");
+        let differs = |found: &[u8]| header::difference(found, KEY, origin, "tokens", FLAGS);
         let rows = RowsWriter::open(path, plan, earlier, differs)?;
         Ok(rows.map(|rows| Self { rows }))
     }
@@ -58,6 +60,11 @@ impl TokensWriter {
     /// Number of images whose tokens have been written.
     pub fn done(&self) -> usize {
         self.rows.done()
+    }
+
+    /// Writes what is still in memory; returns the number of images whose tokens the file has then.
+    pub fn kept(&mut self) -> usize {
+        self.rows.kept()
     }
 
     /// The file that has the tokens until all are written.

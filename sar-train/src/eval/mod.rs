@@ -22,6 +22,8 @@ use thiserror::Error;
 
 /// Number of neighbours k of the manifolds, as published.
 pub(crate) const NEIGHBOURS: usize = 3;
+/// A classifier that has come less than this part of the way from guessing to certainty is warned of.
+const LEARNT: f64 = 1.0 / 3.0;
 /// With fewer images than this, a manifold consists mostly of gaps.
 const FEW: usize = 100;
 
@@ -335,6 +337,16 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
             warnings.push(format!(
                 "Only {count} generated images for {dims} feature dimensions: Fréchet distances are \
                  biased upwards; generate more than {dims}."
+            ));
+        }
+        let accuracy = self.settings.extractor_accuracy;
+        let chance = 1.0 / self.classifier.config().classes as f64;
+        if accuracy < chance + LEARNT * (1.0 - chance) {
+            warnings.push(format!(
+                "The classifier tells {:.1} % of the validation images right, and guessing {:.1} %: its features, and \
+                 every number by them, say little. More images, fewer classes or a longer eval.classifier_steps may help.",
+                100.0 * accuracy,
+                100.0 * chance
             ));
         }
         let held_out = self.settings.reference_count;

@@ -250,9 +250,9 @@ impl EvalReport {
             let ((k, p, g), (l, q, h)) = (of(a), of(b));
             k.cmp(&l).then(p.total_cmp(&q)).then(g.total_cmp(&h))
         });
-        // A single filter is given by the settings.
-        let several = all.windows(2).any(|w| (w[0].top_k, w[0].top_p) != (w[1].top_k, w[1].top_p));
-        if !several {
+        // A single filter is given by the settings, if it is theirs.
+        let single = |p: &SweepPoint| (p.top_k, p.top_p) == (Some(own.top_k), Some(own.top_p));
+        if all.iter().all(single) {
             all.iter_mut().for_each(|point| (point.top_k, point.top_p) = (None, None));
         }
         self.points = all;
@@ -361,6 +361,16 @@ mod tests {
             let found = now.point(filter, 0.5).map(|point| point.frechet.mean);
             assert_eq!(found, same.then_some(0.5));
             assert!(now.point(Filter { top_k: 1, ..filter }, 1.0).is_none());
+            // Of another filter it has nothing, with points of its own or without.
+            for points in [of(1.0, path, sum).points, Vec::new()] {
+                let mut other = EvalReport { points, ..of(1.0, path, sum) };
+                other.settings.sampler.top_k = 1;
+                other.take_up(&there);
+                let one = Filter { top_k: 1, ..filter };
+                assert!(other.point(one, 0.5).is_none(), "{:?}", other.points);
+                let found = other.point(filter, 0.5).map(|point| point.frechet.mean);
+                assert_eq!(found, same.then_some(0.5));
+            }
         }
     }
 

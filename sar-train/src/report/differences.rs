@@ -11,8 +11,8 @@ use crate::metrics::Measured;
 pub(super) type Group<'a> = Vec<(&'a Run, &'a EvalReport)>;
 
 /// What is told of single training runs.
-const ONE_RUN: &str = "± is the 95 % interval over sampling seeds (Welch's t), bold where it excludes 0, of one \
-                       training run for each: another training seed may move them by more.";
+const ONE_RUN: &str = "± is the 95 % interval over sampling seeds (Welch's t), bold where it excludes 0, which by \
+                       chance one of twenty differences does. Training seeds are not in it: another may move a run by more.";
 
 /// Shows by how much each arm differs from the first; empty if there is only one.
 pub(super) fn of_arms(arms: &[Arm]) -> String {
@@ -43,7 +43,7 @@ pub(super) fn of_groups(groups: &[Group<'_>], names: &[String]) -> String {
         .first()
         .map_or_else(Vec::new, |(_, eval)| eval.points.iter().map(|p| p.guidance).collect());
     let text = "Runs of the same training seed are compared with each other: mean over the seeds, and ± is its 95 % \
-                interval (Student's t), bold where it excludes 0.";
+                interval (Student's t), bold where it excludes 0, which by chance one of twenty differences does.";
     shown(name, &guidances, rows, text)
 }
 

@@ -111,15 +111,18 @@ fn configurations_are_explained() {
     for (set, expected) in [
         ("train.steps=1e3", Ok("\nsteps = 1000\n")),
         ("train.steps=2.0", Ok("\nsteps = 2\n")),
+        ("train.lr=.5", Ok("\nlr = 0.5\n")),
+        ("train.clip=1.", Ok("\nclip = 1.0\n")),
+        ("data.flip=.5", Err("expected true or false")),
         ("train.steps=1.5", Err("expected a whole number")),
         ("train.steps=99999999999999999999", Err("too large")),
         ("train.seed=18446744073709551615", Err("too large")),
         ("train.lr=1e999", Err("too large")),
     ] {
         match expected {
-            Ok(line) => says(&prints(&["config", "train", "--set", set], folder), &[line]),
+            Ok(line) => says(&prints(&["config", "--set", set], folder), &[line]),
             Err(reason) => {
-                says(&fails(1, &["config", "train", "--set", set], folder), &[set, reason]);
+                says(&fails(1, &["config", "--set", set], folder), &[set, reason]);
             }
         }
     }

@@ -132,6 +132,8 @@ fn samples_are_drawn_as_a_published_models() {
     assert_eq!(numbers["points"].as_array().unwrap().len(), 1);
     assert_eq!(numbers["points"][0]["guidance"], 2.2);
     assert_eq!(numbers["settings"]["sampler"]["published_greedy"], true);
+    // After two steps the classifier has learnt nothing.
+    assert!(numbers["warnings"].to_string().contains("guessing 10.0 %"), "{}", numbers["warnings"]);
     says(&fails(2, &["sample", "base", "--out", "t", "--published", "sar"], folder), &["sar-d16"]);
 }
 
@@ -200,8 +202,7 @@ fn a_sweep_goes_on_wherever_its_run_has_been_moved_to() {
     let marked = text.replacen(&format!("\"mean\": {recall}"), "\"mean\": 0.123", 1);
     assert_ne!(text, marked);
     fs::write(&file, marked).unwrap();
-    let said = eval("moved", &["0,0.5,1,1.5", "--resume"]);
-    assert!(said.contains("(1/1)") || !said.contains("/4"), "{said}");
+    eval("moved", &["0,0.5,1,1.5", "--resume"]);
     let all = points("moved");
     assert_eq!((all.as_array().unwrap().len(), &all[2]), (4, &first[1]));
     assert!(fs::read_to_string(&file).unwrap().contains("0.123"), "it was measured again");

@@ -314,7 +314,7 @@ fn a_run_tells_how_its_tokenizer_was_trained() {
 }
 
 /// What does not fit is told before it is allocated, by whatever limit.
-#[cfg(unix)]
+#[cfg(target_os = "linux")]
 #[test]
 fn a_run_that_does_not_fit_into_its_addresses_is_refused() {
     let folder = trained();

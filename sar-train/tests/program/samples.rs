@@ -13,6 +13,23 @@ fn pictures(folder: &Path) -> Vec<(OsString, Vec<u8>)> {
     all
 }
 
+/// Its record would make all images of the folder samples, which are no data.
+#[test]
+fn samples_are_not_put_beside_images_of_the_user() {
+    let folder = trained();
+    let folder = folder.path();
+    two_classes(folder, 4);
+    fs::rename(folder.join("images/a/0.png"), folder.join("images/a/mine.png")).unwrap();
+    (1..4).for_each(|n| fs::remove_file(folder.join(format!("images/a/{n}.png"))).unwrap());
+    let said = fails(1, &["sample", "base", "--out", "images/a", "--count", "1"], folder);
+    says(&said, &["(mine.png)", "choose another --out"]);
+    assert_eq!(fs::read_dir(folder.join("images/a")).unwrap().count(), 1);
+    // Other files are in nobody's way.
+    fs::create_dir(folder.join("s")).unwrap();
+    fs::write(folder.join("s/notes.txt"), "mine").unwrap();
+    succeeds(&["sample", "base", "--out", "s", "--count", "1"], folder);
+}
+
 #[test]
 fn samples_go_on_after_an_interruption_as_in_one_call() {
     let folder = trained();

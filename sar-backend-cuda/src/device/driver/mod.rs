@@ -354,8 +354,8 @@ impl Device for Driver {
                 Ok(())
             }
             Next::Record => {
-                // Of a recording that a panic ended.
-                self.pool.release_deferred(self.stream.cu_stream());
+                // Of a recording that a panic ended; not while another thread records.
+                self.enter().map(|turn| self.pool.release_deferred(turn.stream))?;
                 let recorded = self.gate.record(self.stream.cu_stream(), work);
                 let released = self.pool.release_deferred(self.stream.cu_stream());
                 let recording = State::Recorded(recorded?);

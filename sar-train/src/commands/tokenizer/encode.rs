@@ -34,8 +34,8 @@ pub(super) fn run<B: Compute>(
     let interrupt = Interrupt::listen()?;
     let encoder = Encoder::new(backend, &loaded, of.data.train.side(), interrupt)?;
     match args.latents {
-        true => latents::write(encoder, args, &of, global.quiet)?,
-        false => tokens::write(encoder, args, &of, global.quiet)?,
+        true => latents::write(encoder, args, &of, global)?,
+        false => tokens::write(encoder, args, &of, global)?,
     }
     let replaced = of.data.train.skipped().len() + of.data.validation.skipped().len();
     if replaced > 0 {
@@ -92,11 +92,7 @@ pub(in crate::commands) struct EncodingInterrupted;
 
 /// What the flags say of the rows that an interrupted call has left.
 fn earlier(args: &TokenizerEncodeArgs) -> Earlier {
-    match (args.force, args.resume) {
-        (true, _) => Earlier::Replace,
-        (_, true) => Earlier::GoOn,
-        _ => Earlier::Refuse,
-    }
+    Earlier { go_on: args.resume, replace: args.force }
 }
 
 /// Which images, and how they are cut.
@@ -180,11 +176,19 @@ impl<'a> Work<'a> {
 }
 
 /// Says what an encoding that fails has kept.
-fn kept(error: anyhow::Error, done: usize, of: &str, partial: &Path) -> anyhow::Error {
-    match done {
+fn kept(
+    error: anyhow::Error,
+    rows: usize,
+    of: &str,
+    partial: &Path,
+    args: &TokenizerEncodeArgs,
+) -> anyhow::Error {
+    // What the call was to replace is still there.
+    let how = if args.force { "--resume --force" } else { "--resume" };
+    match rows {
         0 => error.context("nothing was written"),
         _ => error.context(format!(
-            "{done} {of} are kept in {}; go on after them with --resume",
+            "{rows} {of} are kept in {}; go on after them with {how}",
             partial.display()
         )),
     }

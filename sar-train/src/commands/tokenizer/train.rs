@@ -4,7 +4,7 @@ use super::check_side;
 use super::run::TokenizerWork;
 use crate::backend::Compute;
 use crate::cli::{GlobalArgs, RunArgs, TokenizerTrainArgs, check_tokenizer_train};
-use crate::commands::advice::{few_held_out, small};
+use crate::commands::advice::{few_held_out, much_held_out, small};
 use crate::commands::models::open_tokenizer;
 use crate::commands::next;
 use crate::commands::ranks::{self, Steps};
@@ -72,7 +72,9 @@ pub(super) fn run<B: Compute>(
         eprintln!("{}", data.summary);
         eprintln!("{}", data.augment.described());
     }
-    if let Some(note) = few_held_out(&data) {
+    for note in
+        [few_held_out(&data), much_held_out(&data, config.data.val_fraction)].iter().flatten()
+    {
         eprintln!("note: {note}");
     }
     if let Err(error) = trained() {

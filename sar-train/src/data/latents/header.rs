@@ -43,7 +43,13 @@ pub(super) fn encode(
 
 /// Says what the file with the header `text` is, which is not to be gone on with as latents of `origin`.
 pub(super) fn difference(text: &[u8], origin: &Origin) -> String {
-    header::difference(text, KEY, origin, "latents", "--seed, --views or --half")
+    header::difference(
+        text,
+        KEY,
+        origin,
+        "latents",
+        "--seed, --views, --half, --backend or --dtype",
+    )
 }
 
 impl Header {

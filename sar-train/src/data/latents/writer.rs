@@ -80,6 +80,11 @@ impl LatentsWriter {
         self.rows.done()
     }
 
+    /// Writes what is still in memory; returns the number of latents that the file has then.
+    pub fn kept(&mut self) -> usize {
+        self.rows.kept()
+    }
+
     /// The file that has the latents until all are written.
     pub fn partial(&self) -> &Path {
         self.rows.partial()

@@ -52,8 +52,8 @@ pub(crate) fn encode(tensors: &[Tensor<'_>], metadata: &[(&str, &str)]) -> Resul
     Ok(bytes)
 }
 
-/// Says what a file with the header `text` is, which `origin` does not lead to: it should be `what`, with [`About`] under
-/// `key`, and if all else is the same, `flags` are not.
+/// Says why a file with the header `text` is not one of `what` that a call writes, whose origin is `origin`: by the
+/// [`About`] under `key`, or else because of `flags`.
 pub(crate) fn difference(
     text: &[u8],
     key: &str,

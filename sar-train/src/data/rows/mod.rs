@@ -6,7 +6,7 @@
 pub(crate) mod header;
 
 use super::DataError;
-use crate::files::{behind, is_special, put_over};
+use crate::files::{behind, folder_of, is_special, put_over};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufWriter, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -16,19 +16,19 @@ const NO_ROOM: [ErrorKind; 3] =
     [ErrorKind::StorageFull, ErrorKind::FileTooLarge, ErrorKind::QuotaExceeded];
 
 /// Advice where a complete file is something else.
-const REPLACE: &str = "; replace it with --force, or choose another --out";
-/// What a file says that is left from an interrupted call.
+const REPLACE: &str = "; choose another --out, or replace it with --force (and go on with what is begun with --resume, too)";
+/// What is said of a file that is left from an interrupted call.
 const LEFT: &str = "an interrupted call has left its rows here; go on after them with --resume, or begin anew with --force";
+/// What is said of a complete file in the way.
+const THERE: &str = "it exists; choose another name, or replace it with --force";
 
-/// What to do with the rows that an interrupted call has left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Earlier {
-    /// Nothing: they are not to be lost.
-    Refuse,
-    /// Go on after them.
-    GoOn,
-    /// Begin anew.
-    Replace,
+/// What to do with what earlier calls have left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Earlier {
+    /// Go on after the rows of an interrupted call.
+    pub go_on: bool,
+    /// Replace a complete file and, without `go_on`, those rows.
+    pub replace: bool,
 }
 
 /// What a file of rows holds.
@@ -57,11 +57,11 @@ impl Plan {
 
 /// What an earlier call has left of a file.
 enum Left {
-    /// No rows.
+    /// A part of what comes before the rows, or nothing.
     Nothing,
     /// This number of rows of the same file.
     Rows(usize),
-    /// Rows of another file, which has this header.
+    /// Another file, which has this header.
     Other(Vec<u8>),
 }
 
@@ -74,54 +74,46 @@ pub(super) struct RowsWriter {
     done: usize,
 }
 
+fn unfit<T>(path: &Path, reason: impl Into<String>) -> Result<T, DataError> {
+    Err(DataError::Partial { path: path.to_owned(), reason: reason.into() })
+}
+
 impl RowsWriter {
-    /// Begins a file, or goes on with the rows of an interrupted call; `None` where that has written all of them. Checks
-    /// that there is room for all rows. `differs` says what another file is, by the text of its header.
+    /// Begins a file, or goes on with the rows of an interrupted call; `None` where all of them are there. Checks that
+    /// there is room for all rows. `differs` says what another file is, by the text of its header.
     ///
     /// # Errors
-    /// [`DataError::Partial`] where an earlier call's rows are in the way, are of something else, or are being written, or
-    /// if `path` is a pipe or a device; [`DataError::Io`] if there is no room or the file cannot be created.
+    /// [`DataError::Partial`] where what an earlier call has left is in the way, is of something else, or is being
+    /// written, or if `path` is a pipe or a device; [`DataError::Io`] if there is no room or the file cannot be created.
     pub(super) fn open(
         path: &Path,
         plan: Plan,
         earlier: Earlier,
         differs: impl Fn(&[u8]) -> String,
     ) -> Result<Option<Self>, DataError> {
-        let unfit = |path: &Path, reason| Err(DataError::Partial { path: path.to_owned(), reason });
         if is_special(path) {
-            return unfit(path, "it is a pipe or a device, and rows need a file".to_owned());
+            return unfit(path, "it is a pipe or a device, and rows need a file");
         }
         let path = behind(path);
-        if let (Earlier::GoOn, Ok(mut file)) = (earlier, File::open(&path)) {
-            return match left(&plan, &mut file).map_err(|e| DataError::io(&path, "read", &e))? {
-                Left::Rows(rows) if rows == plan.rows => Ok(None),
-                Left::Other(header) => unfit(&path, differs(&header) + REPLACE),
-                _ => unfit(&path, format!("it is no file that could be gone on with{REPLACE}")),
-            };
+        match complete(&path, &plan)? {
+            Left::Rows(rows) if earlier.go_on && rows == plan.rows => return Ok(None),
+            Left::Nothing => {}
+            _ if earlier.replace => {}
+            Left::Other(header) if earlier.go_on => {
+                return unfit(&path, differs(&header) + REPLACE);
+            }
+            _ => return unfit(&path, THERE),
         }
         let partial = with_suffix(&path, ".partial");
         let broken = |e: io::Error| DataError::io(&partial, "write", &e);
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&partial)
-            .map_err(broken)?;
-        // One that is not there any more has just got its name.
-        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) || !partial.exists() {
-            return unfit(&partial, "another `sar` writes it; wait until it has ended".to_owned());
-        }
-        let done = match (earlier, left(&plan, &mut file).map_err(broken)?) {
-            (Earlier::Replace, _) | (_, Left::Nothing) => 0,
-            (Earlier::GoOn, Left::Rows(rows)) => rows,
-            (Earlier::GoOn, Left::Other(header)) => {
-                return unfit(&partial, differs(&header) + "; begin anew with --force");
+        let mut file = locked(&partial)?;
+        let done = match left(&plan, &mut file).map_err(broken)? {
+            Left::Rows(rows) if earlier.go_on => rows,
+            Left::Other(header) if earlier.go_on => {
+                return unfit(&partial, differs(&header) + "; begin anew with --force alone");
             }
-            (Earlier::Refuse, _) => {
-                return unfit(&partial, LEFT.to_owned());
-            }
+            Left::Rows(1..) | Left::Other(_) if !earlier.replace => return unfit(&partial, LEFT),
+            Left::Nothing | Left::Rows(_) | Left::Other(_) => 0,
         };
         let mut writer = Self { path, to: BufWriter::new(file), plan, done, partial };
         writer.begin().map_err(|e| DataError::io(&writer.partial, "write", &e))?;
@@ -130,14 +122,10 @@ impl RowsWriter {
 
     /// Checks that there is room for all rows, and makes the file one of those that are kept.
     fn begin(&mut self) -> io::Result<()> {
-        let Self { plan, to, done, .. } = self;
+        let Self { plan, to, done, partial, .. } = self;
+        let missing = plan.at(plan.rows) - if *done == 0 { 0 } else { plan.at(*done) };
+        has_room(folder_of(partial), missing)?;
         let file = to.get_mut();
-        match fs4::FileExt::allocate(&*file, plan.at(plan.rows)) {
-            Err(e) if NO_ROOM.contains(&e.kind()) => return Err(e),
-            // A file system that cannot reserve space reports an error later, when it is full.
-            _ => {}
-        }
-        // The length tells the number of rows, so nothing stays reserved.
         file.set_len(if *done == 0 { 0 } else { plan.at(*done) })?;
         file.seek(SeekFrom::Start(0))?;
         if *done == 0 {
@@ -155,6 +143,14 @@ impl RowsWriter {
     /// Number of rows that have been written.
     pub(super) fn done(&self) -> usize {
         self.done
+    }
+
+    /// Writes what is still in memory; returns the number of rows that the file has then.
+    pub(super) fn kept(&mut self) -> usize {
+        let _ = self.to.flush();
+        let length = self.to.get_ref().metadata().map_or(0, |found| found.len());
+        let rows = length.saturating_sub(self.plan.start()) as usize / self.plan.row.max(1);
+        rows.min(self.done)
     }
 
     /// The file that has the rows until all are written.
@@ -177,7 +173,8 @@ impl RowsWriter {
     /// Appends whole rows, and sets the labels from number `first` on.
     ///
     /// # Errors
-    /// [`DataError::Io`]; [`DataError::Shape`] if there are parts of rows, or more rows or labels than were planned.
+    /// [`DataError::Io`]; [`DataError::Shape`] if there are parts of rows, not a label for each, or more than were
+    /// planned.
     pub(super) fn push(
         &mut self,
         rows: &[u8],
@@ -186,7 +183,8 @@ impl RowsWriter {
     ) -> Result<(), DataError> {
         let Plan { row, rows: most, labels: all, .. } = &self.plan;
         let (count, rest) = (rows.len() / row, rows.len() % row);
-        if rest > 0 || self.done + count > *most || first + labels.len() > all.len() {
+        let fits = self.done + count <= *most && first + labels.len() <= all.len();
+        if rest > 0 || labels.len() != count || !fits {
             let expected =
                 format!("{} rows of {row} bytes, {} labels", most - self.done, all.len());
             let found = format!("{} bytes, labels {first} to {}", rows.len(), first + labels.len());
@@ -236,17 +234,70 @@ impl Drop for RowsWriter {
     }
 }
 
+/// Opens the file of an unfinished call, or a new one, and keeps others from writing it.
+fn locked(partial: &Path) -> Result<File, DataError> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).open(partial);
+    let file = file.map_err(|e| DataError::io(partial, "write", &e))?;
+    // One that has another name by now has just been finished.
+    if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) || !is_at(&file, partial) {
+        return unfit(partial, "another `sar` writes it; wait until it has ended");
+    }
+    Ok(file)
+}
+
+/// Whether an open file is the one at a path.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let place = |found: io::Result<std::fs::Metadata>| found.ok().map(|f| (f.dev(), f.ino()));
+    place(file.metadata()) == place(std::fs::metadata(path))
+}
+
+#[cfg(not(unix))]
+fn is_at(_: &File, path: &Path) -> bool {
+    path.exists()
+}
+
+/// Whether so many bytes fit, tried on a file of their own: a failure may leave that one larger than before.
+fn has_room(folder: &Path, bytes: u64) -> io::Result<()> {
+    let Ok(trial) = tempfile::tempfile_in(folder) else { return Ok(()) };
+    match fs4::FileExt::allocate(&trial, bytes) {
+        Err(e) if NO_ROOM.contains(&e.kind()) => Err(e),
+        // A file system that cannot reserve space reports an error later, when it is full.
+        _ => Ok(()),
+    }
+}
+
+/// Reads what is under a file's own name. An empty file is nothing.
+fn complete(path: &Path, plan: &Plan) -> Result<Left, DataError> {
+    let broken = |e: io::Error| DataError::io(path, "read", &e);
+    match File::open(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(Left::Nothing),
+        Err(e) => Err(broken(e)),
+        Ok(mut file) if file.metadata().map_err(broken)?.len() > 0 => {
+            Ok(match left(plan, &mut file).map_err(broken)? {
+                // A part of a header is no file of this program's.
+                Left::Nothing => Left::Other(Vec::new()),
+                found => found,
+            })
+        }
+        Ok(_) => Ok(Left::Nothing),
+    }
+}
+
 /// Reads what an earlier call has left in a file.
 fn left(plan: &Plan, file: &mut File) -> io::Result<Left> {
     let length = file.metadata()?.len();
     let mut beginning = Vec::new();
     io::Read::take(&mut *file, plan.header.len() as u64).read_to_end(&mut beginning)?;
-    if plan.header.starts_with(&beginning) {
-        let rows = length.saturating_sub(plan.start()) as usize / plan.row.max(1);
-        return Ok(if rows == 0 { Left::Nothing } else { Left::Rows(rows.min(plan.rows)) });
+    if !plan.header.starts_with(&beginning) {
+        file.seek(SeekFrom::Start(0))?;
+        return Ok(Left::Other(header::read(file).unwrap_or_default()));
     }
-    file.seek(SeekFrom::Start(0))?;
-    Ok(Left::Other(header::read(file).unwrap_or_default()))
+    Ok(length.checked_sub(plan.start()).map_or(Left::Nothing, |bytes| {
+        Left::Rows(((bytes / plan.row.max(1) as u64) as usize).min(plan.rows))
+    }))
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {

@@ -9,13 +9,23 @@ const HALF: f32 = 1.0 / 1024.0;
 
 fn origin() -> Origin {
     let augment = Augment { side: 12, crop: Crop::Random, flip: true, shift: 1 };
-    Origin { tokenizer: "t".into(), images: "i".into(), augment, seed: 4 }
+    Origin {
+        tokenizer: "t".into(),
+        images: "i".into(),
+        augment,
+        seed: 4,
+        computed: "cpu f32".into(),
+    }
 }
 
 /// Value `i` of row `row`.
 fn value(row: usize, i: usize) -> f32 {
     (row as f32 + i as f32 / 7.0) / 5.0 - 0.9
 }
+
+const REFUSE: Earlier = Earlier { go_on: false, replace: false };
+const GO_ON: Earlier = Earlier { go_on: true, replace: false };
+const REPLACE: Earlier = Earlier { go_on: false, replace: true };
 
 /// Labels of three training images and two held-out ones, and of each row.
 const LABELS: [u32; 5] = [5, 6, 7, 8, 9];
@@ -36,8 +46,20 @@ fn push(writer: &mut LatentsWriter, rows: std::ops::Range<usize>) {
     writer.push(&values, labels).unwrap();
 }
 
+/// In place of whatever is there and was begun.
+fn written_as(path: &Path, origin: &Origin) {
+    let beside = tempfile::tempdir().unwrap();
+    let file = beside.path().join("l");
+    let mut writer = writer(&file, origin, Precision::F32, REFUSE).unwrap().unwrap();
+    for rows in [0..3, 3..6, 6..8] {
+        push(&mut writer, rows);
+    }
+    writer.finish().unwrap();
+    fs::copy(file, path).unwrap();
+}
+
 fn written(path: &Path, precision: Precision) {
-    let mut writer = writer(path, &origin(), precision, Earlier::Refuse).unwrap().unwrap();
+    let mut writer = writer(path, &origin(), precision, REPLACE).unwrap().unwrap();
     for rows in [0..1, 1..3, 3..6, 6..8] {
         push(&mut writer, rows);
     }
@@ -78,7 +100,7 @@ fn what_was_written_is_read_view_by_view() {
 fn a_file_without_all_of_it_gets_no_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("l.safetensors");
-    let open = || writer(&path, &origin(), Precision::F32, Earlier::Refuse).unwrap().unwrap();
+    let open = || writer(&path, &origin(), Precision::F32, REFUSE).unwrap().unwrap();
     let shape = |result| assert!(matches!(result, Err(DataError::Shape { .. })), "{result:?}");
     let mut writer = open();
     push(&mut writer, 0..3);
@@ -88,8 +110,7 @@ fn a_file_without_all_of_it_gets_no_name() {
     shape(writer.push(&[0.0; 12], &[0; 3]));
     shape(writer.finish());
     assert!(!path.exists());
-    let labels =
-        LatentsWriter::open(&path, &origin(), SIZES, Precision::F32, vec![0; 4], Earlier::Replace);
+    let labels = LatentsWriter::open(&path, &origin(), SIZES, Precision::F32, vec![0; 4], REPLACE);
     shape(labels.map(drop));
     fs::remove_file(dir.path().join("l.safetensors.partial")).unwrap();
     drop(open());
@@ -111,11 +132,11 @@ fn a_file_is_gone_on_with_after_an_interruption_at_any_byte() {
         let open = |earlier| writer(&path, &origin(), Precision::F16, earlier);
         let expected = cut.saturating_sub(first_row) / 12;
         if expected > 0 {
-            let said = open(Earlier::Refuse).map(drop).unwrap_err().to_string();
+            let said = open(REFUSE).map(drop).unwrap_err().to_string();
             assert!(said.contains(".partial") && said.contains("--resume"), "{said}");
             assert_eq!(fs::read(&partial).unwrap(), whole[..cut], "it has been left alone");
         }
-        let mut on = open(Earlier::GoOn).unwrap().unwrap();
+        let mut on = open(GO_ON).unwrap().unwrap();
         assert_eq!(on.done(), expected, "cut at {cut}");
         // Rows of an unfinished piece are made again.
         let again = expected - expected.min(1);
@@ -123,7 +144,7 @@ fn a_file_is_gone_on_with_after_an_interruption_at_any_byte() {
         (again..8).for_each(|row| push(&mut on, row..row + 1));
         on.finish().unwrap();
         assert!(fs::read(&path).unwrap() == whole && !partial.exists(), "cut at {cut}");
-        assert!(open(Earlier::GoOn).unwrap().is_none(), "nothing is left to do");
+        assert!(open(GO_ON).unwrap().is_none(), "nothing is left to do");
         fs::remove_file(&path).unwrap();
     }
 }
@@ -134,9 +155,9 @@ fn only_rows_of_the_same_file_are_gone_on_with() {
     let (path, partial) =
         (dir.path().join("l.safetensors"), dir.path().join("l.safetensors.partial"));
     let said = |origin: &Origin, precision| {
-        writer(&path, origin, precision, Earlier::GoOn).map(drop).unwrap_err().to_string()
+        writer(&path, origin, precision, GO_ON).map(drop).unwrap_err().to_string()
     };
-    let mut begun = writer(&path, &origin(), Precision::F32, Earlier::Refuse).unwrap().unwrap();
+    let mut begun = writer(&path, &origin(), Precision::F32, REFUSE).unwrap().unwrap();
     push(&mut begun, 0..1);
     assert!(said(&origin(), Precision::F32).contains("another `sar` writes it"));
     drop(begun);
@@ -154,7 +175,7 @@ fn only_rows_of_the_same_file_are_gone_on_with() {
     assert_eq!(fs::read(&partial).unwrap(), kept);
     // A complete file of something else is not gone on with either, and stays.
     fs::rename(&partial, dir.path().join("aside")).unwrap();
-    for other in [&b"of a user"[..], b"", &[0; 4000]] {
+    for other in [&b"of a user"[..], &[0; 4000]] {
         fs::write(&path, other).unwrap();
         assert!(said(&origin(), Precision::F32).contains("choose another --out"));
         assert_eq!(fs::read(&path).unwrap(), other);
@@ -162,9 +183,33 @@ fn only_rows_of_the_same_file_are_gone_on_with() {
     assert!(!partial.exists());
     written(&path, Precision::F32);
     assert!(said(&tokenizer, Precision::F32).contains("another tokenizer"));
+    // What is begun to replace it is gone on with, if that is asked for.
+    fs::write(&partial, &kept).unwrap();
+    let over = Earlier { go_on: true, replace: true };
+    let on = writer(&path, &origin(), Precision::F32, GO_ON).unwrap();
+    assert!(on.is_none(), "the complete file is this one");
+    written_as(&path, &tokenizer);
+    assert!(said(&origin(), Precision::F32).contains("--resume"));
+    let mut on = writer(&path, &origin(), Precision::F32, over).unwrap().unwrap();
+    assert_eq!(on.done(), 1);
+    for rows in [1..3, 3..6, 6..8] {
+        push(&mut on, rows);
+    }
+    on.finish().unwrap();
+    assert_eq!(Latents::open(&path).unwrap().origin(), &origin());
+    // An empty file is no file.
+    fs::write(&path, "").unwrap();
+    fs::write(&partial, &kept).unwrap();
+    assert_eq!(writer(&path, &origin(), Precision::F32, GO_ON).unwrap().unwrap().done(), 1);
+    let there = |path: &Path| {
+        writer(path, &origin(), Precision::F32, REFUSE).map(drop).unwrap_err().to_string()
+    };
+    assert!(there(&path).contains(".partial"));
+    written_as(&path, &origin());
+    assert!(there(&path).contains("it exists") && partial.exists());
     // One that was begun is replaced if asked, and so is the complete one once the other is.
     fs::write(&partial, &kept).unwrap();
-    let mut anew = writer(&path, &tokenizer, Precision::F32, Earlier::Replace).unwrap().unwrap();
+    let mut anew = writer(&path, &tokenizer, Precision::F32, REPLACE).unwrap().unwrap();
     assert_eq!(anew.done(), 0);
     for rows in [0..3, 3..6, 6..8] {
         push(&mut anew, rows);
@@ -179,10 +224,10 @@ fn a_label_is_that_of_the_image_that_was_encoded() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("l.safetensors");
     let open = |earlier| writer(&path, &origin(), Precision::F32, earlier).unwrap().unwrap();
-    let mut first = open(Earlier::Refuse);
+    let mut first = open(REFUSE);
     first.push(&[0.0; 12], &[5, 7]).unwrap();
     drop(first);
-    let mut on = open(Earlier::GoOn);
+    let mut on = open(GO_ON);
     on.push(&[0.5; 6], &[7]).unwrap();
     push(&mut on, 3..6);
     on.push(&[0.5; 12], &[8, 8]).unwrap();
@@ -202,7 +247,7 @@ fn each_difference_from_a_run_is_told() {
     let sizes = Sizes { views: 1, train: 6, validation: 2, latent: [2, 1, 3] };
     let written = |label: u32| {
         let labels = vec![0, 0, 0, 1, 1, 1, 0, label];
-        let (origin, earlier) = (origin(), Earlier::Replace);
+        let (origin, earlier) = (origin(), REPLACE);
         let writer = LatentsWriter::open(&path, &origin, sizes, Precision::F32, labels, earlier);
         let mut writer = writer.unwrap().unwrap();
         writer.push(&[0.0; 36], &[0, 0, 0, 1, 1, 1]).unwrap();

@@ -148,6 +148,33 @@ fn lists_may_name_classes() {
     fs::write(&held_out, "dog/001.png bird\n").unwrap();
     let message = open(&at(&list)).unwrap_err().to_string();
     assert!(message.contains("val.txt:1: label \"bird\" is no class of the list"), "{message}");
+    // A tab parts names of classes that have blanks.
+    fs::write(&held_out, "dog/001.png\tgolden retriever\n").unwrap();
+    fs::write(&list, "dog/000.png\tgolden retriever\ncat/000.png\tcat\n").unwrap();
+    assert_eq!(open(&at(&list)).unwrap().classes, ["cat", "golden retriever"]);
+    // A sheet's columns, as programs write them.
+    let table = dir.path().join("table.csv");
+    for (text, classes) in [
+        ("filename,label\r\ndog/000.png,dog,x\r\ncat/000.png,\"a, b\"\r\n", ["a, b", "dog"]),
+        ("\u{feff}\"dog/000.png\";\"say \"\"d\"\"\"\n\"cat/000.png\"; cat\n", ["cat", "say \"d\""]),
+        ("dog/000.png,1\ncat/000.png,0\n", ["0", "1"]),
+    ] {
+        fs::write(&table, text).unwrap();
+        let data = open(&DataConfig { val_fraction: 0.0, ..at(&table) }).unwrap();
+        assert_eq!(
+            (data.classes, data.train.labels()),
+            (classes.map(String::from).to_vec(), vec![1, 0])
+        );
+    }
+    fs::write(&table, "file,label\ndog/000.png,\n").unwrap();
+    let message = open(&at(&table)).unwrap_err().to_string();
+    assert!(message.contains("table.csv:2: no label"), "{message}");
+    // Written on Windows.
+    fs::remove_file(&held_out).unwrap();
+    fs::write(&list, "dog\\000.png 0\r\ncat\\000.png 1\r\n").unwrap();
+    let data = open(&DataConfig { val_fraction: 0.0, ..at(&list) }).unwrap();
+    assert_eq!(data.train.batch(0, 2).unwrap().labels_b, [0, 1]);
+    fs::write(&held_out, "").unwrap();
     // Numbers and names together are a mistake, and paths alone have no labels.
     for lines in [
         "dog/000.png dog\ncat/000.png 1\n",

@@ -2,7 +2,7 @@
 
 use super::{Cut, Encoder, Use, Work, earlier, kept};
 use crate::backend::Compute;
-use crate::cli::TokenizerEncodeArgs;
+use crate::cli::{GlobalArgs, TokenizerEncodeArgs};
 use crate::commands::latents;
 use crate::data::{LatentsWriter, Precision, Sizes};
 use crate::run::memory;
@@ -13,8 +13,9 @@ pub(super) fn write<B: Compute>(
     mut encoder: Encoder<'_, B>,
     args: &TokenizerEncodeArgs,
     of: &Use,
-    quiet: bool,
+    global: &GlobalArgs,
 ) -> anyhow::Result<()> {
+    let quiet = global.quiet;
     let (data, views) = (&of.data, args.views);
     let seed = args.seed.unwrap_or(of.config.train.seed);
     let MapDims { channels, height, width, .. } =
@@ -31,14 +32,14 @@ pub(super) fn write<B: Compute>(
         eprintln!("{}", data.summary);
         eprintln!("{views} views of each training image; the file takes {}", memory::text(bytes));
     }
-    let origin = latents::origin(encoder.tokenizer, data, seed);
+    let origin = latents::origin(encoder.tokenizer, data, seed, global.computed());
     let labels = [data.train.labels(), data.validation.labels()].concat();
     let writer = LatentsWriter::open(&args.out, &origin, sizes, precision, labels, earlier(args))?;
     let Some(mut writer) = writer else { return Ok(()) };
     let work = Work::new(data, (0..views).map(Cut::Epoch), seed);
     match encode(&mut encoder, work, &mut writer, quiet) {
         Ok(()) => Ok(writer.finish()?),
-        Err(error) => Err(kept(error, writer.done(), "latents", writer.partial())),
+        Err(error) => Err(kept(error, writer.kept(), "latents", writer.partial(), args)),
     }
 }
 

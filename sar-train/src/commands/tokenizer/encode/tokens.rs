@@ -2,7 +2,7 @@
 
 use super::{Cut, Encoder, Use, Work, earlier, kept};
 use crate::backend::Compute;
-use crate::cli::TokenizerEncodeArgs;
+use crate::cli::{GlobalArgs, TokenizerEncodeArgs};
 use crate::commands::tokenizer::check_grids;
 use crate::data::{Augment, Batch, Origin, TokensWriter};
 use crate::hash::sha256_of;
@@ -14,8 +14,9 @@ pub(super) fn write<B: Compute>(
     encoder: Encoder<'_, B>,
     args: &TokenizerEncodeArgs,
     of: &Use,
-    quiet: bool,
+    global: &GlobalArgs,
 ) -> anyhow::Result<()> {
+    let quiet = global.quiet;
     let (data, schedule) = (&of.data, args.schedule.unwrap_or(of.config.generator.schedule));
     let side = data.train.side();
     let (last, latent) = (schedule.last(), encoder.tokenizer.tokenizer.latent_side(side));
@@ -31,6 +32,7 @@ pub(super) fn write<B: Compute>(
         images: data.fingerprint(),
         augment: Augment::evaluation(side),
         seed: 0,
+        computed: global.computed(),
     };
     let labels = [data.train.labels(), data.validation.labels()];
     let writer = TokensWriter::open(&args.out, &origin, &schedule, labels, earlier(args))?;
@@ -39,7 +41,7 @@ pub(super) fn write<B: Compute>(
     let work = Work::new(data, [Cut::Training].into_iter(), origin.seed);
     match coder.encode(work, &mut writer, quiet) {
         Ok(()) => Ok(writer.finish()?),
-        Err(error) => Err(kept(error, writer.done(), "images' tokens", writer.partial())),
+        Err(error) => Err(kept(error, writer.kept(), "images' tokens", writer.partial(), args)),
     }
 }
 
