@@ -173,7 +173,9 @@ fn every_kernel_compiles_within_its_budget() {
     }
     for of in ON_TENSOR_CORES {
         let named = |key: &&String| key.starts_with(of) && key.contains(" bf16 ");
-        assert!(found.keys().any(|key| named(&key)), "no kernel is called {of}…");
+        if !found.keys().any(|key| named(&key)) {
+            faults.push(format!("no kernel is called {of}…"));
+        }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

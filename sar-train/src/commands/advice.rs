@@ -115,7 +115,7 @@ pub(super) fn few_held_out(data: &Data) -> Option<String> {
             1 => "only one image is held out".to_owned(),
             many => format!("only {many} images are held out"),
         };
-        let rough = match held_out > NEIGHBOURS {
+        let rough = match held_out > NEIGHBOURS || data.classes.len() < 2 {
             true => "which makes what is measured on them rough".to_owned(),
             false => format!("and `sar eval` measures on {} at least", NEIGHBOURS + 1),
         };
@@ -127,12 +127,12 @@ pub(super) fn few_held_out(data: &Data) -> Option<String> {
 
 /// What to know where classes are so small that one image of each is far more than the share to be held out.
 pub(super) fn much_held_out(data: &Data, fraction: f64) -> Option<String> {
-    let (held_out, all) = (data.validation.len(), data.train.len() + data.validation.len());
+    let (held_out, all) = (data.validation.len(), data.listed + data.validation.len());
     let share = held_out as f64 / all.max(1) as f64;
     (data.drawn && fraction > 0.0 && share > FAR_MORE * fraction).then(|| {
         format!(
-            "{held_out} of {all} images, {:.0} %, are held out, one of each small class at least; data.val_fraction=0 \
-             trains on all of them, and a val/ folder names others to measure on",
+            "{held_out} of {all} images, {:.0} %, are held out, one of each small class at least; a val/ folder names \
+             others to measure on, and data.val_fraction=0 then trains on all of these",
             100.0 * share
         )
     })

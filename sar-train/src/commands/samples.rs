@@ -143,6 +143,11 @@ impl SampleFolder {
     ) -> anyhow::Result<()> {
         match self.first_of_others(record, earlier)? {
             None => Ok(()),
+            Some(name) if earlier.is_none() => anyhow::bail!(
+                "{} has images that its {RECORD} does not name ({name}) and would make samples, which are no data; \
+                 choose another --out",
+                self.path.display()
+            ),
             Some(name) => anyhow::bail!(
                 "{} has images that its {RECORD} does not name ({name}); choose another --out",
                 self.path.display()

@@ -47,7 +47,7 @@ pub(super) fn apply(config: &Config, setting: &str) -> Result<Config, ConfigErro
     }
 }
 
-/// Whole numbers up to this are exact in f64; TOML's go a little further.
+/// Whole numbers up to this are exact in f64; larger numbers that TOML does not read are taken for mistakes.
 const MOST: f64 = (1_u64 << f64::MANTISSA_DIGITS) as f64;
 
 /// Reads a whole number that is written with a point or an exponent, of those that f64 counts exactly.

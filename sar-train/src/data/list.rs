@@ -1,10 +1,12 @@
 //! List files: lines of `relative/path label`, as the published loaders read `train.txt`.
 //!
 //! Paths are relative to the list's folder and may contain blanks: a line is split at its last tab, or else at its last
-//! blank. Of a `.csv` file the first two columns count, separated by commas or semicolons; a first line that names no
-//! image is its header. Backslashes in paths stand for slashes where that leads to a file. Labels are whole numbers from 0; or none is a number, and they name classes, which are numbered in alphabetical order. Empty lines
-//! and lines beginning with `#` are ignored. A `val.txt` (or `valid.txt`, `validation.txt`) next to a `train.txt` names
-//! the validation images.
+//! blank. Of a `.csv` file the first two columns count, separated by commas or semicolons; if its first line names no
+//! image, that is its header. Backslashes in paths stand for slashes where that leads to a file.
+//!
+//! Labels are whole numbers from 0; or none is a number, and they name classes, which are numbered in alphabetical order.
+//! Empty lines and lines beginning with `#` are ignored. A `val.txt` (or `valid.txt`, `validation.txt`) next to a
+//! `train.txt` names the validation images.
 
 use super::folder::is_image;
 use super::{DataError, ImageFile, Listing};
@@ -61,16 +63,24 @@ impl<'a> List<'a> {
         })?;
         let mut list = Self { path, lines: Vec::new() };
         let text = text.trim_start_matches('\u{feff}');
-        let table = has_extension(path, "csv");
-        let separator = if table && !text.contains(',') { ';' } else { ',' };
-        for (i, line) in text.lines().enumerate() {
-            let (number, line) = (i + 1, line.trim());
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let found = if table { columns(line, separator) } else { at_last_blank(line) };
+        let lines = text.lines().map(str::trim).zip(1..);
+        let lines = lines.filter(|(line, _)| !(line.is_empty() || line.starts_with('#')));
+        let mut lines = lines.peekable();
+        let first = lines.peek().map_or(("", 0), |first| *first);
+        let separator = separator_of(first.0).filter(|_| has_extension(path, "csv"));
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for (line, number) in lines {
+            let found = match separator {
+                Some(separator) => columns(line, separator),
+                None => at_last_blank(line),
+            };
+            let names_none = |file: &str| {
+                let first = separator.is_some() && number == first.1;
+                first && !is_image(Path::new(file)) && !within(folder, file).is_file()
+            };
             match found {
-                Some((file, _)) if table && i == 0 && !is_image(Path::new(&file)) => {}
+                // The header of a table.
+                Some((file, _)) if names_none(&file) => {}
                 Some((file, label)) => list.lines.push(Line { number, file, label }),
                 None => return Err(list.bad(number, format!("no label after {line:?}"))),
             }
@@ -125,6 +135,15 @@ impl<'a> List<'a> {
 fn at_last_blank(line: &str) -> Option<(String, String)> {
     let (file, label) = line.rsplit_once('\t').or_else(|| line.rsplit_once(char::is_whitespace))?;
     Some((file.trim_end().to_owned(), label.trim_start().to_owned()))
+}
+
+/// What separates the columns of a table, by one of its lines: of commas and semicolons what comes first, quotes aside.
+fn separator_of(line: &str) -> Option<char> {
+    let mut quoted = false;
+    line.chars().find(|&letter| {
+        quoted ^= letter == '"';
+        !quoted && matches!(letter, ',' | ';')
+    })
 }
 
 /// Returns the first two columns of a line of a table; what is quoted may have the separator in it.

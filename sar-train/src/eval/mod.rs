@@ -344,7 +344,8 @@ impl<'a, B: ClassifierOps> Evaluator<'a, B> {
         if accuracy < chance + LEARNT * (1.0 - chance) {
             warnings.push(format!(
                 "The classifier tells {:.1} % of the validation images right, and guessing {:.1} %: its features, and \
-                 every number by them, say little. More images, fewer classes or a longer eval.classifier_steps may help.",
+                 every number by them, say little. More images, fewer classes or a larger eval.classifier_steps in the \
+                 run's config.toml may help.",
                 100.0 * accuracy,
                 100.0 * chance
             ));

@@ -66,6 +66,9 @@ pub(crate) fn difference(
     let Some(about) = about.and_then(|about| serde_json::from_str::<About>(about).ok()) else {
         return format!("it has no {what} of this program");
     };
+    if about.origin.computed.is_empty() {
+        return format!("its {what} are of an earlier version of the program");
+    }
     let origins = about.origin.difference(origin, what, "this call");
     origins.unwrap_or_else(|| format!("its {what} were made with another {flags}"))
 }

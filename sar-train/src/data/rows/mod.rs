@@ -16,7 +16,7 @@ const NO_ROOM: [ErrorKind; 3] =
     [ErrorKind::StorageFull, ErrorKind::FileTooLarge, ErrorKind::QuotaExceeded];
 
 /// Advice where a complete file is something else.
-const REPLACE: &str = "; choose another --out, or replace it with --force (and go on with what is begun with --resume, too)";
+const REPLACE: &str = "; choose another --out, or replace it with --force; --force --resume goes on with what is begun in its place";
 /// What is said of a file that is left from an interrupted call.
 const LEFT: &str = "an interrupted call has left its rows here; go on after them with --resume, or begin anew with --force";
 /// What is said of a complete file in the way.
@@ -95,8 +95,11 @@ impl RowsWriter {
             return unfit(path, "it is a pipe or a device, and rows need a file");
         }
         let path = behind(path);
+        let partial = with_suffix(&path, ".partial");
+        // What was begun in place of a complete file is gone on with, also where that is the same.
+        let begun = earlier.replace && partial.exists();
         match complete(&path, &plan)? {
-            Left::Rows(rows) if earlier.go_on && rows == plan.rows => return Ok(None),
+            Left::Rows(rows) if earlier.go_on && !begun && rows == plan.rows => return Ok(None),
             Left::Nothing => {}
             _ if earlier.replace => {}
             Left::Other(header) if earlier.go_on => {
@@ -104,7 +107,6 @@ impl RowsWriter {
             }
             _ => return unfit(&path, THERE),
         }
-        let partial = with_suffix(&path, ".partial");
         let broken = |e: io::Error| DataError::io(&partial, "write", &e);
         let mut file = locked(&partial)?;
         let done = match left(&plan, &mut file).map_err(broken)? {
@@ -116,6 +118,10 @@ impl RowsWriter {
             Left::Nothing | Left::Rows(_) | Left::Other(_) => 0,
         };
         let mut writer = Self { path, to: BufWriter::new(file), plan, done, partial };
+        // Another call may have finished it in the meantime.
+        if !earlier.replace && !matches!(complete(&writer.path, &writer.plan)?, Left::Nothing) {
+            return unfit(&writer.path, THERE);
+        }
         writer.begin().map_err(|e| DataError::io(&writer.partial, "write", &e))?;
         Ok(Some(writer))
     }
@@ -123,20 +129,20 @@ impl RowsWriter {
     /// Checks that there is room for all rows, and makes the file one of those that are kept.
     fn begin(&mut self) -> io::Result<()> {
         let Self { plan, to, done, partial, .. } = self;
-        let missing = plan.at(plan.rows) - if *done == 0 { 0 } else { plan.at(*done) };
-        has_room(folder_of(partial), missing)?;
-        let file = to.get_mut();
-        file.set_len(if *done == 0 { 0 } else { plan.at(*done) })?;
+        let (file, kept) = (to.get_mut(), if *done == 0 { 0 } else { plan.at(*done) });
+        // What is begun anew makes room of what there was.
+        file.set_len(kept)?;
+        has_room(folder_of(partial), plan.at(plan.rows) - kept)?;
         file.seek(SeekFrom::Start(0))?;
         if *done == 0 {
             let labels: Vec<u8> = plan.labels.iter().flat_map(|n| n.to_le_bytes()).collect();
             file.write_all(&plan.header)?;
             return file.write_all(&labels);
         }
-        let mut kept = vec![0; 4 * plan.labels.len()];
+        let mut labels = vec![0; 4 * plan.labels.len()];
         file.seek(SeekFrom::Start(plan.header.len() as u64))?;
-        file.read_exact(&mut kept)?;
-        plan.labels = kept.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+        file.read_exact(&mut labels)?;
+        plan.labels = labels.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
         file.seek(SeekFrom::End(0)).map(drop)
     }
 

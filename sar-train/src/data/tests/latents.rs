@@ -105,7 +105,7 @@ fn a_file_without_all_of_it_gets_no_name() {
     let mut writer = open();
     push(&mut writer, 0..3);
     push(&mut writer, 3..6);
-    shape(writer.push(&[0.0; 18], &[0; 2]));
+    shape(writer.push(&[0.0; 18], &[0; 3]));
     shape(writer.push(&[0.0; 7], &[0]));
     shape(writer.push(&[0.0; 12], &[0; 3]));
     shape(writer.finish());
@@ -188,6 +188,10 @@ fn only_rows_of_the_same_file_are_gone_on_with() {
     let over = Earlier { go_on: true, replace: true };
     let on = writer(&path, &origin(), Precision::F32, GO_ON).unwrap();
     assert!(on.is_none(), "the complete file is this one");
+    // Such as images that have changed under their names.
+    let on = writer(&path, &origin(), Precision::F32, over).unwrap().unwrap();
+    assert_eq!(on.done(), 1, "it was begun anew");
+    drop(on);
     written_as(&path, &tokenizer);
     assert!(said(&origin(), Precision::F32).contains("--resume"));
     let mut on = writer(&path, &origin(), Precision::F32, over).unwrap().unwrap();

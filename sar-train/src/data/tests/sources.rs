@@ -157,6 +157,8 @@ fn lists_may_name_classes() {
     for (text, classes) in [
         ("filename,label\r\ndog/000.png,dog,x\r\ncat/000.png,\"a, b\"\r\n", ["a, b", "dog"]),
         ("\u{feff}\"dog/000.png\";\"say \"\"d\"\"\"\n\"cat/000.png\"; cat\n", ["cat", "say \"d\""]),
+        ("# of a camera\n\nfile;label\ndog/000.png;dog;0,5\ncat/000.png;cat\n", ["cat", "dog"]),
+        ("dog/000.png dog\ncat/000.png cat\n", ["cat", "dog"]),
         ("dog/000.png,1\ncat/000.png,0\n", ["0", "1"]),
     ] {
         fs::write(&table, text).unwrap();
