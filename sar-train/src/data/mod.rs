@@ -50,7 +50,7 @@ pub use image_file::ImageFile;
 pub use latents::{Latents, LatentsWriter, Precision, Sizes};
 pub use loader::{Cuts, Examples, Loader, LoaderConfig, Turns};
 pub use origin::Origin;
-pub use rows::Earlier;
+pub use rows::{Earlier, RowsWriter};
 pub(crate) use source::{Listing, Source, locate, some_of};
 pub use tokens::TokensWriter;
 pub(crate) use views::View;

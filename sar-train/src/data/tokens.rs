@@ -17,7 +17,8 @@ const FLAGS: &str = "--schedule, --backend or --dtype";
 
 /// A file being written. It is called `NAME.partial` until it is complete, and stays if it has tokens.
 pub struct TokensWriter {
-    rows: RowsWriter,
+    /// The file: its rows are the tokens of an image each.
+    pub rows: RowsWriter,
 }
 
 impl TokensWriter {
@@ -57,29 +58,6 @@ impl TokensWriter {
         Ok(rows.map(|rows| Self { rows }))
     }
 
-    /// Number of images whose tokens have been written.
-    pub fn done(&self) -> usize {
-        self.rows.done()
-    }
-
-    /// Writes what is still in memory; returns the number of images whose tokens the file has then.
-    pub fn kept(&mut self) -> usize {
-        self.rows.kept()
-    }
-
-    /// The file that has the tokens until all are written.
-    pub fn partial(&self) -> &Path {
-        self.rows.partial()
-    }
-
-    /// Drops the tokens of all images but the first `rows`.
-    ///
-    /// # Errors
-    /// [`DataError::Io`].
-    pub fn cut(&mut self, rows: usize) -> Result<(), DataError> {
-        self.rows.cut(rows)
-    }
-
     /// Appends the tokens `[b, T]` of the next images, which have these labels; training images first.
     ///
     /// # Errors
@@ -87,13 +65,5 @@ impl TokensWriter {
     pub fn push(&mut self, ids: &[u32], labels: &[u32]) -> Result<(), DataError> {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         self.rows.push(&bytes, self.rows.done(), labels)
-    }
-
-    /// Gives the file its name.
-    ///
-    /// # Errors
-    /// [`DataError::Io`]; [`DataError::Shape`] if tokens are missing.
-    pub fn finish(self) -> Result<(), DataError> {
-        self.rows.finish()
     }
 }

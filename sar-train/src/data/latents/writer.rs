@@ -40,7 +40,8 @@ impl Sizes {
 
 /// A file being written. It is called `NAME.partial` until it is complete, and stays if it has latents.
 pub struct LatentsWriter {
-    rows: RowsWriter,
+    /// The file: its rows are the latents.
+    pub rows: RowsWriter,
     sizes: Sizes,
     precision: Precision,
 }
@@ -75,29 +76,6 @@ impl LatentsWriter {
         Ok(rows.map(|rows| Self { rows, sizes, precision }))
     }
 
-    /// Number of latents that have been written.
-    pub fn done(&self) -> usize {
-        self.rows.done()
-    }
-
-    /// Writes what is still in memory; returns the number of latents that the file has then.
-    pub fn kept(&mut self) -> usize {
-        self.rows.kept()
-    }
-
-    /// The file that has the latents until all are written.
-    pub fn partial(&self) -> &Path {
-        self.rows.partial()
-    }
-
-    /// Drops all latents but the first `rows`.
-    ///
-    /// # Errors
-    /// [`DataError::Io`].
-    pub fn cut(&mut self, rows: usize) -> Result<(), DataError> {
-        self.rows.cut(rows)
-    }
-
     /// Appends the next latents, of images with these labels: view by view, then those of held-out images.
     ///
     /// # Errors
@@ -105,13 +83,5 @@ impl LatentsWriter {
     pub fn push(&mut self, latents: &[f32], labels: &[u32]) -> Result<(), DataError> {
         let first = self.sizes.label(self.rows.done());
         self.rows.push(&self.precision.encode(latents), first, labels)
-    }
-
-    /// Gives the file its name.
-    ///
-    /// # Errors
-    /// [`DataError::Io`]; [`DataError::Shape`] if latents are missing.
-    pub fn finish(self) -> Result<(), DataError> {
-        self.rows.finish()
     }
 }

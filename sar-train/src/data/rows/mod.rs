@@ -66,7 +66,7 @@ enum Left {
 }
 
 /// A file of rows being written.
-pub(super) struct RowsWriter {
+pub struct RowsWriter {
     path: PathBuf,
     partial: PathBuf,
     to: BufWriter<File>,
@@ -147,12 +147,12 @@ impl RowsWriter {
     }
 
     /// Number of rows that have been written.
-    pub(super) fn done(&self) -> usize {
+    pub fn done(&self) -> usize {
         self.done
     }
 
     /// Writes what is still in memory; returns the number of rows that the file has then.
-    pub(super) fn kept(&mut self) -> usize {
+    pub fn kept(&mut self) -> usize {
         let _ = self.to.flush();
         let length = self.to.get_ref().metadata().map_or(0, |found| found.len());
         let rows = length.saturating_sub(self.plan.start()) as usize / self.plan.row.max(1);
@@ -160,7 +160,7 @@ impl RowsWriter {
     }
 
     /// The file that has the rows until all are written.
-    pub(super) fn partial(&self) -> &Path {
+    pub fn partial(&self) -> &Path {
         &self.partial
     }
 
@@ -168,7 +168,7 @@ impl RowsWriter {
     ///
     /// # Errors
     /// [`DataError::Io`].
-    pub(super) fn cut(&mut self, rows: usize) -> Result<(), DataError> {
+    pub fn cut(&mut self, rows: usize) -> Result<(), DataError> {
         self.done = self.done.min(rows);
         let end = self.plan.at(self.done);
         let cut = self.to.flush().and_then(|()| self.to.get_ref().set_len(end));
@@ -219,7 +219,7 @@ impl RowsWriter {
     ///
     /// # Errors
     /// [`DataError::Io`]; [`DataError::Shape`] if rows are missing.
-    pub(super) fn finish(mut self) -> Result<(), DataError> {
+    pub fn finish(mut self) -> Result<(), DataError> {
         let (expected, found) = (self.plan.rows, self.done);
         if expected != found {
             let (expected, found) = (expected.to_string(), found.to_string());

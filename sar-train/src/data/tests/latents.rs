@@ -54,7 +54,7 @@ fn written_as(path: &Path, origin: &Origin) {
     for rows in [0..3, 3..6, 6..8] {
         push(&mut writer, rows);
     }
-    writer.finish().unwrap();
+    writer.rows.finish().unwrap();
     fs::copy(file, path).unwrap();
 }
 
@@ -63,7 +63,7 @@ fn written(path: &Path, precision: Precision) {
     for rows in [0..1, 1..3, 3..6, 6..8] {
         push(&mut writer, rows);
     }
-    writer.finish().unwrap();
+    writer.rows.finish().unwrap();
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn a_file_without_all_of_it_gets_no_name() {
     shape(writer.push(&[0.0; 18], &[0; 3]));
     shape(writer.push(&[0.0; 7], &[0]));
     shape(writer.push(&[0.0; 12], &[0; 3]));
-    shape(writer.finish());
+    shape(writer.rows.finish());
     assert!(!path.exists());
     let labels = LatentsWriter::open(&path, &origin(), SIZES, Precision::F32, vec![0; 4], REPLACE);
     shape(labels.map(drop));
@@ -137,12 +137,12 @@ fn a_file_is_gone_on_with_after_an_interruption_at_any_byte() {
             assert_eq!(fs::read(&partial).unwrap(), whole[..cut], "it has been left alone");
         }
         let mut on = open(GO_ON).unwrap().unwrap();
-        assert_eq!(on.done(), expected, "cut at {cut}");
+        assert_eq!(on.rows.done(), expected, "cut at {cut}");
         // Rows of an unfinished piece are made again.
         let again = expected - expected.min(1);
-        on.cut(again).unwrap();
+        on.rows.cut(again).unwrap();
         (again..8).for_each(|row| push(&mut on, row..row + 1));
-        on.finish().unwrap();
+        on.rows.finish().unwrap();
         assert!(fs::read(&path).unwrap() == whole && !partial.exists(), "cut at {cut}");
         assert!(open(GO_ON).unwrap().is_none(), "nothing is left to do");
         fs::remove_file(&path).unwrap();
@@ -190,21 +190,21 @@ fn only_rows_of_the_same_file_are_gone_on_with() {
     assert!(on.is_none(), "the complete file is this one");
     // Such as images that have changed under their names.
     let on = writer(&path, &origin(), Precision::F32, over).unwrap().unwrap();
-    assert_eq!(on.done(), 1, "it was begun anew");
+    assert_eq!(on.rows.done(), 1, "it was begun anew");
     drop(on);
     written_as(&path, &tokenizer);
     assert!(said(&origin(), Precision::F32).contains("--resume"));
     let mut on = writer(&path, &origin(), Precision::F32, over).unwrap().unwrap();
-    assert_eq!(on.done(), 1);
+    assert_eq!(on.rows.done(), 1);
     for rows in [1..3, 3..6, 6..8] {
         push(&mut on, rows);
     }
-    on.finish().unwrap();
+    on.rows.finish().unwrap();
     assert_eq!(Latents::open(&path).unwrap().origin(), &origin());
     // An empty file is no file.
     fs::write(&path, "").unwrap();
     fs::write(&partial, &kept).unwrap();
-    assert_eq!(writer(&path, &origin(), Precision::F32, GO_ON).unwrap().unwrap().done(), 1);
+    assert_eq!(writer(&path, &origin(), Precision::F32, GO_ON).unwrap().unwrap().rows.done(), 1);
     let there = |path: &Path| {
         writer(path, &origin(), Precision::F32, REFUSE).map(drop).unwrap_err().to_string()
     };
@@ -214,11 +214,11 @@ fn only_rows_of_the_same_file_are_gone_on_with() {
     // One that was begun is replaced if asked, and so is the complete one once the other is.
     fs::write(&partial, &kept).unwrap();
     let mut anew = writer(&path, &tokenizer, Precision::F32, REPLACE).unwrap().unwrap();
-    assert_eq!(anew.done(), 0);
+    assert_eq!(anew.rows.done(), 0);
     for rows in [0..3, 3..6, 6..8] {
         push(&mut anew, rows);
     }
-    anew.finish().unwrap();
+    anew.rows.finish().unwrap();
     assert_eq!(Latents::open(&path).unwrap().origin(), &tokenizer);
 }
 
@@ -235,7 +235,7 @@ fn a_label_is_that_of_the_image_that_was_encoded() {
     on.push(&[0.5; 6], &[7]).unwrap();
     push(&mut on, 3..6);
     on.push(&[0.5; 12], &[8, 8]).unwrap();
-    on.finish().unwrap();
+    on.rows.finish().unwrap();
     let latents = Latents::open(&path).unwrap();
     let mut draws = Stream::new(0, Purpose::Augment, 0);
     let labels = [0, 1, 2].map(|i| latents.example(i, 0, &mut draws).unwrap().1);
@@ -256,7 +256,7 @@ fn each_difference_from_a_run_is_told() {
         let mut writer = writer.unwrap().unwrap();
         writer.push(&[0.0; 36], &[0, 0, 0, 1, 1, 1]).unwrap();
         writer.push(&[0.0; 12], &[0, label]).unwrap();
-        writer.finish().unwrap();
+        writer.rows.finish().unwrap();
         Latents::open(&path).unwrap()
     };
     let latents = written(1);

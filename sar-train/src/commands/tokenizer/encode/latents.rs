@@ -38,8 +38,8 @@ pub(super) fn write<B: Compute>(
     let Some(mut writer) = writer else { return Ok(()) };
     let work = Work::new(data, (0..views).map(Cut::Epoch), seed);
     match encode(&mut encoder, work, &mut writer, quiet) {
-        Ok(()) => Ok(writer.finish()?),
-        Err(error) => Err(kept(error, writer.kept(), "latents", writer.partial(), args)),
+        Ok(()) => Ok(writer.rows.finish()?),
+        Err(error) => Err(kept(error, writer.rows.kept(), "latents", writer.rows.partial(), args)),
     }
 }
 
@@ -50,14 +50,14 @@ fn encode<B: Compute>(
     writer: &mut LatentsWriter,
     quiet: bool,
 ) -> anyhow::Result<()> {
-    let missing = work.missing(encoder.batch, writer.done());
-    writer.cut(missing.0)?;
+    let missing = work.missing(encoder.batch, writer.rows.done());
+    writer.rows.cut(missing.0)?;
     let mut host = Vec::new();
     work.carry_out(missing, ("latents", quiet), |images| {
         let dims = encoder.encode(&images.values_b)?;
         host.resize(dims.len(), 0.0);
         encoder.backend.download(&encoder.latents, 0, &mut host)?;
         writer.push(&host, &images.labels_b)?;
-        Ok(writer.done())
+        Ok(writer.rows.done())
     })
 }

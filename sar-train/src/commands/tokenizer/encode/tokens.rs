@@ -40,8 +40,10 @@ pub(super) fn write<B: Compute>(
     let mut coder = Coder::new(encoder, schedule)?;
     let work = Work::new(data, [Cut::Training].into_iter(), origin.seed);
     match coder.encode(work, &mut writer, quiet) {
-        Ok(()) => Ok(writer.finish()?),
-        Err(error) => Err(kept(error, writer.kept(), "images' tokens", writer.partial(), args)),
+        Ok(()) => Ok(writer.rows.finish()?),
+        Err(error) => {
+            Err(kept(error, writer.rows.kept(), "images' tokens", writer.rows.partial(), args))
+        }
     }
 }
 
@@ -71,12 +73,12 @@ impl<'a, B: Compute> Coder<'a, B> {
         writer: &mut TokensWriter,
         quiet: bool,
     ) -> anyhow::Result<()> {
-        let missing = work.missing(self.encoder.batch, writer.done());
-        writer.cut(missing.0)?;
+        let missing = work.missing(self.encoder.batch, writer.rows.done());
+        writer.rows.cut(missing.0)?;
         let what = format!("images of {} tokens", self.schedule.tokens());
         work.carry_out(missing, (&what, quiet), |images| {
             writer.push(&self.code(images)?, &images.labels_b)?;
-            Ok(writer.done())
+            Ok(writer.rows.done())
         })
     }
 
